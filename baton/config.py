@@ -1,0 +1,127 @@
+"""Flags of a service as one frozen dataclass: each field is a `--flag`, a `BATON_FLAG` variable and a typed value.
+
+A flag on the command line wins over the environment, which wins over the default. Unset and empty are the same.
+"""
+
+import argparse
+import dataclasses
+import os
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from baton.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def flag(
+    default: Any, description: str, *, choices: Sequence[str] = (), metavar: str | None = None, secret: bool = False
+) -> Any:
+    """A field of a config dataclass. `secret` fields have an environment variable and no flag."""
+    spec = Flag(description, tuple(choices), metavar, secret)
+    return dataclasses.field(default=default, metadata={"flag": spec}, repr=not secret)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """What a field of a config says of its flag."""
+
+    description: str
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    secret: bool = False
+
+
+def parse_bytes(text: str) -> int:
+    """`4GiB`, `512MiB`, `1g` or plain bytes."""
+    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+    number = text.strip().lower().removesuffix("b").removesuffix("i")
+    unit = number[-1:] if number[-1:] in units else ""
+    try:
+        return int(float(number.removesuffix(unit)) * units[unit])
+    except ValueError:
+        raise ConfigError(f"{text!r} is no size: write 512MiB, 4GiB or a number of bytes") from None
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """Give `parser` one flag per field of the dataclass `config`; parsed values stay unset unless given."""
+    for name, kind, many, default, spec in _fields(config):
+        if spec.secret:
+            continue
+        shown = "" if default in (None, (), False, "") else f" (default: {default})"
+        options: dict[str, Any] = {"help": f"{spec.description}{shown} [{env_name(name)}]"}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif spec.choices:
+            options["choices"] = spec.choices
+        else:
+            options["metavar"] = spec.metavar or kind.__name__.upper()
+        if many:
+            options["nargs"] = "+"
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=None, **options)
+
+
+def from_args(config: type[Config], args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Config:
+    """The config that flags and environment describe; raises ConfigError naming the flag and what it expects."""
+    values = {}
+    for name, kind, many, default, spec in _fields(config):
+        raw = getattr(args, name, None)
+        if raw is None:
+            raw = env.get(env_name(name)) or None
+        values[name] = default if raw is None else _convert(name, raw, kind, many, spec)
+    return config(**values)
+
+
+def to_args(config: Any) -> list[str]:
+    """Flags from which `from_args` builds an equal config, secrets left out: how a supervisor passes it on."""
+    args: list[str] = []
+    for field_name, _, many, default, spec in _fields(type(config)):
+        value, name = getattr(config, field_name), "--" + field_name.replace("_", "-")
+        if spec.secret or value == default:
+            continue
+        if isinstance(value, bool):
+            args.append(name if value else name.replace("--", "--no-", 1))
+        else:
+            args += [name, *(str(v) for v in value)] if many else [name, str(value)]
+    return args
+
+
+def env_name(field_name: str) -> str:
+    """The environment variable of a flag."""
+    return "BATON_" + field_name.upper()
+
+
+def _fields(config: type) -> Iterator[tuple[str, type, bool, Any, Flag]]:
+    """(name, scalar type, whether it holds several, default, flag) of each field of a config dataclass."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        many = typing.get_origin(hint) is tuple
+        yield field.name, typing.get_args(hint)[0] if many else hint, many, field.default, field.metadata["flag"]
+
+
+def _convert(name: str, raw: Any, kind: type, many: bool, spec: Flag) -> Any:
+    if not many:
+        return _scalar(name, raw, kind, spec)
+    parts = raw.split(",") if isinstance(raw, str) else raw
+    return tuple(_scalar(name, part, kind, spec) for part in parts)
+
+
+def _scalar(name: str, raw: Any, kind: type, spec: Flag) -> Any:
+    where = f"--{name.replace('_', '-')} ({env_name(name)})"
+    if kind is bool:
+        if isinstance(raw, bool):
+            return raw
+        if raw.lower() in ("1", "true", "yes", "on"):
+            return True
+        if raw.lower() in ("0", "false", "no", "off"):
+            return False
+        raise ConfigError(f"{where}: {raw!r} is neither true nor false")
+    if spec.choices and raw not in spec.choices:
+        raise ConfigError(f"{where}: {raw!r} is not one of {', '.join(spec.choices)}")
+    convert: Callable[[str], Any] = kind
+    try:
+        return convert(raw)
+    except ValueError:
+        raise ConfigError(f"{where}: {raw!r} is not a valid {kind.__name__}") from None

@@ -1,0 +1,67 @@
+"""How KV blocks lie in a pool: the one fact that an engine and a KV transfer have in common.
+
+The pool is one allocation, `[layer_group][block][layer][K,V][kv_head][token][dim]`, so one block of one layer group is
+one contiguous run of bytes, and neighbouring blocks of a group are neighbours in memory.
+"""
+
+import msgspec
+
+from baton.errors import LayoutMismatch
+from baton.v1 import types_pb2
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """Shape of a pool, apart from its number of blocks. Two nodes exchange blocks only if their layouts are equal."""
+
+    num_layers: int
+    layers_per_group: int  # divides num_layers
+    block_size: int  # tokens
+    num_kv_heads: int
+    head_dim: int
+    dtype: str  # a key of DTYPE_BYTES
+    model_fingerprint: str  # hex; of config and weights
+
+    @property
+    def num_layer_groups(self) -> int:
+        """Layer groups in the pool: transfers begin when the first of them is computed."""
+        return self.num_layers // self.layers_per_group
+
+    @property
+    def block_group_bytes(self) -> int:
+        """Bytes of one block of one layer group: one contiguous run."""
+        per_layer = 2 * self.num_kv_heads * self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
+        return self.layers_per_group * per_layer
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers."""
+        return self.num_layer_groups * self.block_group_bytes
+
+    def pool_bytes(self, num_blocks: int) -> int:
+        """Bytes of a pool of `num_blocks` blocks."""
+        return num_blocks * self.block_bytes
+
+    def offset(self, num_blocks: int, layer_group: int, block_id: int) -> int:
+        """Byte offset in a pool of `num_blocks` blocks at which that block of that layer group begins."""
+        return (layer_group * num_blocks + block_id) * self.block_group_bytes
+
+    def check_equal(self, other: "KVLayout", *, mine: str, theirs: str) -> None:
+        """Raise LayoutMismatch, naming every field that differs with both sides' values."""
+        differing = [
+            f"{name}: {getattr(self, name)} on {mine}, {getattr(other, name)} on {theirs}"
+            for name in self.__struct_fields__
+            if getattr(self, name) != getattr(other, name)
+        ]
+        if differing:
+            raise LayoutMismatch("KV layouts differ, so no blocks can be exchanged: " + "; ".join(differing))
+
+    def to_proto(self) -> types_pb2.KVLayout:
+        """The same on the wire."""
+        return types_pb2.KVLayout(**{name: getattr(self, name) for name in self.__struct_fields__})
+
+    @classmethod
+    def from_proto(cls, proto: types_pb2.KVLayout) -> "KVLayout":
+        """The wire's values."""
+        return cls(**{name: getattr(proto, name) for name in cls.__struct_fields__})

@@ -1,0 +1,32 @@
+"""The identity of KV blocks: a chained hash of full blocks, the same in every process.
+
+`BlockHash_i = sha256(BlockHash_{i-1} ‖ token ids)[:16]`; extras (model, tenant salt) enter through the parent of
+block 0, so they are part of every hash of the chain.
+"""
+
+from array import array
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import NewType
+
+BlockHash = NewType("BlockHash", bytes)
+
+HASH_BYTES = 16
+_SEED = b"baton.block.v1"
+
+
+def root_hash(model_fingerprint: str, cache_salt: bytes = b"") -> BlockHash:
+    """The parent of a request's first block. Each part is length-prefixed, so no two different pairs collide."""
+    parts = (_SEED, model_fingerprint.encode(), cache_salt)
+    return BlockHash(sha256(b"".join(len(p).to_bytes(4, "little") + p for p in parts)).digest()[:HASH_BYTES])
+
+
+def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
+    """Hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
+    packed = memoryview(array("I", token_ids)).cast("B")
+    step = block_size * 4
+    hashes = []
+    for start in range(0, len(packed) - step + 1, step):
+        parent = BlockHash(sha256(parent + packed[start : start + step]).digest()[:HASH_BYTES])
+        hashes.append(parent)
+    return hashes

@@ -1,0 +1,80 @@
+"""A generation as it travels between services, in plain Python; `to_proto` and `from_proto` are its only wire forms."""
+
+from enum import IntEnum
+
+import msgspec
+
+from baton.v1 import types_pb2
+
+
+class FinishReason(IntEnum):
+    """Why a request ended; equal to the wire's numbers."""
+
+    UNFINISHED = types_pb2.FINISH_REASON_UNSPECIFIED
+    STOP = types_pb2.FINISH_REASON_STOP
+    LENGTH = types_pb2.FINISH_REASON_LENGTH
+    ABORT = types_pb2.FINISH_REASON_ABORT
+    ERROR = types_pb2.FINISH_REASON_ERROR
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How output tokens are drawn. Defaults draw from the plain softmax."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0  # the router draws one where the client gives none
+    max_tokens: int = 16  # of all attempts together
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    num_logprobs: int = -1  # -1: none; 0: of the drawn token; n: also of the n likeliest
+    logit_bias: dict[int, float] = {}
+
+    def to_proto(self) -> types_pb2.SamplingParams:
+        """The same on the wire."""
+        return types_pb2.SamplingParams(**{name: getattr(self, name) for name in self.__struct_fields__})
+
+    @classmethod
+    def from_proto(cls, proto: types_pb2.SamplingParams) -> "SamplingParams":
+        """The wire's values, unchecked: the router has validated them."""
+        values = {name: getattr(proto, name) for name in cls.__struct_fields__}
+        values["stop_token_ids"] = tuple(proto.stop_token_ids)
+        values["logit_bias"] = dict(proto.logit_bias)
+        return cls(**values)
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt at one user generation. Every id in it is minted by the router."""
+
+    request_id: str
+    key: int  # names the request in this router's step batches
+    attempt: int = 0
+    token_ids: list[int]  # the prompt, then the output tokens of earlier attempts
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    cache_salt: bytes = b""
+    timeout_ms: int = 600_000
+    router_id: str
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens of earlier attempts, which is also the position of the next one."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def to_proto(self) -> types_pb2.Generation:
+        """The same on the wire."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__ if name != "sampling"}
+        return types_pb2.Generation(sampling=self.sampling.to_proto(), **values)
+
+    @classmethod
+    def from_proto(cls, proto: types_pb2.Generation) -> "Generation":
+        """The wire's values, unchecked: the router has validated them."""
+        values = {name: getattr(proto, name) for name in cls.__struct_fields__}
+        values["token_ids"] = list(proto.token_ids)
+        values["sampling"] = SamplingParams.from_proto(proto.sampling)
+        return cls(**values)

@@ -1,0 +1,80 @@
+"""Every flag of every service, once. `baton up` passes them on to the services it starts."""
+
+from dataclasses import dataclass
+
+from baton.config import flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Which model, and under which names."""
+
+    model: str = flag("", "model directory in Hugging Face layout, or a hub id", metavar="DIR|HF_ID")
+    served_model_name: tuple[str, ...] = flag((), "names that clients may use; the model's own where none is given")
+    max_model_len: int = flag(0, "prompt and output tokens of one request at most; 0 takes the model's own limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags(ModelFlags):
+    """How a node computes."""
+
+    device: str = flag("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    dtype: str = flag(
+        "auto",
+        "type of weights and KV; auto is the checkpoint's",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_num_seqs: int = flag(256, "requests in one step at most")
+    max_num_batched_tokens: int = flag(2048, "tokens in one step at most; longer prompts are computed in chunks")
+    block_size: int = flag(16, "tokens in a KV block")
+    kv_memory: str = flag("auto", "size of a node's KV pool, as 512MiB or 4GiB; auto looks at the memory at hand")
+    num_threads: int = flag(0, "compute threads of a node; 0 takes every core it may use")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceFlags:
+    """What every service needs to be part of a fleet."""
+
+    host: str = flag("127.0.0.1", "address to listen on, and by which the rest of the fleet finds this service")
+    redis_url: str = flag("redis://127.0.0.1:6379/0", "where nodes register and the prefix index lives")
+    service_token: str = flag("", "shared by all services of a fleet; needed beyond loopback", secret=True)
+    log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig(EngineFlags, ServiceFlags):
+    """One prefill or decode node."""
+
+    node_id: str = flag("", "name of this node in the fleet; minted where none is given")
+    port: int = flag(0, "gRPC port; 0 takes a free one")
+    metrics_port: int = flag(0, "port of /metrics; 0 takes a free one")
+    transport: str = flag("auto", "how KV blocks travel; auto is ucx, else tcp", choices=("auto", "ucx", "tcp"))
+    drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig(ModelFlags, ServiceFlags):
+    """One router."""
+
+    port: int = flag(8000, "HTTP port; several routers on one host may share it")
+    api_key_file: str = flag("", "file with one API key per line; without one every client may come", metavar="FILE")
+    api_key: str = flag("", "API keys, comma-separated, beside those of the file", secret=True)
+    request_timeout_s: float = flag(600.0, "deadline of a request, waiting included")
+    drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetConfig(EngineFlags):
+    """A local fleet: `baton up`."""
+
+    prefill: int = flag(1, "prefill nodes")
+    decode: int = flag(1, "decode nodes")
+    routers: int = flag(1, "router processes, sharing one port")
+    host: str = flag("127.0.0.1", "address that the HTTP endpoint listens on")
+    port: int = flag(8000, "HTTP port")
+    redis_url: str = flag("", "an existing Redis; where none is given, the fleet starts a private one")
+    transport: str = flag("auto", "how KV blocks travel; auto is ucx, else tcp", choices=("auto", "ucx", "tcp"))
+    colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
+    api_key_file: str = flag("", "file with one API key per line; without one every client may come", metavar="FILE")
+    detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
+    log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))

@@ -1,0 +1,1 @@
+"""The router: HTTP in, the right pair of nodes, tokens out."""

@@ -1,0 +1,43 @@
+"""Requests and layouts cross the wire unchanged."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.request import FinishReason, Generation, SamplingParams
+from baton.v1 import types_pb2
+
+token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=50)
+f32 = st.floats(0, 100, width=32)
+sampling = st.builds(
+    SamplingParams,
+    temperature=f32,
+    top_p=f32,
+    top_k=st.integers(0, 1000),
+    seed=st.integers(0, 2**64 - 1),
+    max_tokens=st.integers(1, 2**31),
+    stop_token_ids=token_ids.map(tuple),
+    ignore_eos=st.booleans(),
+    num_logprobs=st.integers(-1, 20),
+    logit_bias=st.dictionaries(st.integers(0, 2**31), st.floats(-100, 100, width=32), max_size=5),
+)
+
+
+@given(sampling, token_ids, st.integers(0, 2**64 - 1), st.integers(0, 10))
+def test_a_generation_survives_the_wire(params, tokens, key, num_output):
+    generation = Generation(
+        request_id="r",
+        key=key,
+        attempt=3,
+        token_ids=tokens + [7] * num_output,
+        num_prompt_tokens=len(tokens),
+        sampling=params,
+        cache_salt=b"\x00\xff",
+        router_id="router-0",
+    )
+    wire = types_pb2.Generation.FromString(generation.to_proto().SerializeToString())
+    assert Generation.from_proto(wire) == generation
+    assert generation.num_output_tokens == num_output
+
+
+def test_finish_reasons_are_the_wires():
+    assert {reason.value for reason in FinishReason} == set(types_pb2.FinishReason.values())

@@ -1,0 +1,51 @@
+"""The service token, and where a service may listen without one."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from baton import rpc
+from baton.errors import ConfigError
+from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
+
+
+class Decode(decode_pb2_grpc.DecodeServicer):
+    async def Generate(self, request, context):  # noqa: N802
+        return decode_pb2.GenerateReply()
+
+
+async def call(server_token, client_token):
+    server = rpc.server(server_token)
+    decode_pb2_grpc.add_DecodeServicer_to_server(Decode(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with rpc.channel(f"127.0.0.1:{port}", client_token) as channel:
+            await decode_pb2_grpc.DecodeStub(channel).Generate(types_pb2.Generation(), timeout=5)
+    finally:
+        await server.stop(None)
+
+
+@pytest.mark.parametrize(("server_token", "client_token"), [("", ""), ("secret", "secret")])
+def test_the_right_token_passes(server_token, client_token):
+    asyncio.run(call(server_token, client_token))
+
+
+@pytest.mark.parametrize("client_token", ["", "wrong", "secret2"])
+def test_a_missing_or_wrong_token_is_refused(client_token):
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        asyncio.run(call("secret", client_token))
+    assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.3.2.1"])
+def test_loopback_needs_no_token(host):
+    assert rpc.bind_address(host, 1, "").endswith(":1")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com"])
+def test_other_hosts_are_refused_without_a_token(host):
+    with pytest.raises(ConfigError, match="BATON_SERVICE_TOKEN"):
+        rpc.bind_address(host, 1, "")
+    assert rpc.bind_address(host, 1, "t")
