@@ -83,6 +83,13 @@ class DeadlineExceeded(BatonError):
     code = "deadline_exceeded"
 
 
+class Cancelled(BatonError):
+    """An attempt that its router has given up, or replaced by a newer one. Never seen by clients."""
+
+    status = 499
+    code = "cancelled"
+
+
 class NumericalError(BatonError):
     """The model produced NaN or infinite logits for this request."""
 

@@ -1,0 +1,70 @@
+"""Small files of a Hugging Face model directory, read so that every error names the file.
+
+Weights and the shape of the model are the engine's business; here are the facts that text and limits need.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baton.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a router has to know of a model besides its tokenizer."""
+
+    vocab_size: int  # token ids below it may be sent to a node
+    max_model_len: int  # tokens; 0 where the model names no limit
+    eos_token_ids: frozenset[int]
+
+
+def load_facts(model_dir: Path) -> ModelFacts:
+    """Read config.json and, where there is one, generation_config.json."""
+    config = read_json(model_dir / "config.json")
+    generation = read_json(model_dir / "generation_config.json", required=False)
+    text = config.get("text_config")
+    config = {**config, **text} if isinstance(text, dict) else config
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    return ModelFacts(
+        vocab_size=_count(model_dir, config, "vocab_size"),
+        max_model_len=_count(model_dir, config, "max_position_embeddings"),
+        eos_token_ids=frozenset(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)),
+    )
+
+
+def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+    """The object in a JSON file, or an empty one where the file is missing and not required."""
+    text = read_text(path, required=required)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return value
+
+
+def read_text(path: Path, *, required: bool = True) -> str | None:
+    """A text file, or None where it is missing and not required."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if not required:
+            return None
+        where = f"{path.parent} holds no {path.name}" if path.parent.is_dir() else f"{path.parent} is no directory"
+        raise CheckpointError(f"{where}: a Hugging Face model directory is needed") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+
+
+def _count(model_dir: Path, config: dict[str, Any], name: str) -> int:
+    value = config.get(name, 0)
+    if not isinstance(value, int) or value < 0:
+        raise CheckpointError(f"{model_dir / 'config.json'}: {name} is no number of tokens: {value!r}")
+    return value

@@ -1,0 +1,198 @@
+"""The part of a node process that is the same in both pools: ports, health, registration, heartbeats, drain.
+
+From the outside in: metrics and gRPC are up first, the node enters the registry (and so gets traffic) only when it is
+ready; on the way out it leaves the registry and refuses newcomers first, lets what runs finish, and closes its ports
+last. Engine, transfers and the services themselves are the node's own.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from redis.asyncio import Redis
+
+from baton import rpc
+from baton.errors import ConfigError
+from baton.lifecycle import Shutdown
+from baton.node_load import LoadBoard
+from baton.node_service import NodeService
+from baton.prefix_hash import BlockHash
+from baton.prefix_index import IndexWriter
+from baton.registry import NodeRecord, Registration, Role, mint_epoch
+from baton.sessions import Sessions
+from baton.settings import NodeConfig
+from baton.telemetry import MetricsServer
+from baton.v1 import node_pb2, node_pb2_grpc, types_pb2
+
+_STOP_GRACE_S = 1.0
+_POLL_S = 0.05
+_RECORD_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """What a node's model and pool are, as far as the fleet needs it."""
+
+    role: Role
+    services: tuple[str, ...]  # full names, for health and reflection
+    models: tuple[str, ...]
+    model_fingerprint: str
+    block_size: int  # tokens
+    max_model_len: int  # tokens
+    num_blocks: int
+
+
+class NodeShell:
+    """One node process. Add servicers to `server`, `listen`, then `run` until it has drained, then `close`."""
+
+    def __init__(
+        self, config: NodeConfig, facts: NodeFacts, redis: Redis, cached: Callable[[], Awaitable[list[BlockHash]]]
+    ) -> None:
+        """`cached` returns all blocks of the prefix cache, for an index that has to be told anew."""
+        self.node_id = config.node_id or f"{facts.role}-{uuid.uuid4().hex[:8]}"
+        self.epoch = mint_epoch()
+        self.board = LoadBoard()
+        self.sessions = Sessions(self.epoch, self.board.load)
+        self.server = rpc.server(config.service_token)
+        self.address = ""
+        self.index = IndexWriter(redis, facts.model_fingerprint, self.node_id, self.epoch, cached)
+        self._config, self._facts, self._redis = config, facts, redis
+        self._metrics = MetricsServer(config.host, config.metrics_port, config.service_token)
+        self._health = health_aio.HealthServicer()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._beats: asyncio.Task[None] | None = None
+        self._registration: Registration | None = None
+
+    async def listen(self) -> None:
+        """Open the ports, not yet known to anybody. Raises ConfigError where one is taken."""
+        names = (*self._facts.services, node_pb2.DESCRIPTOR.services_by_name["Node"].full_name)
+        node_pb2_grpc.add_NodeServicer_to_server(NodeService(self.sessions), self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
+        wanted = rpc.bind_address(self._config.host, self._config.port, self._config.service_token)
+        try:
+            port = self.server.add_insecure_port(wanted)
+        except RuntimeError:
+            raise ConfigError(f"cannot listen on {wanted}: is the port taken?") from None
+        self.address = rpc.bind_address(self._config.host, port, self._config.service_token)
+        metrics_url = await self._metrics.start()
+        self._registration = Registration(self._redis, self._record(metrics_url))
+        await self.server.start()
+        self._beats = asyncio.create_task(self.sessions.run(), name="heartbeats")
+
+    async def run(self, shutdown: Shutdown) -> None:
+        """Be part of the fleet until asked to drain, and until what runs has finished or the drain's time is up.
+
+        Raises what `fail` was given.
+        """
+        await self._announce()
+        refreshing = asyncio.create_task(self._keep_record(), name="record")
+        asked = asyncio.create_task(self._drain_when_asked(shutdown), name="drain")
+        try:
+            await asyncio.wait([asked, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            refreshing.cancel()
+            asked.cancel()
+        if self._failed.done():
+            self._failed.result()
+
+    def fail(self, error: BaseException) -> None:
+        """The node cannot go on: `run` raises this."""
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def leave(self) -> None:
+        """Take no newcomers, and be found by nobody: registry, prefix index and health say so. Idempotent."""
+        self.sessions.draining = True
+        if self._registration is not None:
+            await self._registration.stop()
+        await self.index.stop()
+        await self._health.enter_graceful_shutdown()
+
+    async def close(self) -> None:
+        """After `leave`: send what routers have still to be told, end all streams and close the ports. Idempotent."""
+        self.sessions.shut()
+        if self._beats is not None:
+            self._beats.cancel()
+        await self.server.stop(_STOP_GRACE_S)
+        await self._metrics.stop()
+
+    async def _announce(self) -> None:
+        registration = self._registered()
+        self._set_state(types_pb2.NODE_STATE_READY)
+        await self.index.start()
+        registration.update(state="ready")
+        await registration.start()
+        for service in ("", *self._facts.services):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        record = registration.record
+        ready = {name: getattr(record, name) for name in ("node_id", "role", "epoch", "address", "metrics_url", "pid")}
+        sys.stdout.write(f"ready {msgspec.json.encode(ready).decode()}\n")
+        sys.stdout.flush()
+        _log.info("%s is ready on %s", self.node_id, self.address)
+
+    async def _keep_record(self) -> None:
+        while True:
+            await asyncio.sleep(_RECORD_S)
+            load = self.board.load()
+            self._registered().update(
+                num_free_blocks=load.num_free_blocks, num_running=load.num_running, num_waiting=load.num_waiting
+            )
+
+    async def _drain_when_asked(self, shutdown: Shutdown) -> None:
+        await shutdown.wait()
+        _log.info("draining: %d requests are left", self.sessions.num_legs)
+        self.sessions.draining = True
+        self._set_state(types_pb2.NODE_STATE_DRAINING)
+        self._registered().update(state="draining")
+        await self._health.enter_graceful_shutdown()
+        try:
+            async with asyncio.timeout(self._config.drain_timeout_s):
+                while self.sessions.num_legs:  # noqa: ASYNC110 - legs end in many places, a drain comes once
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            _log.warning("the drain's time is up: %d requests are cut off", self.sessions.num_legs)
+
+    def _set_state(self, state: "types_pb2.NodeState.ValueType") -> None:
+        self.board.state = state
+        self.sessions.beat()
+
+    def _registered(self) -> Registration:
+        if self._registration is None:
+            raise RuntimeError("listen comes first")
+        return self._registration
+
+    def _record(self, metrics_url: str) -> NodeRecord:
+        facts = self._facts
+        return NodeRecord(
+            node_id=self.node_id,
+            role=facts.role,
+            epoch=self.epoch,
+            address=self.address,
+            metrics_url=metrics_url,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            models=facts.models,
+            model_fingerprint=facts.model_fingerprint,
+            block_size=facts.block_size,
+            max_model_len=facts.max_model_len,
+            num_blocks=facts.num_blocks,
+            num_free_blocks=facts.num_blocks,
+        )
+
+
+def say_progress(fraction: float) -> None:
+    """A line that a supervisor reads while the node loads."""
+    sys.stdout.write(f"progress {fraction:.2f}\n")
+    sys.stdout.flush()

@@ -1,0 +1,79 @@
+"""Redis as Baton uses it: a hint that may be slow, empty or gone, and never holds a request up.
+
+A call takes 50 ms or fails; nothing is retried; after a failure a `Breaker` keeps callers away for a while. What Redis
+holds, and what to do without it, is the business of `registry` and `prefix_index`.
+"""
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import Counter
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError
+
+from baton.errors import ConfigError
+
+TIMEOUT_S = 0.05
+
+REDIS_ERRORS = (RedisError, OSError)
+"""What a call on a client may raise; OSError includes TimeoutError."""
+
+FAILURES = Counter("baton_redis_failures", "Calls to Redis that failed or took too long", ["caller"])
+
+
+def connect(url: str, timeout_s: float = TIMEOUT_S) -> "Redis":
+    """A client that connects when first used. Every call raises one of REDIS_ERRORS within about `timeout_s`."""
+    return Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=16,
+        lib_name=None,  # spares each new connection two round trips
+        lib_version=None,
+    )
+
+
+async def check(url: str) -> None:
+    """Raise ConfigError, without the password, where no usable Redis answers at `url`."""
+    try:
+        redis = connect(url, timeout_s=2.0)
+    except ValueError as error:
+        raise ConfigError(f"redis url: {error}") from None
+    where = "{host}:{port}".format_map({"host": "socket", "port": "-"} | redis.connection_pool.connection_kwargs)
+    try:
+        await redis.exists("baton")  # unlike PING it needs the password
+    except AuthenticationError:
+        raise ConfigError(f"Redis at {where} refuses the password (or the lack of one) in the redis url") from None
+    except REDIS_ERRORS as error:
+        raise ConfigError(f"no Redis answers at {where}: {type(error).__name__}") from None
+    finally:
+        await redis.aclose()
+
+
+class Breaker:
+    """Lets calls pass until one fails, then none for `base_s`, doubling up to `limit_s` while they keep failing."""
+
+    def __init__(self, base_s: float = 0.5, limit_s: float = 8.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._base_s = base_s
+        self._limit_s = limit_s
+        self._clock = clock
+        self._pause_s = base_s
+        self._open_until = float("-inf")
+
+    @property
+    def closed(self) -> bool:
+        """Whether a call may be tried now."""
+        return self._clock() >= self._open_until
+
+    def failed(self) -> None:
+        """A call failed."""
+        self._open_until = self._clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, self._limit_s)
+
+    def succeeded(self) -> None:
+        """A call succeeded."""
+        self._pause_s = self._base_s
+        self._open_until = float("-inf")

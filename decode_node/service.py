@@ -1,0 +1,211 @@
+"""The decode leg of a request, and whole requests on one node.
+
+A request whose KV is shipped here passes these states; its owner task (`_receive`) walks through them:
+
+    queued      Reserve has come, blocks for its prompt are not free yet (reservations)
+    granted     blocks allocated, receives posted, the grant is on its way: router -> prefill node
+    committed   the prefill node has sent all of it, and its digests are right
+    running     in the continuous batch; tokens go to the router's session, from the second output token on
+    over        told to the router, blocks released
+
+From each of them it can go to *over* at once: cancelled by its router, replaced by a newer attempt, its router gone,
+its time up, its transfer failed. Blocks into which a transfer may still write are released only when the transfer says
+that nothing can (`IncomingTransfer.cancel` has returned). A request that is prefilled here (Generate) is queued in the
+engine and then running. The router hears of a leg's end by Finished, unless it asked for it itself.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from grpc import aio
+
+from baton import rpc_errors
+from baton.errors import (
+    BatonError,
+    Cancelled,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    NodeUnavailable,
+    Overloaded,
+)
+from baton.kv_layout import KVLayout
+from baton.node_load import ERRORS, LoadBoard
+from baton.request import FinishReason, Generation
+from baton.sessions import Sessions
+from baton.v1 import decode_pb2, decode_pb2_grpc, transfer_pb2, types_pb2
+from decode_node.legs import DecodeLeg
+from decode_node.outputs import Outputs
+from decode_node.reservations import Reservations
+from engine.engine import Engine
+from engine.outputs import StepOutput
+from engine.request import Request
+from engine.step_loop import StepLoop
+from kv_transfer import KVReceiver
+
+MAX_LEASE_S = 120.0
+MAX_WAITING = 1024
+
+_log = logging.getLogger(__name__)
+
+
+class DecodeService(decode_pb2_grpc.DecodeServicer):
+    """The servicer."""
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_blocks: int,
+        step_loop: StepLoop,
+        receiver: KVReceiver,
+        sessions: Sessions,
+        board: LoadBoard,
+    ) -> None:
+        self._layout, self._num_blocks = layout, num_blocks
+        self._step_loop, self._receiver, self._sessions, self._board = step_loop, receiver, sessions, board
+        self._reservations = Reservations(board)
+        self.outputs = Outputs(sessions, board)
+        self._legs: set[DecodeLeg] = set()
+
+    async def Reserve(  # noqa: N802
+        self, request: decode_pb2.ReserveRequest, context: aio.ServicerContext[Any, Any]
+    ) -> transfer_pb2.Grant:
+        """Answers when there are blocks."""
+        leg = DecodeLeg(Generation.from_proto(request.generation))
+        grant = await self._accept(leg, self._receive(leg, request.prefill_node_id, request.prefill_epoch), context)
+        return grant or transfer_pb2.Grant()
+
+    async def Generate(  # noqa: N802
+        self, request: types_pb2.Generation, context: aio.ServicerContext[Any, Any]
+    ) -> decode_pb2.GenerateReply:
+        """Answers when the engine has queued the request."""
+        leg = DecodeLeg(Generation.from_proto(request))
+        await self._accept(leg, self._generate(leg), context)
+        return decode_pb2.GenerateReply()
+
+    async def Cancel(  # noqa: N802
+        self, request: decode_pb2.CancelRequest, context: aio.ServicerContext[Any, Any]
+    ) -> decode_pb2.CancelReply:
+        """Ends those attempts and older ones, also where they have not come yet."""
+        for key, attempt in zip(request.keys, request.attempts, strict=False):
+            self._sessions.cancel(request.router_id, key, attempt)
+        return decode_pb2.CancelReply()
+
+    def deliver(self, step: StepOutput) -> None:
+        """In the event loop, after each step."""
+        self.outputs.deliver(step)
+        self._reservations.freed()
+
+    async def close(self) -> None:
+        """Cancel what is left, and return when all blocks are given back."""
+        legs = list(self._legs)
+        for leg in legs:
+            leg.cancel()
+        if legs:
+            await asyncio.wait([leg.owner for leg in legs])
+
+    async def _accept(
+        self, leg: DecodeLeg, walk: Coroutine[Any, Any, None], context: aio.ServicerContext[Any, Any]
+    ) -> transfer_pb2.Grant | None:
+        """Give the leg its owner task, and wait until the leg is accepted; a caller that goes before takes it along."""
+        self._legs.add(leg)
+        leg.owner = asyncio.create_task(self._own(leg, walk), name=f"leg {leg.generation.request_id}")
+        leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
+        try:
+            return await asyncio.shield(leg.accepted)
+        except BatonError as error:
+            await rpc_errors.abort(context, error)
+        except asyncio.CancelledError:
+            leg.cancel()
+            raise
+
+    async def _own(self, leg: DecodeLeg, walk: Coroutine[Any, Any, None]) -> None:
+        """Walk a leg through its states, then give back what it holds, whatever happened."""
+        error: BatonError | None = None
+        try:
+            self._check(leg.generation)
+            self._sessions.open(leg)
+            async with asyncio.timeout(leg.generation.timeout_ms / 1000):
+                await walk
+        except BatonError as raised:
+            error = raised
+        except TimeoutError:
+            error = DeadlineExceeded("the request's time is up")
+        except asyncio.CancelledError:
+            error = NodeUnavailable("given up by its router, or by this node")
+        except Exception:
+            _log.exception("leg failed", extra={"request_id": leg.generation.request_id})
+            error = BatonError("internal error")
+        leg.is_ending = True
+        walk.close()
+        self._tell_end(leg, error)
+        if leg.incoming is not None and not leg.is_shipped:
+            await leg.incoming.cancel()
+        self._step_loop.submit(lambda engine: self._release(engine, leg))
+
+    def _tell_end(self, leg: DecodeLeg, error: BatonError | None) -> None:
+        if not leg.accepted.done():
+            leg.accepted.set_exception(error or Cancelled("ended before it was accepted"))
+            leg.accepted.exception()  # the caller may be gone
+        elif error is not None:
+            self._sessions.finish(leg, leg.num_output_tokens, FinishReason.ERROR, error.code or "", error.message)
+        if error is not None:
+            ERRORS.labels(error.code).inc()
+        self._sessions.close(leg)
+
+    def _check(self, generation: Generation) -> None:
+        if not generation.token_ids:
+            raise InvalidRequest("a request without tokens")
+        if len(generation.token_ids) > self._num_blocks * self._layout.block_size:
+            raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
+
+    async def _receive(self, leg: DecodeLeg, prefill_node_id: str, prefill_epoch: int) -> None:
+        await self._reservations.take(lambda: self._step_loop.call(lambda engine: self._reserve(engine, leg)))
+        request = leg.reserved()
+        incoming = leg.incoming = self._receiver.grant(
+            request.block_ids[request.num_present_blocks :],
+            request.num_present_blocks,
+            prefill_node_id,
+            prefill_epoch,
+            min(leg.generation.timeout_ms / 1000, MAX_LEASE_S),
+            leg.last_block_hash,
+        )
+        leg.accepted.set_result(incoming.grant)
+        commit = await incoming.committed()
+        leg.begin_decoding()
+        await self._step_loop.call(lambda engine: engine.start(request, commit.first_token))
+        await leg.over
+
+    def _reserve(self, engine: Engine, leg: DecodeLeg) -> bool:
+        request = engine.reserve(leg.generation)
+        if request is None:
+            self.outputs.publish(engine)  # the queue is a sign of load too
+            return False
+        num_full = len(leg.generation.token_ids) // self._layout.block_size
+        leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
+        self._expect(engine, request, leg)
+        return True
+
+    def _expect(self, engine: Engine, request: Request, leg: DecodeLeg) -> None:
+        leg.request = request
+        self.outputs.expect(request, leg)
+        self.outputs.publish(engine)
+
+    async def _generate(self, leg: DecodeLeg) -> None:
+        if self._board.load().num_waiting >= MAX_WAITING:
+            raise Overloaded("too many requests wait on this node")
+        await self._step_loop.call(lambda engine: self._add(engine, leg))
+        leg.accepted.set_result(None)
+        await leg.over
+
+    def _add(self, engine: Engine, leg: DecodeLeg) -> None:
+        self._expect(engine, engine.add(leg.generation, prefill_only=False), leg)
+
+    def _release(self, engine: Engine, leg: DecodeLeg) -> None:
+        """Comes after whatever the leg had asked of the engine before."""
+        if leg.request is not None:
+            self.outputs.forget(leg.request)
+            engine.release(leg.request)
+            self.outputs.publish(engine)

@@ -1,0 +1,92 @@
+"""Reading tensors of a checkpoint in safetensors files, single or sharded, memory-mapped.
+
+Every way in which a checkpoint can be broken ends in a CheckpointError that names the file, and the tensor if there
+is one. Which tensors a model wants is the business of `engine.weights`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from baton.errors import CheckpointError
+from engine.config import read_json
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_FLOATS = ("F32", "F16", "BF16")
+
+
+class Checkpoint:
+    """The tensors of a model directory, each by its name."""
+
+    def __init__(self, model_dir: str | Path) -> None:
+        self._dir = Path(model_dir)
+        self._shards: dict[Path, Any] = {}
+        self._file_of = self._read_index()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    @property
+    def files(self) -> list[Path]:
+        """All shards, in the order of their names."""
+        return sorted(set(self._file_of.values()))
+
+    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The tensor of that name, which must have that shape; a view of the file, valid while it is mapped."""
+        path = self._file_of.get(name)
+        if path is None:
+            raise CheckpointError(f"{self._where()}: tensor {name} is missing")
+        part = self._slice(path, name)
+        if list(part.get_shape()) != list(shape):
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(part.get_shape())}, config.json asks for {list(shape)}"
+            )
+        if part.get_dtype() not in _FLOATS:
+            raise CheckpointError(f"{path}: tensor {name} has type {part.get_dtype()}, not one of {', '.join(_FLOATS)}")
+        tensor: Tensor = self._shard(path).get_tensor(name)
+        return tensor
+
+    def _slice(self, path: Path, name: str) -> Any:
+        try:
+            return self._shard(path).get_slice(name)
+        except SafetensorError:
+            raise CheckpointError(f"{path}: tensor {name} is missing, though {_INDEX} names it") from None
+
+    def _shard(self, path: Path) -> Any:
+        if path not in self._shards:
+            self._shards[path] = open_shard(path)
+        return self._shards[path]
+
+    def _read_index(self) -> dict[str, Path]:
+        if (self._dir / _INDEX).exists():
+            weight_map = read_json(self._dir / _INDEX).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(f"{self._dir / _INDEX} holds no weight_map")
+            return {name: self._inside(file) for name, file in weight_map.items()}
+        path = self._dir / _SINGLE
+        if not path.exists():
+            raise CheckpointError(f"{self._dir} holds neither {_SINGLE} nor {_INDEX}: only safetensors are read")
+        return dict.fromkeys(self._shard(path).keys(), path)
+
+    def _inside(self, file: object) -> Path:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{self._dir / _INDEX}: {file!r} is no file name")
+        return self._dir / file
+
+    def _where(self) -> Path:
+        index = self._dir / _INDEX
+        return index if index.exists() else self._dir / _SINGLE
+
+
+def open_shard(path: Path) -> Any:
+    """A safetensors file, mapped; CheckpointError where it is missing, truncated or something else."""
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist, though {_INDEX} names it") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from None

@@ -1,0 +1,47 @@
+"""The KV pool: one flat allocation in the layout of `baton.kv_layout`, and each layer's view of it.
+
+Which block belongs to whom is the business of `engine.blocks`.
+"""
+
+import mmap
+
+import torch
+from torch import Tensor
+
+from baton.kv_layout import KVLayout
+
+MIN_LAYER_GROUPS = 4
+
+
+def layers_per_group(num_layers: int) -> int:
+    """Largest divisor of num_layers that leaves MIN_LAYER_GROUPS groups or more: so a transfer overlaps compute."""
+    fitting = [size for size in range(1, num_layers // MIN_LAYER_GROUPS + 1) if num_layers % size == 0]
+    return max(fitting, default=1)
+
+
+class KVCache:
+    """The pool of a node."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.pool = _allocate(layout.pool_bytes(num_blocks), device)  # flat uint8
+        self.layers = [self._view(layer) for layer in range(layout.num_layers)]
+
+    def _view(self, layer: int) -> Tensor:
+        """[num_blocks, 2, num_kv_heads, block_size, head_dim] of one layer, strided into the pool."""
+        layout = self.layout
+        group, inner = divmod(layer, layout.layers_per_group)
+        shape = (layout.num_layer_groups, self.num_blocks, layout.layers_per_group, 2)
+        block = (layout.num_kv_heads, layout.block_size, layout.head_dim)
+        return self.pool.view(getattr(torch, layout.dtype)).view(*shape, *block)[group, :, inner]
+
+
+def _allocate(num_bytes: int, device: torch.device) -> Tensor:
+    """Zeros. On a CPU as private anonymous pages, which cost memory only once they are written to."""
+    if device.type != "cpu":
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)

@@ -1,0 +1,49 @@
+"""Noise for sampling that is a function of (seed, position, token) and nothing else.
+
+So a draw depends neither on the batch that it is made in nor on what was drawn before it: a request that is resumed
+elsewhere draws the same, and one whose logits differ by rounding almost always does, too.
+
+A 64-bit key from seed and position (SplitMix64) is mixed with each token id by multiply and xor-shift, as the
+finaliser of MurmurHash3 does. Statistics are tested, secrecy is not wanted.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise, fp32. keys: [S, 2] int32 of `make_keys`; token_ids: [V] or [S, V] int32."""
+    low, high = keys[:, :1], keys[:, 1:]
+    x = token_ids * _signed(0x9E3779B1) ^ low  # [S, V]; int32 products wrap
+    x = _xor_shift(x, 16).mul_(_signed(0x85EBCA6B)).add_(high)
+    x = _xor_shift(x, 13).mul_(_signed(0xC2B2AE35))
+    x = _xor_shift(x, 16).mul_(_signed(0x7FEB352D))
+    x = _xor_shift(x, 15)
+    uniform = ((x >> 8) & 0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24)  # in (0, 1)
+    return uniform.log_().neg_().log_().neg_()
+
+
+def make_keys(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.int32]:
+    """[S, 2] int32 from seeds [S] and positions [S]."""
+    with np.errstate(over="ignore"):
+        z = _split_mix(seeds + _GOLDEN) + positions.astype(np.uint64) * _GOLDEN
+        return np.ascontiguousarray(_split_mix(z)).view(np.int32).reshape(-1, 2)
+
+
+def _split_mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _xor_shift(x: Tensor, bits: int) -> Tensor:
+    """`x ^= x >> bits` with zeros shifted in."""
+    return x.bitwise_xor_((x >> bits).bitwise_and_((1 << (32 - bits)) - 1))
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 32) if word >= 1 << 31 else word

@@ -1,0 +1,111 @@
+"""One generation inside an engine: its tokens, its blocks and how far it has come.
+
+add      -> WAITING -> RUNNING -> FINISHED             (or HELD: prefill done, blocks kept until released)
+reserve  -> RESERVED -> (start) READY -> RUNNING -> FINISHED
+preempt     RUNNING -> WAITING;      release: any state -> FINISHED
+"""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+
+from baton.errors import BatonError
+from baton.prefix_hash import BlockHash, block_hashes
+from baton.request import FinishReason, Generation, SamplingParams
+from engine.token_counts import TokenCounts
+
+
+class RequestState(Enum):
+    """Where a request is; see the module's docstring."""
+
+    WAITING = auto()
+    RESERVED = auto()
+    READY = auto()
+    RUNNING = auto()
+    HELD = auto()
+    FINISHED = auto()
+
+
+class Request:
+    """Changed by the engine alone, on the step thread."""
+
+    def __init__(
+        self, generation: Generation, root: BlockHash, block_size: int, arrival_s: float, *, prefill_only: bool = False
+    ) -> None:
+        self.generation = generation
+        self.prefill_only = prefill_only
+        self.state = RequestState.WAITING
+        self.token_ids = list(generation.token_ids)  # the prompt, then output tokens, those of earlier attempts too
+        self.num_computed_tokens = 0  # KV of token_ids[:num_computed_tokens] is in the pool
+        self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when first scheduled
+        self.num_present_blocks = 0  # of a reserved request: found in the prefix cache
+        self.num_preemptions = 0
+        self.block_ids: list[int] = []
+        self.chain: list[int] = []  # published block of each leading full block: its own, or an equal one that it pins
+        self.row = -1  # in `engine.rows`, while running
+        self.finish_reason = FinishReason.UNFINISHED
+        self.token_counts: TokenCounts | None = None  # made when a penalty first asks for it
+        self.error: BatonError | None = None
+        self.arrival_s = arrival_s  # monotonic; of a reserved request, when it was started
+        self.first_scheduled_s = 0.0
+        self.first_token_s = 0.0
+        self._block_size = block_size
+        self._root = root
+        self._hashes: list[BlockHash] = []
+
+    @property
+    def request_id(self) -> str:
+        """The router's name for it."""
+        return self.generation.request_id
+
+    @property
+    def key(self) -> int:
+        """Its name in the router's step batches."""
+        return self.generation.key
+
+    @property
+    def attempt(self) -> int:
+        """Attempt epoch."""
+        return self.generation.attempt
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How its tokens are drawn."""
+        return self.generation.sampling
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Prompt tokens alone."""
+        return self.generation.num_prompt_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens of all attempts: the index of the next one."""
+        return len(self.token_ids) - self.generation.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose KV is still to be computed; 1 in plain decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it will never run again."""
+        return self.state in (RequestState.FINISHED, RequestState.HELD)
+
+    def block_tokens(self, index: int) -> Sequence[int]:
+        """Tokens of the block at that place."""
+        return self.token_ids[index * self._block_size : (index + 1) * self._block_size]
+
+    def hashes(self, num_blocks: int) -> list[BlockHash]:
+        """Hashes of at least the first `num_blocks` blocks, which must be full; computed once each."""
+        known = len(self._hashes)
+        if num_blocks > known:
+            new_tokens = self.token_ids[known * self._block_size : num_blocks * self._block_size]
+            parent = self._hashes[-1] if known else self._root
+            self._hashes += block_hashes(new_tokens, self._block_size, parent)
+        return self._hashes

@@ -1,0 +1,133 @@
+"""From flags, a model and a machine to an `EngineConfig`: types, lengths, and the size of the KV pool."""
+
+import logging
+import os
+from pathlib import Path
+
+import psutil
+import torch
+
+from baton.config import parse_bytes
+from baton.errors import ConfigError
+from baton.kv_layout import DTYPE_BYTES, KVLayout
+from baton.settings import EngineFlags
+from engine.checkpoint import Checkpoint
+from engine.config import EngineConfig, ModelConfig
+from engine.fingerprint import fingerprint
+from engine.kv_cache import layers_per_group
+
+_CPU_SHARE, _CPU_MAX_BYTES = 0.25, 2 * 2**30
+_GPU_SHARE = 0.90
+_GPU_ACTIVATION_BYTES_PER_TOKEN = 16  # times the widest activation of a layer
+
+_log = logging.getLogger(__name__)
+
+
+def resolve(flags: EngineFlags, model_dir: str | Path) -> EngineConfig:
+    """What the flags leave open is taken from the model and the machine; ConfigError names the flag to change."""
+    model = ModelConfig.load(model_dir)
+    _check(flags)
+    device = _device(flags.device)
+    dtype = model.dtype if flags.dtype == "auto" else flags.dtype
+    block_bytes = layout(model, flags.block_size, dtype, "").block_bytes
+    max_model_len = _max_model_len(flags, model)
+    num_blocks = _kv_bytes(flags, model, model_dir, device, dtype) // block_bytes
+    num_needed = -(-max_model_len // flags.block_size)
+    if num_blocks < num_needed:
+        max_model_len = _shortened(flags, max_model_len, num_blocks, block_bytes)
+    if flags.kv_memory == "auto":  # more than all requests at full length is never of use
+        num_blocks = min(num_blocks, flags.max_num_seqs * num_needed)
+    return EngineConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=min(flags.max_num_seqs, flags.max_num_batched_tokens),  # else decoding could not run in one step
+        max_num_batched_tokens=flags.max_num_batched_tokens,
+        block_size=flags.block_size,
+        num_blocks=num_blocks,
+        dtype=dtype,
+        device=device,
+        num_threads=flags.num_threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def layout(model: ModelConfig, block_size: int, dtype: str, model_fingerprint: str) -> KVLayout:
+    """How the KV of this model lies in a pool."""
+    return KVLayout(
+        num_layers=model.num_layers,
+        layers_per_group=layers_per_group(model.num_layers),
+        block_size=block_size,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        model_fingerprint=model_fingerprint,
+    )
+
+
+def kv_fingerprint(model_dir: str | Path, model: ModelConfig, config: EngineConfig) -> str:
+    """Of all that the KV of a token depends on, apart from the tokens before it."""
+    extras = [config.dtype]
+    if model.rope.kind == "dynamic":  # its one base follows from the longest request
+        extras.append(f"rope over {max(config.max_model_len, model.rope.max_position_embeddings)}")
+    return fingerprint(model_dir, Checkpoint(model_dir).files, *extras)
+
+
+def _check(flags: EngineFlags) -> None:
+    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        if getattr(flags, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
+    if flags.max_model_len < 0 or flags.num_threads < 0:
+        raise ConfigError("--max-model-len and --num-threads must not be negative")
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _max_model_len(flags: EngineFlags, model: ModelConfig) -> int:
+    if flags.max_model_len > model.rope.max_length:
+        raise ConfigError(
+            f"--max-model-len {flags.max_model_len} is more than the {model.rope.max_length} positions of the model"
+        )
+    return flags.max_model_len or model.rope.default_length
+
+
+def _shortened(flags: EngineFlags, max_model_len: int, num_blocks: int, block_bytes: int) -> int:
+    """The length that fits; an error where the flags asked for more."""
+    fits = num_blocks * flags.block_size
+    needed_mib = -(-(-(-max_model_len // flags.block_size) * block_bytes) // 2**20)
+    if flags.max_model_len or not fits:
+        raise ConfigError(
+            f"the KV pool (--kv-memory {flags.kv_memory}) holds {fits} tokens, one request may have {max_model_len}: "
+            f"set --kv-memory to {needed_mib}MiB or more, or --max-model-len to {fits} or less"
+        )
+    _log.warning("max_model_len is %d, not the model's %d: the KV pool holds no more", fits, max_model_len)
+    return fits
+
+
+def _kv_bytes(flags: EngineFlags, model: ModelConfig, model_dir: str | Path, device: str, dtype: str) -> int:
+    if flags.kv_memory != "auto":
+        return parse_bytes(flags.kv_memory)
+    if device == "cpu":
+        return min(int(_CPU_SHARE * _available_bytes()), _CPU_MAX_BYTES)
+    free, _ = torch.cuda.mem_get_info()
+    weights = sum(file.stat().st_size for file in Checkpoint(model_dir).files)
+    weights = weights * DTYPE_BYTES[dtype] // DTYPE_BYTES[model.dtype]
+    widest = max(model.intermediate_size, model.hidden_size)
+    activations = flags.max_num_batched_tokens * widest * _GPU_ACTIVATION_BYTES_PER_TOKEN
+    logits = flags.max_num_seqs * model.vocab_size * 12  # in the model's type, in fp32, and one copy
+    return max(int(_GPU_SHARE * free) - weights - activations - logits, 0)
+
+
+def _available_bytes() -> int:
+    """Memory at hand, within the limit of the control group if there is one."""
+    available: int = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+    return max(available, 0)

@@ -1,0 +1,159 @@
+"""From logits to tokens, for all rows of a step at once.
+
+Each row is a pure function of its own logits, parameters, seed and position. A draw is the argmax of
+logits / temperature + Gumbel noise over the tokens that top-k, top-p and min-p leave. These three amount to one cutoff
+per row, found among its NUM_CANDIDATES likeliest tokens where they suffice, in the sorted row where not.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.logit_adjust import adjust
+from engine.noise import gumbel, make_keys
+from engine.request import Request
+from engine.rows import Rows
+
+NUM_CANDIDATES = 256
+
+
+class Logprobs(NamedTuple):
+    """At one output position, of the model's own distribution: before temperature, penalties and filters."""
+
+    logprob: float  # of the drawn token
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Filters(NamedTuple):
+    """Parameters of rows that filter, each [S]."""
+
+    top_k: Tensor  # int64; as large as the vocabulary where it is off
+    top_p: Tensor
+    min_p: Tensor
+
+    def at(self, index: Tensor) -> "Filters":
+        """Those of some rows."""
+        return Filters(self.top_k[index], self.top_p[index], self.min_p[index])
+
+
+class Sampler:
+    """Draws tokens; keeps nothing of a request."""
+
+    def __init__(self, rows: Rows, vocab_size: int, eos_token_ids: Iterable[int], device: torch.device) -> None:
+        self._rows = rows
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._all_tokens = torch.arange(vocab_size, dtype=torch.int32, device=device)
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[Logprobs | None]]:
+        """One token per request from logits [S, V] of any dtype; and log-probabilities where asked for."""
+        row = np.fromiter((request.row for request in requests), np.int64, len(requests))
+        wants_logprobs = self._rows.num_logprobs[row] >= 0
+        original = logits
+        if self._rows.adjusts[row].any():
+            logits = self._adjusted(logits, requests, row)
+        token_ids = self._draw(logits, requests, row).tolist()
+        logprobs: list[Logprobs | None] = [None] * len(requests)
+        for index in np.flatnonzero(wants_logprobs).tolist():
+            num_top = int(self._rows.num_logprobs[row[index]])
+            logprobs[index] = _logprobs(original[index], token_ids[index], num_top)
+        return token_ids, logprobs
+
+    def _adjusted(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
+        logits = logits.float().clone()
+        index = np.flatnonzero(self._rows.adjusts[row])
+        changed = logits[self._on(index)]
+        adjust(changed, [requests[i] for i in index.tolist()], self._eos_token_ids)
+        logits[self._on(index)] = changed
+        return logits
+
+    def _draw(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
+        """[S] int64. Rows with temperature 0 take the likeliest token."""
+        tokens = logits.argmax(-1)
+        random = np.flatnonzero(self._rows.temperature[row] > 0)
+        if not len(random):
+            return tokens
+        positions = np.array([requests[i].num_tokens for i in random.tolist()], np.int64)
+        row = row[random]
+        index = self._on(random)
+        scaled = logits[index].float() / self._on(self._rows.temperature[row]).unsqueeze(1)
+        keys = self._on(make_keys(self._rows.seed[row], positions))
+        tokens[index] = self._draw_random(scaled, keys, row)
+        return tokens
+
+    def _draw_random(self, scaled: Tensor, keys: Tensor, row: NDArray[np.int64]) -> Tensor:
+        """[R] int64 from logits [R, V] already divided by the temperature."""
+        rows, vocab_size = self._rows, scaled.shape[1]
+        top_k = np.where(rows.top_k[row] > 0, np.minimum(rows.top_k[row], vocab_size), vocab_size)
+        is_plain = (top_k == vocab_size) & (rows.top_p[row] >= 1) & (rows.min_p[row] <= 0)
+        tokens = torch.empty(len(row), dtype=torch.int64, device=scaled.device)
+        if is_plain.any():
+            plain = self._on(np.flatnonzero(is_plain))
+            tokens[plain] = (scaled[plain] + gumbel(keys[plain], self._all_tokens)).argmax(-1)
+        if not is_plain.all():
+            filtering = self._on(np.flatnonzero(~is_plain))
+            filters = Filters(self._on(top_k), self._on(rows.top_p[row]), self._on(rows.min_p[row]))
+            tokens[filtering] = draw_filtered(scaled[filtering], keys[filtering], filters.at(filtering))
+        return tokens
+
+    def _on(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._all_tokens.device, non_blocking=True)
+
+
+def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
+    """[S] tokens from logits [S, V] under filters."""
+    log_total = scaled.logsumexp(-1)
+    values, ids = scaled.topk(min(NUM_CANDIDATES, scaled.shape[1]), dim=-1)
+    lowest, enough = cutoff(values, log_total, filters, scaled.shape[1])
+    # Equal values at the end of the candidates may go on beyond them, so only a higher cutoff is sure.
+    enough &= (lowest > values[:, -1]) | (values.shape[1] == scaled.shape[1])
+    tokens = _draw_above(values, ids, lowest, keys)
+    if not bool(enough.all()):
+        rest = (~enough).nonzero().squeeze(1)
+        values, ids = scaled[rest].sort(dim=-1, descending=True)
+        lowest, _ = cutoff(values, log_total[rest], filters.at(rest), scaled.shape[1])
+        tokens[rest] = _draw_above(values, ids, lowest, keys[rest])
+    return tokens
+
+
+def cutoff(values: Tensor, log_total: Tensor, filters: Filters, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The lowest logit that stays, [S], and whether these values suffice to know it, [S].
+
+    values: [S, K] logits, largest first, of `vocab_size`; log_total: [S], logsumexp of the whole row. Top-p counts
+    within what top-k leaves, min-p is relative to the likeliest token.
+    """
+    num_values = values.shape[1]
+    place = torch.arange(num_values, device=values.device)
+    in_top_k = place < filters.top_k.unsqueeze(1)
+    ends_in_values = filters.top_k <= num_values
+    within = values.masked_fill(~in_top_k, float("-inf"))
+    log_kept = torch.where(ends_in_values, within.logsumexp(-1), log_total)
+    probabilities = (within - log_kept.unsqueeze(1)).exp()
+    before = probabilities.cumsum(-1) - probabilities  # mass of the likelier tokens
+    top_p = torch.where(filters.top_p < 1, filters.top_p, torch.inf)  # 1 is off, whatever rounding makes of the mass
+    in_top_p = (before < top_p.unsqueeze(1)) | (place == 0)
+    last = (in_top_k & in_top_p).sum(-1, keepdim=True) - 1
+    lowest = torch.maximum(values.gather(1, last).squeeze(1), values[:, 0] + filters.min_p.log())
+    reaches_top_p = ~in_top_p[:, -1]
+    reaches_min_p = lowest > values[:, -1]
+    knows_total = ends_in_values | (filters.top_k >= vocab_size)
+    return lowest, knows_total & (ends_in_values | reaches_top_p | reaches_min_p)
+
+
+def _draw_above(values: Tensor, ids: Tensor, lowest: Tensor, keys: Tensor) -> Tensor:
+    """[S]: the winner among the values that are not below `lowest`."""
+    noisy = values + gumbel(keys, ids.to(torch.int32))
+    noisy = noisy.masked_fill(values < lowest.unsqueeze(1), float("-inf"))
+    return ids.gather(1, noisy.argmax(-1, keepdim=True)).squeeze(1)
+
+
+def _logprobs(logits: Tensor, token_id: int, num_top: int) -> Logprobs:
+    logits = logits.float()
+    log_total = logits.logsumexp(-1)
+    top_values, top_ids = logits.topk(min(num_top, len(logits)))
+    return Logprobs(float(logits[token_id] - log_total), top_ids.tolist(), (top_values - log_total).tolist())

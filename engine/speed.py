@@ -1,0 +1,23 @@
+"""How fast a node lately was: what routers predict queueing times from."""
+
+_SMOOTHING = 0.1  # weight of the latest step
+
+
+class Speed:
+    """Exponential means over steps; 0 is unknown."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.step_s = 0.0
+        self.prefill_tokens_per_s = 0.0
+
+    def note(self, num_requests: int, num_tokens: int, duration_s: float) -> None:
+        """A step has run. One made mostly of prompt tokens tells of prefill."""
+        self.num_steps += 1
+        self.step_s = _mean(self.step_s, duration_s)
+        if num_tokens > 2 * num_requests and duration_s > 0:
+            self.prefill_tokens_per_s = _mean(self.prefill_tokens_per_s, num_tokens / duration_s)
+
+
+def _mean(before: float, latest: float) -> float:
+    return before + _SMOOTHING * (latest - before) if before else latest

@@ -1,0 +1,133 @@
+"""The step thread: it alone touches the engine; everybody else asks it to, from the event loop.
+
+Calls run between steps, in the order in which they came. Where nothing can run the thread sleeps until the next call.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from baton.errors import NodeUnavailable
+from engine.engine import Engine
+from engine.outputs import StepOutput
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+
+class StepLoop:
+    """Runs an engine from `start` to `stop`.
+
+    `on_output` hears, on the step thread, of every step that brought something forth; `on_crash`, also there, of an
+    error in the engine itself or in `on_output`, after which the thread has ended and calls raise NodeUnavailable.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        on_output: Callable[[StepOutput], None],
+        on_crash: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self._engine = engine
+        self._on_output = on_output
+        self._on_crash = on_crash
+        self._calls: deque[tuple[Future[Any], Callable[[Engine], Any]]] = deque()
+        self._condition = threading.Condition()
+        self._is_stopping = False
+        self._is_blocked = False  # the last step could run nothing: only a call changes that
+        self._thread = threading.Thread(target=self._run, name="step", daemon=True)
+
+    def start(self) -> None:
+        """Begin stepping."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End after the step in progress; calls not yet run raise NodeUnavailable."""
+        with self._condition:
+            self._is_stopping = True
+            self._condition.notify()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._refuse_calls()
+
+    async def call(self, function: Callable[[Engine], Result]) -> Result:
+        """`function(engine)`, run between steps; its result or error.
+
+        A caller cancelled before the call began prevents it; one cancelled later loses the result, so what must not be
+        lost (a reserved request) belongs into something that `function` itself keeps.
+        """
+        return await asyncio.wrap_future(self._enqueue(function))
+
+    def submit(self, function: Callable[[Engine], object]) -> None:
+        """Run `function(engine)` between steps, some time soon; its errors are logged. From any thread."""
+        self._enqueue(function).add_done_callback(_log_error)
+
+    def _enqueue(self, function: Callable[[Engine], Result]) -> "Future[Result]":
+        future: Future[Result] = Future()
+        with self._condition:
+            if self._is_stopping:
+                future.set_exception(_stopped())
+            else:
+                self._calls.append((future, function))
+                self._condition.notify()
+        return future
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._run_calls()
+                self._step()
+        except Exception as error:  # an edge: the engine is broken, and the node has to hear of it
+            _log.exception("the step loop ended")
+            with self._condition:
+                self._is_stopping = True
+            self._refuse_calls()
+            self._on_crash(error)
+
+    def _wait(self) -> bool:
+        """Sleep while there is nothing to do; False when it is time to end."""
+        with self._condition:
+            while not (self._is_stopping or self._calls or (self._engine.has_work and not self._is_blocked)):
+                self._condition.wait()
+            return not self._is_stopping
+
+    def _run_calls(self) -> None:
+        while self._calls:
+            future, function = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            self._is_blocked = False
+            try:
+                result = function(self._engine)
+            except Exception as error:  # an edge: it is the caller's
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+    def _step(self) -> None:
+        if not self._engine.has_work or self._is_blocked:
+            return
+        output = self._engine.step()
+        self._is_blocked = not output.num_scheduled_tokens
+        if not output.is_empty:
+            self._on_output(output)
+
+    def _refuse_calls(self) -> None:
+        while self._calls:
+            future, _ = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_stopped())
+
+
+def _stopped() -> NodeUnavailable:
+    return NodeUnavailable("the node has stopped")
+
+
+def _log_error(future: "Future[Any]") -> None:
+    if not future.cancelled() and (error := future.exception()) and not isinstance(error, NodeUnavailable):
+        _log.error("a call on the step thread failed", exc_info=error)

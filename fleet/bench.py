@@ -1,0 +1,47 @@
+"""`baton bench NAME`: runs bench/NAME.py, or lists what there is."""
+
+import argparse
+import ast
+import importlib.util
+import pkgutil
+import runpy
+import sys
+from pathlib import Path
+
+from baton.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark and its own flags."""
+    parser.add_argument("name", nargs="?", help="which benchmark; without one, list them")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the benchmark itself")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The benchmark's exit code."""
+    available = _available()
+    if not args.name:
+        for name, summary in available.items():
+            print(f"{name:<16} {summary}")
+        return 0
+    if args.name not in available:
+        raise ConfigError(f"no such benchmark: {args.name} (there are {', '.join(available)})")
+    sys.argv = [f"baton bench {args.name}", *args.flags]
+    runpy.run_module(f"bench.{args.name}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _available() -> dict[str, str]:
+    """name -> first line of its docstring, without importing any."""
+    spec = importlib.util.find_spec("bench")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = (module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
+    return {name: _summary(folders, name) for name in sorted(found)}
+
+
+def _summary(folders: list[str], name: str) -> str:
+    for folder in folders:
+        for path in (Path(folder) / f"{name}.py", Path(folder) / name / "__init__.py"):
+            if path.is_file():
+                return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    return ""

@@ -1,0 +1,119 @@
+"""`baton chat`: a conversation with the running fleet, or with any OpenAI-compatible endpoint.
+
+In a terminal it goes on until you leave it; from a pipe it answers what it is given, once, and prints nothing else.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from baton.errors import BatonError, ConfigError
+from fleet import state
+from fleet.chat_client import ChatClient, Reply
+from fleet.home import Home
+
+_HELP = "/clear forgets the conversation, /quit leaves; Ctrl-C ends an answer."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where, to whom and how."""
+    parser.add_argument("--url", default="", help="endpoint; that of the running fleet where none is given")
+    parser.add_argument("--model", default="", help="model name; the first that the endpoint lists")
+    parser.add_argument("--system", default="", help="system message")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--max-tokens", type=int, help="length of an answer at most")
+    parser.add_argument("--api-key-file", default="", metavar="FILE", help="file whose first line is the API key")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0, or 1 where the only answer failed."""
+    client, options = _connect(args)
+    if sys.stdin.isatty():
+        return _converse(client, options, Console())
+    request = {**options, "messages": [*options["messages"], {"role": "user", "content": sys.stdin.read().strip()}]}
+    for piece in client.stream(request, Reply()):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _connect(args: argparse.Namespace) -> tuple[ChatClient, dict[str, Any]]:
+    key_file = args.api_key_file or os.environ.get("BATON_API_KEY_FILE", "")
+    url, model = args.url.rstrip("/").removesuffix("/v1"), args.model
+    if not url:
+        fleet = state.running(Home.from_env())
+        url, key_file = fleet.endpoint, key_file or fleet.api_key_file
+        model = model or fleet.served_model_name[0]
+    client = ChatClient(url, _key(key_file))
+    options: dict[str, Any] = {"model": model or client.models()[0], "messages": []}
+    if args.system:
+        options["messages"].append({"role": "system", "content": args.system})
+    for name in ("temperature", "max_tokens"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    return client, options
+
+
+def _key(file: str) -> str:
+    if not file:
+        return os.environ.get("BATON_API_KEY", "").partition(",")[0]
+    try:
+        lines = Path(file).expanduser().read_text().split()
+    except OSError as error:
+        raise ConfigError(f"--api-key-file: {file}: {error.strerror}") from None
+    return lines[0] if lines else ""
+
+
+def _converse(client: ChatClient, options: dict[str, Any], console: Console) -> int:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - line editing and history for input()
+    first = options["messages"]
+    messages = list(first)
+    console.print(f"[bold]{options['model']}[/] at {client.url}. [dim]{_HELP}[/]", highlight=False)
+    while (text := _ask(console)) is not None:
+        if text == "/clear":
+            messages = list(first)
+        elif text:
+            messages.append({"role": "user", "content": text})
+            _answer(client, {**options, "messages": messages}, messages, console)
+    return 0
+
+
+def _ask(console: Console) -> str | None:
+    """A line from the terminal; None to leave."""
+    try:
+        text = console.input("[bold green]> [/]").strip()
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return None
+    return None if text in ("/quit", "/exit") else text
+
+
+def _answer(client: ChatClient, request: dict[str, Any], messages: list[dict[str, str]], console: Console) -> None:
+    """Stream one answer and add it to `messages`; an answer that fails takes its question with it."""
+    reply = Reply()
+    pieces = client.stream(request, reply)
+    try:
+        for piece in pieces:
+            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pieces.close()
+        console.print(" …", end="", style="dim")
+    except BatonError as error:
+        console.print(f"\n{error.message}", style="red", markup=False)
+        messages.pop()
+        return
+    messages.append({"role": "assistant", "content": reply.text})
+    console.print(f"\n{_figures(reply)}", style="dim", highlight=False)
+
+
+def _figures(reply: Reply) -> str:
+    tokens = reply.usage.get("completion_tokens", 0)
+    spent = reply.total_s - reply.ttft_s
+    rate = f", {(tokens - 1) / spent:.0f} tokens/s" if tokens > 1 and spent > 0 else ""
+    return f"first token after {reply.ttft_s * 1000:.0f} ms{rate}"

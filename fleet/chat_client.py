@@ -1,0 +1,97 @@
+"""A chat with an OpenAI-compatible endpoint over the standard library's HTTP: it streams, and starts in no time."""
+
+import http.client
+import json
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from baton.errors import BatonError, ConfigError
+
+_TIMEOUT_S = 600.0
+
+
+@dataclass
+class Reply:
+    """What a reply turned out to be, filled in while it streams."""
+
+    text: str = ""
+    finish_reason: str = ""
+    ttft_s: float = 0.0
+    total_s: float = 0.0
+    usage: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChatClient:
+    """`url` is the endpoint without /v1."""
+
+    url: str
+    api_key: str = field(default="", repr=False)
+
+    def models(self) -> list[str]:
+        """Names that the endpoint serves."""
+        response = self._send("GET", "/v1/models", None)
+        return [model["id"] for model in json.loads(response.read())["data"]]
+
+    def stream(self, request: dict[str, Any], reply: Reply) -> Generator[str, None, None]:
+        """The pieces of one reply, as they come. Closing the iterator ends the request on the server too."""
+        began = time.monotonic()
+        body = {**request, "stream": True, "stream_options": {"include_usage": True}}
+        response = self._send("POST", "/v1/chat/completions", body)
+        try:
+            for event in _events(response):
+                piece = _read(event, reply)
+                if piece:
+                    reply.ttft_s = reply.ttft_s or time.monotonic() - began
+                    reply.text += piece
+                    yield piece
+        finally:
+            reply.total_s = time.monotonic() - began
+            response.close()
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        headers = {"Content-Type": "application/json", "Connection": "close"}  # closing the response hangs up
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        try:
+            connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+            connection.request(method, parts.path.rstrip("/") + path, json.dumps(body) if body else None, headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise ConfigError(f"no answer from {self.url}: {error}") from None
+        if response.status != 200:
+            raise BatonError(_error(response.read(64 * 1024), response.status))
+        return response
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The JSON of each server-sent event up to [DONE]."""
+    while line := response.readline():
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            yield json.loads(data)
+    raise BatonError("the answer broke off")
+
+
+def _read(event: dict[str, Any], reply: Reply) -> str:
+    if "error" in event:
+        raise BatonError(event["error"].get("message", "the server gave up"))
+    reply.usage = event.get("usage") or reply.usage
+    for choice in event.get("choices", ()):
+        reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
+        return choice.get("delta", {}).get("content") or ""
+    return ""
+
+
+def _error(body: bytes, status: int) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {status}"

@@ -1,0 +1,94 @@
+"""The `baton` command: finds the sub-command, and turns errors meant for people into one line and an exit code.
+
+Sub-commands are imported when they are used, so that `baton status` loads no torch and `--help` loads nothing.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from baton.errors import BatonError
+
+# name -> (module with `add_arguments(parser)` and `run(args) -> int`, what it does)
+COMMANDS = {
+    "up": ("fleet.up", "start a fleet on this machine: redis, routers, prefill and decode nodes"),
+    "status": ("fleet.status", "show the nodes of the running fleet and their load"),
+    "scale": ("fleet.scale", "change the number of nodes of the running fleet: baton scale prefill=2 decode=1"),
+    "down": ("fleet.down", "drain and stop the running fleet"),
+    "chat": ("fleet.chat", "talk to the model; also takes a question from a pipe"),
+    "doctor": ("fleet.doctor", "check what this machine offers, and say what to do about what is missing"),
+    "bench": ("fleet.bench", "run a benchmark; without a name, list them"),
+}
+# name -> (module with `main(argv) -> int`, what it does)
+SERVICES = {
+    "router": ("router.__main__", "run one router"),
+    "prefill": ("prefill_node.__main__", "run one prefill node"),
+    "decode": ("decode_node.__main__", "run one decode node"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `baton` with these arguments; the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except BatonError as error:
+        print(f"baton: error: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone: nobody is left to tell
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    name = argv[0] if argv else "--help"
+    if name in SERVICES:
+        service: Callable[[list[str]], int] = importlib.import_module(SERVICES[name][0]).main
+        return service(argv[1:])
+    if name in COMMANDS:
+        module_name, description = COMMANDS[name]
+        module = importlib.import_module(module_name)
+        parser = argparse.ArgumentParser(prog=f"baton {name}", description=_sentence(description))
+        module.add_arguments(parser)
+        run: Callable[[argparse.Namespace], int] = module.run
+        return run(parser.parse_args(argv[1:]))
+    if name in ("--version", "-V"):
+        print(f"baton {version('baton')}")
+        return 0
+    if name in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    print(f"baton: error: no such command: {name}\n\n{_help()}", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    return "\n".join(
+        [
+            "usage: baton COMMAND [flags]",
+            "",
+            "Serve language models with prefill and decode on separate pools of nodes.",
+            "",
+            "A fleet on this machine:",
+            *_lines(COMMANDS),
+            "",
+            "One service by itself, as in production:",
+            *_lines(SERVICES),
+            "",
+            "`baton COMMAND --help` lists the flags. Each flag is also a variable: --max-model-len is",
+            "BATON_MAX_MODEL_LEN. BATON_HOME (~/.baton) is where a local fleet keeps its state and logs;",
+            "fleets with different homes do not meet.",
+        ]
+    )
+
+
+def _lines(table: dict[str, tuple[str, str]]) -> list[str]:
+    return [f"  {name:<9} {description}" for name, (_, description) in table.items()]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."

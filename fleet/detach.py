@@ -1,0 +1,66 @@
+"""`baton up --detach`: the supervisor in a session of its own; its starter shows the start and returns with its result.
+
+The starter forks before any thread or event loop exists. The supervisor reports through a pipe until it is ready; from
+then on it writes to logs/supervisor.log.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from baton.errors import BatonError
+from fleet.console import Piped, Plain, Reporter, for_terminal, replay
+from fleet.home import Home
+
+OnStart = Callable[[int], None]
+
+
+def run(home: Home, supervise: Callable[[Reporter, OnStart], int]) -> int:
+    """The exit code of the start. `supervise` runs in the new process."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        _be_supervisor(home, write, supervise)
+    os.close(write)
+    return _follow(child, read)
+
+
+def _follow(child: int, read: int) -> int:
+    reporter = for_terminal(sys.stdout)
+    try:
+        with os.fdopen(read) as events:
+            code = replay(events, reporter)
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGINT)
+        os.waitpid(child, 0)
+        return 130
+    finally:
+        reporter.close()
+    if code is None:  # it died without a word
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or 1
+    return code
+
+
+def _be_supervisor(home: Home, write: int, supervise: Callable[[Reporter, OnStart], int]) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        os.setsid()
+        log = os.open(home.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, null), (1, log), (2, log)):
+            os.dup2(source, target)
+        reporter = Piped(os.fdopen(write, "w"), then=Plain(sys.stdout))
+        try:
+            code = supervise(reporter, reporter.finish)
+        except BatonError as error:
+            reporter.note(f"baton: error: {error.message}")
+            reporter.finish(1)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)

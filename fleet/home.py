@@ -1,0 +1,86 @@
+"""BATON_HOME: where one local fleet keeps its state, its logs and its sockets, apart from every other fleet.
+
+    fleet.json   what runs (fleet.state), for `status`, `scale`, `down` and `chat`; 0600, it holds Redis' password
+    lock         held by the supervisor for as long as it lives
+    logs/        one file per service
+    run/         sockets
+
+What it leaves to others: the content of fleet.json.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from baton.errors import ConfigError
+
+_MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 107
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of one local fleet."""
+
+    path: Path
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Home":
+        """BATON_HOME, else ~/.baton."""
+        return cls(Path(env.get("BATON_HOME") or "~/.baton").expanduser().absolute())
+
+    @property
+    def state_file(self) -> Path:
+        """What runs."""
+        return self.path / "fleet.json"
+
+    @property
+    def logs(self) -> Path:
+        """One file per service."""
+        return self.path / "logs"
+
+    def create(self) -> None:
+        """Make the folders, readable by their owner alone."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to BATON_HOME {self.path}: {error.strerror}") from None
+
+    def make_run_dir(self) -> Path:
+        """A folder for sockets: `run/`, or a temporary one where that path is too long for a socket."""
+        path = self.path / "run"
+        if len(os.fsencode(path / "control.sock")) > _MAX_SOCKET_PATH_BYTES:
+            return Path(tempfile.mkdtemp(prefix="baton-"))
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        return path
+
+    def lock(self) -> int | None:
+        """Take the lock that says a supervisor lives; a file descriptor, or None where somebody else has it."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def is_locked(self) -> bool:
+        """Whether a supervisor lives."""
+        if not (self.path / "lock").exists():
+            return False
+        descriptor = self.lock()
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is None
+
+
+def remove_run_dir(path: Path) -> None:
+    """Remove a folder that `make_run_dir` made."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path)

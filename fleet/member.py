@@ -1,0 +1,154 @@
+"""A service that is kept running: started again when it dies, later each time it dies young."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from baton.errors import ConfigError
+from fleet.process import Command, Process
+from fleet.state import ProcessState
+
+Probe = Callable[[Process], Awaitable[dict[str, Any]]]
+
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.2, 5.0
+INSIST_S = 0.5  # what a service needs to end without a drain
+_LONG_LIFE_S = 5.0  # who lived that long starts again at once
+_START_TIMEOUT_S = 1800.0  # large weights from a slow disk; a service that hangs for longer is broken
+
+
+class StartError(ConfigError):
+    """A service did not come up; the message names it and says why."""
+
+
+class Member:
+    """Keeps one service running from `start` to `stop`.
+
+    `probe` returns what is known of a service once it serves. `on_change` is told of every change of `state`.
+    """
+
+    def __init__(self, command: Command, probe: Probe, log: Path, on_change: Callable[["Member"], None]) -> None:
+        self.command, self._probe, self._log, self._on_change = command, probe, log, on_change
+        self.state = ProcessState(command.id, command.role, None, "starting")
+        self.progress: float | None = None
+        self.last_failure = ""
+        self._process: Process | None = None
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when the service serves; StartError if its first incarnation ends before that."""
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_running(first))
+        await asyncio.wait([first, self._task], return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            first.cancel()
+            self._task.result()
+            raise StartError(f"{self.command.id}: stopped while it started")
+        first.result()
+
+    def expect_end(self) -> None:
+        """Whenever the service ends from now on, it is not started again."""
+        self._stop.set()
+
+    async def stop(self, drain_s: float) -> None:
+        """Have the service finish what it does; after `drain_s` end at once, and what does not heed that is killed."""
+        self._stop.set()
+        if self._task is None or self._task.done():
+            return
+        self._set("draining")
+        for number, patience_s in ((signal.SIGTERM, drain_s), (signal.SIGTERM, INSIST_S), (signal.SIGKILL, 5.0)):
+            self.signal(number)
+            await asyncio.wait([self._task], timeout=patience_s)
+            if self._task.done():
+                return
+
+    def signal(self, number: int) -> None:
+        """Signal the service, if there is one."""
+        if self._process is not None:
+            self._process.signal(number)
+
+    async def _keep_running(self, first: "asyncio.Future[None]") -> None:
+        backoff_s = MIN_BACKOFF_S
+        while not self._stop.is_set():
+            began = time.monotonic()
+            served = await self._run_once(first)
+            if self._stop.is_set():
+                return
+            if not first.done():
+                self._set("failed")
+                first.set_exception(StartError(f"{self.command.id}: {self.last_failure}"))
+                first.exception()  # known from now on, also where `start` was cancelled
+                return
+            self.command = _without_faults(self.command)
+            if served and time.monotonic() - began > _LONG_LIFE_S:
+                backoff_s = MIN_BACKOFF_S
+            self.state.restarts += 1
+            self._set("restarting")
+            await _wait(self._stop, backoff_s)
+            backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+
+    async def _run_once(self, first: "asyncio.Future[None]") -> bool:
+        """One incarnation from start to end; whether it ever served."""
+        try:
+            process = await Process.spawn(self.command, self._log, self._on_progress)
+        except OSError as error:
+            self.last_failure = f"cannot start {self.command.argv[0]}: {os.strerror(error.errno or 0)}"
+            return False
+        self._process, self.progress, self.state.pid = process, None, process.pid
+        if self._stop.is_set():  # stop() came while there was nobody to signal
+            process.signal(signal.SIGTERM)
+        else:
+            self._set("starting")
+        served = await self._until_ready(process)
+        if served and not self._stop.is_set():
+            self._set("ready")
+            if not first.done():
+                first.set_result(None)
+        self.last_failure = process.failure(await process.wait())
+        process.signal(signal.SIGKILL)  # what it may have left behind in its process group
+        self._process, self.state.pid = None, None
+        return served
+
+    async def _until_ready(self, process: Process) -> bool:
+        probe = asyncio.ensure_future(self._probe(process))
+        ended = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait([probe, ended], timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not probe.done() or ended.done():
+                process.signal(signal.SIGKILL)
+                return False
+            facts = probe.result()
+        finally:
+            probe.cancel()
+            ended.cancel()
+            await asyncio.gather(probe, ended, return_exceptions=True)
+        self.state.epoch = facts.get("epoch")
+        self.state.address = facts.get("address")
+        self.state.metrics = facts.get("metrics") or facts.get("metrics_url")
+        return True
+
+    def _on_progress(self, fraction: float) -> None:
+        self.progress = fraction
+        self._on_change(self)
+
+    def _set(self, state: str) -> None:
+        self.state.state = state
+        self._on_change(self)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Until the event is set, `timeout_s` at most."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait([waiting], timeout=timeout_s)
+    waiting.cancel()
+
+
+def _without_faults(command: Command) -> Command:
+    """A fault that a test planted hits the first incarnation only, or nothing would ever come back."""
+    env = {name: value for name, value in command.env.items() if not name.startswith("BATON_FAULT")}
+    return dataclasses.replace(command, env=env)

@@ -1,0 +1,87 @@
+"""Which model a fleet serves: a folder on disk and the names clients may use, settled once for all services.
+
+From the hub come configuration, tokenizer and safetensors only: never code, never pickles.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from baton.errors import CheckpointError, ConfigError
+
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "examples" / "pydoc_chat" / "model"
+DEFAULT_NAME = "pydoc-chat"
+HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "*.safetensors",
+    "model.safetensors.index.json",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint on this disk."""
+
+    path: Path
+    names: tuple[str, ...]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it can answer chat requests."""
+        if (self.path / "chat_template.jinja").is_file():
+            return True
+        try:
+            return bool(json.loads((self.path / "tokenizer_config.json").read_bytes()).get("chat_template"))
+        except (OSError, ValueError):
+            return False
+
+
+def resolve(model: str, names: tuple[str, ...] = ()) -> Model:
+    """The checkpoint that `--model` means: a folder, a hub id, or, where it is empty, the default model."""
+    if not model:
+        return Model(_checked(DEFAULT_MODEL, _NO_DEFAULT), names or (DEFAULT_NAME,))
+    path = Path(model).expanduser().absolute()
+    if path.is_dir():
+        return Model(
+            _checked(path, f"{path} holds no config.json: --model wants a Hugging Face checkpoint"),
+            names or (path.name,),
+        )
+    if _HUB_ID.fullmatch(model):
+        return Model(_download(model), names or (model,))
+    raise CheckpointError(f"no such model: {model} is neither a folder nor a hub id (like Qwen/Qwen3-0.6B)")
+
+
+_NO_DEFAULT = (
+    f"the default model is missing from {DEFAULT_MODEL}: train it with `python examples/pydoc_chat/train.py`, "
+    "or name another one with --model"
+)
+
+
+def _checked(path: Path, otherwise: str) -> Path:
+    if not (path / "config.json").is_file():
+        raise CheckpointError(otherwise)
+    return path
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        path = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"the hub has no model {hub_id} (if it is gated: set HF_TOKEN)") from None
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{hub_id} is not in the local cache and the hub cannot be reached: go online, or give --model a folder"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ConfigError(f"cannot download {hub_id}: {type(error).__name__}") from None
+    return _checked(path, f"the hub's {hub_id} holds no config.json: it is no Hugging Face checkpoint")

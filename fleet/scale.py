@@ -1,0 +1,29 @@
+"""`baton scale prefill=2 decode=1`: changes the running fleet, and returns when new nodes serve."""
+
+import argparse
+
+from baton.errors import ConfigError
+from fleet import control, state
+from fleet.home import Home
+
+_TIMEOUT_S = 600.0  # large weights take their time
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Pools with their sizes."""
+    parser.add_argument("pools", nargs="+", metavar="POOL=N", help="prefill=N or decode=N; superfluous nodes drain")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the supervisor, and say what it did."""
+    pools = dict(_parsed(pool) for pool in args.pools)
+    fleet = state.running(Home.from_env())
+    print(control.ask(fleet.control, {"command": "scale", "pools": pools}, _TIMEOUT_S)["done"])
+    return 0
+
+
+def _parsed(pool: str) -> tuple[str, int]:
+    role, equals, count = pool.partition("=")
+    if not equals or not count.isdecimal():
+        raise ConfigError(f"{pool!r}: write it as prefill=2 or decode=1")
+    return role, int(count)

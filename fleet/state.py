@@ -1,0 +1,67 @@
+"""fleet.json: what the supervisor says of the fleet it runs, and how the other commands read it."""
+
+import os
+
+import msgspec
+
+from baton.errors import ConfigError
+from fleet.home import Home
+
+
+class ProcessState(msgspec.Struct):
+    """One service of the fleet. Epoch, address and metrics are known once it is ready."""
+
+    id: str
+    role: str  # redis, router, prefill, decode
+    pid: int | None
+    state: str  # starting, ready, restarting, draining, failed
+    epoch: int | None = None
+    address: str | None = None
+    metrics: str | None = None
+    restarts: int = 0
+
+
+class FleetState(msgspec.Struct):
+    """The whole fleet."""
+
+    pid: int  # the supervisor's
+    state: str  # starting, ready, stopping
+    endpoint: str
+    redis_url: str
+    run_dir: str
+    model: str
+    served_model_name: tuple[str, ...]
+    colocated: bool
+    transport: str
+    api_key_file: str = ""
+    processes: list[ProcessState] = []
+
+    @property
+    def control(self) -> str:
+        """Path of the supervisor's control socket."""
+        return os.path.join(self.run_dir, "control.sock")
+
+
+def write(home: Home, state: FleetState) -> None:
+    """Replace fleet.json in one move: a reader sees the old one or the new one."""
+    partial = home.path / "fleet.json.partial"
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(state)))
+    partial.replace(home.state_file)
+
+
+def read(home: Home) -> FleetState | None:
+    """What was last written, even by a supervisor that is gone; None where there is nothing to read."""
+    try:
+        return msgspec.json.decode(home.state_file.read_bytes(), type=FleetState)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def running(home: Home) -> FleetState:
+    """The fleet that runs; ConfigError where none does."""
+    state = read(home)
+    if state is None or not home.is_locked():
+        raise ConfigError(f"no fleet is running (BATON_HOME is {home.path}): start one with `baton up`")
+    return state

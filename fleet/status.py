@@ -1,0 +1,111 @@
+"""`baton status`: the nodes of the running fleet, from the supervisor's fleet.json and the registry in Redis.
+
+The first says which processes there are, the second how they are loaded. Without Redis the load is unknown, no more.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from baton import redis_client
+from baton.registry import NodeRecord, list_nodes
+from fleet import state
+from fleet.home import Home
+
+_REDIS_TIMEOUT_S = 0.25
+_WIDTH = 160  # where there is no terminal to measure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag."""
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it."""
+    home = Home.from_env()
+    fleet = state.running(home)
+    status = describe(fleet, asyncio.run(_records(fleet.redis_url)))
+    if args.json:
+        print(json.dumps(status, indent=2))
+    else:
+        _show(status, Console(width=None if sys.stdout.isatty() else _WIDTH))
+    return 0
+
+
+def describe(fleet: state.FleetState, records: list[NodeRecord] | None) -> dict[str, Any]:
+    """The answer of `baton status --json`; `records` is None where Redis did not answer."""
+    by_pid = {record.pid: record for record in records or ()}
+    redis = next((p for p in fleet.processes if p.role == "redis"), None)
+    return {
+        "endpoint": fleet.endpoint,
+        "state": fleet.state,
+        "model": fleet.model,
+        "served_model_name": list(fleet.served_model_name),
+        "nodes": [_node(p, by_pid.get(p.pid or 0)) for p in fleet.processes if p.role != "redis"],
+        "redis": {"pid": redis.pid if redis else None, "answers": records is not None},
+        "supervisor": {"pid": fleet.pid},
+    }
+
+
+async def _records(url: str) -> list[NodeRecord] | None:
+    redis = redis_client.connect(url, timeout_s=_REDIS_TIMEOUT_S)
+    try:
+        return await list_nodes(redis)
+    except redis_client.REDIS_ERRORS:
+        return None
+    finally:
+        await redis.aclose()
+
+
+def _node(process: state.ProcessState, record: NodeRecord | None) -> dict[str, Any]:
+    node: dict[str, Any] = {
+        "id": process.id,
+        "role": process.role,
+        "pid": process.pid,
+        "state": process.state,
+        "epoch": process.epoch,
+        "address": process.address,
+        "metrics": process.metrics,
+        "kv_usage": None,
+        "running": None,
+        "waiting": None,
+        "restarts": process.restarts,
+    }
+    if record is None:
+        return node
+    node |= {"epoch": record.epoch, "address": record.address, "metrics": record.metrics_url or process.metrics}
+    node |= {"running": record.num_running, "waiting": record.num_waiting, "num_blocks": record.num_blocks}
+    if process.state == "ready":
+        node["state"] = record.state
+    if record.num_blocks:
+        node["kv_usage"] = round(1 - record.num_free_blocks / record.num_blocks, 4)
+    return node
+
+
+_COLUMNS = ("id", "role", "pid", "state", "epoch", "address", "kv_usage", "running", "waiting")
+
+
+def _show(status: dict[str, Any], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(
+            column.replace("_", " ").upper(), justify="left" if column in _COLUMNS[:6] else "right", no_wrap=True
+        )
+    for node in status["nodes"]:
+        table.add_row(*(_cell(column, node[column]) for column in _COLUMNS))
+    console.print(f"{status['endpoint']}/v1 serves {', '.join(status['served_model_name'])}", highlight=False)
+    console.print(table)
+    if not status["redis"]["answers"]:
+        console.print("Redis does not answer: load is unknown, and new nodes will not be found.", style="yellow")
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if column == "kv_usage" else str(value)

@@ -1,0 +1,231 @@
+"""A local fleet: Redis, routers and nodes as processes, started in order, kept running, scaled, and stopped.
+
+    start   Redis first, then routers and nodes at once; the first failure stops the start
+    run     a Member restarts what dies; fleet.json says what runs
+    scale   new nodes are waited for, superfluous ones drain in the background
+    stop    routers first (they end their streams), then nodes, then Redis; what does not heed is killed, all in 10 s
+
+What it leaves to others: commands and flags (plan), one process (member), signals and the terminal (up).
+"""
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from baton import redis_client
+from baton.errors import ConfigError
+from fleet import embedded_redis, state
+from fleet.console import Reporter
+from fleet.home import Home
+from fleet.member import Member, Probe
+from fleet.plan import ROUTER_DRAIN_S, Plan
+from fleet.process import Process
+from fleet.router_probe import until_ready
+
+NODE_STOP_S = 2.5
+REDIS_STOP_S = 0.3
+NODE_DRAIN_S = 65.0  # a little longer than a node's own limit
+_TEXTS = {"starting": "starting", "ready": "ready", "restarting": "died", "draining": "draining", "failed": "failed"}
+
+
+class Fleet:
+    """What `baton up` runs. One event loop; all methods are called in it."""
+
+    def __init__(self, plan: Plan, home: Home, run_dir: Path, reporter: Reporter) -> None:
+        self._plan, self._home, self._run_dir, self._reporter = plan, home, run_dir, reporter
+        self.members: dict[str, Member] = {}
+        self.phase = "starting"
+        self._draining: set[asyncio.Task[None]] = set()
+        self._scaling = asyncio.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients reach the fleet from this host."""
+        return f"http://{url_host(self._plan.config.host)}:{self._plan.port}"
+
+    async def start(self) -> None:
+        """Returns when requests can be served; StartError, naming the service, when one does not come up."""
+        config = self._plan.config
+        if not config.redis_url:
+            await self._start_all([self._add_redis()])
+        else:
+            await redis_client.check(config.redis_url)
+        prefill = 0 if config.colocated else config.prefill
+        members = [self._add_node("prefill", i, prefill) for i in range(prefill)]
+        members += [self._add_node("decode", i, config.decode) for i in range(config.decode)]
+        members += [self._add_router(i) for i in range(config.routers)]
+        await self._start_all(members)
+        self.phase = "ready"
+        self._save()
+
+    async def scale(self, counts: dict[str, int]) -> str:
+        """Bring pools to these sizes; returns when new nodes serve, with what was done in words."""
+        self._check(counts)
+        async with self._scaling:
+            started: list[Member] = []
+            drained: list[Member] = []
+            for role, count in counts.items():
+                nodes = self._pool(role)
+                started += [self._add_node(role, self._free_index(role), count) for _ in range(count - len(nodes))]
+                drained += nodes[count:]
+            for member in drained:
+                self._drain(member)
+            await self._start_new(started)
+        return _said("started", started) + _said("draining", drained) or "nothing to do"
+
+    async def stop(self) -> None:
+        """Drain and end everything, within 10 s."""
+        self.phase = "stopping"
+        self._save()
+        by_role = {role: [m for m in self.members.values() if m.command.role == role] for role in _STOP_ORDER}
+        for role in _STOP_ORDER:  # nothing that dies from now on is to come back
+            for member in by_role[role]:
+                member.expect_end()
+        await self._stop_all(by_role["router"], ROUTER_DRAIN_S + 0.3)
+        await self._stop_all(by_role["prefill"] + by_role["decode"], NODE_STOP_S)
+        await self._stop_all(by_role["redis"], REDIS_STOP_S)
+        for task in self._draining:
+            task.cancel()
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for member in self.members.values():
+            member.expect_end()
+            member.signal(signal.SIGKILL)
+
+    def _check(self, counts: dict[str, int]) -> None:
+        for role, count in counts.items():
+            if role not in ("prefill", "decode"):
+                raise ConfigError(f"no such pool: {role} (there are prefill and decode)")
+            if role == "prefill" and self._plan.config.colocated:
+                raise ConfigError("a colocated fleet has no prefill nodes: scale decode")
+            if not 1 <= count <= 64:
+                raise ConfigError(f"{role}={count}: a pool has between 1 and 64 nodes")
+
+    async def _start_new(self, members: list[Member]) -> None:
+        """Start nodes of a running fleet; those that fail are forgotten, the others stay."""
+        results = await asyncio.gather(*(m.start() for m in members), return_exceptions=True)
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, BaseException):
+                self._forget(member)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _start_all(self, members: list[Member]) -> None:
+        tasks = [asyncio.create_task(member.start()) for member in members]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _stop_all(self, members: Iterable[Member], timeout_s: float) -> None:
+        await asyncio.gather(*(member.stop(timeout_s) for member in members))
+
+    def _drain(self, member: Member) -> None:
+        async def drain() -> None:
+            await member.stop(NODE_DRAIN_S)
+            self._forget(member)
+
+        task = asyncio.create_task(drain())
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
+
+    def _pool(self, role: str) -> list[Member]:
+        nodes = [m for m in self.members.values() if m.command.role == role and m.state.state != "draining"]
+        return sorted(nodes, key=lambda member: _index(member.command.id))
+
+    def _free_index(self, role: str) -> int:
+        taken = {_index(name) for name, member in self.members.items() if member.command.role == role}
+        return next(i for i in range(len(taken) + 1) if i not in taken)
+
+    def _add_redis(self) -> Member:
+        url = self._plan.redis_url
+        return self._add(
+            Member(embedded_redis.command(url), lambda _: embedded_redis.answers(url), *self._where("redis"))
+        )
+
+    def _add_node(self, role: str, index: int, num_nodes: int) -> Member:
+        command = self._plan.node(role, index, num_nodes)
+        return self._add(Member(command, _says_ready, *self._where(command.id)))
+
+    def _add_router(self, index: int) -> Member:
+        command = self._plan.router(index)
+        return self._add(Member(command, self._router_probe(), *self._where(command.id)))
+
+    def _where(self, name: str) -> Any:
+        return self._home.logs / f"{name}.log", self._changed
+
+    def _router_probe(self) -> Probe:
+        async def probe(process: Process) -> dict[str, Any]:
+            return await until_ready(process, url_host(self._plan.config.host), self._plan.port)
+
+        return probe
+
+    def _add(self, member: Member) -> Member:
+        self.members[member.command.id] = member
+        return member
+
+    def _forget(self, member: Member) -> None:
+        self.members.pop(member.command.id, None)
+        self._save()
+
+    def _changed(self, member: Member) -> None:
+        name, now, told = member.command.id, member.state, time.strftime("%H:%M:%S")
+        if self.phase == "starting":
+            loading = now.state == "starting" and member.progress is not None
+            text = "loading weights" if loading else _TEXTS[now.state]
+            self._reporter.update(name, text, member.progress if loading else None, done=now.state == "ready")
+        elif now.state == "restarting":
+            self._reporter.note(f"{told} {name} died ({member.last_failure}); starting it again")
+        elif now.state == "ready" and self.phase == "ready":
+            self._reporter.note(f"{told} {name} is ready")
+        elif now.state == "draining" and self.phase == "ready":
+            self._reporter.note(f"{told} {name} is draining")
+        self._save()
+
+    def _save(self) -> None:
+        config = self._plan.config
+        snapshot = state.FleetState(
+            pid=os.getpid(),
+            state=self.phase,
+            endpoint=self.endpoint,
+            redis_url=self._plan.redis_url,
+            run_dir=str(self._run_dir),
+            model=str(self._plan.model.path),
+            served_model_name=self._plan.model.names,
+            colocated=config.colocated,
+            transport=config.transport,
+            api_key_file=config.api_key_file,
+            processes=[member.state for member in self.members.values()],
+        )
+        state.write(self._home, snapshot)
+
+
+_STOP_ORDER = ("router", "prefill", "decode", "redis")
+
+
+async def _says_ready(process: Process) -> dict[str, Any]:
+    return await asyncio.shield(process.ready)
+
+
+def _index(name: str) -> int:
+    match = re.match(r"[a-z]+-(\d+)", name)
+    return int(match[1]) if match else 0
+
+
+def url_host(host: str) -> str:
+    """How this host reaches what listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"[{host}]" if ":" in host else host
+
+
+def _said(verb: str, members: list[Member]) -> str:
+    return f"{verb} {', '.join(m.command.id for m in members)}. " if members else ""

@@ -1,0 +1,188 @@
+"""`baton up`: starts a fleet, shows how far it is, keeps it running, and stops it on Ctrl-C or SIGTERM.
+
+The first signal drains, a second one kills. With --detach the supervisor lives on in a session of its own, and this
+command returns when the fleet is ready.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import os
+import secrets
+import shlex
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from baton.config import add_flags, from_args
+from baton.errors import ConfigError
+from baton.settings import FleetConfig
+from fleet import control, detach, embedded_redis, model, state
+from fleet.console import Reporter, for_terminal
+from fleet.home import Home, remove_run_dir
+from fleet.plan import Plan
+from fleet.supervisor import Fleet
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All of FleetConfig."""
+    add_flags(parser, FleetConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns when the fleet has stopped, or, detached, when it is ready."""
+    config = _checked(from_args(FleetConfig, args))
+    home = Home.from_env()
+    os.umask(0o077)
+    home.create()
+    served = model.resolve(config.model, config.served_model_name)
+    if config.detach:
+        return detach.run(home, lambda reporter, ready: supervise(config, served, home, reporter, ready))
+    return supervise(config, served, home, for_terminal(sys.stdout), lambda code: None)
+
+
+def supervise(
+    config: FleetConfig, served: model.Model, home: Home, reporter: Reporter, on_start: detach.OnStart
+) -> int:
+    """Hold the home's lock and run the fleet in it; the exit code. `on_start` gets that of the start."""
+    lock = home.lock()
+    if lock is None:
+        raise ConfigError(_runs_already(home))
+    _clear_away(state.read(home))
+    run_dir = home.make_run_dir()
+    try:
+        plan = _plan(config, served, run_dir)
+        return asyncio.run(_Supervision(plan, home, run_dir, reporter, on_start).run())
+    finally:
+        reporter.close()
+        home.state_file.unlink(missing_ok=True)
+        remove_run_dir(run_dir)
+        os.close(lock)
+
+
+class _Supervision:
+    """One fleet from start to stop, under the signals of its owner."""
+
+    def __init__(self, plan: Plan, home: Home, run_dir: Path, reporter: Reporter, on_start: detach.OnStart) -> None:
+        self._plan, self._run_dir, self._reporter, self._on_start = plan, run_dir, reporter, on_start
+        self._fleet = Fleet(plan, home, run_dir, reporter)
+        self._asked = asyncio.Event()
+        self._killed = False
+
+    async def run(self) -> int:
+        """The exit code."""
+        for number in _SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled)
+        server = await control.serve(self._run_dir / "control.sock", self._handle)
+        try:
+            return await self._start_and_wait()
+        finally:
+            server.close()
+            await self._fleet.stop()
+
+    async def _start_and_wait(self) -> int:
+        starting = asyncio.create_task(self._fleet.start())
+        asked = asyncio.create_task(self._asked.wait())
+        await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+            self._reporter.close()
+            self._on_start(130)
+            return 130
+        self._reporter.close()
+        starting.result()
+        self._reporter.note(_welcome(self._plan, self._fleet.endpoint))
+        self._on_start(0)
+        await asked
+        self._reporter.note("stopping; once more kills")
+        return 130 if self._killed else 0
+
+    def _signalled(self) -> None:
+        if self._asked.is_set():
+            self._killed = True
+            self._fleet.kill()
+        self._asked.set()
+
+    async def _handle(self, message: dict[str, Any]) -> dict[str, Any]:
+        match message.get("command"):
+            case "down":
+                self._asked.set()
+                return {"pid": os.getpid()}
+            case "scale":
+                if self._fleet.phase != "ready":
+                    raise ConfigError(f"the fleet is {self._fleet.phase}: try again when it is ready")
+                return {"done": await self._fleet.scale(_counts(message.get("pools")))}
+        raise ConfigError("no such command")
+
+
+def _checked(config: FleetConfig) -> FleetConfig:
+    """The same where it makes sense; with a free port instead of port 0."""
+    for name in ("prefill", "decode", "routers"):
+        if not 1 <= getattr(config, name) <= 64 and not (name == "prefill" and config.colocated):
+            raise ConfigError(f"--{name}: a local fleet has between 1 and 64 of them")
+    if config.api_key_file and not os.access(config.api_key_file, os.R_OK):
+        raise ConfigError(f"--api-key-file: cannot read {config.api_key_file}")
+    return dataclasses.replace(config, port=_free_port(config.host, config.port))
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0; ConfigError where it is taken, before anything has been started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {getattr(error, 'strerror', '') or error}; "
+                "stop what listens there, or choose another one with --port"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _plan(config: FleetConfig, served: model.Model, run_dir: Path) -> Plan:
+    return Plan(
+        config=config,
+        model=served,
+        port=config.port,
+        redis_url=config.redis_url or embedded_redis.new_url(run_dir),
+        service_token=os.environ.get("BATON_SERVICE_TOKEN") or secrets.token_urlsafe(32),
+        suffix=f"-{secrets.token_hex(2)}" if config.redis_url else "",
+    )
+
+
+def _runs_already(home: Home) -> str:
+    known = state.read(home)
+    where = f" at {known.endpoint} (process {known.pid})" if known else ""
+    return f"a fleet runs already{where}: stop it with `baton down`, or set BATON_HOME for another one beside it"
+
+
+def _clear_away(left: state.FleetState | None) -> None:
+    """Remove the sockets of a supervisor that was killed."""
+    if left is not None:
+        remove_run_dir(Path(left.run_dir))
+
+
+def _counts(pools: Any) -> dict[str, int]:
+    if not isinstance(pools, dict) or not all(isinstance(n, int) for n in pools.values()):
+        raise ConfigError("pools: a number of nodes for each pool")
+    return pools
+
+
+def _welcome(plan: Plan, endpoint: str) -> str:
+    name, key = plan.model.names[0], plan.config.api_key_file
+    secret = f'-H "Authorization: Bearer $(head -n 1 {shlex.quote(os.path.abspath(key))})" ' if key else ""
+    question = "What does itertools.chain do?"
+    if plan.model.has_chat_template:
+        path, body = "chat/completions", f'"messages": [{{"role": "user", "content": "{question}"}}]'
+    else:
+        path, body = "completions", f'"prompt": "{question}", "max_tokens": 32'
+    curl = (
+        f"curl {endpoint}/v1/{path} -H 'Content-Type: application/json' {secret}-d '{{\"model\": \"{name}\", {body}}}'"
+    )
+    return f"\nReady: {endpoint}/v1 serves {', '.join(plan.model.names)}\n\n  {curl}\n  baton chat\n"

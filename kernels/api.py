@@ -1,0 +1,99 @@
+"""What a model needs computed beside its dense algebra: the interface that every kernel backend implements.
+
+`kernels.reference` is the specification; `kernels.cpu` (compiled C++) and `kernels.triton` are held against it by one
+contract suite. `load` chooses once per process. Which op runs when is the engine's business.
+
+Letters in shapes: T tokens of the batch, B sequences, H hidden size, F feed-forward size, D head dimension, Hq query
+heads, Hkv key and value heads. The KV of one layer is a view `[num_blocks, 2, Hkv, block_size, D]` into the pool: only
+its last four dimensions are contiguous, because the blocks of one layer lie a layer group apart.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Linear = Callable[[Tensor], Tensor]  # [T, in] -> [T, out]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMeta:
+    """Where the sequences of one batch lie. The tensors live on the device of the kernels."""
+
+    query_start: Tensor  # [B + 1] int32, prefix sums of the query lengths
+    seq_lens: Tensor  # [B] int32, tokens in the KV once this step's are written
+    block_tables: Tensor  # [B, max_blocks] int32; entries past a sequence's last block are never read
+    max_query_len: int
+    max_seq_len: int
+
+
+class Kernels(Protocol):
+    """One backend. No op changes its inputs, but for `kv`. A row of a result depends on that row's sequence alone."""
+
+    name: str
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x / sqrt(mean(x²) + eps)` in fp32, cast to x's dtype, then times `weight` [H]. x: [T, H]."""
+        ...
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`s = x + residual`; returns `(rms_norm(s), s)`, both [T, H]."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """`silu(gate) * up` of [T, 2F] = gate | up; returns [T, F]."""
+        ...
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        kv: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> Tensor:
+        """Norm the heads of q and k (where `q_norm`, `k_norm` [D] are given), rotate them, and write k and v to `kv`.
+
+        qkv: [T, (Hq + 2 Hkv) * D], q | k | v. cos_sin: [max_position, D] fp32, cos | sin halves; dimension i rotates
+        with i + D/2. positions: [T] int64. slots: [T] int64, `block_id * block_size + offset`, or -1: not written.
+        Returns q, [T, Hq, D], contiguous.
+        """
+        ...
+
+    def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, scale: float, window: int = 0) -> Tensor:
+        """Causal attention of q [T, Hq, D] over blocks where they lie; returns [T, Hq, D].
+
+        Query i of a sequence with n queries is at position `seq_len - n + i`, and sees positions up to its own; with a
+        window, only the last `window` of them. Rows past `query_start[-1]` are padding: their results mean nothing.
+        """
+        ...
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """`x @ weight.T + bias` with weight [out, in], laid out anew where that is faster. May keep `weight`."""
+        ...
+
+
+def load(device: torch.device, dtype: torch.dtype) -> Kernels:
+    """Fastest backend that `device` and `dtype` allow. On a CPU it compiles the C++ if need be (seconds, once)."""
+    if device.type == "cuda":
+        from kernels.triton import TritonKernels
+
+        return TritonKernels()
+    if device.type == "cpu":
+        from kernels.cpu.kernels import CPUKernels, Unavailable
+
+        try:
+            return CPUKernels(dtype)
+        except Unavailable as error:
+            warnings.warn(f"compiled CPU kernels unavailable, using plain torch: {error}", stacklevel=2)
+    from kernels.reference import ReferenceKernels
+
+    return ReferenceKernels()

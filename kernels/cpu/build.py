@@ -1,0 +1,116 @@
+"""Compiles the C++ kernels: `python -m kernels.cpu.build` at installation, or the first use does it.
+
+Needs a C++17 compiler (`CXX`, by default g++) and nothing else: no headers of torch or Python, so one build survives
+their versions. A library's name carries a hash of all that went into it, and it appears under that name only when it
+is whole, so processes that start together may build together.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from kernels.cpu.processor import LEVELS, Level, features, supported
+
+SOURCE_DIR = Path(__file__).parent
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-fno-math-errno"),
+    "-ffp-contract=off",  # the sources say where a multiply-add is fused
+)
+
+
+class BuildError(Exception):
+    """No library and no way to make one; the message says why."""
+
+
+def library(level: Level) -> Path:
+    """The library of that level, compiled now unless it is there. Raises BuildError."""
+    sources = _source_hash(level)
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        built = [path for folder in _folders() for path in folder.glob(f"{level.name}-{sources}-*.so")]
+        if not built:
+            raise BuildError("not built, and no C++ compiler found (set CXX, or install g++)")
+        return built[0]
+    name = f"{level.name}-{sources}-{_compiler_hash(compiler)}.so"
+    for folder in _folders():
+        if (folder / name).exists():
+            return folder / name
+    return _compile(compiler, level, _writable_folder() / name)
+
+
+def _compile(compiler: str, level: Level, target: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made, partial = Path(scratch) / "kernels.o", Path(scratch) / target.name
+        _run(compiler, *FLAGS, *level.flags, "-c", str(SOURCE_DIR / "kernels.cpp"), "-o", str(made))
+        _run(compiler, "-shared", str(made), "-o", str(partial), *_openmp())
+        partial.replace(target)
+    return target
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+        raise BuildError(f"{command[0]} failed: {reason}")
+
+
+def _openmp() -> tuple[str, ...]:
+    """What to link for OpenMP: the very library that torch has loaded, so that there is one pool of threads."""
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return (str(bundled[0]),) if bundled else ("-fopenmp",)
+
+
+def _source_hash(level: Level) -> str:
+    digest = hashlib.sha256(repr((FLAGS, level.flags, [Path(part).name for part in _openmp()])).encode())
+    for path in sorted([*SOURCE_DIR.glob("*.cpp"), *SOURCE_DIR.glob("*.h")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compiler_hash(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    return hashlib.sha256(version).hexdigest()[:8]
+
+
+def _folders() -> list[Path]:
+    """Where libraries are looked for: beside the sources, or the user's cache where that cannot be written."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [SOURCE_DIR / "_build", cache / "baton" / "kernels"]
+
+
+def _writable_folder() -> Path:
+    for folder in _folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise BuildError("no folder to build in: " + ", ".join(str(folder) for folder in _folders()))
+
+
+def main() -> int:
+    """Build every level, and say what this machine will use."""
+    started = time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        try:
+            paths = list(threads.map(library, LEVELS))
+        except BuildError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+    for level, path in zip(LEVELS, paths, strict=True):
+        sys.stdout.write(f"{level.name:9} {path}\n")
+    sys.stdout.write(f"{time.monotonic() - started:.1f} s; this machine uses {supported(features())[0].name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The compiled library as Python sees it: addresses and numbers in, nothing out."""
+
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_void_p
+
+from kernels.cpu import build
+from kernels.cpu.processor import Level
+
+_SIGNATURES = {
+    "rms_norm": (c_int, *[c_void_p] * 3, *[c_int64] * 2, c_float, c_int),
+    "add_rms_norm": (c_int, *[c_void_p] * 5, *[c_int64] * 2, c_float, c_int),
+    "silu_mul": (c_int, *[c_void_p] * 2, *[c_int64] * 2, c_int),
+    "rope_and_cache": (c_int, *[c_void_p] * 8, c_float, *[c_int64] * 6, c_int),
+    "paged_attention": (c_int, *[c_void_p] * 6, *[c_int64] * 7, c_float, c_int64, c_int),
+    "pack_weight": (c_int, *[c_void_p] * 2, *[c_int64] * 2),
+    "linear": (c_int, *[c_void_p] * 4, *[c_int64] * 3, c_int),
+}
+
+
+class Library:
+    """The functions of kernels.cpp, in its order of arguments. Calls release the GIL."""
+
+    def __init__(self, level: Level) -> None:
+        """Load the library of that level, compiling it if need be. Raises BuildError, OSError."""
+        loaded = ctypes.CDLL(str(build.library(level)))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(loaded, f"{name}_op")
+            function.argtypes, function.restype = arguments, None
+        self.rms_norm = loaded.rms_norm_op
+        self.add_rms_norm = loaded.add_rms_norm_op
+        self.silu_mul = loaded.silu_mul_op
+        self.rope_and_cache = loaded.rope_and_cache_op
+        self.paged_attention = loaded.paged_attention_op
+        self.pack_weight = loaded.pack_weight_op
+        self.linear = loaded.linear_op
+        self.num_lanes = int(loaded.num_lanes())

@@ -1,0 +1,43 @@
+// Loops on torch's own OpenMP threads: the library links to no runtime of its own, so there is one pool per process.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+constexpr int64_t PARALLEL_FROM = 1 << 16; // elements of work below which waking other threads costs more than it saves
+
+// f(i) for each i in [0, n), in equal runs per thread.
+template <class F> static inline void parallel(int64_t n, int64_t work, int threads, F f) {
+    if (threads < 2 || n < 2 || work < PARALLEL_FROM) {
+        for (int64_t i = 0; i < n; i++) f(i);
+        return;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < n; i++) f(i);
+}
+
+// The same where items differ in cost: threads take the next one as they finish.
+template <class F> static inline void parallel_dynamic(int64_t n, int64_t work, int threads, F f) {
+    if (threads < 2 || n < 2 || work < PARALLEL_FROM) {
+        for (int64_t i = 0; i < n; i++) f(i);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < n; i++) f(i);
+}
+
+// Memory that a thread keeps and grows: contents do not survive the next call with the same `USE`.
+template <int USE> static inline float *scratch(size_t floats) {
+    struct Buffer {
+        float *data = nullptr;
+        size_t size = 0;
+        ~Buffer() { free(data); }
+    };
+    static thread_local Buffer buffer;
+    if (buffer.size < floats) {
+        free(buffer.data);
+        buffer.size = (floats + 1023) / 1024 * 1024;
+        buffer.data = static_cast<float *>(aligned_alloc(64, buffer.size * sizeof(float)));
+    }
+    return buffer.data;
+}

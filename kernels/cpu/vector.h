@@ -1,0 +1,230 @@
+// SIMD lanes for one instruction set, chosen by the compiler's flags: AVX-512, AVX2 with FMA and F16C, or whatever the
+// compiler makes of four lanes. Everything computes in fp32; bf16 and fp16 exist only in memory.
+//
+// Built with -ffp-contract=off: a product is fused with a sum only where fma() says so. A row therefore gets the same
+// bits whichever loop computes it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int W = 16;            // lanes
+constexpr int ACCUMULATORS = 24; // vectors that fit in registers beside the operands
+#elif defined(__AVX2__)
+constexpr int W = 8;
+constexpr int ACCUMULATORS = 12;
+#else
+constexpr int W = 4;
+constexpr int ACCUMULATORS = 12;
+#endif
+
+constexpr float NEG_INF = -std::numeric_limits<float>::infinity();
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef uint32_t vu __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef uint16_t vh __attribute__((vector_size(W * 2)));
+
+struct bf16 {
+    uint16_t bits;
+};
+struct fp16 {
+    uint16_t bits;
+};
+
+template <class V, class P> INLINE V read(const P *p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V, class P> INLINE void write(P *p, V v) { memcpy(p, &v, sizeof v); }
+
+INLINE vf splat(float x) { return x - vf{}; }
+
+INLINE vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+
+INLINE float sum_lanes(vf v) { // a tree, always the same
+    float lanes[W];
+    write(lanes, v);
+    for (int step = W / 2; step; step /= 2)
+        for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
+    return lanes[0];
+}
+
+INLINE float max_lanes(vf v) {
+    float lanes[W];
+    write(lanes, v);
+    for (int step = W / 2; step; step /= 2)
+        for (int i = 0; i < step; i++) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
+    return lanes[0];
+}
+
+// 2^x: Taylor's series to the seventh power on [-1/2, 1/2]. Below 2^-126 it is 0, so exp2(-inf) is.
+INLINE vf exp2(vf x) {
+    const vf top = splat(127.0f), magic = splat(12582912.0f); // adding 1.5 * 2^23 rounds to an integer
+    vf in_range = x < top ? x : top;
+    vf whole = (in_range + magic) - magic, f = in_range - whole;
+    vf y = splat(1.5252733804e-5f);
+    y = fma(y, f, splat(1.5403530393e-4f));
+    y = fma(y, f, splat(1.3333558146e-3f));
+    y = fma(y, f, splat(9.6181291076e-3f));
+    y = fma(y, f, splat(5.5504108665e-2f));
+    y = fma(y, f, splat(2.4022650696e-1f));
+    y = fma(y, f, splat(6.9314718056e-1f));
+    y = fma(y, f, splat(1.0f));
+    vi scaled = (vi)y + (__builtin_convertvector(whole, vi) << 23);
+    vi is_normal = x > splat(-126.0f);
+    vi is_nan = x != x;
+    return (vf)((scaled & is_normal) | ((vi)x & is_nan));
+}
+
+INLINE vf silu(vf x) { return x / (splat(1.0f) + exp2(x * splat(-1.4426950408889634f))); }
+
+// One vector in memory order
+
+INLINE vf load(const float *p) { return read<vf>(p); }
+INLINE vf load(const bf16 *p) { return (vf)(__builtin_convertvector(read<vh>(p), vu) << 16); }
+
+INLINE float widen(uint16_t half) { // fp16 -> fp32, for processors without an instruction for it
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
+    uint32_t bits = rest >= 0x7c00 ? (rest << 13) | 0x7f800000 : (rest << 13) + 0x38000000;
+    float normal, subnormal = (float)rest * 0x1p-24f;
+    memcpy(&normal, &bits, 4);
+    float magnitude = rest < 0x0400 ? subnormal : normal;
+    return sign ? -magnitude : magnitude;
+}
+
+INLINE uint16_t narrow(float x) { // fp32 -> fp16, round to nearest even
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return sign | 0x7e00;
+    if (rest >= 0x477ff000) return sign | 0x7c00;
+    if (rest < 0x38800000) { // subnormal: let an addition do the rounding
+        float magnitude, shifted;
+        memcpy(&magnitude, &rest, 4);
+        shifted = magnitude + 0.5f;
+        memcpy(&rest, &shifted, 4);
+        return sign | (rest - 0x3f000000);
+    }
+    return sign | ((rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13);
+}
+
+INLINE vf load(const fp16 *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    vf v;
+    for (int i = 0; i < W; i++) v[i] = widen(p[i].bits);
+    return v;
+#endif
+}
+
+// The upper half of the result is the nearest bf16, ties to even; a NaN stays one.
+INLINE vu round_bf16(vf v) {
+    vu bits = (vu)v, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    return v != v ? (bits | 0x400000) : rounded;
+}
+
+INLINE void store(float *p, vf v) { write(p, v); }
+INLINE void store(bf16 *p, vf v) { write(p, __builtin_convertvector(round_bf16(v) >> 16, vh)); }
+INLINE void store(fp16 *p, vf v) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < W; i++) p[i].bits = narrow(v[i]);
+#endif
+}
+
+// The first n < W lanes; the others are 0 when loaded, and left alone when stored.
+template <class T> INLINE vf load(const T *p, int n) {
+    T lanes[W] = {};
+    memcpy(lanes, p, n * sizeof(T));
+    return load(lanes);
+}
+template <class T> INLINE void store(T *p, vf v, int n) {
+    T lanes[W];
+    store(lanes, v);
+    memcpy(p, lanes, n * sizeof(T));
+}
+
+// What T keeps of v: rounded to T and back.
+INLINE vf rounded(vf v, const float *) { return v; }
+INLINE vf rounded(vf v, const bf16 *) { return (vf)(round_bf16(v) & 0xffff0000); }
+INLINE vf rounded(vf v, const fp16 *) {
+    fp16 lanes[W];
+    store(lanes, v);
+    return load(lanes);
+}
+
+// Two vectors at once, in an order of their own: bf16 splits into even and odd elements, one instruction each
+
+struct pair {
+    vf a, b;
+};
+
+template <class T> INLINE pair load_pair(const T *p) { return {load(p), load(p + W)}; }
+template <> inline __attribute__((always_inline)) pair load_pair(const bf16 *p) {
+    vu both = read<vu>(p);
+    return {(vf)(both << 16), (vf)(both & 0xffff0000)};
+}
+template <class T> INLINE void store_pair(T *p, pair v) {
+    store(p, v.a);
+    store(p + W, v.b);
+}
+template <> inline __attribute__((always_inline)) void store_pair(bf16 *p, pair v) {
+    write(p, (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000));
+}
+
+template <class T> INLINE pair load_pair(const T *p, int n) {
+    T lanes[2 * W] = {};
+    memcpy(lanes, p, n * sizeof(T));
+    return load_pair(lanes);
+}
+template <class T> INLINE void store_pair(T *p, pair v, int n) {
+    T lanes[2 * W];
+    store_pair(lanes, v);
+    memcpy(p, lanes, n * sizeof(T));
+}
+
+// W x W transpose of 32-bit lanes, by log2(W) exchanges
+
+template <int STEP> INLINE void exchange(vu *rows) {
+    vi low, high;
+    for (int i = 0; i < W; i++) {
+        low[i] = (i & STEP) ? W + i - STEP : i;
+        high[i] = (i & STEP) ? W + i : i + STEP;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) {
+        if (i & STEP) continue;
+        vu a = rows[i], b = rows[i + STEP];
+        rows[i] = __builtin_shuffle(a, b, (vu)low);
+        rows[i + STEP] = __builtin_shuffle(a, b, (vu)high);
+    }
+    if constexpr (STEP < W / 2) exchange<STEP * 2>(rows);
+}
+
+INLINE void transpose(vu *rows) { exchange<1>(rows); }

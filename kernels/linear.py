@@ -1,0 +1,20 @@
+"""Linear layers in oneDNN whose weight is laid out once, instead of at each call.
+
+Laid out beforehand, bf16 runs up to twice as fast at small batches, and no slower at large ones; fp32 and fp16 lose
+where a single row meets a cached weight, so they stay with `functional.linear`.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels.api import Linear
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """`x @ weight.T + bias`; weight [out, in]. Packs where oneDNN can and it pays."""
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        run = torch.ops.mkldnn._linear_pointwise.default
+        return lambda x: run(x, packed, bias, "none", [], "")
+    return lambda x: functional.linear(x, weight, bias)

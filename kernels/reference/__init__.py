@@ -1,0 +1,5 @@
+"""The specification: every kernel in plain torch, for reading and for holding the fast backends against."""
+
+from kernels.reference.kernels import ReferenceKernels
+
+__all__ = ["ReferenceKernels"]

@@ -1,0 +1,62 @@
+"""The ops of `Kernels` as launches of Triton kernels."""
+
+import torch
+from torch import Tensor
+
+from kernels.api import AttentionMeta, Linear
+from kernels.linear import pack_linear
+from kernels.triton.activation import silu_mul
+from kernels.triton.decode import decode_attention
+from kernels.triton.norm import add_rms_norm, rms_norm
+from kernels.triton.prefill import prefill_attention
+from kernels.triton.rope import rope_and_cache
+
+
+class TritonKernels:
+    """Triton on CUDA devices. A launch reads no tensor back, so decode steps can be captured in a CUDA graph."""
+
+    name = "triton"
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Kernels`."""
+        return rms_norm(x.contiguous(), weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """See `Kernels`."""
+        return add_rms_norm(x.contiguous(), residual.contiguous(), weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Kernels`."""
+        return silu_mul(gate_up.contiguous())
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        cos_sin: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        kv: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> Tensor:
+        """See `Kernels`."""
+        return rope_and_cache(
+            qkv.contiguous(), cos_sin, positions, slots, kv, num_heads, num_kv_heads, q_norm, k_norm, eps
+        )
+
+    def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, scale: float, window: int = 0) -> Tensor:
+        """See `Kernels`. A sequence takes the same kernel whatever else is in the batch."""
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        if meta.max_query_len > 1:
+            prefill_attention(q, kv, out, meta, scale, window)
+        if q.shape[0]:
+            decode_attention(q, kv, out, meta, scale, window)
+        return out
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """See `Kernels`; the GPU's libraries take the weight as it is."""
+        return pack_linear(weight, bias)

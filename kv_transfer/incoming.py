@@ -1,0 +1,175 @@
+"""One transfer on its way in.
+
+1. `KVReceiver.grant` offers blocks; the lease runs from then on.
+2. Messages claim their place, one by one, while the lease lasts; each claim is written until it has arrived or is lost.
+3. The commit names every digest. It is accepted when all messages are there, all digests are right, and the lease still
+   lasts: looked at after the copy, in this order, without an await in between.
+4. Unless it was accepted, the blocks are free only when `cancel` has returned.
+"""
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable
+
+from baton.errors import TransferError
+from baton.v1 import transfer_pb2
+from kv_transfer.digest import Digester
+from kv_transfer.metrics import FAILURES
+from kv_transfer.plan import Message
+from kv_transfer.pool import KVPool
+from kv_transfer.transport import Peer, Slot
+
+_CANCEL_GRACE_S = 2.0  # for messages under way to end by themselves, before the connection is closed for everyone
+_MISSING_S = 3.0  # after a commit, a message that still does not come for so long is missing
+
+
+class TransferState(enum.Enum):
+    """Of an incoming transfer; nothing leaves the last two."""
+
+    OPEN = "open"
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+
+
+class IncomingTransfer:
+    """Created by KVReceiver.grant; all of it runs in the event loop."""
+
+    def __init__(
+        self, grant: transfer_pb2.Grant, peer: Peer, plan: list[Message], block_ids: list[int], pool: KVPool,
+        digester: Digester, expected_hash: bytes, forget: Callable[["IncomingTransfer"], None],
+        disconnect: Callable[[Peer], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        self.grant = grant
+        self.peer = peer
+        self.state = TransferState.OPEN
+        self._plan = plan
+        self._block_ids = block_ids
+        self._pool = pool
+        self._digester = digester
+        self._expected_hash = expected_hash
+        self._forget = forget
+        self._disconnect = disconnect
+        self._loop = asyncio.get_running_loop()
+        self._writing: set[int] = set()
+        self._digests: dict[int, asyncio.Future[int]] = {}  # of messages that arrived
+        self._moved = asyncio.Event()
+        self._result: asyncio.Future[transfer_pb2.CommitRequest] = self._loop.create_future()
+        self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
+        self._lease_end_s = 0.0
+        self._lease_timer: asyncio.TimerHandle | None = None
+        self.renew(grant.lease_ms / 1000)
+
+    @property
+    def started(self) -> bool:
+        """Whether a message has claimed its place."""
+        return bool(self._writing or self._digests)
+
+    def renew(self, lease_s: float) -> None:
+        """Let the lease last at least that long from now. Without effect on one that has ended."""
+        end_s = self._loop.time() + lease_s
+        if self.state is TransferState.OPEN and end_s > self._lease_end_s:
+            self._lease_end_s = end_s
+            if self._lease_timer:
+                self._lease_timer.cancel()
+            self._lease_timer = self._loop.call_at(end_s, self.fail, "lease", "the lease of its blocks ended")
+
+    async def committed(self) -> transfer_pb2.CommitRequest:
+        """The accepted commit: from now on the blocks are whole, and written by nobody.
+
+        Raises TransferError when that cannot happen any more; call `cancel` then.
+        """
+        return await asyncio.shield(self._result)
+
+    async def cancel(self) -> None:
+        """Idempotent. Returns when nothing can be written into the blocks any more: only then may they be reused.
+
+        Messages under way are given a moment to end, so the connection and its other transfers live on.
+        """
+        self.fail("cancelled", "the decode node cancelled it")
+        try:
+            async with asyncio.timeout(_CANCEL_GRACE_S):
+                await self._quiet()
+        except TimeoutError:
+            await self._disconnect(self.peer)
+            await self._quiet()
+        await asyncio.gather(*self._digests.values(), return_exceptions=True)
+        self._forget(self)
+
+    def claim(self, index: int, num_bytes: int) -> Slot | None:
+        """Where message `index` goes; None unless it is expected now."""
+        if not self._live() or index >= len(self._plan) or index in self._writing or index in self._digests:
+            return None
+        view = self._view(index)
+        if view.nbytes != num_bytes:
+            return None
+        self._writing.add(index)
+        return Slot(self.peer, view)
+
+    def arrived(self, index: int) -> None:
+        """Message `index` is in its blocks."""
+        self._writing.discard(index)
+        if self.state is TransferState.OPEN:
+            self._digests[index] = self._digester.start([self._view(index)])
+        self._moved.set()
+
+    def lost(self, index: int) -> None:
+        """Message `index` is no longer being written, and not whole."""
+        self._writing.discard(index)
+        self.fail("peer_lost", "the connection to the prefill node was lost")
+        self._moved.set()
+
+    def fail(self, reason: str, message: str) -> None:
+        """Accept nothing more. `reason` is a metric's label. Without effect on what is accepted or failed."""
+        if self.state is TransferState.OPEN:
+            self._end(TransferState.FAILED)
+            FAILURES.labels(reason).inc()
+            self._result.set_exception(TransferError(f"the transfer failed: {message}"))
+            self._moved.set()
+
+    async def accept(self, request: transfer_pb2.CommitRequest) -> None:
+        """Check a commit and accept it, or raise TransferError: then the transfer has failed."""
+        if len(request.digests) != len(self._plan):
+            self.fail("commit", f"its commit has {len(request.digests)} digests for {len(self._plan)} messages")
+        elif request.last_block_hash != self._expected_hash:
+            self.fail("commit", "prefill and decode node disagree about its tokens")
+        else:
+            await self._all_arrived()
+            actual = [await self._digests[index] for index in sorted(self._digests)]
+            if self.state is TransferState.OPEN and actual != list(request.digests):
+                self.fail("digest", "the blocks that arrived are not those that were sent")
+        if self._live():  # looked at after the copy and after the digests
+            self._end(TransferState.ACCEPTED)
+            self._result.set_result(request)
+            self._forget(self)
+        if self.state is TransferState.FAILED:
+            await self._result
+
+    def _live(self) -> bool:
+        if self._loop.time() >= self._lease_end_s:
+            self.fail("lease", "the lease of its blocks ended")
+        return self.state is TransferState.OPEN
+
+    def _end(self, state: TransferState) -> None:
+        self.state = state
+        if self._lease_timer:
+            self._lease_timer.cancel()
+
+    def _view(self, index: int) -> memoryview:
+        message = self._plan[index]
+        return self._pool.view(message.layer_group, self._block_ids[message.first], message.num_blocks)
+
+    async def _all_arrived(self) -> None:
+        """Until every message has arrived, or the transfer has failed."""
+        while self.state is TransferState.OPEN and len(self._digests) < len(self._plan):
+            self._moved.clear()
+            try:
+                async with asyncio.timeout(_MISSING_S):
+                    await self._moved.wait()
+            except TimeoutError:
+                num_missing = len(self._plan) - len(self._digests)
+                self.fail("missing", f"{num_missing} of {len(self._plan)} messages did not arrive")
+
+    async def _quiet(self) -> None:
+        while self._writing:
+            self._moved.clear()
+            await self._moved.wait()

@@ -1,0 +1,108 @@
+"""The transport within one process: the reference for the others, and enough for a test of a node.
+
+A message is copied piece by piece with the event loop in between, so cancellation and loss hit it in the middle.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+
+from baton.errors import TransferError
+from kv_transfer.transport import Connection, Inbox, Listener, Peer, Transport
+
+_PIECE_BYTES = 256 * 1024
+_ports = itertools.count(1)
+_listeners: dict[int, "LoopbackListener"] = {}
+
+
+class LoopbackTransport(Transport):
+    """Connects senders and receivers of this process."""
+
+    name = "loopback"
+
+    async def listen(self, host: str, inbox: Inbox) -> "LoopbackListener":
+        """Ports are numbers of this process, and no sockets."""
+        listener = LoopbackListener(host, inbox)
+        _listeners[listener.port] = listener
+        return listener
+
+    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> "LoopbackConnection":
+        """Raises TransferError where nobody listens, or the secret is refused."""
+        listener = _listeners.get(port)
+        peer = listener.inbox.admit(secret) if listener else None
+        if listener is None or peer is None:
+            raise TransferError("the decode node refused the connection")
+        await listener.disconnect(peer)
+        connection = LoopbackConnection(listener, peer, on_close)
+        listener.connections[peer] = connection
+        return connection
+
+
+class LoopbackConnection(Connection):
+    """Copies messages into the listener's slots."""
+
+    def __init__(self, listener: "LoopbackListener", peer: Peer, on_close: Callable[[], None]) -> None:
+        self._listener = listener
+        self._peer = peer
+        self._on_close = on_close
+        self._closed = False
+        self._turn = asyncio.Lock()
+
+    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
+        """One message at a time, in the order of the calls."""
+        async with self._turn:
+            self._check_open()
+            inbox = self._listener.inbox
+            slot = inbox.claim(tag, sum(view.nbytes for view in views), self._peer)
+            if slot is None:
+                return
+            try:
+                await self._copy(views, slot.view)
+            except TransferError:
+                inbox.lost(tag)
+                raise
+            inbox.arrived(tag)
+
+    async def _copy(self, views: Sequence[memoryview], target: memoryview) -> None:
+        at = 0
+        for view in views:
+            for start in range(0, view.nbytes, _PIECE_BYTES):
+                piece = view[start : start + _PIECE_BYTES]
+                target[at : at + piece.nbytes] = piece
+                at += piece.nbytes
+                await asyncio.sleep(0)
+                self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransferError("the connection to the decode node was lost")
+
+    async def close(self) -> None:
+        """Idempotent; waits for the copy under way to notice."""
+        if not self._closed:
+            self._closed = True
+            async with self._turn:
+                self._listener.connections.pop(self._peer, None)
+                self._listener.inbox.disconnected(self._peer)
+                self._on_close()
+
+
+class LoopbackListener(Listener):
+    """One receiver in this process."""
+
+    def __init__(self, host: str, inbox: Inbox) -> None:
+        self.host = host
+        self.port = next(_ports)
+        self.inbox = inbox
+        self.connections: dict[Peer, LoopbackConnection] = {}
+
+    async def disconnect(self, peer: Peer) -> None:
+        """Close the peer's connection, if there is one."""
+        if connection := self.connections.get(peer):
+            await connection.close()
+
+    async def close(self) -> None:
+        """Accept no more, and disconnect everyone."""
+        _listeners.pop(self.port, None)
+        for peer in list(self.connections):
+            await self.disconnect(peer)

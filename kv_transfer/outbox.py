@@ -1,0 +1,76 @@
+"""What leaves a node for one peer: fair between transfers, and bounded.
+
+Transfers take turns, one message each, while fewer than MAX_INFLIGHT_BYTES are under way; a single larger message may
+go out alone. A message that was handed to the connection is always awaited.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from baton.errors import TransferError
+from kv_transfer.transport import Connection
+
+MAX_INFLIGHT_BYTES = 16 * 2**20
+
+
+class Source(Protocol):
+    """A transfer, as its outbox sees it."""
+
+    def take(self) -> tuple[int, int, list[memoryview]] | None:
+        """The next message that is ready, as (index, tag, its bytes); None when there is none at present."""
+
+    def sent(self, index: int, error: TransferError | None) -> None:
+        """The message's memory is no longer being read."""
+
+
+class Outbox:
+    """Sends what its sources have ready. Starts when it is given a connection."""
+
+    def __init__(self, max_inflight_bytes: int = MAX_INFLIGHT_BYTES) -> None:
+        self._connection: Connection | None = None
+        self._ring: deque[Source] = deque()
+        self._sends: set[asyncio.Task[None]] = set()
+        self._inflight_bytes = 0
+        self._max_inflight_bytes = max_inflight_bytes
+
+    def start(self, connection: Connection) -> None:
+        """Send over this connection from now on."""
+        self._connection = connection
+        self._pump()
+
+    def add(self, source: Source) -> None:
+        """The source has messages ready (again)."""
+        if source not in self._ring:
+            self._ring.append(source)
+        self._pump()
+
+    def discard(self, source: Source) -> None:
+        """Take no more messages from this source."""
+        if source in self._ring:
+            self._ring.remove(source)
+
+    def _pump(self) -> None:
+        while self._connection and self._ring and self._inflight_bytes < self._max_inflight_bytes:
+            source = self._ring.popleft()
+            message = source.take()
+            if message is None:
+                continue
+            self._ring.append(source)
+            index, tag, views = message
+            send = asyncio.get_running_loop().create_task(self._send(self._connection, source, index, tag, views))
+            self._sends.add(send)
+            send.add_done_callback(self._sends.discard)
+            self._inflight_bytes += sum(view.nbytes for view in views)
+
+    async def _send(
+        self, connection: Connection, source: Source, index: int, tag: int, views: list[memoryview]
+    ) -> None:
+        error = None
+        try:
+            await connection.send(tag, views)
+        except TransferError as failure:
+            error = failure
+        self._inflight_bytes -= sum(view.nbytes for view in views)
+        source.sent(index, error)
+        self._pump()

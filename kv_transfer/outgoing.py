@@ -1,0 +1,182 @@
+"""One transfer on its way out.
+
+1. `KVSender.open` pairs a grant with the request's blocks and computes the plan.
+2. `ready` says which blocks are computed; the outbox takes messages all of whose blocks are.
+3. `commit` waits until every message is out, and asks the decode node to accept it.
+4. Whatever happened, blocks may be reused once `commit` has returned, or `abort` has.
+"""
+
+import asyncio
+import time
+from collections import deque
+from typing import NamedTuple
+
+from baton.errors import TransferError
+from baton.v1 import transfer_pb2
+from kv_transfer.digest import Digester
+from kv_transfer.faults import FAULTS
+from kv_transfer.metrics import BYTES, FAILURES, SECONDS
+from kv_transfer.peer import DecodePeer
+from kv_transfer.plan import Message, messages
+from kv_transfer.pool import KVPool
+
+_ABORT_GRACE_S = 2.0  # for messages under way to end by themselves, before the connection is closed for everyone
+
+
+class TransferStats(NamedTuple):
+    """What an accepted transfer took."""
+
+    num_bytes: int
+    num_blocks: int
+    tail_s: float  # from `commit` to its acceptance: what disaggregation adds to the prefill
+    transport: str
+
+
+class OutgoingTransfer:
+    """Created by KVSender.open; all of it runs in the event loop."""
+
+    def __init__(
+        self, grant: transfer_pb2.Grant, block_ids: list[int], pool: KVPool, peer: DecodePeer, digester: Digester,
+        identity: tuple[str, int], transport: str,
+    ) -> None:  # fmt: skip
+        missing = sum(grant.run_lengths)
+        if grant.num_present_blocks + missing != len(block_ids):
+            raise TransferError(
+                f"a grant for {grant.num_present_blocks} + {missing} blocks does not fit a request of {len(block_ids)}"
+            )
+        self._grant = grant
+        self._pool = pool
+        self._peer = peer
+        self._digester = digester
+        self._node_id, self._epoch = identity
+        self._transport = transport
+        self._missing = block_ids[grant.num_present_blocks :]
+        self._plan = messages(pool.layout, grant.run_lengths, grant.max_message_bytes)
+        self._queued = [deque[int]() for _ in range(pool.layout.num_layer_groups)]
+        for index, message in enumerate(self._plan):
+            self._queued[message.layer_group].append(index)
+        self._num_ready = [0] * pool.layout.num_layer_groups  # of the missing blocks
+        self._digests: dict[int, asyncio.Future[int]] = {}
+        self._num_inflight = 0
+        self._num_sent = 0
+        self._moved = asyncio.Event()  # set when a message ended
+        self.error: TransferError | None = None  # why it cannot succeed any more
+
+    def ready(self, layer_group: int, num_blocks: int) -> None:
+        """The request's blocks [0, num_blocks) of this layer group are computed and will not change."""
+        num_missing = num_blocks - self._grant.num_present_blocks
+        if num_missing > self._num_ready[layer_group]:
+            self._num_ready[layer_group] = min(num_missing, len(self._missing))
+            if self.error is None:
+                self._peer.outbox.add(self)
+
+    async def commit(
+        self, num_tokens: int, last_block_hash: bytes, first_token: int, timeout_s: float
+    ) -> TransferStats:
+        """Returns when the decode node has accepted the blocks; nothing of ours is read any more then.
+
+        Everything must be `ready`. Raises TransferError when it will not accept them, or not within `timeout_s`:
+        call `abort` then.
+        """
+        started_s = time.monotonic()
+        request = transfer_pb2.CommitRequest(
+            node_id=self._node_id,
+            epoch=self._epoch,
+            grant_id=self._grant.grant_id,
+            decode_epoch=self._grant.decode_epoch,
+            num_tokens=num_tokens,
+            last_block_hash=last_block_hash,
+            first_token=first_token,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._peer.connected()
+                await self._all_sent()
+                FAULTS.crash_on("crash_before_commit")
+                request.digests.extend([await self._digests[index] for index in range(len(self._plan))])
+                await self._peer.commit(request, timeout_s - (time.monotonic() - started_s))
+        except TimeoutError:
+            raise self._failed(TransferError(f"the transfer was not accepted within {timeout_s:.1f} s")) from None
+        except TransferError as error:
+            raise self._failed(error) from None
+        return self._stats(time.monotonic() - started_s)
+
+    async def abort(self) -> None:
+        """Idempotent. Returns when none of our blocks is read any more, and only then may they be reused.
+
+        Messages under way are sent whole, so the connection and its other transfers live on, if that is soon.
+        """
+        self._fail(TransferError("the transfer was aborted"))
+        try:
+            async with asyncio.timeout(_ABORT_GRACE_S):
+                await self._idle()
+        except TimeoutError:
+            await self._peer.close_connection()
+            await self._idle()
+        await asyncio.gather(*self._digests.values(), return_exceptions=True)
+
+    def take(self) -> tuple[int, int, list[memoryview]] | None:
+        """For the outbox: the next message whose blocks are all ready."""
+        if self.error:
+            return None
+        for queue, num_ready in zip(self._queued, self._num_ready, strict=True):
+            if queue and self._plan[queue[0]].first + self._plan[queue[0]].num_blocks <= num_ready:
+                return self._begin(queue.popleft())
+        return None
+
+    def sent(self, index: int, error: TransferError | None) -> None:
+        """For the outbox: the message's blocks are no longer being read by the connection."""
+        self._num_inflight -= 1
+        self._num_sent += error is None
+        if error:
+            self._fail(error)
+        self._moved.set()
+        FAULTS.crash_on("crash_mid_transfer")
+
+    def peer_over(self, error: TransferError) -> None:
+        """The peer is gone: nothing more can be sent."""
+        self._fail(error)
+
+    def _begin(self, index: int) -> tuple[int, int, list[memoryview]]:
+        views = self._views(self._plan[index])
+        self._num_inflight += 1
+        self._digests[index] = self._digester.start(views)
+        if FAULTS.fires("corrupt_message"):
+            damaged = bytearray(b"".join(views))
+            damaged[len(damaged) // 2] ^= 1
+            views = [memoryview(damaged)]
+        return index, self._grant.tag_base + index, views
+
+    def _views(self, message: Message) -> list[memoryview]:
+        return self._pool.views(message.layer_group, self._missing[message.first : message.first + message.num_blocks])
+
+    def _fail(self, error: TransferError) -> None:
+        if self.error is None:
+            self.error = error
+            self._peer.outbox.discard(self)
+            self._moved.set()
+
+    def _failed(self, error: TransferError) -> TransferError:
+        FAILURES.labels("send").inc()
+        self._fail(error)
+        return self.error or error
+
+    async def _all_sent(self) -> None:
+        while self._num_sent < len(self._plan):
+            if self.error:
+                raise self.error
+            await self._next_move()
+
+    async def _idle(self) -> None:
+        while self._num_inflight:
+            await self._next_move()
+
+    async def _next_move(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
+
+    def _stats(self, tail_s: float) -> TransferStats:
+        num_bytes = len(self._missing) * self._pool.layout.block_bytes
+        BYTES.labels(self._transport).inc(num_bytes)
+        SECONDS.observe(tail_s)
+        return TransferStats(num_bytes, len(self._missing), tail_s, self._transport)

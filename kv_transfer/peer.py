@@ -1,0 +1,107 @@
+"""A sender's side of one decode node: the gRPC channel, the data connection, and the outbox before it."""
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+import grpc
+
+from baton import rpc
+from baton.errors import LayoutMismatch, TransferError
+from baton.v1 import transfer_pb2, transfer_pb2_grpc
+from kv_transfer.outbox import Outbox
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Connection, Transport
+
+
+class Dependent(Protocol):
+    """A transfer, as its peer sees it."""
+
+    def peer_over(self, error: TransferError) -> None:
+        """Nothing more can be sent to this peer."""
+
+
+class DecodePeer:
+    """One incarnation of a decode node. Connects once; when that is lost, the peer is over and a new one is needed."""
+
+    def __init__(
+        self, address: str, epoch: int, token: str, hello: transfer_pb2.ConnectRequest, transport: Transport,
+        on_over: Callable[["DecodePeer"], None],
+    ) -> None:  # fmt: skip
+        self.address = address
+        self.epoch = epoch
+        self.outbox = Outbox()
+        self.error: TransferError | None = None  # why it is over
+        self.transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
+        self._transport = transport
+        self._on_over = on_over
+        self._channel = rpc.channel(address, token)
+        self._stub: transfer_pb2_grpc.TransferAsyncStub = transfer_pb2_grpc.TransferStub(self._channel)
+        self._connection: Connection | None = None
+        self._commits: set[asyncio.Task[None]] = set()
+        self._connecting = asyncio.get_running_loop().create_task(self._connect(hello))
+
+    async def connected(self) -> None:
+        """Returns when messages can be sent; raises what stands in the way."""
+        await asyncio.shield(self._connecting)
+        if self.error:
+            raise self.error
+
+    async def commit(self, request: transfer_pb2.CommitRequest, timeout_s: float) -> None:
+        """Raises TransferError unless the decode node accepts the commit."""
+        commit = asyncio.get_running_loop().create_task(self._commit(request, timeout_s))
+        self._commits.add(commit)
+        commit.add_done_callback(self._commits.discard)
+        await asyncio.shield(commit)
+
+    def end(self, error: TransferError) -> None:
+        """Fail every transfer to this peer; idempotent."""
+        if self.error is None:
+            self.error = error
+            for transfer in list(self.transfers):
+                transfer.peer_over(error)
+            self._on_over(self)
+
+    async def close_connection(self) -> None:
+        """Returns when nothing of any transfer to this peer is being read any more. The peer is over then."""
+        self.end(TransferError("the data connection was closed"))
+        await asyncio.wait([self._connecting])
+        if self._connection:
+            await self._connection.close()
+
+    async def close(self) -> None:
+        """Idempotent; the channel goes too, after the commits that are under way: they may yet be accepted."""
+        await self.close_connection()
+        if self._commits:
+            await asyncio.wait(self._commits)
+        await self._channel.close()
+
+    async def _commit(self, request: transfer_pb2.CommitRequest, timeout_s: float) -> None:
+        try:
+            await self._stub.Commit(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise TransferError(f"the decode node did not accept the commit: {_reason(error)}") from error
+
+    async def _connect(self, hello: transfer_pb2.ConnectRequest) -> None:
+        try:
+            reply = await self._stub.Connect(hello, timeout=CONNECT_TIMEOUT_S)
+            if reply.epoch != self.epoch:
+                raise TransferError("the decode node has restarted since it gave the grant")
+            connection = await self._transport.connect(reply.host, reply.port, reply.secret, self._lost)
+        except grpc.aio.AioRpcError as error:
+            mismatch = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+            self.end((LayoutMismatch if mismatch else TransferError)(_reason(error)))
+        except TransferError as error:
+            self.end(error)
+        else:
+            self._connection = connection
+            if self.error:
+                await connection.close()
+            self.outbox.start(connection)
+
+    def _lost(self) -> None:
+        self.end(TransferError("the data connection to the decode node was lost"))
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    return error.details() or error.code().name

@@ -1,0 +1,163 @@
+"""The decode node's side: hands out grants, says where messages go, and answers the Transfer service."""
+
+import asyncio
+import itertools
+import secrets
+
+from grpc import aio
+
+from baton.errors import TransferError
+from baton.v1 import transfer_pb2, transfer_pb2_grpc
+from kv_transfer.choose import make
+from kv_transfer.digest import Digester
+from kv_transfer.incoming import IncomingTransfer
+from kv_transfer.plan import MAX_MESSAGES, messages, runs
+from kv_transfer.pool import KVPool
+from kv_transfer.service import TransferServicer
+from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Listener, Peer, Slot, Transport
+
+MAX_MESSAGE_BYTES = 4 * 2**20
+_MAX_SECRETS = 1024  # connections announced and not opened yet
+
+
+class KVReceiver:
+    """One per node process. It is the `Inbox` of its transport, and the `Receiver` of its gRPC service."""
+
+    def __init__(
+        self, pool: KVPool, node_id: str, epoch: int, host: str, transport: str, token: str = "",
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:  # fmt: skip
+        """`transport` as `choose` gave it. The service that `add_to` registers is guarded by its server's token."""
+        self.pool = pool
+        self.node_id = node_id
+        self.epoch = epoch
+        self.transport = transport
+        self.address = ""  # of the gRPC server, host:port; set it once that is bound
+        self.listener: Listener | None = None
+        self._host = host
+        self._max_message_bytes = max_message_bytes
+        self._made: Transport | None = None
+        self._digester = Digester()
+        self._transfers: dict[int, IncomingTransfer] = {}  # by the high bits of their tags
+        self._by_grant: dict[int, IncomingTransfer] = {}
+        self._grant_ids = itertools.count(1)
+        self._secrets: dict[bytes, tuple[Peer, float]] = {}  # with the time at which it ends
+        self._epochs: dict[str, int] = {}  # of prefill nodes, as they last connected
+
+    @property
+    def num_open_transfers(self) -> int:
+        """Grants whose blocks are neither accepted nor cancelled."""
+        return len(self._by_grant)
+
+    async def start(self) -> None:
+        """Listen for data connections."""
+        self._made = make(self.transport, self._host)
+        self.listener = await self._made.listen(self._host, self)
+
+    def add_to(self, server: aio.Server) -> None:
+        """Register the Transfer service."""
+        transfer_pb2_grpc.add_TransferServicer_to_server(TransferServicer(self), server)
+
+    async def close(self) -> None:
+        """Fail every open transfer. Returns when nothing is written into the pool any more."""
+        for transfer in list(self._by_grant.values()):
+            transfer.fail("stopping", "the decode node is stopping")
+        if self.listener:
+            await self.listener.close()
+        for transfer in list(self._by_grant.values()):
+            await transfer.cancel()
+        if self._made:
+            await self._made.close()
+        self._digester.close()
+
+    def grant(
+        self, block_ids: list[int], num_present_blocks: int, prefill_node_id: str, prefill_epoch: int, lease_s: float,
+        expected_hash: bytes,
+    ) -> IncomingTransfer:  # fmt: skip
+        """Let one incarnation of a prefill node write `block_ids` for `lease_s` seconds.
+
+        `block_ids` are the missing ones of the request, in order; `expected_hash` is that of its last full block, or
+        empty. The blocks are quarantined until the transfer is accepted, or `cancel` has returned.
+        """
+        grant = transfer_pb2.Grant(
+            grant_id=next(self._grant_ids),
+            decode_node_id=self.node_id,
+            decode_epoch=self.epoch,
+            decode_address=self.address,
+            num_present_blocks=num_present_blocks,
+            run_lengths=[count for _, count in runs(block_ids)],
+            max_message_bytes=self._max_message_bytes,
+            tag_base=self._new_tag_base(),
+            lease_ms=int(lease_s * 1000),
+        )
+        plan = messages(self.pool.layout, grant.run_lengths, grant.max_message_bytes)
+        transfer = IncomingTransfer(
+            grant, Peer(prefill_node_id, prefill_epoch), plan, block_ids, self.pool, self._digester, expected_hash,
+            self._forget, self._disconnect,
+        )  # fmt: skip
+        self._transfers[grant.tag_base // MAX_MESSAGES] = transfer
+        self._by_grant[grant.grant_id] = transfer
+        return transfer
+
+    async def expect(self, peer: Peer) -> bytes:
+        """The secret with which this peer may open its connection. Earlier incarnations of the node are cut off."""
+        old = Peer(peer.node_id, self._epochs.get(peer.node_id, peer.epoch))
+        self._epochs[peer.node_id] = peer.epoch
+        if old != peer:
+            await self._disconnect(old)
+            self._fail_all(old, "the prefill node has restarted", only_started=False)
+        now_s = asyncio.get_running_loop().time()
+        self._secrets = {secret: entry for secret, entry in self._secrets.items() if entry[1] > now_s}
+        if len(self._secrets) >= _MAX_SECRETS:
+            raise TransferError("too many prefill nodes connect at once")
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self._secrets[secret] = (peer, now_s + 2 * CONNECT_TIMEOUT_S)
+        return secret
+
+    def find(self, grant_id: int, peer: Peer) -> IncomingTransfer | None:
+        """The open transfer of that grant, if it was granted to this peer."""
+        transfer = self._by_grant.get(grant_id)
+        return transfer if transfer and transfer.peer == peer else None
+
+    def admit(self, secret: bytes) -> Peer | None:
+        """For the transport: who opens a connection."""
+        peer, end_s = self._secrets.pop(secret, (None, 0.0))
+        return peer if end_s > asyncio.get_running_loop().time() else None
+
+    def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
+        """For the transport: where a message goes."""
+        transfer = self._transfers.get(tag // MAX_MESSAGES)
+        if transfer is None or (peer is not None and peer != transfer.peer):
+            return None
+        return transfer.claim(tag % MAX_MESSAGES, num_bytes)
+
+    def arrived(self, tag: int) -> None:
+        """For the transport: a claimed message is there."""
+        self._transfers[tag // MAX_MESSAGES].arrived(tag % MAX_MESSAGES)
+
+    def lost(self, tag: int) -> None:
+        """For the transport: a claimed message will not come."""
+        self._transfers[tag // MAX_MESSAGES].lost(tag % MAX_MESSAGES)
+
+    def disconnected(self, peer: Peer) -> None:
+        """For the transport: messages of transfers that had begun may be lost with the connection."""
+        self._fail_all(peer, "the connection to the prefill node was lost", only_started=True)
+
+    def _fail_all(self, peer: Peer, message: str, *, only_started: bool) -> None:
+        for transfer in list(self._by_grant.values()):
+            if transfer.peer == peer and (transfer.started or not only_started):
+                transfer.fail("peer_lost", message)
+
+    async def _disconnect(self, peer: Peer) -> None:
+        if self.listener:
+            await self.listener.disconnect(peer)
+
+    def _forget(self, transfer: IncomingTransfer) -> None:
+        self._by_grant.pop(transfer.grant.grant_id, None)
+        self._transfers.pop(transfer.grant.tag_base // MAX_MESSAGES, None)
+
+    def _new_tag_base(self) -> int:
+        """Not to be guessed: over UCX the tag is what lets a message in."""
+        while (high := secrets.randbits(44)) in self._transfers:
+            pass
+        return high * MAX_MESSAGES

@@ -1,0 +1,77 @@
+"""The prefill node's side: opens transfers, and keeps one connection to each decode node that it sends to."""
+
+import asyncio
+import weakref
+
+from baton.errors import TransferError
+from baton.v1 import transfer_pb2
+from kv_transfer.choose import make
+from kv_transfer.digest import Digester
+from kv_transfer.outgoing import OutgoingTransfer
+from kv_transfer.peer import DecodePeer
+from kv_transfer.pool import KVPool
+from kv_transfer.transport import Transport
+
+
+class KVSender:
+    """One per node process; create it in the node's event loop."""
+
+    def __init__(
+        self, pool: KVPool, node_id: str, epoch: int, transport: str, token: str, host: str = "127.0.0.1"
+    ) -> None:
+        """`transport` as `choose` gave it; `host` is where this node is reached, and so which network it uses."""
+        self._pool = pool
+        self._identity = (node_id, epoch)
+        self._token = token
+        self._transport: Transport = make(transport, host)
+        self._digester = Digester()
+        self._peers: dict[str, DecodePeer] = {}  # by node id; the latest incarnation
+        self._transfers: weakref.WeakSet[OutgoingTransfer] = weakref.WeakSet()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def open(self, grant: transfer_pb2.Grant, block_ids: list[int]) -> OutgoingTransfer:
+        """Begin to send a request's blocks, `block_ids` in order, as far as the grant asks for them.
+
+        Nothing is read before `ready`. Raises TransferError where grant and request do not fit; whatever else can go
+        wrong shows in `OutgoingTransfer.error`, and in `commit`.
+        """
+        peer = self._peer(grant)
+        transfer = OutgoingTransfer(
+            grant, block_ids, self._pool, peer, self._digester, self._identity, self._transport.name
+        )
+        peer.transfers.add(transfer)
+        self._transfers.add(transfer)
+        return transfer
+
+    async def close(self) -> None:
+        """Cut off every transfer. Returns when nothing of the pool is read any more."""
+        for peer in list(self._peers.values()):
+            peer.end(TransferError("the prefill node is stopping"))
+        while self._closing:
+            await asyncio.wait(self._closing)
+        for transfer in list(self._transfers):
+            await transfer.abort()
+        await self._transport.close()
+        self._digester.close()
+
+    def _peer(self, grant: transfer_pb2.Grant) -> DecodePeer:
+        peer = self._peers.get(grant.decode_node_id)
+        if peer and (peer.epoch, peer.address) == (grant.decode_epoch, grant.decode_address):
+            return peer
+        if peer:  # it restarted: a new connection, and the old one is closed
+            peer.end(TransferError("the decode node has restarted"))
+        node_id, epoch = self._identity
+        hello = transfer_pb2.ConnectRequest(
+            node_id=node_id, epoch=epoch, layout=self._pool.layout.to_proto(), transport=self._transport.name
+        )
+        peer = DecodePeer(grant.decode_address, grant.decode_epoch, self._token, hello, self._transport, self._over)
+        self._peers[grant.decode_node_id] = peer
+        return peer
+
+    def _over(self, peer: DecodePeer) -> None:
+        for node_id, known in list(self._peers.items()):
+            if known is peer:
+                del self._peers[node_id]
+        closing = asyncio.get_running_loop().create_task(peer.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)

@@ -1,0 +1,82 @@
+"""The Transfer service, as gRPC: layouts compared at connect, commits answered when they are accepted."""
+
+from typing import Any, Protocol
+
+import grpc
+from grpc import aio
+
+from baton.errors import LayoutMismatch, TransferError
+from baton.kv_layout import KVLayout
+from baton.v1 import transfer_pb2, transfer_pb2_grpc
+from kv_transfer.incoming import IncomingTransfer
+from kv_transfer.pool import KVPool
+from kv_transfer.transport import Listener, Peer
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+class Receiver(Protocol):
+    """What the service needs of the receiver."""
+
+    pool: KVPool
+    node_id: str
+    epoch: int
+    transport: str
+    listener: Listener | None
+
+    async def expect(self, peer: Peer) -> bytes:
+        """The secret with which this peer may open its connection."""
+
+    def find(self, grant_id: int, peer: Peer) -> IncomingTransfer | None:
+        """The open transfer of that grant, if it was granted to this peer."""
+
+
+class TransferServicer(transfer_pb2_grpc.TransferServicer):
+    """Errors are gRPC statuses with a message fit for the prefill node's log."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    async def Connect(  # noqa: N802
+        self, request: transfer_pb2.ConnectRequest, context: _Context
+    ) -> transfer_pb2.ConnectReply:
+        """FAILED_PRECONDITION where the nodes do not fit together, with both sides' values."""
+        receiver = self._receiver
+        if receiver.listener is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the decode node is not listening yet")
+        try:
+            self._check(request)
+            secret = await receiver.expect(Peer(request.node_id, request.epoch))
+        except LayoutMismatch as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
+        except TransferError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
+        return transfer_pb2.ConnectReply(
+            epoch=receiver.epoch,
+            transport=receiver.transport,
+            host=receiver.listener.host,
+            port=receiver.listener.port,
+            secret=secret,
+        )
+
+    async def Commit(  # noqa: N802
+        self, request: transfer_pb2.CommitRequest, context: _Context
+    ) -> transfer_pb2.CommitReply:
+        """NOT_FOUND for a grant that is unknown, over, or not this peer's; ABORTED with the reason otherwise."""
+        transfer = None
+        if request.decode_epoch == self._receiver.epoch:
+            transfer = self._receiver.find(request.grant_id, Peer(request.node_id, request.epoch))
+        if transfer is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no open grant {request.grant_id}: it is stale or over")
+        try:
+            await transfer.accept(request)
+        except TransferError as error:
+            await context.abort(grpc.StatusCode.ABORTED, error.message)
+        return transfer_pb2.CommitReply()
+
+    def _check(self, request: transfer_pb2.ConnectRequest) -> None:
+        receiver = self._receiver
+        mine, theirs = f"decode node {receiver.node_id}", f"prefill node {request.node_id}"
+        receiver.pool.layout.check_equal(KVLayout.from_proto(request.layout), mine=mine, theirs=theirs)
+        if request.transport != receiver.transport:
+            raise LayoutMismatch(f"transports differ: {receiver.transport} on {mine}, {request.transport} on {theirs}")

@@ -1,0 +1,51 @@
+"""Notices a peer that stopped moving: neither TCP nor UCX reports one that is frozen or cut off."""
+
+import asyncio
+from collections.abc import Callable
+
+
+class StallWatch:
+    """Calls `on_stall` once when something has been pending for `limit_s` without progress."""
+
+    def __init__(self, limit_s: float, on_stall: Callable[[], None]) -> None:
+        self._limit_s = limit_s
+        self._on_stall = on_stall
+        self._loop = asyncio.get_running_loop()
+        self._num_pending = 0
+        self._last_moved_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def started(self) -> None:
+        """One more thing is pending."""
+        if self._num_pending == 0:
+            self.moved()
+            self._check_in(self._limit_s)
+        self._num_pending += 1
+
+    def moved(self) -> None:
+        """Some bytes went through."""
+        self._last_moved_s = self._loop.time()
+
+    def finished(self) -> None:
+        """One thing less is pending."""
+        self._num_pending -= 1
+        self.moved()
+        if self._num_pending == 0:
+            self.close()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check_in(self, delay_s: float) -> None:
+        self._timer = self._loop.call_later(delay_s, self._check)
+
+    def _check(self) -> None:
+        left_s = self._last_moved_s + self._limit_s - self._loop.time()
+        if left_s > 0:
+            self._check_in(left_s)
+        else:
+            self._timer = None
+            self._on_stall()

@@ -1,0 +1,99 @@
+"""What a transport is: tagged messages from a sender's memory straight into memory that the receiver names.
+
+A transport knows neither blocks nor transfers. Everything runs in one event loop; callbacks never block.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+SECRET_BYTES = 32
+CONNECT_TIMEOUT_S = 3.0
+STALL_S = 2.5  # without progress for so long, a connection with messages under way is closed
+
+
+class Peer(NamedTuple):
+    """One incarnation of a sending node."""
+
+    node_id: str
+    epoch: int
+
+
+class Slot(NamedTuple):
+    """Where a message goes, and from whom it is expected."""
+
+    peer: Peer
+    view: memoryview
+
+
+class Inbox(Protocol):
+    """What a listener asks and tells the receiver."""
+
+    def admit(self, secret: bytes) -> Peer | None:
+        """Who opens a connection with this secret; None refuses it. A secret opens one connection."""
+
+    def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
+        """Where to write the message, or None: drop it. `peer` is None where the transport cannot tell.
+
+        After a slot, exactly one call of `arrived` or `lost` follows; between the two the view is being written to.
+        """
+
+    def arrived(self, tag: int) -> None:
+        """All of the message is in its view."""
+
+    def lost(self, tag: int) -> None:
+        """The message will never be whole, and nothing writes into its view any more."""
+
+    def disconnected(self, peer: Peer) -> None:
+        """A peer's connection is gone; `lost` was called for everything under way."""
+
+
+class Connection(ABC):
+    """To one receiver. Lost for good once closed, by whichever side."""
+
+    @abstractmethod
+    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
+        """Send the views' bytes as one message; several sends may be under way.
+
+        Returns, or raises TransferError, when the views are no longer being read. Not to be cancelled: cancelling the
+        await does not stop the reading, closing the connection does.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Idempotent. Returns when no view of any send is being read; the sends have raised by then."""
+
+
+class Listener(ABC):
+    """Accepts connections, and writes messages to where the inbox says."""
+
+    host: str
+    port: int
+
+    @abstractmethod
+    async def disconnect(self, peer: Peer) -> None:
+        """Close the peer's connection, if there is one. Returns when nothing of it is being written any more."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Accept no more, and disconnect everyone."""
+
+
+class Transport(ABC):
+    """One way for messages to travel."""
+
+    name: str
+
+    @abstractmethod
+    async def listen(self, host: str, inbox: Inbox) -> Listener:
+        """Listen on a free port."""
+
+    @abstractmethod
+    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> Connection:
+        """Raises TransferError when there is no connection within CONNECT_TIMEOUT_S, or the secret is refused.
+
+        `on_close` is called once, when the connection is lost or closed.
+        """
+
+    async def close(self) -> None:  # noqa: B027 - most have nothing of their own to close
+        """Release what the transport owns itself; listeners and connections are closed before."""

@@ -1,0 +1,17 @@
+"""`python -m prefill_node`: one prefill node."""
+
+import sys
+from collections.abc import Sequence
+
+from baton import lifecycle
+from baton.settings import NodeConfig
+from prefill_node.node import load, serve
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a node until it has drained; its exit code."""
+    return lifecycle.main("prefill_node", NodeConfig, load, serve, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""A request's part on a prefill node: what the engine and the transfer say of it, brought together.
+
+Progress comes from the step thread, one layer group of one step at a time; the grant comes from the router, before,
+during or after that. `attach` replays to the transfer what was computed before it was there.
+"""
+
+import asyncio
+
+from baton.request import Generation
+from baton.v1 import prefill_pb2, types_pb2
+from engine.outputs import Output
+from engine.request import Request
+from engine.sampler import Logprobs
+from kv_transfer import OutgoingTransfer
+
+
+class PrefillLeg:
+    """One attempt at one request. All methods belong to the event loop; only its owner task touches its blocks."""
+
+    owner: asyncio.Task[None]
+
+    def __init__(self, generation: Generation, num_layer_groups: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._generation = generation
+        self._num_ready_blocks = [0] * num_layer_groups
+        self.request: Request | None = None  # set on the step thread
+        self.scheduled: asyncio.Future[list[int]] = self._loop.create_future()  # its block ids, in order, all of them
+        self.output: asyncio.Future[Output] = self._loop.create_future()
+        self.transfer: OutgoingTransfer | None = None
+        self.last_block_hash = b""  # of the last full block of its tokens
+        self.is_ending = False  # the owner cleans up: that must not be interrupted
+
+    @property
+    def generation(self) -> Generation:
+        """What the router asked for."""
+        return self._generation
+
+    def cancel(self) -> None:
+        """Have the owner end. Idempotent, returns at once."""
+        self._loop.call_soon(self._cancel_owner)  # not before its first line has run: it could not clean up
+
+    def advance(self, layer_group: int, num_blocks: int, block_ids: list[int]) -> None:
+        """Blocks [0, num_blocks) of a layer group are computed and will not change."""
+        if not self.scheduled.done():
+            self.scheduled.set_result(block_ids)
+        self._num_ready_blocks[layer_group] = num_blocks
+        if self.transfer is not None:
+            self.transfer.ready(layer_group, num_blocks)
+
+    def attach(self, transfer: OutgoingTransfer) -> None:
+        """The grant has come, and the transfer is open."""
+        self.transfer = transfer
+        for layer_group, num_blocks in enumerate(self._num_ready_blocks):
+            if num_blocks:
+                transfer.ready(layer_group, num_blocks)
+
+    def first_token(self, output: Output) -> prefill_pb2.FirstToken:
+        """For the router."""
+        request = output.request
+        return prefill_pb2.FirstToken(
+            token_id=output.token_id,
+            index=output.index,
+            finish_reason=output.finish_reason.value,
+            logprobs=None if output.logprobs is None else self._logprobs(output.index, output.logprobs),
+            num_cached_tokens=request.num_cached_tokens,
+            queue_s=request.first_scheduled_s - request.arrival_s,
+            prefill_s=request.first_token_s - request.first_scheduled_s,
+        )
+
+    def _logprobs(self, index: int, logprobs: Logprobs) -> types_pb2.TokenLogprobs:
+        return types_pb2.TokenLogprobs(
+            key=self.generation.key,
+            attempt=self.generation.attempt,
+            index=index,
+            logprob=logprobs.logprob,
+            top_token_ids=logprobs.top_token_ids,
+            top_logprobs=logprobs.top_logprobs,
+        )
+
+    def _cancel_owner(self) -> None:
+        if not self.is_ending:
+            self.is_ending = True
+            self.owner.cancel()

@@ -1,0 +1,86 @@
+"""The routes that are not hot: models, metrics, documentation. Authentication is `app`'s, for all routes alike."""
+
+import time
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from baton.errors import BatonError
+from router.error_format import MethodNotAllowed, NotFound, error_headers, error_object
+from router.generate import Generator
+from router.schema import ChatBody, CompletionBody
+from router.served_model import ServedModel
+
+_TEMPLATE = "#/components/schemas/{name}"
+_GENERATING = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody}
+
+
+def create(model: ServedModel, generator: Generator, version: str) -> FastAPI:
+    """An ASGI application whose errors look like all others."""
+    app = FastAPI(
+        title="Baton",
+        version=version,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: _on_http_error, BatonError: _on_error},
+    )
+    created = int(time.time())
+
+    def described(name: str) -> dict[str, Any]:
+        fields = {"id": name, "object": "model", "created": created, "owned_by": "baton"}
+        return fields | {"max_model_len": generator.max_model_len or None}
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """The names under which the model is served."""
+        return {"object": "list", "data": [described(name) for name in model.names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        model.check_name(name)
+        return described(name)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus metrics of this router process."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    _document_generating_routes(app)
+    return app
+
+
+def _document_generating_routes(app: FastAPI) -> None:
+    """The hot routes are served elsewhere, but documented here."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            _, components = msgspec.json.schema_components(_GENERATING.values(), ref_template=_TEMPLATE)
+            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            for path, body in _GENERATING.items():
+                content = {"application/json": {"schema": {"$ref": _TEMPLATE.format(name=body.__name__)}}}
+                answers = {"200": {"description": "As OpenAI's; an event stream where stream is true"}}
+                operation = {"requestBody": {"required": True, "content": content}, "responses": answers}
+                document["paths"][path] = {"post": operation}
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 500)
+    if status == 405:
+        return await _on_error(request, MethodNotAllowed("This path does not take that method"))
+    return await _on_error(request, NotFound("There is nothing at this path"))
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    known = error if isinstance(error, BatonError) else BatonError("internal error")
+    headers = {name.decode(): value.decode() for name, value in error_headers(known)}
+    return JSONResponse(error_object(known), known.status, headers)

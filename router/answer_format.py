@@ -1,0 +1,204 @@
+"""Answers as OpenAI's clients read them: whole ones, and the events of a stream.
+
+A stream's events are prebuilt up to their text, so that a token costs two concatenations and one encoding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from baton.errors import BatonError
+from router.choice import TokenEntry
+from router.error_format import error_json
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.encode
+
+
+class TokenCounts(msgspec.Struct, frozen=True):
+    """What an answer cost."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """OpenAI's `usage`."""
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_output_tokens,
+            "total_tokens": self.num_prompt_tokens + self.num_output_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
+
+
+class ChoiceText(msgspec.Struct):
+    """A choice of a whole answer as it grows."""
+
+    text: str = ""
+    entries: list[TokenEntry] = []
+    finish_reason: str = ""
+
+
+class Format(Protocol):
+    """One answer's format. Events are complete, with `data: ` and blank line."""
+
+    stream_usage: bool
+
+    def begin(self, index: int) -> bytes:
+        """The event that opens a choice, if there is one."""
+
+    def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        """New text of a choice."""
+
+    def end(self, index: int, finish_reason: str) -> bytes:
+        """A choice is complete."""
+
+    def usage(self, counts: TokenCounts) -> bytes:
+        """What it all cost."""
+
+    def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
+        """An answer that is not streamed."""
+
+
+class _Frame:
+    """What all events of an answer begin and end with."""
+
+    def __init__(self, kind: str, answer_id: str, model: str, created: int, *, stream_usage: bool) -> None:
+        self.stream_usage = stream_usage
+        self._fields = {"id": answer_id, "object": kind, "created": created, "model": model}
+        self._head = b"data: " + _encode(self._fields)[:-1] + b',"choices":['
+        self._tail = b"]%s}\n\n" % (b',"usage":null' if stream_usage else b"")
+
+    def event(self, choice: bytes) -> bytes:
+        return b"%s%s%s" % (self._head, choice, self._tail)
+
+    def usage(self, counts: TokenCounts) -> bytes:
+        return b'%s],"usage":%s}\n\n' % (self._head, _encode(counts.to_json()))
+
+    def whole(self, kind: str, choices: list[dict[str, Any]], counts: TokenCounts) -> bytes:
+        return _encode({**self._fields, "object": kind, "choices": choices, "usage": counts.to_json()})
+
+
+class ChatFormat:
+    """Of /v1/chat/completions."""
+
+    def __init__(self, answer_id: str, model: str, created: int, *, stream_usage: bool = False) -> None:
+        self.stream_usage = stream_usage
+        self._frame = _Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
+        self._deltas: dict[int, tuple[bytes, bytes]] = {}
+        self.usage = self._frame.usage
+
+    def begin(self, index: int) -> bytes:
+        """The role comes first."""
+        before = b'{"index":%d,"delta":{"content":' % index
+        after = b'},"logprobs":null,"finish_reason":null}'
+        head, tail = self._frame.event(b"\0").split(b"\0")
+        self._deltas[index] = (head + before, after + tail)
+        return self._frame.event(
+            b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % index
+        )
+
+    def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        """New text of a choice."""
+        if not entries:
+            before, after = self._deltas[index]
+            return before + _encode(text) + after
+        choice = {"index": index, "delta": {"content": text}, "logprobs": _chat_logprobs(entries)}
+        return self._frame.event(_encode({**choice, "finish_reason": None}))
+
+    def end(self, index: int, finish_reason: str) -> bytes:
+        """A choice is complete."""
+        return self._frame.event(
+            b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%s"}' % (index, finish_reason.encode())
+        )
+
+    def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
+        """An answer that is not streamed."""
+        listed = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": _chat_logprobs(choice.entries) if choice.entries else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return self._frame.whole("chat.completion", listed, counts)
+
+
+class CompletionFormat:
+    """Of /v1/completions. `echoes` are texts that choices begin with, empty where there is no echo."""
+
+    def __init__(
+        self, answer_id: str, model: str, created: int, echoes: Sequence[str], *, stream_usage: bool = False
+    ) -> None:
+        self.stream_usage = stream_usage
+        self._echoes = echoes
+        self._frame = _Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
+        self.usage = self._frame.usage
+
+    def begin(self, index: int) -> bytes:
+        """The prompt, if it is to be echoed."""
+        return self.delta(index, self._echoes[index], ()) if self._echoes[index] else b""
+
+    def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        """New text of a choice."""
+        logprobs = _encode(_completion_logprobs(entries)) if entries else b"null"
+        return self._frame.event(
+            b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":null}' % (index, _encode(text), logprobs)
+        )
+
+    def end(self, index: int, finish_reason: str) -> bytes:
+        """A choice is complete."""
+        return self._frame.event(
+            b'{"index":%d,"text":"","logprobs":null,"finish_reason":"%s"}' % (index, finish_reason.encode())
+        )
+
+    def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
+        """An answer that is not streamed."""
+        listed = [
+            {
+                "index": index,
+                "text": self._echoes[index] + choice.text,
+                "logprobs": _completion_logprobs(choice.entries) if choice.entries else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return self._frame.whole("text_completion", listed, counts)
+
+
+def error_event(error: BatonError) -> bytes:
+    """The last event of a stream that failed."""
+    return b"data: %s\n\n" % error_json(error)
+
+
+def _chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    content = [
+        {**_token_logprob(entry.token, entry.logprob), "top_logprobs": [_token_logprob(*top) for top in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token_logprob(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _text(token), "logprob": logprob, "bytes": list(token)}
+
+
+def _completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    return {
+        "text_offset": [entry.offset for entry in entries],
+        "token_logprobs": [entry.logprob for entry in entries],
+        "tokens": [_text(entry.token) for entry in entries],
+        "top_logprobs": [
+            {_text(token): logprob for token, logprob in (*entry.top, (entry.token, entry.logprob))}
+            for entry in entries
+        ],
+    }
+
+
+def _text(token: bytes) -> str:
+    return token.decode(errors="replace")

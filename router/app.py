@@ -1,0 +1,120 @@
+"""The router's HTTP application, on bare ASGI: who may ask, which route answers, and what is counted and logged.
+
+Every route wants a key where there are keys. The two probes do not, and say nothing but their status; they are answered
+right where they are let through, so no way of spelling a path leads past the check.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from baton.errors import BatonError, NoCapacity
+from router import http_metrics
+from router.auth import APIKeys
+from router.error_format import MethodNotAllowed
+from router.exchange import ClientGone, Exchange, Receive, Scope
+from router.generate import Dispatch, Generator
+from router.sender import Message, Send
+
+Handler = Callable[[Exchange, bytes], Awaitable[None]]
+ASGI = Callable[[Any, Any, Any], Awaitable[None]]
+
+_CLIENT_LEFT = 499
+_log = logging.getLogger(__name__)
+
+
+class App:
+    """An ASGI application. `draining` is set when the router is about to end."""
+
+    def __init__(self, generator: Generator, dispatch: Dispatch, keys: APIKeys, admin: ASGI) -> None:
+        self.draining = False
+        self._dispatch = dispatch
+        self._keys = keys
+        self._admin = admin
+        self._generating: dict[str, Handler] = {
+            "/v1/chat/completions": generator.chat,
+            "/v1/completions": generator.completion,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(scope, receive, send)
+        exchange.closing = self.draining
+        if exchange.path == "/health":
+            exchange.send(200, b'{"status":"ok"}')
+        elif exchange.path == "/ready":
+            exchange.send(*self._readiness())
+        else:
+            await self._authenticated(exchange, scope, receive, send)
+        await exchange.sender.flush()
+
+    def _readiness(self) -> tuple[int, bytes]:
+        if self.draining:
+            return 503, b'{"status":"draining"}'
+        return (200, b'{"status":"ready"}') if self._dispatch.ready else (503, b'{"status":"no nodes"}')
+
+    async def _authenticated(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            salt = self._keys.tenant_salt(exchange.header(b"authorization"))
+        except BatonError as error:
+            exchange.send_error(error)
+            return
+        handler = self._generating.get(exchange.path)
+        if handler is None:
+            await self._admin(scope, receive, _with_request_id(send, exchange.request_id))
+        elif exchange.method != "POST":
+            exchange.send_error(MethodNotAllowed("This path takes POST"))
+        else:
+            with http_metrics.IN_FLIGHT.track_inprogress():
+                await self._generate(exchange, handler, salt)
+            _record(exchange)
+
+    async def _generate(self, exchange: Exchange, handler: Handler, salt: bytes) -> None:
+        try:
+            await handler(exchange, salt)
+            return
+        except ClientGone:
+            exchange.left = True
+            return
+        except BatonError as error:
+            failure = error
+        except asyncio.CancelledError:
+            failure = NoCapacity("the router is shutting down")
+        except Exception:  # an edge: this request fails, the router goes on
+            _log.exception("a request failed", extra={"request_id": exchange.request_id})
+            failure = BatonError("internal error")
+        exchange.left = False
+        if not exchange.sender.started:
+            exchange.send_error(failure)
+
+
+def _record(exchange: Exchange) -> None:
+    total_s = time.monotonic() - exchange.arrived_s
+    status = _CLIENT_LEFT if exchange.left else exchange.status
+    http_metrics.REQUESTS.labels(exchange.model, status).inc()
+    http_metrics.REQUEST.observe(total_s)
+    timings = {name.removesuffix("_s"): seconds for name, seconds in exchange.timings.items()}
+    if _log.isEnabledFor(logging.INFO):
+        _log.info(
+            "%s %d prompt_tokens=%d output_tokens=%d total=%.3f%s",
+            exchange.path,
+            status,
+            *exchange.num_tokens,
+            total_s,
+            "".join(f" {name}={seconds:.3f}" for name, seconds in timings.items()),
+            extra={"request_id": exchange.request_id},
+        )
+
+
+def _with_request_id(send: Send, request_id: str) -> Send:
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_with_id

@@ -1,0 +1,235 @@
+"""The life of a request in the router, from `submit` to the last call on its sink.
+
+    1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
+    2. attempted   (`attempt`) both legs run; tokens go to the sink as they come.
+    3. replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
+                   the next attempt number. Three failures end the request; a node that merely refuses is no failure.
+    4. ended       finished, failed, cancelled, or out of time. Both nodes forget it.
+
+Steps 1 to 3 are one task per request, asleep while tokens flow. The router owns what a stream is made of: prompt,
+parameters, seed, tokens sent. Which text comes of it is the HTTP side's business, which node lives the links'.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import time
+import uuid
+
+import msgspec
+from prometheus_client import Counter, Gauge
+
+from baton import redis_client
+from baton.errors import BatonError, Cancelled, DeadlineExceeded, NoCapacity, NodeUnavailable, Overloaded, TransferError
+from baton.redis_client import TIMEOUT_S
+from baton.registry import NodeRecord, Registration, mint_epoch
+from baton.request import FinishReason, Generation
+from router.attempt import Attempt, Refused
+from router.fleet_view import FleetView, ModelFacts
+from router.job import Job, Sink
+from router.node_link import NodeLink
+from router.placement import Placement, Placer
+from router.prefix_replica import WAIT_S, PrefixReplica
+from router.running import Running
+
+MAX_ATTEMPTS = 3
+
+_log = logging.getLogger(__name__)
+
+_IN_FLIGHT = Gauge("baton_router_requests_in_flight", "Requests between submission and their last token")
+_FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
+
+
+class DispatchConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of the dispatcher."""
+
+    max_in_flight: int = 4096
+    max_full_wait_s: float = 30.0  # with nodes alive but full, before a request is told to come again
+
+
+class Dispatcher:
+    """The control side of a router."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        endpoint: str,
+        router_id: str = "",
+        service_token: str = "",
+        models: tuple[str, ...] = (),
+        metrics_url: str = "",
+        config: DispatchConfig | None = None,
+    ) -> None:
+        """`endpoint` is the router's own HTTP host:port, for the registry."""
+        self.router_id = router_id or f"router-{uuid.uuid4().hex[:12]}"
+        self._config = config or DispatchConfig()
+        self._redis = redis_client.connect(redis_url)
+        self._stream_redis = redis_client.connect(redis_url, WAIT_S + 20 * TIMEOUT_S)
+        self._registration = Registration(
+            self._redis,
+            NodeRecord(
+                node_id=self.router_id,
+                role="router",
+                epoch=mint_epoch(),
+                state="ready",
+                address=endpoint,
+                metrics_url=metrics_url,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                models=models,
+            ),
+        )
+        self._replica = PrefixReplica(self._redis, self._stream_redis)
+        self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes)
+        self._keys = itertools.count(1)
+        self._placer = Placer(self._fleet, self._replica, self._config.max_full_wait_s)
+        self._in_flight: dict[int, Running] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether a node of each pool is there."""
+        return self._fleet.ready
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What the fleet serves; None until the first node has been found."""
+        return self._fleet.facts
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests submitted and not ended."""
+        return len(self._in_flight)
+
+    def nodes(self) -> list[NodeRecord]:
+        """The nodes as this router sees them, each with its last load; `state` is "starting" for one out of reach."""
+        return [_seen(link) for link in self._fleet.links]
+
+    async def start(self) -> None:
+        """Register, find the nodes, follow the prefix index. Waits for none of them."""
+        await self._registration.start()
+        await self._replica.start()
+        await self._fleet.start()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Leave the registry's list of ready routers, and return when no request is left or time is up."""
+        self._registration.update(state="draining")
+        tasks = [running.task for running in self._in_flight.values() if running.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+
+    async def stop(self) -> None:
+        """Cancel what is in flight and let go of everything. Idempotent."""
+        tasks = [running.task for running in self._in_flight.values() if running.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._fleet.stop()
+        await self._replica.stop()
+        await self._registration.stop()
+        await self._redis.aclose()
+        await self._stream_redis.aclose()
+
+    def submit(self, job: Job, sink: Sink) -> Running:
+        """Take a request on; raises Overloaded where too many are in flight."""
+        if len(self._in_flight) >= self._config.max_in_flight:
+            raise Overloaded("too many requests at present")
+        running = Running(job, sink, next(self._keys))
+        self._in_flight[running.key] = running
+        _IN_FLIGHT.set(len(self._in_flight))
+        running.task = asyncio.create_task(self._serve(running))
+        running.task.add_done_callback(lambda _: self._forget(running))
+        return running
+
+    def _forget(self, running: Running) -> None:
+        del self._in_flight[running.key]
+        _IN_FLIGHT.set(len(self._in_flight))
+
+    async def _serve(self, running: Running) -> None:
+        try:
+            async with asyncio.timeout(running.job.deadline_s - time.monotonic()):
+                running.finish(await self._until_finished(running))
+        except TimeoutError:
+            running.fail(self._timeout_error(running))
+        except BatonError as error:
+            running.fail(error)
+        except asyncio.CancelledError:
+            running.fail(NoCapacity("the router is stopping"))  # nobody hears it where the client cancelled
+            raise
+        except Exception:
+            _log.exception("a request failed", extra={"request_id": running.job.request_id})
+            running.fail(BatonError("internal error"))
+
+    def _timeout_error(self, running: Running) -> BatonError:
+        if running.usage.num_attempts == 0 or not self.ready:
+            return NoCapacity("no node could take the request before its deadline")
+        return DeadlineExceeded("the request took longer than its deadline")
+
+    async def _until_finished(self, running: Running) -> FinishReason:
+        num_failures = 0
+        for attempt in itertools.count():
+            if (reason := running.reached_end) is not None:
+                return reason
+            placement = await self._placer.place(running)
+            running.usage.num_attempts += 1
+            try:
+                return await self._attempt(running, attempt, placement).run()
+            except Refused as refused:
+                running.usage.num_attempts -= 1
+                refused.link.avoid()
+                _FAILOVERS.labels("refused").inc()
+                self._placer.check_patience(running)
+            except (NodeUnavailable, TransferError, Cancelled) as error:
+                num_failures += 1
+                self._log_failure(running, error, num_failures)
+                if num_failures == MAX_ATTEMPTS:
+                    raise NoCapacity("the nodes that served the request were lost, one after another") from None
+            finally:
+                placement.end()
+        raise AssertionError("unreachable")
+
+    def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt:
+        job = running.job
+        generation = Generation(
+            request_id=job.request_id,
+            key=running.key,
+            attempt=number,
+            token_ids=running.token_ids,
+            num_prompt_tokens=len(job.token_ids),
+            sampling=job.sampling,
+            cache_salt=job.cache_salt,
+            timeout_ms=max(int(1000 * (job.deadline_s - time.monotonic())), 1),
+            router_id=self.router_id,
+        )
+        return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
+
+    def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:
+        _FAILOVERS.labels(str(error.code)).inc()
+        _log.warning(
+            "attempt failed (%d of %d) after %d tokens: %s",
+            num_failures,
+            MAX_ATTEMPTS,
+            len(running.output),
+            error.message,
+            extra={"request_id": running.job.request_id},
+        )
+
+    def _on_nodes(self, fleet: FleetView) -> None:
+        if fleet.facts is not None:
+            nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
+            self._replica.follow(fleet.facts.model_fingerprint, nodes)
+
+
+def _seen(link: NodeLink) -> NodeRecord:
+    load = link.load
+    return msgspec.structs.replace(
+        link.record,
+        state="starting" if not link.alive else "draining" if link.draining else "ready",
+        num_blocks=load.num_blocks or link.record.num_blocks,
+        num_free_blocks=load.num_free_blocks,
+        num_running=load.num_running,
+        num_waiting=load.num_waiting,
+    )

@@ -1,0 +1,80 @@
+"""Errors as OpenAI's clients expect them."""
+
+import math
+from typing import Any
+
+import msgspec
+
+from baton.errors import BatonError, Unauthenticated
+
+Header = tuple[bytes, bytes]
+
+
+class NotFound(BatonError):
+    """No such path."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(BatonError):
+    """The path is there, for another method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RequestTimeout(BatonError):
+    """The client takes too long to send its request."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class BodyTooLarge(BatonError):
+    """More bytes than a request may have."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(BatonError):
+    """A body that says it is something other than JSON."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(BatonError):
+    """More bytes before the body than a request may have."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+def error_object(error: BatonError) -> dict[str, Any]:
+    """`{"error": {...}}`."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return {"error": fields}
+
+
+def error_json(error: BatonError) -> bytes:
+    """The same as bytes."""
+    return msgspec.json.encode(error_object(error))
+
+
+def error_headers(error: BatonError) -> list[Header]:
+    """What goes along: when to come back, how to authenticate."""
+    headers: list[Header] = []
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s))).encode()))
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers

@@ -1,0 +1,42 @@
+"""What the HTTP side measures. What nodes and the control side measure is theirs."""
+
+from collections.abc import Mapping
+
+from prometheus_client import Counter, Gauge, Histogram
+
+TIME_TO_FIRST_TOKEN = Histogram(
+    "baton_time_to_first_token_seconds",
+    "From the arrival of a request to its first token",
+    buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
+TIME_PER_OUTPUT_TOKEN = Histogram(
+    "baton_time_per_output_token_seconds",
+    "Mean time between the tokens of a choice, the first one not counted",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+)
+REQUEST = Histogram(
+    "baton_request_seconds",
+    "From the arrival of a request to the end of its answer",
+    buckets=(0.1, 0.5, 1, 2, 5, 10, 30, 60),
+)
+PHASE = Histogram(
+    "baton_request_phase_seconds",
+    "Where a request's time to its first decoded tokens went",
+    ["phase"],
+    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+)
+REQUESTS = Counter("baton_requests", "Answered requests, by status (499: the client left)", ["model", "status"])
+IN_FLIGHT = Gauge("baton_requests_in_flight", "Requests being answered")
+PROMPT_TOKENS = Counter("baton_prompt_tokens", "Prompt tokens of submitted requests")
+GENERATION_TOKENS = Counter("baton_generation_tokens", "Output tokens received from nodes")
+CACHE_HIT_TOKENS = Counter("baton_prefix_cache_hit_tokens", "Prompt tokens found in a node's prefix cache")
+
+PHASES = ("queue", "prefill", "transfer", "first_decode")
+
+
+def observe_phases(timings: Mapping[str, float]) -> None:
+    """Record the phases of a finished job, as far as they are known."""
+    for phase in PHASES:
+        seconds = timings.get(f"{phase}_s")
+        if seconds is not None:
+            PHASE.labels(phase).observe(seconds)

@@ -1,0 +1,93 @@
+"""A request in flight: what was asked, what was sent, and the sink that it goes to.
+
+The truth of a stream is here: nodes come and go, and any of them can go on from `token_ids`.
+"""
+
+import asyncio
+import logging
+import time
+
+from baton.errors import BatonError
+from baton.request import FinishReason
+from router.job import Job, Sink, TokenLogprobs, Usage
+
+_log = logging.getLogger(__name__)
+
+
+class Running:
+    """Also the handle that the HTTP side gets."""
+
+    def __init__(self, job: Job, sink: Sink, key: int) -> None:
+        self.job = job
+        self.key = key
+        self.usage = Usage(num_prompt_tokens=len(job.token_ids), num_attempts=0, timings={})
+        self.output: list[int] = []
+        self.task: asyncio.Task[None] | None = None
+        self._sink: Sink | None = sink
+        self._submitted_at = time.monotonic()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What the next attempt begins with."""
+        return self.job.token_ids + self.output
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of `token_ids`."""
+        return len(self.job.token_ids) + len(self.output)
+
+    @property
+    def num_tokens_left(self) -> int:
+        """Output tokens still allowed."""
+        return self.job.sampling.max_tokens - len(self.output)
+
+    @property
+    def age_s(self) -> float:
+        """Since it was submitted."""
+        return time.monotonic() - self._submitted_at
+
+    @property
+    def reached_end(self) -> FinishReason | None:
+        """Why the tokens sent so far are all there is, where a node was lost before it could say so."""
+        sampling = self.job.sampling
+        if self.num_tokens_left <= 0:
+            return FinishReason.LENGTH
+        if self.output and self.output[-1] in sampling.stop_token_ids and len(self.output) >= sampling.min_tokens:
+            return FinishReason.STOP
+        return None
+
+    def cancel(self) -> None:
+        """Drop the request; its sink hears nothing any more."""
+        self._sink = None
+        if self.task is not None:
+            self.task.cancel()
+
+    def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
+        """The next output tokens."""
+        self.output += tokens
+        if self._sink is None:
+            return
+        try:
+            self._sink.on_tokens(tokens, logprobs)
+        except Exception:  # the edge of this request: the others in the batch go on
+            _log.exception("a sink failed", extra={"request_id": self.job.request_id})
+            self.cancel()
+
+    def note(self, num_cached_tokens: int, **timings: float) -> None:
+        """What a node reports of its part. Of several attempts the first one counts."""
+        if num_cached_tokens and not self.usage.num_cached_tokens:
+            self.usage.num_cached_tokens = min(num_cached_tokens, self.usage.num_prompt_tokens)
+        self.usage.timings = timings | self.usage.timings
+
+    def finish(self, reason: FinishReason) -> None:
+        """The last call on the sink."""
+        self.usage.num_output_tokens = len(self.output)
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.on_finish(reason, self.usage)
+
+    def fail(self, error: BatonError) -> None:
+        """The last call on the sink."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.on_error(error)

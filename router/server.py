@@ -1,0 +1,178 @@
+"""A router process: from its flags to a listening socket, and from SIGTERM to the end of the last stream.
+
+Several routers of one fleet may share a port (SO_REUSEPORT); a port that anything else holds is a ConfigError. On the
+way out: `/ready` says 503 at once, newcomers are still served for a moment, then the port closes and streams have until
+the drain's time is up.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import msgspec
+import uvicorn
+
+from baton import lifecycle, redis_client
+from baton.errors import ConfigError
+from baton.lifecycle import Shutdown
+from baton.rpc import is_loopback
+from baton.settings import RouterConfig
+from baton.telemetry import MetricsServer
+from router import admin
+from router.app import App
+from router.auth import APIKeys
+from router.dispatch import Dispatcher
+from router.generate import Generator
+from router.http_protocol import LimitedProtocol, raise_descriptor_limit
+from router.served_model import ServedModel
+
+DRAIN_GRACE_S = 0.5  # in which newcomers are served, though `/ready` sends them elsewhere
+_IDLE_TIMEOUT_S = 75
+_BACKLOG = 2048
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a router has before its event loop starts."""
+
+    listener: socket.socket
+    keys: APIKeys
+    model: ServedModel
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a router until it is told to end; the exit code."""
+    return lifecycle.main("router", RouterConfig, load, serve, argv)
+
+
+def load(config: RouterConfig) -> Loaded:
+    """Everything that can be wrong with the flags, as a ConfigError."""
+    keys = APIKeys.load(config.api_key_file, config.api_key)
+    if not keys and not is_loopback(config.host):
+        raise ConfigError(
+            f"refusing to listen on {config.host} without API keys: set --api-key-file or BATON_API_KEY, or listen on "
+            "127.0.0.1"
+        )
+    raise_descriptor_limit()
+    return Loaded(listen(config.host, config.port), keys, ServedModel.load(config))
+
+
+async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
+    """Serve until a drain is asked for and done."""
+    await redis_client.check(config.redis_url)
+    metrics = MetricsServer(config.host if config.service_token else "127.0.0.1", 0, config.service_token)
+    metrics_url = await metrics.start()
+    address = _address(config.host, loaded.listener)
+    dispatcher = Dispatcher(
+        config.redis_url,
+        endpoint=address,
+        service_token=config.service_token,
+        models=loaded.model.names,
+        metrics_url=metrics_url,
+    )
+    try:
+        await dispatcher.start()
+        generator = Generator(loaded.model, dispatcher, config.request_timeout_s)
+        app = App(generator, dispatcher, loaded.keys, admin.create(loaded.model, generator, version("baton")))
+        _announce(dispatcher.router_id, address, metrics_url)
+        await run_http(app, loaded.listener, dispatcher, shutdown, config.drain_timeout_s)
+    finally:
+        await dispatcher.stop()
+        await metrics.stop()
+
+
+async def run_http(
+    app: App, listener: socket.socket, dispatcher: Dispatcher | None, shutdown: Shutdown, drain_timeout_s: float
+) -> None:
+    """Serve HTTP; returns when a drain is asked for and done."""
+    grace_s = min(DRAIN_GRACE_S, drain_timeout_s / 2)
+    server = _Server(_uvicorn_config(app, drain_timeout_s - grace_s))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    asked = asyncio.create_task(shutdown.wait())
+    try:
+        await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+        app.draining = True
+        if dispatcher is not None:
+            await dispatcher.drain(0)
+        _log.info("draining")
+        await asyncio.wait([serving], timeout=grace_s)
+        server.should_exit = True
+        await serving
+    finally:
+        asked.cancel()
+        serving.cancel()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; ConfigError where that is impossible. The options go on to every connection."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    for level, option, value in _SOCKET_OPTIONS:
+        listener.setsockopt(level, option, value)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
+    return listener
+
+
+_SOCKET_OPTIONS = [
+    (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+    (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # a client whose host is gone is noticed within two minutes
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+]
+
+
+class _Server(uvicorn.Server):
+    """Signals are `lifecycle`'s business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_config(app: App, drain_s: float) -> uvicorn.Config:
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else any client can write into the log
+    return uvicorn.Config(
+        app,
+        http=LimitedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_IDLE_TIMEOUT_S,
+        timeout_graceful_shutdown=math.ceil(drain_s),
+    )
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _announce(router_id: str, address: str, metrics_url: str) -> None:
+    """A line that a supervisor reads."""
+    facts = {"node_id": router_id, "role": "router", "address": address, "metrics": metrics_url, "pid": os.getpid()}
+    sys.stdout.write(f"ready {msgspec.json.encode(facts).decode()}\n")
+    sys.stdout.flush()
+    _log.info("%s listens on http://%s", router_id, address)

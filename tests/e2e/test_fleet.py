@@ -1,0 +1,282 @@
+"""`baton up` as a user has it: real services, a small random model, requests through HTTP."""
+
+import concurrent.futures
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from engine import random_checkpoint
+
+START_TIMEOUT_S = 100
+QUESTION = "Tell me, in so many words, what a baton is passed on for. " * 4
+
+
+class LocalFleet:
+    """One BATON_HOME and what runs in it."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.home, self.model = folder / "home", model
+        own = {"BATON_HOME": str(self.home), "NO_COLOR": "1"}
+        self.welcome = ""
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")} | own
+
+    def baton(self, *args: str, stdin: str = "", timeout: float = START_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "fleet", *args]
+        return subprocess.run(argv, env=self.env, input=stdin, capture_output=True, text=True, timeout=timeout)
+
+    def up(self, *args: str) -> subprocess.CompletedProcess[str]:
+        flags = ("--model", str(self.model), "--port", "0", "--kv-memory", "32MiB", "--detach")
+        return self.baton("up", *flags, *args)
+
+    def status(self) -> dict[str, Any]:
+        done = self.baton("status", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        return {node["id"]: node for node in self.status()["nodes"]}
+
+    def processes(self) -> list[psutil.Process]:
+        supervisor = psutil.Process(self.status()["supervisor"]["pid"])
+        return [supervisor, *supervisor.children(recursive=True)]
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.status()["endpoint"] + "/v1", api_key="none", max_retries=0, timeout=60)
+
+    def logs(self) -> str:
+        return "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in (self.home / "logs").iterdir())
+
+
+def started(folder: Path, model: Path, *args: str) -> LocalFleet:
+    fleet = LocalFleet(folder, model)
+    up = fleet.up(*args)
+    assert up.returncode == 0, up.stdout + up.stderr + fleet.logs()
+    fleet.welcome = up.stdout
+    return fleet
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_checkpoint.write(tmp_path_factory.mktemp("checkpoint") / "random-llama")
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[LocalFleet]:
+    fleet = started(tmp_path_factory.mktemp("fleet"), model)
+    yield fleet
+    fleet.baton("down")
+
+
+def ask(client: openai.OpenAI, text: str = QUESTION, max_tokens: int = 24) -> str:
+    reply = client.chat.completions.create(
+        model="random-llama", messages=[{"role": "user", "content": text}], temperature=0, max_tokens=max_tokens
+    )
+    return reply.choices[0].message.content or ""
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+class Load:
+    """Clients that ask one question after the other until told to stop; their failures and answers."""
+
+    def __init__(self, fleet: LocalFleet, num_clients: int = 4) -> None:
+        self._client, self._stop = fleet.client(), threading.Event()
+        self._pool = concurrent.futures.ThreadPoolExecutor(num_clients)
+        self.answers: list[tuple[str, str]] = []
+        self._workers = [self._pool.submit(self._ask_on, i) for i in range(num_clients)]
+
+    def _ask_on(self, client: int) -> None:
+        turn = 0
+        while not self._stop.is_set():
+            text = f"client {client}, question {turn % 3}: {QUESTION}"
+            self.answers.append((text, ask(self._client, text)))
+            turn += 1
+
+    def more(self, num_answers: int) -> None:
+        """Wait for as many further answers."""
+        enough = len(self.answers) + num_answers
+        until(lambda: len(self.answers) >= enough or any(worker.done() for worker in self._workers))
+
+    def end(self) -> None:
+        """Raises what any client met."""
+        self._stop.set()
+        for worker in self._workers:
+            worker.result(timeout=60)
+        self._pool.shutdown()
+
+
+def scrape(fleet: LocalFleet, metric: str) -> dict[str, float]:
+    """Label text -> value of a metric, over all nodes."""
+    found: dict[str, float] = {}
+    for node in fleet.status()["nodes"]:
+        with urllib.request.urlopen(node["metrics"], timeout=10) as answer:
+            text = answer.read().decode()
+        for labels, value in re.findall(rf"^{metric}(\{{.*\}})? (\S+)$", text, re.MULTILINE):
+            found[labels] = found.get(labels, 0.0) + float(value)
+    return found
+
+
+def test_a_chat_is_answered_at_once_and_in_a_stream(fleet: LocalFleet):
+    client = fleet.client()
+    assert [model.id for model in client.models.list()] == ["random-llama"]
+    whole = ask(client)
+    stream = client.chat.completions.create(
+        model="random-llama",
+        messages=[{"role": "user", "content": QUESTION}],
+        temperature=0,
+        max_tokens=24,
+        stream=True,
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(pieces) > 3
+    assert "".join(pieces) == whole
+
+
+def test_kv_blocks_travel_by_ucx(fleet: LocalFleet):
+    pytest.importorskip("libucx", reason="UCX comes in a wheel for Linux on x86_64 only")
+    before = scrape(fleet, "baton_kv_transfer_bytes_total")
+    ask(fleet.client(), f"{time.time()} {QUESTION}")
+    after = scrape(fleet, "baton_kv_transfer_bytes_total")
+    grown = {labels for labels in after if after[labels] > before.get(labels, 0)}
+    assert grown
+    assert all('transport="ucx"' in labels for labels in grown)
+
+
+def test_status_says_what_there_is(fleet: LocalFleet):
+    status = fleet.status()
+    assert status["endpoint"].startswith("http://127.0.0.1:")
+    nodes = {node["id"]: node for node in status["nodes"]}
+    assert {node["role"] for node in status["nodes"]} == {"prefill", "decode", "router"}
+    for name in ("prefill-0", "decode-0"):
+        node = nodes[name]
+        assert (node["state"], psutil.pid_exists(node["pid"])) == ("ready", True)
+        assert isinstance(node["epoch"], int)
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", node["address"])
+        assert 0 <= node["kv_usage"] <= 1
+        assert (node["running"], node["waiting"]) == (0, 0)
+
+
+def test_the_curl_line_works_as_pasted(fleet: LocalFleet):
+    curl = re.search(r"^  (curl .*)$", fleet.welcome, re.MULTILINE)
+    assert curl is not None
+    answer = json.loads(subprocess.run(curl[1], shell=True, check=True, capture_output=True, timeout=60).stdout)
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_a_piped_question_is_answered(fleet: LocalFleet):
+    done = fleet.baton("chat", "--temperature", "0", "--max-tokens", "24", stdin=QUESTION)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == ask(fleet.client(), QUESTION.strip()).strip()
+
+
+def test_scaling_under_load_fails_no_request(fleet: LocalFleet):
+    load = Load(fleet)
+    load.more(4)
+    up = fleet.baton("scale", "prefill=2", "decode=2")
+    assert up.returncode == 0, up.stderr
+    assert {"prefill-1", "decode-1"} <= set(fleet.nodes())
+    load.more(8)
+    down = fleet.baton("scale", "prefill=1", "decode=1")
+    assert down.returncode == 0, down.stderr
+    load.more(8)
+    load.end()
+    until(lambda: set(fleet.nodes()) == {"prefill-0", "decode-0", "router-0"})
+
+
+@pytest.mark.parametrize("name", ["decode-0", "prefill-0"])
+def test_a_killed_node_comes_back_and_no_request_fails(fleet: LocalFleet, name: str):
+    load = Load(fleet)
+    load.more(4)
+    before = fleet.nodes()[name]
+    os.kill(before["pid"], signal.SIGKILL)
+
+    def is_back() -> bool:
+        node = fleet.nodes()[name]
+        return node["state"] == "ready" and node["epoch"] != before["epoch"]
+
+    until(is_back)
+    load.more(4)
+    load.end()
+    for text, answer in set(load.answers):  # greedy: the same question has one answer, killed in between or not
+        assert {a for t, a in load.answers if t == text} == {answer}
+
+
+def test_bench_serve_measures_the_fleet(fleet: LocalFleet, tmp_path: Path):
+    out = tmp_path / "figures.json"
+    flags = ["--concurrency", "1", "4", "--requests", "4", "--prompt-tokens", "48", "--output-tokens", "8"]
+    flags += ["--vocab-size", "500", "--url", fleet.status()["endpoint"], "--json", str(out)]
+    done = fleet.baton("bench", "serve", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["failed"] for run in runs] == [0, 0]
+    assert {"queue", "prefill", "transfer", "first_decode"} >= set(runs[0]["phases_s"]) > set()
+
+
+def test_colocated_and_split_fleets_say_the_same(fleet: LocalFleet, model: Path, tmp_path: Path):
+    colocated = started(tmp_path, model, "--colocated")
+    try:
+        assert {node["role"] for node in colocated.status()["nodes"]} == {"decode", "router"}
+        texts = [f"{i} {QUESTION[i:]}" for i in range(4)]
+        assert [ask(colocated.client(), text) for text in texts] == [ask(fleet.client(), text) for text in texts]
+    finally:
+        colocated.baton("down")
+
+
+def test_sigterm_leaves_nothing_behind(model: Path, tmp_path: Path):
+    fleet = started(tmp_path, model)
+    processes, shared = fleet.processes(), set()
+    ask(fleet.client())
+    for process in processes:
+        shared |= {entry.path for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")}
+    began = time.monotonic()
+    processes[0].send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    assert (alive, time.monotonic() - began < 10) == ([], True)
+    assert not [path for path in shared if Path(path).exists()]
+    assert not sysv_segments_of({process.pid for process in processes})
+    assert {path.name for path in fleet.home.iterdir()} == {"logs", "lock"}
+
+
+def sysv_segments_of(pids: set[int]) -> list[str]:
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return [line for line in lines if int(line.split()[4]) in pids]
+
+
+def test_services_do_not_outlive_a_killed_supervisor(model: Path, tmp_path: Path):
+    fleet = started(tmp_path, model, "--transport", "tcp")
+    processes = fleet.processes()
+    processes[0].kill()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+
+
+def test_a_broken_checkpoint_is_one_line(model: Path, tmp_path: Path):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    fleet = LocalFleet(tmp_path, broken)
+    done = fleet.baton("up", "--model", str(broken), "--port", "0")
+    assert done.returncode == 1
+    assert re.fullmatch(r"baton: error: \S+: .*model\.safetensors.*\n", done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (fleet.home / "fleet.json").exists()

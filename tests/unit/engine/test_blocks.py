@@ -1,0 +1,247 @@
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from baton import prefix_hash
+from baton.prefix_hash import root_hash
+from baton.request import Generation, SamplingParams
+from engine.blocks import BlockManager
+from engine.request import Request
+
+BLOCK_SIZE = 4
+
+
+def compute(blocks: BlockManager, request: Request, num_tokens: int | None = None) -> None:
+    """As a step does: the KV of the first `num_tokens` tokens is there now."""
+    request.num_computed_tokens = request.num_tokens if num_tokens is None else num_tokens
+    blocks.publish(request)
+
+
+def admit(blocks: BlockManager, request: Request) -> bool:
+    found = blocks.find(request, request.num_tokens - 1)
+    request.num_computed_tokens = len(found) * BLOCK_SIZE
+    return blocks.allocate(request, found, blocks.num_blocks_for(request.num_tokens))
+
+
+def test_prefix_is_shared_only_once_computed(make_request):
+    blocks = BlockManager(16, BLOCK_SIZE)
+    first, second, third = (make_request(range(11)) for _ in range(3))
+    assert admit(blocks, first)
+    assert admit(blocks, second)
+    assert not set(first.block_ids) & set(second.block_ids)
+    compute(blocks, first, 7)
+    assert admit(blocks, third)
+    assert third.block_ids[0] == first.block_ids[0]
+    assert third.num_computed_tokens == 4
+    blocks.check([first, second, third])
+
+
+def test_last_token_is_never_taken_from_the_cache(make_request):
+    blocks = BlockManager(16, BLOCK_SIZE)
+    first, second = make_request(range(8)), make_request(range(8))
+    assert admit(blocks, first)
+    compute(blocks, first)
+    assert len(blocks.find(second, 7)) == 1
+    assert len(blocks.find(second, 8)) == 2
+
+
+def test_salt_separates(make_request):
+    blocks = BlockManager(16, BLOCK_SIZE)
+    first, second = make_request(range(8), cache_salt=b"a"), make_request(range(8), cache_salt=b"b")
+    assert admit(blocks, first)
+    compute(blocks, first)
+    assert blocks.find(second, 8) == []
+
+
+@pytest.mark.parametrize("other", [{"token_ids": range(1, 9)}, {"token_ids": range(8), "cache_salt": b"other"}])
+def test_colliding_hashes_are_misses(make_request, monkeypatch, other):
+    def constant(token_ids, block_size, parent):
+        return [b"same"] * (len(token_ids) // block_size)
+
+    monkeypatch.setattr("engine.request.block_hashes", constant)
+    blocks = BlockManager(16, BLOCK_SIZE)
+    first, second = make_request(range(8)), make_request(**other)
+    assert admit(blocks, first)
+    compute(blocks, first)
+    assert blocks.find(second, 8) == []
+    assert admit(blocks, second)
+    compute(blocks, second)
+    assert second.chain == []
+    blocks.check([first, second])
+
+
+def test_same_block_under_another_prefix_is_a_miss(make_request, monkeypatch):
+    def last_token(token_ids, block_size, parent):
+        return [bytes([token_id]) for token_id in token_ids[block_size - 1 :: block_size]]
+
+    monkeypatch.setattr("engine.request.block_hashes", last_token)
+    blocks = BlockManager(16, BLOCK_SIZE)
+    first, second = make_request([0, 0, 0, 1, 5, 5, 5, 2]), make_request([9, 9, 9, 3, 5, 5, 5, 2])
+    for request in (first, second):
+        assert admit(blocks, request)
+        compute(blocks, request)
+    assert second.chain == second.block_ids[:1]  # its second block hangs on another parent than the published one
+
+
+def test_equal_blocks_computed_twice_keep_chains_whole(make_request):
+    blocks = BlockManager(8, BLOCK_SIZE)
+    first, second = make_request([1, 2, 3, 4, 5]), make_request([1, 2, 3, 4, 9, 9, 9, 9, 9])
+    assert admit(blocks, first)
+    assert admit(blocks, second)
+    compute(blocks, first)
+    compute(blocks, second)
+    assert second.chain == [first.block_ids[0], second.block_ids[1]]
+    blocks.release(first)
+    blocks.check([second])
+    blocks.release(second)
+    blocks.check([])
+    third = make_request([1, 2, 3, 4, 9, 9, 9, 9, 9])
+    assert len(blocks.find(third, 8)) == 2
+
+
+def test_nothing_changes_where_blocks_do_not_suffice(make_request):
+    blocks = BlockManager(3, BLOCK_SIZE)
+    first = make_request(range(8))
+    assert admit(blocks, first)
+    compute(blocks, first)
+    second = make_request(range(13))
+    assert not admit(blocks, second)
+    assert second.block_ids == []
+    assert not blocks.grow(first, 13)
+    assert blocks.grow(first, 12)
+    blocks.check([first])
+
+
+def test_spare_blocks_count_what_is_revived(make_request):
+    blocks = BlockManager(4, BLOCK_SIZE)
+    first = make_request(range(8))
+    assert admit(blocks, first)
+    compute(blocks, first)
+    blocks.release(first)
+    second = make_request(range(9))
+    found = blocks.find(second, 8)
+    assert not blocks.allocate(second, found, 3, num_spare=2)
+    assert blocks.allocate(second, found, 3, num_spare=1)
+
+
+def test_retract_takes_descendants_along(make_request):
+    blocks = BlockManager(8, BLOCK_SIZE)
+    parent, child = make_request(range(5)), make_request(range(12))
+    for request in (parent, child):
+        assert admit(blocks, request)
+        compute(blocks, request)
+    blocks.release(child)
+    blocks.take_events()
+    blocks.retract(parent)
+    assert blocks.find(make_request(range(12)), 12) == []
+    blocks.release(parent)
+    blocks.check([])
+    assert len(blocks.take_events()[1]) == 3
+    assert blocks.num_free_blocks == 8
+
+
+def test_events_are_net(make_request):
+    blocks = BlockManager(1, BLOCK_SIZE)
+    hashes = []
+    for tokens in ([1] * 4, [2] * 4, [1] * 4):
+        request = make_request(tokens)
+        assert admit(blocks, request)
+        compute(blocks, request)
+        blocks.release(request)
+        hashes.append(request.hashes(1)[0])
+    assert blocks.take_events() == ([hashes[0]], [])
+    request = make_request([2] * 4)
+    assert admit(blocks, request)
+    assert blocks.take_events() == ([], [hashes[0]])
+    assert blocks.published() == []
+
+
+class Cache(RuleBasedStateMachine):
+    """Random requests over a tiny alphabet, so that prefixes coincide, in a pool that is too small for them."""
+
+    requests = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = BlockManager(12, BLOCK_SIZE)
+        self.live: list[Request] = []
+        self.announced: set[bytes] = set()
+        self.parents: dict[bytes, bytes | None] = {}  # of every block hash ever computed
+
+    @rule(
+        target=requests, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20), salt=st.sampled_from([b"", b"x"])
+    )
+    def add(self, tokens, salt):
+        generation = Generation(
+            request_id="r", key=0, token_ids=tokens, num_prompt_tokens=len(tokens), sampling=SamplingParams(),
+            cache_salt=salt, router_id="router",
+        )  # fmt: skip
+        request = Request(generation, root_hash("m", salt), BLOCK_SIZE, 0.0)
+        if not admit(self.blocks, request):
+            return multiple()
+        self.live.append(request)
+        return request
+
+    @rule(request=requests, part=st.floats(0, 1))
+    def compute(self, request, part):
+        num_new = round(request.num_uncomputed_tokens * part)
+        compute(self.blocks, request, request.num_computed_tokens + num_new)
+        hashes = request.hashes(request.num_computed_tokens // BLOCK_SIZE)
+        self.parents |= dict(zip(hashes, [None, *hashes], strict=False))
+
+    @rule(request=requests, token=st.integers(0, 1))
+    def decode(self, request, token):
+        if self.blocks.grow(request, request.num_tokens + 1):
+            request.token_ids.append(token)
+
+    @rule(request=consumes(requests))
+    def release(self, request):
+        self.live.remove(request)
+        self.blocks.release(request)
+        self.blocks.release(request)
+
+    @invariant()
+    def no_block_is_lost_or_shared_by_accident(self):
+        self.blocks.check(self.live)
+
+    @invariant()
+    def events_add_up_and_chains_are_whole(self):
+        stored, evicted = self.blocks.take_events()
+        assert self.announced >= set(evicted)
+        self.announced -= set(evicted)
+        assert not set(stored) & self.announced
+        self.announced |= set(stored)
+        assert self.announced == set(self.blocks.published())
+        parents = {self.parents[block_hash] for block_hash in self.announced} - {None}
+        assert parents <= self.announced, "a published block without its parent"
+
+    def teardown(self):
+        for request in self.live:
+            self.blocks.release(request)
+        self.blocks.check([])
+        assert self.blocks.num_free_blocks == 12
+
+
+TestCache = Cache.TestCase
+TestCache.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def test_eviction_is_leaf_first(make_request):
+    """Of a published chain always a leading part is left, whatever came and went in between."""
+    blocks = BlockManager(10, BLOCK_SIZE)
+    chain = make_request(range(25))
+    assert admit(blocks, chain)
+    compute(blocks, chain)
+    blocks.release(chain)
+    hashes = prefix_hash.block_hashes(list(range(25)), BLOCK_SIZE, root_hash("model"))
+    for first in range(100, 130, 3):
+        request = make_request(range(first, first + 9))
+        assert admit(blocks, request)
+        compute(blocks, request)
+        blocks.release(request)
+        known = [block_hash in set(blocks.published()) for block_hash in hashes]
+        assert known == sorted(known, reverse=True)
+    assert not any(known)

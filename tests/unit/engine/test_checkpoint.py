@@ -1,0 +1,121 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from baton.errors import CheckpointError
+from engine import random_checkpoint
+from engine.checkpoint import Checkpoint
+from engine.config import ModelConfig
+from engine.weights import WeightLoader
+from kernels.reference import ReferenceKernels
+
+
+def load(directory):
+    kernels, config = ReferenceKernels(), ModelConfig.load(directory)
+    return WeightLoader(config, Checkpoint(directory), kernels, torch.float32, torch.device("cpu")).load(lambda _: None)
+
+
+@pytest.fixture
+def single(tmp_path):
+    return random_checkpoint.write(tmp_path)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    return random_checkpoint.write(tmp_path, num_shards=3)
+
+
+def change(path, **changes):
+    """Replace tensors of a file; None drops one."""
+    tensors = {name: tensor for name, tensor in (load_file(path) | changes).items() if tensor is not None}
+    save_file(tensors, path)
+
+
+def test_single_and_sharded_hold_the_same(tmp_path):
+    first = Checkpoint(random_checkpoint.write(tmp_path / "a"))
+    second = Checkpoint(random_checkpoint.write(tmp_path / "b", num_shards=4))
+    name, shape = "model.layers.2.mlp.down_proj.weight", (64, 160)
+    assert torch.equal(first.tensor(name, shape), second.tensor(name, shape))
+    assert (len(first.files), len(second.files)) == (1, 4)
+    assert name in second
+    assert "lm_head.weight" not in second
+
+
+def test_fused_linears_are_the_parts_side_by_side(single):
+    tensors = load_file(single / "model.safetensors")
+    weights = load(single)
+    x = torch.randn(3, 64)
+    attention = "model.layers.1.self_attn"
+    parts = [x @ tensors[f"{attention}.{name}_proj.weight"].T for name in "qkv"]
+    assert torch.allclose(weights.layers[1].qkv(x), torch.cat(parts, -1), atol=1e-5)
+    parts = [x @ tensors[f"model.layers.1.mlp.{name}_proj.weight"].T for name in ("gate", "up")]
+    assert torch.allclose(weights.layers[1].gate_up(x), torch.cat(parts, -1), atol=1e-5)
+    assert torch.allclose(weights.lm_head(x), x @ tensors["model.embed_tokens.weight"].T, atol=1e-5)
+
+
+def test_missing_tensor(single):
+    change(single / "model.safetensors", **{"model.layers.3.mlp.up_proj.weight": None})
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: tensor model\.layers\.3\.mlp\.up_proj\.weight is mis"
+    ):
+        load(single)
+
+
+def test_untied_model_without_head(single):
+    config = json.loads((single / "config.json").read_text())
+    (single / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(CheckpointError, match=r"tensor lm_head\.weight is missing"):
+        load(single)
+
+
+def test_wrong_shape(single):
+    change(single / "model.safetensors", **{"model.norm.weight": torch.ones(63)})
+    with pytest.raises(CheckpointError, match=r"safetensors: tensor model\.norm\.weight has shape \[63\].*\[64\]"):
+        load(single)
+
+
+def test_wrong_type(single):
+    change(single / "model.safetensors", **{"model.norm.weight": torch.ones(64, dtype=torch.int8)})
+    with pytest.raises(CheckpointError, match=r"tensor model\.norm\.weight has type I8"):
+        load(single)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 100, -1])
+def test_truncated_shard(sharded, num_bytes):
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:num_bytes])
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is truncated or no safetensors file"):
+        load(sharded)
+
+
+def test_missing_shard(sharded):
+    shard = sorted(sharded.glob("*.safetensors"))[2]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=rf"{shard.name} does not exist, though .*index\.json names it"):
+        load(sharded)
+
+
+def test_index_that_names_a_tensor_elsewhere(sharded):
+    index = sharded / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    value["weight_map"]["model.norm.weight"] = value["weight_map"]["model.embed_tokens.weight"]
+    index.write_text(json.dumps(value))
+    with pytest.raises(CheckpointError, match=r"tensor model\.norm\.weight is missing, though"):
+        load(sharded)
+
+
+@pytest.mark.parametrize(
+    "index", [{}, {"weight_map": []}, {"weight_map": {"a": "../a.safetensors"}}, {"weight_map": {"a": 1}}]
+)
+def test_broken_index(sharded, index):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        load(sharded)
+
+
+def test_no_safetensors(single):
+    (single / "model.safetensors").rename(single / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="only safetensors are read"):
+        load(single)

@@ -1,0 +1,32 @@
+import torch
+
+from baton.kv_layout import KVLayout
+from engine.kv_cache import KVCache
+
+LAYOUT = KVLayout(
+    num_layers=6, layers_per_group=2, block_size=4, num_kv_heads=2, head_dim=8, dtype="bfloat16", model_fingerprint="ab"
+)
+
+
+def test_views_lie_in_the_pool_as_the_layout_says():
+    cache = KVCache(LAYOUT, 5, torch.device("cpu"))
+    assert cache.pool.dtype == torch.uint8
+    assert cache.pool.numel() == LAYOUT.pool_bytes(5)
+    assert not cache.pool.any()
+    per_layer = LAYOUT.block_group_bytes // LAYOUT.layers_per_group
+    for layer, view in enumerate(cache.layers):
+        assert view.shape == (5, 2, 2, 4, 8)
+        for block in range(5):
+            offset = LAYOUT.offset(5, layer // 2, block) + layer % 2 * per_layer
+            assert view[block].is_contiguous()
+            assert view[block].data_ptr() == cache.pool.data_ptr() + offset
+
+
+def test_layers_and_blocks_are_apart():
+    cache = KVCache(LAYOUT, 3, torch.device("cpu"))
+    for layer, view in enumerate(cache.layers):
+        for block in range(3):
+            assert not view[block].any()
+            view[block] = layer * 10 + block + 1
+    for layer, view in enumerate(cache.layers):
+        assert [view[block].unique().tolist() for block in range(3)] == [[layer * 10 + block + 1] for block in range(3)]

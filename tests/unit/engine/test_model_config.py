@@ -1,0 +1,123 @@
+import json
+
+import pytest
+
+from baton.errors import CheckpointError
+from engine.config import ModelConfig
+from engine.random_checkpoint import TINY
+
+
+@pytest.fixture
+def load(tmp_path):
+    """The config read from a config.json with these changes; a value of None drops the field."""
+
+    def read(changes=None, generation=None):
+        raw = {name: value for name, value in (TINY | (changes or {})).items() if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        if generation is not None:
+            (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        return ModelConfig.load(tmp_path)
+
+    return read
+
+
+def test_defaults_for_what_older_configs_omit(load):
+    config = load({"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": None, "rope_theta": None})
+    assert (config.num_kv_heads, config.head_dim, config.rms_norm_eps) == (4, 16, 1e-6)
+    assert (config.rope.kind, config.rope.theta, config.rope.max_length) == ("default", 10000.0, 512)
+
+
+def test_families(load):
+    qwen2 = load({"architectures": ["Qwen2ForCausalLM"]})
+    assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.qk_norm) == (True, False, False)
+    qwen3 = load({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True, "head_dim": None})
+    assert (qwen3.qkv_bias, qwen3.o_bias, qwen3.qk_norm, qwen3.head_dim) == (True, True, True, 128)
+    llama = load({"attention_bias": True, "mlp_bias": True})
+    assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias) == (True, True, True)
+
+
+def test_windows(load):
+    mistral = {"architectures": ["MistralForCausalLM"]}
+    assert load(mistral).windows == (4096,) * 4
+    assert load(mistral | {"sliding_window": 64}).windows == (64,) * 4
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "max_window_layers": 3}
+    assert load(qwen).windows == (0,) * 4
+    assert load(qwen | {"use_sliding_window": True}).windows == (0, 0, 0, 32)
+    kinds = ["sliding_attention", "full_attention"] * 2
+    assert load(qwen | {"use_sliding_window": True, "layer_types": kinds}).windows == (32, 0, 32, 0)
+
+
+def test_null_window_is_no_window(tmp_path):
+    raw = TINY | {"architectures": ["MistralForCausalLM"], "sliding_window": None}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert ModelConfig.load(tmp_path).windows == (0,) * 4
+
+
+def test_rope_in_both_spellings(load):
+    old = load({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}).rope
+    new = load({"rope_theta": None, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}}).rope
+    assert old == new
+    assert (old.theta, old.factor, old.max_length) == (5e5, 4.0, 2048)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "longest", "default"),
+    [
+        ({"rope_type": "yarn", "factor": 8.0}, 4096, 4096),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512, 512),
+        ({"rope_type": "dynamic", "factor": 2.0}, 1024, 512),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 512, 512),
+    ],
+)
+def test_longest_context(load, scaling, longest, default):
+    rope = load({"rope_scaling": scaling}).rope
+    assert (rope.max_length, rope.default_length) == (longest, default)
+
+
+def test_eos_ids_of_both_files(load):
+    assert load({"eos_token_id": [2, 5]}, {"eos_token_id": 7}).eos_token_ids == {2, 5, 7}
+
+
+def test_no_eos_at_all(load):
+    assert load({"eos_token_id": None}).eos_token_ids == frozenset()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("dtype", "bfloat16"), ("torch_dtype", "torch.float16")])
+def test_dtype_in_both_spellings(load, name, dtype):
+    assert load({"torch_dtype": None, name: dtype}).dtype == dtype.removeprefix("torch.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["BertModel"]}, r"architectures \['BertModel'\].*LlamaForCausalLM.*Qwen3ForCausalLM"),
+        ({"hidden_size": None}, "hidden_size must be a positive integer, not None"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers must be a positive integer"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"hidden_act": "gelu"}, "'gelu' is not silu"),
+        ({"torch_dtype": "int8"}, "dtype int8"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"rope_scaling": {"type": "longrope"}}, "'longrope' is not known"),
+        ({"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layers"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
+    ],
+)
+def test_errors_name_file_and_field(load, tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(changes)
+    assert str(tmp_path / "config.json") in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_broken_json(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        ModelConfig.load(tmp_path)
+
+
+def test_no_model_at_all(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        ModelConfig.load(tmp_path / "absent")

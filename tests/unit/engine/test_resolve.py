@@ -1,0 +1,87 @@
+import logging
+from dataclasses import replace
+
+import pytest
+
+from baton.errors import ConfigError
+from baton.settings import EngineFlags
+from engine import random_checkpoint
+from engine.config import ModelConfig
+from engine.random_checkpoint import TINY
+from engine.resolve import kv_fingerprint, layout, resolve
+
+BLOCK_BYTES = 4 * 2 * 2 * 16 * 16 * 4  # layers, k and v, heads, block_size, head_dim, fp32
+
+
+@pytest.fixture
+def flags(tiny_model):
+    return EngineFlags(model=str(tiny_model), device="cpu")
+
+
+def test_what_flags_leave_open(tiny_model, flags):
+    config = resolve(flags, tiny_model)
+    assert (config.max_model_len, config.dtype, config.device) == (512, "float32", "cpu")
+    assert config.num_threads >= 1
+    assert config.num_blocks <= 256 * 32  # all requests at full length
+    assert config.num_blocks * BLOCK_BYTES <= 2 * 2**30
+
+
+def test_given_sizes(tiny_model, flags):
+    config = resolve(replace(flags, kv_memory="3MiB", max_model_len=100, dtype="bfloat16", num_threads=3), tiny_model)
+    assert (config.num_blocks, config.max_model_len, config.num_threads) == (3 * 2**20 // (BLOCK_BYTES // 2), 100, 3)
+    assert config.max_blocks_per_request == 7
+
+
+def test_one_decode_token_of_every_request_fits_a_step(tiny_model, flags):
+    assert resolve(replace(flags, max_num_batched_tokens=100), tiny_model).max_num_seqs == 100
+
+
+def test_a_small_pool_shortens_the_default_length(tiny_model, flags, caplog):
+    with caplog.at_level(logging.WARNING):
+        config = resolve(replace(flags, kv_memory=str(10 * BLOCK_BYTES)), tiny_model)
+    assert (config.num_blocks, config.max_model_len) == (10, 160)
+    assert "160" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_model_len": 513}, "--max-model-len 513 is more than the 512 positions"),
+        (
+            {"max_model_len": 512, "kv_memory": str(10 * BLOCK_BYTES)},
+            "holds 160 tokens.*--kv-memory to 1MiB.*160 or less",
+        ),
+        ({"kv_memory": "1k"}, "holds 0 tokens"),
+        ({"kv_memory": "lots"}, "'lots' is no size"),
+        ({"block_size": 0}, "--block-size must be at least 1"),
+        ({"max_num_batched_tokens": 0}, "--max-num-batched-tokens must be"),
+        ({"max_model_len": -1}, "--max-model-len"),
+    ],
+)
+def test_errors_name_the_flag(tiny_model, flags, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(replace(flags, **changes), tiny_model)
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none(tiny_model, flags):
+    with pytest.raises(ConfigError, match="--device cuda"):
+        resolve(replace(flags, device="cuda"), tiny_model)
+
+
+def test_fingerprint_follows_type_and_dynamic_rope_alone(tmp_path):
+    scaling = {"type": "dynamic", "factor": 2.0}
+    for name, changes, num_different in [("plain", {}, 2), ("dynamic", {"rope_scaling": scaling}, 3)]:
+        directory = random_checkpoint.write(tmp_path / name, TINY | {"max_position_embeddings": 256} | changes)
+        model = ModelConfig.load(directory)
+        flags = EngineFlags(model=str(directory), device="cpu", max_model_len=256)
+        config = resolve(flags, directory)
+        variants = [config, replace(config, max_model_len=100), replace(config, max_model_len=400)]
+        variants += [replace(config, dtype="bfloat16"), replace(config, num_blocks=77)]
+        assert len({kv_fingerprint(directory, model, variant) for variant in variants}) == num_different
+
+
+@pytest.mark.parametrize(("num_layers", "per_group"), [(1, 1), (4, 1), (7, 1), (8, 2), (12, 3), (30, 6), (32, 8)])
+def test_layer_groups(tiny_model, num_layers, per_group):
+    model = replace(ModelConfig.load(tiny_model), num_layers=num_layers)
+    assert layout(model, 16, "float32", "").layers_per_group == per_group

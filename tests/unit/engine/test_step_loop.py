@@ -1,0 +1,154 @@
+import asyncio
+import threading
+
+import pytest
+
+from baton.errors import InvalidRequest, NodeUnavailable
+from baton.request import FinishReason
+from engine.request import RequestState
+from engine.step_loop import StepLoop
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Listener:
+    """Collects outputs from the step thread and lets a test wait for the end of a request."""
+
+    def __init__(self):
+        self.outputs = []
+        self.threads = set()
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, output):
+        self.threads.add(threading.current_thread().name)
+        self.outputs += output.outputs
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def finished(self, request):
+        async with asyncio.timeout(20):
+            while not any(o.request is request and o.finish_reason for o in self.outputs):
+                await self._changed.wait()
+                self._changed.clear()
+
+
+@pytest.fixture
+async def started(make_engine):
+    """(loop, listener, engine), running."""
+    engine = make_engine(kv_memory=str(make_engine().layout.block_bytes * 64))
+    listener = Listener()
+    loop = StepLoop(engine, listener)
+    loop.start()
+    yield loop, listener, engine
+    await loop.stop()
+
+
+async def test_requests_run_on_the_step_thread(started, make_generation):
+    loop, listener, _ = started
+    requests = [await loop.call(lambda engine, i=i: engine.add(make_generation([i] * 9, max_tokens=4))) for i in (5, 6)]
+    for request in requests:
+        await listener.finished(request)
+    assert listener.threads == {"step"}
+    assert await loop.call(lambda engine: threading.current_thread().name) == "step"
+    assert await loop.call(lambda engine: engine.current_load().num_free_blocks) == 64
+
+
+async def test_a_calls_error_is_its_callers(started, make_generation, caplog):
+    loop, listener, _ = started
+    with pytest.raises(InvalidRequest):
+        await loop.call(lambda engine: engine.add(make_generation([])))
+    loop.submit(lambda engine: 1 / 0)
+    request = await loop.call(lambda engine: engine.add(make_generation([1], max_tokens=2)))
+    await listener.finished(request)
+    assert "division by zero" in caplog.text
+
+
+async def test_sleeps_where_nothing_can_run_and_wakes_when_blocks_come_back(started, make_generation):
+    loop, listener, engine = started
+    held = await loop.call(lambda engine: engine.reserve(make_generation([1] * 500)))
+    waiting = await loop.call(lambda engine: engine.add(make_generation([2] * 400, max_tokens=1)))
+    steps = []
+    step = engine.step
+    engine.step = lambda: steps.append(1) or step()
+    for _ in range(5):
+        await loop.call(lambda engine: None)
+    assert len(steps) <= 6, "spins"
+    assert waiting.state is RequestState.WAITING
+    loop.submit(lambda engine: engine.release(held))
+    await listener.finished(waiting)
+
+
+async def test_evictions_between_requests_are_told(make_engine, make_generation):
+    engine = make_engine(kv_memory=str(make_engine().layout.block_bytes * 64), max_num_batched_tokens=512)
+    events = asyncio.Queue()
+    running = asyncio.get_running_loop()
+    loop = StepLoop(engine, lambda output: running.call_soon_threadsafe(events.put_nowait, output))
+    loop.start()
+    try:
+        await loop.call(lambda engine: engine.add(make_generation([1] * 400, max_tokens=1)))
+        assert len((await asyncio.wait_for(events.get(), 20)).stored) == 50
+        await loop.call(lambda engine: engine.reserve(make_generation([2] * 500)))
+        assert len((await asyncio.wait_for(events.get(), 20)).evicted) == 49
+    finally:
+        await loop.stop()
+
+
+async def test_cancelled_before_it_ran_is_not_run(started):
+    loop, _, _ = started
+    entered, go = threading.Event(), threading.Event()
+    loop.submit(lambda engine: (entered.set(), go.wait(20)))
+    assert await asyncio.to_thread(entered.wait, 20)
+    ran = []
+    call = asyncio.ensure_future(loop.call(ran.append))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go.set()
+    await loop.call(lambda engine: None)
+    assert ran == []
+
+
+async def test_after_stop_calls_are_refused(make_engine):
+    loop = StepLoop(make_engine(), lambda output: None)
+    loop.start()
+    await loop.stop()
+    with pytest.raises(NodeUnavailable):
+        await loop.call(lambda engine: None)
+
+
+async def test_stop_without_start(make_engine):
+    loop = StepLoop(make_engine(), lambda output: None)
+    await loop.stop()
+
+
+async def test_a_request_error_goes_on_and_an_engine_error_is_told(make_engine, make_generation):
+    engine = make_engine()
+    crashed = asyncio.get_running_loop().create_future()
+    listener = Listener()
+    running = asyncio.get_running_loop()
+    loop = StepLoop(engine, listener, lambda error: running.call_soon_threadsafe(crashed.set_result, error))
+
+    def broken(group, batch):
+        raise RuntimeError("broken")
+
+    engine.on_layer_group = broken
+    loop.start()
+    request = await loop.call(lambda engine: engine.add(make_generation([1])))
+    await listener.finished(request)
+    assert request.finish_reason is FinishReason.ERROR
+
+    def worse():
+        raise MemoryError("gone")
+
+    engine.step = worse
+    await loop.call(lambda engine: engine.add(make_generation([1])))
+    assert isinstance(await asyncio.wait_for(crashed, 20), MemoryError)
+    with pytest.raises(NodeUnavailable):
+        await loop.call(lambda engine: None)
+    await loop.stop()

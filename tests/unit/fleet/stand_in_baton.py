@@ -1,0 +1,13 @@
+"""`baton` with stand-ins for its services: everything of the supervisor is real, the model is not."""
+
+import sys
+from pathlib import Path
+
+import fleet.plan
+from fleet.cli import main
+
+SERVICE = str(Path(__file__).with_name("stand_in_service.py"))
+
+if __name__ == "__main__":
+    fleet.plan.PROGRAMS = {role: (sys.executable, SERVICE, role) for role in ("router", "prefill", "decode")}
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+import subprocess
+import sys
+
+import pytest
+
+from fleet import cli
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("baton 0.")
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    for name in (*cli.COMMANDS, *cli.SERVICES):
+        assert f"  {name} " in out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([name, "--help"])
+    assert exit_.value.code == 0
+    assert f"baton {name}" in capsys.readouterr().out
+
+
+def test_help_of_up_names_flags_with_their_variables(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["up", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for flag in ("--served-model-name", "--prefill", "--colocated", "--kv-memory", "--api-key-file", "--detach"):
+        assert flag in out
+    assert "[BATON_MAX_MODEL_LEN]" in out
+
+
+def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["fly"]) == 2
+    assert "no such command: fly" in capsys.readouterr().err
+
+
+def test_a_senseless_flag_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATON_MAX_NUM_SEQS", "many")
+    assert cli.main(["up"]) == 1
+    assert capsys.readouterr().err == ("baton: error: --max-num-seqs (BATON_MAX_NUM_SEQS): 'many' is not a valid int\n")
+
+
+def test_a_service_gets_its_own_flags(monkeypatch: pytest.MonkeyPatch):
+    from types import SimpleNamespace
+
+    got: list[list[str]] = []
+    monkeypatch.setattr(
+        cli.importlib, "import_module", lambda name: SimpleNamespace(main=lambda argv: got.append([name, *argv]) or 7)
+    )
+    assert cli.main(["prefill", "--port", "1"]) == 7
+    assert got == [["prefill_node.__main__", "--port", "1"]]
+
+
+def test_help_is_quick_because_it_imports_nothing():
+    code = "import sys, fleet.cli; fleet.cli.main(['--help']); sys.exit(bool({'rich', 'redis'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_bench_lists_benchmarks_and_names_what_there_is(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["bench"]) == 0
+    assert "serve" in capsys.readouterr().out
+    assert cli.main(["bench", "nonsense"]) == 1
+    assert "no such benchmark: nonsense" in capsys.readouterr().err
+
+
+def test_bench_passes_flags_on():
+    done = subprocess.run([sys.executable, "-m", "fleet", "bench", "serve", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--output-tokens" in done.stdout

@@ -1,0 +1,57 @@
+import io
+import os
+
+from rich.console import Console as Terminal
+
+from fleet.console import Live, Piped, Plain, for_terminal, replay
+
+
+def test_plain_lines_say_each_thing_once():
+    out = io.StringIO()
+    plain = Plain(out)
+    for fraction in (0.1, 0.2, 0.3):
+        plain.update("decode-0", "loading weights", fraction)
+    plain.update("decode-0", "ready", done=True)
+    lines = out.getvalue().splitlines()
+    assert [line.partition("] ")[2] for line in lines] == ["decode-0: loading weights", "decode-0: ready"]
+
+
+def test_a_reader_who_left_does_not_end_the_fleet():
+    read, write = os.pipe()
+    os.close(read)
+    plain = Plain(os.fdopen(write, "w"))
+    plain.note("hello")
+    plain.note("still here")
+
+
+def test_the_live_display_shows_percent_and_then_a_tick():
+    out = io.StringIO()
+    live = Live(Terminal(file=out, force_terminal=True, width=100))
+    live.update("decode-0", "loading weights", 0.42)
+    live._progress.refresh()
+    assert "42%" in out.getvalue()
+    live.update("decode-0", "ready", done=True)
+    live.close()
+    assert "✓" in out.getvalue()
+
+
+def test_output_that_is_no_terminal_gets_plain_lines():
+    assert isinstance(for_terminal(io.StringIO()), Plain)
+
+
+def test_a_pipe_carries_all_of_it_to_its_other_end():
+    sent, seen, later = io.StringIO(), io.StringIO(), io.StringIO()
+    sent.close = lambda: None  # type: ignore[method-assign]
+    piped = Piped(sent, then=Plain(later))
+    piped.update("redis", "ready", None, done=True)
+    piped.note("welcome")
+    piped.finish(0)
+    piped.update("redis", "died")
+    piped.note("redis died")
+    assert replay(io.StringIO(sent.getvalue()), Plain(seen)) == 0
+    assert seen.getvalue().endswith("redis: ready\nwelcome\n")
+    assert later.getvalue() == "redis died\n"
+
+
+def test_a_pipe_that_just_ends_has_no_exit_code():
+    assert replay(io.StringIO(""), Plain(io.StringIO())) is None

@@ -1,0 +1,74 @@
+import asyncio
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.errors import ConfigError
+from fleet import control
+
+
+async def handle(message: dict[str, Any]) -> dict[str, Any]:
+    if message.get("command") == "refuse":
+        raise ConfigError("not now")
+    return {"got": message}
+
+
+def with_server(path: Path, talk: Any) -> Any:
+    async def run() -> Any:
+        server = await control.serve(path, handle)
+        async with server:
+            return await asyncio.to_thread(talk)
+
+    return asyncio.run(run())
+
+
+def test_a_message_gets_its_answer(tmp_path: Path):
+    path = tmp_path / "s"
+    assert with_server(path, lambda: control.ask(str(path), {"a": 1}, 5)) == {"got": {"a": 1}}
+
+
+def test_only_the_owner_can_open_it(tmp_path: Path):
+    path = tmp_path / "s"
+    assert with_server(path, lambda: stat.S_IMODE(path.stat().st_mode)) == 0o600
+
+
+def test_a_refusal_is_raised_where_it_was_asked(tmp_path: Path):
+    path = tmp_path / "s"
+    with pytest.raises(ConfigError, match="not now"):
+        with_server(path, lambda: control.ask(str(path), {"command": "refuse"}, 5))
+
+
+def test_nobody_there_is_a_clear_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match="does not answer"):
+        control.ask(str(tmp_path / "none"), {}, 1)
+
+
+def test_nonsense_is_answered_and_ends_nothing(tmp_path: Path):
+    path = tmp_path / "s"
+
+    def talk() -> tuple[bytes, dict[str, Any]]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b"[1]\n")
+            first = connection.recv(1000)
+        return first, control.ask(str(path), {"b": 2}, 5)
+
+    first, second = with_server(path, talk)
+    assert b"not a JSON object" in first
+    assert second == {"got": {"b": 2}}
+
+
+def test_a_line_without_end_is_hung_up_on(tmp_path: Path):
+    path = tmp_path / "s"
+
+    def talk() -> bytes:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(path))
+            connection.sendall(b"x" * 200_000)
+            return connection.recv(1000)
+
+    assert with_server(path, talk) == b""

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from baton.settings import FleetConfig
+from fleet import gpus
+from fleet.gpus import Gpu
+from fleet.model import Model
+from fleet.plan import Plan
+
+LISTING = "0, 81000\n1, 40000\n2, [N/A]\n"
+
+
+def a_plan(model: Path, found: tuple[Gpu, ...], **config: object) -> Plan:
+    return Plan(
+        config=FleetConfig(**config),  # type: ignore[arg-type]
+        model=Model(model, ("m",)),
+        port=1,
+        redis_url="",
+        service_token="",
+        gpus=found,
+    )
+
+
+def flag(argv: tuple[str, ...], name: str) -> str:
+    return argv[argv.index(name) + 1] if name in argv else ""
+
+
+def test_the_drivers_listing_is_read():
+    assert gpus.visible(LISTING, None) == (Gpu("0", 81000 * 2**20), Gpu("1", 40000 * 2**20))
+    assert gpus.visible("", None) == ()
+
+
+@pytest.mark.parametrize(("allowed", "indices"), [("1", ["1"]), ("1,0", ["1", "0"]), ("", []), ("GPU-1234", [])])
+def test_what_cuda_may_not_see_is_not_used(allowed: str, indices: list[str]):
+    assert [gpu.index for gpu in gpus.visible(LISTING, allowed)] == indices
+
+
+def test_nodes_take_gpus_one_after_the_other(tmp_path: Path):
+    plan = a_plan(tmp_path, gpus.visible(LISTING, None), prefill=1, decode=2)
+    nodes = [plan.node("prefill", 0, 1), plan.node("decode", 0, 2), plan.node("decode", 1, 2)]
+    assert [node.env["CUDA_VISIBLE_DEVICES"] for node in nodes] == ["0", "1", "0"]
+    assert all(node.cores == frozenset() for node in nodes)
+
+
+def test_nodes_on_one_gpu_share_its_memory(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(2**20))
+    plan = a_plan(tmp_path, (Gpu("0", 100 * 2**30),))
+    sizes = [flag(plan.node(role, 0, 1).argv, "--kv-memory") for role in ("prefill", "decode")]
+    assert sizes[0] == sizes[1]
+    both = 2 * (int(sizes[0].removesuffix("MiB")) * 2**20 + 2**20)
+    assert 70 * 2**30 < both < 85 * 2**30
+
+
+def test_a_node_alone_or_with_a_size_of_its_own_decides_itself(tmp_path: Path):
+    gpu = (Gpu("0", 100 * 2**30),)
+    assert flag(a_plan(tmp_path, gpu, colocated=True).node("decode", 0, 1).argv, "--kv-memory") == ""
+    assert flag(a_plan(tmp_path, gpu, kv_memory="1GiB").node("decode", 0, 1).argv, "--kv-memory") == "1GiB"
+
+
+def test_a_fleet_on_the_cpu_leaves_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    node = a_plan(tmp_path, (Gpu("0", 2**30),), device="cpu").node("decode", 0, 1)
+    assert "CUDA_VISIBLE_DEVICES" not in node.env

@@ -1,0 +1,184 @@
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.member import Member, StartError
+from fleet.process import Command, Process
+
+READY = 'print("progress 0.25\\nready {\\"epoch\\": 5, \\"metrics_url\\": \\"http://m\\"}", flush=True);'
+SERVE = READY + "import time; time.sleep(60)"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SERVE
+
+
+async def says_ready(process: Process) -> dict[str, Any]:
+    return await asyncio.shield(process.ready)
+
+
+class Kept:
+    """A member that runs a line of Python, and the states it went through."""
+
+    def __init__(self, log: Path, code: str, **env: str) -> None:
+        command = Command("x-0", "x", (sys.executable, "-c", code), {**os.environ, **env})
+        self.states: list[str] = []
+        self.changed = asyncio.Event()
+        self.member = Member(command, says_ready, log, self._on_change)
+
+    def _on_change(self, member: Member) -> None:
+        if not self.states or self.states[-1] != member.state.state:
+            self.states.append(member.state.state)
+        self.changed.set()
+
+    async def until(self, states: list[str]) -> None:
+        async with asyncio.timeout(20):
+            while self.states[-len(states) :] != states:
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def __aenter__(self) -> "Kept":
+        await self.member.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.member.stop(0.1)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_what_a_service_says_when_ready_is_known(tmp_path: Path):
+    async def test() -> None:
+        async with Kept(tmp_path / "log", SERVE) as kept:
+            state = kept.member.state
+            assert (state.state, state.epoch, state.metrics) == ("ready", 5, "http://m")
+            assert kept.member.progress == 0.25
+            assert os.getpgid(state.pid or 0) == state.pid
+
+    run(test())
+
+
+def test_it_starts_again_when_killed(tmp_path: Path):
+    async def test() -> None:
+        async with Kept(tmp_path / "log", SERVE) as kept:
+            first = kept.member.state.pid
+            os.kill(first or 0, signal.SIGKILL)
+            began = time.monotonic()
+            await kept.until(["ready", "restarting", "starting", "ready"])
+            assert time.monotonic() - began > 0.2
+            assert kept.member.state.pid not in (first, None)
+            assert kept.member.state.restarts == 1
+            assert "SIGKILL" in kept.member.last_failure
+
+    run(test())
+
+
+def test_dying_young_again_and_again_is_slowed_down(tmp_path: Path):
+    async def test() -> None:
+        async with Kept(tmp_path / "log", READY) as kept:
+            began = time.monotonic()
+            while kept.member.state.restarts < 3:
+                kept.changed.clear()
+                await kept.changed.wait()
+            assert time.monotonic() - began > 0.2 + 0.4
+
+    run(test())
+
+
+def test_the_first_failure_is_told_in_its_own_last_words(tmp_path: Path):
+    async def test() -> None:
+        code = 'import sys; print("noise\\nbaton decode: error: no model here", file=sys.stderr); sys.exit(1)'
+        with pytest.raises(StartError, match=r"^x-0: no model here$"):
+            await Kept(tmp_path / "log", code).member.start()
+
+    run(test())
+
+
+def test_a_crash_at_start_names_exit_code_and_log(tmp_path: Path):
+    async def test() -> None:
+        with pytest.raises(StartError, match=rf"x-0: exit code 3: boom \(log: {tmp_path}"):
+            await Kept(tmp_path / "log", 'import sys; print("boom", file=sys.stderr); sys.exit(3)').member.start()
+
+    run(test())
+
+
+def test_a_program_that_does_not_exist_is_an_error_too(tmp_path: Path):
+    async def test() -> None:
+        kept = Kept(tmp_path / "log", SERVE)
+        kept.member.command = Command("x-0", "x", ("/no/such/program",), {})
+        with pytest.raises(StartError, match="cannot start /no/such/program"):
+            await kept.member.start()
+
+    run(test())
+
+
+def test_who_does_not_drain_is_killed(tmp_path: Path):
+    async def test() -> None:
+        kept = Kept(tmp_path / "log", DEAF)
+        await kept.member.start()
+        pid = kept.member.state.pid or 0
+        began = time.monotonic()
+        await kept.member.stop(0.2)
+        assert not is_alive(pid)
+        assert 0.2 < time.monotonic() - began < 4
+
+    run(test())
+
+
+def test_stopping_while_it_waits_to_start_again_takes_no_time(tmp_path: Path):
+    async def test() -> None:
+        async with Kept(tmp_path / "log", READY) as kept:
+            await kept.until(["restarting"])
+            await kept.member.stop(30)
+            assert kept.member.state.pid is None
+
+    run(test())
+
+
+def test_a_child_of_the_service_does_not_outlive_it(tmp_path: Path):
+    async def test() -> None:
+        code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, file=sys.stderr, flush=True);"
+        kept = Kept(tmp_path / "log", code + SERVE)
+        await kept.member.start()
+        await kept.member.stop(2)
+
+    run(test())
+    grandchild = int((tmp_path / "log").read_text())
+    assert not is_alive(grandchild) or Path(f"/proc/{grandchild}/stat").read_text().split()[2] == "Z"
+
+
+def test_a_planted_fault_hits_the_first_incarnation_only(tmp_path: Path):
+    async def test() -> None:
+        code = (
+            "import os; die = 'BATON_FAULTS' in os.environ;"
+            + READY
+            + "die and os._exit(9); __import__('time').sleep(60)"
+        )
+        async with Kept(tmp_path / "log", code, BATON_FAULTS="a=kill") as kept:
+            await kept.until(["restarting", "starting", "ready"])
+            await asyncio.wait([asyncio.ensure_future(kept.changed.wait())], timeout=0.5)
+            assert kept.member.state.restarts == 1
+
+    run(test())
+
+
+def test_what_is_no_protocol_goes_to_the_log(tmp_path: Path):
+    async def test() -> None:
+        async with Kept(tmp_path / "log", f'print("progress soon\\nhello\\nready [");{SERVE}'):
+            assert (tmp_path / "log").read_text() == "progress soon\nhello\nready [\n"
+
+    run(test())

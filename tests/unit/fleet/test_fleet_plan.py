@@ -1,0 +1,115 @@
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from baton.settings import FleetConfig, NodeConfig, RouterConfig
+from fleet.cores import share
+from fleet.model import Model
+from fleet.plan import Plan
+
+
+def a_plan(cores: list[int] | None = None, **config: object) -> Plan:
+    return Plan(
+        config=FleetConfig(device="cpu", **config),  # type: ignore[arg-type]
+        model=Model(Path("/models/m"), ("m", "alias")),
+        port=1234,
+        redis_url="unix:///run/redis.sock?password=hunter2",
+        service_token="t0ken",
+        cores=cores or [0, 1],
+    )
+
+
+def parsed(argv: tuple[str, ...], config: type) -> object:
+    import argparse
+
+    from baton.config import add_flags, from_args
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser, config)
+    return from_args(config, parser.parse_args(argv[4:]), {})
+
+
+def test_a_node_gets_every_engine_flag_of_the_fleet():
+    command = a_plan(max_num_seqs=7, block_size=32, dtype="float32", kv_memory="64MiB", transport="tcp").node(
+        "decode", 0, 1
+    )
+    node = parsed(command.argv, NodeConfig)
+    assert isinstance(node, NodeConfig)
+    assert (node.node_id, node.model, node.served_model_name) == ("decode-0", "/models/m", ("m", "alias"))
+    assert (node.max_num_seqs, node.block_size, node.dtype, node.kv_memory) == (7, 32, "float32", "64MiB")
+    assert node.transport == "tcp"
+
+
+def test_every_flag_of_the_fleet_that_a_node_has_is_passed_on():
+    shared = {f.name for f in dataclasses.fields(FleetConfig)} & {f.name for f in dataclasses.fields(NodeConfig)}
+    elsewhere = {"model", "served_model_name", "num_threads", "host", "port", "redis_url", "device"}
+    changed = {"dtype": "float16", "kv_memory": "1MiB", "transport": "ucx", "log_level": "error"}
+    for name in shared - elsewhere:
+        value = changed.get(name, 24)
+        node = parsed(a_plan(**{name: value}).node("prefill", 0, 1).argv, NodeConfig)
+        assert getattr(node, name) == value
+
+
+def test_a_router_gets_the_endpoint_and_the_keys(tmp_path: Path):
+    command = a_plan(host="0.0.0.0", api_key_file="keys", max_model_len=99).router(2)
+    router = parsed(command.argv, RouterConfig)
+    assert isinstance(router, RouterConfig)
+    assert (router.host, router.port, router.max_model_len) == ("0.0.0.0", 1234, 99)
+    assert router.api_key_file == os.path.abspath("keys")
+    assert command.id == "router-2"
+
+
+def test_secrets_are_never_in_argv(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATON_API_KEY", "sk-secret")
+    plan = a_plan()
+    for command in (plan.node("prefill", 0, 1), plan.router(0)):
+        assert not {"hunter2", "t0ken", "sk-secret"} & {part for text in command.argv for part in text.split("=")}
+        assert command.env["BATON_SERVICE_TOKEN"] == "t0ken"
+        assert "hunter2" in command.env["BATON_REDIS_URL"]
+        assert "hunter2" not in repr(command)
+    assert plan.router(0).env["BATON_API_KEY"] == "sk-secret"
+    assert "BATON_API_KEY" not in plan.node("decode", 0, 1).env
+
+
+def test_children_see_no_variable_of_the_parent_but_planted_faults(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATON_MAX_NUM_SEQS", "1")
+    monkeypatch.setenv("BATON_FAULTS", "prefill.before_send=kill")
+    env = a_plan().node("prefill", 0, 1).env
+    assert "BATON_MAX_NUM_SEQS" not in env
+    assert env["BATON_FAULTS"] == "prefill.before_send=kill"
+    assert env["BATON_DIE_WITH_PARENT"] == str(os.getpid())
+
+
+def test_two_cores_are_one_for_each_pool():
+    plan = a_plan([0, 1])
+    assert plan.node("prefill", 0, 1).cores == {0}
+    assert plan.node("decode", 0, 1).cores == {1}
+    assert plan.router(0).cores == frozenset()
+    assert parsed(plan.node("decode", 0, 1).argv, NodeConfig).num_threads == 1  # type: ignore[attr-defined]
+
+
+def test_a_colocated_fleet_computes_on_all_cores():
+    assert share([0, 1], "decode", 1, colocated=True).cores == {0, 1}
+    assert share([0, 1], "decode", 1, colocated=True).num_threads == 2
+
+
+@pytest.mark.parametrize(("num_nodes", "num_threads"), [(1, 4), (2, 2), (3, 1), (9, 1)])
+def test_nodes_of_a_pool_share_its_cores(num_nodes: int, num_threads: int):
+    part = share(list(range(8)), "prefill", num_nodes, colocated=False)
+    assert part.cores == {0, 1, 2, 3}
+    assert part.num_threads == num_threads
+
+
+def test_one_core_is_everybodys_and_many_are_nobodys():
+    assert share([5], "prefill", 1, colocated=False) == share([5], "decode", 1, colocated=False)
+    many = share(list(range(64)), "decode", 2, colocated=False)
+    assert many.cores == frozenset()
+    assert many.num_threads == 16
+
+
+def test_who_says_how_many_threads_gets_them_unpinned():
+    command = a_plan(num_threads=3).node("prefill", 0, 1)
+    assert command.cores == frozenset()
+    assert parsed(command.argv, NodeConfig).num_threads == 3  # type: ignore[attr-defined]

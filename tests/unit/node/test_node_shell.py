@@ -1,0 +1,118 @@
+"""A node process without an engine, against a real Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from baton import redis_client, registry, rpc
+from baton.errors import ConfigError
+from baton.lifecycle import Shutdown
+from baton.node_shell import NodeFacts, NodeShell
+from baton.prefix_hash import BlockHash
+from baton.settings import NodeConfig
+from baton.v1 import types_pb2
+
+pytestmark = pytest.mark.anyio
+
+FACTS = NodeFacts(
+    role="prefill",
+    services=("baton.v1.Prefill",),
+    models=("m",),
+    model_fingerprint="f",
+    block_size=16,
+    max_model_len=512,
+    num_blocks=10,
+)
+
+
+async def no_blocks() -> list[BlockHash]:
+    return []
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[redis_client.Redis]:
+    redis = redis_client.connect(redis_url, timeout_s=2)
+    yield redis
+    await redis.aclose()
+
+
+@pytest.fixture
+async def shell(redis: redis_client.Redis) -> AsyncIterator[NodeShell]:
+    shell = NodeShell(NodeConfig(node_id="p0", drain_timeout_s=0.3), FACTS, redis, no_blocks)
+    await shell.listen()
+    yield shell
+    await shell.leave()
+    await shell.close()
+
+
+async def health(shell: NodeShell) -> int:
+    async with rpc.channel(shell.address) as channel:
+        request = health_pb2.HealthCheckRequest(service="baton.v1.Prefill")
+        try:
+            return int((await health_pb2_grpc.HealthStub(channel).Check(request)).status)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+async def states(redis: redis_client.Redis) -> dict[str, str]:
+    return {record.node_id: record.state for record in await registry.list_nodes(redis)}
+
+
+async def test_a_node_is_found_only_while_it_runs(shell: NodeShell, redis: redis_client.Redis) -> None:
+    assert await states(redis) == {}
+    assert await health(shell) == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    shutdown = Shutdown()
+    running = asyncio.create_task(shell.run(shutdown))
+    async with asyncio.timeout(2):
+        while await health(shell) != health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0.01)
+    assert await states(redis) == {"p0": "ready"}
+    assert shell.board.load().state == types_pb2.NODE_STATE_READY
+    shutdown.request()
+    await running
+    assert shell.board.load().state == types_pb2.NODE_STATE_DRAINING
+    assert await health(shell) == health_pb2.HealthCheckResponse.NOT_SERVING
+    await shell.leave()
+    assert await states(redis) == {}
+
+
+async def test_a_drain_ends_when_its_time_is_up(shell: NodeShell) -> None:
+    class Leg:
+        generation = types_pb2.Generation(key=1, router_id="r")
+
+        def cancel(self) -> None:
+            pass
+
+    shell.sessions.open(Leg())  # type: ignore[arg-type]
+    shutdown = Shutdown()
+    shutdown.request()
+    async with asyncio.timeout(2):
+        await shell.run(shutdown)
+    assert shell.sessions.num_legs == 1
+
+
+async def test_what_the_step_thread_dies_of_ends_the_node(shell: NodeShell) -> None:
+    shell.fail(RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await shell.run(Shutdown())
+
+
+async def test_a_taken_port_is_a_config_error(shell: NodeShell, redis: redis_client.Redis) -> None:
+    port = int(shell.address.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=str(port)):
+        await NodeShell(NodeConfig(port=port), FACTS, redis, no_blocks).listen()
+
+
+async def test_reflection_names_the_services(shell: NodeShell) -> None:
+    async with rpc.channel(shell.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        answer = await call.read()
+        call.cancel()
+    names = {service.name for service in answer.list_services_response.service}
+    assert {"baton.v1.Node", "baton.v1.Prefill"} <= names

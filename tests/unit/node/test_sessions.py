@@ -1,0 +1,183 @@
+import pytest
+
+from baton.errors import Cancelled, NodeUnavailable
+from baton.request import FinishReason, Generation, SamplingParams
+from baton.sessions import GONE_S, MAX_OUTBOX_ROWS, Sessions
+from baton.v1 import types_pb2
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeLeg:
+    def __init__(self, key: int, attempt: int = 0, router_id: str = "router") -> None:
+        self.generation = Generation(
+            request_id=f"r{key}",
+            key=key,
+            attempt=attempt,
+            token_ids=[1, 2],
+            num_prompt_tokens=2,
+            sampling=SamplingParams(),
+            router_id=router_id,
+        )
+        self.num_cancels = 0
+
+    def cancel(self) -> None:
+        self.num_cancels += 1
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def sessions(clock: Clock) -> Sessions:
+    return Sessions(7, types_pb2.Load, clock)
+
+
+async def test_rows_of_all_requests_leave_as_one_batch(sessions: Sessions) -> None:
+    one, two = FakeLeg(1), FakeLeg(2, attempt=3)
+    session, _ = sessions.attach("router")
+    for leg in (one, two):
+        sessions.open(leg)
+        session.add_token(leg.generation, 5, 40 + leg.generation.key)
+    sessions.flush()
+    assert session.wake.is_set()
+    batch = session.take()
+    assert (list(batch.keys), list(batch.attempts), list(batch.indices)) == ([1, 2], [0, 3], [5, 5])
+    assert list(batch.token_ids) == [41, 42]
+    assert not session.wake.is_set()
+    assert not session.take().keys
+
+
+async def test_a_newer_attempt_replaces_an_older_one(sessions: Sessions) -> None:
+    old, new = FakeLeg(1, attempt=0), FakeLeg(1, attempt=1)
+    sessions.open(old)
+    sessions.open(new)
+    assert (old.num_cancels, new.num_cancels) == (1, 0)
+    assert sessions.of(old) is None
+    assert sessions.of(new) is not None
+    sessions.close(old)  # late, and without effect on its successor
+    assert sessions.num_legs == 1
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+async def test_a_stale_attempt_is_refused(sessions: Sessions, attempt: int) -> None:
+    sessions.open(FakeLeg(1, attempt=1))
+    with pytest.raises(Cancelled):
+        sessions.open(FakeLeg(1, attempt=attempt))
+
+
+async def test_cancel_is_idempotent_and_takes_older_attempts_only(sessions: Sessions) -> None:
+    leg = FakeLeg(1, attempt=2)
+    sessions.open(leg)
+    sessions.cancel("router", 1, 1)
+    assert leg.num_cancels == 0
+    sessions.cancel("router", 1, 2)
+    sessions.cancel("router", 1, 2)
+    assert leg.num_cancels == 1
+    assert sessions.num_legs == 0
+    sessions.cancel("router", 99, 0)
+    sessions.cancel("unheard of", 1, 0)
+
+
+async def test_a_cancel_that_comes_first_is_remembered(sessions: Sessions) -> None:
+    sessions.cancel("router", 1, 1)
+    sessions.cancel("router", 1, 0)  # a late, older one takes nothing back
+    with pytest.raises(Cancelled):
+        sessions.open(FakeLeg(1, attempt=1))
+    sessions.open(FakeLeg(1, attempt=2))
+    sessions.open(FakeLeg(1, attempt=0, router_id="another"))  # keys are a router's own
+    assert sessions.num_legs == 2
+
+
+async def test_a_router_gone_for_long_loses_its_requests(sessions: Sessions, clock: Clock) -> None:
+    mine, others = FakeLeg(1), FakeLeg(1, router_id="other")
+    session, stream = sessions.attach("router")
+    sessions.attach("other")
+    sessions.open(mine)
+    sessions.open(others)
+    sessions.lose(session, stream)
+    clock.now += GONE_S - 0.1
+    sessions.sweep()
+    assert mine.num_cancels == 0
+    clock.now += 0.2
+    sessions.sweep()
+    assert (mine.num_cancels, others.num_cancels) == (1, 0)
+    assert sessions.num_legs == 1
+
+
+async def test_a_router_that_attaches_anew_in_time_keeps_requests_and_tokens(sessions: Sessions, clock: Clock) -> None:
+    leg = FakeLeg(1)
+    session, stream = sessions.attach("router")
+    sessions.open(leg)
+    sessions.lose(session, stream)
+    session.add_token(leg.generation, 0, 11)
+    again, newer = sessions.attach("router")
+    sessions.lose(again, stream)  # the old stream's end, noticed late
+    clock.now += 2 * GONE_S
+    sessions.sweep()
+    assert again is session
+    assert session.stream is newer
+    assert leg.num_cancels == 0
+    assert list(session.take().token_ids) == [11]
+
+
+async def test_a_router_that_never_attached_counts_as_gone(sessions: Sessions, clock: Clock) -> None:
+    leg = FakeLeg(1)
+    sessions.open(leg)
+    clock.now += GONE_S + 0.1
+    sessions.sweep()
+    assert leg.num_cancels == 1
+
+
+async def test_an_outbox_that_is_not_read_costs_its_router_alone(sessions: Sessions) -> None:
+    slow, fine = FakeLeg(1), FakeLeg(1, router_id="other")
+    session, _ = sessions.attach("router")
+    other, stream = sessions.attach("other")
+    sessions.open(slow)
+    sessions.open(fine)
+    other.add_token(fine.generation, 0, 5)
+    for index in range(MAX_OUTBOX_ROWS + 1):
+        session.add_token(slow.generation, index, 5)
+    sessions.flush()
+    assert (slow.num_cancels, fine.num_cancels) == (1, 0)
+    assert session.stream is None
+    assert session.is_empty
+    assert other.stream is stream
+    assert not other.is_empty
+
+
+async def test_alternatives_count_towards_the_bound(sessions: Sessions) -> None:
+    session, _ = sessions.attach("router")
+    many = types_pb2.TokenLogprobs(top_token_ids=range(20), top_logprobs=[0.0] * 20)
+    for _ in range(MAX_OUTBOX_ROWS // 20):
+        session.add_logprobs(many)
+    assert session.overflowed
+
+
+async def test_finish_is_told_once_and_closes_the_leg(sessions: Sessions) -> None:
+    leg = FakeLeg(1, attempt=4)
+    session, _ = sessions.attach("router")
+    sessions.open(leg)
+    for _ in range(2):
+        sessions.finish(leg, 9, FinishReason.ERROR, "transfer_failed", "lost")
+    (finished,) = session.take().finished
+    assert (finished.key, finished.attempt, finished.num_output_tokens) == (1, 4, 9)
+    assert (finished.reason, finished.error_code) == (types_pb2.FINISH_REASON_ERROR, "transfer_failed")
+    assert sessions.num_legs == 0
+
+
+async def test_a_draining_node_takes_nothing_new(sessions: Sessions) -> None:
+    sessions.open(FakeLeg(1))
+    sessions.draining = True
+    with pytest.raises(NodeUnavailable):
+        sessions.open(FakeLeg(2))
+    assert sessions.num_legs == 1

@@ -1,0 +1,195 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.errors import InvalidRequest
+from router import schema
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
+COMPLETION = {"model": "m", "prompt": "secret"}
+
+REFUSED = [  # what is added to a valid chat body, and the param that the error names
+    ({"foo": 1}, "foo"),
+    ({"chat_template": "{{ 1 }}"}, "chat_template"),
+    ({"chat_template_kwargs": {}}, "chat_template_kwargs"),
+    ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+    ({"kv_transfer_params": {}}, "kv_transfer_params"),
+    ({"cache_salt": "x"}, "cache_salt"),
+    ({"model": 5}, "model"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": [{"role": "root", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": "x", "bar": 1}]}, "messages[0].bar"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+    (
+        {"messages": [{"role": "user", "content": [{"image_url": {"url": "http://169.254.169.254"}}]}]},
+        "messages[0].content[0].image_url",
+    ),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}]}, "messages[0].tool_calls"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 10**9}, "n"),
+    ({"n": 10**30}, "n"),
+    ({"n": 1.5}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": -1}, "max_completion_tokens"),
+    ({"stop": [""]}, "stop[0]"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["x"] * 17}, "stop"),
+    ({"stop": "x" * 1025}, "stop"),
+    ({"stop": [1]}, "stop[0]"),
+    ({"seed": 2**63}, "seed"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e30}, "repetition_penalty"),
+    ({"min_p": 2}, "min_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({"stop_token_ids": list(range(129))}, "stop_token_ids"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo"),
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"modalities": ["audio"]}, "modalities"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"user": "x" * 513}, "user"),
+    ({"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
+]
+
+IGNORED = {
+    "user": "u",
+    "service_tier": "auto",
+    "store": False,
+    "metadata": {"a": "b"},
+    "prompt_cache_key": "k",
+    "safety_identifier": "s",
+    "parallel_tool_calls": True,
+    "tools": [],
+    "tool_choice": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "temperature": None,
+    "stop": None,
+    "logit_bias": None,
+    "n": None,
+    "stream_options": None,
+}
+
+
+@pytest.mark.parametrize(("change", "param"), REFUSED)
+def test_a_bad_field_is_named(change, param):
+    with pytest.raises(InvalidRequest) as raised:
+        schema.parse_chat(json.dumps({**CHAT, **change}).encode())
+    assert raised.value.param == param
+    assert raised.value.status == 400
+    assert "secret" not in raised.value.message
+    assert "169" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [[1, "a"]]}, "prompt[0][1]"),
+        ({"prompt": [1.5]}, "prompt[0]"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"prompt": ["a"] * 2, "n": 65}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"messages": []}, "messages"),
+    ],
+)
+def test_a_bad_field_of_a_completion_is_named(change, param):
+    with pytest.raises(InvalidRequest) as raised:
+        schema.prompts_of(schema.parse_completion(json.dumps({**COMPLETION, **change}).encode()))
+    assert raised.value.param == param
+
+
+def test_missing_fields_are_named():
+    for body, param in (({"messages": CHAT["messages"]}, "model"), ({"model": "m"}, "messages")):
+        with pytest.raises(InvalidRequest) as raised:
+            schema.parse_chat(json.dumps(body).encode())
+        assert raised.value.param == param
+
+
+def test_fields_that_change_nothing_are_accepted():
+    assert schema.parse_chat(json.dumps({**CHAT, **IGNORED}).encode()).messages[0].text == "secret"
+    null = {"refusal": None, "tool_calls": [], "annotations": [], "audio": None, "function_call": None}
+    message = {"role": "assistant", "content": "x", **null}
+    assert schema.parse_chat(json.dumps({**CHAT, "messages": [message]}).encode())
+
+
+BROKEN = [
+    b"",
+    b"{",
+    b"null",
+    b"[]",
+    b'"text"',
+    b"\xff\xfe",
+    b'{"model":"m","messages":[{"role":"user","content":"secret"}],"temperature":NaN}',
+    b'{"model":"m","messages":[{"role":"user","content":"secret"}],"temperature":Infinity}',
+    b'{"model":"m","messages":[{"role":"user","content":"secret"}],"temperature":1e999}',
+    b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
+    b'{"model":"m","messages":[{"role":"user","content":"\xc3"}]}',
+    b'{"model":"m","tools":' + b"[" * 100_000,
+    b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":' + b"9" * 10_000 + b"}",
+    b'{"' + b"x" * 100_000 + b'":1}',
+]
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+def test_broken_bodies_are_refused_briefly(data):
+    with pytest.raises(InvalidRequest) as raised:
+        schema.parse_chat(data)
+    assert "secret" not in raised.value.message
+    assert len(raised.value.message) + len(raised.value.param or "") < 300
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+field_names = st.sampled_from([*schema.ChatBody.__struct_fields__, *schema.CompletionBody.__struct_fields__, "x"])
+
+
+@given(changes=st.dictionaries(field_names, json_values, max_size=4), chat=st.booleans())
+def test_any_body_parses_or_is_refused(changes, chat):
+    data = json.dumps({**(CHAT if chat else COMPLETION), **changes}).encode()
+    try:
+        if chat:
+            schema.parse_chat(data)
+        else:
+            schema.prompts_of(schema.parse_completion(data))
+    except InvalidRequest as error:
+        assert error.param is not None or b"NaN" in data or b"Infinity" in data or b"\\u" in data
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_refused(data):
+    with pytest.raises(InvalidRequest):
+        schema.parse_chat(data)
