@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from baton import tasks
 from baton.prefix_hash import HASH_BYTES, BlockHash
 from baton.redis_client import FAILURES, REDIS_ERRORS
 
@@ -121,8 +122,7 @@ class IndexWriter:
         if self._task is None:
             return
         task, self._task = self._task, None
-        task.cancel()
-        await asyncio.wait([task])
+        await tasks.end(task)
         try:
             await self._redis.unlink(*self._keys[:2])
         except REDIS_ERRORS:
@@ -139,9 +139,10 @@ class IndexWriter:
             self._dirty.set()
 
     async def _run(self) -> None:
-        while True:
+        while self._task is not None:  # before Python 3.12 redis-py may swallow a cancel
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._dirty.wait(), RENEWAL_S)
+                async with asyncio.timeout(RENEWAL_S):  # wait_for loses a cancel that meets the event (before 3.12)
+                    await self._dirty.wait()
             self._dirty.clear()
             try:
                 await self._flush()

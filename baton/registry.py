@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from redis.asyncio import Redis
 
+from baton import tasks
 from baton.redis_client import FAILURES, REDIS_ERRORS
 
 LEASE_S = 5.0
@@ -113,8 +114,7 @@ class Registration:
         if self._task is None:
             return
         task, self._task = self._task, None
-        task.cancel()
-        await asyncio.wait([task])
+        await tasks.end(task)
         await self.deregister()
 
     async def deregister(self) -> None:
@@ -133,9 +133,10 @@ class Registration:
         return [f"baton:node:{self.record.node_id}", _NODES]
 
     async def _keep_renewing(self) -> None:
-        while True:
+        while self._task is not None:  # before Python 3.12 redis-py may swallow a cancel
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), RENEWAL_S)
+                async with asyncio.timeout(RENEWAL_S):  # wait_for loses a cancel that meets the event (before 3.12)
+                    await self._changed.wait()
             self._changed.clear()
             await self._renew()
 

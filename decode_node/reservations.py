@@ -33,7 +33,8 @@ class Reservations:
                 self._freed.clear()
                 while not await reserve():
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._freed.wait(), _RETRY_S)
+                        async with asyncio.timeout(_RETRY_S):  # wait_for loses a cancel that meets the event
+                            await self._freed.wait()
                     self._freed.clear()
         finally:
             self._board.num_queued -= 1

@@ -31,7 +31,6 @@ class Decoder:
         self._cos_sin = cos_sin  # [max_model_len, D] fp32
         self._scale = config.head_dim**-0.5
 
-    @torch.inference_mode()
     def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
         """[B, H]: the normed hidden state of each request's last token in the batch.
 
@@ -54,10 +53,9 @@ class Decoder:
             x, residual = kernels.add_rms_norm(x, residual, next_norm, eps)
         return x
 
-    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """[B, H] -> [B, V], in the model's dtype."""
-        return self._weights.lm_head(hidden)
+        """[B, H] -> [B, V] fp32."""
+        return self._weights.lm_head(hidden).float()
 
     def _write_kv(self, x: Tensor, index: int, layer: LayerWeights, batch: Batch) -> Tensor:
         """Put the layer's keys and values of the batch into the pool; returns its queries [T, Hq, D]."""

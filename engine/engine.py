@@ -213,6 +213,7 @@ class Engine:
         self._speed.note(len(scheduled), sum(n for _, n in scheduled), self._clock() - start_s)
         return outputs
 
+    @torch.inference_mode()
     def _run(self, scheduled: list[Scheduled]) -> list[Output]:
         batch = batches.build(scheduled, self._rows, self.config.block_size, self._device)
         hidden = self._decoder.hidden(batch, self.on_layer_group)
@@ -270,7 +271,7 @@ class Engine:
         sampling, token_id = request.sampling, request.token_ids[-1]
         is_stop = token_id in sampling.stop_token_ids
         is_eos = token_id in self.model_config.eos_token_ids and not sampling.ignore_eos
-        if (is_stop or is_eos) and request.num_output_tokens > sampling.min_tokens:
+        if is_stop or is_eos:
             return FinishReason.STOP
         if request.num_output_tokens >= sampling.max_tokens or request.num_tokens >= self.config.max_model_len:
             return FinishReason.LENGTH

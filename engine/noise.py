@@ -18,13 +18,21 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
     """Standard Gumbel noise, fp32. keys: [S, 2] int32 of `make_keys`; token_ids: [V] or [S, V] int32."""
     low, high = keys[:, :1], keys[:, 1:]
-    x = token_ids * _signed(0x9E3779B1) ^ low  # [S, V]; int32 products wrap
-    x = _xor_shift(x, 16).mul_(_signed(0x85EBCA6B)).add_(high)
+    x = _mixed(token_ids).bitwise_xor(low).mul_(_signed(0x9E3779B1))  # [S, V]; int32 products wrap
+    x = _xor_shift(x, 15).add_(high).mul_(_signed(0x85EBCA6B))
     x = _xor_shift(x, 13).mul_(_signed(0xC2B2AE35))
-    x = _xor_shift(x, 16).mul_(_signed(0x7FEB352D))
-    x = _xor_shift(x, 15)
-    uniform = ((x >> 8) & 0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24)  # in (0, 1)
-    return uniform.log_().neg_().log_().neg_()
+    return uniform(x).log_().neg_().log_().neg_()
+
+
+def uniform(x: Tensor) -> Tensor:
+    """From int32 to odd multiples of 2^-24 within (0, 1): exact in fp32, so that 0 and 1 never occur."""
+    return (x >> 9).to(torch.float32).mul_(2.0**-23).add_(0.5 + 2.0**-24)
+
+
+def _mixed(token_ids: Tensor) -> Tensor:
+    """Neighbouring ids spread over all 32 bits."""
+    x = token_ids * _signed(0x7FEB352D)
+    return _xor_shift(x, 16).mul_(_signed(0x846CA68B))
 
 
 def make_keys(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine import largest
 from engine.logit_adjust import adjust
 from engine.noise import gumbel, make_keys
 from engine.request import Request
@@ -49,9 +50,8 @@ class Sampler:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._all_tokens = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
-    @torch.inference_mode()
     def sample(self, logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[Logprobs | None]]:
-        """One token per request from logits [S, V] of any dtype; and log-probabilities where asked for."""
+        """One token per request from logits [S, V] fp32; and log-probabilities where asked for."""
         row = np.fromiter((request.row for request in requests), np.int64, len(requests))
         wants_logprobs = self._rows.num_logprobs[row] >= 0
         original = logits
@@ -65,7 +65,7 @@ class Sampler:
         return token_ids, logprobs
 
     def _adjusted(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
-        logits = logits.float().clone()
+        logits = logits.clone()
         index = np.flatnonzero(self._rows.adjusts[row])
         changed = logits[self._on(index)]
         adjust(changed, [requests[i] for i in index.tolist()], self._eos_token_ids)
@@ -74,14 +74,15 @@ class Sampler:
 
     def _draw(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
         """[S] int64. Rows with temperature 0 take the likeliest token."""
-        tokens = logits.argmax(-1)
         random = np.flatnonzero(self._rows.temperature[row] > 0)
         if not len(random):
-            return tokens
+            return largest.argmax(logits)
+        is_mixed = len(random) < len(requests)
+        tokens = largest.argmax(logits) if is_mixed else torch.empty(len(row), dtype=torch.int64, device=logits.device)
         positions = np.array([requests[i].num_tokens for i in random.tolist()], np.int64)
         row = row[random]
         index = self._on(random)
-        scaled = logits[index].float() / self._on(self._rows.temperature[row]).unsqueeze(1)
+        scaled = logits[index] / self._on(self._rows.temperature[row]).unsqueeze(1)
         keys = self._on(make_keys(self._rows.seed[row], positions))
         tokens[index] = self._draw_random(scaled, keys, row)
         return tokens
@@ -94,7 +95,7 @@ class Sampler:
         tokens = torch.empty(len(row), dtype=torch.int64, device=scaled.device)
         if is_plain.any():
             plain = self._on(np.flatnonzero(is_plain))
-            tokens[plain] = (scaled[plain] + gumbel(keys[plain], self._all_tokens)).argmax(-1)
+            tokens[plain] = largest.argmax(scaled[plain] + gumbel(keys[plain], self._all_tokens))
         if not is_plain.all():
             filtering = self._on(np.flatnonzero(~is_plain))
             filters = Filters(self._on(top_k), self._on(rows.top_p[row]), self._on(rows.min_p[row]))
@@ -107,17 +108,18 @@ class Sampler:
 
 def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
     """[S] tokens from logits [S, V] under filters."""
+    vocab_size = scaled.shape[1]
     log_total = scaled.logsumexp(-1)
-    values, ids = scaled.topk(min(NUM_CANDIDATES, scaled.shape[1]), dim=-1)
-    lowest, enough = cutoff(values, log_total, filters, scaled.shape[1])
-    # Equal values at the end of the candidates may go on beyond them, so only a higher cutoff is sure.
-    enough &= (lowest > values[:, -1]) | (values.shape[1] == scaled.shape[1])
-    tokens = _draw_above(values, ids, lowest, keys)
+    values, ids = largest.top(scaled, min(NUM_CANDIDATES, vocab_size))
+    lowest, enough = cutoff(largest.sort(values), log_total, filters, vocab_size)
+    # Values equal to the least candidate may go on beyond the candidates, so only a higher cutoff is sure.
+    enough &= (lowest > values.amin(-1)) | (values.shape[1] == vocab_size)
+    tokens = ids.gather(1, _draw_above(values, ids, lowest, keys).unsqueeze(1)).squeeze(1)
     if not bool(enough.all()):
         rest = (~enough).nonzero().squeeze(1)
-        values, ids = scaled[rest].sort(dim=-1, descending=True)
-        lowest, _ = cutoff(values, log_total[rest], filters.at(rest), scaled.shape[1])
-        tokens[rest] = _draw_above(values, ids, lowest, keys[rest])
+        lowest, _ = cutoff(largest.sort(scaled[rest]), log_total[rest], filters.at(rest), vocab_size)
+        all_ids = torch.arange(vocab_size, device=scaled.device)
+        tokens[rest] = _draw_above(scaled[rest], all_ids, lowest, keys[rest])
     return tokens
 
 
@@ -146,14 +148,12 @@ def cutoff(values: Tensor, log_total: Tensor, filters: Filters, vocab_size: int)
 
 
 def _draw_above(values: Tensor, ids: Tensor, lowest: Tensor, keys: Tensor) -> Tensor:
-    """[S]: the winner among the values that are not below `lowest`."""
+    """[S]: the place of the winner among the values [S, K] of tokens `ids` that are not below `lowest`."""
     noisy = values + gumbel(keys, ids.to(torch.int32))
-    noisy = noisy.masked_fill(values < lowest.unsqueeze(1), float("-inf"))
-    return ids.gather(1, noisy.argmax(-1, keepdim=True)).squeeze(1)
+    return largest.argmax(noisy.masked_fill_(values < lowest.unsqueeze(1), float("-inf")))
 
 
 def _logprobs(logits: Tensor, token_id: int, num_top: int) -> Logprobs:
-    logits = logits.float()
     log_total = logits.logsumexp(-1)
     top_values, top_ids = logits.topk(min(num_top, len(logits)))
     return Logprobs(float(logits[token_id] - log_total), top_ids.tolist(), (top_values - log_total).tolist())

@@ -97,7 +97,7 @@ class StepLoop:
             return not self._is_stopping
 
     def _run_calls(self) -> None:
-        while self._calls:
+        for _ in range(len(self._calls)):  # later ones wait for the step: a busy caller must not hold it up
             future, function = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from fleet import state
 from fleet.embedded_redis import find_server
 from fleet.finding import Finding, broken, ok, warning
 from fleet.home import Home
+from fleet.port import reserve
 
 _RDMA = re.compile(r"(rc|dc|ud)(_|$)")
 _MIN_OPEN_FILES = 4096
@@ -64,12 +64,10 @@ def port(host: str, number: int, home: Home) -> Finding:
     known = state.read(home) if home.is_locked() else None
     if known is not None and known.endpoint.endswith(f":{number}"):
         return ok("port", f"{number} is this fleet's")
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, number))
-        except OSError as error:
-            return warning("port", f"cannot listen on {host}:{number}: {error.strerror}", "use another one: --port")
+    try:
+        reserve(host, number).close()
+    except ConfigError as error:
+        return warning("port", error.message.partition(";")[0], "stop what listens there, or use another one: --port")
     return ok("port", f"{host}:{number} is free")
 
 

@@ -60,6 +60,12 @@ class Home:
         path.mkdir(mode=0o700)
         return path
 
+    def rotate_logs(self) -> None:
+        """Keep the logs of the fleet before this one as `*.log.1`, and those of older ones not at all."""
+        for log in self.logs.glob("*.log"):
+            if log.name != "supervisor.log":  # in which the supervisor itself writes by now
+                log.replace(log.with_name(log.name + ".1"))
+
     def lock(self) -> int | None:
         """Take the lock that says a supervisor lives; a file descriptor, or None where somebody else has it."""
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

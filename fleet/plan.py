@@ -44,6 +44,17 @@ class Plan:
     cores: list[int] = field(default_factory=available_cores)
     gpus: tuple[Gpu, ...] = field(default_factory=available)
 
+    @property
+    def local_host(self) -> str:
+        """How this host reaches what listens on `--host`, as it stands in a URL."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.config.host, self.config.host)  # noqa: S104
+        return f"[{host}]" if ":" in host else host
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients on this host reach the fleet."""
+        return f"http://{self.local_host}:{self.port}"
+
     def node(self, role: str, index: int, num_nodes: int) -> Command:
         """The `index`-th prefill or decode node, one of `num_nodes`."""
         name = f"{role}-{index}{self.suffix}"

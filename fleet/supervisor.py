@@ -43,11 +43,6 @@ class Fleet:
         self._draining: set[asyncio.Task[None]] = set()
         self._scaling = asyncio.Lock()
 
-    @property
-    def endpoint(self) -> str:
-        """Where clients reach the fleet from this host."""
-        return f"http://{url_host(self._plan.config.host)}:{self._plan.port}"
-
     async def start(self) -> None:
         """Returns when requests can be served; StartError, naming the service, when one does not come up."""
         config = self._plan.config
@@ -165,7 +160,7 @@ class Fleet:
 
     def _router_probe(self) -> Probe:
         async def probe(process: Process) -> dict[str, Any]:
-            return await until_ready(process, url_host(self._plan.config.host), self._plan.port)
+            return await until_ready(process, self._plan.local_host, self._plan.port)
 
         return probe
 
@@ -196,7 +191,7 @@ class Fleet:
         snapshot = state.FleetState(
             pid=os.getpid(),
             state=self.phase,
-            endpoint=self.endpoint,
+            endpoint=self._plan.endpoint,
             redis_url=self._plan.redis_url,
             run_dir=str(self._run_dir),
             model=str(self._plan.model.path),
@@ -219,12 +214,6 @@ async def _says_ready(process: Process) -> dict[str, Any]:
 def _index(name: str) -> int:
     match = re.match(r"[a-z]+-(\d+)", name)
     return int(match[1]) if match else 0
-
-
-def url_host(host: str) -> str:
-    """How this host reaches what listens on `host`."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared, not bound
-    return f"[{host}]" if ":" in host else host
 
 
 def _said(verb: str, members: list[Member]) -> str:

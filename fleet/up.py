@@ -9,9 +9,7 @@ import asyncio
 import dataclasses
 import os
 import secrets
-import shlex
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ from typing import Any
 from baton.config import add_flags, from_args
 from baton.errors import ConfigError
 from baton.settings import FleetConfig
-from fleet import control, detach, embedded_redis, model, state
+from fleet import control, detach, embedded_redis, model, port, state
 from fleet.console import Reporter, for_terminal
 from fleet.home import Home, remove_run_dir
 from fleet.plan import Plan
 from fleet.supervisor import Fleet
+from fleet.welcome import welcome
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,6 +39,12 @@ def run(args: argparse.Namespace) -> int:
     os.umask(0o077)
     home.create()
     served = model.resolve(config.model, config.served_model_name)
+    with port.reserve(config.host, config.port) as reserved:
+        config = dataclasses.replace(config, port=port.number(reserved))
+        return _run(config, served, home)
+
+
+def _run(config: FleetConfig, served: model.Model, home: Home) -> int:
     if config.detach:
         return detach.run(home, lambda reporter, ready: supervise(config, served, home, reporter, ready))
     return supervise(config, served, home, for_terminal(sys.stdout), lambda code: None)
@@ -53,6 +58,7 @@ def supervise(
     if lock is None:
         raise ConfigError(_runs_already(home))
     _clear_away(state.read(home))
+    home.rotate_logs()
     run_dir = home.make_run_dir()
     try:
         plan = _plan(config, served, run_dir)
@@ -96,10 +102,10 @@ class _Supervision:
             return 130
         self._reporter.close()
         starting.result()
-        self._reporter.note(_welcome(self._plan, self._fleet.endpoint))
+        self._reporter.note(welcome(self._plan))
         self._on_start(0)
         await asked
-        self._reporter.note("stopping; once more kills")
+        self._reporter.note("Stopping: what runs may finish. Ctrl-C once more kills.")
         return 130 if self._killed else 0
 
     def _signalled(self) -> None:
@@ -121,28 +127,13 @@ class _Supervision:
 
 
 def _checked(config: FleetConfig) -> FleetConfig:
-    """The same where it makes sense; with a free port instead of port 0."""
+    """The same where it makes sense."""
     for name in ("prefill", "decode", "routers"):
         if not 1 <= getattr(config, name) <= 64 and not (name == "prefill" and config.colocated):
             raise ConfigError(f"--{name}: a local fleet has between 1 and 64 of them")
     if config.api_key_file and not os.access(config.api_key_file, os.R_OK):
         raise ConfigError(f"--api-key-file: cannot read {config.api_key_file}")
-    return dataclasses.replace(config, port=_free_port(config.host, config.port))
-
-
-def _free_port(host: str, port: int) -> int:
-    """`port`, or any free one for 0; ConfigError where it is taken, before anything has been started."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port}: {getattr(error, 'strerror', '') or error}; "
-                "stop what listens there, or choose another one with --port"
-            ) from None
-        return int(probe.getsockname()[1])
+    return config
 
 
 def _plan(config: FleetConfig, served: model.Model, run_dir: Path) -> Plan:
@@ -172,17 +163,3 @@ def _counts(pools: Any) -> dict[str, int]:
     if not isinstance(pools, dict) or not all(isinstance(n, int) for n in pools.values()):
         raise ConfigError("pools: a number of nodes for each pool")
     return pools
-
-
-def _welcome(plan: Plan, endpoint: str) -> str:
-    name, key = plan.model.names[0], plan.config.api_key_file
-    secret = f'-H "Authorization: Bearer $(head -n 1 {shlex.quote(os.path.abspath(key))})" ' if key else ""
-    question = "What does itertools.chain do?"
-    if plan.model.has_chat_template:
-        path, body = "chat/completions", f'"messages": [{{"role": "user", "content": "{question}"}}]'
-    else:
-        path, body = "completions", f'"prompt": "{question}", "max_tokens": 32'
-    curl = (
-        f"curl {endpoint}/v1/{path} -H 'Content-Type: application/json' {secret}-d '{{\"model\": \"{name}\", {body}}}'"
-    )
-    return f"\nReady: {endpoint}/v1 serves {', '.join(plan.model.names)}\n\n  {curl}\n  baton chat\n"

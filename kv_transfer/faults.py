@@ -1,14 +1,20 @@
 """Named faults for tests, off unless armed: by a test, or by `BATON_KV_FAULTS=name:times,name` before a node starts.
 
-corrupt_message    a sender flips one bit of a message after its digest was taken
-crash_mid_transfer a sender is killed after its first message
-crash_before_commit a sender is killed when all messages are out
+corrupt_message      a sender flips one bit of a message after its digest was taken
+crash_mid_transfer   a sender is killed after its first message
+freeze_mid_transfer  a sender is stopped after its first message, until somebody continues it
+crash_before_commit  a sender is killed when all messages are out
 """
 
 import os
 import signal
 
-NAMES = frozenset({"corrupt_message", "crash_mid_transfer", "crash_before_commit"})
+_SIGNALS = {
+    "crash_mid_transfer": signal.SIGKILL,
+    "freeze_mid_transfer": signal.SIGSTOP,
+    "crash_before_commit": signal.SIGKILL,
+}
+NAMES = frozenset({"corrupt_message", *_SIGNALS})
 
 
 class Faults:
@@ -33,10 +39,11 @@ class Faults:
             self._armed[name] = left - 1
         return left > 0
 
-    def crash_on(self, name: str) -> None:
-        """Kill this process, without any clean-up, if the fault happens now."""
-        if self.fires(name):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def strike(self, *names: str) -> None:
+        """Kill or stop this process, without any clean-up, if one of the faults happens now."""
+        for name in names:
+            if self.fires(name):
+                os.kill(os.getpid(), _SIGNALS[name])
 
 
 FAULTS = Faults(os.environ.get("BATON_KV_FAULTS", ""))

@@ -92,7 +92,7 @@ class OutgoingTransfer:
             async with asyncio.timeout(timeout_s):
                 await self._peer.connected()
                 await self._all_sent()
-                FAULTS.crash_on("crash_before_commit")
+                FAULTS.strike("crash_before_commit")
                 request.digests.extend([await self._digests[index] for index in range(len(self._plan))])
                 await self._peer.commit(request, timeout_s - (time.monotonic() - started_s))
         except TimeoutError:
@@ -131,7 +131,7 @@ class OutgoingTransfer:
         if error:
             self._fail(error)
         self._moved.set()
-        FAULTS.crash_on("crash_mid_transfer")
+        FAULTS.strike("crash_mid_transfer", "freeze_mid_transfer")
 
     def peer_over(self, error: TransferError) -> None:
         """The peer is gone: nothing more can be sent."""

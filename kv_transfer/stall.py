@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+_LATE_S = 0.5  # a check that comes so late says that this process was away, and nothing of the peer
+
 
 class StallWatch:
     """Calls `on_stall` once when something has been pending for `limit_s` without progress."""
@@ -13,6 +15,7 @@ class StallWatch:
         self._loop = asyncio.get_running_loop()
         self._num_pending = 0
         self._last_moved_s = 0.0
+        self._check_at_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def started(self) -> None:
@@ -40,12 +43,33 @@ class StallWatch:
             self._timer = None
 
     def _check_in(self, delay_s: float) -> None:
-        self._timer = self._loop.call_later(delay_s, self._check)
+        self._check_at_s = self._loop.time() + delay_s
+        self._timer = self._loop.call_at(self._check_at_s, self._check)
 
     def _check(self) -> None:
+        if self._loop.time() - self._check_at_s > _LATE_S:
+            self.moved()
         left_s = self._last_moved_s + self._limit_s - self._loop.time()
         if left_s > 0:
             self._check_in(left_s)
         else:
             self._timer = None
             self._on_stall()
+
+
+class Heartbeat:
+    """Calls `beat` every `interval_s`, until closed."""
+
+    def __init__(self, interval_s: float, beat: Callable[[], None]) -> None:
+        self._interval_s = interval_s
+        self._beat = beat
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(interval_s, self._next)
+
+    def close(self) -> None:
+        """Beat no more."""
+        self._timer.cancel()
+
+    def _next(self) -> None:
+        self._timer = self._loop.call_later(self._interval_s, self._next)
+        self._beat()

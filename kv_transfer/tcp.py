@@ -14,6 +14,10 @@ from kv_transfer.tcp_incoming import TcpIncoming
 from kv_transfer.tcp_outgoing import TcpConnection
 from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer, Transport
 
+_LOCAL_SEND_BUFFER_BYTES = 256 * 1024  # within one host: what is under way stays in the processor's cache
+_UNACKNOWLEDGED_MS = (
+    3000  # then the kernel gives a link up; heartbeats see to it that there is something to acknowledge
+)
 _MAX_UNADMITTED = 64  # connections that have not shown a secret yet
 
 
@@ -96,6 +100,7 @@ class TcpListener(Listener):
 def _prepare(sock: socket.socket) -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close means closed, on both sides
 
 
@@ -111,6 +116,8 @@ async def _welcomed(host: str, port: int, secret: bytes) -> socket.socket:
     try:
         _prepare(sock)
         await loop.sock_connect(sock, address)
+        if sock.getpeername()[0] == sock.getsockname()[0]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BUFFER_BYTES)
         await loop.sock_sendall(sock, secret)
         if await loop.sock_recv(sock, 1) != TcpIncoming.WELCOME:
             raise ConnectionRefusedError("the secret was refused")

@@ -75,14 +75,16 @@ class TcpIncoming:
             budget -= num_bytes
             self._stall.moved()
             self._target = self._target[num_bytes:]
-            if not self._target:
-                self._then()
+            if self._target:
+                break  # there is no more at present
+            self._then()
 
     def _on_secret(self) -> None:
         self.peer = self._inbox.admit(bytes(self._secret))
         if self.peer is None:
             return self.close()
         self._hello_timer.cancel()
+        self._stall.started()  # from now on there is a heartbeat
         self._on_admitted(self, self.peer)
         self._expect_header()
         try:
@@ -96,9 +98,10 @@ class TcpIncoming:
 
     def _on_header(self) -> None:
         magic, num_bytes, tag = HEADER.unpack(self._header)
-        if magic != MAGIC or not 0 < num_bytes <= _MAX_MESSAGE_BYTES:
+        if magic != MAGIC or num_bytes > _MAX_MESSAGE_BYTES:
             return self.close()
-        self._stall.started()
+        if num_bytes == 0:
+            return self._expect_header()
         slot = self._inbox.claim(tag, num_bytes, self.peer)
         if slot is None:
             self._num_left_to_drop = num_bytes
@@ -109,7 +112,6 @@ class TcpIncoming:
 
     def _on_message(self) -> None:
         tag, self._tag = self._tag, None
-        self._stall.finished()
         self._expect_header()
         if tag is not None:
             self._inbox.arrived(tag)

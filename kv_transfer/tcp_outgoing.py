@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from baton.errors import TransferError
-from kv_transfer.stall import StallWatch
-from kv_transfer.transport import Connection
+from kv_transfer.stall import Heartbeat, StallWatch
+from kv_transfer.transport import HEARTBEAT_S, Connection
 
-HEADER = struct.Struct("<4sIQ")  # magic, bytes of the message, tag
+HEADER = struct.Struct("<4sIQ")  # magic, bytes of the message (none: a heartbeat), tag
 MAGIC = b"BKV1"
 _MAX_BUFFERS = 256  # of one sendmsg; IOV_MAX is 1024
 _BUDGET_BYTES = 8 * 2**20  # written in one go, before other tasks have a turn
@@ -27,23 +27,32 @@ class TcpConnection(Connection):
         self._stall = StallWatch(stall_s, lambda: self._close("the decode node takes no more bytes"))
         self._closed = False
         self._writing = False
+        self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> None:
         """Returns when the kernel has all of it."""
         if self._closed:
             raise TransferError("the connection to the decode node is closed")
-        header = HEADER.pack(MAGIC, sum(view.nbytes for view in views), tag)
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._queue.append((deque([memoryview(header), *views]), done))
-        self._stall.started()
-        if not self._writing:
-            self._flush()
-        await done
+        await self._enqueue(tag, views)
 
     async def close(self) -> None:
         """Idempotent. Nothing is read after it."""
         self._close("the connection was closed")
+
+    def _beat(self) -> None:
+        if not self._queue:
+            self._enqueue(0, [])
+
+    def _enqueue(self, tag: int, views: Sequence[memoryview]) -> asyncio.Future[None]:
+        header = HEADER.pack(MAGIC, sum(view.nbytes for view in views), tag)
+        done: asyncio.Future[None] = self._loop.create_future()
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody awaits a heartbeat
+        self._queue.append((deque([memoryview(header), *views]), done))
+        self._stall.started()
+        if not self._writing:
+            self._flush()
+        return done
 
     def _on_readable(self) -> None:
         """The receiver never writes: this is its end."""
@@ -86,6 +95,7 @@ class TcpConnection(Connection):
             return
         self._closed = True
         self._stall.close()
+        self._heartbeat.close()
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()

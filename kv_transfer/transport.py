@@ -1,6 +1,7 @@
 """What a transport is: tagged messages from a sender's memory straight into memory that the receiver names.
 
-A transport knows neither blocks nor transfers. Everything runs in one event loop; callbacks never block.
+A transport knows neither blocks nor transfers. A peer that freezes or is cut off is noticed within STALL_S or so.
+Everything runs in one event loop; callbacks never block.
 """
 
 from abc import ABC, abstractmethod
@@ -9,7 +10,8 @@ from typing import NamedTuple, Protocol
 
 SECRET_BYTES = 32
 CONNECT_TIMEOUT_S = 3.0
-STALL_S = 2.5  # without progress for so long, a connection with messages under way is closed
+STALL_S = 2.5  # a receiver that hears nothing, or a sender that gets nothing out, closes the connection
+HEARTBEAT_S = 0.75  # senders say at least that often that they live
 
 
 class Peer(NamedTuple):
@@ -45,7 +47,7 @@ class Inbox(Protocol):
         """The message will never be whole, and nothing writes into its view any more."""
 
     def disconnected(self, peer: Peer) -> None:
-        """A peer's connection is gone; `lost` was called for everything under way."""
+        """A peer's connection is closing: no claims come from it any more, but `lost` may still."""
 
 
 class Connection(ABC):

@@ -1,15 +1,17 @@
 """Both ends of a UCX connection, and the listener that tells messages from noise. See `ucx` for the rules."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from baton.errors import TransferError
-from kv_transfer.stall import StallWatch
-from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Connection, Inbox, Listener, Peer
+from kv_transfer.stall import Heartbeat, StallWatch
+from kv_transfer.transport import CONNECT_TIMEOUT_S, HEARTBEAT_S, SECRET_BYTES, Connection, Inbox, Listener, Peer
 from kv_transfer.ucx_progress import Progress
 
 _WELCOME = b"\x01"
+_BEAT = b"\x02"
 _MAX_UNADMITTED = 64  # connections that have not shown a secret yet
 
 
@@ -77,6 +79,7 @@ class UcxConnection(Connection):
         self._endpoint = Endpoint(binding, endpoint, progress, self._start_closing)
         self._on_close = on_close
         self._stall = StallWatch(stall_s, self._start_closing)
+        self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
         self._closing: asyncio.Task[None] | None = None
 
     async def say_hello(self, secret: bytes) -> None:
@@ -104,9 +107,15 @@ class UcxConnection(Connection):
         if self._closing:
             await asyncio.shield(self._closing)
 
+    def _beat(self) -> None:
+        if not self._closing:
+            with contextlib.suppress(TransferError):
+                self._endpoint.start("stream_send", _BEAT)
+
     def _start_closing(self) -> None:
         if self._closing is None:
             self._stall.close()
+            self._heartbeat.close()
             self._closing = asyncio.get_running_loop().create_task(self._endpoint.close())
             self._on_close()
 
@@ -120,7 +129,7 @@ class UcxIncoming:
         self._endpoint = Endpoint(binding, endpoint, progress, self.start_closing)
         self._stall = StallWatch(listener.stall_s, self.start_closing)
         self._closing: asyncio.Task[None] | None = None
-        self._hello = asyncio.get_running_loop().create_task(self._admit())
+        self._living = asyncio.get_running_loop().create_task(self._live())
 
     def receive(self, tag: int, view: memoryview) -> bool:
         """Write the message that waits under this tag, and tell the inbox how it ended; False if that cannot be."""
@@ -128,7 +137,6 @@ class UcxIncoming:
             done = self._endpoint.start("tag_recv", view, tag)
         except TransferError:
             return False
-        self._stall.started()
         done.add_done_callback(lambda done: self._received(tag, done))
         return True
 
@@ -143,16 +151,13 @@ class UcxIncoming:
         if self._closing is None:
             self._stall.close()
             self._listener.forget(self)
-            self._closing = asyncio.get_running_loop().create_task(self._close())
+            self._living.cancel()
+            self._closing = asyncio.get_running_loop().create_task(self._endpoint.close())
+            if self.peer:
+                self._listener.inbox.disconnected(self.peer)
 
-    async def _close(self) -> None:
-        self._hello.cancel()
-        await self._endpoint.close()
-        await asyncio.sleep(0)  # the callbacks of the last receives come before the news of the end
-        if self.peer:
-            self._listener.inbox.disconnected(self.peer)
-
-    async def _admit(self) -> None:
+    async def _live(self) -> None:
+        """Hear the secret, welcome the peer, then hear its heartbeats until the end."""
         secret = bytearray(SECRET_BYTES)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -162,11 +167,16 @@ class UcxIncoming:
         self.peer = self._listener.admit(self, bytes(secret))
         if self.peer is None:
             return self.start_closing()
-        self._endpoint.start("stream_send", _WELCOME)
+        self._stall.started()  # from now on there is a heartbeat
+        with contextlib.suppress(TransferError):  # it closes
+            self._endpoint.start("stream_send", _WELCOME)
+            while True:
+                await asyncio.shield(self._endpoint.start("stream_recv", bytearray(len(_BEAT))))
+                self._stall.moved()
         return None
 
     def _received(self, tag: int, done: asyncio.Future[None]) -> None:
-        self._stall.finished()
+        self._stall.moved()
         if done.exception() is None:
             self._listener.inbox.arrived(tag)
         else:

@@ -36,6 +36,7 @@ from router.node_link import NodeLink
 
 _log = logging.getLogger(__name__)
 
+_LATE_WRITE = "execute_batch"  # grpc.aio hides how a call ended behind the failure of a write at the same moment
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 _RETRIED_CODES = {kind.code for kind in (NodeUnavailable, TransferError, LayoutMismatch, Overloaded, Cancelled)}
 _FINAL_KINDS: dict[str | None, type[BatonError]] = {
@@ -78,6 +79,7 @@ class Attempt:
         self.attempt = generation.attempt
         self.fresh: list[int] = []
         self._generation = generation.to_proto()
+        self._timeout_s = generation.timeout_ms / 1000
         self._first_index = generation.num_output_tokens
         self._wants_logprobs = generation.sampling.num_logprobs >= 0
         self._prefill, self._decode = prefill, decode
@@ -167,7 +169,7 @@ class Attempt:
     async def _generate(self) -> None:
         link = _present(self._decode)
         try:
-            await link.decode.Generate(self._generation, timeout=self._generation.timeout_ms / 1000)
+            await link.decode.Generate(self._generation, timeout=self._timeout_s, metadata=link.metadata)
         except aio.AioRpcError as error:
             raise _rpc_error(error, link) from None
 
@@ -179,7 +181,7 @@ class Attempt:
             prefill_epoch=prefill.record.epoch,
         )
         try:
-            grant = await link.decode.Reserve(request, timeout=self._generation.timeout_ms / 1000)
+            grant = await link.decode.Reserve(request, timeout=self._timeout_s, metadata=link.metadata)
         except aio.AioRpcError as error:
             raise _rpc_error(error, link) from None
         await self._generation_sent.wait()
@@ -187,7 +189,7 @@ class Attempt:
 
     async def _run_prefill(self) -> None:
         link = _present(self._prefill)
-        self._run_call = call = link.prefill.Run(timeout=self._generation.timeout_ms / 1000)
+        self._run_call = call = link.prefill.Run(timeout=self._timeout_s, metadata=link.metadata)
         try:
             await self._write(prefill_pb2.RunMessage(generation=self._generation))
             self._generation_sent.set()
@@ -202,7 +204,7 @@ class Attempt:
     async def _write(self, message: prefill_pb2.RunMessage) -> None:
         try:
             await _present(self._run_call).write(message)
-        except asyncio.InvalidStateError:  # the call is over; whoever reads it learns why
+        except (asyncio.InvalidStateError, aio.AioRpcError):  # the call is over; whoever reads it learns why
             return
 
     def _on_run_event(self, event: prefill_pb2.RunEvent) -> None:
@@ -285,6 +287,8 @@ def _rpc_error(error: aio.AioRpcError, link: NodeLink) -> BatonError:
     said = any(name == "baton-code" for name, _ in error.trailing_metadata() or ())
     if status is StatusCode.RESOURCE_EXHAUSTED or (said and status is StatusCode.UNAVAILABLE):
         return Refused(link, known)
+    if status is StatusCode.INTERNAL and _LATE_WRITE in (error.details() or ""):
+        return Refused(link, NodeUnavailable("ended while the grant was written"))
     if said or isinstance(known, InvalidRequest | DeadlineExceeded | TransferError):
         return known
     link.avoid()

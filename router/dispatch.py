@@ -21,7 +21,7 @@ import uuid
 import msgspec
 from prometheus_client import Counter, Gauge
 
-from baton import redis_client
+from baton import redis_client, tasks
 from baton.errors import BatonError, Cancelled, DeadlineExceeded, NoCapacity, NodeUnavailable, Overloaded, TransferError
 from baton.redis_client import TIMEOUT_S
 from baton.registry import NodeRecord, Registration, mint_epoch
@@ -116,17 +116,12 @@ class Dispatcher:
     async def drain(self, timeout_s: float) -> None:
         """Leave the registry's list of ready routers, and return when no request is left or time is up."""
         self._registration.update(state="draining")
-        tasks = [running.task for running in self._in_flight.values() if running.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
+        if waiting := self._tasks():
+            await asyncio.wait(waiting, timeout=timeout_s)
 
     async def stop(self) -> None:
         """Cancel what is in flight and let go of everything. Idempotent."""
-        tasks = [running.task for running in self._in_flight.values() if running.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await asyncio.gather(*(tasks.end(task) for task in self._tasks()))
         await self._fleet.stop()
         await self._replica.stop()
         await self._registration.stop()
@@ -143,6 +138,9 @@ class Dispatcher:
         running.task = asyncio.create_task(self._serve(running))
         running.task.add_done_callback(lambda _: self._forget(running))
         return running
+
+    def _tasks(self) -> "list[asyncio.Task[None]]":
+        return [running.task for running in self._in_flight.values() if running.task is not None]
 
     def _forget(self, running: Running) -> None:
         del self._in_flight[running.key]
@@ -176,6 +174,7 @@ class Dispatcher:
             placement = await self._placer.place(running)
             running.usage.num_attempts += 1
             try:
+                running.check_wanted()
                 return await self._attempt(running, attempt, placement).run()
             except Refused as refused:
                 running.usage.num_attempts -= 1

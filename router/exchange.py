@@ -142,9 +142,14 @@ def _too_large() -> BodyTooLarge:
     return BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
 
 
+def mint_request_id() -> str:
+    """For a request that brings no sane one."""
+    return f"req-{secrets.token_hex(12)}"
+
+
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    return given if _SANE_ID.fullmatch(given) else mint_request_id()
 
 
 def _nothing() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 from redis.asyncio import Redis
 
+from baton import tasks
 from baton.redis_client import FAILURES, REDIS_ERRORS
 from baton.registry import NodeRecord, list_nodes
 from router.node_link import NodeLink
@@ -80,8 +81,7 @@ class FleetView:
     async def stop(self) -> None:
         """Drop all links. Idempotent."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await tasks.end(self._task)
         links, self._links = self.links, {}
         await asyncio.gather(*(link.close() for link in links))
 

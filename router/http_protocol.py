@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from baton.errors import BatonError, InvalidRequest
 from router.error_format import HeadersTooLarge, RequestTimeout, error_json
+from router.exchange import mint_request_id
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 32 * 1024
@@ -85,8 +86,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         body = error_json(error)
-        head = f"HTTP/1.1 {error.status} {_PHRASES[error.status]}\r\ncontent-type: application/json\r\n"
-        self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        lines = [
+            f"HTTP/1.1 {error.status} {_PHRASES[error.status]}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            f"x-request-id: {mint_request_id()}",
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
 
     def _count(self, num_bytes: int) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from grpc import aio
 
-from baton import rpc
+from baton import rpc, tasks
 from baton.errors import BatonError, NodeUnavailable, TransferError
 from baton.registry import NodeRecord
 from baton.v1 import decode_pb2, decode_pb2_grpc, node_pb2, node_pb2_grpc, prefill_pb2_grpc, types_pb2
@@ -68,7 +68,8 @@ class NodeLink:
         self.legs: dict[int, Leg] = {}
         self._router_id = router_id
         self._on_change = on_change
-        self._channel = rpc.channel(record.address, service_token)
+        self.metadata = aio.Metadata(*rpc.metadata(service_token))  # of every call
+        self._channel = rpc.channel(record.address)
         self._node = node_pb2_grpc.NodeStub(self._channel)
         self.prefill = prefill_pb2_grpc.PrefillStub(self._channel)
         self.decode = decode_pb2_grpc.DecodeStub(self._channel)
@@ -97,10 +98,7 @@ class NodeLink:
 
     async def close(self) -> None:
         """Let go of the node; legs that depend on it fail."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.gather(*(tasks.end(task) for task in self._tasks))
         self._down("dropped")
         await self._channel.close()
 
@@ -227,15 +225,16 @@ class NodeLink:
 
     async def _read_stream(self) -> None:
         self._next_sequence = self._silent_ticks = 0
-        call = self._node.Attach(node_pb2.AttachRequest(router_id=self._router_id))
+        call = self._node.Attach(node_pb2.AttachRequest(router_id=self._router_id), metadata=self.metadata)
         watch = asyncio.create_task(self._watch(call))
         try:
             async for batch in call:
                 self.on_batch(batch)
         except asyncio.CancelledError:
-            if self._silent_ticks < SUSPECT_TICKS:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
-            raise NodeUnavailable("silent") from None
+            raise NodeUnavailable("silent") from None  # it was the call that was cancelled, by the watch
         finally:
             watch.cancel()
             call.cancel()
@@ -266,7 +265,7 @@ class NodeLink:
                 router_id=self._router_id, keys=list(cancels), attempts=list(cancels.values())
             )
             try:
-                await self.decode.Cancel(request, timeout=CANCEL_TIMEOUT_S)
+                await self.decode.Cancel(request, timeout=CANCEL_TIMEOUT_S, metadata=self.metadata)
             except aio.AioRpcError:
                 return  # kept for when the node is back
             self._cancels = {key: attempt for key, attempt in self._cancels.items() if cancels.get(key) != attempt}

@@ -114,7 +114,8 @@ class Placer:
 
     async def _wait_for_change(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._fleet.changed(), RECHECK_S)
+            async with asyncio.timeout(RECHECK_S):
+                await self._fleet.changed()
 
 
 def _views(links: list[NodeLink], cached: dict[str, int]) -> list[NodeView]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from redis.asyncio import Redis
 
-from baton import prefix_index
+from baton import prefix_index, tasks
 from baton.prefix_hash import BlockHash
 from baton.prefix_index import Event
 from baton.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
@@ -69,8 +69,7 @@ class PrefixReplica:
         if self._task is None:
             return
         task, self._task = self._task, None
-        task.cancel()
-        await asyncio.wait([task])
+        await tasks.end(task)
 
     def follow(self, model_fingerprint: str, nodes: Mapping[str, int]) -> None:
         """From now on these nodes (id to epoch) of this model, and no others."""

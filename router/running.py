@@ -62,6 +62,11 @@ class Running:
         if self.task is not None:
             self.task.cancel()
 
+    def check_wanted(self) -> None:
+        """Raise CancelledError where nobody waits for the outcome: a cancellation can get lost (`baton.tasks`)."""
+        if self._sink is None:
+            raise asyncio.CancelledError
+
     def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         """The next output tokens."""
         self.output += tokens

@@ -44,7 +44,7 @@ class Sender:
 
     async def flush(self) -> None:
         """Return when the backlog is sent, or the client has been given up."""
-        while self._task is not None:
+        while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
 
     def _put(self, message: Message) -> None:

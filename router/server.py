@@ -8,11 +8,10 @@ the drain's time is up.
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -83,33 +82,47 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         await dispatcher.start()
         generator = Generator(loaded.model, dispatcher, config.request_timeout_s)
         app = App(generator, dispatcher, loaded.keys, admin.create(loaded.model, generator, version("baton")))
+        http = HTTPServer(app, loaded.listener, config.drain_timeout_s)
+        await http.start()
         _announce(dispatcher.router_id, address, metrics_url)
-        await run_http(app, loaded.listener, dispatcher, shutdown, config.drain_timeout_s)
+        await http.run(shutdown, dispatcher.drain)
     finally:
         await dispatcher.stop()
         await metrics.stop()
 
 
-async def run_http(
-    app: App, listener: socket.socket, dispatcher: Dispatcher | None, shutdown: Shutdown, drain_timeout_s: float
-) -> None:
-    """Serve HTTP; returns when a drain is asked for and done."""
-    grace_s = min(DRAIN_GRACE_S, drain_timeout_s / 2)
-    server = _Server(_uvicorn_config(app, drain_timeout_s - grace_s))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    asked = asyncio.create_task(shutdown.wait())
-    try:
-        await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
-        app.draining = True
-        if dispatcher is not None:
-            await dispatcher.drain(0)
-        _log.info("draining")
-        await asyncio.wait([serving], timeout=grace_s)
-        server.should_exit = True
-        await serving
-    finally:
-        asked.cancel()
-        serving.cancel()
+class HTTPServer:
+    """The application on its socket."""
+
+    def __init__(self, app: App, listener: socket.socket, drain_timeout_s: float) -> None:
+        self._app = app
+        self._listener = listener
+        self._grace_s = min(DRAIN_GRACE_S, drain_timeout_s / 2)
+        self._server = _Server(_uvicorn_config(app, drain_timeout_s - self._grace_s))
+
+    async def start(self) -> None:
+        """Returns when clients can connect."""
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        listening = asyncio.create_task(self._server.listening.wait())
+        await asyncio.wait([self._serving, listening], return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        if self._serving.done():
+            self._serving.result()
+
+    async def run(self, shutdown: Shutdown, leave: Callable[[float], Awaitable[None]]) -> None:
+        """Returns when a drain is asked for and done; `leave` tells the fleet."""
+        asked = asyncio.create_task(shutdown.wait())
+        try:
+            await asyncio.wait([self._serving, asked], return_when=asyncio.FIRST_COMPLETED)
+            self._app.draining = True
+            _log.info("draining")
+            await leave(0)
+            await asyncio.wait([self._serving], timeout=self._grace_s)
+            self._server.should_exit = True
+            await self._serving
+        finally:
+            asked.cancel()
+            self._serving.cancel()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -141,7 +154,15 @@ _SOCKET_OPTIONS = [
 
 
 class _Server(uvicorn.Server):
-    """Signals are `lifecycle`'s business."""
+    """Says when it listens. Signals are `lifecycle`'s business."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -161,7 +182,7 @@ def _uvicorn_config(app: App, drain_s: float) -> uvicorn.Config:
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_IDLE_TIMEOUT_S,
-        timeout_graceful_shutdown=math.ceil(drain_s),
+        timeout_graceful_shutdown=max(1, int(drain_s)),
     )
 
 

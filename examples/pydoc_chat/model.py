@@ -7,8 +7,8 @@ What it leaves to others: data, optimiser and schedule (`train.py`), caching and
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; the shape stays."""
         x32 = x.float()
         return x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
@@ -85,13 +86,14 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[batch, length, hidden_size] in and out."""
         q = rotate(self.heads(self.q_proj(x)), cos, sin)
         k = rotate(self.heads(self.k_proj(x)), cos, sin).repeat_interleave(self.groups, dim=1)
         v = self.heads(self.v_proj(x)).repeat_interleave(self.groups, dim=1)
-        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        out = scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
         projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
 
@@ -106,7 +108,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        """[batch, length, hidden_size] in and out."""
+        out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
@@ -121,6 +124,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[batch, length, hidden_size] in and out."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -161,7 +165,8 @@ class Llama(nn.Module):
         self.apply(initialise)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.model.embed_tokens.weight)
+        """[..., hidden_size] -> [..., vocab_size]."""
+        return linear(hidden, self.model.embed_tokens.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [batch, length, vocab_size]."""
@@ -169,5 +174,6 @@ class Llama(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
+    """Draw the weights of a linear or embedding layer; norms start at one as they are."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

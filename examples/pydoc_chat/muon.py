@@ -1,7 +1,8 @@
 """Muon (Jordan et al., 2024): momentum whose matrix is replaced by the nearest orthogonal one before it is applied.
 
-Small singular directions of the gradient, which is where rarely seen facts live, count as much as the large ones. Unlike
-`torch.optim.Muon` it works in the weights' own precision and on all matrices of one shape at once: faster on a CPU.
+Small singular directions of the gradient, which is where rarely seen facts live, count as much as the large ones.
+Unlike `torch.optim.Muon` it works in the weights' own precision and on all matrices of one shape at once, which takes
+a half to three quarters of the time on a CPU.
 """
 
 from collections import defaultdict
@@ -19,7 +20,7 @@ NUM_ITERATIONS = 5
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Drive the singular values of every matrix of [count, rows, columns] towards 1, by Newton-Schulz."""
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.transpose(1, 2)
-    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = wide / (wide.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-7)
     for _ in range(NUM_ITERATIONS):
         gram = x @ x.transpose(1, 2)
         x = A * x + torch.baddbmm(gram, gram, gram, beta=B, alpha=C) @ x
@@ -35,7 +36,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override, unused-ignore]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that `backward` has given a gradient."""
         for group in self.param_groups:
             same_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -44,6 +46,7 @@ class Muon(torch.optim.Optimizer):
                 self.update(parameters, group)
 
     def update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Update parameters of one shape."""
         steps = orthogonalise(torch.stack([self.direction(p, group["momentum"]) for p in parameters]))
         size = group["lr"] * 0.2 * max(parameters[0].shape) ** 0.5
         for parameter, step in zip(parameters, steps, strict=True):
@@ -51,6 +54,7 @@ class Muon(torch.optim.Optimizer):
             parameter.add_(step, alpha=-size)
 
     def direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """The running mean of the gradient, looking one step ahead; advances that mean."""
         assert parameter.grad is not None
         buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
         buffer.lerp_(parameter.grad, 1 - momentum)

@@ -1,7 +1,8 @@
 """Trains the default model from scratch: tokenizer, then weights, then export.
 
 The budget is time and not steps: the learning rate falls with the share of the minutes spent, so the run ends fully
-annealed on whatever machine it runs. It can be stopped, and goes on from `--checkpoint`; only time spent training counts.
+annealed on whatever machine it runs. It can be stopped, and goes on from `--checkpoint`; only time spent training
+counts.
 """
 
 import argparse
@@ -83,7 +84,7 @@ class Run:
     @property
     def share(self) -> float:
         """How much of the time budget is spent, from 0 to 1."""
-        return self.progress.spent_s / (60.0 * self.options.minutes)
+        return float(self.progress.spent_s / (60.0 * self.options.minutes))
 
     def train(self) -> None:
         """Step until the time is spent, with checkpoints and exports on the way and at the end."""
@@ -113,7 +114,7 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.item())
 
     def set_learning_rates(self, share: float) -> None:
         """Give every group its share of its own peak, which the group remembers."""

@@ -17,8 +17,10 @@ namespace attention {
 
 constexpr int CHUNK = 256;              // keys
 constexpr int TILE = 48;                // query rows
-constexpr int KEYS = 4 * W;             // keys that are transposed and scored at once
+constexpr int KEYS = 4 * W;             // keys that are transposed and scored at once, at most
+constexpr int AHEAD = 32;               // keys whose values are fetched before they are needed
 constexpr int ROWS = ACCUMULATORS / 2;  // query rows that are scored at once
+constexpr int FEW_ROWS = 8;             // a tile of no more waits for memory, so it is told what comes next
 constexpr float LOG2_E = 1.4426950408889634f;
 
 template <class T> struct Call {
@@ -30,6 +32,7 @@ template <class T> struct Call {
     float scale;
     int64_t window;
     int64_t group() const { return num_heads / num_kv_heads; }
+    int keys() const { return head_dim > 64 ? KEYS / 2 : KEYS; } // so that they stay in the L1 cache
     int64_t padded_dim() const { return (head_dim + 2 * W - 1) / (2 * W) * (2 * W); }
 };
 
@@ -54,7 +57,7 @@ INLINE State state_at(float *p, int64_t rows, int64_t padded_dim) {
 template <class T> struct Work {
     float *q;      // [num_rows, head_dim], times scale and log2(e)
     float *scores; // [num_rows, CHUNK]
-    float *keys;   // [head_dim, KEYS]
+    float *keys;   // [head_dim, keys()]
     const T *k_rows[CHUNK], *v_rows[CHUNK];
     int low[TILE], high[TILE]; // the keys of the chunk that a row sees
 };
@@ -76,22 +79,22 @@ INLINE void merge(State into, State from, int64_t rows, int64_t padded_dim) {
     }
 }
 
-// W keys of a chunk, transposed and widened: out[d * KEYS + key].
-template <class T> INLINE void transpose_keys(const T *const *rows, int head_dim, float *out) {
+// W keys of a chunk, transposed and widened: out[d * keys + key].
+template <class T> INLINE void transpose_keys(const T *const *rows, int head_dim, int keys, float *out) {
     vu lanes[W];
-    for (int d = 0; d < head_dim; d += W, out += W * KEYS) {
+    for (int d = 0; d < head_dim; d += W, out += W * keys) {
         const int n = head_dim - d;
 #pragma GCC unroll 16
         for (int i = 0; i < W; i++) lanes[i] = (vu)(n >= W ? load(rows[i] + d) : load(rows[i] + d, n));
         transpose(lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < W; i++)
-            if (i < n) store(out + i * KEYS, (vf)lanes[i]);
+            if (i < n) store(out + i * keys, (vf)lanes[i]);
     }
 }
-template <> inline void transpose_keys(const bf16 *const *rows, int head_dim, float *out) {
+template <> inline void transpose_keys(const bf16 *const *rows, int head_dim, int keys, float *out) {
     vu lanes[W]; // each holds an even and an odd element
-    for (int d = 0; d < head_dim; d += 2 * W, out += 2 * W * KEYS) {
+    for (int d = 0; d < head_dim; d += 2 * W, out += 2 * W * keys) {
         const int n = head_dim - d;
 #pragma GCC unroll 16
         for (int i = 0; i < W; i++) {
@@ -102,19 +105,19 @@ template <> inline void transpose_keys(const bf16 *const *rows, int head_dim, fl
         transpose(lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < W; i++) {
-            if (2 * i < n) store(out + 2 * i * KEYS, (vf)(lanes[i] << 16));
-            if (2 * i < n) store(out + (2 * i + 1) * KEYS, (vf)(lanes[i] & 0xffff0000));
+            if (2 * i < n) store(out + 2 * i * keys, (vf)(lanes[i] << 16));
+            if (2 * i < n) store(out + (2 * i + 1) * keys, (vf)(lanes[i] & 0xffff0000));
         }
     }
 }
 
 // Scores of N rows against V vectors of keys.
-template <int N, int V> INLINE void score_rows(const float *q, const float *keys, int head_dim, float *scores) {
+template <int N, int V> INLINE void score_rows(const float *q, const float *keys, int head_dim, int stride, float *scores) {
     vf sums[N][V] = {};
     for (int d = 0; d < head_dim; d++) {
         vf k[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) k[v] = load(keys + d * KEYS + v * W);
+        for (int v = 0; v < V; v++) k[v] = load(keys + d * stride + v * W);
 #pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
             const vf x = splat(q[r * head_dim + d]);
@@ -126,11 +129,13 @@ template <int N, int V> INLINE void score_rows(const float *q, const float *keys
         for (int v = 0; v < V; v++) store(scores + r * CHUNK + v * W, sums[r][v]);
 }
 
-template <int N = ROWS> INLINE void score(int n, const float *q, const float *keys, int head_dim, float *scores) {
+template <int N = ROWS> INLINE void score(int n, const float *q, const float *keys, int head_dim, int num_keys, float *scores) {
     if constexpr (N > 0) {
-        if (n != N) return score<N - 1>(n, q, keys, head_dim, scores);
-        constexpr int V = N * 4 <= ACCUMULATORS ? 4 : 2; // few rows need many keys to keep the adders busy
-        for (int j = 0; j < KEYS; j += V * W) score_rows<N, V>(q, keys + j, head_dim, scores + j);
+        if (n != N) return score<N - 1>(n, q, keys, head_dim, num_keys, scores);
+        int j = 0;
+        if constexpr (N * 4 <= ACCUMULATORS) // few rows need many keys to keep the adders busy
+            for (; j + 4 * W <= num_keys; j += 4 * W) score_rows<N, 4>(q, keys + j, head_dim, num_keys, scores + j);
+        for (; j < num_keys; j += 2 * W) score_rows<N, 2>(q, keys + j, head_dim, num_keys, scores + j);
     }
 }
 
@@ -156,11 +161,16 @@ INLINE void softmax_row(float *scores, int low, int high, float &row_max, float 
     row_sum = sum_lanes(sum);
 }
 
+template <class T> INLINE void prefetch(const T *row, int n) {
+    for (int i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + i);
+}
+
 // Weighted sum of values over keys [low, high) for N rows and P times 2W dimensions from `d` on.
 template <class T, int N, int P>
 INLINE void weigh_rows(const float *weights, const T *const *v_rows, int low, int high, int d, float *acc, int stride) {
     pair sums[N][P] = {};
     for (int j = low; j < high; j++) {
+        if constexpr (N <= FEW_ROWS) prefetch(v_rows[std::min(j + AHEAD, high - 1)] + d, P * 2 * W);
         pair v[P];
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) v[p] = load_pair(v_rows[j] + d + p * 2 * W);
@@ -224,11 +234,7 @@ template <class T> INLINE void locate(const Call<T> &c, const Tile &t, int64_t s
         for (int64_t i = 0; i < n; i++, j++) work.k_rows[j] = k + i * c.head_dim, work.v_rows[j] = v + i * c.head_dim;
         position += n;
     }
-    for (const int64_t last = j - 1; j % KEYS; j++) work.k_rows[j] = work.k_rows[last], work.v_rows[j] = work.v_rows[last];
-}
-
-template <class T> INLINE void prefetch(const T *row, int n) {
-    for (int i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + i);
+    for (const int64_t last = j - 1; j % c.keys(); j++) work.k_rows[j] = work.k_rows[last], work.v_rows[j] = work.v_rows[last];
 }
 
 // State of one chunk for all rows of a tile.
@@ -243,19 +249,21 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Wo
         work.low[r] = c.window ? int(std::clamp<int64_t>(position + 1 - c.window - start, 0, CHUNK)) : 0;
         low = std::min(low, work.low[r]), high = std::max(high, work.high[r]);
     }
-    low = low / KEYS * KEYS;
+    const int keys = c.keys();
+    const bool fetch = t.num_rows <= FEW_ROWS;
+    low = low / keys * keys;
     locate(c, t, start, start + high, work);
-    for (int j = low; j < high; j += KEYS) {
-        for (int i = j; i < std::min(high, j + KEYS); i++) {
-            prefetch(work.v_rows[i], head_dim);
-            if (i + KEYS < high) prefetch(work.k_rows[i + KEYS], head_dim);
+    for (int j = low; j < high; j += keys) {
+        for (int i = j; i < j + keys; i += W) {
+            for (int k = i + keys; fetch && k < std::min(i + keys + W, high); k++) prefetch(work.k_rows[k], head_dim);
+            transpose_keys(work.k_rows + i, head_dim, keys, work.keys + i - j);
         }
-        for (int i = 0; i < KEYS; i += W) transpose_keys(work.k_rows + j + i, head_dim, work.keys + i);
         for (int r = 0; r < t.num_rows; r += ROWS) {
             const int n = std::min(ROWS, t.num_rows - r);
-            if (work.high[r + n - 1] > j) score(n, work.q + r * head_dim, work.keys, head_dim, work.scores + r * CHUNK + j);
+            if (work.high[r + n - 1] > j) score(n, work.q + r * head_dim, work.keys, head_dim, keys, work.scores + r * CHUNK + j);
         }
     }
+    for (int j = low; fetch && j < std::min(low + AHEAD, high); j++) prefetch(work.v_rows[j], head_dim);
     for (int r = 0; r < t.num_rows; r += ROWS) {
         const int n = std::min(ROWS, t.num_rows - r);
         for (int i = r; i < r + n; i++)
@@ -266,8 +274,8 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Wo
 }
 
 template <class T> void prepare(const Call<T> &c, const Tile &t, Work<T> &work) {
-    float *buffer = scratch<0>(TILE * (c.head_dim + CHUNK) + c.head_dim * KEYS);
-    work.scores = buffer, work.keys = buffer + TILE * CHUNK, work.q = work.keys + c.head_dim * KEYS;
+    float *buffer = scratch<0>(TILE * (c.head_dim + CHUNK) + c.head_dim * c.keys());
+    work.scores = buffer, work.keys = buffer + TILE * CHUNK, work.q = work.keys + c.head_dim * c.keys();
     const vf factor = splat(c.scale * LOG2_E);
     for (int r = 0; r < t.num_rows; r++) {
         const int64_t token = c.query_start[t.seq] + (t.row + r) / c.group();

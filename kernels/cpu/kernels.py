@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kernels.api import AttentionMeta, Linear
 from kernels.cpu.build import BuildError
-from kernels.cpu.library import Library
+from kernels.cpu.library import DTYPES, Library
+from kernels.cpu.linear import PackedLinear, prefers_onednn
 from kernels.cpu.processor import Level, features, supported
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from kernels.linear import pack_linear as onednn
 
 
 class Unavailable(Exception):
@@ -117,39 +117,16 @@ class CPUKernels:
         return out
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """See `Kernels`."""
-        return PackedLinear(self._library, self._checked(weight), bias)
+        """See `Kernels`. Where oneDNN is clearly faster it is used, and then bits may depend on the number of rows."""
+        weight = self._checked(weight)
+        return (
+            onednn(weight, bias)
+            if prefers_onednn(self._library, self._dtype)
+            else PackedLinear(self._library, weight, bias)
+        )
 
     def _checked(self, x: Tensor) -> Tensor:
         """`x`, made contiguous: compiled code that misreads a type would read past its end."""
         if x.dtype is not self._dtype:
             raise TypeError(f"kernels were loaded for {self._dtype}, not {x.dtype}")
         return x.contiguous()
-
-
-class PackedLinear:
-    """`x @ weight.T + bias` with a weight that was packed once."""
-
-    def __init__(self, library: Library, weight: Tensor, bias: Tensor | None) -> None:
-        self._type = DTYPES[weight.dtype]
-        self._library = library
-        self._outputs, self._inputs = weight.shape
-        panel = 2 * library.num_lanes
-        self._packed = weight.new_empty(-(-self._outputs // panel) * panel * self._inputs)
-        self._bias = None if bias is None else bias.contiguous()
-        library.pack_weight(self._type, weight.data_ptr(), self._packed.data_ptr(), self._outputs, self._inputs)
-        self._weight_at = self._packed.data_ptr()
-        self._bias_at = None if self._bias is None else self._bias.data_ptr()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out]."""
-        if x.dtype is not self._packed.dtype or x.shape[1] != self._inputs:
-            raise TypeError(f"expected {self._packed.dtype} of {self._inputs} inputs, not {x.dtype} of {x.shape[1]}")
-        x = x.contiguous()
-        rows = x.shape[0]
-        out = x.new_empty((rows, self._outputs))
-        self._library.linear(
-            *(self._type, x.data_ptr(), self._weight_at, self._bias_at, out.data_ptr()),
-            *(rows, self._outputs, self._inputs, torch.get_num_threads()),
-        )
-        return out

@@ -3,8 +3,12 @@
 import ctypes
 from ctypes import c_float, c_int, c_int64, c_void_p
 
+import torch
+
 from kernels.cpu import build
 from kernels.cpu.processor import Level
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as kernels.cpp numbers them
 
 _SIGNATURES = {
     "rms_norm": (c_int, *[c_void_p] * 3, *[c_int64] * 2, c_float, c_int),

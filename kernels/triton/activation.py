@@ -17,7 +17,8 @@ def silu_mul_kernel(gate_up_ptr, out_ptr, size, BLOCK: tl.constexpr):
     inside = column < size
     gate = tl.load(gate_up_ptr + row * 2 * size + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * size + size + column, mask=inside, other=0.0).to(tl.float32)
-    activated = (gate / (1.0 + tl.exp(-gate))).to(out_ptr.dtype.element_ty).to(tl.float32)
+    small = tl.exp(-tl.abs(gate))  # cannot overflow
+    activated = (gate * tl.where(gate < 0, small, 1.0) / (1.0 + small)).to(out_ptr.dtype.element_ty).to(tl.float32)
     tl.store(out_ptr + row * size + column, (activated * up).to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -38,12 +38,15 @@ class Backend:
 
 
 def triton_backend(dtype: torch.dtype) -> Backend:
-    if not torch.cuda.is_available():
-        if dtype == torch.bfloat16:
-            pytest.skip("Triton's interpreter computes bf16 wrongly")
-        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
-    module = pytest.importorskip("kernels.triton")
-    return Backend(module.TritonKernels(), dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("torch sees no GPU, and Triton's interpreter is off")
+    elif dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter computes bf16 wrongly")
+    else:
+        device = torch.device("cpu")
+    return Backend(pytest.importorskip("kernels.triton").TritonKernels(), dtype, device)
 
 
 @pytest.fixture(params=[*(f"cpu-{level.name}" for level in LEVELS), "triton"])
@@ -156,7 +159,7 @@ def test_attention_leaves_padding_rows_to_the_caller(backend: Backend) -> None:
     backend.check(got[:2], REFERENCE.paged_attention(batch.q, batch.kv, batch.meta, 0.125))
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 384), (7, 100), (300, 96), (0, 64)])
+@pytest.mark.parametrize(("rows", "size"), [(1, 384), (7, 100), (30, 96), (0, 64)])
 def test_norms(backend: Backend, rows: int, size: int) -> None:
     x, residual, weight = backend.randn(rows, size) * 3, backend.randn(rows, size), backend.randn(size)
     backend.check(backend.kernels.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5))

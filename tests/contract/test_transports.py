@@ -30,8 +30,14 @@ from kv_transfer.transport import Peer
 
 TRANSPORTS = ["loopback", "tcp", "ucx"]
 LAYOUT = KVLayout(
-    num_layers=4, layers_per_group=2, block_size=16, num_kv_heads=2, head_dim=64, dtype="bfloat16", model_fingerprint="ab"
-)  # fmt: skip
+    num_layers=4,
+    layers_per_group=2,
+    block_size=16,
+    num_kv_heads=2,
+    head_dim=64,
+    dtype="bfloat16",
+    model_fingerprint="ab",
+)
 NUM_BLOCKS = 512
 HASH = b"h" * 16
 LEASE_S = 20.0
@@ -87,7 +93,9 @@ class Pair:
         self.senders.append(KVSender(pool, node_id, epoch, self.transport, ""))
         return self.senders[-1]
 
-    def grant(self, block_ids: list[int], present: int = 0, node_id: str = "p0", epoch: int = 1, lease_s: float = LEASE_S):
+    def grant(
+        self, block_ids: list[int], present: int = 0, node_id: str = "p0", epoch: int = 1, lease_s: float = LEASE_S
+    ):
         return self.receiver.grant(block_ids, present, node_id, epoch, lease_s, HASH)
 
     def filled(self, block_ids: list[int], source: KVPool, source_ids: list[int]) -> bool:
@@ -133,7 +141,7 @@ async def commit(outgoing: OutgoingTransfer, timeout_s: float = 10.0):
 
 async def arrivals(incoming: IncomingTransfer, number: int) -> None:
     """Wait until that many messages have claimed their place."""
-    while len(incoming._digests) + len(incoming._writing) < number:
+    while len(incoming._digests) + len(incoming._writing) < number:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
@@ -183,7 +191,7 @@ def test_random_plans(transport, seed):
                 p.fill(range(NUM_BLOCKS), 0)
                 incoming = p.grant(target_ids, present)
                 outgoing = sender.open(incoming.grant, source_ids)
-                for end in sorted(random_.sample(range(number), min(3, number))) + [number]:
+                for end in [*sorted(random_.sample(range(number), min(3, number))), number]:
                     for group in range(LAYOUT.num_layer_groups):
                         outgoing.ready(group, end)
                         outgoing.ready(group, end // 2)  # never takes anything back
@@ -530,44 +538,39 @@ def test_restarted_decode_node_at_the_same_address(transport):
     run(main())
 
 
-# What follows needs a prefill node that can be killed or frozen.
-
-
 class Child:
-    """This file as a process: it sends all blocks of one transfer after the other, for grants read from stdin."""
+    """This file as a process of its own, to be killed and frozen: `send` or `receive`, a line in for a line out."""
 
-    def __init__(self, transport: str, faults: str = "") -> None:
+    def __init__(self, role: str, transport: str, faults: str = "") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, transport],
+            [sys.executable, __file__, role, transport],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "BATON_KV_FAULTS": faults},
         )
 
-    async def send(self, incoming: IncomingTransfer) -> None:
-        await asyncio.to_thread(self._write, incoming.grant.SerializeToString().hex())
+    def tell(self, line: str) -> None:
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
 
-    async def reply(self) -> str:
+    async def hear(self) -> str:
         return (await asyncio.to_thread(self.process.stdout.readline)).decode().strip()
 
     def finish(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.close()
+        """Its exit code, after it was let go on."""
         try:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.stdin.close()
             return self.process.wait(10)
         finally:
             self.process.kill()
             self.process.stdout.close()
 
-    def _write(self, line: str) -> None:
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
 
-
-async def serve_grants(transport: str) -> None:
+async def send_what_is_granted(transport: str) -> None:
+    """In: a grant. Out: ok, or why not."""
     sender = KVSender(new_pool(1), "p0", 1, transport, "")
-    while line := await asyncio.to_thread(sys.stdin.readline):
+    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
         grant = transfer_pb2.Grant.FromString(bytes.fromhex(line))
         outgoing = sender.open(grant, list(range(sum(grant.run_lengths))))
         all_ready(outgoing, NUM_BLOCKS)
@@ -580,31 +583,105 @@ async def serve_grants(transport: str) -> None:
     await sender.close()
 
 
+async def grant_what_is_asked(transport: str) -> None:
+    """In: a number of blocks. Out: a grant for them."""
+    async with pair(transport, max_message_bytes=2**18) as p:
+        while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+            print(p.grant(list(range(int(line)))).grant.SerializeToString().hex(), flush=True)
+
+
 @pytest.mark.parametrize("transport", ["tcp", "ucx"])
 @pytest.mark.parametrize("fault", ["crash_mid_transfer", "crash_before_commit"])
 def test_killed_prefill_node(transport, fault):
     async def main():
         async with pair(transport, max_message_bytes=2**18) as p:
-            child = Child(transport, fault)
+            child = Child("send", transport, fault)
             ids = list(range(NUM_BLOCKS))
             incoming = p.grant(ids)
-            await child.send(incoming)
+            child.tell(incoming.grant.SerializeToString().hex())
             with pytest.raises(TransferError, match="lost"):
                 await incoming.committed()
             await incoming.cancel()
             p.fill(ids, 3)
             assert child.finish() == -signal.SIGKILL
-            child = Child(transport)
-            incoming = p.grant([1, 2, 3])
-            await child.send(incoming)
-            assert await child.reply() == "ok"
-            await incoming.committed()
+            sender = p.sender(new_pool(1), epoch=2)
+            incoming = p.grant([1, 2, 3], epoch=2)
+            outgoing = sender.open(incoming.grant, [0, 1, 2])
+            all_ready(outgoing, 3)
+            await commit(outgoing)
             assert p.filled([1, 2, 3], new_pool(1), [0, 1, 2])
             assert p.untouched([0, 4, NUM_BLOCKS - 1], 3)
+
+    run(main())
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ucx"])
+def test_frozen_prefill_node_is_noticed_and_fenced(transport):
+    async def main():
+        async with pair(transport, max_message_bytes=2**18) as p:
+            child = Child("send", transport, "freeze_mid_transfer")
+            ids = list(range(NUM_BLOCKS))
+            incoming = p.grant(ids)
+            child.tell(incoming.grant.SerializeToString().hex())
+            await arrivals(incoming, 1)
+            async with asyncio.timeout(3.5):
+                with pytest.raises(TransferError, match="lost"):
+                    await incoming.committed()
+            await incoming.cancel()
+            p.fill(ids, 3)
+            child.process.send_signal(signal.SIGCONT)
+            assert await child.hear() != "ok"
+            assert p.untouched(ids, 3)
             assert child.finish() == 0
 
     run(main())
 
 
+@pytest.mark.parametrize("transport", ["tcp", "ucx"])
+@pytest.mark.parametrize("end", [signal.SIGSTOP, signal.SIGKILL])
+def test_lost_decode_node_is_noticed(transport, end):
+    """With more under way than buffers hold, and with a message that fits into them."""
+
+    async def main():
+        child = Child("receive", transport)
+        sender = KVSender(new_pool(1), "p0", 1, transport, "")
+        grants = []
+        for number in (1, 1, NUM_BLOCKS):
+            child.tell(str(number))
+            grants.append(transfer_pb2.Grant.FromString(bytes.fromhex(await child.hear())))
+        first, small, large = [sender.open(grant, list(range(sum(grant.run_lengths)))) for grant in grants]
+        all_ready(first, 1)
+        await commit(first)
+        child.process.send_signal(end)
+        for outgoing, number in ((small, 1), (large, NUM_BLOCKS)):
+            all_ready(outgoing, number)
+        async with asyncio.timeout(4.0):
+            for outgoing in (large, small):
+                with pytest.raises(TransferError):
+                    await commit(outgoing)
+        async with asyncio.timeout(4.0):
+            await asyncio.gather(small.abort(), large.abort())
+            await sender.close()
+        child.finish()
+
+    run(main())
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ucx"])
+def test_process_ends_cleanly_without_close(transport):
+    """A process that just ends, in the middle of a transfer, neither hangs nor aborts."""
+    assert subprocess.run([sys.executable, __file__, "exit", transport], timeout=20).returncode == 0
+
+
+async def exit_in_the_middle(transport: str) -> None:
+    p = Pair(transport, max_message_bytes=2**18)
+    await p.start()
+    ids = list(range(NUM_BLOCKS))
+    incoming = p.grant(ids)
+    all_ready(p.sender(new_pool(1)).open(incoming.grant, ids), NUM_BLOCKS)
+    await arrivals(incoming, 2)
+
+
 if __name__ == "__main__":
-    uvloop.run(serve_grants(sys.argv[1]))
+    roles = {"send": send_what_is_granted, "receive": grant_what_is_asked, "exit": exit_in_the_middle}
+    uvloop.run(roles[sys.argv[1]](sys.argv[2]))

@@ -262,7 +262,7 @@ def sysv_segments_of(pids: set[int]) -> list[str]:
 
 
 def test_services_do_not_outlive_a_killed_supervisor(model: Path, tmp_path: Path):
-    fleet = started(tmp_path, model, "--transport", "tcp")
+    fleet = started(tmp_path, model, "--colocated", "--decode", "2")
     processes = fleet.processes()
     processes[0].kill()
     _, alive = psutil.wait_procs(processes, timeout=10)
@@ -275,7 +275,7 @@ def test_a_broken_checkpoint_is_one_line(model: Path, tmp_path: Path):
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     fleet = LocalFleet(tmp_path, broken)
-    done = fleet.baton("up", "--model", str(broken), "--port", "0")
+    done = fleet.baton("up", "--model", str(broken), "--port", "0", "--colocated")
     assert done.returncode == 1
     assert re.fullmatch(r"baton: error: \S+: .*model\.safetensors.*\n", done.stderr)
     assert "Traceback" not in done.stdout + done.stderr

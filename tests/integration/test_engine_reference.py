@@ -1,6 +1,7 @@
 """The engine against Hugging Face's models: same greedy tokens, whatever way the scheduler takes to them."""
 
 import random
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from baton.request import Generation, SamplingParams
 from baton.settings import EngineFlags
 from engine.engine import Engine
 from engine.request import Request
+from kernels.api import Kernels, load
 from kernels.reference import ReferenceKernels
 
 VOCAB = 199
@@ -75,9 +77,10 @@ def expected(model, prompt: list[int], num_tokens: int = MAX_TOKENS) -> list[int
     return output[0, len(prompt) :].tolist()
 
 
-def engine_of(directory, **flags) -> Engine:
+def engine_of(directory, kernels: Kernels | None = None, **flags) -> Engine:
     defaults = {"kv_memory": "2MiB", "max_num_batched_tokens": 24, "block_size": 8, "num_threads": 1, "device": "cpu"}
-    return Engine.load(directory, EngineFlags(model=str(directory), **(defaults | flags)), kernels=ReferenceKernels())
+    flags = EngineFlags(model=str(directory), **(defaults | flags))
+    return Engine.load(directory, flags, kernels=kernels or ReferenceKernels())
 
 
 def generation(prompt: list[int], key: int = 0, **sampling) -> Generation:
@@ -109,9 +112,20 @@ def pair(request, tmp_path_factory):
     return request.param, save(directory, request.param), directory
 
 
-def test_same_tokens_batched_with_chunks(pair):
+@pytest.fixture(params=["reference", "compiled"])
+def kernels(request) -> Kernels:
+    if request.param == "reference":
+        return ReferenceKernels()
+    with warnings.catch_warnings(action="ignore"):
+        kernels = load(torch.device("cpu"), torch.float32)
+    if kernels.name == "reference":
+        pytest.skip("the compiled kernels do not run on this machine")
+    return kernels
+
+
+def test_same_tokens_batched_with_chunks(pair, kernels):
     _, model, directory = pair
-    engine = engine_of(directory)
+    engine = engine_of(directory, kernels)
     texts = prompts(3, 61, 8, 24, 40)
     requests = [engine.add(generation(text, key)) for key, text in enumerate(texts)]
     run(engine)

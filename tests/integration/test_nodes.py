@@ -90,27 +90,27 @@ class Router:
     def __init__(self, prefill: NodeProcess, decode: NodeProcess, router_id: str) -> None:
         self.id = router_id
         self.prefill_node, self.decode_node = prefill, decode
-        self.channels = [rpc.channel(node.address, node.token) for node in (prefill, decode)]
+        self.channels = [rpc.channel(node.address) for node in (prefill, decode)]
+        self.metadata = rpc.metadata(decode.token)
         self.prefill = prefill_pb2_grpc.PrefillStub(self.channels[0])
         self.decode = decode_pb2_grpc.DecodeStub(self.channels[1])
         self.node = node_pb2_grpc.NodeStub(self.channels[1])
         self.batches: list[node_pb2.StepBatch] = []
         self.moved = asyncio.Event()
-        self.reader: asyncio.Task[None] | None = None
         self.attach()
 
     def attach(self) -> None:
-        self.reader = asyncio.create_task(self._read(self.node.Attach(node_pb2.AttachRequest(router_id=self.id))))
+        self.stream = self.node.Attach(node_pb2.AttachRequest(router_id=self.id), metadata=self.metadata)
+        self.reader = asyncio.create_task(self._read(self.stream))
 
     async def _read(self, stream: Any) -> None:
-        with contextlib.suppress(aio.AioRpcError):
+        with contextlib.suppress(aio.AioRpcError, asyncio.CancelledError):
             async for batch in stream:
                 self.batches.append(batch)
                 self.moved.set()
 
     async def lose_stream(self) -> None:
-        assert self.reader is not None
-        self.reader.cancel()
+        self.stream.cancel()  # the call, not its reader: a reader cut off in mid-iteration is never closed
         await asyncio.wait([self.reader])
 
     async def close(self) -> None:
@@ -126,11 +126,17 @@ class Router:
             request_id=f"r{key}", token_ids=prompt, sampling=sampling, router_id=self.id, **values
         ).to_proto()
 
+    def begin_leg(self) -> Any:
+        return self.prefill.Run(timeout=30, metadata=self.metadata)
+
+    async def generate(self, generation: types_pb2.Generation) -> None:
+        await self.decode.Generate(generation, metadata=self.metadata)
+
     async def reserve(self, generation: types_pb2.Generation) -> Any:
         request = decode_pb2.ReserveRequest(
             generation=generation, prefill_node_id=self.prefill_node.id, prefill_epoch=self.prefill_node.epoch
         )
-        return await self.decode.Reserve(request, timeout=_WAIT_S)
+        return await self.decode.Reserve(request, timeout=_WAIT_S, metadata=self.metadata)
 
     def tokens(self, key: int, attempt: int = 0) -> dict[int, int]:
         rows = (zip(b.keys, b.attempts, b.indices, b.token_ids, strict=True) for b in self.batches)
@@ -150,13 +156,12 @@ class Router:
         return done()
 
     async def cancel(self, generation: types_pb2.Generation) -> None:
-        await self.decode.Cancel(
-            decode_pb2.CancelRequest(router_id=self.id, keys=[generation.key], attempts=[generation.attempt])
-        )
+        request = decode_pb2.CancelRequest(router_id=self.id, keys=[generation.key], attempts=[generation.attempt])
+        await self.decode.Cancel(request, metadata=self.metadata)
 
     async def run_apart(self, generation: types_pb2.Generation, *, late_grant: bool = False) -> list[int]:
         """Prefill there, decode here: all output tokens."""
-        run = self.prefill.Run(timeout=30)
+        run = self.begin_leg()
         await run.write(prefill_pb2.RunMessage(generation=generation))
         first = await run.read() if late_grant else None
         await run.write(prefill_pb2.RunMessage(grant=await self.reserve(generation)))
@@ -170,7 +175,7 @@ class Router:
         return [tokens[index] for index in sorted(tokens)]
 
     async def run_together(self, generation: types_pb2.Generation) -> list[int]:
-        await self.decode.Generate(generation)
+        await self.generate(generation)
         await self.wait_for(lambda: self.finished(generation.key))
         tokens = self.tokens(generation.key, generation.attempt)
         return [tokens[index] for index in sorted(tokens)]
@@ -287,7 +292,7 @@ async def test_a_second_attempt_goes_on_where_the_first_one_stopped(router: Rout
 
 
 async def test_a_first_token_that_is_the_last_needs_no_transfer(router: Router) -> None:
-    run = router.prefill.Run(timeout=30)
+    run = router.begin_leg()
     await run.write(prefill_pb2.RunMessage(generation=router.generation(prompt_of(20, seed=3), 1)))
     await run.done_writing()
     assert (await run.read()).first_token.finish_reason == types_pb2.FINISH_REASON_LENGTH
@@ -342,7 +347,7 @@ async def test_reservations_wait_for_blocks_in_order_and_can_be_cancelled(router
 
 async def test_a_cancelled_running_request_falls_silent(router: Router) -> None:
     generation = router.generation(prompt_of(30, seed=6), 450)
-    await router.decode.Generate(generation)
+    await router.generate(generation)
     await router.wait_for(lambda: len(router.tokens(generation.key)) > 3)
     await router.cancel(generation)
     await idle(router.decode_node)
@@ -353,7 +358,7 @@ async def test_a_cancelled_running_request_falls_silent(router: Router) -> None:
 @pytest.mark.parametrize("phase", ["queued", "sampled", "granted", "committed"])
 async def test_ending_the_prefill_stream_gives_blocks_back_in_every_phase(router: Router, phase: str) -> None:
     generation = router.generation(prompt_of(300, seed=7), 200)
-    run = router.prefill.Run(timeout=30)
+    run = router.begin_leg()
     await run.write(prefill_pb2.RunMessage(generation=generation))
     if phase != "queued":
         await run.read()
@@ -368,10 +373,10 @@ async def test_ending_the_prefill_stream_gives_blocks_back_in_every_phase(router
 
 
 async def test_a_stream_without_generation_or_grant_is_refused(router: Router) -> None:
-    empty = router.prefill.Run(timeout=10)
+    empty = router.begin_leg()
     await empty.done_writing()
     assert await empty.code() is grpc.StatusCode.INVALID_ARGUMENT
-    no_grant = router.prefill.Run(timeout=10)
+    no_grant = router.begin_leg()
     await no_grant.write(prefill_pb2.RunMessage(generation=router.generation(prompt_of(20, seed=8), 5)))
     await no_grant.done_writing()
     assert (await no_grant.read()).HasField("first_token")
@@ -381,18 +386,27 @@ async def test_a_stream_without_generation_or_grant_is_refused(router: Router) -
 @pytest.mark.parametrize("prompt", [[], [511, 512], [3] * 512, [3] * 100_000], ids=len)
 async def test_a_bad_request_ends_alone(router: Router, prompt: list[int]) -> None:
     good = router.generation(prompt_of(20, seed=9), 40)
-    await router.decode.Generate(good)
+    await router.generate(good)
     with pytest.raises(aio.AioRpcError) as raised:
-        await router.decode.Generate(router.generation(prompt, 5))
+        await router.generate(router.generation(prompt, 5))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(aio.AioRpcError) as raised:
         await router.reserve(router.generation(prompt, 5))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    run = router.prefill.Run(timeout=10)
+    run = router.begin_leg()
     await run.write(prefill_pb2.RunMessage(generation=router.generation(prompt, 5)))
     assert await run.code() is grpc.StatusCode.INVALID_ARGUMENT
     finished = await router.wait_for(lambda: router.finished(good.key))
     assert finished.num_output_tokens == 40
+
+
+async def test_a_node_of_a_fleet_with_a_token_refuses_strangers(router: Router) -> None:
+    if not router.decode_node.token:
+        pytest.skip("this pair has no token")
+    router.metadata = rpc.metadata("another")
+    with pytest.raises(aio.AioRpcError) as raised:
+        await router.generate(router.generation([5], 1))
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_request_whose_time_is_up_is_told_so(router: Router) -> None:
@@ -406,7 +420,7 @@ async def test_a_request_whose_time_is_up_is_told_so(router: Router) -> None:
 async def test_a_router_that_attaches_again_misses_nothing(router: Router) -> None:
     generation = router.generation(prompt_of(20, seed=11), 60)
     await router.lose_stream()
-    await router.decode.Generate(generation)
+    await router.generate(generation)
     await asyncio.to_thread(wait_until, lambda: router.decode_node.held() == (0, 0))
     router.attach()
     await router.wait_for(lambda: router.finished(generation.key))
@@ -435,7 +449,7 @@ async def test_a_router_gone_for_good_loses_its_requests(router: Router) -> None
 
 async def attempt_that_fails(router: Router, generation: types_pb2.Generation) -> types_pb2.Finished:
     """Through a prefill node with a fault; the decode node's last word."""
-    run = router.prefill.Run(timeout=30)
+    run = router.begin_leg()
     await run.write(prefill_pb2.RunMessage(generation=generation))
     await run.write(prefill_pb2.RunMessage(grant=await router.reserve(generation)))
     assert (await run.read()).HasField("first_token")
@@ -479,20 +493,19 @@ async def test_sigterm_drains(fresh: tuple[NodeProcess, NodeProcess], fleet_redi
     router = Router(prefill, decode, "router")
     prompt = prompt_of(100, seed=14)
     running = router.generation(prompt, 350)
-    await router.decode.Generate(running)
+    await router.generate(running)
     half_way = router.generation(prompt[:50], 5)
-    grant = await router.reserve(half_way)
+    await router.reserve(half_way)
     for node in fresh:
         node.process.send_signal(signal.SIGTERM)
     await router.wait_for(lambda: any(b.load.state == types_pb2.NODE_STATE_DRAINING for b in router.batches))
     async with asyncio.timeout(1):
-        while {node.node_id: node.state for node in await registry.list_nodes(redis)}.get(decode.id) != "draining":
+        while (decode.id, "draining") not in {(r.node_id, r.state) for r in await registry.list_nodes(redis)}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     with pytest.raises(aio.AioRpcError) as raised:
-        await router.decode.Generate(router.generation(prompt, 5))
+        await router.generate(router.generation(prompt, 5))
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert await asyncio.to_thread(prefill.process.wait, _WAIT_S) == 0  # it had nothing to do
-    assert sum(grant.run_lengths) == 4
     await router.cancel(half_way)
     finished = await router.wait_for(lambda: router.finished(running.key))
     assert finished.reason == types_pb2.FINISH_REASON_LENGTH

@@ -2,7 +2,6 @@
 """A fleet of real gRPC servers that compute nothing but follow the protocol, and can be told to break it."""
 
 import asyncio
-import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable
@@ -297,12 +296,12 @@ class Fleet:
         return self.dispatcher.submit(job, sink), sink
 
     async def close(self) -> None:
-        if self.dispatcher is not None:
-            await self.dispatcher.stop()
-        for node in self.nodes.values():
-            with contextlib.suppress(Exception):
+        async with asyncio.timeout(10):
+            if self.dispatcher is not None:
+                await self.dispatcher.stop()
+            for node in self.nodes.values():
                 await node.stop()
-        await self.redis.aclose()
+            await self.redis.aclose()
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from baton.stop_strings import StopStrings
@@ -24,6 +24,8 @@ def by_definition(stops, text):
     return text, False
 
 
+@example(stops=["ab.a", "b."], pieces=["ab.a"])
+@example(stops=["ab.a", "b."], pieces=["ab", ".a"])
 @given(
     stops=st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=4),
     pieces=st.lists(st.text("ab.", max_size=5), max_size=8),

@@ -57,6 +57,18 @@ async def test_a_cancelled_head_lets_the_next_one_pass() -> None:
     assert (pool.served, board.num_queued) == (["next"], 0)
 
 
+async def test_a_cancel_that_meets_freed_blocks_is_not_lost() -> None:
+    board, pool = LoadBoard(), Pool(0)
+    queue = Reservations(board)
+    waiting = asyncio.create_task(queue.take(pool.take("a", 1)))
+    await settle()
+    queue.freed()
+    waiting.cancel()
+    await asyncio.wait([waiting], timeout=1)
+    assert waiting.cancelled()
+    assert board.num_queued == 0
+
+
 async def test_blocks_that_nobody_announced_are_found_all_the_same() -> None:
     pool = Pool(0)
     waiting = asyncio.create_task(Reservations(LoadBoard()).take(pool.take("a", 1)))

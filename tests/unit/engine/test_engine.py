@@ -120,6 +120,16 @@ def test_prefix_cache_events_and_salt(make_engine, make_generation, run):
         assert request.num_cached_tokens == num_cached_tokens
 
 
+def test_a_prompt_wholly_cached_still_yields_its_token(make_engine, make_generation, run):
+    engine = make_engine()
+    first, second = (make_generation(PROMPT[:16], max_tokens=4, ignore_eos=True) for _ in range(2))
+    wanted = engine.add(first)
+    run(engine)
+    request = engine.add(second)
+    run(engine)
+    assert (request.token_ids, request.num_cached_tokens) == (wanted.token_ids, 8)
+
+
 def test_cached_tokens_count_prompt_only(make_engine, make_generation, run):
     engine = make_engine()
     first = engine.add(make_generation(PROMPT, max_tokens=20, ignore_eos=True))
@@ -175,6 +185,16 @@ class TestReserve:
         outputs = run(engine)
         assert [output.index for output in outputs] == [1, 2]
         assert output_tokens(request)[0] == 77
+
+    def test_shares_its_blocks_from_its_start_on(self, make_engine, make_generation):
+        engine = make_engine()
+        first = engine.reserve(make_generation(PROMPT))
+        second = engine.reserve(make_generation(PROMPT))
+        assert second.num_present_blocks == 0
+        engine.start(first, 77)
+        third = engine.reserve(make_generation(PROMPT))
+        assert third.block_ids[:2] == first.block_ids[:2]
+        assert third.num_present_blocks == 2
 
     def test_full_blocks_of_its_own_cache_are_present(self, make_engine, make_generation, run):
         engine = make_engine()
@@ -235,6 +255,7 @@ class TestErrors:
         [failed] = [output for output in outputs if output.request is bad]
         assert (failed.index, failed.token_id, failed.finish_reason) == (0, NO_TOKEN, FinishReason.ERROR)
         assert failed.error.code == "numerical_error"
+        assert bad.state is (RequestState.HELD if prefill_only else RequestState.FINISHED)
         assert good.finish_reason is FinishReason.LENGTH
         again = engine.add(make_generation(PROMPT, max_tokens=1))
         run(engine)

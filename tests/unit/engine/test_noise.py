@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from engine.noise import gumbel, make_keys
+from engine.noise import gumbel, make_keys, uniform
 
 
 def noise(seeds, positions, num_tokens):
@@ -21,6 +21,11 @@ def test_a_token_has_the_same_noise_among_candidates():
     all_tokens = gumbel(keys, torch.arange(500, dtype=torch.int32))
     some = torch.tensor([[499, 3, 77], [5, 4, 3]], dtype=torch.int32)
     assert torch.equal(gumbel(keys, some), all_tokens.gather(1, some.long()))
+
+
+def test_uniform_never_reaches_its_ends():
+    ends = uniform(torch.tensor([-(2**31), -1, 0, 2**31 - 1], dtype=torch.int32))
+    assert ends.tolist() == [2.0**-24, 0.5 - 2.0**-24, 0.5 + 2.0**-24, 1 - 2.0**-24]
 
 
 def test_distribution_is_gumbel():

@@ -122,16 +122,19 @@ def test_preempted_request_goes_before_newcomers(make_request):
 
 
 def test_prefill_only_requests_are_never_preempted(make_request):
-    node = Node(num_blocks=8, max_num_batched_tokens=6)
+    node = Node(num_blocks=7, max_num_batched_tokens=3)
     decoding, shipped = make_request([1] * 4, max_tokens=20), make_request([2] * 20, prefill_only=True)
     node.scheduler.add(decoding)
     node.step()
+    node.step()
     node.scheduler.add(shipped)
+    while not decoding.num_preemptions:
+        assert shipped.state is not RequestState.HELD
+        node.step()
     for _ in range(30):
         node.step()
         assert shipped.state in (RequestState.RUNNING, RequestState.HELD)
         assert len(shipped.block_ids) == 5
-    assert decoding.num_preemptions > 0
     node.scheduler.release(shipped)
     for _ in range(30):
         node.step()

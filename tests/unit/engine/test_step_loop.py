@@ -72,15 +72,29 @@ async def test_sleeps_where_nothing_can_run_and_wakes_when_blocks_come_back(star
     loop, listener, engine = started
     held = await loop.call(lambda engine: engine.reserve(make_generation([1] * 500)))
     waiting = await loop.call(lambda engine: engine.add(make_generation([2] * 400, max_tokens=1)))
-    steps = []
-    step = engine.step
-    engine.step = lambda: steps.append(1) or step()
-    for _ in range(5):
-        await loop.call(lambda engine: None)
-    assert len(steps) <= 6, "spins"
+    steps, spun, step = [], threading.Event(), engine.step
+
+    def counted():
+        steps.append(1)
+        if len(steps) > 20:
+            spun.set()
+        return step()
+
+    engine.step = counted
+    await loop.call(lambda engine: None)
+    assert not await asyncio.to_thread(spun.wait, 0.3)
     assert waiting.state is RequestState.WAITING
     loop.submit(lambda engine: engine.release(held))
     await listener.finished(waiting)
+
+
+async def test_steps_go_on_under_a_stream_of_calls(started, make_generation):
+    loop, listener, _ = started
+    request = await loop.call(lambda engine: engine.add(make_generation([1], max_tokens=5, ignore_eos=True)))
+    for _ in range(10):
+        await loop.call(lambda engine: None)
+    await listener.finished(request)
+    assert len(listener.outputs) == 5
 
 
 async def test_evictions_between_requests_are_told(make_engine, make_generation):

@@ -1,3 +1,4 @@
+import os
 import stat
 from pathlib import Path
 
@@ -42,8 +43,6 @@ def test_the_lock_is_held_by_one_at_a_time(tmp_path: Path):
     assert lock is not None
     assert home.is_locked()
     assert home.lock() is None
-    import os
-
     os.close(lock)
     assert not home.is_locked()
 
@@ -79,3 +78,12 @@ def test_a_fleet_whose_supervisor_is_gone_does_not_run(tmp_path: Path):
     state.write(home, a_state(tmp_path))
     with pytest.raises(ConfigError, match=f"no fleet is running .*{tmp_path}.*baton up"):
         state.running(home)
+
+
+def test_logs_of_the_fleet_before_are_kept_once(tmp_path: Path):
+    home = Home(tmp_path)
+    home.create()
+    for text in ("old", "new"):
+        (home.logs / "decode-0.log").write_text(text)
+        home.rotate_logs()
+    assert [(path.name, path.read_text()) for path in home.logs.iterdir()] == [("decode-0.log.1", "new")]

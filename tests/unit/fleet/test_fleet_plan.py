@@ -8,6 +8,7 @@ from baton.settings import FleetConfig, NodeConfig, RouterConfig
 from fleet.cores import share
 from fleet.model import Model
 from fleet.plan import Plan
+from fleet.welcome import welcome
 
 
 def a_plan(cores: list[int] | None = None, **config: object) -> Plan:
@@ -113,3 +114,24 @@ def test_who_says_how_many_threads_gets_them_unpinned():
     command = a_plan(num_threads=3).node("prefill", 0, 1)
     assert command.cores == frozenset()
     assert parsed(command.argv, NodeConfig).num_threads == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("host", "endpoint"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:1234"),
+        ("0.0.0.0", "http://127.0.0.1:1234"),
+        ("::", "http://[::1]:1234"),
+        ("box.example", "http://box.example:1234"),
+    ],
+)
+def test_the_endpoint_can_be_reached_from_here(host: str, endpoint: str):
+    assert a_plan(host=host).endpoint == endpoint
+
+
+def test_the_welcome_shows_no_key_but_where_it_is(tmp_path: Path):
+    keys = tmp_path / "my keys"
+    keys.write_text("sk-secret")
+    said = welcome(a_plan(api_key_file=str(keys)))
+    assert f"Bearer $(head -n 1 '{keys}')" in said
+    assert "sk-secret" not in said

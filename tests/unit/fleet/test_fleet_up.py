@@ -233,6 +233,14 @@ def test_a_redis_that_does_not_answer_is_one_line(bench: Bench):
     assert re.fullmatch(r"baton: error: no Redis answers at 127\.0\.0\.1:1.*\n", done.stderr)
 
 
+def test_a_real_redis_is_used_as_it_is(bench: Bench, redis_url: str):
+    bench.start("--redis-url", redis_url)
+    assert bench.state()["redis_url"] == redis_url
+    assert {process["role"] for process in bench.processes().values()} == {"router", "prefill", "decode"}
+    assert "prefill-0" not in bench.processes()  # another fleet may have one there
+    assert "started prefill-1-" in bench.baton("scale", "prefill=2").stdout
+
+
 def test_a_second_fleet_in_the_same_home_is_refused_and_one_beside_it_is_not(bench: Bench, tmp_path: Path):
     bench.start()
     again = bench.baton("up", "--model", str(bench.model), "--port", "0")

@@ -1,6 +1,7 @@
 """A node process without an engine, against a real Redis."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import grpc
@@ -52,11 +53,9 @@ async def shell(redis: redis_client.Redis) -> AsyncIterator[NodeShell]:
 async def health(shell: NodeShell) -> int:
     async with rpc.channel(shell.address) as channel:
         request = health_pb2.HealthCheckRequest(service="baton.v1.Prefill")
-        try:
+        with contextlib.suppress(grpc.aio.AioRpcError):  # it says NOT_FOUND of a service that it does not know
             return int((await health_pb2_grpc.HealthStub(channel).Check(request)).status)
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.NOT_FOUND
-            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
 
 async def states(redis: redis_client.Redis) -> dict[str, str]:
@@ -69,7 +68,7 @@ async def test_a_node_is_found_only_while_it_runs(shell: NodeShell, redis: redis
     shutdown = Shutdown()
     running = asyncio.create_task(shell.run(shutdown))
     async with asyncio.timeout(2):
-        while await health(shell) != health_pb2.HealthCheckResponse.SERVING:
+        while await health(shell) != health_pb2.HealthCheckResponse.SERVING:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await states(redis) == {"p0": "ready"}
     assert shell.board.load().state == types_pb2.NODE_STATE_READY
@@ -100,6 +99,21 @@ async def test_what_the_step_thread_dies_of_ends_the_node(shell: NodeShell) -> N
     shell.fail(RuntimeError("out of memory"))
     with pytest.raises(RuntimeError, match="out of memory"):
         await shell.run(Shutdown())
+
+
+async def test_a_node_closes_right_after_it_changed_its_record(shell: NodeShell, redis: redis_client.Redis) -> None:
+    for num_turns in range(4):
+        another = NodeShell(NodeConfig(node_id=f"p{num_turns}"), FACTS, redis, no_blocks)
+        await another.listen()
+        shutdown = Shutdown()
+        shutdown.request()
+        async with asyncio.timeout(3):
+            await another.run(shutdown)
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            await another.leave()
+            await another.close()
+    assert await states(redis) == {}
 
 
 async def test_a_taken_port_is_a_config_error(shell: NodeShell, redis: redis_client.Redis) -> None:

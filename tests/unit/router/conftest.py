@@ -90,20 +90,18 @@ def make_app(served_model, dispatch):
 async def running(app, drain_timeout_s=2.0):
     listener = server.listen("127.0.0.1", 0)
     shutdown = Shutdown()
-    task = asyncio.create_task(server.run_http(app, listener, None, shutdown, drain_timeout_s))
+    http = server.HTTPServer(app, listener, drain_timeout_s)
+    await http.start()
+    task = asyncio.create_task(http.run(shutdown, leave))
     port = listener.getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        while True:
-            with contextlib.suppress(httpx.ConnectError):
-                await client.get("/health")
-                break
-            await asyncio.sleep(0.005)
-        try:
-            yield SimpleNamespace(app=app, port=port, client=client, shutdown=shutdown, task=task)
-        finally:
-            app.draining = True
+        yield SimpleNamespace(app=app, port=port, client=client, shutdown=shutdown, task=task)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def leave(timeout_s):
+    pass
 
 
 @pytest.fixture

@@ -105,6 +105,12 @@ async def test_a_stop_token_does_not_show(client, dispatch):
     )
     assert answer.choices[0].message.content == REPLY[: -len(".")]
     assert dispatch.jobs[0].sampling.stop_token_ids == (last,)
+    dispatch.reply = [last, *dispatch.reply]  # in the middle it is a token like others, and part of a stop string
+    answer = await client.chat.completions.create(
+        model="tiny", messages=HELLO, stop=".Gr", extra_body={"stop_token_ids": [last], "ignore_eos": True}
+    )
+    assert answer.choices[0].message.content == ""
+    dispatch.reply = dispatch.reply[1:]
     limited = await client.chat.completions.create(
         model="tiny", messages=HELLO, max_tokens=len(dispatch.reply) + 1, extra_body={"stop_token_ids": [5]}
     )

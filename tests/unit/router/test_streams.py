@@ -38,6 +38,12 @@ async def connect(router, body, rcvbuf=None):
     return connection
 
 
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the conditions are not ours to signal
+            await asyncio.sleep(0.001)
+
+
 async def one_token_then_wait(job, sink, handle):
     sink.on_tokens([300], None)
     await asyncio.Event().wait()
@@ -128,8 +134,7 @@ async def test_a_client_that_leaves_cancels_at_once(router, dispatch, body, how)
     dispatch.script = one_token_then_wait
     left = metric("baton_requests_total", model="tiny", status="499")
     connection = await connect(router, body)
-    while len(dispatch.handles) < body.get("n", 1):
-        await asyncio.sleep(0.001)
+    await until(lambda: len(dispatch.handles) == body.get("n", 1))
     if how == "reset":
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     if how == "half-close":
@@ -138,9 +143,7 @@ async def test_a_client_that_leaves_cancels_at_once(router, dispatch, body, how)
         connection.close()
     async with asyncio.timeout(1):
         await asyncio.gather(*(handle.cancelled.wait() for handle in dispatch.handles))
-    async with asyncio.timeout(1):
-        while metric("baton_requests_total", model="tiny", status="499") != left + 1:
-            await asyncio.sleep(0.001)
+    await until(lambda: metric("baton_requests_total", model="tiny", status="499") == left + 1)
     connection.close()
 
 
@@ -155,27 +158,16 @@ async def test_a_slow_reader_gets_everything_in_the_end(router, dispatch, monkey
     monkeypatch.setattr(sender, "MAX_BACKLOG_BYTES", 2**30)
     dispatch.script = flood
     connection = await connect(router, STREAM, rcvbuf=4096)
-    await asyncio.wait([handle.task for handle in dispatch.handles] or [asyncio.ensure_future(_job(dispatch))])
+    await until(lambda: dispatch.handles and dispatch.handles[0].task.done())
     received = b""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(10):
         while b"[DONE]" not in received:
             received += await loop.sock_recv(connection, 2**16)
     connection.close()
-    unit = len((await _text(dispatch)).encode())
+    unit = len(dispatch.model.token_texts.token_bytes(300))
     texts = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in _events(received)]
     assert len("".join(texts).encode()) == 400_000 * unit
-
-
-async def _job(dispatch):
-    while not dispatch.handles or not dispatch.handles[0].task.done():
-        await asyncio.sleep(0.001)
-
-
-async def _text(dispatch):
-    from baton.detokenizer import TokenTexts  # noqa: F401
-
-    return dispatch.model.token_texts.token_bytes(300).decode()
 
 
 def _events(received):
@@ -203,8 +195,7 @@ async def test_a_client_that_does_not_read_is_given_up(router, dispatch, monkeyp
 
     dispatch.script = flood_then_wait
     connection = await connect(router, STREAM, rcvbuf=4096)
-    while not dispatch.handles:
-        await asyncio.sleep(0.001)
+    await until(lambda: dispatch.handles)
     async with asyncio.timeout(5):
         await dispatch.handles[0].cancelled.wait()
         dispatch.script = dispatch.say
@@ -222,12 +213,10 @@ async def test_a_drain_says_not_ready_and_lets_streams_finish(router, dispatch):
 
     dispatch.script = wait
     stream = asyncio.create_task(router.client.post(CHAT_PATH, json=STREAM))
-    while not dispatch.handles:
-        await asyncio.sleep(0.001)
+    await until(lambda: dispatch.handles)
     assert (await router.client.get("/ready")).status_code == 200
     router.shutdown.request()
-    while not router.app.draining:
-        await asyncio.sleep(0.001)
+    await until(lambda: router.app.draining)
     ready = await router.client.get("/ready")
     assert ready.status_code == 503
     assert ready.headers["connection"] == "close"
@@ -243,8 +232,7 @@ async def test_a_drain_ends(make_app, serve, dispatch):
     dispatch.script = one_token_then_wait
     async with serve(make_app(), drain_timeout_s=0.2) as router:
         stream = asyncio.create_task(router.client.post(CHAT_PATH, json=STREAM))
-        while not dispatch.handles:
-            await asyncio.sleep(0.001)
+        await until(lambda: dispatch.handles)
         router.shutdown.request()
         async with asyncio.timeout(5):
             answer = await stream
@@ -258,9 +246,7 @@ async def test_metrics_of_a_request(router, dispatch):
     before = {n: metric(n) for n in ("baton_generation_tokens_total", "baton_prefix_cache_hit_tokens_total")}
     count = metric("baton_request_seconds_count")
     await router.client.post(CHAT_PATH, json=STREAM)
-    async with asyncio.timeout(2):
-        while metric("baton_request_seconds_count") == count:
-            await asyncio.sleep(0.001)
+    await until(lambda: metric("baton_request_seconds_count") > count)
     assert metric("baton_generation_tokens_total") == before["baton_generation_tokens_total"] + len(dispatch.reply) + 1
     assert metric("baton_prefix_cache_hit_tokens_total") == before["baton_prefix_cache_hit_tokens_total"] + 3
     assert metric("baton_request_phase_seconds_count", phase="queue") > 0

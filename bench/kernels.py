@@ -1,0 +1,112 @@
+"""How near the CPU kernels come to what the machine can do: `python -m bench.kernels`.
+
+Paged decode attention is held against a plain read of as many bytes, linear layers against `functional.linear`, and
+both sides take turns, so that whatever else the machine does slows both. Each figure is the best of many.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels.api import AttentionMeta, Kernels, load
+
+BLOCK_SIZE = 16
+DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension
+    (1, 4096, 4, 3, 64),
+    (8, 1024, 8, 4, 128),
+    (32, 1024, 4, 3, 64),
+]
+LINEAR_SHAPES = [(4608, 768), (768, 2304), (384, 384)]  # outputs, inputs
+ROWS = [1, 8, 32, 256]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description="CPU kernels against the machine.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=30)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    kernels = load(torch.device("cpu"), dtype)
+    print(f"python -m bench.kernels {' '.join(argv)}".strip())
+    print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}, {args.dtype}")
+    level = getattr(kernels, "level", None)
+    print(f"kernels: {kernels.name} {level.name if level else ''}\n")
+    decode_attention(kernels, dtype, args.repeats)
+    linears(kernels, dtype, args.repeats)
+    return 0
+
+
+def decode_attention(kernels: Kernels, dtype: torch.dtype, repeats: int) -> None:
+    """Share of read bandwidth: seconds of a plain read of the same bytes, over seconds of attention."""
+    print("paged decode attention       GB/s   of a plain read")
+    for num_seqs, seq_len, num_kv_heads, group, head_dim in DECODE_SHAPES:
+        q, kv, meta = paged(num_seqs, seq_len, num_kv_heads, group, head_dim, dtype)
+        num_bytes = 2 * num_seqs * seq_len * num_kv_heads * head_dim * dtype.itemsize
+        plain = torch.ones(num_bytes // 4)
+        attend = partial(kernels.paged_attention, q, kv, meta, 0.1)
+        read_s, attention_s = compare(repeats, plain.sum, attend)
+        shape = f"{num_seqs} x {seq_len}, {num_kv_heads} x {group} heads of {head_dim}"
+        print(f"{shape:27} {num_bytes / attention_s / 1e9:5.1f}   {read_s / attention_s:.2f}x")
+
+
+def linears(kernels: Kernels, dtype: torch.dtype, repeats: int) -> None:
+    """Times faster than functional.linear, which lays the weight out at each call."""
+    print("\nlinear        rows   GFLOP/s    GB/s   of functional.linear")
+    for outputs, inputs in LINEAR_SHAPES:
+        weight = torch.randn(outputs, inputs).to(dtype)
+        packed = kernels.pack_linear(weight, None)
+        for rows in ROWS:
+            x = torch.randn(rows, inputs).to(dtype)
+            plain_s, packed_s = compare(repeats, partial(functional.linear, x, weight), partial(packed, x))
+            rates = f"{2 * rows * outputs * inputs / packed_s / 1e9:8.0f} {weight.nbytes / packed_s / 1e9:7.1f}"
+            print(f"{outputs:5} x {inputs:5} {rows:5} {rates}   {plain_s / packed_s:.2f}x")
+
+
+def paged(
+    num_seqs: int, seq_len: int, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, AttentionMeta]:
+    """One query per sequence; blocks in random order in a pool of four layers."""
+    blocks_per_seq = -(-seq_len // BLOCK_SIZE)
+    num_blocks = num_seqs * blocks_per_seq
+    pool = torch.randn(num_blocks, 4, 2, num_kv_heads, BLOCK_SIZE, head_dim).to(dtype)
+    meta = AttentionMeta(
+        query_start=torch.arange(num_seqs + 1, dtype=torch.int32),
+        seq_lens=torch.full((num_seqs,), seq_len, dtype=torch.int32),
+        block_tables=torch.randperm(num_blocks).int().view(num_seqs, blocks_per_seq),
+        max_query_len=1,
+        max_seq_len=seq_len,
+    )
+    return torch.randn(num_seqs, num_kv_heads * group, head_dim).to(dtype), pool[:, 1], meta
+
+
+def compare(repeats: int, *sides: Callable[[], object]) -> list[float]:
+    """Best seconds of each, taking turns."""
+    best = [float("inf")] * len(sides)
+    for _ in range(repeats):
+        for i, side in enumerate(sides):
+            started = time.perf_counter()
+            side()
+            best[i] = min(best[i], time.perf_counter() - started)
+    return best
+
+
+def processor() -> str:
+    """As the system names it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "unknown processor"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

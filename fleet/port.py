@@ -1,0 +1,42 @@
+"""The fleet's HTTP port, held from before the first service starts until the last has ended.
+
+Routers share it (SO_REUSEPORT); the supervisor binds it too and never listens, so that nobody else, and no node that
+asks for any free port, gets it meanwhile.
+"""
+
+import socket
+
+from baton.errors import ConfigError
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds `port`, or any free one for 0; ConfigError where somebody else has it."""
+    try:
+        if not 0 <= port < 2**16:
+            raise OverflowError("ports are numbers up to 65535")  # getaddrinfo takes the remainder
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        _bind(family, address, shared=False).close()  # else another fleet's routers would share with ours
+        return _bind(family, address, shared=True)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", "") or error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}; stop what listens there, or choose another one with --port"
+        ) from None
+
+
+def number(reserved: socket.socket) -> int:
+    """Which port it is."""
+    return int(reserved.getsockname()[1])
+
+
+def _bind(family: int, address: object, *, shared: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)  # type: ignore[arg-type] # whatever getaddrinfo says fits the family
+    except BaseException:
+        sock.close()
+        raise
+    return sock

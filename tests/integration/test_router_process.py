@@ -1,0 +1,122 @@
+"""`python -m router` as an operator meets it: what it says when it cannot start, and how it ends."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from tokenizers import Tokenizer, models
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    path = tmp_path / "some-model"
+    path.mkdir()
+    Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(path / "tokenizer.json"))
+    (path / "config.json").write_text('{"vocab_size": 2, "max_position_embeddings": 64, "eos_token_id": 1}')
+    return path
+
+
+def command(*flags):
+    return [sys.executable, "-m", "router", *map(str, flags)]
+
+
+def start(redis_url, *flags, **env):
+    env = {**os.environ, "BATON_REDIS_URL": redis_url, **env}
+    return subprocess.Popen(command(*flags), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextlib.contextmanager
+def started(redis_url, *flags, **env):
+    process = start(redis_url, *flags, **env)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("ready "), process.stderr.read()
+        yield process, json.loads(line.removeprefix("ready "))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def get(address, path, **headers):
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://{address}{path}", headers=headers), timeout=5
+        ) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def failure(redis_url, *flags, **env):
+    process = start(redis_url, *flags, **env)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert len(said.splitlines()) == 1, said
+    return said
+
+
+def test_starts_serves_and_ends(redis_url, model_dir):
+    with started(redis_url, "--model", model_dir, "--port", 0) as (process, facts):
+        address = facts["address"]
+        assert get(address, "/health") == (200, b'{"status":"ok"}')
+        assert get(address, "/ready")[0] == 503  # there are no nodes
+        assert json.loads(get(address, "/v1/models")[1])["data"][0]["id"] == "some-model"
+        assert (
+            b"baton_requests" in get(facts["metrics"].removeprefix("http://").removesuffix("/metrics"), "/metrics")[1]
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
+def test_loads_in_a_second_and_without_torch(redis_url, model_dir):
+    code = "import router.server, sys; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    began = time.process_time(), os.times().children_user
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert os.times().children_user - began[1] < 2.0  # about half of it on a quiet machine
+
+
+def test_two_routers_share_a_port(redis_url, model_dir):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ("--model", model_dir, "--port", port)
+    with started(redis_url, *flags) as (first, _), started(redis_url, *flags) as (_, facts):
+        assert facts["address"] == f"127.0.0.1:{port}"
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=10) == 0
+        assert get(facts["address"], "/health")[0] == 200
+
+
+def test_an_occupied_port_is_one_clear_line(redis_url, model_dir):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = failure(redis_url, "--model", model_dir, "--port", port)
+    assert f"127.0.0.1:{port}" in said
+    assert "in use" in said
+
+
+def test_what_cannot_work_is_one_clear_line(redis_url, model_dir):
+    assert "Redis" in failure("redis://127.0.0.1:1/0", "--model", model_dir, "--port", 0)
+    (model_dir / "tokenizer.json").unlink()
+    assert "tokenizer.json" in failure(redis_url, "--model", model_dir, "--port", 0)
+
+
+def test_keys_come_from_the_environment(redis_url, model_dir):
+    with started(redis_url, "--model", model_dir, "--port", 0, BATON_API_KEY="sk-canary") as (process, facts):
+        assert get(facts["address"], "/v1/models")[0] == 401
+        assert get(facts["address"], "/v1/models", Authorization="Bearer sk-canary")[0] == 200
+        assert get(facts["address"], "/health")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 0
+        assert "canary" not in process.stderr.read()

@@ -1,0 +1,36 @@
+import socket
+
+import pytest
+
+from baton.errors import ConfigError
+from fleet.port import number, reserve
+
+
+def test_a_reserved_port_is_the_routers_to_share_and_nobody_elses():
+    with reserve("127.0.0.1", 0) as held:
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", number(held)))
+        with socket.create_server(("127.0.0.1", number(held)), reuse_port=True) as router:
+            connection = socket.create_connection(router.getsockname(), timeout=5)
+            router.settimeout(5)
+            router.accept()[0].close()
+            connection.close()
+
+
+def test_nobody_answers_for_a_router_that_is_gone():
+    with reserve("127.0.0.1", 0) as held, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", number(held)), timeout=5)
+
+
+def test_another_fleets_port_is_taken_although_it_is_shareable():
+    taken = pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:\d+: Address already in use")
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other, taken:
+        reserve("127.0.0.1", other.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 8000), ("203.0.113.7", 8000)]
+)
+def test_what_cannot_be_bound_is_one_clear_error(host: str, port: int):
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}: .+; .*--port"):
+        reserve(host, port)

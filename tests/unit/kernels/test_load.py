@@ -1,0 +1,90 @@
+"""Choosing a backend: the fastest that this processor can run; plain torch, with the reason, where there is none."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import api
+from kernels.cpu import kernels as cpu
+from kernels.cpu import linear as cpu_linear
+from kernels.cpu.build import BuildError
+from kernels.cpu.linear import PackedLinear
+from kernels.cpu.processor import LEVELS, features, supported
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(level: object) -> None:
+        raise BuildError("no compiler found")
+
+    monkeypatch.setattr(cpu, "Library", fail)
+    cpu.library.cache_clear()
+    yield
+    cpu.library.cache_clear()
+
+
+def test_loads_compiled_kernels_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert api.load(CPU, torch.bfloat16).name == "cpu"
+
+
+@pytest.mark.usefixtures("no_library")
+def test_falls_back_to_plain_torch_and_says_why() -> None:
+    with pytest.warns(UserWarning, match="no compiler found"):
+        kernels = api.load(CPU, torch.float32)
+    assert kernels.name == "reference"
+
+
+def test_a_type_without_compiled_kernels_takes_plain_torch() -> None:
+    with pytest.warns(UserWarning, match="float64"):
+        assert api.load(CPU, torch.float64).name == "reference"
+
+
+def test_levels_follow_the_features_of_the_processor() -> None:
+    avx512, avx2, portable = LEVELS
+    assert supported(frozenset()) == [portable]
+    assert supported(avx2.features | {"sse2"}) == [avx2, portable]
+    assert supported(avx512.features) == [avx512, avx2, portable]
+    assert supported(avx512.features - {"avx512vl"}) == [avx2, portable]
+    assert supported(frozenset({"avx2"})) == [portable]  # without fma
+
+
+def test_features_come_from_cpuinfo(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma f16c\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert features(cpuinfo) == {"fpu", "avx2", "fma", "f16c"}
+    assert features(tmp_path / "missing") == frozenset()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_threads_come_from_the_pool_that_torch_has() -> None:
+    api.load(CPU, torch.float32)
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "gomp" in line}
+    assert len(mapped) == 1
+
+
+@pytest.mark.parametrize("prefers", [False, True])
+def test_onednn_takes_over_where_it_is_clearly_faster(prefers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_s, onednn_s = (1.6, 1.0) if prefers else (1.4, 1.0)
+    monkeypatch.setattr(cpu_linear, "features", lambda: {"amx_bf16"})
+    monkeypatch.setattr(
+        cpu_linear, "_seconds", lambda linear, x: own_s if isinstance(linear, PackedLinear) else onednn_s
+    )
+    kernels = cpu.CPUKernels(torch.bfloat16)
+    cpu_linear.prefers_onednn.cache_clear()
+    try:
+        linear = kernels.pack_linear(torch.ones(8, 4, dtype=torch.bfloat16), None)
+    finally:
+        cpu_linear.prefers_onednn.cache_clear()
+    assert isinstance(linear, PackedLinear) is not prefers
+    assert linear(torch.ones(2, 4, dtype=torch.bfloat16)).tolist() == [[4.0] * 8] * 2
+
+
+def test_full_precision_is_never_left_to_onednn() -> None:
+    kernels = cpu.CPUKernels(torch.float32)
+    assert isinstance(kernels.pack_linear(torch.ones(8, 4), None), PackedLinear)
