@@ -21,17 +21,24 @@ class ModelFacts:
 
 
 def load_facts(model_dir: Path) -> ModelFacts:
-    """Read config.json and, where there is one, generation_config.json."""
+    """What config.json and generation_config.json say."""
     config = read_json(model_dir / "config.json")
-    generation = read_json(model_dir / "generation_config.json", required=False)
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, dict) else config
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
     return ModelFacts(
         vocab_size=_count(model_dir, config, "vocab_size"),
         max_model_len=_count(model_dir, config, "max_position_embeddings"),
-        eos_token_ids=frozenset(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)),
+        eos_token_ids=eos_token_ids(model_dir),
     )
+
+
+def eos_token_ids(model_dir: Path) -> frozenset[int]:
+    """The tokens that end a generation: those of config.json and of generation_config.json, where there is one."""
+    ids: set[int] = set()
+    for name, required in (("config.json", True), ("generation_config.json", False)):
+        value = read_json(model_dir / name, required=required).get("eos_token_id")
+        ids.update(i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int))
+    return frozenset(ids)
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.api import AttentionMeta, Kernels, load
+from kernels.api import AttentionMeta, Kernels
+from kernels.dispatch import load
 
 BLOCK_SIZE = 16
 DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from baton.errors import CheckpointError
-from engine.config import read_json
+from baton.model_dir import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -3,13 +3,13 @@
 Reads JSON only; tensors are the business of `engine.checkpoint`, sizes of pools that of `engine.resolve`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from baton.errors import CheckpointError
 from baton.kv_layout import DTYPE_BYTES
+from baton.model_dir import eos_token_ids, read_json
 from engine.families import FAMILIES, Family
 from engine.rope import RopeConfig
 
@@ -67,7 +67,7 @@ class ModelConfig:
             qk_norm=family.qk_norm,
             windows=family.windows(raw, num_layers),
             dtype=_dtype(path, raw),
-            eos_token_ids=_eos_token_ids(Path(model_dir), raw),
+            eos_token_ids=eos_token_ids(Path(model_dir)),
         )
         _check_heads(path, config)
         return config
@@ -90,19 +90,6 @@ class EngineConfig:
     def max_blocks_per_request(self) -> int:
         """Blocks of a request of `max_model_len` tokens."""
         return -(-self.max_model_len // self.block_size)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; CheckpointError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist: a model directory in Hugging Face layout is needed") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
 
 
 class _Fields:
@@ -156,13 +143,3 @@ def _dtype(path: Path, raw: dict[str, Any]) -> str:
     if name not in DTYPE_BYTES:
         raise CheckpointError(f"{path}: dtype {name} is not one of {', '.join(DTYPE_BYTES)}")
     return name
-
-
-def _eos_token_ids(model_dir: Path, raw: dict[str, Any]) -> frozenset[int]:
-    generation = model_dir / "generation_config.json"
-    sources = [raw, read_json(generation)] if generation.exists() else [raw]
-    ids: set[int] = set()
-    for source in sources:
-        value = source.get("eos_token_id")
-        ids.update(value if isinstance(value, list) else () if value is None else (value,))
-    return frozenset(ids)

@@ -34,7 +34,7 @@ from engine.scheduler import Scheduled, Scheduler
 from engine.speed import Speed
 from engine.weights import WeightLoader
 from kernels.api import Kernels
-from kernels.api import load as load_kernels
+from kernels.dispatch import load as load_kernels
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from engine.config import read_json
+from baton.model_dir import read_json
 
 _NUM_SAMPLES = 32
 _SAMPLE_BYTES = 4096

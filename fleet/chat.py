@@ -19,6 +19,9 @@ from fleet.home import Home
 
 _HELP = "/clear forgets the conversation, /quit leaves; Ctrl-C ends an answer."
 
+# What a model writes is shown, never obeyed: no escape sequence reaches the terminal.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where, to whom and how."""
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return _converse(client, options, Console())
     request = {**options, "messages": [*options["messages"], {"role": "user", "content": sys.stdin.read().strip()}]}
     for piece in client.stream(request, Reply()):
-        print(piece, end="", flush=True)
+        print(piece.translate(_CONTROLS) if sys.stdout.isatty() else piece, end="", flush=True)
     print()
     return 0
 
@@ -63,10 +66,10 @@ def _key(file: str) -> str:
     if not file:
         return os.environ.get("BATON_API_KEY", "").partition(",")[0]
     try:
-        lines = Path(file).expanduser().read_text().split()
+        lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines()]
     except OSError as error:
         raise ConfigError(f"--api-key-file: {file}: {error.strerror}") from None
-    return lines[0] if lines else ""
+    return next((line for line in lines if line and not line.startswith("#")), "")
 
 
 def _converse(client: ChatClient, options: dict[str, Any], console: Console) -> int:
@@ -100,7 +103,7 @@ def _answer(client: ChatClient, request: dict[str, Any], messages: list[dict[str
     pieces = client.stream(request, reply)
     try:
         for piece in pieces:
-            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            console.print(piece.translate(_CONTROLS), end="", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         pieces.close()
         console.print(" …", end="", style="dim")

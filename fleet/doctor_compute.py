@@ -42,7 +42,7 @@ def kernels() -> Finding:
     try:
         device = importlib.import_module("torch").device("cpu")
         dtype = importlib.import_module("torch").bfloat16
-        name: str = importlib.import_module("kernels").load(device, dtype).name
+        name: str = importlib.import_module("kernels.dispatch").load(device, dtype).name
     except Exception as error:  # whatever keeps them from loading is the finding
         return broken("cpu kernels", f"cannot be loaded: {error}", "python -m kernels.cpu.build")
     if name == "reference":

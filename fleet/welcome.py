@@ -1,5 +1,6 @@
 """What `baton up` says when the fleet is ready."""
 
+import json
 import os
 import shlex
 
@@ -8,12 +9,24 @@ from fleet.plan import Plan
 
 def welcome(plan: Plan) -> str:
     """Where the fleet is, a request to paste, and whom to talk to."""
-    name, key = plan.model.names[0], plan.config.api_key_file
-    secret = f'-H "Authorization: Bearer $(head -n 1 {shlex.quote(os.path.abspath(key))})" ' if key else ""
-    question = "What does itertools.chain do?"
+    names = ", ".join(plan.model.names)
+    return f"\nReady: {plan.endpoint}/v1 serves {names}\n\n  {_curl(plan)}\n  baton chat\n"
+
+
+def _curl(plan: Plan) -> str:
+    """A line that works when pasted into a shell on this host."""
+    name, question = plan.model.names[0], "What does itertools.chain do?"
     if plan.model.has_chat_template:
-        path, body = "chat/completions", f'"messages": [{{"role": "user", "content": "{question}"}}]'
+        path = "chat/completions"
+        body: dict[str, object] = {"model": name, "messages": [{"role": "user", "content": question}]}
     else:
-        path, body = "completions", f'"prompt": "{question}", "max_tokens": 32'
-    curl = f"curl {plan.endpoint}/v1/{path} -H 'Content-Type: application/json' {secret}-d '{{\"model\": \"{name}\", {body}}}'"
-    return f"\nReady: {plan.endpoint}/v1 serves {', '.join(plan.model.names)}\n\n  {curl}\n  baton chat\n"
+        path, body = "completions", {"model": name, "prompt": question, "max_tokens": 32}
+    data = shlex.quote(json.dumps(body))
+    return f"curl {plan.endpoint}/v1/{path} -H 'Content-Type: application/json' {_authorization(plan)}-d {data}"
+
+
+def _authorization(plan: Plan) -> str:
+    """The header with the key, which is left where it is."""
+    if file := plan.config.api_key_file:
+        return f'-H "Authorization: Bearer $(grep -m 1 "^[^#]" {shlex.quote(os.path.abspath(file))})" '
+    return '-H "Authorization: Bearer ${BATON_API_KEY%%,*}" ' if os.environ.get("BATON_API_KEY") else ""

@@ -1,19 +1,17 @@
 """What a model needs computed beside its dense algebra: the interface that every kernel backend implements.
 
 `kernels.reference` is the specification; `kernels.cpu` (compiled C++) and `kernels.triton` are held against it by one
-contract suite. `load` chooses once per process. Which op runs when is the engine's business.
+contract suite; `kernels.dispatch` chooses one per process. Which op runs when is the engine's business.
 
 Letters in shapes: T tokens of the batch, B sequences, H hidden size, F feed-forward size, D head dimension, Hq query
 heads, Hkv key and value heads. The KV of one layer is a view `[num_blocks, 2, Hkv, block_size, D]` into the pool: only
 its last four dimensions are contiguous, because the blocks of one layer lie a layer group apart.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 Linear = Callable[[Tensor], Tensor]  # [T, in] -> [T, out]
@@ -79,21 +77,3 @@ class Kernels(Protocol):
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """`x @ weight.T + bias` with weight [out, in], laid out anew where that is faster. May keep `weight`."""
         ...
-
-
-def load(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """Fastest backend that `device` and `dtype` allow. On a CPU it compiles the C++ if need be (seconds, once)."""
-    if device.type == "cuda":
-        from kernels.triton import TritonKernels
-
-        return TritonKernels()
-    if device.type == "cpu":
-        from kernels.cpu.kernels import CPUKernels, Unavailable
-
-        try:
-            return CPUKernels(dtype)
-        except Unavailable as error:
-            warnings.warn(f"compiled CPU kernels unavailable, using plain torch: {error}", stacklevel=2)
-    from kernels.reference import ReferenceKernels
-
-    return ReferenceKernels()

@@ -1,20 +1,22 @@
 """A node's KV pool as bytes: memoryviews of blocks, without a copy. Who owns a block is the node's business."""
 
 from collections.abc import Iterable
-
-import torch
+from typing import TYPE_CHECKING
 
 from baton.errors import ConfigError
 from baton.kv_layout import KVLayout
 from kv_transfer.plan import runs
 
+if TYPE_CHECKING:
+    import torch
+
 
 class KVPool:
     """A view on a pool that lives as long as the node; neither copies nor clears it."""
 
-    def __init__(self, buffer: torch.Tensor, layout: KVLayout, num_blocks: int) -> None:
+    def __init__(self, buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> None:
         """`buffer`: flat uint8 on the CPU, `layout.pool_bytes(num_blocks)` long."""
-        if buffer.device.type != "cpu" or buffer.dtype != torch.uint8 or not buffer.is_contiguous():
+        if buffer.device.type != "cpu" or buffer.element_size() != 1 or not buffer.is_contiguous():
             raise ConfigError("KV transfers need the pool as contiguous bytes in host memory")
         if buffer.numel() != layout.pool_bytes(num_blocks):
             raise ConfigError(

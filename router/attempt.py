@@ -36,7 +36,7 @@ from router.node_link import NodeLink
 
 _log = logging.getLogger(__name__)
 
-_LATE_WRITE = "execute_batch"  # grpc.aio hides how a call ended behind the failure of a write at the same moment
+_LATE_WRITE = "Internal error from Core"  # grpc.aio: a write failed because the call had just ended, whyever that was
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 _RETRIED_CODES = {kind.code for kind in (NodeUnavailable, TransferError, LayoutMismatch, Overloaded, Cancelled)}
 _FINAL_KINDS: dict[str | None, type[BatonError]] = {
@@ -56,11 +56,6 @@ class Owner(Protocol):
 
 class Refused(BatonError):
     """A node did not take the attempt up. Another one may, or this one later."""
-
-    def __init__(self, link: NodeLink, cause: BatonError) -> None:
-        super().__init__(cause.message)
-        self.link = link
-        self.cause = cause
 
 
 class Attempt:
@@ -286,9 +281,10 @@ def _rpc_error(error: aio.AioRpcError, link: NodeLink) -> BatonError:
     known, status = rpc_errors.error_of(error), error.code()
     said = any(name == "baton-code" for name, _ in error.trailing_metadata() or ())
     if status is StatusCode.RESOURCE_EXHAUSTED or (said and status is StatusCode.UNAVAILABLE):
-        return Refused(link, known)
-    if status is StatusCode.INTERNAL and _LATE_WRITE in (error.details() or ""):
-        return Refused(link, NodeUnavailable("ended while the grant was written"))
+        link.avoid()
+        return Refused(known.message)
+    if status is StatusCode.INTERNAL and error.details() == _LATE_WRITE:
+        return Refused("refused while the grant was written")
     if said or isinstance(known, InvalidRequest | DeadlineExceeded | TransferError):
         return known
     link.avoid()

@@ -176,9 +176,8 @@ class Dispatcher:
             try:
                 running.check_wanted()
                 return await self._attempt(running, attempt, placement).run()
-            except Refused as refused:
+            except Refused:
                 running.usage.num_attempts -= 1
-                refused.link.avoid()
                 _FAILOVERS.labels("refused").inc()
                 self._placer.check_patience(running)
             except (NodeUnavailable, TransferError, Cancelled) as error:

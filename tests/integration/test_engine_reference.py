@@ -11,7 +11,8 @@ from baton.request import Generation, SamplingParams
 from baton.settings import EngineFlags
 from engine.engine import Engine
 from engine.request import Request
-from kernels.api import Kernels, load
+from kernels.api import Kernels
+from kernels.dispatch import load
 from kernels.reference import ReferenceKernels
 
 VOCAB = 199

@@ -109,7 +109,7 @@ def test_a_piped_question_gets_the_answer_and_nothing_else(endpoint: Endpoint):
 
 
 def test_flags_reach_the_request(endpoint: Endpoint, tmp_path: Path):
-    (tmp_path / "keys").write_text("sk-1\nsk-2\n")
+    (tmp_path / "keys").write_text("# ours\nsk-1\nsk-2\n")
     args = ("--model", "m", "--system", "Be brief.", "--temperature", "0", "--max-tokens", "5")
     chat(endpoint, "hi", *args, "--api-key-file", str(tmp_path / "keys"))
     asked = endpoint.asked[0]
@@ -133,6 +133,7 @@ def test_a_conversation_remembers_and_forgets(endpoint: Endpoint):
     env = {**os.environ, "TERM": "xterm"}
     process = subprocess.Popen(argv, stdin=child, stdout=child, stderr=child, env=env)
     os.close(child)
+    endpoint.pieces[0] = "\x1b]0;gotcha\x07It "
     shown = b""
     for line, marker in ((b"one\n", b"tokens/s"), (b"two\n", b"tokens/s"), (b"/clear\nthree\n", b"tokens/s")):
         os.write(parent, line)
@@ -143,8 +144,9 @@ def test_a_conversation_remembers_and_forgets(endpoint: Endpoint):
     assert process.wait(10) == 0
     os.close(parent)
     assert [len(asked["messages"]) for asked in endpoint.asked] == [1, 3, 1]
-    assert endpoint.asked[1]["messages"][1] == {"role": "assistant", "content": "It chains iterables ⛓."}
+    assert endpoint.asked[1]["messages"][1] == {"role": "assistant", "content": "".join(endpoint.pieces)}
     assert "chains" in shown.decode()
+    assert b"\x1b]0;" not in shown
 
 
 def test_without_a_fleet_it_says_how_to_start_one(tmp_path: Path):

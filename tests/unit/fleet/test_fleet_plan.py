@@ -1,5 +1,7 @@
 import dataclasses
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -129,9 +131,14 @@ def test_the_endpoint_can_be_reached_from_here(host: str, endpoint: str):
     assert a_plan(host=host).endpoint == endpoint
 
 
-def test_the_welcome_shows_no_key_but_where_it_is(tmp_path: Path):
+def test_the_welcome_shows_no_key_but_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     keys = tmp_path / "my keys"
-    keys.write_text("sk-secret")
+    keys.write_text("# ours\nsk-secret\n")
     said = welcome(a_plan(api_key_file=str(keys)))
-    assert f"Bearer $(head -n 1 '{keys}')" in said
     assert "sk-secret" not in said
+    header = re.search(r'-H ("Authorization: .*") -d', said)
+    assert header is not None
+    echoed = subprocess.run(f"echo {header[1]}", shell=True, capture_output=True, text=True, check=True)
+    assert echoed.stdout == "Authorization: Bearer sk-secret\n"
+    monkeypatch.setenv("BATON_API_KEY", "sk-a,sk-b")
+    assert '"Authorization: Bearer ${BATON_API_KEY%%,*}"' in welcome(a_plan())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import api
+from kernels import dispatch
 from kernels.cpu import kernels as cpu
 from kernels.cpu import linear as cpu_linear
 from kernels.cpu.build import BuildError
@@ -30,19 +30,19 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loads_compiled_kernels_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert api.load(CPU, torch.bfloat16).name == "cpu"
+        assert dispatch.load(CPU, torch.bfloat16).name == "cpu"
 
 
 @pytest.mark.usefixtures("no_library")
 def test_falls_back_to_plain_torch_and_says_why() -> None:
     with pytest.warns(UserWarning, match="no compiler found"):
-        kernels = api.load(CPU, torch.float32)
+        kernels = dispatch.load(CPU, torch.float32)
     assert kernels.name == "reference"
 
 
 def test_a_type_without_compiled_kernels_takes_plain_torch() -> None:
     with pytest.warns(UserWarning, match="float64"):
-        assert api.load(CPU, torch.float64).name == "reference"
+        assert dispatch.load(CPU, torch.float64).name == "reference"
 
 
 def test_levels_follow_the_features_of_the_processor() -> None:
@@ -63,7 +63,7 @@ def test_features_come_from_cpuinfo(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_threads_come_from_the_pool_that_torch_has() -> None:
-    api.load(CPU, torch.float32)
+    dispatch.load(CPU, torch.float32)
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "gomp" in line}
     assert len(mapped) == 1
 

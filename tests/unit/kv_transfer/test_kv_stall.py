@@ -1,0 +1,76 @@
+"""Peers that stop moving are noticed, slow ones and our own absence are not held against them."""
+
+import asyncio
+import time
+
+from kv_transfer.stall import Heartbeat, StallWatch
+
+
+def test_only_what_is_pending_and_does_not_move_stalls():
+    async def main():
+        stalled = asyncio.Event()
+        watch = StallWatch(0.1, stalled.set)
+        await asyncio.sleep(0.2)
+        assert not stalled.is_set()  # nothing pending
+        watch.started()
+        for _ in range(10):
+            await asyncio.sleep(0.03)
+            watch.moved()
+        assert not stalled.is_set()
+        began = time.monotonic()
+        async with asyncio.timeout(5):
+            await stalled.wait()
+        assert time.monotonic() - began > 0.05
+
+    asyncio.run(main())
+
+
+def test_what_is_finished_or_closed_does_not_stall():
+    async def main():
+        stalled = asyncio.Event()
+        watch, closed = StallWatch(0.05, stalled.set), StallWatch(0.05, stalled.set)
+        watch.started()
+        watch.started()
+        watch.finished()
+        watch.finished()
+        closed.started()
+        closed.close()
+        await asyncio.sleep(0.15)
+        assert not stalled.is_set()
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_was_away_gives_the_peer_another_chance():
+    async def main():
+        stalled = asyncio.Event()
+        watch = StallWatch(0.2, stalled.set)
+        watch.started()
+        time.sleep(0.8)  # noqa: ASYNC251 - the whole process stands still
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert not stalled.is_set()
+        async with asyncio.timeout(5):
+            await stalled.wait()
+
+    asyncio.run(main())
+
+
+def test_a_heart_beats_until_it_is_closed():
+    async def main():
+        beats: list[int] = []
+        third = asyncio.Event()
+
+        def beat() -> None:
+            beats.append(1)
+            if len(beats) == 3:
+                heart.close()
+                third.set()
+
+        heart = Heartbeat(0.01, beat)
+        async with asyncio.timeout(5):
+            await third.wait()
+        await asyncio.sleep(0.05)
+        assert len(beats) == 3
+
+    asyncio.run(main())
