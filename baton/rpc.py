@@ -7,13 +7,16 @@ from __future__ import annotations  # grpc's types take parameters in their stub
 
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
-from grpc import aio
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it reaches us as a status, and is told in our words
 
-from baton.errors import ConfigError
+import grpc  # noqa: E402
+from grpc import aio  # noqa: E402
+
+from baton.errors import ConfigError  # noqa: E402
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 _TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header, not a secret
@@ -42,17 +45,14 @@ _SERVER_OPTIONS = [
 ]
 
 
-def channel(address: str, token: str = "") -> aio.Channel:
-    """A client channel to `host:port` whose every call carries `token`."""
-    return aio.insecure_channel(address, options=_CLIENT_OPTIONS, interceptors=_client_interceptors(token))
+def channel(address: str) -> aio.Channel:
+    """A client channel to `host:port`. Calls on it carry the token as `metadata`."""
+    return aio.insecure_channel(address, options=_CLIENT_OPTIONS)
 
 
-def metadata(token: str) -> list[tuple[str, str]]:
-    """What a call on a channel made without a token has to carry.
-
-    For hot paths and streams: interceptors cost a task per call, and those of a stream that is cancelled stay behind.
-    """
-    return [(_TOKEN_KEY, _header(token))] if token else []
+def metadata(token: str) -> aio.Metadata:
+    """What a call has to carry. Not added by an interceptor: those cost a task per call, and outlive a cancel."""
+    return aio.Metadata((_TOKEN_KEY, f"Bearer {token}")) if token else aio.Metadata()
 
 
 def server(token: str = "") -> aio.Server:
@@ -82,7 +82,7 @@ def is_loopback(host: str) -> bool:
 
 class _RequireToken(aio.ServerInterceptor):
     def __init__(self, token: str) -> None:
-        self._expected = _header(token)
+        self._expected = f"Bearer {token}"
 
     async def intercept_service(
         self,
@@ -100,37 +100,3 @@ async def _refuse(request: Any, context: aio.ServicerContext[Any, Any]) -> None:
 
 
 _REFUSE: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(_refuse)
-
-
-def _header(token: str) -> str:
-    return f"Bearer {token}"
-
-
-def _client_interceptors(token: str) -> Sequence[aio.ClientInterceptor]:
-    return [_UnaryToken(token), _ServerStreamToken(token), _StreamToken(token)] if token else []
-
-
-class _AddToken:
-    def __init__(self, token: str) -> None:
-        self._pair = (_TOKEN_KEY, _header(token))
-
-    def _with_token(self, details: aio.ClientCallDetails) -> aio.ClientCallDetails:
-        metadata = aio.Metadata(*(details.metadata or ()), self._pair)
-        return aio.ClientCallDetails(
-            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
-        )
-
-
-class _UnaryToken(_AddToken, aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(self._with_token(client_call_details), request)
-
-
-class _ServerStreamToken(_AddToken, aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(self._with_token(client_call_details), request)
-
-
-class _StreamToken(_AddToken, aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await continuation(self._with_token(client_call_details), request_iterator)

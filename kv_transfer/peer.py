@@ -35,7 +35,8 @@ class DecodePeer:
         self.transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
         self._transport = transport
         self._on_over = on_over
-        self._channel = rpc.channel(address, token)
+        self._channel = rpc.channel(address)
+        self._metadata = rpc.metadata(token)
         self._stub: transfer_pb2_grpc.TransferAsyncStub = transfer_pb2_grpc.TransferStub(self._channel)
         self._connection: Connection | None = None
         self._commits: set[asyncio.Task[None]] = set()
@@ -78,13 +79,13 @@ class DecodePeer:
 
     async def _commit(self, request: transfer_pb2.CommitRequest, timeout_s: float) -> None:
         try:
-            await self._stub.Commit(request, timeout=timeout_s)
+            await self._stub.Commit(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise TransferError(f"the decode node did not accept the commit: {_reason(error)}") from error
 
     async def _connect(self, hello: transfer_pb2.ConnectRequest) -> None:
         try:
-            reply = await self._stub.Connect(hello, timeout=CONNECT_TIMEOUT_S)
+            reply = await self._stub.Connect(hello, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata)
             if reply.epoch != self.epoch:
                 raise TransferError("the decode node has restarted since it gave the grant")
             connection = await self._transport.connect(reply.host, reply.port, reply.secret, self._lost)

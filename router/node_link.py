@@ -68,7 +68,7 @@ class NodeLink:
         self.legs: dict[int, Leg] = {}
         self._router_id = router_id
         self._on_change = on_change
-        self.metadata = aio.Metadata(*rpc.metadata(service_token))  # of every call
+        self.metadata = rpc.metadata(service_token)  # of every call
         self._channel = rpc.channel(record.address)
         self._node = node_pb2_grpc.NodeStub(self._channel)
         self.prefill = prefill_pb2_grpc.PrefillStub(self._channel)

@@ -669,6 +669,33 @@ def test_lost_decode_node_is_noticed(transport, end):
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ucx"])
+def test_abort_towards_a_frozen_decode_node(transport):
+    """It does not wait for ever, and does not return before the last read."""
+
+    async def main():
+        child = Child("receive", transport)
+        sender = KVSender(new_pool(1), "p0", 1, transport, "")
+        grants = []
+        for number in (1, NUM_BLOCKS):
+            child.tell(str(number))
+            grants.append(transfer_pb2.Grant.FromString(bytes.fromhex(await child.hear())))
+        first, large = [sender.open(grant, list(range(sum(grant.run_lengths)))) for grant in grants]
+        all_ready(first, 1)
+        await commit(first)
+        child.process.send_signal(signal.SIGSTOP)
+        all_ready(large, NUM_BLOCKS)
+        await asyncio.sleep(0)
+        assert large._num_inflight
+        async with asyncio.timeout(3.0):
+            await large.abort()
+        assert not large._num_inflight
+        await sender.close()
+        child.finish()
+
+    run(main())
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ucx"])
 def test_process_ends_cleanly_without_close(transport):
     """A process that just ends, in the middle of a transfer, neither hangs nor aborts."""
     assert subprocess.run([sys.executable, __file__, "exit", transport], timeout=20).returncode == 0

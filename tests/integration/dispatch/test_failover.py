@@ -173,6 +173,16 @@ async def test_a_lost_message_makes_new_attempts_of_all_on_that_node(fleet: Any,
         assert sink.tokens == output_of([n, *PROMPT], 12)
 
 
+async def test_a_lost_last_message_is_noticed_by_the_next_one(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    decode.tampers = [lambda batch: [] if batch.finished else [batch]] * 11
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert (await sink.finished()).num_attempts == 2
+    assert sink.tokens == output_of(PROMPT, 12)
+
+
 async def test_a_failed_transfer_is_tried_again_twice(fleet: Any, output_of: Any) -> None:
     prefill = await fleet.add("prefill")
     decode = await fleet.add("decode")

@@ -21,8 +21,9 @@ async def call(server_token, client_token):
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with rpc.channel(f"127.0.0.1:{port}", client_token) as channel:
-            await decode_pb2_grpc.DecodeStub(channel).Generate(types_pb2.Generation(), timeout=5)
+        async with rpc.channel(f"127.0.0.1:{port}") as channel:
+            stub = decode_pb2_grpc.DecodeStub(channel)
+            await stub.Generate(types_pb2.Generation(), timeout=5, metadata=rpc.metadata(client_token))
     finally:
         await server.stop(None)
 

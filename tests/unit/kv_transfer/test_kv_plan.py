@@ -1,5 +1,7 @@
 """The plan of a transfer: every missing block once, in the same order at both ends."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_a_message_stays_within_a_run_and_a_size(lengths, max_message_bytes):
 def test_runs_say_the_same_blocks_in_the_same_order(block_ids):
     found = runs(block_ids)
     assert [block for first, count in found for block in range(first, first + count)] == block_ids
-    assert all(sum(a) != b[0] for a, b in zip(found, found[1:], strict=False))  # neighbours are joined
+    assert all(sum(a) != b[0] for a, b in itertools.pairwise(found))  # neighbours are joined
 
 
 def test_nothing_missing_is_no_message():
