@@ -75,15 +75,16 @@ def main(
     load: Callable[[Config], Loaded],
     serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]],
     argv: Sequence[str] | None = None,
+    settle: Callable[[Config], Config] = lambda config: config,
 ) -> int:
-    """Run a service: `load` blocks the main thread and may be interrupted, `serve` runs in the event loop."""
+    """Run a service: `settle` completes its config; `load` blocks the main thread; `serve` runs in the event loop."""
     parser = argparse.ArgumentParser(prog=prog)
     add_flags(parser, config_type)
     args = parser.parse_args(argv)
     try:
         config = from_args(config_type, args)
         telemetry.log_to_stderr(getattr(config, "log_level", "info"))
-        return _run(config, load, serve)
+        return _run(settle(config), load, serve)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error.message}\n")
         return 1

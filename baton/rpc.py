@@ -13,10 +13,10 @@ from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it reaches us as a status, and is told in our words
 
-import grpc  # noqa: E402
-from grpc import aio  # noqa: E402
+import grpc
+from grpc import aio
 
-from baton.errors import ConfigError  # noqa: E402
+from baton.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 _TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header, not a secret

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Sequence
 
 from baton import lifecycle
+from baton.model_source import settle
 from baton.settings import NodeConfig
 from decode_node.node import load, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node until it has drained; its exit code."""
-    return lifecycle.main("decode_node", NodeConfig, load, serve, argv)
+    return lifecycle.main("decode_node", NodeConfig, load, serve, argv, settle)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import sys
-from pathlib import Path
 
 from baton import redis_client
 from baton.lifecycle import Shutdown
@@ -76,7 +75,7 @@ def _facts(config: NodeConfig, engine: Engine) -> NodeFacts:
     return NodeFacts(
         role="decode",
         services=(decode_pb2.DESCRIPTOR.services_by_name["Decode"].full_name,),
-        models=config.served_model_name or (Path(config.model).name,),
+        models=config.served_model_name,
         model_fingerprint=engine.layout.model_fingerprint,
         block_size=engine.config.block_size,
         max_model_len=engine.config.max_model_len,

@@ -6,8 +6,8 @@ import sys
 
 import psutil
 
+from baton import model_source
 from baton.errors import ConfigError
-from fleet import model
 from fleet.cores import available
 from fleet.finding import Finding, broken, ok, warning
 
@@ -78,6 +78,6 @@ def checkpoint(name: str) -> Finding:
     if name and not name.startswith((".", "/", "~")) and "/" in name:
         return ok("model", f"{name}, from the hub or its cache")
     try:
-        return ok("model", str(model.resolve(name).path))
+        return ok("model", str(model_source.resolve(name).path))
     except ConfigError as error:
         return warning("model", error.message, "`baton up` needs a model")

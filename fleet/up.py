@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from baton import model_source
 from baton.config import add_flags, from_args
 from baton.errors import ConfigError
+from baton.model_source import Model
 from baton.settings import FleetConfig
-from fleet import control, detach, embedded_redis, model, port, state
+from fleet import control, detach, embedded_redis, port, state
 from fleet.console import Reporter, for_terminal
 from fleet.home import Home, remove_run_dir
 from fleet.plan import Plan
@@ -38,21 +40,19 @@ def run(args: argparse.Namespace) -> int:
     home = Home.from_env()
     os.umask(0o077)
     home.create()
-    served = model.resolve(config.model, config.served_model_name)
+    served = model_source.resolve(config.model, config.served_model_name)
     with port.reserve(config.host, config.port) as reserved:
         config = dataclasses.replace(config, port=port.number(reserved))
         return _run(config, served, home)
 
 
-def _run(config: FleetConfig, served: model.Model, home: Home) -> int:
+def _run(config: FleetConfig, served: Model, home: Home) -> int:
     if config.detach:
         return detach.run(home, lambda reporter, ready: supervise(config, served, home, reporter, ready))
     return supervise(config, served, home, for_terminal(sys.stdout), lambda code: None)
 
 
-def supervise(
-    config: FleetConfig, served: model.Model, home: Home, reporter: Reporter, on_start: detach.OnStart
-) -> int:
+def supervise(config: FleetConfig, served: Model, home: Home, reporter: Reporter, on_start: detach.OnStart) -> int:
     """Hold the home's lock and run the fleet in it; the exit code. `on_start` gets that of the start."""
     lock = home.lock()
     if lock is None:
@@ -136,7 +136,7 @@ def _checked(config: FleetConfig) -> FleetConfig:
     return config
 
 
-def _plan(config: FleetConfig, served: model.Model, run_dir: Path) -> Plan:
+def _plan(config: FleetConfig, served: Model, run_dir: Path) -> Plan:
     return Plan(
         config=config,
         model=served,

@@ -60,7 +60,7 @@ class UcxTransport(Transport):
         """Raises TransferError when the peer does not welcome the secret in time."""
         try:
             endpoint = self._binding.ucx.UCXEndpoint.create(self._worker, host, port, True)
-        except self._binding.ucx.UCXError as error:
+        except (self._binding.ucx.UCXError, RuntimeError) as error:  # the latter: an address that is none
             raise TransferError(f"no UCX connection to the decode node: {error}") from error
         connection = UcxConnection(self._binding, endpoint, self._progress, on_close, self._stall_s)
         try:

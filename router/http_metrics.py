@@ -27,9 +27,9 @@ PHASE = Histogram(
 )
 REQUESTS = Counter("baton_requests", "Answered requests, by status (499: the client left)", ["model", "status"])
 IN_FLIGHT = Gauge("baton_requests_in_flight", "Requests being answered")
-PROMPT_TOKENS = Counter("baton_prompt_tokens", "Prompt tokens of submitted requests")
-GENERATION_TOKENS = Counter("baton_generation_tokens", "Output tokens received from nodes")
-CACHE_HIT_TOKENS = Counter("baton_prefix_cache_hit_tokens", "Prompt tokens found in a node's prefix cache")
+PROMPT_TOKENS = Counter("baton_router_prompt_tokens", "Prompt tokens of submitted requests")
+GENERATION_TOKENS = Counter("baton_router_generation_tokens", "Output tokens received from nodes")
+CACHE_HIT_TOKENS = Counter("baton_router_prefix_cache_hit_tokens", "Prompt tokens found in a node's prefix cache")
 
 PHASES = ("queue", "prefill", "transfer", "first_decode")
 

@@ -40,9 +40,7 @@ class ServedModel:
     @classmethod
     def load(cls, flags: ModelFlags) -> "ServedModel":
         """Read the model directory; CheckpointError names the file that is wrong."""
-        if not flags.model:
-            raise CheckpointError("--model is needed: a model directory in Hugging Face layout")
-        path = Path(flags.model).expanduser()
+        path = Path(flags.model)
         if not path.is_dir():
             raise CheckpointError(f"--model: {path} is no directory")
         facts = load_facts(path)

@@ -21,6 +21,7 @@ import uvicorn
 from baton import lifecycle, redis_client
 from baton.errors import ConfigError
 from baton.lifecycle import Shutdown
+from baton.model_source import settle
 from baton.rpc import is_loopback
 from baton.settings import RouterConfig
 from baton.telemetry import MetricsServer
@@ -50,7 +51,7 @@ class Loaded:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until it is told to end; the exit code."""
-    return lifecycle.main("router", RouterConfig, load, serve, argv)
+    return lifecycle.main("router", RouterConfig, load, serve, argv, settle)
 
 
 def load(config: RouterConfig) -> Loaded:

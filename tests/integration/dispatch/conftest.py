@@ -60,6 +60,7 @@ class Node:
         self.go = asyncio.Event()
         self.compute = asyncio.Event()  # prefill waits for it
         self.compute.set()
+        self.first_token_held: asyncio.Event | None = None  # until then it comes after the transfer, not before
         self.refusals: list[BatonError] = []  # of the next calls
         self.transfer_errors: list[BatonError] = []
         self.finish_error = ""
@@ -71,6 +72,7 @@ class Node:
         self.calls: list[tuple[str, types_pb2.Generation]] = []
         self.cancelled: list[tuple[int, int]] = []
         self.num_broken_runs = 0
+        self.loads_told: list[int] = []
         self._ids = itertools.count(1)
 
     async def start(self, port: int = 0) -> None:
@@ -117,6 +119,7 @@ class Node:
                 batch = node_pb2.StepBatch(load=self.load)
             if sequence == 0 or not batch.HasField("load"):
                 batch.load.CopyFrom(self.load)
+            self.loads_told.append(batch.load.num_free_blocks)
             await self.warm.wait()
             batch.epoch, batch.sequence = self.epoch, sequence
             sequence += 1
@@ -205,13 +208,17 @@ class Node:
             )
             if generation.sampling.num_logprobs >= 0:
                 first.logprobs.logprob = -float(index)
-            yield prefill_pb2.RunEvent(first_token=first)
+            if self.first_token_held is None:
+                yield prefill_pb2.RunEvent(first_token=first)
             if reason:
                 return
             grant = (await anext(requests)).grant
             if self.transfer_errors:
                 await rpc_errors.abort(context, self.transfer_errors.pop(0))
             self.fleet.nodes[grant.decode_node_id].commit(grant.grant_id, first.token_id)
+            if self.first_token_held is not None:
+                await self.first_token_held.wait()
+                yield prefill_pb2.RunEvent(first_token=first)
             yield prefill_pb2.RunEvent(transferred=prefill_pb2.Transferred(tail_s=0.125))
         except asyncio.CancelledError:
             self.num_broken_runs += 1

@@ -247,12 +247,16 @@ async def test_full_nodes_mean_overloaded_after_a_while(fleet: Any) -> None:
 
 async def test_requests_wait_in_line_for_room(fleet: Any, until: Any) -> None:
     await fleet.add("prefill")
-    decode = await fleet.add("decode", num_free_blocks=1)
+    decode = await fleet.add("decode", num_free_blocks=6)  # of 4 tokens
     await fleet.start()
     holders = fleet.dispatcher._replica._holders.values()
     await until(lambda: all(holder.loaded for holder in holders))  # lookups that ask Redis overtake each other
-    sinks = [fleet.submit([n, *PROMPT])[1] for n in range(3)]
-    decode.load.num_free_blocks = 6  # of 4 tokens: one request at a time, until the node tells its load again
+    prompts = [[0, *PROMPT, *PROMPT], [1, *PROMPT], [2, *PROMPT]]  # the first one takes 11 blocks, the others 6
+    sinks = [fleet.submit(prompt)[1] for prompt in prompts]
+    seen_loads = len(decode.loads_told)
+    await until(lambda: len(decode.loads_told) > seen_loads + 2)
+    assert not decode.calls
+    decode.load.num_free_blocks = 11
     for sink in sinks:
         await sink.finished()
     assert [g.token_ids[0] for g in decode.seen("reserve")] == [0, 1, 2]

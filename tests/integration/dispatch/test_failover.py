@@ -1,5 +1,6 @@
 """Nodes that die, freeze, lie and refuse: the client sees time pass and nothing else."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from baton.errors import NoCapacity, NodeUnavailable, Overloaded, TransferError
 from baton.v1 import node_pb2, types_pb2
-from router import node_link
+from router import fleet_view, node_link
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +87,21 @@ async def test_a_frozen_node_is_left_within_3_s_and_fenced(fleet: Any, until: An
     await fleet.alive(3)
     assert sink.tokens == output_of(PROMPT, 12)
     assert sink.num_ends == 1
+
+
+async def test_tokens_that_overtake_the_first_one_wait_for_it(fleet: Any, until: Any, output_of: Any) -> None:
+    prefill = await fleet.add("prefill")
+    await fleet.add("decode")
+    prefill.first_token_held = asyncio.Event()
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT, num_logprobs=0)
+    links = fleet.dispatcher._fleet.links
+    await until(lambda: any(len(leg._held) == 12 for link in links for leg in link.legs.values()))
+    assert sink.tokens == []
+    prefill.first_token_held.set()
+    assert (await sink.finished()).num_attempts == 1
+    assert sink.tokens == output_of(PROMPT, 12)
+    assert sink.logprobs == [-float(index) for index in range(12)]
 
 
 async def test_messages_and_rows_that_come_twice_are_dropped(fleet: Any, output_of: Any) -> None:
@@ -302,6 +318,24 @@ async def test_redis_may_die_while_requests_run(fragile_fleet: Any, redis_server
     redis_server.start()
     await fleet.add("decode")
     await fleet.alive(3)
+
+
+async def test_a_registry_that_forgot_a_living_node_takes_nothing_away(
+    fleet: Any, until: Any, output_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_view, "POLL_S", 0.02)
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    decode.pause_at = 5
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    await until(lambda: len(sink.tokens) == 5)
+    await decode.registration.stop()
+    told = len(decode.loads_told)
+    await until(lambda: len(decode.loads_told) > told + 2)  # many polls later
+    decode.go.set()
+    assert (await sink.finished()).num_attempts == 1
+    assert sink.tokens == output_of(PROMPT, 12)
 
 
 async def test_a_frozen_redis_is_no_reason_to_be_slow(fragile_fleet: Any, redis_server: Any, output_of: Any) -> None:

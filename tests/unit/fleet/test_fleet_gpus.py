@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from baton.model_source import Model
 from baton.settings import FleetConfig
 from fleet import gpus
 from fleet.gpus import Gpu
-from fleet.model import Model
 from fleet.plan import Plan
 
 LISTING = "0, 81000\n1, 40000\n2, [N/A]\n"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from baton.model_source import Model
 from baton.settings import FleetConfig, NodeConfig, RouterConfig
 from fleet.cores import share
-from fleet.model import Model
 from fleet.plan import Plan
 from fleet.welcome import welcome
 

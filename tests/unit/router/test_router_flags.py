@@ -27,7 +27,6 @@ def test_the_smaller_limit_holds(model_dirs):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"model": ""}, "--model"),
         ({"model": "/no/such/dir"}, "/no/such/dir"),
         ({"host": "0.0.0.0"}, "without API keys"),
         ({"host": "::"}, "without API keys"),

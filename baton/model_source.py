@@ -1,14 +1,17 @@
-"""Which model a fleet serves: a folder on disk and the names clients may use, settled once for all services.
+"""Which model is served: a folder on disk and the names that clients may use.
 
 From the hub come configuration, tokenizer and safetensors only: never code, never pickles.
 """
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from baton.errors import CheckpointError, ConfigError
+from baton.settings import ModelFlags
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "examples" / "pydoc_chat" / "model"
 DEFAULT_NAME = "pydoc-chat"
@@ -22,6 +25,8 @@ HUB_FILES = (
     "*.safetensors",
     "model.safetensors.index.json",
 )
+Flags = TypeVar("Flags", bound=ModelFlags)
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -41,6 +46,12 @@ class Model:
             return bool(json.loads((self.path / "tokenizer_config.json").read_bytes()).get("chat_template"))
         except (OSError, ValueError):
             return False
+
+
+def settle(flags: Flags) -> Flags:
+    """The same flags, with the model's folder and its names filled in."""
+    model = resolve(flags.model, flags.served_model_name)
+    return dataclasses.replace(flags, model=str(model.path), served_model_name=model.names)
 
 
 def resolve(model: str, names: tuple[str, ...] = ()) -> Model:

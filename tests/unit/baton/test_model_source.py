@@ -5,8 +5,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from baton import model_source
 from baton.errors import CheckpointError
-from fleet import model
 
 
 @pytest.fixture
@@ -18,34 +18,34 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_served_under_its_own_name(checkpoint: Path):
-    assert model.resolve(str(checkpoint)) == model.Model(checkpoint, ("tiny",))
+    assert model_source.resolve(str(checkpoint)) == model_source.Model(checkpoint, ("tiny",))
 
 
 def test_given_names_win(checkpoint: Path):
-    assert model.resolve(str(checkpoint), ("a", "b")).names == ("a", "b")
+    assert model_source.resolve(str(checkpoint), ("a", "b")).names == ("a", "b")
 
 
 def test_a_relative_folder_is_made_absolute(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(checkpoint.parent)
-    assert model.resolve("tiny").path == checkpoint
+    assert model_source.resolve("tiny").path == checkpoint
 
 
 def test_without_a_model_the_default_one_is_served(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model, "DEFAULT_MODEL", checkpoint)
-    assert model.resolve("") == model.Model(checkpoint, (model.DEFAULT_NAME,))
+    monkeypatch.setattr(model_source, "DEFAULT_MODEL", checkpoint)
+    assert model_source.resolve("") == model_source.Model(checkpoint, (model_source.DEFAULT_NAME,))
 
 
 def test_a_missing_default_model_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model, "DEFAULT_MODEL", tmp_path / "none")
+    monkeypatch.setattr(model_source, "DEFAULT_MODEL", tmp_path / "none")
     with pytest.raises(CheckpointError, match="train it with"):
-        model.resolve("")
+        model_source.resolve("")
 
 
 def test_a_folder_without_config_and_a_name_of_nothing_are_clear_errors(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        model.resolve(str(tmp_path))
+        model_source.resolve(str(tmp_path))
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
-        model.resolve("./not/here")
+        model_source.resolve("./not/here")
 
 
 def test_from_the_hub_come_no_code_and_no_pickles(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
@@ -56,7 +56,7 @@ def test_from_the_hub_come_no_code_and_no_pickles(checkpoint: Path, monkeypatch:
         return str(checkpoint)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert model.resolve("org/name").names == ("org/name",)
+    assert model_source.resolve("org/name").names == ("org/name",)
     assert asked["hub_id"] == "org/name"
     assert not [p for p in asked["patterns"] if p.endswith((".py", ".bin", ".pt", ".pth", "*"))]
 
@@ -67,13 +67,13 @@ def test_offline_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(CheckpointError, match="org/name is not in the local cache and the hub cannot be reached"):
-        model.resolve("org/name")
+        model_source.resolve("org/name")
 
 
 def test_a_chat_template_is_found_in_either_place(checkpoint: Path):
-    assert not model.resolve(str(checkpoint)).has_chat_template
+    assert not model_source.resolve(str(checkpoint)).has_chat_template
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    assert model.resolve(str(checkpoint)).has_chat_template
+    assert model_source.resolve(str(checkpoint)).has_chat_template
     (checkpoint / "tokenizer_config.json").unlink()
     (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
-    assert model.resolve(str(checkpoint)).has_chat_template
+    assert model_source.resolve(str(checkpoint)).has_chat_template
