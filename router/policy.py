@@ -52,7 +52,7 @@ def num_missing_blocks(node: NodeView, num_tokens: int, block_size: int) -> int:
 def prefill_ms(node: NodeView, num_tokens: int, block_size: int) -> float:
     """Until the first token, if this node computes the prompt."""
     tokens = num_uncached_tokens(node, num_tokens, block_size) + node.num_waiting_tokens
-    return 1000 * tokens / (node.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S)
+    return 1000 * tokens / max(node.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S, 1.0)
 
 
 def decode_ms(node: NodeView, num_tokens: int, block_size: int) -> float:

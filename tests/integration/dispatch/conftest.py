@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from baton import redis_client, rpc, rpc_errors
-from baton.errors import BatonError
+from baton.errors import BatonError, NodeUnavailable
 from baton.registry import NodeRecord, Registration
 from baton.request import FinishReason, SamplingParams
 from baton.v1 import (
@@ -71,6 +71,7 @@ class Node:
         self.tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.calls: list[tuple[str, types_pb2.Generation]] = []
         self.cancelled: list[tuple[int, int]] = []
+        self.num_cancels_to_lose = 0
         self.num_broken_runs = 0
         self.loads_told: list[int] = []
         self._ids = itertools.count(1)
@@ -145,6 +146,9 @@ class Node:
         return decode_pb2.GenerateReply()
 
     async def Cancel(self, request: decode_pb2.CancelRequest, context: Any) -> decode_pb2.CancelReply:
+        if self.num_cancels_to_lose:
+            self.num_cancels_to_lose -= 1
+            await rpc_errors.abort(context, NodeUnavailable("lost"))
         for pair in zip(request.keys, request.attempts, strict=True):
             self.cancelled.append(pair)
             if pair in self.tasks:

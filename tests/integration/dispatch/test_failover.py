@@ -74,6 +74,7 @@ async def test_a_frozen_node_is_left_within_3_s_and_fenced(fleet: Any, until: An
     await until(lambda: nodes["prefill"].seen("run") and nodes["decode"].seen("reserve"))
     frozen = nodes[role]
     frozen.warm.clear()
+    frozen.num_cancels_to_lose = 1
     if role == "decode":
         nodes["prefill"].compute.set()
         await until(lambda: len(sink.tokens) == 1)  # the rest is stuck in the frozen node
@@ -85,6 +86,8 @@ async def test_a_frozen_node_is_left_within_3_s_and_fenced(fleet: Any, until: An
     frozen.warm.set()
     frozen.compute.set()
     await fleet.alive(3)
+    if role == "decode":
+        await until(lambda: (1, 0) in frozen.cancelled)  # said again when the node was back
     assert sink.tokens == output_of(PROMPT, 12)
     assert sink.num_ends == 1
 
