@@ -102,7 +102,7 @@ class Placer:
             return None
         num_missing = policy.num_missing_blocks(views[at], num_tokens, size)
         num_uncached = policy.num_uncached_tokens(views[at], num_tokens, size)
-        if alone or num_uncached < size:
+        if alone or (views[at].num_cached_blocks and num_uncached < size):  # nearly all of it is there
             return Placement(None, decodes[at], num_uncached, num_missing)
         decode = decodes[at] if running.num_tokens_left > 1 else None
         prefills = self._fleet.accepting("prefill")

@@ -58,6 +58,22 @@ async def test_calls_carry_the_service_token(fleet: Any, output_of: Any) -> None
     assert sink.tokens == output_of(PROMPT, 12)
 
 
+async def _index(fleet: Any, node: Any, token_ids: list[int]) -> IndexWriter:
+    """Has the index say that `node` holds these tokens; returns when it does."""
+    hashes = block_hashes(token_ids, 4, root_hash("cafe"))
+
+    async def snapshot() -> list[Any]:
+        return hashes
+
+    writer = IndexWriter(fleet.redis, "cafe", node.node_id, node.epoch, snapshot)
+    await writer.start()
+    who = {node.node_id: node.epoch}
+    deadline = time.monotonic() + 5
+    while await prefix_index.lookup(fleet.redis, "cafe", who, hashes) != {node.node_id: len(hashes)}:
+        assert time.monotonic() < deadline
+    return writer
+
+
 async def test_one_token_needs_no_decode_node(fleet: Any, output_of: Any) -> None:
     prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
     await fleet.start()
@@ -79,13 +95,23 @@ async def test_a_first_token_that_is_the_last_cancels_the_reservation(fleet: Any
 
 async def test_a_short_uncached_suffix_stays_on_the_decode_node(fleet: Any, output_of: Any) -> None:
     prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
+    writer = await _index(fleet, decode, PROMPT[:4])
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT[:6], 5)
+    usage = await sink.finished()
+    assert sink.tokens == output_of(PROMPT[:6], 5)
+    assert (prefill.calls, len(decode.seen("generate"))) == ([], 1)
+    assert usage.timings == pytest.approx({"queue_s": 0.1, "prefill_s": 0.2, "first_decode_s": 0.3})
+    await writer.stop()
+
+
+async def test_a_short_prompt_that_is_cached_nowhere_is_shipped(fleet: Any, output_of: Any) -> None:
+    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
     await fleet.start()
     _, sink = fleet.submit([1, 2, 3], 5)
-    usage = await sink.finished()
+    await sink.finished()
     assert sink.tokens == output_of([1, 2, 3], 5)
-    assert (prefill.calls, len(decode.seen("generate"))) == ([], 1)
-    assert usage.num_cached_tokens == 3
-    assert usage.timings == pytest.approx({"queue_s": 0.1, "prefill_s": 0.2, "first_decode_s": 0.3})
+    assert (len(prefill.seen("run")), len(decode.seen("generate"))) == (1, 0)
 
 
 async def test_decode_nodes_alone_serve_everything(fleet: Any, output_of: Any) -> None:
@@ -110,17 +136,7 @@ async def test_logprobs_stay_beside_their_tokens(fleet: Any) -> None:
 async def test_a_cached_prefix_draws_its_requests(fleet: Any, until: Any) -> None:
     nodes = [await fleet.add("prefill", prefill_tokens_per_s=100.0) for _ in range(2)]
     await fleet.add("decode")
-    hashes = block_hashes(PROMPT, 4, root_hash("cafe"))
-
-    async def snapshot() -> list[Any]:
-        return hashes[:4]
-
-    writer = IndexWriter(fleet.redis, "cafe", nodes[1].node_id, nodes[1].epoch, snapshot)
-    await writer.start()
-    who = {nodes[1].node_id: nodes[1].epoch}
-    deadline = time.monotonic() + 5
-    while await prefix_index.lookup(fleet.redis, "cafe", who, hashes) != {nodes[1].node_id: 4}:
-        assert time.monotonic() < deadline
+    writer = await _index(fleet, nodes[1], PROMPT[:16])
     await fleet.start()
     for _ in range(4):
         await fleet.submit(PROMPT)[1].finished()
