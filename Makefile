@@ -39,8 +39,8 @@ proto: install-dev  ## typed stubs of proto/baton/v1, into baton/v1
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(OUT) --grpc_python_out=$(OUT) \
 		--mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet:$(OUT) $(PROTOS)
 
-bench: install  ## figures for bench/results
-	$(BIN)/baton bench all
+bench: install  ## measure this machine, into bench/results (ten minutes)
+	bench/run.sh
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache kernels/cpu/_build
