@@ -19,6 +19,7 @@ COMMANDS = {
     "down": ("fleet.down", "drain and stop the running fleet"),
     "chat": ("fleet.chat", "talk to the model; also takes a question from a pipe"),
     "doctor": ("fleet.doctor", "check what this machine offers, and say what to do about what is missing"),
+    "chaos": ("fleet.chaos", "try on a fleet of its own what happens to requests when services die or freeze"),
     "bench": ("fleet.bench", "run a benchmark; without a name, list them"),
 }
 # name -> (module with `main(argv) -> int`, what it does)

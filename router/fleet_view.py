@@ -17,6 +17,7 @@ from baton.registry import NodeRecord, list_nodes
 from router.node_link import NodeLink
 
 POLL_S = 0.5
+MAX_DROPPED = 64  # nodes whose cancels are kept
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class FleetView:
         self._service_token = service_token
         self._on_nodes = on_nodes
         self._links: dict[tuple[str, int], NodeLink] = {}
+        self._undelivered: dict[tuple[str, int], dict[int, int]] = {}  # cancels for nodes that may only be frozen
         self._prefill_lost = False
         self._change = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -105,12 +107,13 @@ class FleetView:
     async def _reconcile(self, listed: dict[tuple[str, int], NodeRecord]) -> None:
         gone = [link for key, link in self._links.items() if key not in listed and not link.alive]
         for link in gone:
-            del self._links[link.record.node_id, link.record.epoch]
+            self._drop(link)
             if link.record.role == "prefill":
                 self._prefill_lost = not link.draining
         for key in listed.keys() - self._links.keys():
             record = listed[key]
-            link = NodeLink(record, self._router_id, self._service_token, self._on_change)
+            cancels = self._undelivered.pop(key, None)
+            link = NodeLink(record, self._router_id, self._service_token, self._on_change, cancels)
             self._links[key] = link
             link.start()
             if record.role == "prefill":
@@ -118,6 +121,14 @@ class FleetView:
             _log.info("found %s node %s at %s", record.role, record.node_id, record.address)
         for link in gone:
             await link.close()
+
+    def _drop(self, link: NodeLink) -> None:
+        key = link.record.node_id, link.record.epoch
+        del self._links[key]
+        if cancels := link.undelivered_cancels:
+            self._undelivered[key] = cancels
+            if len(self._undelivered) > MAX_DROPPED:
+                del self._undelivered[next(iter(self._undelivered))]  # the oldest has most likely died
 
     def _on_change(self) -> None:
         self._adopt_model()

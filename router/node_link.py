@@ -59,8 +59,18 @@ class Leg(Protocol):
 class NodeLink:
     """Made by the fleet view, one per incarnation of a node."""
 
-    def __init__(self, record: NodeRecord, router_id: str, service_token: str, on_change: Callable[[], None]) -> None:
-        """`on_change` is called whenever the node came, went, or told its load."""
+    def __init__(
+        self,
+        record: NodeRecord,
+        router_id: str,
+        service_token: str,
+        on_change: Callable[[], None],
+        cancels: dict[int, int] | None = None,
+    ) -> None:
+        """`on_change` is called whenever the node came, went, or told its load.
+
+        `cancels` are those that an earlier link to the same incarnation could not deliver.
+        """
         self.record = record
         self.alive = False
         self.stuck = False
@@ -78,7 +88,8 @@ class NodeLink:
         self._stepped_at = time.monotonic()
         self._avoid_until = float("-inf")
         self._sent_tokens = self._sent_requests = self._sent_blocks = 0  # since the node last told its load
-        self._cancels: dict[int, int] = {}  # key -> attempt
+        self._cancels = cancels or {}  # key -> attempt
+        self._canceller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -139,10 +150,14 @@ class NodeLink:
 
     def cancel(self, key: int, attempt: int) -> None:
         """Tell the decode node that nobody wants this attempt; a node that cannot be reached hears of it later."""
-        if not self._cancels:
-            self._spawn(self._send_cancels())
         if len(self._cancels) < MAX_CANCELS:
             self._cancels[key] = max(attempt, self._cancels.get(key, 0))
+        self._deliver_cancels()
+
+    @property
+    def undelivered_cancels(self) -> dict[int, int]:
+        """Attempts that the node may still serve though nobody wants them."""
+        return dict(self._cancels)
 
     def on_batch(self, batch: node_pb2.StepBatch) -> None:
         """Hand on what a message says. Raises NodeUnavailable where one is missing or of another incarnation."""
@@ -196,10 +211,8 @@ class NodeLink:
             self._stepped_at = now
         self.load = load
         self._sent_tokens = self._sent_requests = self._sent_blocks = 0
-        if not self.alive:
-            self.alive = True
-            if self._cancels:
-                self._spawn(self._send_cancels())
+        self.alive = True
+        self._deliver_cancels()
         was_stuck, self.stuck = self.stuck, now - self._stepped_at > STUCK_S
         if self.stuck and not was_stuck:
             _log.warning("node %s has made no step for %.0f s", self.record.node_id, STUCK_S)
@@ -257,6 +270,10 @@ class NodeLink:
         for leg in legs:
             leg.fail(NodeUnavailable("the node was lost"))
 
+    def _deliver_cancels(self) -> None:
+        if self._cancels and (self._canceller is None or self._canceller.done()):
+            self._canceller = self._spawn(self._send_cancels())
+
     async def _send_cancels(self) -> None:
         await asyncio.sleep(0)  # gather those of this turn of the loop
         while self._cancels:
@@ -267,13 +284,14 @@ class NodeLink:
             try:
                 await self.decode.Cancel(request, timeout=CANCEL_TIMEOUT_S, metadata=self.metadata)
             except aio.AioRpcError:
-                return  # kept for when the node is back
+                return  # kept for the next sign of life
             self._cancels = {key: attempt for key, attempt in self._cancels.items() if cancels.get(key) != attempt}
 
-    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
+    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
         task: asyncio.Task[None] = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _by_leg(rows: Iterable[TokenLogprobs]) -> dict[tuple[int, int], list[TokenLogprobs]]:

@@ -92,6 +92,43 @@ async def test_a_frozen_node_is_left_within_3_s_and_fenced(fleet: Any, until: An
     assert sink.num_ends == 1
 
 
+async def test_a_node_frozen_beyond_its_lease_hears_what_was_given_up(
+    fleet: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_view, "POLL_S", 0.02)
+    prefill, frozen = await fleet.add("prefill"), await fleet.add("decode")
+    prefill.compute.clear()
+    dispatcher = await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    await until(lambda: frozen.seen("reserve"))
+    frozen.warm.clear()
+    frozen.num_cancels_to_lose = 1
+    await frozen.registration.stop()  # Redis forgets it
+    await fleet.add("decode", "spare")
+    await until(lambda: len(dispatcher.nodes()) == 2 and frozen.node_id not in {n.node_id for n in dispatcher.nodes()})
+    prefill.compute.set()
+    await sink.finished()
+    assert not frozen.cancelled
+    frozen.warm.set()
+    await frozen.registration.start()
+    await until(lambda: (1, 0) in frozen.cancelled)  # else its blocks would wait for the end of the lease
+
+
+async def test_a_cancel_that_is_lost_is_said_again(fleet: Any, until: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    decode.pause_at = 3
+    await fleet.start()
+    first, sink = fleet.submit(PROMPT)
+    second, other = fleet.submit(PROMPT)
+    await until(lambda: len(sink.tokens) == len(other.tokens) == 3)
+    decode.num_cancels_to_lose = 1
+    first.cancel()
+    await until(lambda: not decode.num_cancels_to_lose)
+    second.cancel()
+    await until(lambda: {(1, 0), (2, 0)} <= set(decode.cancelled))
+
+
 async def test_tokens_that_overtake_the_first_one_wait_for_it(fleet: Any, until: Any, output_of: Any) -> None:
     prefill = await fleet.add("prefill")
     await fleet.add("decode")

@@ -1,0 +1,99 @@
+"""The fleets of `baton chaos`: each in a BATON_HOME of its own, on any free port, stopped when done.
+
+What it leaves to others: what is done to them.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from baton.errors import BatonError
+from fleet import state
+from fleet.home import Home
+
+_START_TIMEOUT_S = 180.0
+_SCRAPE_TIMEOUT_S = 2.0
+_HELD_BLOCKS = r'baton_kv_blocks\{state="(?:running|leased)"\}'
+_REQUESTS = ("baton_requests_running", "baton_requests_waiting", "baton_router_requests_in_flight")
+_FAILOVERS = r'baton_router_failovers_total\{reason="(?!refused)\w+"\}'
+_BLOCKS = r'baton_kv_blocks\{state="[a-z]+"\}'
+
+
+class PrivateFleet:
+    """One that runs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = Home(home)
+        self.endpoint = state.running(self.home).endpoint
+        self.model = state.running(self.home).served_model_name[0]
+
+    def services(self, role: str = "") -> list[state.ProcessState]:
+        """Those of a role, or all."""
+        return [process for process in state.running(self.home).processes if role in ("", process.role)]
+
+    def is_whole(self, without: set[int]) -> bool:
+        """Whether every service is ready, and none of them is a process of `without`, which were killed."""
+        return all(process.state == "ready" and process.pid not in without for process in self.services())
+
+    def signal(self, role: str, index: int, number: signal.Signals) -> int:
+        """Signal a service's process group; its pid."""
+        services = self.services(role)
+        pid = services[index % len(services)].pid
+        if pid is None:
+            raise BatonError(f"{role}-{index} does not run")
+        os.killpg(pid, number)
+        return pid
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Service -> KV blocks held and requests known, of those that are ready. OSError where one does not answer."""
+        return {
+            name: (_sum(_HELD_BLOCKS, page), sum(_sum(metric, page) for metric in _REQUESTS))
+            for name, page in self._pages()
+        }
+
+    def num_failovers(self) -> int:
+        """Attempts at requests that were lost with their nodes, and made again."""
+        return sum(_sum(_FAILOVERS, page) for _, page in self._pages())
+
+    def num_blocks(self) -> dict[str, int]:
+        """Service -> all of its KV blocks, whatever holds them."""
+        return {name: _sum(_BLOCKS, page) for name, page in self._pages() if "baton_kv_blocks" in page}
+
+    def _pages(self) -> Iterator[tuple[str, str]]:
+        for process in self.services():
+            if process.metrics and process.state == "ready":
+                with urllib.request.urlopen(process.metrics, timeout=_SCRAPE_TIMEOUT_S) as answer:  # noqa: S310
+                    yield process.id, answer.read().decode()
+
+
+@contextmanager
+def started(home: Path, *flags: str) -> Iterator[PrivateFleet]:
+    """A fleet with these flags of `baton up`, which is gone afterwards."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
+    env |= {"BATON_HOME": str(home), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "fleet"]
+    try:
+        up = subprocess.run(
+            [*command, "up", "--detach", "--port", "0", *flags],
+            check=False,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=_START_TIMEOUT_S,
+        )
+        if up.returncode:
+            raise BatonError(f"the fleet did not start: {(up.stderr or up.stdout).strip()[-500:]}")
+        yield PrivateFleet(home)
+    finally:
+        with suppress(subprocess.SubprocessError):
+            subprocess.run([*command, "down"], check=False, env=env, capture_output=True, timeout=60)
+
+
+def _sum(pattern: str, page: str) -> int:
+    return round(sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", page, re.MULTILINE)))

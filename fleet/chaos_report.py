@@ -1,0 +1,83 @@
+"""The table of `baton chaos`, and the promises that were broken."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from fleet.chaos_client import Answer, Choice
+from fleet.chaos_faults import Outcome
+from fleet.chaos_questions import Question
+
+_COLUMNS = ("requests", "failovers", "failed", "differing", "stall s", "blocks leaked", "blocks back s", "recovery s")
+_MAX_EXAMPLES = 5
+
+
+def differing(outcome: Outcome, reference: Mapping[Question, Answer]) -> list[Answer]:
+    """Answers that an undisturbed fleet would not have given."""
+    whole = (answer for answer in outcome.answers if not answer.failed)
+    return [answer for answer in whole if not answer.same_as(reference[answer.question])]
+
+
+def table(outcomes: list[Outcome], reference: Mapping[Question, Answer]) -> Table:
+    """One line for each fault."""
+    made = Table(box=None, pad_edge=False)
+    made.add_column("fault", no_wrap=True)
+    for column in _COLUMNS:
+        made.add_column(column, justify="right", no_wrap=True)
+    for outcome in outcomes:
+        made.add_row(
+            outcome.fault.name,
+            str(len(outcome.answers)),
+            str(outcome.num_failovers),
+            str(sum(answer.failed for answer in outcome.answers)),
+            str(len(differing(outcome, reference))),
+            f"{outcome.longest_stall_s:.2f}",
+            str(outcome.num_leaked_blocks),
+            f"{outcome.blocks_back_s:.1f}",
+            f"{outcome.recovery_s:.1f}",
+        )
+    return made
+
+
+def broken_promises(outcomes: list[Outcome], reference: Mapping[Question, Answer], max_stall_s: float) -> list[str]:
+    """One line for each. A stream may stall for `max_stall_s` longer than any did while nothing happened."""
+    max_stall_s += max((answer.longest_stall_s for answer in reference.values()), default=0.0)
+    found = [f"reference: {answer.question.name}: {answer.error}" for answer in reference.values() if answer.failed]
+    for outcome in outcomes:
+        name = outcome.fault.name
+        failed = [answer for answer in outcome.answers if answer.failed]
+        found += [f"{name}: failed: {answer.question.name}: {answer.error}" for answer in failed[:_MAX_EXAMPLES]]
+        found += [
+            f"{name}: differs: {_difference(answer, reference[answer.question])}"
+            for answer in differing(outcome, reference)[:_MAX_EXAMPLES]
+        ]
+        if outcome.longest_stall_s > max_stall_s:
+            found.append(f"{name}: a stream stalled for {outcome.longest_stall_s:.2f} s")
+        found += [
+            f"{name}: {service} holds {blocks} blocks and {requests} requests {outcome.blocks_back_s:.0f} s afterwards"
+            for service, (blocks, requests) in outcome.held.items()
+        ]
+        if outcome.num_lost_blocks:
+            found.append(f"{name}: {outcome.num_lost_blocks} blocks are in no state at all")
+    return found
+
+
+def _difference(answer: Answer, reference: Answer) -> str:
+    """Where the first choice that differs does."""
+    said = f"{answer.question.name} ({answer.num_output_tokens} tokens, not {reference.num_output_tokens})"
+    for index, choice in sorted(answer.choices.items()):
+        expected = reference.choices.get(index, Choice())
+        if choice.text != expected.text:
+            return f"{said}: choice {index} from character {_first_difference(choice.text, expected.text)} on"
+        if choice.logprobs != expected.logprobs:
+            at = _first_difference(choice.logprobs, expected.logprobs)
+            return f"{said}: choice {index}: log-probabilities from token {at} on, the text being the same"
+        if choice != expected:
+            return f"{said}: choice {index} ended by {choice.finish_reason}, not {expected.finish_reason}"
+    return said
+
+
+def _first_difference(some: Sequence[Any], others: Sequence[Any]) -> int:
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(some), len(others)))
