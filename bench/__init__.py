@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios to something the reader knows, the machine, and its command. `run.sh` runs them all."""
+"""Benchmarks: each prints ratios to something known, the machine, and its command. `run.sh` runs them all."""
