@@ -54,13 +54,13 @@ def main(argv: list[str]) -> int:
 
 
 def report(engine: Engine, args: argparse.Namespace) -> None:
-    num_weights = count_weights(engine)
+    num_weights = layer_weights(engine) + head_weights(engine)  # of the embedding a step reads but rows
     weight_bytes = num_weights * (4 if engine.config.dtype == "float32" else 2)
     flops, bytes_per_s = gemm_flops(engine), read_bandwidth(engine)
     print(f"roofline: {bytes_per_s / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s GEMM")
 
     prefill_s = measure_prefill(engine)
-    bound_s = 2 * num_weights * PROMPT_TOKENS / flops
+    bound_s = 2 * (layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)) / flops  # logits of one token
     print(f"prefill {PROMPT_TOKENS}: {PROMPT_TOKENS / prefill_s:8.0f} tok/s  {bound_s / prefill_s:4.0%} of roofline")
     for batch_size in args.batch_sizes:
         step_s, context = measure_decode(engine, batch_size, args)
@@ -72,11 +72,14 @@ def report(engine: Engine, args: argparse.Namespace) -> None:
         )
 
 
-def count_weights(engine: Engine) -> int:
-    """Weights that a step reads: all but the embedding, of which it reads rows."""
+def layer_weights(engine: Engine) -> int:
     m = engine.model_config
     attention = m.hidden_size * m.head_dim * (2 * m.num_heads + 2 * m.num_kv_heads)
-    return m.num_layers * (attention + 3 * m.hidden_size * m.intermediate_size) + m.vocab_size * m.hidden_size
+    return m.num_layers * (attention + 3 * m.hidden_size * m.intermediate_size)
+
+
+def head_weights(engine: Engine) -> int:
+    return engine.model_config.vocab_size * engine.model_config.hidden_size
 
 
 def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> float:
@@ -104,8 +107,8 @@ def gemm_flops(engine: Engine) -> float:
     for dtype in {getattr(torch, engine.config.dtype), torch.float32}:
         a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
         packed = load(device, dtype).pack_linear(b, None)
-        for multiply in (partial(torch.matmul, a, b), partial(packed, a)):
-            rates.append(2 * size**3 / best_of(multiply, engine.config.device))
+        multiplications = (partial(torch.matmul, a, b), partial(packed, a))
+        rates += [2 * size**3 / best_of(multiply, engine.config.device) for multiply in multiplications]
     return max(rates)
 
 
