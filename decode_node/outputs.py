@@ -4,43 +4,22 @@ from baton.node_load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS,
 from baton.request import FinishReason
 from baton.sessions import Session, Sessions
 from decode_node.legs import DecodeLeg
-from engine.engine import Engine
 from engine.outputs import Output, StepOutput
-from engine.request import Request, RequestState
+from engine.owners import Owners
+from engine.request import RequestState
 
 
-class Outputs:
-    """Which leg a request of the engine belongs to, and what its router is told."""
+class Outputs(Owners[DecodeLeg]):
+    """What the routers are told."""
 
     def __init__(self, sessions: Sessions, board: LoadBoard) -> None:
-        self._sessions, self._board = sessions, board
-        self._legs: dict[int, DecodeLeg] = {}  # by id(request); changed on the step thread, each change atomic
-
-    def expect(self, request: Request, leg: DecodeLeg) -> None:
-        """On the step thread: the leg wants what the engine says of this request."""
-        self._legs[id(request)] = leg
-
-    def forget(self, request: Request) -> None:
-        """On the step thread: it no longer does."""
-        self._legs.pop(id(request), None)
-
-    def publish(self, engine: Engine) -> None:
-        """On the step thread: what the engine looks like now."""
-        leased: set[int] = set()
-        for leg in self._legs.values():
-            if leg.request is not None and leg.request.state is RequestState.RESERVED:
-                leased.update(leg.request.block_ids)
-        self._board.publish(
-            engine.current_load(),
-            num_cached=engine.blocks.num_cached_blocks,
-            num_leased=len(leased),
-            num_preemptions=engine.num_preemptions,
-        )
+        super().__init__(board, RequestState.RESERVED)
+        self._sessions = sessions
 
     def deliver(self, step: StepOutput) -> None:
         """In the event loop: put a step's tokens into the outboxes, and send them off."""
         for token in step.outputs:
-            leg = self._legs.get(id(token.request))
+            leg = self.of(token.request)
             session = None if leg is None else self._sessions.of(leg)
             if leg is not None and session is not None:
                 self._tell(leg, session, token)

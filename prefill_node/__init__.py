@@ -1,1 +1,1 @@
-""""""
+"""The prefill node: builds the KV blocks of prompts and ships them (`service`)."""

@@ -5,6 +5,7 @@ error is one event, and no `[DONE]` follows.
 """
 
 import time
+from abc import ABC, abstractmethod
 
 from baton.errors import BatonError
 from router import http_metrics
@@ -20,7 +21,7 @@ _STREAM_HEADERS: list[Header] = [
 ]
 
 
-class Answer:
+class Answer(ABC):
     """The listener of its choices. `num_prompt_tokens` counts each prompt once."""
 
     def __init__(self, exchange: Exchange, form: Format, num_prompt_tokens: int, choices_per_prompt: int) -> None:
@@ -60,9 +61,9 @@ class Answer:
             self.first_token_s = time.monotonic()
             http_metrics.TIME_TO_FIRST_TOKEN.observe(self.first_token_s - self._exchange.arrived_s)
 
+    @abstractmethod
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
         """New text."""
-        raise NotImplementedError
 
     def on_end(self, choice: Choice) -> None:
         """A choice is complete; the last one completes the answer."""
@@ -83,8 +84,8 @@ class Answer:
         else:
             self._exchange.send_error(error)
 
-    def _choice_ended(self, choice: Choice) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice_ended(self, choice: Choice) -> None: ...
 
     @property
     def _complete(self) -> bool:

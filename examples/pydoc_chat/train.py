@@ -182,7 +182,7 @@ def prepare(options: argparse.Namespace) -> Run:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     corpus, config = build(), ModelConfig()
-    state = torch.load(options.checkpoint) if options.checkpoint.exists() else None
+    state = torch.load(options.checkpoint, weights_only=True) if options.checkpoint.exists() else None
     tokenizer = Tokenizer.from_str(state["tokenizer"]) if state else train_tokenizer(corpus, config.vocab_size)
     model = Llama(config)
     # A resumed run draws other wordings than it did at its start.
