@@ -1,7 +1,8 @@
 """How KV blocks lie in a pool: the one fact that an engine and a KV transfer have in common.
 
-The pool is one allocation, `[layer_group][block][layer][K,V][kv_head][token][dim]`, so one block of one layer group is
-one contiguous run of bytes, and neighbouring blocks of a group are neighbours in memory.
+The pool is one allocation, `[layer_group][block][layer][plane][kv_head][token][dim]`, so one block of one layer group
+is one contiguous run of bytes, and neighbouring blocks of a group are neighbours in memory. The planes are keys and
+values, or one where both are the same vector (latent attention).
 """
 
 import msgspec
@@ -20,6 +21,7 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int  # tokens
     num_kv_heads: int
     head_dim: int
+    num_planes: int = 2
     dtype: str  # a key of DTYPE_BYTES
     model_fingerprint: str  # hex; of config and weights
 
@@ -31,8 +33,8 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def block_group_bytes(self) -> int:
         """Bytes of one block of one layer group: one contiguous run."""
-        per_layer = 2 * self.num_kv_heads * self.block_size * self.head_dim * DTYPE_BYTES[self.dtype]
-        return self.layers_per_group * per_layer
+        per_token = self.num_planes * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        return self.layers_per_group * self.block_size * per_token
 
     @property
     def block_bytes(self) -> int:

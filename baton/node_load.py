@@ -5,7 +5,10 @@ The step thread publishes, everyone else reads: a step that takes long delays no
 
 from prometheus_client import Counter, Gauge
 
+from baton.errors import Overloaded
 from baton.v1 import types_pb2
+
+MAX_WAITING = 1024  # requests that wait for their first step
 
 _BLOCKS = Gauge("baton_kv_blocks", "KV blocks by what holds them", ["state"])
 _RUNNING = Gauge("baton_requests_running", "Requests in the running batch")
@@ -48,6 +51,11 @@ class LoadBoard:
         _STEP_SECONDS.set(load.step_s)
         _PREEMPTIONS.inc(num_preemptions - self._num_preemptions)
         self._num_preemptions = num_preemptions
+
+    def check_room(self) -> None:
+        """Raise Overloaded where so many requests wait that one more would wait in vain."""
+        if self._load.num_waiting + self.num_queued >= MAX_WAITING:
+            raise Overloaded("too many requests wait on this node")
 
     def load(self) -> types_pb2.Load:
         """A copy, with the state and the queue of this moment."""

@@ -17,6 +17,32 @@ class FinishReason(IntEnum):
     ERROR = types_pb2.FINISH_REASON_ERROR
 
 
+class GrammarKind(IntEnum):
+    """What a grammar's text is; equal to the wire's numbers."""
+
+    JSON_SCHEMA = types_pb2.GRAMMAR_KIND_JSON_SCHEMA
+    REGEX = types_pb2.GRAMMAR_KIND_REGEX
+    CHOICE = types_pb2.GRAMMAR_KIND_CHOICE  # a JSON list of strings, of which the output is one
+    CFG = types_pb2.GRAMMAR_KIND_CFG  # context-free: Lark or GBNF
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the whole output has to match."""
+
+    kind: GrammarKind
+    text: str
+    param: str  # the client's name for it, for errors
+
+    def to_proto(self) -> types_pb2.Grammar:
+        """The same on the wire."""
+        return types_pb2.Grammar(kind=self.kind.value, text=self.text, param=self.param)
+
+    @classmethod
+    def from_proto(cls, proto: types_pb2.Grammar) -> "Grammar":
+        """The wire's values; ValueError for a kind that is not known."""
+        return cls(GrammarKind(proto.kind), proto.text, proto.param)
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How output tokens are drawn. Defaults draw from the plain softmax."""
 
@@ -34,10 +60,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     num_logprobs: int = -1  # -1: none; 0: of the drawn token; n: also of the n likeliest
     logit_bias: dict[int, float] = {}
+    grammar: Grammar | None = None
 
     def to_proto(self) -> types_pb2.SamplingParams:
         """The same on the wire."""
-        return types_pb2.SamplingParams(**{name: getattr(self, name) for name in self.__struct_fields__})
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        values["grammar"] = None if self.grammar is None else self.grammar.to_proto()
+        return types_pb2.SamplingParams(**values)
 
     @classmethod
     def from_proto(cls, proto: types_pb2.SamplingParams) -> "SamplingParams":
@@ -45,6 +74,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         values = {name: getattr(proto, name) for name in cls.__struct_fields__}
         values["stop_token_ids"] = tuple(proto.stop_token_ids)
         values["logit_bias"] = dict(proto.logit_bias)
+        values["grammar"] = Grammar.from_proto(proto.grammar) if proto.HasField("grammar") else None
         return cls(**values)
 
 

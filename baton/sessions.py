@@ -10,7 +10,7 @@ loop; what a leg does when it is cancelled is its node's business.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from baton.errors import Cancelled, NodeUnavailable, Overloaded
@@ -97,14 +97,16 @@ class Session:
         """Whether the router still waits for this leg."""
         return self.legs.get(leg.generation.key) is leg
 
-    def add_token(self, generation: Generation, index: int, token_id: int) -> None:
-        """A row: the token at that output position."""
+    def add_tokens(
+        self, keys: Sequence[int], attempts: Sequence[int], indices: Sequence[int], token_ids: Sequence[int]
+    ) -> None:
+        """Rows: of the request with that key, in that attempt, the token at that output position."""
         batch = self._batch
-        batch.keys.append(generation.key)
-        batch.attempts.append(generation.attempt)
-        batch.indices.append(index)
-        batch.token_ids.append(token_id)
-        self._num_rows += 1
+        batch.keys.extend(keys)
+        batch.attempts.extend(attempts)
+        batch.indices.extend(indices)
+        batch.token_ids.extend(token_ids)
+        self._num_rows += len(keys)
 
     def add_logprobs(self, logprobs: types_pb2.TokenLogprobs) -> None:
         """Log-probabilities of a token that was or will be added in the same step."""

@@ -24,6 +24,19 @@ class EngineFlags(ModelFlags):
         "type of weights and KV; auto is the checkpoint's",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str = flag(
+        "none",
+        "weights of all layers rounded to so many bits; embedding, output head and routers of experts are not",
+        choices=("none", "int8", "int4"),
+    )
+    deterministic: bool = flag(
+        True,
+        "results that depend neither on the batch, nor on chunks, nor on which nodes computed them; "
+        "does not hold on CUDA yet",
+    )
+    cuda_graphs: bool = flag(
+        True, "replay decode steps on CUDA from graphs that are recorded at the start; means nothing on a CPU"
+    )
     max_num_seqs: int = flag(256, "requests in one step at most")
     max_num_batched_tokens: int = flag(2048, "tokens in one step at most; longer prompts are computed in chunks")
     block_size: int = flag(16, "tokens in a KV block")

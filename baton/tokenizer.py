@@ -73,6 +73,15 @@ class Tokenizer:
         entry: str | None = self._backend.id_to_token(token_id)
         return entry
 
+    def to_json(self) -> str:
+        """The whole tokenizer as a tokenizer.json, tokens that were added later included."""
+        text: str = self._backend.to_str()
+        return text
+
+    def token_ids(self) -> set[int]:
+        """All ids that stand for something; a model's vocabulary may be larger."""
+        return set(self._backend.get_vocab(with_added_tokens=True).values())
+
     def _encode_pieces(self, pieces: list[Piece]) -> list[int]:
         token_ids: list[int] = []
         for i, piece in enumerate(pieces):

@@ -64,7 +64,7 @@ class StreamClient(asyncio.Protocol):
     async def post(self, path: str, body: dict[str, Any], api_key: str, timeout_s: float) -> Stream:
         """Send a request, and return when its answer has ended or its time is up."""
         if self._transport is None or self._transport.is_closing():
-            raise ConnectionError("the server closed the connection")
+            return Stream(time.monotonic(), error="the server closed the connection")
         data = json.dumps(body).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"

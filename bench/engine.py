@@ -1,8 +1,8 @@
-"""How fast the engine computes, against what the machine could: `python -m bench.engine`.
+"""How fast the engine computes, against what the machine could: `baton bench engine`.
 
-Prefill of one 512-token prompt and decode steps at several batch sizes, on a random 107M Llama in bf16 (or --model).
-The roofline is measured in the same run: a decode step has to read all weights and the KV once, a prefill has to do
-two floating-point operations per weight and token.
+Prefill of one 512-token prompt and decode steps at several batch sizes, on a random 107M Llama in bf16 (or --model, of
+a dense family). The roofline is measured in the same run: a decode step has to read all weights and the KV once, a
+prefill has to do two floating-point operations per weight and token. Where transformers is installed, it does the same.
 """
 
 import argparse
@@ -12,11 +12,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from rich.progress import Progress
 
 from baton.request import Generation, SamplingParams
 from baton.settings import EngineFlags
@@ -49,27 +51,65 @@ def main(argv: list[str]) -> int:
         print(f"python -m bench.engine {' '.join(argv)}")
         print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")
         print(f"loaded in {time.perf_counter() - start_s:.2f} s")
-        report(engine, args)
+        with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+            for line in progress.track(report(engine, args, str(directory)), total=2 + len(args.batch_sizes)):
+                progress.console.print(line, highlight=False, soft_wrap=True)
     return 0
 
 
-def report(engine: Engine, args: argparse.Namespace) -> None:
+def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator[str]:
+    """One line after another, as they are measured."""
     num_weights = layer_weights(engine) + head_weights(engine)  # of the embedding a step reads but rows
     weight_bytes = num_weights * (4 if engine.config.dtype == "float32" else 2)
     flops, bytes_per_s = gemm_flops(engine), read_bandwidth(engine)
-    print(f"roofline: {bytes_per_s / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s GEMM")
+    yield f"roofline: {bytes_per_s / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s GEMM"
 
+    peer = Peer(directory, engine.config.dtype, engine.config.device) if find_spec("transformers") else None
     prefill_s = measure_prefill(engine)
     bound_s = 2 * (layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)) / flops  # logits of one token
-    print(f"prefill {PROMPT_TOKENS}: {PROMPT_TOKENS / prefill_s:8.0f} tok/s  {bound_s / prefill_s:4.0%} of roofline")
+    yield (
+        f"prefill {PROMPT_TOKENS}:   {PROMPT_TOKENS / prefill_s:22.0f} tok/s  {bound_s / prefill_s:4.0%} of roofline"
+        + (f", {peer.prefill_s() / prefill_s:.1f}x transformers" if peer else "")
+    )
     for batch_size in args.batch_sizes:
         step_s, context = measure_decode(engine, batch_size, args)
         kv_bytes = batch_size * context * engine.layout.block_bytes / engine.layout.block_size
         bound_s = max((weight_bytes + kv_bytes) / bytes_per_s, 2 * num_weights * batch_size / flops)
-        print(
+        yield (
             f"decode at {batch_size:3}: {step_s * 1e3:8.2f} ms a step, {batch_size / step_s:7.0f} tok/s  "
             f"{bound_s / step_s:4.0%} of roofline"
+            + (f", {peer.decode_s(batch_size, args.context) / step_s:.1f}x transformers" if peer else "")
         )
+
+
+class Peer:
+    """transformers on the same checkpoint, type and device."""
+
+    def __init__(self, directory: str, dtype: str, device: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).to(device)
+        self._generate = loaded.eval().generate
+        self._device = device
+
+    def prefill_s(self) -> float:
+        """Seconds of the prompt and its first token."""
+        return best_of(partial(self._run, 1, PROMPT_TOKENS, 1), self._device, repeats=3)
+
+    def decode_s(self, batch_size: int, context: int, num_steps: int = 8) -> float:
+        """Seconds of a decode step: of a run with `num_steps` more of them, less a run without."""
+        short, long = (
+            best_of(partial(self._run, batch_size, context, 1 + steps), self._device, repeats=2)
+            for steps in (0, num_steps)
+        )
+        return (long - short) / num_steps
+
+    def _run(self, batch_size: int, num_in: int, num_out: int) -> None:
+        prompt = torch.randint(100, 500, (batch_size, num_in), device=self._device)
+        length = {"max_new_tokens": num_out, "min_new_tokens": num_out}
+        mask = torch.ones_like(prompt)
+        with torch.inference_mode():
+            self._generate(prompt, attention_mask=mask, do_sample=False, pad_token_id=0, **length)
 
 
 def layer_weights(engine: Engine) -> int:

@@ -1,21 +1,25 @@
 """How near the CPU kernels come to what the machine can do: `python -m bench.kernels`.
 
-Paged decode attention is held against a plain read of as many bytes, linear layers against `functional.linear`, and
-both sides take turns, so that whatever else the machine does slows both. Each figure is the best of many.
+Paged decode attention is held against a plain read of as many bytes, linear layers against `functional.linear`, a
+mixture of experts against `functional.linear` for each expert in use, and all sides take turns, so that whatever else
+the machine does slows all of them. Each figure is the best of many.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.api import AttentionMeta, Kernels
+from kernels.api import Attention, AttentionMeta, Kernels
+from kernels.cpu.memory import huge_pages
 from kernels.dispatch import load
 
 BLOCK_SIZE = 16
@@ -26,6 +30,7 @@ DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV hea
 ]
 LINEAR_SHAPES = [(4608, 768), (768, 2304), (384, 384)]  # outputs, inputs
 ROWS = [1, 8, 32, 256]
+EXPERTS_SHAPES = [(64, 8, 1024, 512)]  # experts, of a token, hidden size, feed-forward size
 
 
 def main(argv: list[str]) -> int:
@@ -41,35 +46,68 @@ def main(argv: list[str]) -> int:
     print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}, {args.dtype}")
     level = getattr(kernels, "level", None)
     print(f"kernels: {kernels.name} {level.name if level else ''}\n")
-    decode_attention(kernels, dtype, args.repeats)
-    linears(kernels, dtype, args.repeats)
+    num_lines = 3 + len(DECODE_SHAPES) + (len(LINEAR_SHAPES) + len(EXPERTS_SHAPES)) * len(ROWS)
+    with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+        for lines in (decode_attention, linears, experts):
+            for line in progress.track(lines(kernels, dtype, args.repeats), total=num_lines):
+                progress.console.print(line, highlight=False, soft_wrap=True)
     return 0
 
 
-def decode_attention(kernels: Kernels, dtype: torch.dtype, repeats: int) -> None:
+def decode_attention(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]:
     """Share of read bandwidth: seconds of a plain read of the same bytes, over seconds of attention."""
-    print("paged decode attention       GB/s   of a plain read")
+    yield "paged decode attention       GB/s   of a plain read"
     for num_seqs, seq_len, num_kv_heads, group, head_dim in DECODE_SHAPES:
         q, kv, meta = paged(num_seqs, seq_len, num_kv_heads, group, head_dim, dtype)
         num_bytes = 2 * num_seqs * seq_len * num_kv_heads * head_dim * dtype.itemsize
-        plain = torch.ones(num_bytes // 4)
-        attend = partial(kernels.paged_attention, q, kv, meta, 0.1)
+        plain = huge_pages(num_bytes).view(torch.float32).fill_(1)
+        attend = partial(kernels.paged_attention, q, kv, meta, Attention(0.1))
         read_s, attention_s = compare(repeats, plain.sum, attend)
         shape = f"{num_seqs} x {seq_len}, {num_kv_heads} x {group} heads of {head_dim}"
-        print(f"{shape:27} {num_bytes / attention_s / 1e9:5.1f}   {read_s / attention_s:.2f}x")
+        yield f"{shape:27} {num_bytes / attention_s / 1e9:5.1f}   {read_s / attention_s:.2f}x"
 
 
-def linears(kernels: Kernels, dtype: torch.dtype, repeats: int) -> None:
+def linears(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]:
     """Times faster than functional.linear, which lays the weight out at each call."""
-    print("\nlinear        rows   GFLOP/s    GB/s   of functional.linear")
+    yield "\nlinear        rows   GFLOP/s    GB/s   of functional.linear   int8    int4"
     for outputs, inputs in LINEAR_SHAPES:
         weight = torch.randn(outputs, inputs).to(dtype)
-        packed = kernels.pack_linear(weight, None)
+        packed = [kernels.pack_linear(weight, None, bits) for bits in (16, 8, 4)]
         for rows in ROWS:
             x = torch.randn(rows, inputs).to(dtype)
-            plain_s, packed_s = compare(repeats, partial(functional.linear, x, weight), partial(packed, x))
+            sides: list[Callable[[], object]] = [partial(functional.linear, x, weight)]
+            sides += [partial(linear, x) for linear in packed]
+            plain_s, packed_s, *rounded_s = compare(repeats, *sides)
             rates = f"{2 * rows * outputs * inputs / packed_s / 1e9:8.0f} {weight.nbytes / packed_s / 1e9:7.1f}"
-            print(f"{outputs:5} x {inputs:5} {rows:5} {rates}   {plain_s / packed_s:.2f}x")
+            others = "  ".join(f"{plain_s / seconds:5.2f}x" for seconds in rounded_s)
+            yield f"{outputs:5} x {inputs:5} {rows:5} {rates}   {plain_s / packed_s:5.2f}x             {others}"
+
+
+def experts(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]:
+    """Times faster than two calls of functional.linear for each expert that some row chose."""
+    yield "\nexperts                      rows   GFLOP/s   of functional.linear   int8    int4"
+    for num_experts, per_token, hidden, ffn in EXPERTS_SHAPES:
+        gate_up = torch.randn(num_experts, 2 * ffn, hidden).to(dtype)
+        down = torch.randn(num_experts, hidden, ffn).to(dtype)
+        packed = [kernels.pack_experts(gate_up, down, "silu", bits=bits) for bits in (16, 8, 4)]
+        for rows in ROWS:
+            x, ids = torch.randn(rows, hidden).to(dtype), torch.rand(rows, num_experts).topk(per_token).indices
+            weights = torch.rand(rows, per_token)
+            sides: list[Callable[[], object]] = [partial(one_by_one, x, ids, gate_up, down)]
+            sides += [partial(run, x, ids, weights) for run in packed]
+            plain_s, packed_s, *rounded_s = compare(repeats, *sides)
+            flops = 6 * rows * per_token * hidden * ffn
+            others = "  ".join(f"{plain_s / seconds:5.2f}x" for seconds in rounded_s)
+            shape = f"{per_token} of {num_experts}, {hidden} x {ffn}"
+            yield f"{shape:27} {rows:5} {flops / packed_s / 1e9:9.0f}   {plain_s / packed_s:5.2f}x             {others}"
+
+
+def one_by_one(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> None:
+    """What there would be to do without grouping by expert in compiled code."""
+    for expert in set(ids.flatten().tolist()):
+        tokens = (ids == expert).any(1).nonzero().flatten()
+        gate, up = functional.linear(x[tokens], gate_up[expert]).chunk(2, -1)
+        functional.linear(functional.silu(gate) * up, down[expert])
 
 
 def paged(
@@ -78,7 +116,9 @@ def paged(
     """One query per sequence; blocks in random order in a pool of four layers."""
     blocks_per_seq = -(-seq_len // BLOCK_SIZE)
     num_blocks = num_seqs * blocks_per_seq
-    pool = torch.randn(num_blocks, 4, 2, num_kv_heads, BLOCK_SIZE, head_dim).to(dtype)
+    shape = (num_blocks, 4, 2, num_kv_heads, BLOCK_SIZE, head_dim)
+    pool = huge_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)  # as the engine allocates it
+    pool.normal_()
     meta = AttentionMeta(
         query_start=torch.arange(num_seqs + 1, dtype=torch.int32),
         seq_lens=torch.full((num_seqs,), seq_len, dtype=torch.int32),

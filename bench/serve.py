@@ -27,17 +27,17 @@ from bench._sse_client import Stream, StreamClient
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run each concurrency once; exit code 1 where a request failed."""
-    args = _parse(argv)
-    runs = [asyncio.run(_run(args, concurrency)) for concurrency in args.concurrency]
+    args = parse(argv)
+    runs = [asyncio.run(measure(args, concurrency)) for concurrency in args.concurrency]
     command = shlex.join(["python", "-m", "bench.serve", *(sys.argv[1:] if argv is None else argv)])
-    report = {"machine": _machine(), "command": command, "runs": runs}
+    report = {"machine": machine(), "command": command, "runs": runs}
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
     print(_table(report))
     return 1 if any(run["failed"] for run in runs) else 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.serve", description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="endpoint without /v1")
     parser.add_argument("--model", default="", help="model name; the first that the endpoint lists")
@@ -56,7 +56,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-async def _run(args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
+async def measure(args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
     parts = urlsplit(args.url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     draw = random.Random(args.seed)
@@ -83,10 +83,15 @@ async def _closed_loop(
     streams: list[Stream] = []
 
     async def work() -> None:
-        client = await StreamClient.connect(host, port)
+        client, is_used = await StreamClient.connect(host, port), False
         while bodies:
-            stream = await client.post(path, bodies.pop(), args.api_key, args.timeout_s)
+            body = bodies.pop()
+            stream = await client.post(path, body, args.api_key, args.timeout_s)
+            if is_used and not stream.status:  # servers may close a connection that lies idle
+                client = await StreamClient.connect(host, port)
+                stream = await client.post(path, body, args.api_key, args.timeout_s)
             streams.append(stream)
+            is_used = True
             if not stream.ok:
                 client.close()
                 client = await StreamClient.connect(host, port)
@@ -139,7 +144,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
 
 
-def _machine() -> str:
+def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
 

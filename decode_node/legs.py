@@ -5,8 +5,8 @@ import time
 
 from baton.request import Generation
 from baton.v1 import transfer_pb2, types_pb2
+from engine.grammar.state import GrammarState
 from engine.request import Request
-from engine.sampler import Logprobs
 from kv_transfer import IncomingTransfer
 
 
@@ -20,6 +20,7 @@ class DecodeLeg:
         self._generation = generation
         self._loop = loop
         self.arrived_s = time.monotonic()  # of its commit, once its KV has been shipped
+        self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
         self.incoming: IncomingTransfer | None = None
         self.accepted: asyncio.Future[transfer_pb2.Grant | None] = loop.create_future()  # what the RPC waits for
@@ -28,12 +29,16 @@ class DecodeLeg:
         self.is_shipped = False  # nothing is written into its blocks any more, and all of it is there
         self.is_ending = False  # the owner cleans up: that must not be interrupted
         self.has_started = False
-        self.num_output_tokens = generation.num_output_tokens  # known to the router
 
     @property
     def generation(self) -> Generation:
         """What the router asked for."""
         return self._generation
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Of all attempts so far."""
+        return self._generation.num_output_tokens if self.request is None else self.request.num_output_tokens
 
     def cancel(self) -> None:
         """Have the owner end. Idempotent, returns at once."""
@@ -49,7 +54,6 @@ class DecodeLeg:
         """Its KV has been shipped, and token 0 was told by the prefill node: tokens from the next one on are ours."""
         self.is_shipped = True
         self.arrived_s = time.monotonic()
-        self.num_output_tokens += 1
 
     def started(self, request: Request) -> types_pb2.Started:
         """For the router, once the request's first step here is over."""
@@ -62,17 +66,6 @@ class DecodeLeg:
             queue_s=max(0.0, began_s - self.arrived_s),
             prefill_s=0.0 if self.is_shipped else request.first_token_s - began_s,
             first_step_s=now_s - began_s,
-        )
-
-    def logprobs(self, index: int, logprobs: Logprobs) -> types_pb2.TokenLogprobs:
-        """Of the token at that output position."""
-        return types_pb2.TokenLogprobs(
-            key=self.generation.key,
-            attempt=self.generation.attempt,
-            index=index,
-            logprob=logprobs.logprob,
-            top_token_ids=logprobs.top_token_ids,
-            top_logprobs=logprobs.top_logprobs,
         )
 
     def _cancel_owner(self) -> None:

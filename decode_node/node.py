@@ -8,10 +8,12 @@ from baton import redis_client
 from baton.lifecycle import Shutdown
 from baton.node_shell import NodeFacts, NodeShell, say_progress
 from baton.settings import NodeConfig
-from baton.v1 import decode_pb2, decode_pb2_grpc
+from baton.v1 import decode_pb2, decode_pb2_grpc, prompt_pb2, prompt_pb2_grpc
 from decode_node.service import DecodeService
+from engine import passing_thread
 from engine.engine import Engine
 from engine.outputs import StepOutput
+from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
 from kv_transfer import KVPool, KVReceiver, choose
 
@@ -24,7 +26,7 @@ def load(config: NodeConfig) -> Engine:
     """The model, which takes long. Raises ConfigError where the node cannot start."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     asyncio.run(redis_client.check(config.redis_url))
-    return Engine.load(config.model, config, say_progress)
+    return passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
 
 
 async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
@@ -41,6 +43,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
 
     def deliver(step: StepOutput) -> None:
         service.deliver(step)
+        prompts.deliver(step)
         shell.index.put(step.stored, step.evicted)
 
     def on_crash(error: BaseException) -> None:
@@ -54,6 +57,8 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     receiver = KVReceiver(pool, shell.node_id, shell.epoch, config.host, transport, config.service_token)
     receiver.add_to(shell.server)
     service = DecodeService(engine.layout, engine.num_blocks, step_loop, receiver, shell.sessions, shell.board)
+    prompts = PromptService(step_loop, shell.sessions, shell.board)
+    prompt_pb2_grpc.add_PromptServicer_to_server(prompts, shell.server)
     decode_pb2_grpc.add_DecodeServicer_to_server(service, shell.server)
     try:
         await shell.listen()
@@ -65,8 +70,10 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     finally:
         await shell.leave()
         await service.close()
+        await prompts.close()
         await receiver.close()
         await step_loop.stop()
+        engine.close()
         await shell.close()
         await redis.aclose()
 
@@ -74,7 +81,10 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
 def _facts(config: NodeConfig, engine: Engine) -> NodeFacts:
     return NodeFacts(
         role="decode",
-        services=(decode_pb2.DESCRIPTOR.services_by_name["Decode"].full_name,),
+        services=(
+            decode_pb2.DESCRIPTOR.services_by_name["Decode"].full_name,
+            prompt_pb2.DESCRIPTOR.services_by_name["Prompt"].full_name,
+        ),
         models=config.served_model_name,
         model_fingerprint=engine.layout.model_fingerprint,
         block_size=engine.config.block_size,

@@ -1,50 +1,103 @@
-"""From the engine's steps to the routers' sessions: rows of tokens, first steps, ends; and the load to the board."""
+"""From the engine's steps to the routers' sessions: rows of tokens, first steps, ends; and the load to the board.
+
+Tokens go as columns. Which rows go to which router is found out anew only where the running requests have changed; a
+row that comes after its leg's end is dropped by the router, to whom the leg is unknown by then.
+"""
+
+from operator import itemgetter
+from typing import NamedTuple
 
 from baton.node_load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
 from baton.request import FinishReason
 from baton.sessions import Session, Sessions
 from decode_node.legs import DecodeLeg
-from engine.outputs import Output, StepOutput
+from engine.outputs import StepOutput
 from engine.owners import Owners
-from engine.request import RequestState
+from engine.request import Request
+from engine.wire import token_logprobs
+
+
+class _Group(NamedTuple):
+    """The rows of a step that one router is told."""
+
+    session: Session
+    places: list[int]
+    keys: list[int]
+    attempts: list[int]
 
 
 class Outputs(Owners[DecodeLeg]):
     """What the routers are told."""
 
     def __init__(self, sessions: Sessions, board: LoadBoard) -> None:
-        super().__init__(board, RequestState.RESERVED)
+        super().__init__(board)
         self._sessions = sessions
+        self._grouped: list[Request] = []
+        self._groups: list[_Group] = []
 
     def deliver(self, step: StepOutput) -> None:
         """In the event loop: put a step's tokens into the outboxes, and send them off."""
-        for token in step.outputs:
-            leg = self.of(token.request)
-            session = None if leg is None else self._sessions.of(leg)
+        for request in step.begun:
+            self._begin(request)
+        if step.requests:
+            self._add_tokens(step)
+        for place, logprobs in step.logprobs.items():
+            leg, session = self._waiting(step.requests[place])
             if leg is not None and session is not None:
-                self._tell(leg, session, token)
+                session.add_logprobs(token_logprobs(leg.generation, step.indices[place], logprobs))
+        for request in step.ended:
+            self._finish(request)
         self._sessions.flush()
 
-    def _tell(self, leg: DecodeLeg, session: Session, token: Output) -> None:
-        if not leg.has_started:
-            leg.has_started = True
-            session.add_started(leg.started(token.request))
-            PROMPT_TOKENS.inc(token.request.num_prompt_tokens)
-            CACHED_TOKENS.inc(token.request.num_cached_tokens)
-        if token.error is None and token.index >= leg.num_output_tokens:
-            OUTPUT_TOKENS.inc()
-            session.add_token(leg.generation, token.index, token.token_id)
-            leg.num_output_tokens = token.index + 1
-            if token.logprobs is not None:
-                session.add_logprobs(leg.logprobs(token.index, token.logprobs))
-        if token.finish_reason is not FinishReason.UNFINISHED:
-            self._finish(leg, token)
+    def _add_tokens(self, step: StepOutput) -> None:
+        if step.requests is not self._grouped or not self._groups:
+            self._grouped, self._groups = step.requests, self._group(step.requests)
+        for session, places, keys, attempts in self._groups:
+            OUTPUT_TOKENS.inc(len(places))
+            if len(places) == len(step.requests):
+                session.add_tokens(keys, attempts, step.indices, step.token_ids)
+            else:
+                indices, token_ids = (_at(column, places) for column in (step.indices, step.token_ids))
+                session.add_tokens(keys, attempts, indices, token_ids)
 
-    def _finish(self, leg: DecodeLeg, token: Output) -> None:
+    def _group(self, requests: list[Request]) -> list[_Group]:
+        groups: dict[int, _Group] = {}
+        for place, request in enumerate(requests):
+            leg, session = self._waiting(request)
+            if leg is not None and session is not None:
+                group = groups.setdefault(id(session), _Group(session, [], [], []))
+                group.places.append(place)
+                group.keys.append(leg.generation.key)
+                group.attempts.append(leg.generation.attempt)
+        return list(groups.values())
+
+    def _waiting(self, request: Request) -> tuple[DecodeLeg | None, Session | None]:
+        """Who waits for what this request brings, if anybody does."""
+        leg = self.of(request)
+        return leg, None if leg is None else self._sessions.of(leg)
+
+    def _begin(self, request: Request) -> None:
+        leg, session = self._waiting(request)
+        if leg is None or session is None or leg.has_started:
+            return
+        leg.has_started = True
+        session.add_started(leg.started(request))
+        PROMPT_TOKENS.inc(request.num_prompt_tokens)
+        CACHED_TOKENS.inc(request.num_cached_tokens)
+
+    def _finish(self, request: Request) -> None:
+        self._begin(request)  # where the token that came along with its KV was the last one, there was no step
+        leg, session = self._waiting(request)
+        if leg is None or session is None:
+            return
         code, message = "", ""
-        if token.error is not None:
-            code, message = token.error.code or "", token.error.message
+        if request.error is not None:
+            code, message = request.error.code or "", request.error.message
             ERRORS.labels(code).inc()
-        self._sessions.finish(leg, leg.num_output_tokens, token.finish_reason, code, message)
+        self._sessions.finish(leg, request.num_output_tokens, FinishReason(request.finish_reason), code, message)
         if not leg.over.done():
             leg.over.set_result(None)
+
+
+def _at(column: list[int], places: list[int]) -> list[int]:
+    return list(itemgetter(*places)(column)) if len(places) > 1 else [column[places[0]]]

@@ -15,23 +15,15 @@ engine and then running. The router hears of a leg's end by Finished, unless it 
 """
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import Any
 
 from grpc import aio
 
 from baton import rpc_errors
-from baton.errors import (
-    BatonError,
-    Cancelled,
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    InvalidRequest,
-    NodeUnavailable,
-    Overloaded,
-)
+from baton.errors import BatonError, Cancelled, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
+from baton.legs import within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.sessions import Sessions
@@ -46,9 +38,6 @@ from engine.step_loop import StepLoop
 from kv_transfer import KVReceiver
 
 MAX_LEASE_S = 120.0
-MAX_WAITING = 1024
-
-_log = logging.getLogger(__name__)
 
 
 class DecodeService(decode_pb2_grpc.DecodeServicer):
@@ -125,19 +114,12 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         """Walk a leg through its states, then give back what it holds, whatever happened."""
         error: BatonError | None = None
         try:
-            self._check(leg.generation)
-            self._sessions.open(leg)
-            async with asyncio.timeout(leg.generation.timeout_ms / 1000):
+            async with within_time(leg.generation):
+                self._check(leg.generation)
+                self._sessions.open(leg)
                 await walk
         except BatonError as raised:
             error = raised
-        except TimeoutError:
-            error = DeadlineExceeded("the request's time is up")
-        except asyncio.CancelledError:
-            error = NodeUnavailable("given up by its router, or by this node")
-        except Exception:
-            _log.exception("leg failed", extra={"request_id": leg.generation.request_id})
-            error = BatonError("internal error")
         leg.is_ending = True
         walk.close()
         self._tell_end(leg, error)
@@ -162,6 +144,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
             raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
 
     async def _receive(self, leg: DecodeLeg, prefill_node_id: str, prefill_epoch: int) -> None:
+        leg.grammar = await self._step_loop.prepare(leg.generation)
         await self._reservations.take(lambda: self._step_loop.call(lambda engine: self._reserve(engine, leg)))
         request = leg.reserved()
         incoming = leg.incoming = self._receiver.grant(
@@ -179,7 +162,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         await leg.over
 
     def _reserve(self, engine: Engine, leg: DecodeLeg) -> bool:
-        request = engine.reserve(leg.generation)
+        request = engine.reserve(leg.generation, leg.grammar)
         if request is None:
             self.outputs.publish(engine)  # the queue is a sign of load too
             return False
@@ -194,14 +177,14 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         self.outputs.publish(engine)
 
     async def _generate(self, leg: DecodeLeg) -> None:
-        if self._board.load().num_waiting >= MAX_WAITING:
-            raise Overloaded("too many requests wait on this node")
+        self._board.check_room()
+        leg.grammar = await self._step_loop.prepare(leg.generation)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
         leg.accepted.set_result(None)
         await leg.over
 
     def _add(self, engine: Engine, leg: DecodeLeg) -> None:
-        self._expect(engine, engine.add(leg.generation, prefill_only=False), leg)
+        self._expect(engine, engine.add(leg.generation, prefill_only=False, grammar=leg.grammar), leg)
 
     def _release(self, engine: Engine, leg: DecodeLeg) -> None:
         """Comes after whatever the leg had asked of the engine before."""

@@ -1,4 +1,4 @@
-"""The arrays of one step: what the decoder reads, built from the scheduled requests without a loop over tokens."""
+"""The arrays of one step: what the decoder reads, gathered from the rows without a loop over tokens or requests."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.request import Request
-from engine.rows import Rows
-from engine.scheduler import Scheduled
+from engine.rows import Rows, Schedule, places
 from kernels.api import AttentionMeta
 
 
@@ -25,16 +24,19 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step. T tokens of B requests; each request's tokens are neighbours, in order."""
+    """One step. T tokens of B requests; each request's tokens are neighbours, in order.
 
-    scheduled: list[Scheduled]
-    rows: NDArray[np.int64]  # [B], into `Rows`
+    Of the last layer W rows are wanted: each request's last token, and all tokens of those whose prompts are scored.
+    """
+
+    schedule: Schedule
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     slots: Tensor  # [T] int64
     meta: AttentionMeta
-    last: Tensor | None  # [B] int64, index of each request's last token; None where each request has just one
+    last: Tensor | None  # [W] int64, index of each wanted token; None where all are
     last_meta: AttentionMeta  # as if these were the only queries
+    wanted_start: NDArray[np.int32]  # [B + 1], prefix sums of each request's wanted rows
     block_size: int
 
     @property
@@ -42,22 +44,24 @@ class Batch:
         """T."""
         return self.token_ids.shape[0]
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """[B], into `Rows`."""
+        return self.schedule.rows
+
     def progress(self) -> Iterator[Progress]:
         """Of each request; while the batch is being computed, `request.num_computed_tokens` is still the old one."""
-        for request, num_tokens in self.scheduled:
+        for request, num_tokens in zip(self.schedule.requests, self.schedule.num_tokens.tolist(), strict=True):
             after = request.num_computed_tokens + num_tokens
             rounded = after + self.block_size - 1 if after == request.num_tokens else after
             yield Progress(request, after, rounded // self.block_size)
 
 
-def build(scheduled: list[Scheduled], rows: Rows, block_size: int, device: torch.device) -> Batch:
+def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device) -> Batch:
     """The arrays of a step, on the device."""
-    num_requests = len(scheduled)
-    row = np.fromiter((request.row for request, _ in scheduled), np.int64, num_requests)
-    lengths = np.fromiter((num_tokens for _, num_tokens in scheduled), np.int64, num_requests)
-    computed = np.fromiter((request.num_computed_tokens for request, _ in scheduled), np.int64, num_requests)
-    query_start = np.zeros(num_requests + 1, np.int32)
-    np.cumsum(lengths, out=query_start[1:])
+    row, lengths = schedule.rows, schedule.num_tokens
+    computed = rows.num_tokens[row] - rows.num_uncomputed[row]
+    query_start = _prefix_sums(lengths)
     seq_lens = computed + lengths
     max_query_len, max_seq_len = int(lengths.max()), int(seq_lens.max())
     one_each = max_query_len == 1
@@ -73,27 +77,51 @@ def build(scheduled: list[Scheduled], rows: Rows, block_size: int, device: torch
     seq_lens_on = _on(seq_lens.astype(np.int32), device)
     tables_on = _on(rows.block_tables[row, :num_blocks], device)
     meta = AttentionMeta(_on(query_start, device), seq_lens_on, tables_on, max_query_len, max_seq_len)
-    ones = np.arange(num_requests + 1, dtype=np.int32)
+    last, wanted_start, last_meta = None, query_start, meta
+    if not one_each and (num_wanted := np.where(rows.scores_prompt[row], lengths, 1)).sum() < len(positions):
+        wanted_start = _prefix_sums(num_wanted)
+        last = _on(_last_of_each(query_start[1:], num_wanted, wanted_start), device)
+        last_meta = AttentionMeta(_on(wanted_start, device), seq_lens_on, tables_on, int(num_wanted.max()), max_seq_len)
     return Batch(
-        scheduled=scheduled,
-        rows=row,
-        token_ids=_on(_token_ids(scheduled, computed, int(query_start[-1])), device),
+        schedule=schedule,
+        token_ids=_on(_token_ids(schedule, rows, computed, query_start), device),
         positions=_on(positions, device),
         slots=_on(slots, device),
         meta=meta,
-        last=None if one_each else _on(query_start[1:].astype(np.int64) - 1, device),
-        last_meta=meta if one_each else AttentionMeta(_on(ones, device), seq_lens_on, tables_on, 1, max_seq_len),
+        last=last,
+        last_meta=last_meta,
+        wanted_start=wanted_start,
         block_size=block_size,
     )
 
 
-def _token_ids(scheduled: list[Scheduled], computed: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    if total == len(scheduled):
-        tokens = (request.token_ids[start] for (request, _), start in zip(scheduled, computed.tolist(), strict=True))
-        return np.fromiter(tokens, np.int64, total)
-    begun = zip(scheduled, computed.tolist(), strict=True)
-    parts = [np.array(request.token_ids[start : start + n], np.int64) for (request, n), start in begun]
-    return np.concatenate(parts)
+def _prefix_sums(counts: NDArray[np.int64]) -> NDArray[np.int32]:
+    sums = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=sums[1:])
+    return sums
+
+
+def _last_of_each(ends: NDArray[np.int32], counts: NDArray[np.int64], starts: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The `counts` indices before each of `ends`; `starts` are their prefix sums."""
+    first = ends - counts
+    return np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)
+
+
+def _token_ids(
+    schedule: Schedule, rows: Rows, computed: NDArray[np.int64], query_start: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """[T]: what decodes takes its last token; only prompts are read from their requests."""
+    row, lengths = schedule.rows, schedule.num_tokens
+    prompts = places(rows.num_uncomputed[row] > 1)
+    if not len(prompts):
+        return rows.last_token[row]
+    token_ids = np.empty(query_start[-1], np.int64)
+    token_ids[query_start[1:] - 1] = rows.last_token[row]
+    for place in prompts.tolist():
+        start, num_tokens = int(computed[place]), int(lengths[place])
+        part = schedule.requests[place].token_ids[start : start + num_tokens]
+        token_ids[query_start[place] : query_start[place + 1]] = part
+    return token_ids
 
 
 def _on(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -29,10 +29,10 @@ class KVCache:
         self.layers = [self._view(layer) for layer in range(layout.num_layers)]
 
     def _view(self, layer: int) -> Tensor:
-        """[num_blocks, 2, num_kv_heads, block_size, head_dim] of one layer, strided into the pool."""
+        """[num_blocks, planes, num_kv_heads, block_size, head_dim] of one layer, strided into the pool."""
         layout = self.layout
         group, inner = divmod(layer, layout.layers_per_group)
-        shape = (layout.num_layer_groups, self.num_blocks, layout.layers_per_group, 2)
+        shape = (layout.num_layer_groups, self.num_blocks, layout.layers_per_group, layout.num_planes)
         block = (layout.num_kv_heads, layout.block_size, layout.head_dim)
         return self.pool.view(getattr(torch, layout.dtype)).view(*shape, *block)[group, :, inner]
 

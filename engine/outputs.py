@@ -1,12 +1,13 @@
-"""What a step has brought forth: tokens, ends of requests, and changes of the prefix cache."""
+"""What a step has brought forth: tokens, ends of requests, results about prompts, and changes of the prefix cache."""
 
 from dataclasses import dataclass, field
 
 from baton.errors import BatonError
 from baton.prefix_hash import BlockHash
 from baton.request import FinishReason
+from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request
-from engine.sampler import Logprobs
+from engine.sampling.sampler import Logprobs
 
 NO_TOKEN = -1
 
@@ -17,7 +18,7 @@ class Output:
 
     request: Request
     index: int  # output position, those of earlier attempts counted
-    token_id: int  # NO_TOKEN where the request ended in an error
+    token_id: int  # NO_TOKEN where the request ended without one
     logprobs: Logprobs | None
     finish_reason: FinishReason  # of a prefill-only request: UNFINISHED unless its first token is its last
     error: BatonError | None
@@ -25,9 +26,18 @@ class Output:
 
 @dataclass(slots=True)
 class StepOutput:
-    """Of one step. Without scheduled tokens nothing could run, and nothing will until the engine is changed."""
+    """Of one step. Without scheduled tokens nothing could run, and nothing will until the engine is changed.
 
-    outputs: list[Output] = field(default_factory=list)
+    Tokens are columns: request `requests[i]` has drawn `token_ids[i]`, at output position `indices[i]`.
+    """
+
+    requests: list[Request] = field(default_factory=list)  # the same list while the same requests draw
+    token_ids: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    logprobs: dict[int, Logprobs] = field(default_factory=dict)  # by i, where they were asked for
+    begun: list[Request] = field(default_factory=list)  # those that had drawn none on this node before
+    ended: list[Request] = field(default_factory=list)  # they run no more: finished, failed, or prefilled
+    prompt_logprobs: list[tuple[Request, PromptLogprobs]] = field(default_factory=list)
     stored: list[BlockHash] = field(default_factory=list)  # net of the time since the step before
     evicted: list[BlockHash] = field(default_factory=list)
     num_scheduled_tokens: int = 0
@@ -35,4 +45,19 @@ class StepOutput:
     @property
     def is_empty(self) -> bool:
         """Whether nobody needs to hear of it."""
-        return not (self.outputs or self.stored or self.evicted)
+        return not (self.requests or self.ended or self.prompt_logprobs or self.stored or self.evicted)
+
+    @property
+    def outputs(self) -> list[Output]:
+        """Tokens and ends one by one, for those who have few of them."""
+        ended = {id(request): request for request in self.ended}
+        outputs = []
+        for i, (request, index, token_id) in enumerate(zip(self.requests, self.indices, self.token_ids, strict=True)):
+            over = ended.pop(id(request), None) is not None
+            reason = request.finish_reason if over else FinishReason.UNFINISHED
+            outputs.append(Output(request, index, token_id, self.logprobs.get(i), reason, None))
+        outputs += [
+            Output(request, request.num_output_tokens, NO_TOKEN, None, request.finish_reason, request.error)
+            for request in ended.values()
+        ]
+        return outputs

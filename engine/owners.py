@@ -4,7 +4,7 @@ from typing import Generic, Protocol, TypeVar
 
 from baton.node_load import LoadBoard
 from engine.engine import Engine
-from engine.request import Request, RequestState
+from engine.request import Request
 
 
 class Owner(Protocol):
@@ -19,10 +19,8 @@ AnyOwner = TypeVar("AnyOwner", bound=Owner)
 class Owners(Generic[AnyOwner]):
     """Filled and emptied on the step thread, looked at in the event loop; each change is atomic."""
 
-    def __init__(self, board: LoadBoard, leased: RequestState) -> None:
-        """Blocks of requests in the state `leased` are those that a transfer may touch."""
+    def __init__(self, board: LoadBoard) -> None:
         self._board = board
-        self._leased = leased
         self._owners: dict[int, AnyOwner] = {}  # by id(request)
 
     def expect(self, request: Request, owner: AnyOwner) -> None:
@@ -39,13 +37,9 @@ class Owners(Generic[AnyOwner]):
 
     def publish(self, engine: Engine) -> None:
         """On the step thread: what the engine looks like now."""
-        leased: set[int] = set()
-        for owner in self._owners.values():
-            if owner.request is not None and owner.request.state is self._leased:
-                leased.update(owner.request.block_ids)
         self._board.publish(
             engine.current_load(),
             num_cached=engine.blocks.num_cached_blocks,
-            num_leased=len(leased),
+            num_leased=engine.num_idle_blocks,
             num_preemptions=engine.num_preemptions,
         )

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from engine.config import ModelConfig
+from engine.model.config import ModelConfig
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -55,7 +55,7 @@ LLAMA_107M = TINY | {
 
 
 def write(model_dir: str | Path, config: dict[str, Any] | None = None, *, seed: int = 0, num_shards: int = 1) -> Path:
-    """Make the directory; `config` is a whole config.json (TINY if none), of any served architecture."""
+    """Make the directory; `config` is a whole config.json (TINY if none) of a Llama, Mistral, Qwen2 or Qwen3."""
     directory = Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     config = TINY if config is None else config

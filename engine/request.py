@@ -5,13 +5,18 @@ reserve  -> RESERVED -> (start) READY -> RUNNING -> FINISHED
 preempt     RUNNING -> WAITING;      release: any state -> FINISHED
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from enum import Enum, auto
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from baton.errors import BatonError
 from baton.prefix_hash import BlockHash, block_hashes
 from baton.request import FinishReason, Generation, SamplingParams
-from engine.token_counts import TokenCounts
+from engine.grammar.state import GrammarState
+from engine.sampling.token_counts import TokenCounts
 
 
 class RequestState(Enum):
@@ -25,26 +30,54 @@ class RequestState(Enum):
     FINISHED = auto()
 
 
+class PromptWork(NamedTuple):
+    """What a request wants of its prompt besides the KV."""
+
+    num_logprobs: int = -1  # -1: none; n: of each prompt token, and of the n likeliest in its place
+    embeds: bool = False  # a vector instead of a token
+
+
+NO_PROMPT_WORK = PromptWork()
+
+
 class Request:
     """Changed by the engine alone, on the step thread."""
 
     def __init__(
-        self, generation: Generation, root: BlockHash, block_size: int, arrival_s: float, *, prefill_only: bool = False
+        self,
+        generation: Generation,
+        root: BlockHash,
+        block_size: int,
+        arrival_s: float,
+        *,
+        prefill_only: bool = False,
+        prompt_work: PromptWork = NO_PROMPT_WORK,
+        eos_token_ids: Set[int] = frozenset(),
+        max_model_len: int = 2**31,
+        grammar: GrammarState | None = None,
     ) -> None:
+        sampling = generation.sampling
         self.generation = generation
         self.prefill_only = prefill_only
+        self.prompt_work = prompt_work
+        self.stop_token_ids = frozenset(() if sampling.ignore_eos else eos_token_ids).union(sampling.stop_token_ids)
+        self.length_limit = min(generation.num_prompt_tokens + sampling.max_tokens, max_model_len)  # of all tokens
         self.state = RequestState.WAITING
         self.token_ids = list(generation.token_ids)  # the prompt, then output tokens, those of earlier attempts too
-        self.num_computed_tokens = 0  # KV of token_ids[:num_computed_tokens] is in the pool
+        self.num_uncomputed_tokens = len(self.token_ids)  # at the end of token_ids; 1 in plain decoding
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when first scheduled
         self.num_present_blocks = 0  # of a reserved request: found in the prefix cache
         self.num_preemptions = 0
         self.block_ids: list[int] = []
         self.chain: list[int] = []  # published block of each leading full block: its own, or an equal one that it pins
         self.row = -1  # in `engine.rows`, while running
+        self.has_begun = False  # has drawn a token on this node
         self.finish_reason = FinishReason.UNFINISHED
         self.token_counts: TokenCounts | None = None  # made when a penalty first asks for it
+        self.bias: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # likewise: tokens, values
+        self.grammar = grammar
         self.error: BatonError | None = None
+        self.embedding = b""  # fp32, where one was asked for and computed
         self.arrival_s = arrival_s  # monotonic; of a reserved request, when it was started
         self.first_scheduled_s = 0.0
         self.first_token_s = 0.0
@@ -88,14 +121,29 @@ class Request:
         return len(self.token_ids) - self.generation.num_prompt_tokens
 
     @property
-    def num_uncomputed_tokens(self) -> int:
-        """Tokens whose KV is still to be computed; 1 in plain decoding."""
-        return len(self.token_ids) - self.num_computed_tokens
+    def num_computed_tokens(self) -> int:
+        """KV of token_ids[:num_computed_tokens] is in the pool."""
+        return len(self.token_ids) - self.num_uncomputed_tokens
+
+    @num_computed_tokens.setter
+    def num_computed_tokens(self, num_tokens: int) -> None:
+        self.num_uncomputed_tokens = len(self.token_ids) - num_tokens
 
     @property
     def is_finished(self) -> bool:
         """Whether it will never run again."""
         return self.state in (RequestState.FINISHED, RequestState.HELD)
+
+    def append(self, token_id: int) -> None:
+        """An output token, whose KV is not there yet."""
+        self.token_ids.append(token_id)
+        self.num_uncomputed_tokens += 1
+
+    def reason_to_finish(self) -> FinishReason:
+        """After its last token was appended."""
+        if self.token_ids[-1] in self.stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_tokens >= self.length_limit else FinishReason.UNFINISHED
 
     def block_tokens(self, index: int) -> Sequence[int]:
         """Tokens of the block at that place."""

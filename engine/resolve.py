@@ -11,10 +11,11 @@ from baton.config import parse_bytes
 from baton.errors import ConfigError
 from baton.kv_layout import DTYPE_BYTES, KVLayout
 from baton.settings import EngineFlags
-from engine.checkpoint import Checkpoint
-from engine.config import EngineConfig, ModelConfig
-from engine.fingerprint import fingerprint
+from engine.config import EngineConfig
 from engine.kv_cache import layers_per_group
+from engine.model.checkpoint import Checkpoint
+from engine.model.config import ModelConfig
+from engine.model.fingerprint import fingerprint
 
 _CPU_SHARE, _CPU_MAX_BYTES = 0.25, 2 * 2**30
 _GPU_SHARE = 0.90
@@ -46,6 +47,7 @@ def resolve(flags: EngineFlags, model_dir: str | Path) -> EngineConfig:
         dtype=dtype,
         device=device,
         num_threads=flags.num_threads or len(os.sched_getaffinity(0)),
+        quantization=flags.quantization,
     )
 
 
@@ -57,6 +59,7 @@ def layout(model: ModelConfig, block_size: int, dtype: str, model_fingerprint: s
         block_size=block_size,
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
+        num_planes=model.num_planes,
         dtype=dtype,
         model_fingerprint=model_fingerprint,
     )
@@ -65,8 +68,9 @@ def layout(model: ModelConfig, block_size: int, dtype: str, model_fingerprint: s
 def kv_fingerprint(model_dir: str | Path, model: ModelConfig, config: EngineConfig) -> str:
     """Of all that the KV of a token depends on, apart from the tokens before it."""
     extras = [config.dtype]
-    if model.rope.kind == "dynamic":  # its one base follows from the longest request
-        extras.append(f"rope over {max(config.max_model_len, model.rope.max_position_embeddings)}")
+    if config.quantization != "none":
+        extras.append(config.quantization)
+    extras += [rope.variant(config.max_model_len) for rope in (model.rope, model.local_rope)]
     return fingerprint(model_dir, Checkpoint(model_dir).files, *extras)
 
 
@@ -89,7 +93,13 @@ def _max_model_len(flags: EngineFlags, model: ModelConfig) -> int:
         raise ConfigError(
             f"--max-model-len {flags.max_model_len} is more than the {model.rope.max_length} positions of the model"
         )
-    return flags.max_model_len or model.rope.default_length
+    length = flags.max_model_len or model.rope.default_length
+    if model.rope.kind == "longrope" and not flags.max_model_len and length < model.rope.max_length:
+        _log.warning(
+            "max_model_len is %d: up to %d may be asked for, with the RoPE factors for long contexts then",
+            *(length, model.rope.max_length),
+        )
+    return length
 
 
 def _shortened(flags: EngineFlags, max_model_len: int, num_blocks: int, block_bytes: int) -> int:
@@ -111,9 +121,10 @@ def _kv_bytes(flags: EngineFlags, model: ModelConfig, model_dir: str | Path, dev
     if device == "cpu":
         return min(int(_CPU_SHARE * _available_bytes()), _CPU_MAX_BYTES)
     free, _ = torch.cuda.mem_get_info()
-    weights = sum(file.stat().st_size for file in Checkpoint(model_dir).files)
-    weights = weights * DTYPE_BYTES[dtype] // DTYPE_BYTES[model.dtype]
+    weights = Checkpoint(model_dir).num_values() * DTYPE_BYTES[dtype]
     widest = max(model.intermediate_size, model.hidden_size)
+    if model.mixture:
+        widest = max(widest, model.mixture.ffn_size * model.mixture.routing.experts_per_token)
     activations = flags.max_num_batched_tokens * widest * _GPU_ACTIVATION_BYTES_PER_TOKEN
     logits = flags.max_num_seqs * model.vocab_size * 12  # in the model's type, in fp32, and one copy
     return max(int(_GPU_SHARE * free) - weights - activations - logits, 0)

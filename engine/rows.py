@@ -1,16 +1,35 @@
 """Columns over the running requests, one row each, so that a step gathers arrays instead of walking Python objects.
 
-A request has a row from being scheduled until it stops running. Rows hold what changes rarely: block tables and
-sampling parameters.
+A request has a row from being scheduled until it stops running. Block tables and sampling parameters change rarely;
+how far each request has come changes with each step (`advance`), for all rows at once. What a `Request` says of its own
+progress is kept equal.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.logit_adjust import adjusts_logits
 from engine.request import Request
+from engine.sampling.logit_adjust import adjusts_logits
 
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy: dividing by less overflows
+_NO_STOP = -1
+
+
+class Schedule(NamedTuple):
+    """What a step computes: of each request, in order, `num_tokens` tokens from the first uncomputed one on."""
+
+    requests: list[Request]  # never changed; the same list from step to step while the same requests run
+    rows: NDArray[np.int64]  # [B]
+    num_tokens: NDArray[np.int64]  # [B]
+
+
+def places(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where a column is true; `numpy.flatnonzero` takes three times as long."""
+    where: NDArray[np.int64] = mask.nonzero()[0]
+    return where
 
 
 class Rows:
@@ -18,7 +37,7 @@ class Rows:
 
     def __init__(self, num_rows: int, max_blocks_per_request: int) -> None:
         self._free = list(range(num_rows))
-        self._num_blocks = np.zeros(num_rows, np.int32)  # entries of block_tables that are set
+        self.num_blocks: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # entries of block_tables that are set
         self.block_tables: NDArray[np.int32] = np.zeros((num_rows, max_blocks_per_request), np.int32)
         self.temperature: NDArray[np.float32] = np.zeros(num_rows, np.float32)
         self.top_p: NDArray[np.float32] = np.ones(num_rows, np.float32)
@@ -28,8 +47,20 @@ class Rows:
         self.num_logprobs: NDArray[np.int64] = np.full(num_rows, -1, np.int64)
         self.seed: NDArray[np.uint64] = np.zeros(num_rows, np.uint64)
 
+        self.num_prompt_tokens: NDArray[np.int64] = np.zeros(num_rows, np.int64)
+        self.num_tokens: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # prompt and output so far
+        self.num_uncomputed: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # of them; 1 in plain decoding
+        self.last_token: NDArray[np.int64] = np.zeros(num_rows, np.int64)
+        self.length_limit: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # num_tokens at which the request ends
+        self.stop_token_ids: NDArray[np.int64] = np.full((num_rows, 1), _NO_STOP, np.int64)  # as wide as is needed
+        self.num_published: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # full blocks offered to others
+        self.prefill_only: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
+        self.scores_prompt: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # wants its prompt's log-probabilities
+        self.embeds: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
+        self.is_new: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # has drawn no token on this node
+
     def take(self, request: Request) -> None:
-        """Give the request a row, with its parameters and the blocks that it has."""
+        """Give the request a row, with its parameters, its progress and the blocks that it has."""
         row = request.row = self._free.pop()
         sampling = request.sampling
         self.temperature[row] = sampling.temperature if sampling.temperature >= MIN_TEMPERATURE else 0
@@ -39,17 +70,69 @@ class Rows:
         self.seed[row] = sampling.seed
         self.adjusts[row] = adjusts_logits(sampling)
         self.num_logprobs[row] = sampling.num_logprobs
-        self._num_blocks[row] = 0
+        self._take_progress(request)
+        self.num_blocks[row] = 0
         self.append_blocks(request)
 
     def append_blocks(self, request: Request) -> None:
         """Take over blocks that the request has got since."""
-        row, known = request.row, int(self._num_blocks[request.row])
+        row, known = request.row, int(self.num_blocks[request.row])
         self.block_tables[row, known : len(request.block_ids)] = request.block_ids[known:]
-        self._num_blocks[row] = len(request.block_ids)
+        self.num_blocks[row] = len(request.block_ids)
 
     def give_back(self, request: Request) -> None:
         """The request runs no more."""
         if request.row >= 0:
             self._free.append(request.row)
             request.row = -1
+
+    def advance(self, schedule: Schedule, drawn: NDArray[np.int64], token_ids: Sequence[int]) -> None:
+        """A step is over: its tokens are computed, and the requests at the places `drawn` have one more each."""
+        row, requests = schedule.rows, schedule.requests
+        before = self.num_uncomputed[row]
+        after = before - schedule.num_tokens
+        after[drawn] += 1
+        self.num_uncomputed[row] = after
+        self.num_tokens[row[drawn]] += 1
+        self.last_token[row[drawn]] = token_ids
+        growing = requests if len(drawn) == len(requests) else [requests[place] for place in drawn.tolist()]
+        for request, token_id in zip(growing, token_ids, strict=True):
+            request.token_ids.append(token_id)
+        for place in places(after != before).tolist():  # prompts only
+            requests[place].num_uncomputed_tokens = int(after[place])
+
+    def has_stopped(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the last token of each of these rows is a stop token."""
+        stopped: NDArray[np.bool_] = (self.stop_token_ids[row] == self.last_token[row, None]).any(1)
+        return stopped
+
+    def is_full(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether these rows have all the tokens that they may."""
+        return self.num_tokens[row] >= self.length_limit[row]
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise RuntimeError unless these running requests are as far as their rows say."""
+        for request in requests:
+            row = request.row
+            said = (int(self.num_tokens[row]), int(self.num_uncomputed[row]), int(self.last_token[row]))
+            if said != (request.num_tokens, request.num_uncomputed_tokens, request.token_ids[-1]):
+                raise RuntimeError(f"row {row} says {said} of request {request.request_id}")
+
+    def _take_progress(self, request: Request) -> None:
+        row = request.row
+        self.num_prompt_tokens[row] = request.num_prompt_tokens
+        self.num_tokens[row] = request.num_tokens
+        self.num_uncomputed[row] = request.num_uncomputed_tokens
+        self.last_token[row] = request.token_ids[-1]
+        self.length_limit[row] = request.length_limit
+        self.num_published[row] = len(request.chain)
+        self.prefill_only[row] = request.prefill_only
+        self.scores_prompt[row] = request.prompt_work.num_logprobs >= 0
+        self.embeds[row] = request.prompt_work.embeds
+        self.is_new[row] = not request.has_begun
+        stops = sorted(request.stop_token_ids)
+        if len(stops) > self.stop_token_ids.shape[1]:
+            wider = ((0, 0), (0, len(stops) - self.stop_token_ids.shape[1]))
+            self.stop_token_ids = np.pad(self.stop_token_ids, wider, constant_values=_NO_STOP)
+        self.stop_token_ids[row] = _NO_STOP
+        self.stop_token_ids[row, : len(stops)] = stops

@@ -9,19 +9,14 @@ the wire.
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.blocks import BlockManager
 from engine.config import EngineConfig
 from engine.request import Request, RequestState
-from engine.rows import Rows
-
-
-class Scheduled(NamedTuple):
-    """A request in a step, and how many of its tokens, from num_computed_tokens on, are computed in it."""
-
-    request: Request
-    num_tokens: int
+from engine.rows import Rows, Schedule, places
 
 
 class Scheduler:
@@ -32,6 +27,8 @@ class Scheduler:
         self.ready: deque[Request] = deque()  # their KV came from elsewhere
         self.running: list[Request] = []  # oldest first
         self.num_preemptions = 0
+        self._newcomers: list[Request] = []
+        self._ordered: tuple[list[Request], NDArray[np.int64]] | None = None
         self._reserved: dict[int, Request] = {}  # RESERVED or HELD, by id(): they hold blocks and do not run
         self._config = config
         self._blocks = blocks
@@ -96,46 +93,70 @@ class Scheduler:
         self._blocks.release(request)
         request.state = RequestState.FINISHED
 
-    def schedule(self) -> list[Scheduled]:
+    def schedule(self) -> Schedule:
         """The next step; empty if nothing can run. Preempts where blocks run out."""
         self._admit_ready()
         num_preemptions = self.num_preemptions
-        scheduled = self._schedule_running()
-        if num_preemptions == self.num_preemptions or not scheduled:
-            self._schedule_waiting(scheduled)
-        return scheduled
+        num_tokens = self._schedule_running()
+        if num_preemptions == self.num_preemptions or not len(num_tokens):
+            num_tokens = self._schedule_waiting(num_tokens)
+        requests, row = self._in_order()
+        if len(num_tokens) < len(requests):
+            requests, row = requests[: len(num_tokens)], row[: len(num_tokens)]
+        return Schedule(requests, row, num_tokens)
+
+    def take_newcomers(self) -> list[Request]:
+        """Those that have begun to run since the last call, preempted ones included."""
+        newcomers, self._newcomers = self._newcomers, []
+        return newcomers
+
+    def num_unstarted_tokens(self) -> int:
+        """Tokens to be computed for requests that have drawn none yet."""
+        _, row = self._in_order()
+        running = int(self._rows.num_uncomputed[row][self._rows.is_new[row]].sum())
+        return running + sum(request.num_uncomputed_tokens for request in self.waiting)
+
+    def num_idle_blocks(self) -> int:
+        """Blocks held by requests that do not run, because a transfer fills or reads them."""
+        return len({block_id for request in self._reserved.values() for block_id in request.block_ids})
 
     def _admit_ready(self) -> None:
         while self.ready and len(self.running) < self._config.max_num_seqs:
             self._run(self.ready.popleft())
 
-    def _schedule_running(self) -> list[Scheduled]:
-        scheduled: list[Scheduled] = []
-        budget = self._config.max_num_batched_tokens
-        while budget and len(scheduled) < len(self.running):
-            request = self.running[len(scheduled)]
-            num_tokens = min(request.num_uncomputed_tokens, budget)
-            if not self._grow(request, request.num_computed_tokens + num_tokens, len(scheduled)):
-                break
-            scheduled.append(Scheduled(request, num_tokens))
-            budget -= num_tokens
-        return scheduled
+    def _schedule_running(self) -> NDArray[np.int64]:
+        """How many tokens of each of the first requests in `running`, which have the blocks for them."""
+        rows, block_size = self._rows, self._config.block_size
+        while True:
+            _, row = self._in_order()
+            num_tokens = self._within_budget(rows.num_uncomputed[row])
+            row = row[: len(num_tokens)]
+            num_needed = rows.num_tokens[row] - rows.num_uncomputed[row] + num_tokens
+            short = places(num_needed > rows.num_blocks[row] * block_size).tolist()
+            if all(self._grow(self.running[place], int(num_needed[place]), place) for place in short):
+                return num_tokens
 
-    def _grow(self, request: Request, num_tokens: int, num_scheduled: int) -> bool:
-        """Blocks for `num_tokens` tokens, at the cost of the latest requests; False if it had to give way itself."""
-        if num_tokens <= len(request.block_ids) * self._config.block_size:
-            return True
+    def _within_budget(self, num_uncomputed: NDArray[np.int64]) -> NDArray[np.int64]:
+        budget, until = self._config.max_num_batched_tokens, num_uncomputed.cumsum()
+        if not len(until) or until[-1] <= budget:
+            return num_uncomputed
+        num_tokens: NDArray[np.int64] = np.minimum(num_uncomputed, budget - until + num_uncomputed)
+        return num_tokens[num_tokens > 0]
+
+    def _grow(self, request: Request, num_tokens: int, place: int) -> bool:
+        """Blocks for `num_tokens` tokens; False if requests from `place` on had to give way, perhaps this one too."""
+        num_preemptions = self.num_preemptions
         while not self._blocks.grow(request, num_tokens):
-            victim = self._latest(num_scheduled)
+            victim = self._latest(place)
             self._preempt(victim)
             if victim is request:
                 return False
         self._rows.append_blocks(request)
-        return True
+        return num_preemptions == self.num_preemptions
 
-    def _latest(self, num_scheduled: int) -> Request:
-        """The latest of those not yet in this step. The one that wants to grow is among them."""
-        return next(request for request in reversed(self.running[num_scheduled:]) if not request.prefill_only)
+    def _latest(self, place: int) -> Request:
+        """The latest from that place on, where the one that wants to grow is."""
+        return next(request for request in reversed(self.running[place:]) if not request.prefill_only)
 
     def _preempt(self, request: Request) -> None:
         self._stop_running(request)
@@ -146,21 +167,27 @@ class Scheduler:
         request.state = RequestState.WAITING
         self.waiting.appendleft(request)
 
-    def _schedule_waiting(self, scheduled: list[Scheduled]) -> None:
-        budget = self._config.max_num_batched_tokens - sum(num_tokens for _, num_tokens in scheduled)
+    def _schedule_waiting(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same with newcomers, as far as there is room."""
+        budget = self._config.max_num_batched_tokens - int(num_tokens.sum())
+        admitted: list[int] = []
         while budget and self.waiting and len(self.running) < self._config.max_num_seqs:
             request = self.waiting[0]
             if not self._admit(request):
-                return
+                break
             self.waiting.popleft()
             self._run(request)
-            num_tokens = min(request.num_uncomputed_tokens, budget)
-            scheduled.append(Scheduled(request, num_tokens))
-            budget -= num_tokens
+            admitted.append(min(request.num_uncomputed_tokens, budget))
+            budget -= admitted[-1]
+        return np.concatenate((num_tokens, admitted)).astype(np.int64) if admitted else num_tokens
 
     def _admit(self, request: Request) -> bool:
-        """Blocks for all its tokens, of which the last is always computed: its logits are wanted."""
-        found = self._blocks.find(request, request.num_tokens - 1)
+        """Blocks for all its tokens, of which the last is always computed: its logits are wanted.
+
+        Where the log-probabilities of a prompt are wanted, all of it is.
+        """
+        max_cached_tokens = request.num_tokens - 1 if request.prompt_work.num_logprobs < 0 else 0
+        found = self._blocks.find(request, max_cached_tokens)
         num_blocks = self._blocks.num_blocks_for(request.num_tokens)
         if not self._blocks.allocate(request, found, num_blocks, self._num_spare()):
             return False
@@ -172,11 +199,21 @@ class Scheduler:
     def _num_spare(self) -> int:
         return self._num_spare_blocks if self.running else 0
 
+    def _in_order(self) -> tuple[list[Request], NDArray[np.int64]]:
+        """The running requests and their rows; made anew only where they have changed."""
+        if self._ordered is None:
+            row = np.fromiter((request.row for request in self.running), np.int64, len(self.running))
+            self._ordered = list(self.running), row
+        return self._ordered
+
     def _run(self, request: Request) -> None:
         request.state = RequestState.RUNNING
         self._rows.take(request)
         self.running.append(request)
+        self._newcomers.append(request)
+        self._ordered = None
 
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request)
         self._rows.give_back(request)
+        self._ordered = None

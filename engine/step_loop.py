@@ -12,7 +12,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from baton.errors import NodeUnavailable
+from baton.request import Generation
 from engine.engine import Engine
+from engine.grammar.state import GrammarState
 from engine.outputs import StepOutput
 
 Result = TypeVar("Result")
@@ -62,6 +64,13 @@ class StepLoop:
         lost (a reserved request) belongs into something that `function` itself keeps.
         """
         return await asyncio.wrap_future(self._enqueue(function))
+
+    async def prepare(self, generation: Generation) -> GrammarState | None:
+        """What the engine wants to be given with a generation that has a grammar; made here, beside the steps.
+
+        Raises InvalidRequest for a grammar that is refused, Overloaded where too many wait to be compiled.
+        """
+        return await self._engine.compile(generation)
 
     def submit(self, function: Callable[[Engine], object]) -> None:
         """Run `function(engine)` between steps, some time soon; its errors are logged. From any thread."""

@@ -1,14 +1,19 @@
 """The choice of a kernel backend, made once when a node starts."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from kernels.api import Kernels
 
 
-def load(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """Fastest backend that `device` and `dtype` allow. On a CPU it compiles the C++ if need be (seconds, once)."""
+def load(device: torch.device, dtype: torch.dtype, deterministic: bool = True) -> Kernels:
+    """Fastest backend that `device` and `dtype` allow. On a CPU it compiles the C++ if need be (seconds, once).
+
+    With `deterministic`, compiled CPU kernels give a row the same bits whatever the batch; other backends do not.
+    """
     if device.type == "cuda":
         from kernels.triton import TritonKernels
 
@@ -17,9 +22,18 @@ def load(device: torch.device, dtype: torch.dtype) -> Kernels:
         from kernels.cpu.kernels import CPUKernels, Unavailable
 
         try:
-            return CPUKernels(dtype)
+            return CPUKernels(dtype, deterministic=deterministic)
         except Unavailable as error:
             warnings.warn(f"compiled CPU kernels unavailable, using plain torch: {error}", stacklevel=2)
     from kernels.reference import ReferenceKernels
 
     return ReferenceKernels()
+
+
+def unfiltered_draw(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The sampling kernel of that device, if it has one: `kernels.triton.sampling.draw`."""
+    if device.type != "cuda":
+        return None
+    from kernels.triton.sampling import draw
+
+    return draw

@@ -7,10 +7,9 @@ during or after that. `attach` replays to the transfer what was computed before 
 import asyncio
 
 from baton.request import Generation
-from baton.v1 import prefill_pb2, types_pb2
+from engine.grammar.state import GrammarState
 from engine.outputs import Output
 from engine.request import Request
-from engine.sampler import Logprobs
 from kv_transfer import OutgoingTransfer
 
 
@@ -23,6 +22,7 @@ class PrefillLeg:
         self._loop = asyncio.get_running_loop()
         self._generation = generation
         self._num_ready_blocks = [0] * num_layer_groups
+        self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
         self.scheduled: asyncio.Future[list[int]] = self._loop.create_future()  # its block ids, in order, all of them
         self.output: asyncio.Future[Output] = self._loop.create_future()
@@ -53,29 +53,6 @@ class PrefillLeg:
         for layer_group, num_blocks in enumerate(self._num_ready_blocks):
             if num_blocks:
                 transfer.ready(layer_group, num_blocks)
-
-    def first_token(self, output: Output) -> prefill_pb2.FirstToken:
-        """For the router."""
-        request = output.request
-        return prefill_pb2.FirstToken(
-            token_id=output.token_id,
-            index=output.index,
-            finish_reason=output.finish_reason.value,
-            logprobs=None if output.logprobs is None else self._logprobs(output.index, output.logprobs),
-            num_cached_tokens=request.num_cached_tokens,
-            queue_s=request.first_scheduled_s - request.arrival_s,
-            prefill_s=request.first_token_s - request.first_scheduled_s,
-        )
-
-    def _logprobs(self, index: int, logprobs: Logprobs) -> types_pb2.TokenLogprobs:
-        return types_pb2.TokenLogprobs(
-            key=self.generation.key,
-            attempt=self.generation.attempt,
-            index=index,
-            logprob=logprobs.logprob,
-            top_token_ids=logprobs.top_token_ids,
-            top_logprobs=logprobs.top_logprobs,
-        )
 
     def _cancel_owner(self) -> None:
         if not self.is_ending:

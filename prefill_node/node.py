@@ -8,9 +8,11 @@ from baton import redis_client
 from baton.lifecycle import Shutdown
 from baton.node_shell import NodeFacts, NodeShell, say_progress
 from baton.settings import NodeConfig
-from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from baton.v1 import prefill_pb2, prefill_pb2_grpc, prompt_pb2, prompt_pb2_grpc
+from engine import passing_thread
 from engine.engine import Engine
 from engine.outputs import StepOutput
+from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
 from kv_transfer import KVPool, KVSender, choose
 from prefill_node.service import PrefillService
@@ -24,7 +26,7 @@ def load(config: NodeConfig) -> Engine:
     """The model, which takes long. Raises ConfigError where the node cannot start."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     asyncio.run(redis_client.check(config.redis_url))
-    return Engine.load(config.model, config, say_progress)
+    return passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
 
 
 async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
@@ -41,6 +43,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
 
     def deliver(step: StepOutput) -> None:
         service.outputs.deliver(step)
+        prompts.deliver(step)
         shell.index.put(step.stored, step.evicted)
 
     def on_crash(error: BaseException) -> None:
@@ -54,6 +57,8 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     sender = KVSender(pool, shell.node_id, shell.epoch, transport, config.service_token, config.host)
     service = PrefillService(engine.layout, engine.num_blocks, step_loop, sender, shell.sessions, shell.board)
     engine.on_layer_group = service.outputs.on_layer_group
+    prompts = PromptService(step_loop, shell.sessions, shell.board)
+    prompt_pb2_grpc.add_PromptServicer_to_server(prompts, shell.server)
     prefill_pb2_grpc.add_PrefillServicer_to_server(service, shell.server)
     try:
         await shell.listen()
@@ -63,8 +68,10 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     finally:
         await shell.leave()
         await service.close()
+        await prompts.close()
         await sender.close()
         await step_loop.stop()
+        engine.close()
         await shell.close()
         await redis.aclose()
 
@@ -72,7 +79,10 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
 def _facts(config: NodeConfig, engine: Engine) -> NodeFacts:
     return NodeFacts(
         role="prefill",
-        services=(prefill_pb2.DESCRIPTOR.services_by_name["Prefill"].full_name,),
+        services=(
+            prefill_pb2.DESCRIPTOR.services_by_name["Prefill"].full_name,
+            prompt_pb2.DESCRIPTOR.services_by_name["Prompt"].full_name,
+        ),
         models=config.served_model_name,
         model_fingerprint=engine.layout.model_fingerprint,
         block_size=engine.config.block_size,

@@ -10,7 +10,6 @@ from baton.node_load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoa
 from engine.batch import Batch
 from engine.outputs import StepOutput
 from engine.owners import Owners
-from engine.request import RequestState
 from prefill_node.legs import PrefillLeg
 
 
@@ -18,7 +17,7 @@ class Outputs(Owners[PrefillLeg]):
     """What the legs are told."""
 
     def __init__(self, board: LoadBoard) -> None:
-        super().__init__(board, RequestState.HELD)
+        super().__init__(board)
         self._loop = asyncio.get_running_loop()
 
     def on_layer_group(self, layer_group: int, batch: Batch) -> None:

@@ -13,37 +13,27 @@ nothing reads them any more: after the commit, or when `OutgoingTransfer.abort` 
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from grpc import aio
 
 from baton import rpc_errors
-from baton.errors import (
-    BatonError,
-    Cancelled,
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    InvalidRequest,
-    NodeUnavailable,
-    Overloaded,
-)
+from baton.errors import BatonError, Cancelled, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
+from baton.legs import within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.sessions import Sessions
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from engine.engine import Engine
 from engine.step_loop import StepLoop
+from engine.wire import first_token
 from kv_transfer import KVSender
 from prefill_node.legs import PrefillLeg
 from prefill_node.outputs import Outputs
 
-MAX_WAITING = 1024
 _FIRST_MESSAGE_S = 5.0
-
-_log = logging.getLogger(__name__)
 
 _Messages = AsyncIterator[prefill_pb2.RunMessage]
 _Context = aio.ServicerContext[Any, Any]
@@ -100,20 +90,13 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
     async def _own(self, leg: PrefillLeg, messages: _Messages, context: _Context) -> None:
         """Walk a leg through its states, then give back what it holds, whatever happened. Raises BatonErrors only."""
         try:
-            self._check(leg.generation)
-            self._sessions.open(leg)
-            async with asyncio.timeout(leg.generation.timeout_ms / 1000):
+            async with within_time(leg.generation):
+                self._check(leg.generation)
+                self._sessions.open(leg)
                 await self._walk(leg, messages, context)
         except BatonError as error:
             ERRORS.labels(error.code).inc()
             raise
-        except TimeoutError:
-            raise DeadlineExceeded("the request's time is up") from None
-        except asyncio.CancelledError:
-            raise NodeUnavailable("given up by its router, or by this node") from None
-        except Exception:
-            _log.exception("leg failed", extra={"request_id": leg.generation.request_id})
-            raise BatonError("internal error") from None
         finally:
             leg.is_ending = True
             self._sessions.close(leg)
@@ -122,8 +105,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
             self._step_loop.submit(lambda engine: self._release(engine, leg))
 
     async def _walk(self, leg: PrefillLeg, messages: _Messages, context: _Context) -> None:
-        if self._board.load().num_waiting >= MAX_WAITING:
-            raise Overloaded("too many requests wait on this node")
+        self._board.check_room()
+        leg.grammar = await self._step_loop.prepare(leg.generation)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
         opening = asyncio.create_task(self._open_transfer(leg, messages), name="grant")
         try:
@@ -136,7 +119,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
             await asyncio.wait([opening])
 
     def _add(self, engine: Engine, leg: PrefillLeg) -> None:
-        request = leg.request = engine.add(leg.generation, prefill_only=True)
+        request = leg.request = engine.add(leg.generation, prefill_only=True, grammar=leg.grammar)
         num_full = len(leg.generation.token_ids) // self._layout.block_size
         leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
         self.outputs.expect(request, leg)
@@ -160,7 +143,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         output = await asyncio.shield(leg.output)
         if output.error is not None:
             raise output.error
-        await context.write(prefill_pb2.RunEvent(first_token=leg.first_token(output)))
+        await context.write(prefill_pb2.RunEvent(first_token=first_token(output)))
         return output.finish_reason is not FinishReason.UNFINISHED
 
     async def _commit(self, leg: PrefillLeg, context: _Context) -> None:

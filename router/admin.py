@@ -10,13 +10,19 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from baton.errors import BatonError
+from router.embedding_schema import EmbeddingBody, ScoreBody
 from router.error_format import MethodNotAllowed, NotFound, error_headers, error_object
 from router.generate import Generator
 from router.schema import ChatBody, CompletionBody
 from router.served_model import ServedModel
 
 _TEMPLATE = "#/components/schemas/{name}"
-_GENERATING = {"/v1/chat/completions": ChatBody, "/v1/completions": CompletionBody}
+_GENERATING = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/embeddings": EmbeddingBody,
+    "/v1/score": ScoreBody,
+}
 
 
 def create(model: ServedModel, generator: Generator, version: str) -> FastAPI:

@@ -13,6 +13,7 @@ from router.answer_format import DONE, ChoiceText, Format, TokenCounts, error_ev
 from router.choice import Choice, TokenEntry
 from router.error_format import Header
 from router.exchange import Exchange
+from router.job import PromptResult
 
 _STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -54,6 +55,10 @@ class Answer(ABC):
         self.ended = True
         for choice in self.choices:
             choice.cancel()
+
+    def on_prompt(self, choice: Choice, result: PromptResult) -> None:
+        """The format shows it."""
+        self._format.prompts[choice.index].take(result)
 
     def on_begin(self, choice: Choice) -> None:
         """The first token of a choice; that of the first choice is the answer's."""

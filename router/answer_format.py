@@ -11,6 +11,7 @@ import msgspec
 from baton.errors import BatonError
 from router.choice import TokenEntry
 from router.error_format import error_json
+from router.prompt_part import PromptPart
 
 DONE = b"data: [DONE]\n\n"
 
@@ -46,6 +47,7 @@ class Format(Protocol):
     """One answer's format. Events are complete, with `data: ` and blank line."""
 
     stream_usage: bool
+    prompts: Sequence[PromptPart]  # of each choice
 
     def begin(self, index: int) -> bytes:
         """The event that opens a choice, if there is one."""
@@ -78,15 +80,24 @@ class _Frame:
     def usage(self, counts: TokenCounts) -> bytes:
         return b'%s],"usage":%s}\n\n' % (self._head, _encode(counts.to_json()))
 
-    def whole(self, kind: str, choices: list[dict[str, Any]], counts: TokenCounts) -> bytes:
-        return _encode({**self._fields, "object": kind, "choices": choices, "usage": counts.to_json()})
+    def whole(self, kind: str, choices: list[dict[str, Any]], counts: TokenCounts, **more: Any) -> bytes:
+        return _encode({**self._fields, "object": kind, "choices": choices, "usage": counts.to_json(), **more})
 
 
 class ChatFormat:
     """Of /v1/chat/completions."""
 
-    def __init__(self, answer_id: str, model: str, created: int, *, stream_usage: bool = False) -> None:
+    def __init__(
+        self,
+        answer_id: str,
+        model: str,
+        created: int,
+        prompts: Sequence[PromptPart] = (),
+        *,
+        stream_usage: bool = False,
+    ) -> None:
         self.stream_usage = stream_usage
+        self.prompts = prompts
         self._frame = _Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
         self._deltas: dict[int, tuple[bytes, bytes]] = {}
         self.usage = self._frame.usage
@@ -126,26 +137,32 @@ class ChatFormat:
             }
             for index, choice in enumerate(choices)
         ]
-        return self._frame.whole("chat.completion", listed, counts)
+        prompt_logprobs = self.prompts[0].logprobs if self.prompts else None
+        more = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
+        return self._frame.whole("chat.completion", listed, counts, **more)
 
 
 class CompletionFormat:
-    """Of /v1/completions. `echoes` are texts that choices begin with, empty where there is no echo."""
+    """Of /v1/completions. Choices whose prompt is echoed begin with it."""
 
     def __init__(
-        self, answer_id: str, model: str, created: int, echoes: Sequence[str], *, stream_usage: bool = False
+        self, answer_id: str, model: str, created: int, prompts: Sequence[PromptPart], *, stream_usage: bool = False
     ) -> None:
         self.stream_usage = stream_usage
-        self._echoes = echoes
+        self.prompts = prompts
         self._frame = _Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
         self.usage = self._frame.usage
 
     def begin(self, index: int) -> bytes:
         """The prompt, if it is to be echoed."""
-        return self.delta(index, self._echoes[index], ()) if self._echoes[index] else b""
+        prompt = self.prompts[index]
+        return self._delta(index, prompt.echo, prompt.entries) if prompt.echo else b""
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """New text of a choice."""
+        return self._delta(index, text, _moved(entries, len(self.prompts[index].echo)))
+
+    def _delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         logprobs = _encode(_completion_logprobs(entries)) if entries else b"null"
         return self._frame.event(
             b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":null}' % (index, _encode(text), logprobs)
@@ -159,16 +176,19 @@ class CompletionFormat:
 
     def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
         """An answer that is not streamed."""
-        listed = [
-            {
-                "index": index,
-                "text": self._echoes[index] + choice.text,
-                "logprobs": _completion_logprobs(choice.entries) if choice.entries else None,
-                "finish_reason": choice.finish_reason,
-            }
-            for index, choice in enumerate(choices)
-        ]
+        listed = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return self._frame.whole("text_completion", listed, counts)
+
+    def _choice(self, index: int, choice: ChoiceText) -> dict[str, Any]:
+        prompt = self.prompts[index]
+        entries = [*prompt.entries, *_moved(choice.entries, len(prompt.echo))]
+        fields = {
+            "index": index,
+            "text": prompt.echo + choice.text,
+            "logprobs": _completion_logprobs(entries) if entries else None,
+            "finish_reason": choice.finish_reason,
+        }
+        return fields if prompt.logprobs is None else {**fields, "prompt_logprobs": prompt.logprobs}
 
 
 def error_event(error: BatonError) -> bytes:
@@ -178,7 +198,10 @@ def error_event(error: BatonError) -> bytes:
 
 def _chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
     content = [
-        {**_token_logprob(entry.token, entry.logprob), "top_logprobs": [_token_logprob(*top) for top in entry.top]}
+        {
+            **_token_logprob(entry.token, entry.logprob or 0.0),
+            "top_logprobs": [_token_logprob(*top) for top in entry.top],
+        }
         for entry in entries
     ]
     return {"content": content, "refusal": None}
@@ -188,13 +211,22 @@ def _token_logprob(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": _text(token), "logprob": logprob, "bytes": list(token)}
 
 
+def _moved(entries: Sequence[TokenEntry], num_chars: int) -> Sequence[TokenEntry]:
+    """The same tokens after an echo of so many characters."""
+    if not num_chars:
+        return entries
+    return [msgspec.structs.replace(entry, offset=entry.offset + num_chars) for entry in entries]
+
+
 def _completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
     return {
         "text_offset": [entry.offset for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],
         "tokens": [_text(entry.token) for entry in entries],
         "top_logprobs": [
-            {_text(token): logprob for token, logprob in (*entry.top, (entry.token, entry.logprob))}
+            None
+            if entry.logprob is None
+            else {_text(token): logprob for token, logprob in (*entry.top, (entry.token, entry.logprob))}
             for entry in entries
         ],
     }

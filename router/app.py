@@ -13,6 +13,7 @@ from typing import Any
 from baton.errors import BatonError, NoCapacity
 from router import http_metrics
 from router.auth import APIKeys
+from router.embeddings import Embedder
 from router.error_format import MethodNotAllowed
 from router.exchange import ClientGone, Exchange, Receive, Scope
 from router.generate import Dispatch, Generator
@@ -28,7 +29,9 @@ _log = logging.getLogger(__name__)
 class App:
     """An ASGI application. `draining` is set when the router is about to end."""
 
-    def __init__(self, generator: Generator, dispatch: Dispatch, keys: APIKeys, admin: ASGI) -> None:
+    def __init__(
+        self, generator: Generator, embedder: Embedder, dispatch: Dispatch, keys: APIKeys, admin: ASGI
+    ) -> None:
         self.draining = False
         self._dispatch = dispatch
         self._keys = keys
@@ -36,6 +39,8 @@ class App:
         self._generating: dict[str, Handler] = {
             "/v1/chat/completions": generator.chat,
             "/v1/completions": generator.completion,
+            "/v1/embeddings": embedder.embeddings,
+            "/v1/score": embedder.score,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -166,7 +166,7 @@ class Attempt:
         try:
             await link.decode.Generate(self._generation, timeout=self._timeout_s, metadata=link.metadata)
         except aio.AioRpcError as error:
-            raise _rpc_error(error, link) from None
+            raise rpc_error(error, link) from None
 
     async def _reserve(self) -> None:
         link, prefill = _present(self._decode), _present(self._prefill)
@@ -178,7 +178,7 @@ class Attempt:
         try:
             grant = await link.decode.Reserve(request, timeout=self._timeout_s, metadata=link.metadata)
         except aio.AioRpcError as error:
-            raise _rpc_error(error, link) from None
+            raise rpc_error(error, link) from None
         await self._generation_sent.wait()
         await self._write(prefill_pb2.RunMessage(grant=grant))
 
@@ -192,7 +192,7 @@ class Attempt:
                 self._on_run_event(event)
         except aio.AioRpcError as error:
             if self._prefill_matters:
-                raise _rpc_error(error, link) from None
+                raise rpc_error(error, link) from None
         if self._prefill_matters and not self._ended.done():
             raise TransferError("the prefill node ended early")
 
@@ -276,7 +276,7 @@ def _request_error(code: str, message: str) -> BatonError:
     return _FINAL_KINDS.get(code, BatonError)(message or "the request failed on its node")
 
 
-def _rpc_error(error: aio.AioRpcError, link: NodeLink) -> BatonError:
+def rpc_error(error: aio.AioRpcError, link: NodeLink) -> BatonError:
     """What the end of a call means. Where the node has not said so itself, it is the node's end, not the request's."""
     known, status = rpc_errors.error_of(error), error.code()
     said = any(name == "baton-code" for name, _ in error.trailing_metadata() or ())

@@ -13,7 +13,7 @@ from baton.detokenizer import TokenTexts
 from baton.errors import BatonError
 from baton.request import FinishReason, SamplingParams
 from baton.stop_strings import StopStrings
-from router.job import Handle, TokenLogprobs, Usage
+from router.job import Handle, PromptResult, TokenLogprobs, Usage
 
 _MIN_LOGPROB = -9999.0  # JSON has no infinity
 _log = logging.getLogger(__name__)
@@ -23,13 +23,16 @@ class TokenEntry(msgspec.Struct, frozen=True):
     """A token of the output with its logprobs."""
 
     token: bytes
-    logprob: float
+    logprob: float | None  # None of a prompt's first token: nothing comes before it
     top: list[tuple[bytes, float]]
     offset: int  # in the choice's text, in characters
 
 
 class Listener(Protocol):
     """Who writes the answer. Called in the event loop; must not block."""
+
+    def on_prompt(self, choice: "Choice", result: PromptResult) -> None:
+        """What was asked for of the choice's prompt."""
 
     def on_begin(self, choice: "Choice") -> None:
         """The first token is here; its text may still be held back."""
@@ -74,6 +77,11 @@ class Choice:
         self._entries: list[TokenEntry] = []  # of text that is held back
         self._num_chars = 0  # produced
         self._num_sent = 0  # of them sent
+
+    def on_prompt(self, result: PromptResult) -> None:
+        """The work on the prompt is done; tokens follow."""
+        if not self.finish_reason:
+            self._listener.on_prompt(self, result)
 
     def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         """The next output tokens."""
@@ -186,9 +194,10 @@ class Choice:
 
     def _entry(self, token_id: int, row: TokenLogprobs) -> TokenEntry:
         token_bytes = self._texts.token_bytes
-        top = [(token_bytes(i), _finite(p)) for i, p in zip(row.top_token_ids, row.top_logprobs, strict=True)]
-        return TokenEntry(token_bytes(token_id), _finite(row.logprob), top, self._num_chars)
+        top = [(token_bytes(i), finite(p)) for i, p in zip(row.top_token_ids, row.top_logprobs, strict=True)]
+        return TokenEntry(token_bytes(token_id), finite(row.logprob), top, self._num_chars)
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """What JSON can hold of it."""
     return max(logprob, _MIN_LOGPROB)

@@ -1,7 +1,8 @@
 """The life of a request in the router, from `submit` to the last call on its sink.
 
     1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
-    2. attempted   (`attempt`) both legs run; tokens go to the sink as they come.
+    2. attempted   (`attempt`) both legs run; tokens go to the sink as they come. What is wanted of the prompt itself
+                   (`prompt_attempt`) comes before, from one node alone.
     3. replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
                    the next attempt number. Three failures end the request; a node that merely refuses is no failure.
     4. ended       finished, failed, cancelled, or out of time. Both nodes forget it.
@@ -32,6 +33,7 @@ from router.job import Job, Sink
 from router.node_link import NodeLink
 from router.placement import Placement, Placer
 from router.prefix_replica import WAIT_S, PrefixReplica
+from router.prompt_attempt import PromptAttempt
 from router.running import Running
 
 MAX_ATTEMPTS = 3
@@ -162,7 +164,7 @@ class Dispatcher:
             running.fail(BatonError("internal error"))
 
     def _timeout_error(self, running: Running) -> BatonError:
-        if running.usage.num_attempts == 0 or not self.ready:
+        if running.usage.num_attempts == 0 or not (self.ready or running.wants_prompt):
             return NoCapacity("no node could take the request before its deadline")
         return DeadlineExceeded("the request took longer than its deadline")
 
@@ -175,7 +177,9 @@ class Dispatcher:
             running.usage.num_attempts += 1
             try:
                 running.check_wanted()
-                return await self._attempt(running, attempt, placement).run()
+                reason = await self._attempt(running, attempt, placement).run()
+                if reason is not FinishReason.UNFINISHED:
+                    return reason
             except Refused:
                 running.usage.num_attempts -= 1
                 _FAILOVERS.labels("refused").inc()
@@ -189,7 +193,7 @@ class Dispatcher:
                 placement.end()
         raise AssertionError("unreachable")
 
-    def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt:
+    def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt | PromptAttempt:
         job = running.job
         generation = Generation(
             request_id=job.request_id,
@@ -202,6 +206,11 @@ class Dispatcher:
             timeout_ms=max(int(1000 * (job.deadline_s - time.monotonic())), 1),
             router_id=self.router_id,
         )
+        if running.wants_prompt and job.prompt_work is not None and placement.prefill is not None:
+            running.computed_by = placement.prefill.record.node_id
+            return PromptAttempt(
+                _of_prompt(generation), job.prompt_work, placement.prefill, running, placement.computed
+            )
         return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
 
     def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:
@@ -219,6 +228,14 @@ class Dispatcher:
         if fleet.facts is not None:
             nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
             self._replica.follow(fleet.facts.model_fingerprint, nodes)
+
+
+def _of_prompt(generation: Generation) -> Generation:
+    """For the node that works on the prompt. Where a grammar governs the output, it draws no token of it."""
+    if generation.sampling.grammar is None:
+        return generation
+    sampling = msgspec.structs.replace(generation.sampling, max_tokens=0, grammar=None)
+    return msgspec.structs.replace(generation, sampling=sampling)
 
 
 def _seen(link: NodeLink) -> NodeRecord:

@@ -25,7 +25,8 @@ from router.answer_format import ChatFormat, CompletionFormat, Format
 from router.choice import Choice
 from router.exchange import Exchange
 from router.job import Handle, Job, Sink
-from router.sampling import check_prompt, choice_seed, sampling_params, stops
+from router.prompt_part import PromptPart
+from router.sampling import check_prompt, choice_seed, num_logprobs, sampling_params, stops
 from router.schema import ChatBody, CompletionBody, parse_chat, parse_completion, prompts_of
 from router.served_model import ServedModel
 
@@ -82,6 +83,14 @@ class Generator:
         facts = self._dispatch.facts
         return min(filter(None, (self._model.facts.max_model_len, facts.max_model_len if facts else 0)), default=0)
 
+    def deadline_s(self, exchange: Exchange) -> float:
+        """When a request has to be answered, on the monotonic clock."""
+        return exchange.arrived_s + self._request_timeout_s
+
+    def submit(self, job: Job, sink: Sink) -> Handle:
+        """Hand a job to the control side; raises a BatonError where there are too many."""
+        return self._dispatch.submit(job, sink)
+
     async def chat(self, exchange: Exchange, cache_salt: bytes) -> None:
         """POST /v1/chat/completions."""
         body = parse_chat(await exchange.read_body())
@@ -90,7 +99,9 @@ class Generator:
         limit = self.max_model_len
         token_ids = await self._model.encode_chat(body.messages, limit)
         check_prompt(token_ids, self._model.facts, limit, "messages")
-        form = ChatFormat(_answer_id("chatcmpl"), body.model, int(time.time()), stream_usage=_wants_usage(body))
+        others = [PromptPart(token_ids, self._model.token_texts)] * ((body.n or 1) - 1)
+        parts = [self._part(body, token_ids), *others]  # the prompt is scored once, for the whole answer
+        form = ChatFormat(_answer_id("chatcmpl"), body.model, int(time.time()), parts, stream_usage=_wants_usage(body))
         await self._answer(exchange, self._plan(body, form, [token_ids]), cache_salt)
 
     async def completion(self, exchange: Exchange, cache_salt: bytes) -> None:
@@ -102,16 +113,29 @@ class Generator:
         prompts = []
         for prompt in given:
             token_ids = prompt if isinstance(prompt, list) else await self._model.encode_text(prompt, limit)
-            check_prompt(token_ids, self._model.facts, limit, "prompt")
+            check_prompt(token_ids, self._model.facts, limit, "prompt", num_output_tokens=int(body.max_tokens != 0))
             prompts.append(token_ids)
-        echoes = [self._echo(prompt) if body.echo else "" for prompt in given for _ in range(body.n or 1)]
+        parts = [
+            self._part(body, token_ids, self._echo(prompt) if body.echo else None)
+            for token_ids, prompt in zip(prompts, given, strict=True)
+            for _ in range(body.n or 1)
+        ]
         form = CompletionFormat(
-            _answer_id("cmpl"), body.model, int(time.time()), echoes, stream_usage=_wants_usage(body)
+            _answer_id("cmpl"), body.model, int(time.time()), parts, stream_usage=_wants_usage(body)
         )
         await self._answer(exchange, self._plan(body, form, prompts), cache_salt)
 
     def _echo(self, prompt: str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self._model.tokenizer.decode(prompt)
+
+    def _part(self, body: ChatBody | CompletionBody, token_ids: list[int], echo: str | None = None) -> PromptPart:
+        return PromptPart(
+            token_ids,
+            self._model.token_texts,
+            echo=echo or "",
+            num_echo_logprobs=-1 if echo is None else num_logprobs(body),
+            num_prompt_logprobs=-1 if body.prompt_logprobs is None else body.prompt_logprobs,
+        )
 
     def _plan(self, body: ChatBody | CompletionBody, form: Format, prompts: list[list[int]]) -> Plan:
         limit, facts = self.max_model_len, self._model.facts
@@ -131,7 +155,7 @@ class Generator:
             self._record(exchange, answer)
 
     def _submit(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> None:
-        deadline_s = exchange.arrived_s + self._request_timeout_s
+        deadline_s = self.deadline_s(exchange)
         jobs: list[tuple[Job, Choice]] = []
         for token_ids, sampling in zip(plan.prompts, plan.samplings, strict=True):
             for i in range(plan.n):
@@ -143,6 +167,7 @@ class Generator:
                     request_id=job_id,
                     token_ids=token_ids,
                     sampling=seeded,
+                    prompt_work=plan.form.prompts[choice.index].work(seeded.max_tokens),
                     cache_salt=cache_salt,
                     deadline_s=deadline_s,
                 )

@@ -10,17 +10,34 @@ import msgspec
 
 from baton.errors import BatonError
 from baton.request import FinishReason, SamplingParams
+from baton.v1.prompt_pb2 import PromptLogprobs
 from baton.v1.types_pb2 import TokenLogprobs
 
-__all__ = ["Handle", "Job", "Sink", "TokenLogprobs", "Usage"]
+__all__ = ["Handle", "Job", "PromptLogprobs", "PromptResult", "PromptWork", "Sink", "TokenLogprobs", "Usage"]
+
+
+class PromptWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of a prompt besides output tokens, or instead of them."""
+
+    num_logprobs: int = -1  # -1: none; n: of each prompt token, and of the n likeliest in its place
+    embeds: bool = False
+    dimensions: int = 0  # of the embedding; 0 is all
+
+
+class PromptResult(msgspec.Struct, frozen=True):
+    """The outcome. Parts of the log-probabilities follow one another without gaps, from position 1 on."""
+
+    logprobs: list[PromptLogprobs]
+    embedding: bytes = b""  # fp32, little-endian
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice to generate."""
+    """One choice to generate, or with max_tokens 0 only work on its prompt."""
 
     request_id: str
     token_ids: list[int]  # the prompt
     sampling: SamplingParams
+    prompt_work: PromptWork | None = None  # done first, on one node alone
     cache_salt: bytes = b""
     deadline_s: float  # on the monotonic clock (time.monotonic)
 
@@ -38,8 +55,12 @@ class Usage(msgspec.Struct, kw_only=True):
 class Sink(Protocol):
     """Receives a job's outcome. Called in the event loop, never concurrently; must not block and must not raise.
 
-    Any number of `on_tokens`, then exactly one of `on_finish` and `on_error`. After `Handle.cancel` returns, nothing.
+    One `on_prompt` where the job has prompt work, any number of `on_tokens`, then exactly one of `on_finish` and
+    `on_error`. After `Handle.cancel` returns, nothing.
     """
+
+    def on_prompt(self, result: PromptResult) -> None:
+        """The prompt work is done."""
 
     def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         """The next output tokens, in order and each once, whatever failed over in between.

@@ -18,7 +18,15 @@ from grpc import aio
 from baton import rpc, tasks
 from baton.errors import BatonError, NodeUnavailable, TransferError
 from baton.registry import NodeRecord
-from baton.v1 import decode_pb2, decode_pb2_grpc, node_pb2, node_pb2_grpc, prefill_pb2_grpc, types_pb2
+from baton.v1 import (
+    decode_pb2,
+    decode_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    prefill_pb2_grpc,
+    prompt_pb2_grpc,
+    types_pb2,
+)
 from baton.v1.types_pb2 import TokenLogprobs
 from router.policy import NodeView
 
@@ -83,6 +91,7 @@ class NodeLink:
         self._node = node_pb2_grpc.NodeStub(self._channel)
         self.prefill = prefill_pb2_grpc.PrefillStub(self._channel)
         self.decode = decode_pb2_grpc.DecodeStub(self._channel)
+        self.prompt = prompt_pb2_grpc.PromptStub(self._channel)
         self._next_sequence = 0
         self._silent_ticks = 0
         self._stepped_at = time.monotonic()

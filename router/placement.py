@@ -71,7 +71,7 @@ class Placer:
         cached = await self._lookup(running)
         async with contextlib.nullcontext() if taken_up else self._queue:
             while True:
-                if self._fleet.facts is not None and self._fleet.ready:
+                if self._fleet.facts is not None and (self._fleet.ready or running.wants_prompt):
                     placement = self._choose(running, self._fleet.facts, cached)
                     if placement is not None:
                         placement.begin()
@@ -85,7 +85,10 @@ class Placer:
         if facts is None:
             return {}
         root = root_hash(facts.model_fingerprint, running.job.cache_salt)
-        return await self._replica.lookup(block_hashes(running.token_ids, facts.block_size, root))
+        cached = await self._replica.lookup(block_hashes(running.token_ids, facts.block_size, root))
+        if running.computed_by:  # the index may not know it yet
+            cached = {**cached, running.computed_by: running.num_tokens // facts.block_size}
+        return cached
 
     def check_patience(self, running: Running) -> None:
         """Raise Overloaded for a request that has waited long enough. One that has begun is carried to its end."""
@@ -95,6 +98,8 @@ class Placer:
     def _choose(self, running: Running, facts: ModelFacts, cached: dict[str, int]) -> Placement | None:
         num_tokens, size, turn = running.num_tokens, facts.block_size, next(self._turns)
         alone = not self._fleet.expects_prefill
+        if running.wants_prompt:
+            return self._choose_one(running, facts, cached, "decode" if alone else "prefill")
         decodes = self._fleet.accepting("decode")
         views = _views(decodes, cached)
         at = policy.choose_decode(views, num_tokens, size, turn, prefills_itself=alone)
@@ -111,6 +116,17 @@ class Placer:
         if at is None:
             return None
         return Placement(prefills[at], decode, policy.num_uncached_tokens(views[at], num_tokens, size), num_missing)
+
+    def _choose_one(self, running: Running, facts: ModelFacts, cached: dict[str, int], role: str) -> Placement | None:
+        """A node for work on the prompt alone; scoring reads nothing from a cache."""
+        work = running.job.prompt_work
+        links = self._fleet.accepting(role)
+        views = _views(links, {} if work is not None and work.num_logprobs >= 0 else cached)
+        at = policy.choose_prefill(views, running.num_tokens, facts.block_size, next(self._turns))
+        if at is None:
+            return None
+        num_uncached = policy.num_uncached_tokens(views[at], running.num_tokens, facts.block_size)
+        return Placement(links[at], None, num_uncached, 0)
 
     async def _wait_for_change(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -9,7 +9,7 @@ import time
 
 from baton.errors import BatonError
 from baton.request import FinishReason
-from router.job import Job, Sink, TokenLogprobs, Usage
+from router.job import Job, PromptResult, Sink, TokenLogprobs, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ class Running:
         self.key = key
         self.usage = Usage(num_prompt_tokens=len(job.token_ids), num_attempts=0, timings={})
         self.output: list[int] = []
+        self.wants_prompt = job.prompt_work is not None  # that work is still to be done
+        self.computed_by = ""  # the node that has done it, and holds the prompt's blocks
         self.task: asyncio.Task[None] | None = None
         self._sink: Sink | None = sink
         self._submitted_at = time.monotonic()
@@ -50,6 +52,8 @@ class Running:
     def reached_end(self) -> FinishReason | None:
         """Why the tokens sent so far are all there is, where a node was lost before it could say so."""
         sampling = self.job.sampling
+        if self.wants_prompt:
+            return None
         if self.num_tokens_left <= 0:
             return FinishReason.LENGTH
         if self.output and self.output[-1] in sampling.stop_token_ids and len(self.output) >= sampling.min_tokens:
@@ -66,6 +70,17 @@ class Running:
         """Raise CancelledError where nobody waits for the outcome: a cancellation can get lost (`baton.tasks`)."""
         if self._sink is None:
             raise asyncio.CancelledError
+
+    def emit_prompt(self, result: PromptResult) -> None:
+        """What was wanted of the prompt."""
+        self.wants_prompt = False
+        if self._sink is None:
+            return
+        try:
+            self._sink.on_prompt(result)
+        except Exception:  # the edge of this request: the others go on
+            _log.exception("a sink failed", extra={"request_id": self.job.request_id})
+            self.cancel()
 
     def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         """The next output tokens."""

@@ -8,6 +8,7 @@ from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.model_dir import ModelFacts
 from baton.request import SamplingParams
 from router.schema import ChatBody, CommonBody, CompletionBody
+from router.structured_output import grammar_of
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _MAX_TOKENS_WITHOUT_LIMIT = 2**20  # where neither model nor fleet names one
@@ -15,14 +16,20 @@ _MASK = 2**64 - 1
 Value = TypeVar("Value")
 
 
-def check_prompt(token_ids: list[int], facts: ModelFacts, max_model_len: int, param: str) -> None:
-    """Raise InvalidRequest for a prompt that no node could take. A limit of 0 is none."""
+def check_prompt(
+    token_ids: list[int], facts: ModelFacts, max_model_len: int, param: str, *, num_output_tokens: int = 1
+) -> None:
+    """Raise InvalidRequest for a prompt that no node could take, with so many output tokens at least.
+
+    A `max_model_len` of 0 is none.
+    """
     if not token_ids:
         raise InvalidRequest("The prompt is empty", param=param)
-    if max_model_len and len(token_ids) >= max_model_len:
+    if max_model_len and len(token_ids) + num_output_tokens > max_model_len:
+        lacks_room = " which leaves no room for an answer:" if num_output_tokens else ""
         raise ContextLengthExceeded(
-            f"The prompt has {len(token_ids)} tokens, which leaves no room for an answer: prompt and answer together "
-            f"have at most {max_model_len} tokens",
+            f"The prompt has {len(token_ids)} tokens,{lacks_room} prompt and answer together have at most "
+            f"{max_model_len} tokens",
             param=param,
         )
     if facts.vocab_size and max(token_ids) >= facts.vocab_size:
@@ -38,6 +45,11 @@ def sampling_params(
         raise InvalidRequest(f"min_tokens is above max_tokens, which is {max_tokens}", param="min_tokens")
     _check_ids(body.stop_token_ids or (), facts, "stop_token_ids")
     _check_ids(body.logit_bias or (), facts, "logit_bias")
+    grammar = grammar_of(body)
+    if grammar is not None and body.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos does not go together with a form of output, which has an end", param="ignore_eos"
+        )
     eos = () if body.ignore_eos else facts.eos_token_ids
     return SamplingParams(
         temperature=_or(body.temperature, 1.0),
@@ -54,6 +66,7 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         num_logprobs=num_logprobs(body),
         logit_bias=body.logit_bias or {},
+        grammar=grammar,
     )
 
 

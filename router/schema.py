@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
+from router.structured_output import StructuredFields
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -27,7 +28,7 @@ NumTokens = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
 StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Body = TypeVar("Body", bound="CommonBody")
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -37,7 +38,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     include_obfuscation: bool | None = None
 
 
-class CommonBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Fields of both endpoints. None is the same as missing."""
 
     model: str
@@ -60,6 +61,7 @@ class CommonBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=_MAX_INT32)] | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     # accepted and ignored
     user: Label | None = None
@@ -111,7 +113,6 @@ class ChatBody(CommonBody, frozen=True, kw_only=True):
     modalities: Any = None
     prediction: Any = None
     reasoning_effort: Any = None
-    response_format: Any = None
     tool_choice: Any = None
     tools: Any = None
     verbosity: Any = None
@@ -122,6 +123,7 @@ class CompletionBody(CommonBody, frozen=True, kw_only=True):
     """Of POST /v1/completions. A prompt is a text or token ids; several make several choices."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=0, le=_MAX_INT32)] | None = None  # 0: only the prompt is worked on
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Any = None
@@ -133,7 +135,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -152,7 +153,7 @@ _FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name
 
 def parse_chat(data: bytes) -> ChatBody:
     """Raises InvalidRequest, whose `param` is the field's path."""
-    body = _decode(_CHAT, data)
+    body = decode(_CHAT, data)
     _refuse_unsupported(body, "")
     for i, message in enumerate(body.messages):
         _refuse_unsupported(message, f"messages[{i}].")
@@ -160,17 +161,17 @@ def parse_chat(data: bytes) -> ChatBody:
             raise InvalidRequest("Missing field", param=f"messages[{i}].content")
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    _check_stream_options(body)
+    _check_common(body)
     return body
 
 
 def parse_completion(data: bytes) -> CompletionBody:
     """Raises InvalidRequest, whose `param` is the field's path."""
-    body = _decode(_COMPLETION, data)
+    body = decode(_COMPLETION, data)
     _refuse_unsupported(body, "")
-    if body.echo and body.logprobs is not None:
-        raise InvalidRequest("echo with logprobs is not supported: prompts have no logprobs here", param="logprobs")
-    _check_stream_options(body)
+    _check_common(body)
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        raise InvalidRequest("max_tokens: 0 needs echo or prompt_logprobs", param="max_tokens")
     return body
 
 
@@ -188,7 +189,9 @@ def prompts_of(body: CompletionBody) -> list[str | list[int]]:
     raise InvalidRequest("Expected texts, token ids or lists of token ids, not a mixture", param="prompt")
 
 
-def _check_stream_options(body: CommonBody) -> None:
+def _check_common(body: CommonBody) -> None:
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
 
@@ -206,7 +209,8 @@ def _unsupported(param: str) -> InvalidRequest:
     return error
 
 
-def _decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
+def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
+    """A body, or InvalidRequest; its message repeats nothing that the client sent."""
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
@@ -228,4 +232,6 @@ def _invalid(said: str) -> InvalidRequest:
         return InvalidRequest("Unknown field" if unknown else "Missing field", param=f"{param}.{name}".lstrip("."))
     if what.startswith("Invalid enum value"):
         what = "Only 'text' parts are supported" if param.endswith("].type") else "Invalid value"
+    elif what.startswith("Invalid value"):
+        what = "Invalid value"
     return InvalidRequest(what, param=param or None)

@@ -46,6 +46,7 @@ class ServedModel:
         facts = load_facts(path)
         max_model_len = min(filter(None, (flags.max_model_len, facts.max_model_len)), default=0)
         tokenizer = Tokenizer.load(path)
+        _check_vocabulary(path, tokenizer, facts.vocab_size)
         facts = ModelFacts(facts.vocab_size or tokenizer.num_tokens, max_model_len, facts.eos_token_ids)
         names = flags.served_model_name or (path.resolve().name,)
         return cls(names, tokenizer, ChatTemplate.load(path), facts)
@@ -96,6 +97,15 @@ class ServedModel:
     def _check_length(self, num_chars: int, max_model_len: int, param: str) -> None:
         if num_chars > self._max_chars(max_model_len):
             raise ContextLengthExceeded(f"The text is longer than the {max_model_len} tokens of the model", param=param)
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+    largest = max(tokenizer.token_ids(), default=-1)
+    if vocab_size and largest >= vocab_size:
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'} does not match the model: token {largest} has no row in tensor "
+            f"model.embed_tokens.weight, which has {vocab_size} by vocab_size in {path / 'config.json'}"
+        )
 
 
 def _fields(message: Message, text: Callable[[str], str]) -> dict[str, Any]:

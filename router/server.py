@@ -29,6 +29,7 @@ from router import admin
 from router.app import App
 from router.auth import APIKeys
 from router.dispatch import Dispatcher
+from router.embeddings import Embedder
 from router.generate import Generator
 from router.http_protocol import LimitedProtocol, raise_descriptor_limit
 from router.served_model import ServedModel
@@ -82,7 +83,9 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
     try:
         await dispatcher.start()
         generator = Generator(loaded.model, dispatcher, config.request_timeout_s)
-        app = App(generator, dispatcher, loaded.keys, admin.create(loaded.model, generator, version("baton")))
+        embedder = Embedder(loaded.model, generator)
+        described = admin.create(loaded.model, generator, version("baton"))
+        app = App(generator, embedder, dispatcher, loaded.keys, described)
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s)
         await http.start()
         _announce(dispatcher.router_id, address, metrics_url)

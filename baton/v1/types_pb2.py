@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/types.proto\x12\x08\x62\x61ton.v1\"\x8a\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x12\n\nmin_tokens\x18\n \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x14\n\x0cnum_logprobs\x18\r \x01(\x05\x12;\n\nlogit_bias\x18\x0e \x03(\x0b\x32\'.baton.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xd3\x01\n\nGeneration\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\x11\n\trouter_id\x18\t \x01(\t\"z\n\rTokenLogprobs\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"\x96\x01\n\x08\x46inished\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x03 \x01(\r\x12&\n\x06reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x12\n\nerror_code\x18\x05 \x01(\t\x12\x15\n\rerror_message\x18\x06 \x01(\t\"|\n\x07Started\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x14\n\x0c\x66irst_step_s\x18\x06 \x01(\x01\"\xde\x01\n\x04Load\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.baton.v1.NodeState\x12\x11\n\tnum_steps\x18\x02 \x01(\x04\x12\x13\n\x0bnum_running\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12\x1a\n\x12num_waiting_tokens\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x07 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x02\x12\x0e\n\x06step_s\x18\t \x01(\x02\"\x9e\x01\n\x08KVLayout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x18\n\x10layers_per_group\x18\x02 \x01(\r\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x04 \x01(\r\x12\x10\n\x08head_dim\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\t*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04*o\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x14\n\x10NODE_STATE_READY\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/types.proto\x12\x08\x62\x61ton.v1\"K\n\x07Grammar\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.baton.v1.GrammarKind\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\"\xae\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x12\n\nmin_tokens\x18\n \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x14\n\x0cnum_logprobs\x18\r \x01(\x05\x12;\n\nlogit_bias\x18\x0e \x03(\x0b\x32\'.baton.v1.SamplingParams.LogitBiasEntry\x12\"\n\x07grammar\x18\x10 \x01(\x0b\x32\x11.baton.v1.Grammar\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xd3\x01\n\nGeneration\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\x11\n\trouter_id\x18\t \x01(\t\"z\n\rTokenLogprobs\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"\x96\x01\n\x08\x46inished\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x03 \x01(\r\x12&\n\x06reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x12\n\nerror_code\x18\x05 \x01(\t\x12\x15\n\rerror_message\x18\x06 \x01(\t\"|\n\x07Started\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x14\n\x0c\x66irst_step_s\x18\x06 \x01(\x01\"\xde\x01\n\x04Load\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.baton.v1.NodeState\x12\x11\n\tnum_steps\x18\x02 \x01(\x04\x12\x13\n\x0bnum_running\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12\x1a\n\x12num_waiting_tokens\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x07 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x02\x12\x0e\n\x06step_s\x18\t \x01(\x02\"\xb2\x01\n\x08KVLayout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x18\n\x10layers_per_group\x18\x02 \x01(\r\x12\x12\n\nblock_size\x18\x03 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x04 \x01(\r\x12\x10\n\x08head_dim\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x07 \x01(\t\x12\x12\n\nnum_planes\x18\x08 \x01(\r*\x90\x01\n\x0bGrammarKind\x12\x1c\n\x18GRAMMAR_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18GRAMMAR_KIND_JSON_SCHEMA\x10\x01\x12\x16\n\x12GRAMMAR_KIND_REGEX\x10\x02\x12\x17\n\x13GRAMMAR_KIND_CHOICE\x10\x03\x12\x14\n\x10GRAMMAR_KIND_CFG\x10\x04*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04*o\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x14\n\x10NODE_STATE_READY\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,24 +33,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1435
-  _globals['_FINISHREASON']._serialized_end=1580
-  _globals['_NODESTATE']._serialized_start=1582
-  _globals['_NODESTATE']._serialized_end=1693
-  _globals['_SAMPLINGPARAMS']._serialized_start=35
-  _globals['_SAMPLINGPARAMS']._serialized_end=429
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=381
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=429
-  _globals['_GENERATION']._serialized_start=432
-  _globals['_GENERATION']._serialized_end=643
-  _globals['_TOKENLOGPROBS']._serialized_start=645
-  _globals['_TOKENLOGPROBS']._serialized_end=767
-  _globals['_FINISHED']._serialized_start=770
-  _globals['_FINISHED']._serialized_end=920
-  _globals['_STARTED']._serialized_start=922
-  _globals['_STARTED']._serialized_end=1046
-  _globals['_LOAD']._serialized_start=1049
-  _globals['_LOAD']._serialized_end=1271
-  _globals['_KVLAYOUT']._serialized_start=1274
-  _globals['_KVLAYOUT']._serialized_end=1432
+  _globals['_GRAMMARKIND']._serialized_start=1568
+  _globals['_GRAMMARKIND']._serialized_end=1712
+  _globals['_FINISHREASON']._serialized_start=1715
+  _globals['_FINISHREASON']._serialized_end=1860
+  _globals['_NODESTATE']._serialized_start=1862
+  _globals['_NODESTATE']._serialized_end=1973
+  _globals['_GRAMMAR']._serialized_start=34
+  _globals['_GRAMMAR']._serialized_end=109
+  _globals['_SAMPLINGPARAMS']._serialized_start=112
+  _globals['_SAMPLINGPARAMS']._serialized_end=542
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=494
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=542
+  _globals['_GENERATION']._serialized_start=545
+  _globals['_GENERATION']._serialized_end=756
+  _globals['_TOKENLOGPROBS']._serialized_start=758
+  _globals['_TOKENLOGPROBS']._serialized_end=880
+  _globals['_FINISHED']._serialized_start=883
+  _globals['_FINISHED']._serialized_end=1033
+  _globals['_STARTED']._serialized_start=1035
+  _globals['_STARTED']._serialized_end=1159
+  _globals['_LOAD']._serialized_start=1162
+  _globals['_LOAD']._serialized_end=1384
+  _globals['_KVLAYOUT']._serialized_start=1387
+  _globals['_KVLAYOUT']._serialized_end=1565
 # @@protoc_insertion_point(module_scope)

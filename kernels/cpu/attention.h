@@ -15,25 +15,24 @@
 
 namespace attention {
 
-constexpr int CHUNK = 256;              // keys
-constexpr int TILE = 48;                // query rows
-constexpr int KEYS = 4 * W;             // keys that are transposed and scored at once, at most
-constexpr int AHEAD = 32;               // keys whose values are fetched before they are needed
-constexpr int ROWS = ACCUMULATORS / 2;  // query rows that are scored at once
-constexpr int FEW_ROWS = 8;             // a tile of no more waits for memory, so it is told what comes next
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr int CHUNK = 256;                // keys
+constexpr int TILE = 48;                  // query rows
+constexpr int SCORED = ACCUMULATORS / 6;  // query rows that are scored at once, against W keys
+constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
+constexpr int AHEAD_BYTES = 8192;         // of keys and values that are fetched before they are needed
 
 template <class T> struct Call {
     const T *q;    // [num_tokens, num_heads, head_dim]
-    const T *kv;   // [num_blocks, 2, num_kv_heads, block_size, head_dim], block_stride elements between blocks
+    const T *kv;   // [num_blocks, planes, num_kv_heads, block_size, head_dim], block_stride elements between blocks
     T *out;        // as q
     const int32_t *query_start, *seq_lens, *block_tables;
-    int64_t num_seqs, max_blocks, num_heads, num_kv_heads, head_dim, block_size, block_stride;
-    float scale;
-    int64_t window;
+    int64_t num_seqs, max_blocks, num_heads, num_kv_heads, planes, head_dim, block_size, block_stride;
+    float scale, softcap; // no cap is 0
+    int64_t window;       // all is 0
+    const float *sinks;   // [num_heads] or null
     int64_t group() const { return num_heads / num_kv_heads; }
-    int keys() const { return head_dim > 64 ? KEYS / 2 : KEYS; } // so that they stay in the L1 cache
     int64_t padded_dim() const { return (head_dim + 2 * W - 1) / (2 * W) * (2 * W); }
+    int ahead() const { return std::clamp<int>(AHEAD_BYTES / sizeof(T) / head_dim, 1, CHUNK); } // in keys
 };
 
 // A tile: rows [row, row + num_rows) of those of one sequence and KV head, where row r is query r / group, head
@@ -55,10 +54,11 @@ INLINE State state_at(float *p, int64_t rows, int64_t padded_dim) {
 
 // What a tile works with while it runs.
 template <class T> struct Work {
-    float *q;      // [num_rows, head_dim], times scale and log2(e)
+    float *q;      // [num_rows, padded_dim], eight elements as load_quads() has them, times what turns scores into
+                   // powers of 2 (or into what a soft cap takes)
     float *scores; // [num_rows, CHUNK]
-    float *keys;   // [head_dim, keys()]
-    const T *k_rows[CHUNK], *v_rows[CHUNK];
+    float *keys;   // W keys, widened: [padded_dim / 8][4] pairs
+    const T *rows[3 * CHUNK]; // of a chunk's keys, then of its values, then what is to be fetched meanwhile
     int low[TILE], high[TILE]; // the keys of the chunk that a row sees
 };
 
@@ -79,64 +79,59 @@ INLINE void merge(State into, State from, int64_t rows, int64_t padded_dim) {
     }
 }
 
-// W keys of a chunk, transposed and widened: out[d * keys + key].
-template <class T> INLINE void transpose_keys(const T *const *rows, int head_dim, int keys, float *out) {
-    vu lanes[W];
-    for (int d = 0; d < head_dim; d += W, out += W * keys) {
-        const int n = head_dim - d;
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++) lanes[i] = (vu)(n >= W ? load(rows[i] + d) : load(rows[i] + d, n));
-        transpose(lanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++)
-            if (i < n) store(out + i * keys, (vf)lanes[i]);
-    }
-}
-template <> inline void transpose_keys(const bf16 *const *rows, int head_dim, int keys, float *out) {
-    vu lanes[W]; // each holds an even and an odd element
-    for (int d = 0; d < head_dim; d += 2 * W, out += 2 * W * keys) {
-        const int n = head_dim - d;
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++) {
-            bf16 some[2 * W] = {};
-            if (n < 2 * W) memcpy(some, rows[i] + d, n * sizeof(bf16));
-            lanes[i] = n < 2 * W ? read<vu>(some) : read<vu>(rows[i] + d);
+// W keys as load_quads() finds them; and the same widened beforehand. Both give elements [8 * eighth, 8 * eighth + 8)
+// of keys j, j + 4, j + 8, ...
+template <class T> struct Keys {
+    const T *const *rows;
+    INLINE_MEMBER pair at(int eighth, int j) const { return load_quads(rows + j, 8 * eighth); }
+};
+struct WidenedKeys {
+    const float *pairs;
+    INLINE_MEMBER pair at(int eighth, int j) const { return load_pair(pairs + (eighth * 4 + j) * 2 * W); }
+};
+
+template <class T> INLINE void widen(const T *const *rows, int head_dim, float *out) {
+    for (int d = 0; d < head_dim; d += 8)
+        for (int j = 0; j < 4; j++, out += 2 * W) {
+            T last[QUADS][8] = {};
+            const T *padded[W];
+            const bool whole = d + 8 <= head_dim;
+            for (int i = 0; i < QUADS && !whole; i++) {
+                memcpy(last[i], rows[4 * i + j] + d, (head_dim - d) * sizeof(T));
+                padded[4 * i] = last[i];
+            }
+            store_pair(out, whole ? load_quads(rows + j, d) : load_quads(padded, 0));
         }
-        transpose(lanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++) {
-            if (2 * i < n) store(out + 2 * i * keys, (vf)(lanes[i] << 16));
-            if (2 * i < n) store(out + (2 * i + 1) * keys, (vf)(lanes[i] & 0xffff0000));
-        }
-    }
 }
 
-// Scores of N rows against V vectors of keys.
-template <int N, int V> INLINE void score_rows(const float *q, const float *keys, int head_dim, int stride, float *scores) {
-    vf sums[N][V] = {};
-    for (int d = 0; d < head_dim; d++) {
-        vf k[V];
+// Scores of N rows, `stride` apart, against W keys.
+template <int N, class K> INLINE void score_rows(const float *q, int stride, K keys, int head_dim, float *scores) {
+    vf sums[N][4] = {};
+    for (int eighth = 0; eighth * 8 < head_dim; eighth++) {
+        pair k[4];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) k[v] = load(keys + d * stride + v * W);
-#pragma GCC unroll 16
+        for (int j = 0; j < 4; j++) k[j] = keys.at(eighth, j);
+#pragma GCC unroll 4
         for (int r = 0; r < N; r++) {
-            const vf x = splat(q[r * head_dim + d]);
+            const vf a = repeat_quad(q + r * stride + eighth * 8), b = repeat_quad(q + r * stride + eighth * 8 + 4);
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sums[r][v] = fma(x, k[v], sums[r][v]);
+            for (int j = 0; j < 4; j++) sums[r][j] = fma(b, k[j].b, fma(a, k[j].a, sums[r][j]));
         }
     }
-    for (int r = 0; r < N; r++)
-        for (int v = 0; v < V; v++) store(scores + r * CHUNK + v * W, sums[r][v]);
+    for (int r = 0; r < N; r++) store(scores + r * CHUNK, sum_quads(sums[r]));
 }
 
-template <int N = ROWS> INLINE void score(int n, const float *q, const float *keys, int head_dim, int num_keys, float *scores) {
-    if constexpr (N > 0) {
-        if (n != N) return score<N - 1>(n, q, keys, head_dim, num_keys, scores);
-        int j = 0;
-        if constexpr (N * 4 <= ACCUMULATORS) // few rows need many keys to keep the adders busy
-            for (; j + 4 * W <= num_keys; j += 4 * W) score_rows<N, 4>(q, keys + j, head_dim, num_keys, scores + j);
-        for (; j < num_keys; j += 2 * W) score_rows<N, 2>(q, keys + j, head_dim, num_keys, scores + j);
-    }
+template <class K, int N = SCORED>
+INLINE void score(int n, const float *q, int stride, K keys, int head_dim, float *scores) {
+    if (n == N) score_rows<N>(q, stride, keys, head_dim, scores);
+    else if constexpr (N > 1) score<K, N - 1>(n, q, stride, keys, head_dim, scores);
+}
+
+// cap * tanh(score / cap), to base 2; a score comes as 2 * log2(e) * score / cap.
+INLINE void cap_scores(float *scores, int low, int high, float cap) {
+    const vf top = splat(cap * LOG2_E);
+    for (int j = low / W * W; j < high; j += W)
+        store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j))));
 }
 
 // Scores of a row -> exponentials, 0 where the row does not see. Leaves their maximum and sum.
@@ -149,9 +144,9 @@ INLINE void softmax_row(float *scores, int low, int high, float &row_max, float 
     const int end = (high + W - 1) / W * W;
     std::fill(scores, scores + low, NEG_INF);
     std::fill(scores + high, scores + end, NEG_INF);
-    vf m = splat(NEG_INF), sum = {};
-    for (int j = low / W * W; j < end; j += W) m = max(m, load(scores + j));
-    row_max = max_lanes(m);
+    vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
+    for (int j = low / W * W; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
+    row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
     for (int j = 0; j < end; j += W) {
         vf e = exp2(load(scores + j) - splat(row_max));
         sum += e;
@@ -161,19 +156,21 @@ INLINE void softmax_row(float *scores, int low, int high, float &row_max, float 
     row_sum = sum_lanes(sum);
 }
 
-template <class T> INLINE void prefetch(const T *row, int n) {
-    for (int i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + i);
+template <class T> INLINE void prefetch(const T *row, int head_dim) {
+    for (int d = 0; d < head_dim; d += 64 / sizeof(T)) __builtin_prefetch(row + d);
 }
 
-// Weighted sum of values over keys [low, high) for N rows and P times 2W dimensions from `d` on.
+// Weighted sum of values over keys [low, high) for N rows and P times 2W dimensions from `d` on. The first of these
+// loops that meets a value fetches the row that comes `ahead` later.
 template <class T, int N, int P>
-INLINE void weigh_rows(const float *weights, const T *const *v_rows, int low, int high, int d, float *acc, int stride) {
+INLINE void weigh_rows(const float *weights, const T *const *values, int low, int high, int d, int head_dim, int ahead,
+                       float *acc, int stride) {
     pair sums[N][P] = {};
     for (int j = low; j < high; j++) {
-        if constexpr (N <= FEW_ROWS) prefetch(v_rows[std::min(j + AHEAD, high - 1)] + d, P * 2 * W);
+        if (ahead) prefetch(values[j + ahead], head_dim);
         pair v[P];
 #pragma GCC unroll 4
-        for (int p = 0; p < P; p++) v[p] = load_pair(v_rows[j] + d + p * 2 * W);
+        for (int p = 0; p < P; p++) v[p] = load_pair(values[j] + d + p * 2 * W);
 #pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
             vf w = splat(weights[r * CHUNK + j]);
@@ -193,13 +190,13 @@ INLINE void weigh_rows(const float *weights, const T *const *v_rows, int low, in
 
 // The last dimensions of a head that are no multiple of 2W.
 template <class T>
-INLINE void weigh_tail(int n, const float *weights, const T *const *v_rows, int low, int high, int d, int tail, float *acc,
-                       int stride) {
+INLINE void weigh_tail(int n, const float *weights, const T *const *values, int low, int high, int d, int tail,
+                       float *acc, int stride) {
     for (int r = 0; r < n; r++) {
         pair sum = {};
         for (int j = low; j < high; j++) {
             vf w = splat(weights[r * CHUNK + j]);
-            pair v = load_pair(v_rows[j] + d, tail);
+            pair v = load_pair(values[j] + d, tail);
             sum = {fma(w, v.a, sum.a), fma(w, v.b, sum.b)};
         }
         store(acc + r * stride + d, sum.a);
@@ -207,41 +204,68 @@ INLINE void weigh_tail(int n, const float *weights, const T *const *v_rows, int 
     }
 }
 
-template <class T, int N = ROWS>
-INLINE void weigh(int n, const float *weights, const T *const *v_rows, int low, int high, int head_dim, float *acc,
-                  int stride) {
+template <class T, int N = WEIGHED>
+INLINE void weigh(int n, const float *weights, const T *const *values, int low, int high, int head_dim, int ahead,
+                  float *acc, int stride) {
     if constexpr (N > 0) {
-        if (n != N) return weigh<T, N - 1>(n, weights, v_rows, low, high, head_dim, acc, stride);
+        if (n != N) return weigh<T, N - 1>(n, weights, values, low, high, head_dim, ahead, acc, stride);
         int d = 0;
-        if constexpr (N * 8 <= ACCUMULATORS)
-            for (; d + 8 * W <= head_dim; d += 8 * W) weigh_rows<T, N, 4>(weights, v_rows, low, high, d, acc, stride);
-        if constexpr (N * 4 <= ACCUMULATORS)
-            for (; d + 4 * W <= head_dim; d += 4 * W) weigh_rows<T, N, 2>(weights, v_rows, low, high, d, acc, stride);
-        for (; d + 2 * W <= head_dim; d += 2 * W) weigh_rows<T, N, 1>(weights, v_rows, low, high, d, acc, stride);
-        if (d < head_dim) weigh_tail(n, weights, v_rows, low, high, d, head_dim - d, acc, stride);
+        auto some = [&](auto panels) {
+            constexpr int P = decltype(panels)::value;
+            for (; d + P * 2 * W <= head_dim; d += P * 2 * W)
+                weigh_rows<T, N, P>(weights, values, low, high, d, head_dim, d ? 0 : ahead, acc, stride);
+        };
+        if constexpr (N * 8 <= ACCUMULATORS) some(std::integral_constant<int, 4>());
+        if constexpr (N * 4 <= ACCUMULATORS) some(std::integral_constant<int, 2>());
+        some(std::integral_constant<int, 1>());
+        if (d < head_dim) weigh_tail(n, weights, values, low, high, d, head_dim - d, acc, stride);
     }
 }
 
-// Addresses of the keys and values of a chunk; past `end` the last one again, which is read but not seen.
-template <class T> INLINE void locate(const Call<T> &c, const Tile &t, int64_t start, int64_t end, Work<T> &work) {
+// Calls f(key) with the address of each key at positions [start, end).
+template <class T, class F> INLINE void for_each_key(const Call<T> &c, const Tile &t, int64_t start, int64_t end, F f) {
     const int32_t *table = c.block_tables + t.seq * c.max_blocks;
-    const int64_t plane = c.block_size * c.head_dim;
-    int64_t position = start, j = 0;
-    while (position < end) {
+    for (int64_t position = start; position < end;) {
         const int64_t offset = position % c.block_size, n = std::min(c.block_size - offset, end - position);
-        const T *k = c.kv + table[position / c.block_size] * c.block_stride + t.kv_head * plane + offset * c.head_dim;
-        const T *v = k + c.num_kv_heads * plane;
-        for (int64_t i = 0; i < n; i++, j++) work.k_rows[j] = k + i * c.head_dim, work.v_rows[j] = v + i * c.head_dim;
+        const T *key = c.kv + table[position / c.block_size] * c.block_stride +
+                       (t.kv_head * c.block_size + offset) * c.head_dim;
+        for (int64_t i = 0; i < n; i++) f(key + i * c.head_dim);
         position += n;
     }
-    for (const int64_t last = j - 1; j % c.keys(); j++) work.k_rows[j] = work.k_rows[last], work.v_rows[j] = work.v_rows[last];
+}
+
+// What comes after a chunk: another one of the same tile or of the next.
+struct Next {
+    const Tile *tile; // null: nothing
+    int chunk;
+};
+
+// Fills work.rows with the keys [start, start + n), padded to a multiple of W by the last one, which is read but not
+// seen; with as many values; and with the first keys of the next chunk. Returns where the values are.
+template <class T> INLINE int locate(const Call<T> &c, const Tile &t, int64_t start, int n, Next then, Work<T> &work) {
+    const int64_t to_values = c.planes > 1 ? c.num_kv_heads * c.block_size * c.head_dim : 0;
+    const int padded = (n + W - 1) / W * W, ahead = c.ahead();
+    int j = 0;
+    for_each_key(c, t, start, start + n, [&](const T *key) {
+        work.rows[j] = key, work.rows[padded + j] = key + to_values;
+        j++;
+    });
+    for (; j < padded; j++) work.rows[j] = work.rows[n - 1], work.rows[padded + j] = work.rows[padded + n - 1];
+    const T **next = work.rows + padded + n;
+    if (then.tile) {
+        const int64_t from = int64_t(then.chunk) * CHUNK;
+        const int64_t end = std::min<int64_t>(c.seq_lens[then.tile->seq], from + ahead);
+        for_each_key(c, *then.tile, from, end, [&](const T *key) { *next++ = key; });
+    }
+    while (next < work.rows + padded + n + ahead) *next++ = work.rows[n - 1];
+    return padded;
 }
 
 // State of one chunk for all rows of a tile.
-template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Work<T> &work, State state) {
+template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Next next, Work<T> &work, State state) {
     const int64_t first_query = c.seq_lens[t.seq] - (c.query_start[t.seq + 1] - c.query_start[t.seq]);
     const int64_t start = int64_t(chunk) * CHUNK;
-    const int head_dim = int(c.head_dim), stride = int(c.padded_dim());
+    const int head_dim = int(c.head_dim), stride = int(c.padded_dim()), ahead = c.ahead();
     int low = CHUNK, high = 0;
     for (int r = 0; r < t.num_rows; r++) {
         const int64_t position = first_query + (t.row + r) / c.group();
@@ -249,50 +273,59 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Wo
         work.low[r] = c.window ? int(std::clamp<int64_t>(position + 1 - c.window - start, 0, CHUNK)) : 0;
         low = std::min(low, work.low[r]), high = std::max(high, work.high[r]);
     }
-    const int keys = c.keys();
-    const bool fetch = t.num_rows <= FEW_ROWS;
-    low = low / keys * keys;
-    locate(c, t, start, start + high, work);
-    for (int j = low; j < high; j += keys) {
-        for (int i = j; i < j + keys; i += W) {
-            for (int k = i + keys; fetch && k < std::min(i + keys + W, high); k++) prefetch(work.k_rows[k], head_dim);
-            transpose_keys(work.k_rows + i, head_dim, keys, work.keys + i - j);
+    const T *const *values = work.rows + locate(c, t, start, high, next, work);
+    for (int j = low / W * W; j < high; j += W) {
+        for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
+        if (t.num_rows <= SCORED && head_dim % 8 == 0) {
+            score(t.num_rows, work.q, stride, Keys<T>{work.rows + j}, head_dim, work.scores + j);
+            continue;
         }
-        for (int r = 0; r < t.num_rows; r += ROWS) {
-            const int n = std::min(ROWS, t.num_rows - r);
-            if (work.high[r + n - 1] > j) score(n, work.q + r * head_dim, work.keys, head_dim, keys, work.scores + r * CHUNK + j);
+        widen(work.rows + j, head_dim, work.keys);
+        for (int r = 0; r < t.num_rows; r += SCORED) {
+            const int n = std::min(SCORED, t.num_rows - r);
+            if (work.high[r + n - 1] > j)
+                score(n, work.q + r * stride, stride, WidenedKeys{work.keys}, head_dim, work.scores + r * CHUNK + j);
         }
     }
-    for (int j = low; fetch && j < std::min(low + AHEAD, high); j++) prefetch(work.v_rows[j], head_dim);
-    for (int r = 0; r < t.num_rows; r += ROWS) {
-        const int n = std::min(ROWS, t.num_rows - r);
-        for (int i = r; i < r + n; i++)
-            softmax_row(work.scores + i * CHUNK, work.low[i], work.high[i], state.max[i], state.sum[i]);
-        weigh(n, work.scores + r * CHUNK, work.v_rows, work.low[r], work.high[r + n - 1], head_dim, state.acc + r * stride,
-              stride);
+    const int times = (t.num_rows + WEIGHED - 1) / WEIGHED;
+    for (int i = 0; i < times; i++) {
+        const int first = t.num_rows * i / times, end = t.num_rows * (i + 1) / times;
+        for (int r = first; r < end; r++) {
+            float *scores = work.scores + r * CHUNK;
+            if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
+            softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r]);
+        }
+        weigh(end - first, work.scores + first * CHUNK, values, work.low[first], work.high[end - 1], head_dim,
+              i ? 0 : ahead, state.acc + first * stride, stride);
     }
 }
 
 template <class T> void prepare(const Call<T> &c, const Tile &t, Work<T> &work) {
-    float *buffer = scratch<0>(TILE * (c.head_dim + CHUNK) + c.head_dim * c.keys());
-    work.scores = buffer, work.keys = buffer + TILE * CHUNK, work.q = work.keys + c.head_dim * c.keys();
-    const vf factor = splat(c.scale * LOG2_E);
+    const int64_t stride = c.padded_dim();
+    work.scores = scratch<0>(TILE * (CHUNK + stride) + W * stride);
+    work.q = work.scores + TILE * CHUNK, work.keys = work.q + TILE * stride;
+    const float factor = c.softcap ? c.scale / c.softcap * 2 * LOG2_E : c.scale * LOG2_E;
     for (int r = 0; r < t.num_rows; r++) {
         const int64_t token = c.query_start[t.seq] + (t.row + r) / c.group();
         const T *q = c.q + (token * c.num_heads + t.kv_head * c.group() + (t.row + r) % c.group()) * c.head_dim;
-        float *to = work.q + r * c.head_dim;
-        int64_t d = 0;
-        for (; d + W <= c.head_dim; d += W) store(to + d, load(q + d) * factor);
-        if (d < c.head_dim) store(to + d, load(q + d, int(c.head_dim - d)) * factor, int(c.head_dim - d));
+        float *to = work.q + r * stride, lanes[W];
+        std::fill(to, to + stride, 0.0f);
+        for (int64_t d = 0; d < c.head_dim; d += W) {
+            const int n = int(std::min<int64_t>(W, c.head_dim - d));
+            store(lanes, load_some(q + d, n) * splat(factor));
+            for (int i = 0; i < n; i++) to[(d + i) / 8 * 8 + place_in_quads((d + i) % 8, q)] = lanes[i];
+        }
     }
 }
 
 template <class T> void finish(const Call<T> &c, const Tile &t, State state) {
     for (int r = 0; r < t.num_rows; r++) {
         const int64_t token = c.query_start[t.seq] + (t.row + r) / c.group();
-        T *out = c.out + (token * c.num_heads + t.kv_head * c.group() + (t.row + r) % c.group()) * c.head_dim;
+        const int64_t head = t.kv_head * c.group() + (t.row + r) % c.group();
+        T *out = c.out + (token * c.num_heads + head) * c.head_dim;
         const float *acc = state.acc + r * c.padded_dim();
-        const vf inverse = splat(1.0f / state.sum[r]);
+        const float sink = c.sinks ? exp2(splat(c.sinks[head] * LOG2_E - state.max[r]))[0] : 0;
+        const vf inverse = splat(1.0f / (state.sum[r] + sink));
         for (int64_t d = 0; d < c.head_dim; d += 2 * W) {
             pair v = {load(acc + d) * inverse, load(acc + d + W) * inverse};
             if (d + 2 * W <= c.head_dim) store_pair(out + d, v);
@@ -301,15 +334,16 @@ template <class T> void finish(const Call<T> &c, const Tile &t, State state) {
     }
 }
 
-// All chunks of a tile by one thread.
-template <class T> void run_tile(const Call<T> &c, const Tile &t) {
+// All chunks of a tile by one thread; `next` is the tile that it runs then, or null.
+template <class T> void run_tile(const Call<T> &c, const Tile &t, const Tile *next) {
     Work<T> work;
     prepare(c, t, work);
     const int64_t dim = c.padded_dim();
     float *buffer = scratch<1>(2 * state_floats(TILE, dim));
     State total = state_at(buffer, TILE, dim), part = state_at(buffer + state_floats(TILE, dim), TILE, dim);
     for (int chunk = t.chunk; chunk < t.end_chunk; chunk++) {
-        run_chunk(c, t, chunk, work, chunk == t.chunk ? total : part);
+        const Next then = chunk + 1 < t.end_chunk ? Next{&t, chunk + 1} : Next{next, next ? next->chunk : 0};
+        run_chunk(c, t, chunk, then, work, chunk == t.chunk ? total : part);
         if (chunk > t.chunk) merge(total, part, t.num_rows, dim);
     }
     finish(c, t, total);
@@ -335,33 +369,45 @@ INLINE State partial_state(float *partials, const Tile &t, int chunk, int64_t di
     return state_at(partials + t.partial + (chunk - t.chunk) * state_floats(t.num_rows, dim), t.num_rows, dim);
 }
 
-// Tiles of more than `fair` chunks are shared between threads, chunk by chunk.
-template <class T> void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_t fair, int threads) {
+template <class T> void run_tiles(const Call<T> &c, const Tile *tiles, int num_tiles) {
+    for (int i = 0; i < num_tiles; i++) run_tile(c, tiles[i], i + 1 < num_tiles ? tiles + i + 1 : nullptr);
+}
+
+// Threads take `fair` chunks at a time: several tiles, or a part of a tile that is merged afterwards.
+template <class T>
+void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_t fair, int threads) {
     struct Item {
-        int32_t tile, chunk; // one chunk of a tile, or all (-1)
+        int32_t tile, num_tiles, chunk, end_chunk; // whole tiles, or these chunks of one
     };
     static thread_local std::vector<Item> items;
     items.clear();
     const int64_t dim = c.padded_dim();
-    int64_t num_floats = 0;
-    for (size_t i = 0; i < tiles.size(); i++) {
+    int64_t num_floats = 0, together = fair;
+    for (int32_t i = 0; i < int32_t(tiles.size()); i++) {
         Tile &t = tiles[i];
-        if (t.end_chunk - t.chunk <= fair) {
-            items.push_back({int32_t(i), -1});
+        const int32_t num_chunks = t.end_chunk - t.chunk;
+        if (num_chunks <= fair) {
+            if (together + num_chunks > fair) items.push_back({i, 0, -1, -1}), together = 0;
+            items.back().num_tiles++, together += num_chunks;
             continue;
         }
+        together = fair;
         t.partial = num_floats;
-        num_floats += (t.end_chunk - t.chunk) * state_floats(t.num_rows, dim);
-        for (int32_t chunk = t.chunk; chunk < t.end_chunk; chunk++) items.push_back({int32_t(i), chunk});
+        num_floats += num_chunks * state_floats(t.num_rows, dim);
+        for (int32_t chunk = t.chunk; chunk < t.end_chunk; chunk += fair)
+            items.push_back({i, 1, chunk, std::min(t.end_chunk, int32_t(chunk + fair))});
     }
     float *partials = scratch<2>(num_floats);
     const Item *all = items.data();
     parallel_dynamic(items.size(), work, threads, [&](int64_t i) {
-        const Tile &t = tiles[all[i].tile];
-        if (all[i].chunk < 0) return run_tile(c, t);
+        const Tile *t = &tiles[all[i].tile];
+        if (all[i].chunk < 0) return run_tiles(c, t, all[i].num_tiles);
         Work<T> own;
-        prepare(c, t, own);
-        run_chunk(c, t, all[i].chunk, own, partial_state(partials, t, all[i].chunk, dim));
+        prepare(c, *t, own);
+        for (int32_t chunk = all[i].chunk; chunk < all[i].end_chunk; chunk++) {
+            const Next next = {chunk + 1 < all[i].end_chunk ? t : nullptr, chunk + 1};
+            run_chunk(c, *t, chunk, next, own, partial_state(partials, *t, chunk, dim));
+        }
     });
     for (const Tile &t : tiles) {
         if (t.partial < 0) continue;
@@ -383,7 +429,7 @@ template <class T> void run(const Call<T> &c, int threads) {
     }
     const int64_t fair = std::max<int64_t>(1, num_chunks / (4 * threads)); // chunks that one thread may keep to itself
     if (threads > 1) return run_shared(c, tiles, work, fair, threads);
-    for (const Tile &t : tiles) run_tile(c, t);
+    run_tiles(c, tiles.data(), int(tiles.size()));
 }
 
 } // namespace attention

@@ -1,4 +1,4 @@
-// RMSNorm, SiLU * up, and RoPE with the write to the KV: one pass over each row, computed in fp32.
+// RMSNorm, gated activations, and RoPE with the write to the KV: one pass over each row, computed in fp32.
 #pragma once
 
 #include "parallel.h"
@@ -10,11 +10,9 @@ template <class F> INLINE void for_each_vector(int64_t n, F f) {
     for (; i + W <= n; i += W) f(i, W);
     if (i < n) f(i, int(n - i));
 }
-template <class T> INLINE vf load_some(const T *p, int n) { return n == W ? load(p) : load(p, n); }
-template <class T> INLINE void store_some(T *p, vf v, int n) { n == W ? store(p, v) : store(p, v, n); }
 
-// weight * cast(x / rms(x)), in place or not; `weight` and `out` are of x's type.
-template <class T> INLINE void norm_row(const T *x, const T *weight, T *out, int64_t n, float eps) {
+// x / rms(x) * weight, in place or not; `out` is of x's type.
+template <class T> INLINE void norm_row(const T *x, const float *weight, T *out, int64_t n, float eps) {
     vf squares = {};
     for_each_vector(n, [&](int64_t i, int k) {
         vf v = load_some(x + i, k);
@@ -22,33 +20,45 @@ template <class T> INLINE void norm_row(const T *x, const T *weight, T *out, int
     });
     vf inverse = splat(1.0f / __builtin_sqrtf(sum_lanes(squares) / float(n) + eps));
     for_each_vector(n, [&](int64_t i, int k) {
-        vf v = rounded(load_some(x + i, k) * inverse, x);
-        store_some(out + i, v * load_some(weight + i, k), k);
+        store_some(out + i, load_some(x + i, k) * inverse * load_some(weight + i, k), k);
     });
 }
 
 template <class T>
-void rms_norm(const T *x, const T *weight, T *out, int64_t rows, int64_t n, float eps, int threads) {
+void rms_norm(const T *x, const float *weight, T *out, int64_t rows, int64_t n, float eps, int threads) {
     parallel(rows, rows * n, threads, [&](int64_t r) { norm_row(x + r * n, weight, out + r * n, n, eps); });
 }
 
 template <class T>
-void add_rms_norm(const T *x, const T *residual, const T *weight, T *out, T *total, int64_t rows, int64_t n, float eps,
-                  int threads) {
+void add_rms_norm(const T *x, const T *residual, const float *weight, T *out, T *total, int64_t rows, int64_t n,
+                  float eps, int threads) {
     parallel(rows, rows * n, threads, [&](int64_t r) {
         const T *a = x + r * n, *b = residual + r * n;
         T *sum = total + r * n;
-        for_each_vector(n, [&](int64_t i, int k) { store_some(sum + i, load_some(a + i, k) + load_some(b + i, k), k); });
+        for_each_vector(n, [&](int64_t i, int k) {
+            store_some(sum + i, load_some(a + i, k) + load_some(b + i, k), k);
+        });
         norm_row(sum, weight, out + r * n, n, eps);
     });
 }
 
-template <class T> void silu_mul(const T *gate_up, T *out, int64_t rows, int64_t n, int threads) {
-    parallel(rows, rows * n, threads, [&](int64_t r) {
+enum Activation { SILU, GELU_TANH, SWIGLU_OAI }; // as library.py numbers them
+
+INLINE vf activated(int activation, vf gate, vf up) {
+    if (activation == SWIGLU_OAI) {
+        gate = clamp(gate, NEG_INF, 7);
+        return gate * sigmoid(splat(1.702f) * gate) * (clamp(up, -7, 7) + splat(1));
+    }
+    if (activation == SILU) return gate * sigmoid(gate) * up;
+    const vf cubic = gate * fma(gate * gate, splat(0.044715f), splat(1)); // (1 + tanh(x)) / 2 is sigmoid(2x)
+    return gate * sigmoid(splat(1.5957691216f) * cubic) * up;
+}
+
+template <class T> void gated(const T *gate_up, T *out, int64_t rows, int64_t n, int activation, int threads) {
+    parallel(rows, rows * n * 4, threads, [&](int64_t r) { // exponentials are dear
         const T *gate = gate_up + 2 * r * n, *up = gate + n;
         for_each_vector(n, [&](int64_t i, int k) {
-            vf activated = rounded(silu(load_some(gate + i, k)), gate);
-            store_some(out + r * n + i, activated * load_some(up + i, k), k);
+            store_some(out + r * n + i, activated(activation, load_some(gate + i, k), load_some(up + i, k)), k);
         });
     });
 }
@@ -64,18 +74,18 @@ template <class T> INLINE void rotate_row(const T *x, const float *cos_sin, T *o
 }
 
 struct RopeShape {
-    int64_t num_tokens, num_heads, num_kv_heads, head_dim, block_size, block_stride; // stride in elements
+    int64_t num_tokens, num_heads, num_kv_heads, planes, head_dim, block_size, block_stride; // stride in elements
 };
 
 template <class T>
 void rope_and_cache(const T *qkv, const float *cos_sin, const int64_t *positions, const int64_t *slots, T *kv, T *q_out,
-                    const T *q_norm, const T *k_norm, float eps, const RopeShape &s, int threads) {
-    const int64_t row = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim, plane = s.block_size * s.head_dim;
+                    const float *q_norm, const float *k_norm, float eps, const RopeShape &s, int threads) {
+    const int64_t row = (s.num_heads + s.planes * s.num_kv_heads) * s.head_dim, plane = s.block_size * s.head_dim;
     const size_t head_bytes = s.head_dim * sizeof(T);
     parallel(s.num_tokens, s.num_tokens * row, threads, [&](int64_t t) {
         const T *head = qkv + t * row;
         const float *angle = cos_sin + positions[t] * s.head_dim;
-        auto place = [&](const T *x, const T *weight, T *out) {
+        auto place = [&](const T *x, const float *weight, T *out) {
             if (weight) norm_row(x, weight, out, s.head_dim, eps);
             rotate_row(weight ? out : x, angle, out, int(s.head_dim / 2));
         };
@@ -83,8 +93,9 @@ void rope_and_cache(const T *qkv, const float *cos_sin, const int64_t *positions
             place(head, q_norm, q_out + (t * s.num_heads + h) * s.head_dim);
         if (slots[t] < 0) return;
         T *k_out = kv + slots[t] / s.block_size * s.block_stride + slots[t] % s.block_size * s.head_dim;
-        T *v_out = k_out + s.num_kv_heads * plane;
         for (int64_t h = 0; h < s.num_kv_heads; h++, head += s.head_dim) place(head, k_norm, k_out + h * plane);
+        if (s.planes == 1) return;
+        T *v_out = k_out + s.num_kv_heads * plane;
         for (int64_t h = 0; h < s.num_kv_heads; h++, head += s.head_dim) memcpy(v_out + h * plane, head, head_bytes);
     });
 }

@@ -1,54 +1,74 @@
-// x @ weight.T + bias for few to many rows of x.
+// x @ weight.T + bias for few to many rows of x, by one weight or by the expert of each row.
 //
-// Weights stay in their own type, packed once into panels of 2W outputs so that a panel is read as one stream, and are
-// widened in registers: one load and two cheap instructions serve every row of x. Each result is one chain of fused
-// multiply-adds over the inputs in order, so the bits of a row do not depend on how many rows come with it.
+// Weights stay as they are stored (fp32, bf16, fp16, int8 or int4), packed once into panels of 2W outputs so that a
+// panel is read as one stream, and are widened in registers: one load and a few cheap instructions serve a tile of rows
+// of x. Each result is one chain of fused multiply-adds over the inputs in order (one per group of inputs with int4,
+// scaled and added up), so the bits of a row do not depend on which rows come with it.
 #pragma once
 
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "parallel.h"
 #include "vector.h"
 
 namespace gemm {
 
-constexpr int PANEL = 2 * W;              // outputs
-constexpr int ROWS = ACCUMULATORS / 2;    // rows of x at once
-constexpr int64_t X_FLOATS = 1 << 18;     // of x at a time, so that it stays in the L2 cache
+constexpr int PANEL = 2 * W;           // outputs
+constexpr int ROWS = ACCUMULATORS / 2; // rows of x at once
+constexpr int64_t X_FLOATS = 1 << 18;  // of x at a time, so that it stays in the L2 cache
+constexpr int FAR_BYTES = 6144, NEAR_BYTES = 640; // how far ahead a panel is fetched into the L2 and the L1 cache
 
 INLINE int64_t num_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
+template <class S> constexpr int STEP = std::is_same_v<S, int4> ? W : PANEL; // elements of S per panel and input
 
-// [outputs, inputs] -> [panel][inputs][PANEL], in the order that load_pair() undoes; missing outputs are 0.
-template <class T> void pack(const T *weight, int64_t outputs, int64_t inputs, T *packed) {
+// Of one expert after another; plain linear layers are a single one. library.py has the same struct.
+struct Weights {
+    const void *panels;  // of S: [experts][panel][inputs][STEP]
+    const float *scales; // [experts][panel][inputs / group][PANEL], or null
+    const float *bias;   // [experts][panels * PANEL]
+    int64_t outputs, inputs, group; // inputs that share a scale
+    int64_t storage;     // which S
+};
+
+// Where output `lane` of a panel goes, so that load_pair() finds it.
+INLINE int place(int lane, const void *) { return lane; }
+INLINE int place(int lane, const bf16 *) { return lane % W * 2 + lane / W; }
+
+// [outputs, inputs] -> panels; missing outputs are 0.
+template <class S> void pack(const S *weight, int64_t outputs, int64_t inputs, S *packed) {
     for (int64_t p = 0; p < num_panels(outputs); p++)
         for (int64_t k = 0; k < inputs; k++, packed += PANEL)
             for (int lane = 0; lane < PANEL; lane++) {
                 const int64_t n = p * PANEL + lane;
-                const int at = std::is_same_v<T, bf16> ? lane % W * 2 + lane / W : lane;
-                packed[at] = n < outputs ? weight[n * inputs + k] : T{};
+                packed[place(lane, packed)] = n < outputs ? weight[n * inputs + k] : S{};
             }
 }
-
-// Rows of a tile -> [inputs][rows] in fp32.
-template <class T> INLINE void pack_rows(const T *x, int rows, int64_t inputs, float *out) {
-    float lanes[W];
-    for (int r = 0; r < rows; r++, x += inputs)
-        for (int64_t k = 0; k < inputs; k += W) {
-            const int n = int(std::min<int64_t>(W, inputs - k));
-            store(lanes, n == W ? load(x + k) : load(x + k, n));
-            for (int i = 0; i < n; i++) out[(k + i) * rows + r] = lanes[i];
-        }
+inline void pack(const int8 *weight, int64_t outputs, int64_t inputs, int4 *packed) {
+    auto at = [=](int64_t n, int64_t k) { return uint8_t(n < outputs ? weight[n * inputs + k].bits + 8 : 8); };
+    for (int64_t p = 0; p < num_panels(outputs); p++)
+        for (int64_t k = 0; k < inputs; k++)
+            for (int64_t n = p * PANEL; n < p * PANEL + W; n++) *packed++ = {uint8_t(at(n, k) | at(n + W, k) << 4)};
 }
 
-// N rows of x by P panels.
-template <class T, int N, int P>
-INLINE void multiply(const float *x, const T *weight, int64_t inputs, pair (&sums)[N][P]) {
-    const int64_t stride = inputs * PANEL;
-    for (int64_t k = 0; k < inputs; k++) {
+INLINE void prefetch(const void *weight) {
+    __builtin_prefetch((const char *)weight + FAR_BYTES, 0, 2);
+    __builtin_prefetch((const char *)weight + NEAR_BYTES);
+}
+
+// N rows of x by P panels, over inputs [begin, end).
+template <class S, int N, int P>
+INLINE void multiply(const float *x, const S *weight, int64_t stride, int64_t begin, int64_t end, pair (&sums)[N][P]) {
+    constexpr int PER_LINE = std::max<int>(1, 64 / (STEP<S> * sizeof(S)));
+    for (int64_t k = begin; k < end; k++) {
         pair w[P];
 #pragma GCC unroll 4
-        for (int p = 0; p < P; p++) w[p] = load_pair(weight + p * stride + k * PANEL);
+        for (int p = 0; p < P; p++) {
+            const S *at = weight + p * stride + k * STEP<S>;
+            if (k % PER_LINE == 0) prefetch(at);
+            w[p] = load_pair(at);
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
             const vf a = splat(x[k * N + r]);
@@ -61,60 +81,158 @@ INLINE void multiply(const float *x, const T *weight, int64_t inputs, pair (&sum
     }
 }
 
-template <class T> struct Call {
-    const T *weight, *bias; // packed; [outputs] or null
-    T *out;                 // [rows, outputs]
-    int64_t inputs, outputs;
+// out[N][P * PANEL] = x[inputs][N] by the panels [panel, panel + P).
+template <class S, int N, int P>
+__attribute__((noinline)) void run_panels(const Weights &w, const float *x, int64_t panel, float *out) {
+    const int64_t stride = w.inputs * STEP<S>, num_groups = w.inputs / w.group;
+    const S *weight = (const S *)w.panels + panel * stride;
+    const float *bias = w.bias + panel * PANEL;
+    for (int r = 0; r < N; r++) memcpy(out + r * P * PANEL, bias, P * PANEL * sizeof(float));
+    for (int64_t g = 0; g < num_groups; g++) {
+        pair sums[N][P] = {};
+        multiply<S, N, P>(x, weight, stride, g * w.group, (g + 1) * w.group, sums);
+        for (int p = 0; p < P; p++) {
+            const int64_t at = ((panel + p) * num_groups + g) * PANEL;
+            const pair by = w.scales ? load_pair(w.scales + at) : pair{splat(1), splat(1)};
+            for (int r = 0; r < N; r++) {
+                float *to = out + (r * P + p) * PANEL;
+                store(to, fma(sums[r][p].a, by.a, load(to)));
+                store(to + W, fma(sums[r][p].b, by.b, load(to + W)));
+            }
+        }
+    }
+}
+
+// Rows of x of one expert that are multiplied at once.
+struct Tile {
+    int64_t row;
+    int32_t num_rows, expert;
 };
 
-template <class T, int N, int P> void run_panels(const Call<T> &c, const float *x, int64_t row, int64_t panel) {
-    pair sums[N][P] = {};
-    multiply<T, N, P>(x, c.weight + panel * c.inputs * PANEL, c.inputs, sums);
-    for (int p = 0; p < P; p++) {
-        const int64_t first = (panel + p) * PANEL;
-        const int n = int(std::min<int64_t>(PANEL, c.outputs - first)), na = std::min(n, W), nb = n - na;
-        const pair bias = c.bias ? pair{load(c.bias + first, na), load(c.bias + first + na, nb)} : pair{};
-        for (int r = 0; r < N; r++) {
-            T *out = c.out + (row + r) * c.outputs + first;
-            const pair v = {sums[r][p].a + bias.a, sums[r][p].b + bias.b};
-            if (n == PANEL) store(out, v.a), store(out + W, v.b);
-            else store(out, v.a, na), store(out + na, v.b, nb);
-        }
+// The rows [row, row + num_rows) of an expert, cut into tiles as even as can be.
+inline void cut(int64_t row, int64_t num_rows, int expert, std::vector<Tile> &tiles) {
+    const int64_t n = (num_rows + ROWS - 1) / ROWS;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t first = num_rows * i / n, end = num_rows * (i + 1) / n;
+        tiles.push_back({row + first, int32_t(end - first), expert});
     }
 }
 
 constexpr int panels_at_once(int rows) { return rows * 8 <= ACCUMULATORS ? 4 : rows * 4 <= ACCUMULATORS ? 2 : 1; }
 
-// A tile of n rows by the panels [panel, end), as many at once as registers allow.
-template <class T, int N = ROWS>
-void run_tile(int n, const Call<T> &c, const float *x, int64_t row, int64_t panel, int64_t end) {
-    if constexpr (N > 0) {
-        if (n != N) return run_tile<T, N - 1>(n, c, x, row, panel, end);
-        constexpr int P = panels_at_once(N);
-        for (; panel + P <= end; panel += P) run_panels<T, N, P>(c, x, row, panel);
-        for (; panel < end; panel++) run_panels<T, N, 1>(c, x, row, panel);
+// run_panels of n rows, as many panels at once as registers allow (`many`), or one by one.
+struct Product {
+    void (*run_many)(const Weights &, const float *, int64_t, float *);
+    void (*run_one)(const Weights &, const float *, int64_t, float *);
+    int many;
+};
+template <class S, int N = ROWS> Product product(int n) {
+    if (n == N) return {run_panels<S, N, panels_at_once(N)>, run_panels<S, N, 1>, panels_at_once(N)};
+    if constexpr (N > 1) return product<S, N - 1>(n);
+    return {};
+}
+
+// A tile by the panels [panel, end). `w` is that of the tile's expert.
+template <class S, class Sink>
+void run_tile(const Tile &t, const Weights &w, const float *x, int64_t panel, int64_t end, Sink sink) {
+    const Product product = gemm::product<S>(t.num_rows);
+    float values[ROWS * 4 * PANEL];
+    while (panel < end) {
+        const int n = panel + product.many <= end ? product.many : 1;
+        (n > 1 ? product.run_many : product.run_one)(w, x, panel, values);
+        for (int r = 0; r < t.num_rows; r++)
+            for (int p = 0; p < n; p++) sink(t.row + r, (panel + p) * PANEL, values + (r * n + p) * PANEL);
+        panel += n;
     }
 }
 
-// Rows that x's L2 share holds, cut into tiles as even as can be.
-template <class T> void run_rows(const Call<T> &c, const T *x, int64_t row, int64_t rows, int threads) {
-    const int64_t num_tiles = (rows + ROWS - 1) / ROWS, panels = num_panels(c.outputs);
-    auto first = [=](int64_t tile) { return rows * tile / num_tiles; };
-    float *packed = scratch<3>(rows * c.inputs);
-    parallel(num_tiles, rows * c.inputs, threads, [&](int64_t i) {
-        pack_rows(x + (row + first(i)) * c.inputs, int(first(i + 1) - first(i)), c.inputs, packed + first(i) * c.inputs);
-    });
-    const int64_t run = std::clamp<int64_t>(panels / (4 * threads), 1, 4); // panels that a thread takes at a time
-    parallel_dynamic((panels + run - 1) / run, rows * c.inputs * c.outputs / 4, threads, [&](int64_t i) {
-        const int64_t end = std::min(panels, (i + 1) * run);
-        for (int64_t t = 0; t < num_tiles; t++)
-            run_tile(int(first(t + 1) - first(t)), c, packed + first(t) * c.inputs, row + first(t), i * run, end);
+template <class S> INLINE Weights of_expert(Weights w, int expert) {
+    const int64_t panels = expert * num_panels(w.outputs);
+    w.panels = (const S *)w.panels + panels * w.inputs * STEP<S>;
+    w.scales = w.scales ? w.scales + panels * (w.inputs / w.group) * PANEL : nullptr;
+    w.bias += panels * PANEL;
+    return w;
+}
+
+// Rows of a tile -> [inputs][rows]. source(row, k, n): n <= W inputs of a row from k on.
+template <class Source> INLINE void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
+    const int64_t rows = t.num_rows;
+    float lanes[W];
+    for (int r = 0; r < rows; r++) {
+        float *to = out + r;
+        int64_t k = 0;
+        for (; k + W <= inputs; k += W, to += W * rows) {
+            store(lanes, source(t.row + r, k, W));
+#pragma GCC unroll 16
+            for (int i = 0; i < W; i++) to[i * rows] = lanes[i];
+        }
+        if (k < inputs) store(lanes, source(t.row + r, k, int(inputs - k)));
+        for (int i = 0; k + i < inputs; i++) to[i * rows] = lanes[i];
+    }
+}
+
+// Consecutive tiles [first, end) of one expert.
+struct Run {
+    int32_t first, end;
+};
+
+// As many tiles as the L2 cache holds the rows of.
+template <class S, class Source, class Sink>
+void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows, Source source, Sink sink,
+               int threads) {
+    const int64_t panels = num_panels(w.outputs);
+    float *packed = scratch<3>(rows * w.inputs);
+    auto packed_at = [&](int tile) { return packed + (tiles[tile].row - tiles[0].row) * w.inputs; };
+    parallel(num_tiles, rows * w.inputs, threads,
+             [&](int64_t i) { pack_rows(tiles[i], w.inputs, source, packed_at(i)); });
+
+    static thread_local std::vector<Run> runs;
+    runs.clear();
+    for (int i = 0; i < num_tiles; i++)
+        if (i && tiles[i].expert == tiles[i - 1].expert) runs.back().end++;
+        else runs.push_back({i, i + 1});
+    const Run *all = runs.data();
+    const int64_t fast = std::min<int64_t>(panels_at_once(tiles[0].num_rows), panels / threads);
+    const int64_t at_once = std::max(fast, std::clamp<int64_t>(panels / (4 * threads), 1, 4)); // that a thread takes
+    const int64_t per_run = (panels + at_once - 1) / at_once;
+    parallel_dynamic(runs.size() * per_run, rows * w.inputs * w.outputs / 4, threads, [&](int64_t i) {
+        const Run run = all[i / per_run];
+        const int64_t panel = i % per_run * at_once, end = std::min(panels, panel + at_once);
+        const Weights own = of_expert<S>(w, tiles[run.first].expert);
+        for (int t = run.first; t < run.end; t++) run_tile<S>(tiles[t], own, packed_at(t), panel, end, sink);
     });
 }
 
-template <class T> void run(const Call<T> &c, const T *x, int64_t rows, int threads) {
-    const int64_t most = std::max<int64_t>(4 * ROWS, X_FLOATS / c.inputs / ROWS * ROWS);
-    for (int64_t row = 0; row < rows; row += most) run_rows(c, x, row, std::min(most, rows - row), threads);
+// Rows from `source`, each by the weight of its tile's expert, to `sink(row, first output, PANEL values)`. Tiles are in
+// order of rows.
+template <class S, class Source, class Sink>
+void run(const Weights &w, const std::vector<Tile> &tiles, Source source, Sink sink, int threads) {
+    const int64_t most = std::max<int64_t>(4 * ROWS, X_FLOATS / w.inputs);
+    for (size_t first = 0, end = 0; first < tiles.size(); first = end) {
+        int64_t rows = 0;
+        while (end < tiles.size() && rows + tiles[end].num_rows <= most) rows += tiles[end++].num_rows;
+        run_tiles<S>(w, &tiles[first], int(end - first), rows, source, sink, threads);
+    }
+}
+
+// Values of a panel from output `first` on, to a row of `outputs`.
+template <class T> INLINE void store_panel(T *row, int64_t outputs, int64_t first, const float *values) {
+    const int n = int(std::min<int64_t>(PANEL, outputs - first));
+    if (n == PANEL) store(row + first, load(values)), store(row + first + W, load(values + W));
+    else if (n > W) store(row + first, load(values)), store(row + first + W, load(values + W), n - W);
+    else store(row + first, load(values), n);
+}
+
+// One weight for all rows.
+template <class T, class S> void linear(const Weights &w, const T *x, T *out, int64_t rows, int threads) {
+    static thread_local std::vector<Tile> tiles;
+    tiles.clear();
+    cut(0, rows, 0, tiles);
+    auto source = [=](int64_t row, int64_t k, int n) { return load_some(x + row * w.inputs + k, n); };
+    auto sink = [=](int64_t row, int64_t first, const float *values) {
+        store_panel(out + row * w.outputs, w.outputs, first, values);
+    };
+    run<S>(w, tiles, source, sink, threads);
 }
 
 } // namespace gemm

@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "experts.h"
 #include "gemm.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -14,13 +15,22 @@ template <class F> static void with_type(int type, F f) {
     else f((fp16 *)nullptr);
 }
 
+// The same with two types: that of activations, and that in which weights are stored.
+template <class F> static void with_types(int type, int64_t storage, F f) {
+    with_type(type, [&](auto *t) {
+        if (storage == 3) f(t, (int8 *)nullptr);
+        else if (storage == 4) f(t, (int4 *)nullptr);
+        else f(t, t);
+    });
+}
+
 EXPORT int num_lanes() { return W; }
 
 EXPORT void rms_norm_op(int type, const void *x, const void *weight, void *out, int64_t rows, int64_t n, float eps,
                         int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
-        rms_norm<T>((const T *)x, (const T *)weight, (T *)out, rows, n, eps, threads);
+        rms_norm<T>((const T *)x, (const float *)weight, (T *)out, rows, n, eps, threads);
     });
 }
 
@@ -28,54 +38,66 @@ EXPORT void add_rms_norm_op(int type, const void *x, const void *residual, const
                         int64_t rows, int64_t n, float eps, int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
-        add_rms_norm<T>((const T *)x, (const T *)residual, (const T *)weight, (T *)out, (T *)total, rows, n,
+        add_rms_norm<T>((const T *)x, (const T *)residual, (const float *)weight, (T *)out, (T *)total, rows, n,
             eps, threads);
     });
 }
 
-EXPORT void silu_mul_op(int type, const void *gate_up, void *out, int64_t rows, int64_t n, int threads) {
+EXPORT void gated_op(int type, const void *gate_up, void *out, int64_t rows, int64_t n, int activation, int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
-        silu_mul<T>((const T *)gate_up, (T *)out, rows, n, threads);
+        gated<T>((const T *)gate_up, (T *)out, rows, n, activation, threads);
     });
 }
 
 EXPORT void rope_and_cache_op(int type, const void *qkv, const float *cos_sin, const int64_t *positions, const int64_t
                         *slots, void *kv, void *q, const void *q_norm, const void *k_norm, float eps, int64_t tokens,
-                        int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t block_size, int64_t block_stride,
-                        int threads) {
+                        int64_t heads, int64_t kv_heads, int64_t planes, int64_t head_dim, int64_t block_size, int64_t
+                        block_stride, int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
-        const RopeShape shape = {tokens, heads, kv_heads, head_dim, block_size, block_stride};
-        rope_and_cache<T>((const T *)qkv, cos_sin, positions, slots, (T *)kv, (T *)q, (const T *)q_norm,
-            (const T *)k_norm, eps, shape, threads);
+        const RopeShape shape = {tokens, heads, kv_heads, planes, head_dim, block_size, block_stride};
+        rope_and_cache<T>((const T *)qkv, cos_sin, positions, slots, (T *)kv, (T *)q, (const float *)q_norm,
+            (const float *)k_norm, eps, shape, threads);
     });
 }
 
 EXPORT void paged_attention_op(int type, const void *q, const void *kv, void *out, const int32_t *query_start, const
                         int32_t *seq_lens, const int32_t *block_tables, int64_t seqs, int64_t max_blocks, int64_t
-                        heads, int64_t kv_heads, int64_t head_dim, int64_t block_size, int64_t block_stride, float
-                        scale, int64_t window, int threads) {
+                        heads, int64_t kv_heads, int64_t planes, int64_t head_dim, int64_t block_size, int64_t
+                        block_stride, float scale, float softcap, int64_t window, const float *sinks, int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
         attention::Call<T> call = {(const T *)q, (const T *)kv, (T *)out, query_start, seq_lens, block_tables,
-            seqs, max_blocks, heads, kv_heads, head_dim, block_size, block_stride, scale, window};
+            seqs, max_blocks, heads, kv_heads, planes, head_dim, block_size, block_stride,
+            scale, softcap, window, sinks};
         attention::run(call, threads);
     });
 }
 
-EXPORT void pack_weight_op(int type, const void *weight, void *packed, int64_t outputs, int64_t inputs) {
-    with_type(type, [&](auto *t) {
+// One expert's weight, of the stored type or (4 bits) as int8.
+EXPORT void pack_weight_op(int storage, const void *weight, void *packed, int64_t outputs, int64_t inputs) {
+    if (storage == 4) return gemm::pack((const int8 *)weight, outputs, inputs, (int4 *)packed);
+    if (storage == 3) return gemm::pack((const int8 *)weight, outputs, inputs, (int8 *)packed);
+    with_type(storage, [&](auto *t) { gemm::pack((decltype(t))weight, outputs, inputs, (decltype(t))packed); });
+}
+
+EXPORT void linear_op(int type, const gemm::Weights *weights, const void *x, void *out, int64_t rows, int threads) {
+    with_types(type, weights->storage, [&](auto *t, auto *s) {
         using T = std::remove_pointer_t<decltype(t)>;
-        gemm::pack((const T *)weight, outputs, inputs, (T *)packed);
+        using S = std::remove_pointer_t<decltype(s)>;
+        gemm::linear<T, S>(*weights, (const T *)x, (T *)out, rows, threads);
     });
 }
 
-EXPORT void linear_op(int type, const void *x, const void *packed, const void *bias, void *out, int64_t rows, int64_t
-                        outputs, int64_t inputs, int threads) {
-    with_type(type, [&](auto *t) {
+EXPORT void experts_op(int type, const gemm::Weights *gate_up, const gemm::Weights *down, int activation, int64_t
+                        num_experts, const void *x, const int64_t *ids, const float *weights, void *out, int64_t
+                        tokens, int64_t per_token, int threads) {
+    with_types(type, gate_up->storage, [&](auto *t, auto *s) {
         using T = std::remove_pointer_t<decltype(t)>;
-        gemm::run<T>({(const T *)packed, (const T *)bias, (T *)out, inputs, outputs}, (const T *)x, rows,
-            threads);
+        using S = std::remove_pointer_t<decltype(s)>;
+        experts::Call<T> call = {(const T *)x, ids, weights, (T *)out, *gate_up, *down,
+            tokens, per_token, num_experts, activation};
+        experts::run<T, S>(call, threads);
     });
 }

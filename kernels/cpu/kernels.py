@@ -9,11 +9,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels.api import AttentionMeta, Linear
+from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
 from kernels.cpu.build import BuildError
-from kernels.cpu.library import DTYPES, Library
+from kernels.cpu.experts import PackedExperts
+from kernels.cpu.library import ACTIVATIONS, DTYPES, Library
 from kernels.cpu.linear import PackedLinear, prefers_onednn
 from kernels.cpu.processor import Level, features, supported
+from kernels.cpu.weights import PackedWeights
 from kernels.linear import pack_linear as onednn
 
 
@@ -35,14 +37,19 @@ class CPUKernels:
 
     name = "cpu"
 
-    def __init__(self, dtype: torch.dtype, level: Level | None = None) -> None:
-        """Raises Unavailable if they are not built and cannot be, or do not compute in `dtype`."""
+    def __init__(self, dtype: torch.dtype, level: Level | None = None, *, deterministic: bool = True) -> None:
+        """Raises Unavailable if they are not built and cannot be, or do not compute in `dtype`.
+
+        Where not `deterministic`, linear layers are left to oneDNN if it is clearly faster; then a row's bits may
+        depend on the number of rows.
+        """
         if dtype not in DTYPES:
             raise Unavailable(f"they do not compute in {dtype}")
         self._type = DTYPES[dtype]
         self._dtype = dtype
         self.level = level or supported(features())[0]
         self._library = library(self.level)
+        self._deterministic = deterministic
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
@@ -50,7 +57,7 @@ class CPUKernels:
         out = torch.empty_like(x)
         rows, size = x.shape
         self._library.rms_norm(
-            self._type, x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, size, eps, torch.get_num_threads()
+            self._type, x.data_ptr(), _fp32(weight), out.data_ptr(), rows, size, eps, torch.get_num_threads()
         )
         return out
 
@@ -61,17 +68,20 @@ class CPUKernels:
         rows, size = x.shape
         self._library.add_rms_norm(
             self._type,
-            *(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(), total.data_ptr()),
+            *(x.data_ptr(), residual.data_ptr(), _fp32(weight), out.data_ptr(), total.data_ptr()),
             *(rows, size, eps, torch.get_num_threads()),
         )
         return out, total
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """See `Kernels`."""
         gate_up = self._checked(gate_up)
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty((rows, size))
-        self._library.silu_mul(self._type, gate_up.data_ptr(), out.data_ptr(), rows, size, torch.get_num_threads())
+        self._library.gated(
+            *(self._type, gate_up.data_ptr(), out.data_ptr(), rows, size),
+            *(ACTIVATIONS[activation], torch.get_num_threads()),
+        )
         return out
 
     def rope_and_cache(
@@ -90,43 +100,65 @@ class CPUKernels:
         """See `Kernels`."""
         qkv = self._checked(qkv)
         num_tokens = qkv.shape[0]
-        block_size, head_dim = kv.shape[3:]
+        _, planes, _, block_size, head_dim = kv.shape
         q = qkv.new_empty((num_tokens, num_heads, head_dim))
         self._library.rope_and_cache(
             self._type,
-            *(qkv.data_ptr(), cos_sin.data_ptr(), positions.data_ptr(), slots.data_ptr(), kv.data_ptr(), q.data_ptr()),
-            None if q_norm is None else q_norm.data_ptr(),
-            None if k_norm is None else k_norm.data_ptr(),
-            *(eps, num_tokens, num_heads, num_kv_heads, head_dim, block_size, kv.stride(0), torch.get_num_threads()),
+            *(qkv.data_ptr(), _fp32(cos_sin), positions.data_ptr(), slots.data_ptr(), kv.data_ptr(), q.data_ptr()),
+            None if q_norm is None else _fp32(q_norm),
+            None if k_norm is None else _fp32(k_norm),
+            *(eps, num_tokens, num_heads, num_kv_heads, planes, head_dim, block_size, kv.stride(0)),
+            torch.get_num_threads(),
         )
         return q
 
-    def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, scale: float, window: int = 0) -> Tensor:
+    def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, attention: Attention) -> Tensor:
         """See `Kernels`."""
         q = self._checked(q)
         out = torch.empty_like(q)
         tables = meta.block_tables
         _, num_heads, head_dim = q.shape
-        _, _, num_kv_heads, block_size, _ = kv.shape
+        _, planes, num_kv_heads, block_size, _ = kv.shape
+        sinks = attention.sinks
         self._library.paged_attention(
             *(self._type, q.data_ptr(), kv.data_ptr(), out.data_ptr()),
             *(meta.query_start.data_ptr(), meta.seq_lens.data_ptr(), tables.data_ptr()),
-            *(tables.shape[0], tables.stride(0), num_heads, num_kv_heads, head_dim, block_size, kv.stride(0)),
-            *(scale, window, torch.get_num_threads()),
+            *(tables.shape[0], tables.stride(0), num_heads, num_kv_heads, planes, head_dim, block_size, kv.stride(0)),
+            *(attention.scale, attention.softcap, attention.window),
+            *(None if sinks is None else _fp32(sinks), torch.get_num_threads()),
         )
         return out
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """See `Kernels`. Where oneDNN is clearly faster it is used, and then bits may depend on the number of rows."""
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
+        """See `Kernels`."""
         weight = self._checked(weight)
-        return (
-            onednn(weight, bias)
-            if prefers_onednn(self._library, self._dtype)
-            else PackedLinear(self._library, weight, bias)
-        )
+        if bits == 16 and not self._deterministic and prefers_onednn(self._library, self._dtype):
+            return onednn(weight, bias)
+        return PackedLinear(self._library, weight, bias, bits)
+
+    def pack_experts(
+        self,
+        gate_up: Tensor,
+        down: Tensor,
+        activation: Activation,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+        bits: int = 16,
+    ) -> Experts:
+        """See `Kernels`."""
+        packed_gate_up = PackedWeights(self._library, self._checked(gate_up), gate_up_bias, bits)
+        packed_down = PackedWeights(self._library, self._checked(down), down_bias, bits)
+        return PackedExperts(self._library, packed_gate_up, packed_down, activation)
 
     def _checked(self, x: Tensor) -> Tensor:
         """`x`, made contiguous: compiled code that misreads a type would read past its end."""
         if x.dtype is not self._dtype:
             raise TypeError(f"kernels were loaded for {self._dtype}, not {x.dtype}")
         return x.contiguous()
+
+
+def _fp32(x: Tensor) -> int:
+    """Address of a contiguous fp32 tensor."""
+    if x.dtype is not torch.float32 or not x.is_contiguous():
+        raise TypeError(f"must be fp32 and contiguous: a {x.dtype} tensor of shape {tuple(x.shape)}")
+    return x.data_ptr()

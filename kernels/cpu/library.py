@@ -5,19 +5,33 @@ from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
 
+from kernels.api import Activation
 from kernels.cpu import build
+from kernels.cpu.memory import Arena
 from kernels.cpu.processor import Level
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as kernels.cpp numbers them
+ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}  # as elementwise.h does
+
+
+class WeightsStruct(ctypes.Structure):
+    """gemm::Weights."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("panels", "scales", "bias")),
+        *((name, c_int64) for name in ("outputs", "inputs", "group", "storage")),
+    )
+
 
 _SIGNATURES = {
     "rms_norm": (c_int, *[c_void_p] * 3, *[c_int64] * 2, c_float, c_int),
     "add_rms_norm": (c_int, *[c_void_p] * 5, *[c_int64] * 2, c_float, c_int),
-    "silu_mul": (c_int, *[c_void_p] * 2, *[c_int64] * 2, c_int),
-    "rope_and_cache": (c_int, *[c_void_p] * 8, c_float, *[c_int64] * 6, c_int),
-    "paged_attention": (c_int, *[c_void_p] * 6, *[c_int64] * 7, c_float, c_int64, c_int),
+    "gated": (c_int, *[c_void_p] * 2, *[c_int64] * 2, *[c_int] * 2),
+    "rope_and_cache": (c_int, *[c_void_p] * 8, c_float, *[c_int64] * 7, c_int),
+    "paged_attention": (c_int, *[c_void_p] * 6, *[c_int64] * 8, *[c_float] * 2, c_int64, c_void_p, c_int),
     "pack_weight": (c_int, *[c_void_p] * 2, *[c_int64] * 2),
-    "linear": (c_int, *[c_void_p] * 4, *[c_int64] * 3, c_int),
+    "linear": (c_int, *[c_void_p] * 3, c_int64, c_int),
+    "experts": (c_int, *[c_void_p] * 2, c_int, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_int),
 }
 
 
@@ -32,9 +46,11 @@ class Library:
             function.argtypes, function.restype = arguments, None
         self.rms_norm = loaded.rms_norm_op
         self.add_rms_norm = loaded.add_rms_norm_op
-        self.silu_mul = loaded.silu_mul_op
+        self.gated = loaded.gated_op
         self.rope_and_cache = loaded.rope_and_cache_op
         self.paged_attention = loaded.paged_attention_op
         self.pack_weight = loaded.pack_weight_op
         self.linear = loaded.linear_op
+        self.experts = loaded.experts_op
         self.num_lanes = int(loaded.num_lanes())
+        self.arena = Arena()  # of all weights that it packs

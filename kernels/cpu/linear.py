@@ -1,7 +1,8 @@
 """Linear layers on the compiled kernels: the weight is packed once, and a row's bits never depend on the other rows.
 
 They widen bf16 and fp16 in registers and multiply in fp32. A processor that multiplies narrow types much faster than
-that (AMX) is better off with oneDNN, so it is timed against them, once per process.
+that (AMX) is better off with oneDNN: where results need not be deterministic it is timed against them, once per
+process.
 """
 
 import time
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kernels.cpu.library import DTYPES, Library
 from kernels.cpu.processor import features
+from kernels.cpu.weights import PackedWeights
 from kernels.linear import pack_linear as onednn
 
 CLEARLY = 1.5  # times faster: less is not worth results that depend on the number of rows
@@ -20,30 +22,23 @@ NARROW_PRODUCTS = {torch.bfloat16: {"avx512_bf16", "amx_bf16"}, torch.float16: {
 
 
 class PackedLinear:
-    """`x @ weight.T + bias` with a weight that was packed once."""
+    """`x @ weight.T + bias` with a weight [out, in] that was packed once, in its own type or in 8 or 4 bits."""
 
-    def __init__(self, library: Library, weight: Tensor, bias: Tensor | None) -> None:
-        self._type = DTYPES[weight.dtype]
+    def __init__(self, library: Library, weight: Tensor, bias: Tensor | None, bits: int = 16) -> None:
+        """ValueError where the weight cannot be rounded to so many bits."""
         self._library = library
-        self._outputs, self._inputs = weight.shape
-        panel = 2 * library.num_lanes
-        self._packed = weight.new_empty(-(-self._outputs // panel) * panel * self._inputs)
-        self._bias = None if bias is None else bias.contiguous()
-        library.pack_weight(self._type, weight.data_ptr(), self._packed.data_ptr(), self._outputs, self._inputs)
-        self._weight_at = self._packed.data_ptr()
-        self._bias_at = None if self._bias is None else self._bias.data_ptr()
+        self._type = DTYPES[weight.dtype]
+        self._weights = PackedWeights(library, weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0), bits)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        if x.dtype is not self._packed.dtype or x.shape[1] != self._inputs:
-            raise TypeError(f"expected {self._packed.dtype} of {self._inputs} inputs, not {x.dtype} of {x.shape[1]}")
+        weights = self._weights
+        if x.dtype is not weights.dtype or x.shape[1] != weights.inputs:
+            raise TypeError(f"expected {weights.dtype} of {weights.inputs} inputs, not {x.dtype} of {x.shape[1]}")
         x = x.contiguous()
         rows = x.shape[0]
-        out = x.new_empty((rows, self._outputs))
-        self._library.linear(
-            *(self._type, x.data_ptr(), self._weight_at, self._bias_at, out.data_ptr()),
-            *(rows, self._outputs, self._inputs, torch.get_num_threads()),
-        )
+        out = x.new_empty((rows, weights.outputs))
+        self._library.linear(self._type, weights.address, x.data_ptr(), out.data_ptr(), rows, torch.get_num_threads())
         return out
 
 

@@ -13,7 +13,8 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#define INLINE static INLINE_MEMBER
 
 #if defined(__AVX512F__)
 constexpr int W = 16;            // lanes
@@ -32,12 +33,20 @@ typedef float vf __attribute__((vector_size(W * 4)));
 typedef uint32_t vu __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef uint16_t vh __attribute__((vector_size(W * 2)));
+typedef int8_t vb __attribute__((vector_size(W)));
+typedef uint8_t vub __attribute__((vector_size(W)));
 
 struct bf16 {
     uint16_t bits;
 };
 struct fp16 {
     uint16_t bits;
+};
+struct int8 {
+    int8_t bits;
+};
+struct int4 { // two of them, each plus 8: the lower half is one of a pair's first vector, the upper of its second
+    uint8_t bits;
 };
 
 template <class V, class P> INLINE V read(const P *p) {
@@ -61,20 +70,21 @@ INLINE vf fma(vf a, vf b, vf c) {
 
 INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 
-INLINE float sum_lanes(vf v) { // a tree, always the same
-    float lanes[W];
-    write(lanes, v);
-    for (int step = W / 2; step; step /= 2)
-        for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
-    return lanes[0];
+// Lane i of the result is lane i + STEP of v.
+template <int STEP> INLINE vf turned(vf v) {
+    vi from;
+    for (int i = 0; i < W; i++) from[i] = (i + STEP) % W;
+    return __builtin_shuffle(v, from);
 }
-
-INLINE float max_lanes(vf v) {
-    float lanes[W];
-    write(lanes, v);
-    for (int step = W / 2; step; step /= 2)
-        for (int i = 0; i < step; i++) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
-    return lanes[0];
+template <int STEP = W / 2> INLINE float sum_lanes(vf v) { // a tree, always the same
+    v += turned<STEP>(v);
+    if constexpr (STEP > 1) return sum_lanes<STEP / 2>(v);
+    return v[0];
+}
+template <int STEP = W / 2> INLINE float max_lanes(vf v) {
+    v = max(v, turned<STEP>(v));
+    if constexpr (STEP > 1) return max_lanes<STEP / 2>(v);
+    return v[0];
 }
 
 // 2^x: Taylor's series to the seventh power on [-1/2, 1/2]. Below 2^-126 it is 0, so exp2(-inf) is.
@@ -96,7 +106,13 @@ INLINE vf exp2(vf x) {
     return (vf)((scaled & is_normal) | ((vi)x & is_nan));
 }
 
-INLINE vf silu(vf x) { return x / (splat(1.0f) + exp2(x * splat(-1.4426950408889634f))); }
+constexpr float LOG2_E = 1.4426950408889634f;
+
+INLINE vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp2(x * splat(-LOG2_E))); }
+INLINE vf clamp(vf x, float low, float high) { // a NaN stays one
+    x = x < splat(low) ? splat(low) : x;
+    return x > splat(high) ? splat(high) : x;
+}
 
 // One vector in memory order
 
@@ -170,14 +186,9 @@ template <class T> INLINE void store(T *p, vf v, int n) {
     memcpy(p, lanes, n * sizeof(T));
 }
 
-// What T keeps of v: rounded to T and back.
-INLINE vf rounded(vf v, const float *) { return v; }
-INLINE vf rounded(vf v, const bf16 *) { return (vf)(round_bf16(v) & 0xffff0000); }
-INLINE vf rounded(vf v, const fp16 *) {
-    fp16 lanes[W];
-    store(lanes, v);
-    return load(lanes);
-}
+// n lanes, mostly all
+template <class T> INLINE vf load_some(const T *p, int n) { return n == W ? load(p) : load(p, n); }
+template <class T> INLINE void store_some(T *p, vf v, int n) { n == W ? store(p, v) : store(p, v, n); }
 
 // Two vectors at once, in an order of their own: bf16 splits into even and odd elements, one instruction each
 
@@ -186,15 +197,40 @@ struct pair {
 };
 
 template <class T> INLINE pair load_pair(const T *p) { return {load(p), load(p + W)}; }
-template <> inline __attribute__((always_inline)) pair load_pair(const bf16 *p) {
+template <> INLINE_MEMBER pair load_pair(const bf16 *p) {
     vu both = read<vu>(p);
     return {(vf)(both << 16), (vf)(both & 0xffff0000)};
+}
+INLINE vf load(const int8 *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    return __builtin_convertvector(__builtin_convertvector(read<vb>(p), vi), vf);
+#endif
+}
+template <> INLINE_MEMBER pair load_pair(const int8 *p) { return {load(p), load(p + W)}; }
+
+template <> INLINE_MEMBER pair load_pair(const int4 *p) {
+#if defined(__AVX512F__)
+    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); // looks at 4 bits
+    return {(vf)_mm512_permutexvar_ps(both, values), (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), values)};
+#elif defined(__AVX2__)
+    const vi both = (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    const vi both = __builtin_convertvector(read<vub>(p), vi);
+#endif
+#if !defined(__AVX512F__)
+    return {__builtin_convertvector((both & 15) - 8, vf), __builtin_convertvector((both >> 4) - 8, vf)};
+#endif
 }
 template <class T> INLINE void store_pair(T *p, pair v) {
     store(p, v.a);
     store(p + W, v.b);
 }
-template <> inline __attribute__((always_inline)) void store_pair(bf16 *p, pair v) {
+template <> INLINE_MEMBER void store_pair(bf16 *p, pair v) {
     write(p, (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000));
 }
 
@@ -209,22 +245,66 @@ template <class T> INLINE void store_pair(T *p, pair v, int n) {
     memcpy(p, lanes, n * sizeof(T));
 }
 
-// W x W transpose of 32-bit lanes, by log2(W) exchanges
+// Four lanes are a quad; a vector may hold a quad of each of several rows.
 
-template <int STEP> INLINE void exchange(vu *rows) {
-    vi low, high;
-    for (int i = 0; i < W; i++) {
-        low[i] = (i & STEP) ? W + i - STEP : i;
-        high[i] = (i & STEP) ? W + i : i + STEP;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i++) {
-        if (i & STEP) continue;
-        vu a = rows[i], b = rows[i + STEP];
-        rows[i] = __builtin_shuffle(a, b, (vu)low);
-        rows[i + STEP] = __builtin_shuffle(a, b, (vu)high);
-    }
-    if constexpr (STEP < W / 2) exchange<STEP * 2>(rows);
+constexpr int QUADS = W / 4;
+
+// 128 bits from at(0), at(1), ... at(QUADS - 1).
+template <class At> INLINE vu gather_quads(At at) {
+#if defined(__AVX512F__)
+    auto quad = [&](int i) { return _mm_loadu_si128((const __m128i *)at(i)); };
+    __m512i v = _mm512_castsi128_si512(quad(0)); // a masked load costs no shuffle
+    v = _mm512_mask_broadcast_i32x4(v, 0x00f0, quad(1));
+    v = _mm512_mask_broadcast_i32x4(v, 0x0f00, quad(2));
+    return (vu)_mm512_mask_broadcast_i32x4(v, 0xf000, quad(3));
+#elif defined(__AVX2__)
+    return (vu)_mm256_loadu2_m128i((const __m128i *)at(1), (const __m128i *)at(0));
+#else
+    return read<vu>(at(0));
+#endif
 }
 
-INLINE void transpose(vu *rows) { exchange<1>(rows); }
+// Elements [d, d + 8) of rows[0], rows[4], rows[8], ...: a quad per row in each vector of the pair. Element i is lane
+// i % 4 of the first or second vector, but for bf16, which splits into even and odd elements.
+INLINE pair load_quads(const float *const *rows, int d) {
+    return {(vf)gather_quads([=](int i) { return rows[4 * i] + d; }),
+            (vf)gather_quads([=](int i) { return rows[4 * i] + d + 4; })};
+}
+INLINE pair load_quads(const bf16 *const *rows, int d) {
+    const vu both = gather_quads([=](int i) { return rows[4 * i] + d; });
+    return {(vf)(both << 16), (vf)(both & 0xffff0000)};
+}
+INLINE pair load_quads(const fp16 *const *rows, int d) {
+    fp16 first[W], second[W];
+    for (int i = 0; i < QUADS; i++) {
+        memcpy(first + 4 * i, rows[4 * i] + d, 4 * sizeof(fp16));
+        memcpy(second + 4 * i, rows[4 * i] + d + 4, 4 * sizeof(fp16));
+    }
+    return {load(first), load(second)};
+}
+// Where element i < 8 goes, so that a quad of it meets the same element in load_quads().
+INLINE int place_in_quads(int i, const void *) { return i; }
+INLINE int place_in_quads(int i, const bf16 *) { return i % 2 * 4 + i / 2; }
+
+INLINE vf repeat_quad(const float *p) { // in all quads
+#if defined(__AVX512F__)
+    return (vf)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
+#elif defined(__AVX2__)
+    return (vf)_mm256_broadcast_ps((const __m128 *)p);
+#else
+    return load(p);
+#endif
+}
+
+// Lane 4 * i + j of the result is the sum of quad i of v[j].
+INLINE vf sum_quads(const vf *v) {
+    vi low, high, first, second; // of two vectors: lanes 0 and 1 of each quad, alternating; lanes 2 and 3; halves
+    for (int i = 0; i < W; i++) {
+        const int quad = i / 4 * 4, lane = i % 4;
+        low[i] = quad + lane / 2 + lane % 2 * W, high[i] = low[i] + 2;
+        first[i] = quad + lane % 2 + lane / 2 * W, second[i] = first[i] + 2;
+    }
+    const vf a = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
+    const vf b = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
+    return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
+}

@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""Attention of sequences with a single query in the step: each is split over its keys, and the splits merged in order.
+"""Attention of sequences with a single query in the step: each is split over its keys, and the splits are merged.
 
-A split is a fixed number of keys, so a result depends neither on the batch nor on how many splits run at once.
+How a sequence is split depends on its own length alone, and so do the bits of its result. The grid is of fixed size:
+its programs share out the splits of all sequences on the device, and a CUDA graph that holds it fits every step.
 """
 
 import torch
@@ -10,147 +11,207 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.api import AttentionMeta
-from kernels.triton.tile import LOG2_E, attend, dot_type
+from kernels.api import Attention, AttentionMeta
+from kernels.triton.tile import attend, dot_type, find, head_tiles, load_rows, score_factors, store_rows
 
-SPLIT = 256  # keys that one program handles
-KEYS = 32  # at a time
+NUM_PROGRAMS = 528  # four for each of an H100's 132 multiprocessors
+MIN_SPLIT = 128  # keys of a split, but of the last
+MAX_SPLITS = 32  # of a sequence: a longer one is cut into longer splits
+
+
+@triton.jit
+def split(seq_len, window, KEYS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
+    """(first key, keys of a split, number of splits) of sequences of these lengths."""
+    first = seq_len * 0
+    if WINDOW:
+        first = tl.maximum(seq_len - window, 0) // KEYS * KEYS
+    length = tl.maximum(tl.cdiv(seq_len - first, SPLIT * SPLITS), 1) * SPLIT
+    return first, length, tl.cdiv(seq_len - first, length)
 
 
 @triton.jit
 def decode_kernel(
     q_ptr,
     kv_ptr,
-    partial_ptr,  # [num_tokens, Hq, num_splits, DIM + 2] fp32: weighted sum of values, maximum, sum
+    partial_ptr,  # [num_tokens, Hq, num_splits, HEAD_DIM + 2] fp32: weighted sum of values, maximum, sum
     query_start_ptr,
     seq_lens_ptr,
     tables_ptr,
     table_stride,
     block_stride,
-    scale,  # times log2(e)
+    scale,
+    cap,
     window,
+    num_seqs,
     num_splits,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PLANES: tl.constexpr,
+    SEQS: tl.constexpr,  # num_seqs, to a power of two
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
-    DOT: tl.constexpr,
+    REST: tl.constexpr,
     SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    DOT: tl.constexpr,
 ):
-    """Program (sequence, KV head, split): the single query's heads against one run of SPLIT keys."""
-    seq, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    token = tl.load(query_start_ptr + seq)
-    num_queries = tl.load(query_start_ptr + seq + 1) - token
-    seq_len = tl.load(seq_lens_ptr + seq)
-    low = split * SPLIT
-    if window > 0:
-        low = tl.maximum(low, (seq_len - window) // KEYS * KEYS)
-    high = tl.minimum(seq_len, (split + 1) * SPLIT)
-    if (num_queries != 1) | (low >= high):
-        return
+    """Work is (sequence, split, KV head, tile of its query heads), the last running fastest."""
+    plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
+    row_tiles: tl.constexpr = (GROUP + ROWS - 1) // ROWS
+    per_split: tl.constexpr = NUM_KV_HEADS * row_tiles
+    place = tl.arange(0, SEQS)
+    starts = tl.load(query_start_ptr + place, mask=place < num_seqs, other=0)
+    ends = tl.load(query_start_ptr + place + 1, mask=place < num_seqs, other=0)
+    lengths = tl.load(seq_lens_ptr + place, mask=(place < num_seqs) & (ends - starts == 1), other=0)
+    counts = split(lengths, window, KEYS, SPLIT, SPLITS, WINDOW)[2]
+    for item in range(tl.program_id(0), tl.sum(counts, 0) * per_split, tl.num_programs(0)):
+        seq, index = find(counts, place, item // per_split)
+        kv_head = item % per_split // row_tiles
+        row = item % row_tiles * ROWS + tl.arange(0, ROWS)
+        seq_len = tl.load(seq_lens_ptr + seq)
+        first, length, _ = split(seq_len, window, KEYS, SPLIT, SPLITS, WINDOW)
+        low = first + index * length
+        high = tl.minimum(low + length, seq_len)
+        token = tl.load(query_start_ptr + seq).to(tl.int64)
+        head = token * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + row
+        q = load_rows(q_ptr, head * HEAD_DIM, row < GROUP, 0, DIM, HEAD_DIM, True).to(DOT)
+        q_rest = q
+        if REST > 0:
+            q_rest = load_rows(q_ptr, head * HEAD_DIM, row < GROUP, DIM, REST, HEAD_DIM, True).to(DOT)
 
-    row = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIM)
-    head = token.to(tl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + row
-    mask = (row < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
-    q = tl.load(q_ptr + head[:, None] * HEAD_DIM + dim[None, :], mask=mask, other=0.0)
-    row_max, row_sum, acc = attend(
-        q.to(DOT),
-        kv_ptr,
-        tables_ptr + seq.to(tl.int64) * table_stride,
-        row * 0 + seq_len - 1,
-        low,
-        high,
-        kv_head,
-        scale,
-        window,
-        block_stride,
-        NUM_KV_HEADS,
-        HEAD_DIM,
-        BLOCK_SIZE,
-        ROWS,
-        KEYS,
-        DIM,
-        DOT,
-    )
-    partial = partial_ptr + (head * num_splits + split) * (DIM + 2)
-    tl.store(partial[:, None] + dim[None, :], acc, mask=mask)
-    tl.store(partial + DIM, row_max, mask=row < GROUP)
-    tl.store(partial + DIM + 1, row_sum, mask=row < GROUP)
+        row_max, row_sum, acc, acc_rest = attend(
+            q,
+            q_rest,
+            tl.full([ROWS], float("-inf"), tl.float32),
+            tl.zeros([ROWS], tl.float32),
+            kv_ptr + kv_head * plane,
+            tables_ptr + seq.to(tl.int64) * table_stride,
+            row * 0 + seq_len - 1,
+            low,
+            high // KEYS * KEYS,
+            high,
+            scale,
+            cap,
+            window,
+            block_stride,
+            NUM_KV_HEADS * plane,
+            HEAD_DIM,
+            BLOCK_SIZE,
+            PLANES,
+            ROWS,
+            KEYS,
+            DIM,
+            REST,
+            SOFTCAP,
+            WINDOW,
+            DOT,
+        )
+        partial = (head * num_splits + index) * (HEAD_DIM + 2)
+        store_rows(partial_ptr, partial, acc, row < GROUP, 0, DIM, HEAD_DIM)
+        if REST > 0:
+            store_rows(partial_ptr, partial, acc_rest, row < GROUP, DIM, REST, HEAD_DIM)
+        tl.store(partial_ptr + partial + HEAD_DIM, row_max, mask=row < GROUP)
+        tl.store(partial_ptr + partial + HEAD_DIM + 1, row_sum, mask=row < GROUP)
 
 
 @triton.jit
 def merge_kernel(
     partial_ptr,
     out_ptr,
+    sinks_ptr,  # [Hq] fp32
     query_start_ptr,
     seq_lens_ptr,
     window,
     num_splits,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KEYS: tl.constexpr,
-    DIM: tl.constexpr,
     SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
 ):
-    """Program (sequence, head): one result from the splits of a single query, in order."""
+    """Program (sequence, head, columns): one result from the splits of a single query; zeros where there are none."""
     seq, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start_ptr + seq)
     if tl.load(query_start_ptr + seq + 1) - token != 1:
         return
-    seq_len = tl.load(seq_lens_ptr + seq)
-    first = 0
-    if window > 0:
-        first = tl.maximum(0, (seq_len - window) // KEYS * KEYS) // SPLIT
+    count = split(tl.load(seq_lens_ptr + seq), window, KEYS, SPLIT, SPLITS, WINDOW)[2]
     row = token.to(tl.int64) * NUM_HEADS + head
-    dim = tl.arange(0, DIM)
-    total_max = float("-inf")
-    total_sum = 0.0
-    acc = tl.zeros([DIM], tl.float32)
-    for split in range(first, tl.cdiv(seq_len, SPLIT)):
-        partial = partial_ptr + (row * num_splits + split) * (DIM + 2)
-        part_max = tl.load(partial + DIM)
-        new_max = tl.maximum(total_max, part_max)
-        keep, add = tl.exp2(total_max - new_max), tl.exp2(part_max - new_max)
-        total_sum = total_sum * keep + tl.load(partial + DIM + 1) * add
-        acc = acc * keep + tl.load(partial + dim, mask=dim < HEAD_DIM, other=0.0) * add
-        total_max = new_max
-    out = (acc / total_sum).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row * HEAD_DIM + dim, out, mask=dim < HEAD_DIM)
+    index = tl.arange(0, SPLITS)
+    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    partial = (row * num_splits + index) * (HEAD_DIM + 2)
+    maxima = tl.load(partial_ptr + partial + HEAD_DIM, mask=index < count, other=float("-inf"))
+    sums = tl.load(partial_ptr + partial + HEAD_DIM + 1, mask=index < count, other=0.0)
+    mask = (index < count)[:, None] & (column < HEAD_DIM)[None, :]
+    values = tl.load(partial_ptr + partial[:, None] + column[None, :], mask=mask, other=0.0)
+
+    largest = tl.max(maxima, 0)
+    if SINKS:
+        sink = tl.load(sinks_ptr + head) * 1.4426950408889634  # log2(e)
+        largest = tl.maximum(largest, sink)
+    weights = tl.exp2(maxima - tl.where(count > 0, largest, 0.0))
+    total = tl.sum(sums * weights, 0)
+    if SINKS:
+        total += tl.exp2(sink - largest)
+    out = tl.sum(values * weights[:, None], 0) / tl.where(count > 0, total, 1.0)
+    tl.store(out_ptr + row * HEAD_DIM + column, out.to(out_ptr.dtype.element_ty), mask=column < HEAD_DIM)
 
 
-def decode_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, scale: float, window: int) -> None:
+def decode_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, attention: Attention) -> None:
     """Writes the rows of `out` that belong to sequences with one query."""
     num_tokens, num_heads, head_dim = q.shape
-    _, _, num_kv_heads, block_size, _ = kv.shape
-    num_seqs = meta.seq_lens.shape[0]
-    num_splits = triton.cdiv(meta.max_seq_len, SPLIT)
-    dim = max(16, triton.next_power_of_2(head_dim))
-    partial = torch.empty((num_tokens, num_heads, num_splits, dim + 2), dtype=torch.float32, device=q.device)
-    decode_kernel[(num_seqs, num_kv_heads, num_splits)](
+    _, planes, num_kv_heads, block_size, _ = kv.shape
+    num_seqs, group = meta.seq_lens.shape[0], num_heads // num_kv_heads
+    num_splits = min(MAX_SPLITS, triton.cdiv(meta.max_seq_len, MIN_SPLIT))
+    dim, rest = head_tiles(head_dim)
+    rows, keys, num_warps, num_stages = _shape(head_dim, group, q.element_size())
+    scale, cap = score_factors(attention.scale, attention.softcap)
+    items = num_seqs * num_splits * num_kv_heads * triton.cdiv(group, rows)
+    partial = torch.empty((num_tokens, num_heads, num_splits, head_dim + 2), dtype=torch.float32, device=q.device)
+    cut = {"KEYS": keys, "SPLIT": MIN_SPLIT, "SPLITS": MAX_SPLITS, "WINDOW": attention.window > 0}
+    decode_kernel[(min(NUM_PROGRAMS, items),)](
         *(q, kv, partial, meta.query_start, meta.seq_lens, meta.block_tables),
-        *(meta.block_tables.stride(0), kv.stride(0), scale * LOG2_E, window, num_splits),
-        GROUP=num_heads // num_kv_heads,
+        *(meta.block_tables.stride(0), kv.stride(0), scale, cap, attention.window, num_seqs, num_splits),
+        GROUP=group,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
-        ROWS=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
-        KEYS=KEYS,
+        PLANES=planes,
+        SEQS=max(32, triton.next_power_of_2(num_seqs)),
+        ROWS=rows,
         DIM=dim,
+        REST=rest,
+        SOFTCAP=attention.softcap > 0,
         DOT=dot_type(q),
-        SPLIT=SPLIT,
-        num_warps=4,
-        num_stages=3,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        **cut,
     )
-    merge_kernel[(num_seqs, num_heads)](
-        *(partial, out, meta.query_start, meta.seq_lens, window, num_splits),
+    columns = min(128, triton.next_power_of_2(head_dim))
+    merge_kernel[(num_seqs, num_heads, triton.cdiv(head_dim, columns))](
+        *(partial, out, attention.sinks, meta.query_start, meta.seq_lens, attention.window, num_splits),
         NUM_HEADS=num_heads,
         HEAD_DIM=head_dim,
-        KEYS=KEYS,
-        DIM=dim,
-        SPLIT=SPLIT,
-        num_warps=1,
+        COLUMNS=columns,
+        SINKS=attention.sinks is not None,
+        num_warps=4,
+        **cut,
     )
+
+
+def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int]:
+    """(ROWS, KEYS, num_warps, num_stages): several programs fit a multiprocessor, and in 16 bits no register spills."""
+    rows = min(64, max(16, triton.next_power_of_2(group)))
+    if itemsize == 4:
+        return 16, 16 if head_dim > 256 else 32, 4, 2
+    if head_dim > 256:
+        return min(rows, 32), 32, 8, 2
+    is_small = head_dim <= 128 and rows < 64
+    return rows, 64 if is_small and head_dim in (64, 128) else 32, 4 if is_small else 8, 3

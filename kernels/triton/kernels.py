@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from kernels.api import AttentionMeta, Linear
+from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
 from kernels.linear import pack_linear
-from kernels.triton.activation import silu_mul
+from kernels.quantize import rounded
+from kernels.triton.activation import gated
 from kernels.triton.decode import decode_attention
+from kernels.triton.experts import MixtureOfExperts
 from kernels.triton.norm import add_rms_norm, rms_norm
 from kernels.triton.prefill import prefill_attention
 from kernels.triton.rope import rope_and_cache
@@ -25,9 +27,9 @@ class TritonKernels:
         """See `Kernels`."""
         return add_rms_norm(x.contiguous(), residual.contiguous(), weight, eps)
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """See `Kernels`."""
-        return silu_mul(gate_up.contiguous())
+        return gated(gate_up.contiguous(), activation)
 
     def rope_and_cache(
         self,
@@ -47,16 +49,28 @@ class TritonKernels:
             qkv.contiguous(), cos_sin, positions, slots, kv, num_heads, num_kv_heads, q_norm, k_norm, eps
         )
 
-    def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, scale: float, window: int = 0) -> Tensor:
+    def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, attention: Attention) -> Tensor:
         """See `Kernels`. A sequence takes the same kernel whatever else is in the batch."""
         q = q.contiguous()
         out = torch.empty_like(q)
         if meta.max_query_len > 1:
-            prefill_attention(q, kv, out, meta, scale, window)
+            prefill_attention(q, kv, out, meta, attention)
         if q.shape[0]:
-            decode_attention(q, kv, out, meta, scale, window)
+            decode_attention(q, kv, out, meta, attention)
         return out
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """See `Kernels`; the GPU's libraries take the weight as it is."""
-        return pack_linear(weight, bias)
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
+        """See `Kernels`; the GPU's libraries take the weight as it is. Fewer bits save no memory."""
+        return pack_linear(rounded(weight, bits), bias)
+
+    def pack_experts(
+        self,
+        gate_up: Tensor,
+        down: Tensor,
+        activation: Activation,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+        bits: int = 16,
+    ) -> Experts:
+        """See `Kernels`. Fewer bits save no memory."""
+        return MixtureOfExperts(rounded(gate_up, bits), rounded(down, bits), activation, gate_up_bias, down_bias)

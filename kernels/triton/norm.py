@@ -10,15 +10,14 @@ from torch import Tensor
 
 @triton.jit
 def rms_norm_kernel(x_ptr, weight_ptr, out_ptr, size, eps, BLOCK: tl.constexpr):
-    """`out = weight * cast(x / sqrt(mean(x²) + eps))`."""
+    """`out = x / sqrt(mean(x²) + eps) * weight` in fp32, cast once."""
     row = tl.program_id(0).to(tl.int64) * size
     column = tl.arange(0, BLOCK)
     inside = column < size
     x = tl.load(x_ptr + row + column, mask=inside, other=0.0).to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(x * x, 0) / size + eps)
-    normed = (x * inverse).to(out_ptr.dtype.element_ty).to(tl.float32)
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row + column, (normed * weight).to(out_ptr.dtype.element_ty), mask=inside)
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
+    tl.store(out_ptr + row + column, (x * inverse * weight).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -33,13 +32,12 @@ def add_rms_norm_kernel(x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, siz
     tl.store(total_ptr + row + column, total, mask=inside)
     wide = total.to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / size + eps)
-    normed = (wide * inverse).to(out_ptr.dtype.element_ty).to(tl.float32)
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row + column, (normed * weight).to(out_ptr.dtype.element_ty), mask=inside)
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
+    tl.store(out_ptr + row + column, (wide * inverse * weight).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: [T, H], contiguous."""
+    """x: [T, H], contiguous; weight: [H] fp32."""
     out = torch.empty_like(x)
     rows, size = x.shape
     if rows:
@@ -49,7 +47,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x, residual: [T, H], contiguous."""
+    """x, residual: [T, H], contiguous; weight: [H] fp32."""
     out, total = torch.empty_like(x), torch.empty_like(x)
     rows, size = x.shape
     if rows:

@@ -23,14 +23,18 @@ def rope_and_cache_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PLANES: tl.constexpr,
     HALF: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
 ):
-    """Heads come as q | k | v: q goes to `q_ptr`, k and v to their slot. `HALF` is HEAD_DIM / 2, to a power of two."""
+    """Heads come as q | k | v, or q | k: q goes to `q_ptr`, k and v to their slot.
+
+    `HALF` is HEAD_DIM / 2, to a power of two.
+    """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    num_rows: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
+    num_rows: tl.constexpr = NUM_HEADS + PLANES * NUM_KV_HEADS
     is_q = head < NUM_HEADS
     is_v = head >= NUM_HEADS + NUM_KV_HEADS
     slot = tl.load(slots_ptr + token)
@@ -68,15 +72,11 @@ def rope_and_cache_kernel(
 
 @triton.jit
 def norm_halves(first, second, weight_ptr, column, inside, half, eps):
-    """RMSNorm of a head that comes as two halves."""
+    """RMSNorm of a head that comes as two halves; weights fp32."""
     a, b = first.to(tl.float32), second.to(tl.float32)
     inverse = 1.0 / tl.sqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * half) + eps)
-    weight_a = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    weight_b = tl.load(weight_ptr + half + column, mask=inside, other=0.0).to(tl.float32)
-    a, b = (
-        (a * inverse).to(first.dtype).to(tl.float32) * weight_a,
-        (b * inverse).to(first.dtype).to(tl.float32) * weight_b,
-    )
+    a *= inverse * tl.load(weight_ptr + column, mask=inside, other=0.0)
+    b *= inverse * tl.load(weight_ptr + half + column, mask=inside, other=0.0)
     return a.to(first.dtype), b.to(first.dtype)
 
 
@@ -93,19 +93,20 @@ def rope_and_cache(
     eps: float,
 ) -> Tensor:
     """See `Kernels`; qkv contiguous."""
-    block_size, head_dim = kv.shape[3:]
-    num_tokens = qkv.shape[0]
+    _, planes, _, block_size, head_dim = kv.shape
+    num_tokens, half = qkv.shape[0], triton.next_power_of_2(head_dim // 2)
     q = qkv.new_empty((num_tokens, num_heads, head_dim))
     if num_tokens:
-        rope_and_cache_kernel[(num_tokens, num_heads + 2 * num_kv_heads)](
+        rope_and_cache_kernel[(num_tokens, num_heads + planes * num_kv_heads)](
             *(qkv, cos_sin, positions, slots, kv, q, q_norm, k_norm, eps, kv.stride(0)),
             NUM_HEADS=num_heads,
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,
             BLOCK_SIZE=block_size,
-            HALF=triton.next_power_of_2(head_dim // 2),
+            PLANES=planes,
+            HALF=half,
             Q_NORM=q_norm is not None,
             K_NORM=k_norm is not None,
-            num_warps=1,
+            num_warps=max(1, half // 128),
         )
     return q

@@ -1,6 +1,11 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
-# ruff: noqa: N803
-"""One tile of attention: some query rows of one KV head against a range of keys, read from the blocks they lie in."""
+# ruff: noqa: N803, SIM108
+"""One tile of attention: some query rows of one KV head against a range of keys, read from the blocks they lie in.
+
+A head dimension that is no power of two is cut in two, DIM + REST, so that 576 becomes 512 + 64 and not 1024.
+"""
+
+from functools import cache
 
 import torch
 import triton
@@ -13,52 +18,138 @@ LOG2_E = 1.4426950408889634
 @triton.jit
 def attend(
     q,  # [ROWS, DIM]
-    kv_ptr,
+    q_rest,  # [ROWS, REST]
+    row_max,  # [ROWS], base 2, and row_sum [ROWS]: of the softmax before the first key
+    row_sum,
+    kv_ptr,  # the KV head's first key in block 0
     table_ptr,
     position,  # [ROWS], that of the row's query
     low,  # keys [low, high) are looked at
+    whole,  # of which every row sees all in [low, whole), a multiple of KEYS
     high,
-    kv_head,
-    scale,  # times log2(e)
+    scale,
+    cap,
     window,
     block_stride,
-    NUM_KV_HEADS: tl.constexpr,
+    plane,  # from a key to its value
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PLANES: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
+    REST: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Online softmax over [low, high): maximum (base 2), sum, and weighted sum of values, of each row."""
-    dim = tl.arange(0, DIM)
-    in_head = dim < HEAD_DIM
-    plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
-    row_max = tl.full([ROWS], float("-inf"), tl.float32)
-    row_sum = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM], tl.float32)
-    for start in range(low, high, KEYS):
-        key = start + tl.arange(0, KEYS)
-        present = key < high
-        block = tl.load(table_ptr + key // BLOCK_SIZE, mask=present, other=0).to(tl.int64)
-        at = block * block_stride + kv_head * plane + key % BLOCK_SIZE * HEAD_DIM
-        mask = present[:, None] & in_head[None, :]
-        k = tl.load(kv_ptr + at[:, None] + dim[None, :], mask=mask, other=0.0).to(DOT)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        visible = present[None, :] & (key[None, :] <= position[:, None])
-        if window > 0:
-            visible = visible & (key[None, :] > position[:, None] - window)
-        scores = tl.where(visible, scores, float("-inf"))
+    """Online softmax: maximum, sum, and weighted sum of values (DIM and REST dimensions) of each row.
 
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - safe[:, None])
-        keep = tl.exp2(row_max - safe)
-        row_sum = row_sum * keep + tl.sum(weights, 1)
-        v = tl.load(kv_ptr + NUM_KV_HEADS * plane + at[:, None] + dim[None, :], mask=mask, other=0.0).to(DOT)
-        acc = acc * keep[:, None] + tl.dot(weights.to(DOT), v, input_precision="ieee")
-        row_max = new_max
-    return row_max, row_sum, acc
+    For `scale` and `cap` see `score_factors`.
+    """
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    acc_rest = tl.zeros([ROWS, REST if REST > 0 else 16], tl.float32)
+    all_masked: tl.constexpr = WINDOW or DIM >= 512  # large tiles have no registers to spare for a second loop
+    for masked in tl.static_range(1 if all_masked else 0, 2):
+        begin = low if all_masked or not masked else whole
+        end = high if masked else whole
+        key = begin + tl.arange(0, KEYS)
+        block = tl.load(table_ptr + key // BLOCK_SIZE, mask=key < end, other=0)
+        for start in range(begin, end, KEYS):
+            key = start + tl.arange(0, KEYS)
+            present = key < end
+            at = block.to(tl.int64) * block_stride + key % BLOCK_SIZE * HEAD_DIM
+            # A step ahead, so that loads of keys need not wait for it.
+            block = tl.load(table_ptr + (key + KEYS) // BLOCK_SIZE, mask=key + KEYS < end, other=0)
+            k = load_rows(kv_ptr, at, present, 0, DIM, HEAD_DIM, masked).to(DOT)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+            if REST > 0:
+                k_rest = load_rows(kv_ptr, at, present, DIM, REST, HEAD_DIM, masked).to(DOT)
+                scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
+            scores *= scale
+            if SOFTCAP:
+                scores = cap - 2 * cap / (1 + tl.exp2(scores))
+            if masked:
+                visible = present[None, :] & (key[None, :] <= position[:, None])
+                if WINDOW:
+                    visible = visible & (key[None, :] > position[:, None] - window)
+                scores = tl.where(visible, scores, float("-inf"))
+
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weights = tl.exp2(scores - safe[:, None])
+            keep = tl.exp2(row_max - safe)
+            row_sum = row_sum * keep + tl.sum(weights, 1)
+            row_max = new_max
+            if PLANES == 1:
+                v = k
+            else:
+                v = load_rows(kv_ptr + plane, at, present, 0, DIM, HEAD_DIM, masked).to(DOT)
+            acc = tl.dot(weights.to(DOT), v, acc * keep[:, None], input_precision="ieee")
+            if REST > 0:
+                if PLANES == 1:
+                    v_rest = k_rest
+                else:
+                    v_rest = load_rows(kv_ptr + plane, at, present, DIM, REST, HEAD_DIM, masked).to(DOT)
+                acc_rest = tl.dot(weights.to(DOT), v_rest, acc_rest * keep[:, None], input_precision="ieee")
+    return row_max, row_sum, acc, acc_rest
+
+
+@triton.jit
+def load_rows(
+    ptr,
+    at,  # [N], where each row begins
+    present,  # [N]
+    FIRST: tl.constexpr,
+    SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """[N, SIZE]: dimensions [FIRST, FIRST + SIZE) of rows; zero past HEAD_DIM and in rows that are not present."""
+    dim = FIRST + tl.arange(0, SIZE)
+    where = ptr + at[:, None] + dim[None, :]
+    if FIRST + SIZE > HEAD_DIM:
+        rows = tl.load(where, mask=present[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+    elif MASKED:
+        rows = tl.load(where, mask=present[:, None], other=0.0)
+    else:
+        rows = tl.load(where)
+    return rows
+
+
+@triton.jit
+def store_rows(ptr, at, rows, present, FIRST: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """The opposite of `load_rows`."""
+    dim = FIRST + tl.arange(0, SIZE)
+    mask = present[:, None] & (dim < HEAD_DIM)[None, :]
+    tl.store(ptr + at[:, None] + dim[None, :], rows.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def find(counts, place, item):
+    """Units in a row, `counts` [N] of each entry: the entry of unit `item`, and which of the entry's units it is.
+
+    `place` is `tl.arange(0, N)`. So a grid of fixed size finds its work without help from the host.
+    """
+    entry = tl.sum((tl.cumsum(counts, 0) <= item).to(tl.int32), 0)
+    return entry, item - tl.sum(tl.where(place < entry, counts, 0), 0)
+
+
+def head_tiles(head_dim: int) -> tuple[int, int]:
+    """(DIM, REST): powers of two of 16 or more, or REST 0, that cover `head_dim` with the least padding."""
+    one = max(16, triton.next_power_of_2(head_dim))
+    if one in (head_dim, 16):
+        return one, 0
+    rest = max(16, triton.next_power_of_2(head_dim - one // 2))
+    return (one // 2, rest) if one // 2 + rest < one else (one, 0)
+
+
+def score_factors(scale: float, softcap: float) -> tuple[float, float]:
+    """(scale, cap) of `attend`, whose scores are base 2.
+
+    With a soft cap, `cap * tanh(x)` is computed as `cap - 2 cap / (1 + exp2(2 x log2(e)))`.
+    """
+    return (2 * scale * LOG2_E / softcap, softcap * LOG2_E) if softcap else (scale * LOG2_E, 0.0)
 
 
 def dot_type(x: Tensor) -> tl.dtype:
@@ -66,3 +157,9 @@ def dot_type(x: Tensor) -> tl.dtype:
     if triton.knobs.runtime.interpret and x.dtype == torch.bfloat16:
         return tl.float32
     return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[x.dtype]
+
+
+@cache
+def has_wgmma() -> bool:
+    """Whether products run as Hopper's do, on tiles of 64 rows and more straight from shared memory."""
+    return bool(triton.knobs.runtime.interpret or triton.runtime.driver.active.get_current_target().arch >= 90)

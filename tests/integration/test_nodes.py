@@ -21,7 +21,17 @@ from grpc import aio
 
 from baton import redis_client, registry, rpc
 from baton.request import Generation, SamplingParams
-from baton.v1 import decode_pb2, decode_pb2_grpc, node_pb2, node_pb2_grpc, prefill_pb2, prefill_pb2_grpc, types_pb2
+from baton.v1 import (
+    decode_pb2,
+    decode_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    prefill_pb2,
+    prefill_pb2_grpc,
+    prompt_pb2,
+    prompt_pb2_grpc,
+    types_pb2,
+)
 from engine import random_checkpoint
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -95,6 +105,7 @@ class Router:
         self.prefill = prefill_pb2_grpc.PrefillStub(self.channels[0])
         self.decode = decode_pb2_grpc.DecodeStub(self.channels[1])
         self.node = node_pb2_grpc.NodeStub(self.channels[1])
+        self.prompts = [prompt_pb2_grpc.PromptStub(channel) for channel in self.channels]
         self.batches: list[node_pb2.StepBatch] = []
         self.moved = asyncio.Event()
         self.attach()
@@ -297,6 +308,44 @@ async def test_a_first_token_that_is_the_last_needs_no_transfer(router: Router) 
     await run.done_writing()
     assert (await run.read()).first_token.finish_reason == types_pb2.FINISH_REASON_LENGTH
     assert await run.code() is grpc.StatusCode.OK
+
+
+def score(router: Router, prompt: list[int], num_tokens: int = 0) -> prompt_pb2.PromptRequest:
+    return prompt_pb2.PromptRequest(generation=router.generation(prompt, num_tokens), scores=True, num_logprobs=2)
+
+
+async def test_prompts_are_worked_on_by_nodes_of_both_pools(
+    router: Router, expected: Callable[[list[int], int], list[int]]
+) -> None:
+    prompt = prompt_of(200, seed=31)
+    for stub in router.prompts:
+        events = [event async for event in stub.Compute(score(router, prompt, 3), metadata=router.metadata)]
+        assert [event.logprobs.position for event in events[:-1]] == [1, 65, 129, 193]  # a message for each chunk
+        assert sum(len(event.logprobs.logprobs) for event in events[:-1]) == 199
+        assert sum(len(event.logprobs.top_token_ids) for event in events[:-1]) == 2 * 199
+        computed = events[-1].computed
+        assert (computed.first_token.token_id, computed.num_cached_tokens) == (expected(prompt, 1)[0], 0)
+    await idle(router.prefill_node, router.decode_node)
+
+
+async def test_work_on_a_prompt_ends_with_its_call_or_its_router(router: Router) -> None:
+    for stub, node in zip(router.prompts, (router.prefill_node, router.decode_node), strict=True):
+        for num_events in (0, 1):
+            call = stub.Compute(score(router, prompt_of(490, seed=32)), metadata=router.metadata)
+            for _ in range(num_events):
+                await call.read()
+            call.cancel()
+            await idle(node)
+    late = score(router, prompt_of(490, seed=33))
+    late.generation.timeout_ms = 1
+    call = router.prompts[0].Compute(late, metadata=router.metadata)
+    with pytest.raises(aio.AioRpcError) as raised:
+        [event async for event in call]
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    too_long = score(router, prompt_of(513, seed=34))
+    with pytest.raises(aio.AioRpcError) as raised:
+        [event async for event in router.prompts[0].Compute(too_long, metadata=router.metadata)]
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_cancelled_reservation_gives_its_blocks_back(router: Router) -> None:

@@ -20,6 +20,8 @@ from baton.v1 import (
     node_pb2_grpc,
     prefill_pb2,
     prefill_pb2_grpc,
+    prompt_pb2,
+    prompt_pb2_grpc,
     transfer_pb2,
     types_pb2,
 )
@@ -53,6 +55,7 @@ class Node:
         node_pb2_grpc.add_NodeServicer_to_server(self, self.server)
         decode_pb2_grpc.add_DecodeServicer_to_server(self, self.server)
         prefill_pb2_grpc.add_PrefillServicer_to_server(self, self.server)
+        prompt_pb2_grpc.add_PromptServicer_to_server(self, self.server)
         self.load = types_pb2.Load(state=types_pb2.NODE_STATE_READY, num_blocks=1000, num_free_blocks=1000)
         self.streams: dict[str, asyncio.Queue[node_pb2.StepBatch]] = {}
         self.tampers: list[Callable[[node_pb2.StepBatch], list[node_pb2.StepBatch]]] = []
@@ -73,6 +76,8 @@ class Node:
         self.cancelled: list[tuple[int, int]] = []
         self.num_cancels_to_lose = 0
         self.num_broken_runs = 0
+        self.prompt_stops_at = 10**9  # position after which a scored prompt says nothing more, until `go`
+        self.lost_positions: set[int] = set()
         self.loads_told: list[int] = []
         self._ids = itertools.count(1)
 
@@ -228,6 +233,31 @@ class Node:
             self.num_broken_runs += 1
             raise
 
+    # Prompt
+
+    async def Compute(self, request: prompt_pb2.PromptRequest, context: Any) -> AsyncIterator[prompt_pb2.PromptEvent]:
+        generation = request.generation
+        self.calls.append(("prompt", generation))
+        try:
+            await self._refuse(context)
+            for position in range(1, generation.num_prompt_tokens) if request.scores else ():
+                if position > self.prompt_stops_at:
+                    await self.go.wait()
+                if position not in self.lost_positions:
+                    row = prompt_pb2.PromptLogprobs(position=position, logprobs=[-float(position)], ranks=[1])
+                    yield prompt_pb2.PromptEvent(logprobs=row)
+            computed = prompt_pb2.Computed(num_cached_tokens=1, queue_s=0.5, prefill_s=0.25)
+            if request.embeds:
+                computed.embedding = bytes(4 * (request.dimensions or 8))
+            if generation.sampling.max_tokens:
+                last = generation.sampling.max_tokens == 1
+                computed.first_token.token_id = next_token(list(generation.token_ids))
+                computed.first_token.finish_reason = FinishReason.LENGTH if last else FinishReason.UNFINISHED
+            yield prompt_pb2.PromptEvent(computed=computed)
+        except asyncio.CancelledError:
+            self.num_broken_runs += 1
+            raise
+
     async def _refuse(self, context: Any) -> None:
         if self.refusals:
             await rpc_errors.abort(context, self.refusals.pop(0))
@@ -241,6 +271,11 @@ class Recorder:
         self.logprobs: list[float] = []
         self.ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.num_ends = 0
+        self.prompts: list[Any] = []
+
+    def on_prompt(self, result: Any) -> None:
+        assert not self.tokens
+        self.prompts.append(result)
 
     def on_tokens(self, tokens: list[int], logprobs: Any) -> None:
         assert not self.num_ends
@@ -295,13 +330,16 @@ class Fleet:
     async def alive(self, num_nodes: int) -> None:
         await until(lambda: sum(node.state == "ready" for node in self.dispatcher.nodes()) == num_nodes)
 
-    def submit(self, prompt: list[int], max_tokens: int = 12, *, timeout_s: float = 20.0, **sampling: Any) -> Any:
+    def submit(
+        self, prompt: list[int], max_tokens: int = 12, *, timeout_s: float = 20.0, work: Any = None, **sampling: Any
+    ) -> Any:
         """(handle, sink)."""
         sink = Recorder()
         job = Job(
             request_id="request",
             token_ids=prompt,
             sampling=SamplingParams(max_tokens=max_tokens, **sampling),
+            prompt_work=work,
             deadline_s=time.monotonic() + timeout_s,
         )
         return self.dispatcher.submit(job, sink), sink

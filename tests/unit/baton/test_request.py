@@ -3,11 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.request import FinishReason, Generation, SamplingParams
+from baton.request import FinishReason, Generation, Grammar, GrammarKind, SamplingParams
 from baton.v1 import types_pb2
 
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=50)
 f32 = st.floats(0, 100, width=32)
+grammar = st.builds(Grammar, kind=st.sampled_from(GrammarKind), text=st.text(), param=st.text(max_size=20))
 sampling = st.builds(
     SamplingParams,
     temperature=f32,
@@ -19,6 +20,7 @@ sampling = st.builds(
     ignore_eos=st.booleans(),
     num_logprobs=st.integers(-1, 20),
     logit_bias=st.dictionaries(st.integers(0, 2**31), st.floats(-100, 100, width=32), max_size=5),
+    grammar=st.none() | grammar,
 )
 
 
@@ -39,5 +41,6 @@ def test_a_generation_survives_the_wire(params, tokens, key, num_output):
     assert generation.num_output_tokens == num_output
 
 
-def test_finish_reasons_are_the_wires():
+def test_finish_reasons_and_kinds_are_the_wires():
     assert {reason.value for reason in FinishReason} == set(types_pb2.FinishReason.values())
+    assert {kind.value for kind in GrammarKind} == set(types_pb2.GrammarKind.values()) - {0}

@@ -1,24 +1,28 @@
+import numpy as np
 import pytest
 import torch
 
 from engine import batch as batches
-from engine.rows import Rows
-from engine.scheduler import Scheduled
+from engine.request import PromptWork
+from engine.rows import Rows, Schedule
 
 
 @pytest.fixture
 def build(make_request):
     """The batch of requests given as (tokens, computed, blocks, tokens in this step)."""
 
-    def make(*specs):
+    def make(*specs, scored=()):
         rows = Rows(8, 8)
-        scheduled = []
-        for tokens, computed, block_ids, num_tokens in specs:
+        requests = []
+        for index, (tokens, computed, block_ids, _) in enumerate(specs):
             request = make_request(tokens)
             request.num_computed_tokens, request.block_ids = computed, block_ids
+            request.prompt_work = PromptWork(1 if index in scored else -1)
             rows.take(request)
-            scheduled.append(Scheduled(request, num_tokens))
-        return batches.build(scheduled, rows, 4, torch.device("cpu"))
+            requests.append(request)
+        row = np.array([request.row for request in requests], np.int64)
+        num_tokens = np.array([spec[3] for spec in specs], np.int64)
+        return batches.build(Schedule(requests, row, num_tokens), rows, 4, torch.device("cpu"))
 
     return make
 
@@ -43,6 +47,20 @@ def test_decode_batch(build):
     assert batch.slots.tolist() == [12, 18]
     assert batch.last is None
     assert batch.last_meta is batch.meta
+
+
+def test_all_rows_of_a_scored_prompt_are_wanted(build):
+    specs = ([1] * 6, 2, [7, 3], 3), ([2] * 5, 4, [5, 6], 1), ([3] * 4, 0, [1], 4)
+    batch = build(*specs, scored=[0])
+    assert batch.last.tolist() == [0, 1, 2, 3, 7]
+    assert batch.wanted_start.tolist() == batch.last_meta.query_start.tolist() == [0, 3, 4, 5]
+    assert batch.last_meta.max_query_len == 3
+    assert build(*specs, scored=[0, 2]).last is None
+
+
+def test_prompts_decodes_and_the_ends_of_prompts_read_their_own_tokens(build):
+    specs = ([1, 2, 3, 4], 1, [0], 2), ([5, 6, 7], 2, [1], 1), ([8, 9], 0, [2], 2), ([4, 3, 2], 0, [3], 1)
+    assert build(*specs).token_ids.tolist() == [2, 3, 7, 8, 9, 4]
 
 
 def test_only_full_blocks_are_final_until_all_tokens_are_computed(build):

@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from baton.errors import CheckpointError
 from engine import random_checkpoint
-from engine.checkpoint import Checkpoint
-from engine.config import ModelConfig
-from engine.weights import WeightLoader
+from engine.model.checkpoint import Checkpoint
+from engine.model.config import ModelConfig
+from engine.model.weights import WeightLoader
 from kernels.reference import ReferenceKernels
 
 
@@ -49,10 +49,16 @@ def test_fused_linears_are_the_parts_side_by_side(single):
     x = torch.randn(3, 64)
     attention = "model.layers.1.self_attn"
     parts = [x @ tensors[f"{attention}.{name}_proj.weight"].T for name in "qkv"]
-    assert torch.allclose(weights.layers[1].qkv(x), torch.cat(parts, -1), atol=1e-5)
+    assert torch.allclose(weights.layers[1].projections.qkv(x), torch.cat(parts, -1), atol=1e-5)
     parts = [x @ tensors[f"model.layers.1.mlp.{name}_proj.weight"].T for name in ("gate", "up")]
-    assert torch.allclose(weights.layers[1].gate_up(x), torch.cat(parts, -1), atol=1e-5)
+    assert torch.allclose(weights.layers[1].feed_forward.gate_up(x), torch.cat(parts, -1), atol=1e-5)
     assert torch.allclose(weights.lm_head(x), x @ tensors["model.embed_tokens.weight"].T, atol=1e-5)
+
+
+def test_packed_bytes_count_as_two_values(tmp_path):
+    tensors = {"a.weight": torch.zeros(3, 5), "b_blocks": torch.zeros(2, 4, 16, dtype=torch.uint8)}
+    save_file(tensors | {"b_scales": torch.zeros(2, 4, dtype=torch.uint8)}, tmp_path / "model.safetensors")
+    assert Checkpoint(tmp_path).num_values() == 15 + 2 * 128
 
 
 def test_missing_tensor(single):

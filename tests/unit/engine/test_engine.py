@@ -217,7 +217,8 @@ class TestReserve:
         request = engine.reserve(make_generation(PROMPT, max_tokens=1))
         engine.start(request, 9)
         [output] = run(engine)
-        assert (output.index, output.token_id, output.finish_reason) == (0, 9, FinishReason.LENGTH)
+        assert (output.token_id, output.finish_reason) == (NO_TOKEN, FinishReason.LENGTH)  # it was told where drawn
+        assert output_tokens(request) == [9]
         assert engine.blocks.num_free_blocks == engine.num_blocks
 
     def test_only_reserved_requests_start(self, make_engine, make_generation):

@@ -1,8 +1,8 @@
 import json
 
 from engine import random_checkpoint
-from engine.checkpoint import Checkpoint
-from engine.fingerprint import fingerprint
+from engine.model.checkpoint import Checkpoint
+from engine.model.fingerprint import fingerprint
 
 
 def of(directory, *extras):

@@ -1,3 +1,5 @@
+import msgspec
+import pytest
 import torch
 
 from baton.kv_layout import KVLayout
@@ -8,16 +10,18 @@ LAYOUT = KVLayout(
 )
 
 
-def test_views_lie_in_the_pool_as_the_layout_says():
-    cache = KVCache(LAYOUT, 5, torch.device("cpu"))
+@pytest.mark.parametrize("num_planes", [1, 2])
+def test_views_lie_in_the_pool_as_the_layout_says(num_planes):
+    layout = msgspec.structs.replace(LAYOUT, num_planes=num_planes)
+    cache = KVCache(layout, 5, torch.device("cpu"))
     assert cache.pool.dtype == torch.uint8
-    assert cache.pool.numel() == LAYOUT.pool_bytes(5)
+    assert cache.pool.numel() == layout.pool_bytes(5)
     assert not cache.pool.any()
-    per_layer = LAYOUT.block_group_bytes // LAYOUT.layers_per_group
+    per_layer = layout.block_group_bytes // layout.layers_per_group
     for layer, view in enumerate(cache.layers):
-        assert view.shape == (5, 2, 2, 4, 8)
+        assert view.shape == (5, num_planes, 2, 4, 8)
         for block in range(5):
-            offset = LAYOUT.offset(5, layer // 2, block) + layer % 2 * per_layer
+            offset = layout.offset(5, layer // 2, block) + layer % 2 * per_layer
             assert view[block].is_contiguous()
             assert view[block].data_ptr() == cache.pool.data_ptr() + offset
 

@@ -1,6 +1,6 @@
 import torch
 
-from engine import largest
+from engine.sampling import largest
 
 
 def test_equals_torch():

@@ -2,9 +2,12 @@ import random
 
 import pytest
 import torch
+from llguidance import LLMatcher, LLTokenizer
 
-from engine.logit_adjust import adjust, adjusts_logits
-from engine.token_counts import TokenCounts
+from baton.request import Grammar, GrammarKind
+from engine.grammar.state import GrammarState
+from engine.sampling.logit_adjust import adjust, adjusts_logits
+from engine.sampling.token_counts import TokenCounts
 
 
 def plain(logits, request, eos):
@@ -66,3 +69,13 @@ def test_token_counts(num_outputs):
     counts.catch_up(prompt + outputs, len(prompt))
     found = dict(zip(counts.token_ids.tolist(), counts.output_counts.tolist(), strict=True))
     assert found == {token: outputs.count(token) for token in {*prompt, *outputs}}
+
+
+def test_where_there_is_a_grammar_it_says_when_to_stop(make_request):
+    grammar = Grammar(GrammarKind.REGEX, "a*", "guided_regex")
+    request = make_request([1], min_tokens=3, grammar=grammar)
+    request.grammar = GrammarState(LLMatcher(LLTokenizer("byte"), "start: /a*/"), grammar, ())
+    assert adjusts_logits(make_request([1], grammar=grammar).sampling)
+    logits = torch.zeros(1, 20)
+    adjust(logits, [request], (2,))
+    assert not logits.any()

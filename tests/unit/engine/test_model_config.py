@@ -3,7 +3,7 @@ import json
 import pytest
 
 from baton.errors import CheckpointError
-from engine.config import ModelConfig
+from engine.model.config import ModelConfig
 from engine.random_checkpoint import TINY
 
 
@@ -29,9 +29,9 @@ def test_defaults_for_what_older_configs_omit(load):
 
 def test_families(load):
     qwen2 = load({"architectures": ["Qwen2ForCausalLM"]})
-    assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.qk_norm) == (True, False, False)
+    assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.qk_norm) == (True, False, "")
     qwen3 = load({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True, "head_dim": None})
-    assert (qwen3.qkv_bias, qwen3.o_bias, qwen3.qk_norm, qwen3.head_dim) == (True, True, True, 128)
+    assert (qwen3.qkv_bias, qwen3.o_bias, qwen3.qk_norm, qwen3.head_dim) == (True, True, "head", 128)
     llama = load({"attention_bias": True, "mlp_bias": True})
     assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias) == (True, True, True)
 
@@ -95,13 +95,17 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"num_hidden_layers": "4"}, "num_hidden_layers must be a positive integer"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
-        ({"hidden_act": "gelu"}, "'gelu' is not silu"),
+        ({"hidden_act": "gelu"}, "'gelu' is not one of silu, swish, gelu_pytorch_tanh"),
         ({"torch_dtype": "int8"}, "dtype int8"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-        ({"rope_scaling": {"type": "longrope"}}, "'longrope' is not known"),
+        ({"rope_scaling": {"type": "axial"}}, "'axial' is not known"),
+        ({"rope_scaling": {"type": "longrope"}}, "'longrope' needs 8 numbers as short_factor"),
         ({"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layers"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served in this architecture"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "'fp8' is not served; fp8 with weight_block_size is"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 in GptOss"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
     ],
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from engine.noise import gumbel, make_keys, uniform
+from engine.sampling.noise import gumbel, make_keys, uniform
 
 
 def noise(seeds, positions, num_tokens):

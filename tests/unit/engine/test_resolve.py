@@ -1,3 +1,4 @@
+import json
 import logging
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pytest
 from baton.errors import ConfigError
 from baton.settings import EngineFlags
 from engine import random_checkpoint
-from engine.config import ModelConfig
+from engine.model.config import ModelConfig
 from engine.random_checkpoint import TINY
 from engine.resolve import kv_fingerprint, layout, resolve
 
@@ -41,6 +42,17 @@ def test_a_small_pool_shortens_the_default_length(tiny_model, flags, caplog):
         config = resolve(replace(flags, kv_memory=str(10 * BLOCK_BYTES)), tiny_model)
     assert (config.num_blocks, config.max_model_len) == (10, 160)
     assert "160" in caplog.text
+
+
+def test_longrope_says_that_more_may_be_asked_for(tmp_path, caplog):
+    factors = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    changes = {"architectures": ["Phi3ForCausalLM"], "rope_scaling": factors, "original_max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(TINY | changes))
+    flags = EngineFlags(model=str(tmp_path), device="cpu", kv_memory="4MiB")
+    with caplog.at_level(logging.WARNING):
+        assert resolve(flags, tmp_path).max_model_len == 64
+    assert "max_model_len is 64: up to 512 may be asked for" in caplog.text
+    assert resolve(replace(flags, max_model_len=512), tmp_path).max_model_len == 512
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.rows import Rows
-from engine.sampler import NUM_CANDIDATES, Filters, Sampler, cutoff
+from engine.sampling.sampler import NUM_CANDIDATES, Filters, Sampler, cutoff
 
 VOCAB = 600  # more than NUM_CANDIDATES, so both ways to the cutoff are taken
 
@@ -20,7 +21,8 @@ def sample(make_request):
             length = 5 if positions is None else positions[index]
             requests.append(make_request([1] * length, key=index, **({"temperature": 1.0} | sampling)))
             rows.take(requests[-1])
-        return Sampler(rows, logits.shape[1], eos, torch.device("cpu")).sample(logits.float(), requests)
+        row = np.array([request.row for request in requests], np.int64)
+        return Sampler(rows, logits.shape[1], eos, torch.device("cpu")).sample(logits.float(), requests, row)
 
     return run
 

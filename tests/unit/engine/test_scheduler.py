@@ -1,5 +1,6 @@
 import random
 
+import numpy as np
 import pytest
 
 from baton.request import FinishReason
@@ -29,7 +30,9 @@ class Node:
 
     def step(self):
         """Schedule and pretend to compute; [(request, num_tokens)] of the step."""
-        scheduled = self.scheduler.schedule()
+        schedule = self.scheduler.schedule()
+        scheduled = list(zip(schedule.requests, schedule.num_tokens.tolist(), strict=True))
+        assert schedule.rows.tolist() == [request.row for request in schedule.requests]
         assert sum(n for _, n in scheduled) <= self.config.max_num_batched_tokens
         assert len({request.row for request, _ in scheduled}) == len(scheduled) <= self.config.max_num_seqs
         for request, n in scheduled:
@@ -37,15 +40,17 @@ class Node:
             assert len(request.block_ids) * self.config.block_size >= request.num_computed_tokens + n
             table = self.rows.block_tables[request.row, : len(request.block_ids)]
             assert table.tolist() == request.block_ids
-            request.num_computed_tokens += n
+        drawn = [i for i, (request, n) in enumerate(scheduled) if n == request.num_uncomputed_tokens]
+        self.rows.advance(schedule, np.array(drawn, np.int64), [7] * len(drawn))
+        for place, (request, _) in enumerate(scheduled):
             self.blocks.publish(request)
-            if request.num_uncomputed_tokens == 0:
-                self._append(request)
+            if place in drawn:
+                self._end(request)
         self.blocks.check(self.scheduler.requests())
+        self.rows.check(self.scheduler.running)
         return scheduled
 
-    def _append(self, request):
-        request.token_ids.append(7)
+    def _end(self, request):
         if request.prefill_only:
             self.scheduler.hold(request)
         elif request.num_output_tokens >= request.sampling.max_tokens:
@@ -160,7 +165,7 @@ def test_reserved_request_waits_unshared_for_its_start(node, make_request):
     assert not set(reserved.block_ids) & set(other.block_ids)
     reserved.num_computed_tokens = 9
     node.blocks.publish(reserved)
-    reserved.token_ids.append(7)
+    reserved.append(7)
     node.scheduler.start(reserved)
     assert node.step() == [(other, 1), (reserved, 1)]
 
@@ -183,7 +188,7 @@ def test_started_requests_wait_for_a_row(make_request):
     assert node.scheduler.reserve(started)
     node.step()
     started.num_computed_tokens = 1
-    started.token_ids.append(7)
+    started.append(7)
     node.scheduler.start(started)
     assert [[request for request, _ in node.step()] for _ in range(3)] == [[running], [running], [started]]
 
@@ -208,7 +213,7 @@ def test_whatever_happens_blocks_add_up_and_all_requests_end(make_request, seed)
             for request in [r for r in live if r.state is RequestState.RESERVED]:
                 request.num_computed_tokens = request.num_tokens
                 node.blocks.publish(request)
-                request.token_ids.append(7)
+                request.append(7)
                 node.scheduler.start(request)
         else:
             node.step()

@@ -75,7 +75,7 @@ def test_onednn_takes_over_where_it_is_clearly_faster(prefers: bool, monkeypatch
     monkeypatch.setattr(
         cpu_linear, "_seconds", lambda linear, x: own_s if isinstance(linear, PackedLinear) else onednn_s
     )
-    kernels = cpu.CPUKernels(torch.bfloat16)
+    kernels = cpu.CPUKernels(torch.bfloat16, deterministic=False)
     cpu_linear.prefers_onednn.cache_clear()
     try:
         linear = kernels.pack_linear(torch.ones(8, 4, dtype=torch.bfloat16), None)
@@ -85,6 +85,15 @@ def test_onednn_takes_over_where_it_is_clearly_faster(prefers: bool, monkeypatch
     assert linear(torch.ones(2, 4, dtype=torch.bfloat16)).tolist() == [[4.0] * 8] * 2
 
 
+def test_deterministic_kernels_leave_nothing_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "prefers_onednn", lambda library, dtype: True)
+    weight = torch.ones(8, 32, dtype=torch.bfloat16)
+    assert isinstance(dispatch.load(CPU, torch.bfloat16).pack_linear(weight, None), PackedLinear)
+    other = dispatch.load(CPU, torch.bfloat16, deterministic=False)
+    assert not isinstance(other.pack_linear(weight, None), PackedLinear)
+    assert isinstance(other.pack_linear(weight, None, 4), PackedLinear)
+
+
 def test_full_precision_is_never_left_to_onednn() -> None:
-    kernels = cpu.CPUKernels(torch.float32)
+    kernels = cpu.CPUKernels(torch.float32, deterministic=False)
     assert isinstance(kernels.pack_linear(torch.ones(8, 4), None), PackedLinear)

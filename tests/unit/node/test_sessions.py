@@ -47,7 +47,7 @@ async def test_rows_of_all_requests_leave_as_one_batch(sessions: Sessions) -> No
     session, _ = sessions.attach("router")
     for leg in (one, two):
         sessions.open(leg)
-        session.add_token(leg.generation, 5, 40 + leg.generation.key)
+        session.add_tokens([leg.generation.key], [leg.generation.attempt], [5], [40 + leg.generation.key])
     sessions.flush()
     assert session.wake.is_set()
     batch = session.take()
@@ -119,7 +119,7 @@ async def test_a_router_that_attaches_anew_in_time_keeps_requests_and_tokens(ses
     session, stream = sessions.attach("router")
     sessions.open(leg)
     sessions.lose(session, stream)
-    session.add_token(leg.generation, 0, 11)
+    session.add_tokens([leg.generation.key], [0], [0], [11])
     again, newer = sessions.attach("router")
     sessions.lose(again, stream)  # the old stream's end, noticed late
     clock.now += 2 * GONE_S
@@ -144,9 +144,9 @@ async def test_an_outbox_that_is_not_read_costs_its_router_alone(sessions: Sessi
     other, stream = sessions.attach("other")
     sessions.open(slow)
     sessions.open(fine)
-    other.add_token(fine.generation, 0, 5)
-    for index in range(MAX_OUTBOX_ROWS + 1):
-        session.add_token(slow.generation, index, 5)
+    other.add_tokens([fine.generation.key], [0], [0], [5])
+    many = MAX_OUTBOX_ROWS + 1
+    session.add_tokens([slow.generation.key] * many, [0] * many, range(many), [5] * many)
     sessions.flush()
     assert (slow.num_cancels, fine.num_cancels) == (1, 0)
     assert session.stream is None

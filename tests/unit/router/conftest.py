@@ -14,6 +14,7 @@ from baton.v1.types_pb2 import TokenLogprobs
 from router import admin, server
 from router.app import App
 from router.auth import APIKeys
+from router.embeddings import Embedder
 from router.generate import Generator
 from router.job import Usage
 from router.served_model import ServedModel
@@ -81,7 +82,8 @@ def dispatch(served_model):
 def make_app(served_model, dispatch):
     def make(keys=(), timeout_s=30.0):
         generator = Generator(served_model, dispatch, timeout_s)
-        return App(generator, dispatch, APIKeys(keys), admin.create(served_model, generator, "0"))
+        described = admin.create(served_model, generator, "0")
+        return App(generator, Embedder(served_model, generator), dispatch, APIKeys(keys), described)
 
     return make
 

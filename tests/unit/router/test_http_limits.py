@@ -110,7 +110,7 @@ async def test_bodies_have_to_be_json(router):
         ("GET", CHAT_PATH, 405),
         ("POST", "/v1/models", 405),
         ("GET", "/nothing", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/images/generations", 404),
         ("GET", "/v1/chat/completions/", 404),
         ("GET", "/docs", 200),
         ("GET", "/openapi.json", 200),

@@ -1,9 +1,10 @@
 """Reading tensors of a checkpoint in safetensors files, single or sharded, memory-mapped.
 
 Every way in which a checkpoint can be broken ends in a CheckpointError that names the file, and the tensor if there
-is one. Which tensors a model wants is the business of `engine.weights`.
+is one. Which tensors a model wants is the business of `engine.model.weights`.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from baton.model_dir import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 
 
 class Checkpoint:
@@ -35,8 +36,20 @@ class Checkpoint:
         """All shards, in the order of their names."""
         return sorted(set(self._file_of.values()))
 
-    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        """The tensor of that name, which must have that shape; a view of the file, valid while it is mapped."""
+    def num_values(self) -> int:
+        """Of all tensors, as many as they stand for: bytes of packed 4-bit weights hold two, their scales none."""
+        num_values = 0
+        for name, path in self._file_of.items():
+            part = self._slice(path, name)
+            packed = part.get_dtype() == "U8"
+            num_values += 0 if packed and name.endswith("_scales") else math.prod(part.get_shape()) * (1 + packed)
+        return num_values
+
+    def tensor(self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS) -> Tensor:
+        """The tensor of that name, which must have that shape and one of the types (safetensors' names for them).
+
+        It is a view of the file, valid while that is mapped.
+        """
         path = self._file_of.get(name)
         if path is None:
             raise CheckpointError(f"{self._where()}: tensor {name} is missing")
@@ -45,8 +58,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: tensor {name} has shape {list(part.get_shape())}, config.json asks for {list(shape)}"
             )
-        if part.get_dtype() not in _FLOATS:
-            raise CheckpointError(f"{path}: tensor {name} has type {part.get_dtype()}, not one of {', '.join(_FLOATS)}")
+        if part.get_dtype() not in types:
+            raise CheckpointError(f"{path}: tensor {name} has type {part.get_dtype()}, not one of {', '.join(types)}")
         tensor: Tensor = self._shard(path).get_tensor(name)
         return tensor
 

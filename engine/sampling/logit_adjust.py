@@ -3,7 +3,8 @@
 With c the number of times a token occurs in the output:
     repetition (token in prompt or output):  l / r if l > 0 else l * r
     frequency, presence:                     l - frequency * c - presence * [c > 0]
-then logit_bias is added, and stop tokens get -inf while fewer than min_tokens tokens are out.
+then logit_bias is added, and stop tokens get -inf while fewer than min_tokens tokens are out. Where there is a grammar,
+`engine.grammar.masks` says when the output may stop.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,16 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton.request import SamplingParams
 from engine.request import Request
-from engine.token_counts import TokenCounts
+from engine.sampling.token_counts import TokenCounts
 
 
 def adjusts_logits(sampling: SamplingParams) -> bool:
-    """Whether `adjust` may change anything for such a request."""
-    return bool(_penalises(sampling) or sampling.logit_bias or sampling.min_tokens)
+    """Whether anything is done to the logits of such a request before a token is drawn."""
+    return bool(_penalises(sampling) or sampling.logit_bias or sampling.min_tokens or sampling.grammar)
 
 
 def adjust(logits: Tensor, requests: Sequence[Request], eos_token_ids: Iterable[int]) -> None:
@@ -69,14 +71,30 @@ def _counts(request: Request) -> TokenCounts:
 
 
 def _add_bias(logits: Tensor, requests: Sequence[Request]) -> None:
-    for row, request in enumerate(requests):
-        if bias := request.sampling.logit_bias:
-            token_ids = torch.tensor(list(bias), device=logits.device)
-            logits[row, token_ids] += torch.tensor(list(bias.values()), device=logits.device)
+    rows = [(row, _bias(request)) for row, request in enumerate(requests) if request.sampling.logit_bias]
+    if not rows:
+        return
+    at_row = np.repeat([row for row, _ in rows], [len(token_ids) for _, (token_ids, _) in rows])
+    at_token = np.concatenate([token_ids for _, (token_ids, _) in rows])
+    values = np.concatenate([values for _, (_, values) in rows])
+    at = torch.from_numpy(at_row).to(logits.device), torch.from_numpy(at_token).to(logits.device)
+    logits[at] += torch.from_numpy(values).to(logits.device)
+
+
+def _bias(request: Request) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    if request.bias is None:
+        bias = request.sampling.logit_bias
+        request.bias = np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)
+    return request.bias
 
 
 def _ban_stops(logits: Tensor, requests: Sequence[Request], eos_token_ids: frozenset[int]) -> None:
+    at_row: list[int] = []
+    at_token: list[int] = []
     for row, request in enumerate(requests):
-        if request.num_output_tokens < request.sampling.min_tokens:
+        if request.grammar is None and request.num_output_tokens < request.sampling.min_tokens:
             stops = eos_token_ids.union(request.sampling.stop_token_ids)
-            logits[row, [token_id for token_id in stops if token_id < logits.shape[1]]] = float("-inf")
+            at_token += [token_id for token_id in stops if token_id < logits.shape[1]]
+            at_row += [row] * (len(at_token) - len(at_row))
+    if at_row:
+        logits[at_row, at_token] = float("-inf")

@@ -5,7 +5,7 @@ logits / temperature + Gumbel noise over the tokens that top-k, top-p and min-p 
 per row, found among its NUM_CANDIDATES likeliest tokens where they suffice, in the sorted row where not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine import largest
-from engine.logit_adjust import adjust
-from engine.noise import gumbel, make_keys
+from engine.grammar.masks import GrammarMasks
 from engine.request import Request
 from engine.rows import Rows
+from engine.sampling import largest
+from engine.sampling.logit_adjust import adjust
+from engine.sampling.noise import gumbel, make_keys
 
 NUM_CANDIDATES = 256
+
+Draw = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # logits [S, V] fp32, temperature [S], keys [S, 2] int32 -> tokens [S]
 
 
 class Logprobs(NamedTuple):
@@ -43,21 +48,38 @@ class Filters(NamedTuple):
 
 
 class Sampler:
-    """Draws tokens; keeps nothing of a request."""
+    """Draws tokens; keeps nothing of a request. `failed` are the places of those that the last call could not serve."""
 
-    def __init__(self, rows: Rows, vocab_size: int, eos_token_ids: Iterable[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        device: torch.device,
+        masks: GrammarMasks | None = None,
+        draw: Draw | None = None,
+    ) -> None:
+        """Without `masks` no request may have a grammar. `draw` serves batches in which no row filters."""
         self._rows = rows
+        self.failed: list[int] = []
+        self._masks = masks
+        self._draw_unfiltered = draw
         self._eos_token_ids = frozenset(eos_token_ids)
         self._all_tokens = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
-    def sample(self, logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[Logprobs | None]]:
-        """One token per request from logits [S, V] fp32; and log-probabilities where asked for."""
-        row = np.fromiter((request.row for request in requests), np.int64, len(requests))
+    def sample(
+        self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]
+    ) -> tuple[list[int], list[Logprobs | None]]:
+        """One token per request from logits [S, V] fp32; and log-probabilities where asked for. row: [S], of `Rows`.
+
+        A request whose grammar cannot be followed has an error then, and a token that means nothing.
+        """
+        self.failed = []
         wants_logprobs = self._rows.num_logprobs[row] >= 0
         original = logits
         if self._rows.adjusts[row].any():
             logits = self._adjusted(logits, requests, row)
-        token_ids = self._draw(logits, requests, row).tolist()
+        token_ids = self._draw(logits, row).tolist()
         logprobs: list[Logprobs | None] = [None] * len(requests)
         for index in np.flatnonzero(wants_logprobs).tolist():
             num_top = int(self._rows.num_logprobs[row[index]])
@@ -67,40 +89,51 @@ class Sampler:
     def _adjusted(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
         logits = logits.clone()
         index = np.flatnonzero(self._rows.adjusts[row])
-        changed = logits[self._on(index)]
-        adjust(changed, [requests[i] for i in index.tolist()], self._eos_token_ids)
+        changed, adjusted = logits[self._on(index)], [requests[i] for i in index.tolist()]
+        adjust(changed, adjusted, self._eos_token_ids)
+        if self._masks is not None:
+            self._masks.apply(changed, adjusted)
+            self.failed = index[self._masks.failed].tolist()
         logits[self._on(index)] = changed
         return logits
 
-    def _draw(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
+    def _draw(self, logits: Tensor, row: NDArray[np.int64]) -> Tensor:
         """[S] int64. Rows with temperature 0 take the likeliest token."""
+        if self._draw_unfiltered and not self._filters(row).any():
+            keys = self._on(make_keys(self._rows.seed[row], self._rows.num_tokens[row]))
+            return self._draw_unfiltered(logits, self._on(self._rows.temperature[row]), keys)
         random = np.flatnonzero(self._rows.temperature[row] > 0)
         if not len(random):
             return largest.argmax(logits)
-        is_mixed = len(random) < len(requests)
+        is_mixed = len(random) < len(row)
         tokens = largest.argmax(logits) if is_mixed else torch.empty(len(row), dtype=torch.int64, device=logits.device)
-        positions = np.array([requests[i].num_tokens for i in random.tolist()], np.int64)
         row = row[random]
         index = self._on(random)
         scaled = logits[index] / self._on(self._rows.temperature[row]).unsqueeze(1)
-        keys = self._on(make_keys(self._rows.seed[row], positions))
+        keys = self._on(make_keys(self._rows.seed[row], self._rows.num_tokens[row]))
         tokens[index] = self._draw_random(scaled, keys, row)
         return tokens
 
     def _draw_random(self, scaled: Tensor, keys: Tensor, row: NDArray[np.int64]) -> Tensor:
         """[R] int64 from logits [R, V] already divided by the temperature."""
         rows, vocab_size = self._rows, scaled.shape[1]
-        top_k = np.where(rows.top_k[row] > 0, np.minimum(rows.top_k[row], vocab_size), vocab_size)
-        is_plain = (top_k == vocab_size) & (rows.top_p[row] >= 1) & (rows.min_p[row] <= 0)
+        is_plain = ~self._filters(row)
         tokens = torch.empty(len(row), dtype=torch.int64, device=scaled.device)
         if is_plain.any():
             plain = self._on(np.flatnonzero(is_plain))
             tokens[plain] = largest.argmax(scaled[plain] + gumbel(keys[plain], self._all_tokens))
         if not is_plain.all():
             filtering = self._on(np.flatnonzero(~is_plain))
+            top_k = np.where(rows.top_k[row] > 0, np.minimum(rows.top_k[row], vocab_size), vocab_size)
             filters = Filters(self._on(top_k), self._on(rows.top_p[row]), self._on(rows.min_p[row]))
             tokens[filtering] = draw_filtered(scaled[filtering], keys[filtering], filters.at(filtering))
         return tokens
+
+    def _filters(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows leave tokens out before the draw."""
+        rows, vocab_size = self._rows, len(self._all_tokens)
+        in_top_k = (rows.top_k[row] > 0) & (rows.top_k[row] < vocab_size)
+        return in_top_k | (rows.top_p[row] < 1) | (rows.min_p[row] > 0)
 
     def _on(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._all_tokens.device, non_blocking=True)
@@ -113,7 +146,9 @@ def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
     values, ids = largest.top(scaled, min(NUM_CANDIDATES, vocab_size))
     lowest, enough = cutoff(largest.sort(values), log_total, filters, vocab_size)
     # Values equal to the least candidate may go on beyond the candidates, so only a higher cutoff is sure.
-    enough &= (lowest > values.amin(-1)) | (values.shape[1] == vocab_size)
+    least = values.amin(-1)
+    enough &= (lowest > least) | (values.shape[1] == vocab_size)
+    enough |= least.isneginf()  # beyond the candidates nothing can be drawn
     tokens = ids.gather(1, _draw_above(values, ids, lowest, keys).unsqueeze(1)).squeeze(1)
     if not bool(enough.all()):
         rest = (~enough).nonzero().squeeze(1)

@@ -1,0 +1,152 @@
+"""How near a whole decode step on a GPU comes to reading weights and KV once: `baton bench gpu_decode`.
+
+The engine runs a Llama of the shape of the 8B ones in bf16, whose random weights are made on the device, with CUDA
+graphs and without. The roofline is the bandwidth of a copy, measured in the same run.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baton.request import Generation, SamplingParams
+from bench.gpu_kernels import copy_bandwidth
+from engine import resolve
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.kv_cache import KVCache
+from engine.model.checkpoint import FLOATS, Checkpoint
+from engine.model.config import ModelConfig
+from engine.model.cuda_graph import CudaCapture, GraphedDecoder
+from engine.model.decoder import Decoder
+from engine.model.rotary import layer_tables
+from engine.model.weights import WeightLoader
+from engine.random_checkpoint import TINY
+from kernels.dispatch import load as load_kernels
+
+LLAMA_8B = TINY | {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+class RandomTensors(Checkpoint):
+    """Every tensor that is asked for, made on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.num_bytes = 0
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def tensor(self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS) -> Tensor:
+        """bf16; linears scaled so that activations keep their size, norms ones."""
+        self.num_bytes += 0 if "embed" in name else 2 * torch.Size(shape).numel()
+        if len(shape) == 1:
+            return torch.ones(*shape, dtype=torch.bfloat16, device=self._device)
+        return torch.randn(*shape, dtype=torch.bfloat16, device=self._device).mul_(shape[-1] ** -0.5)
+
+
+class Bench:
+    """One model, and engines around it."""
+
+    def __init__(self, raw: dict[str, Any], config: EngineConfig) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+            self.model = ModelConfig.load(scratch)
+        self.config = config
+        device, dtype = torch.device(config.device), torch.bfloat16
+        tensors = RandomTensors(device)
+        kernels = load_kernels(device, dtype, False)
+        with torch.inference_mode():
+            weights = WeightLoader(self.model, tensors, kernels, dtype, device).load(lambda fraction: None)
+            tables = layer_tables(self.model, config.max_model_len, device)
+        self.weight_bytes = tensors.num_bytes
+        layout = resolve.layout(self.model, config.block_size, config.dtype, "bench")
+        self.cache = KVCache(layout, config.num_blocks, device)
+        self.decoder = Decoder(self.model, weights, kernels, self.cache, tables)
+
+    def step_s(self, decoder: Decoder | GraphedDecoder, num_seqs: int, context: int, num_steps: int) -> float:
+        """Median seconds of a decode step, scheduling and sampling included."""
+        engine = Engine(self.config, self.model, decoder, self.cache)
+        for key in range(num_seqs):
+            tokens = [(key * 7919 + i * 31) % self.model.vocab_size for i in range(context)]
+            sampling = SamplingParams(temperature=0.0, max_tokens=num_steps + 8, ignore_eos=True)
+            engine.add(
+                Generation(
+                    request_id=f"r{key}",
+                    key=key,
+                    token_ids=tokens,
+                    num_prompt_tokens=context,
+                    sampling=sampling,
+                    cache_salt=b"",
+                    router_id="bench",
+                )
+            )
+        while engine.current_load().num_waiting_tokens:
+            engine.step()
+        took_s = []
+        for _ in range(num_steps):
+            start_s = time.perf_counter()
+            engine.step()
+            took_s.append(time.perf_counter() - start_s)
+        return statistics.median(took_s)
+
+
+def engine_config(raw: dict[str, Any], device: str, num_seqs: int, context: int) -> EngineConfig:
+    """Room for `num_seqs` requests of `context` tokens, and some output."""
+    block_size, room = 16, context + 256
+    return EngineConfig(
+        max_model_len=min(room, raw["max_position_embeddings"]),
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=2048,
+        block_size=block_size,
+        num_blocks=num_seqs * -(-room // block_size),
+        dtype="bfloat16",
+        device=device,
+    )
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="baton bench gpu_decode", description="Decode steps against the roofline.")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--context", type=int, default=1024, help="prompt tokens before decoding")
+    parser.add_argument("--num-steps", type=int, default=40)
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("this benchmark needs a GPU, and torch sees none", file=sys.stderr)
+        return 1
+    print(f"baton bench gpu_decode {' '.join(argv)}".rstrip())
+    bench = Bench(LLAMA_8B, engine_config(LLAMA_8B, "cuda", max(args.batch_sizes), args.context))
+    copy_rate = copy_bandwidth(30)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {copy_rate / 1e9:.0f} GB/s")
+    print(f"weights {bench.weight_bytes / 1e9:.1f} GB, contexts of {args.context}\n\nbatch       step   of roofline")
+    graphed = GraphedDecoder(bench.decoder, bench.config, CudaCapture())
+    for num_seqs in args.batch_sizes:
+        kv_bytes = num_seqs * args.context * bench.cache.layout.block_bytes / bench.config.block_size
+        bound_s = (bench.weight_bytes + kv_bytes) / copy_rate
+        for name, decoder in (("graphs", graphed), ("no graphs", bench.decoder)):
+            step_s = bench.step_s(decoder, num_seqs, args.context, args.num_steps)
+            print(f"{num_seqs:5} {step_s * 1e3:7.2f} ms   {bound_s / step_s:.0%}   {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

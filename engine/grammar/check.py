@@ -1,0 +1,83 @@
+"""The node's end of `jail`: starts that process when first asked, and again where it has been lost."""
+
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from baton.errors import BatonError
+from baton.request import Grammar
+from engine.grammar.jail import Verdict
+
+_ANSWER_S = 3.0  # the jail has limits of its own; they do not count what starves it
+_START_S = 30.0  # reading a large tokenizer
+# The jail forks: it has to stay at one thread. Each thread's arena would count against the forks' address space.
+_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+
+
+class GrammarCheck:
+    """Asks the jail about one grammar at a time. Blocks: for threads other than the event loop's."""
+
+    def __init__(self, model_dir: str | Path, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+        eos = ",".join(map(str, sorted(eos_token_ids)))
+        self._command = [sys.executable, "-m", "engine.grammar.jail", str(model_dir), str(vocab_size), eos]
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._timeout_s = _START_S
+
+    def run(self, grammar: Grammar) -> Verdict:
+        """The verdict. Raises BatonError where the jail cannot be asked."""
+        with self._lock:
+            try:
+                answer = self._ask(self._process or self._start(), msgspec.json.encode(grammar) + b"\n")
+            except OSError:  # it cannot be started, or has died since
+                answer = b""
+            if not answer:
+                self._stop()
+                raise BatonError("the node cannot compile grammars at present")
+            return msgspec.json.decode(answer, type=Verdict)
+
+    def close(self) -> None:
+        """End the process. Idempotent."""
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        self._timeout_s = _START_S
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | _ENVIRONMENT,
+            start_new_session=True,  # a Ctrl-C in the terminal is the node's business
+        )
+        return self._process
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _ask(self, process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
+        """The answer's line; nothing where none comes in time."""
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("a process without pipes")
+        process.stdin.write(line)
+        process.stdin.flush()
+        deadline_s, answer = time.monotonic() + self._timeout_s, b""
+        while not answer.endswith(b"\n"):
+            if not select.select([process.stdout], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+                return b""
+            chunk = os.read(process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return b""
+            answer += chunk
+        self._timeout_s = _ANSWER_S
+        return answer

@@ -1,0 +1,177 @@
+"""Compiles clients' grammars where it can do no harm: `python -m engine.grammar.jail MODEL_DIR VOCAB_SIZE EOS,EOS`.
+
+llguidance is quick with real grammars, but some hostile ones make it take minutes or gigabytes, or overrun its stack.
+So this process, which knows the vocabulary, forks for every grammar that it reads from its standard input (a JSON line
+each), lets the fork compile it and compute masks under limits of processor time, memory and stack, and answers with a
+line: the grammar as llguidance takes it, or why it is refused. It ends with its input.
+"""
+
+import itertools
+import os
+import random
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import llguidance
+import msgspec
+import psutil
+
+from baton.errors import BatonError, InvalidRequest
+from baton.request import Grammar, GrammarKind
+from engine.grammar import limits, text
+from engine.grammar import tokens as vocabulary
+
+Result = TypeVar("Result")
+
+TOO_COMPLEX = "The grammar is too complex"
+_ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}', "")
+_NICENESS = 2
+_NUM_TRIED_TOKENS = 16
+_MAX_REASON_CHARS = 200
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """On one grammar."""
+
+    serialized: str = ""  # what LLMatcher takes
+    num_bytes: int = 0  # of memory that it takes when compiled
+    error: str = ""  # why it is refused
+    is_final: bool = True  # False where another time may judge otherwise
+
+
+def main(argv: Sequence[str]) -> int:
+    """Answer until the input ends."""
+    model_dir, vocab_size, eos_token_ids = argv
+    os.nice(_NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    tokens = vocabulary.load(model_dir, int(vocab_size), [int(i) for i in eos_token_ids.split(",")])
+    any_fork = _judge_in_fork(_ANY_OBJECT, tokens.tokenizer).num_bytes
+    for line in sys.stdin.buffer:
+        verdict = _judge_in_fork(msgspec.json.decode(line, type=Grammar), tokens.tokenizer)
+        verdict = msgspec.structs.replace(verdict, num_bytes=max(0, verdict.num_bytes - any_fork))
+        sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def judge(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
+    """Compile a grammar and follow it for some tokens, each in a thread with a small stack."""
+    try:
+        serialized = text.serialized(grammar)
+    except InvalidRequest as error:
+        return Verdict(error=error.message[:_MAX_REASON_CHARS])
+    fuel = limits.parser_limits()
+    matcher = _in_thread(
+        limits.COMPILE_STACK_BYTES,
+        lambda: llguidance.LLMatcher(tokenizer, serialized, log_level=0, limits=fuel),
+    )
+    is_quick = _in_thread(limits.MASK_STACK_BYTES, lambda: _walk(matcher))
+    if matcher.is_error():
+        return Verdict(error=_reason(matcher.get_error()))
+    return Verdict(serialized) if is_quick else Verdict(error=TOO_COMPLEX)
+
+
+def _in_thread(stack_bytes: int, function: Callable[[], Result]) -> Result:
+    """The function's result; an error in it is raised by the access to the result."""
+    results: list[Result] = []
+    threading.stack_size(stack_bytes)
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def _walk(matcher: llguidance.LLMatcher) -> bool:
+    """Compute the first mask, then go on along allowed tokens in a copy; whether each mask took little time."""
+    numbers = random.Random(0)  # noqa: S311 - any tokens will do
+    mask, at = _timed_mask(matcher), matcher.deep_copy()
+    for _ in range(_NUM_TRIED_TOKENS):
+        if mask is None or at.is_stopped():
+            break
+        at.consume_token(_allowed_token(mask, numbers.randrange(len(mask))))
+        mask = _timed_mask(at)
+    return mask is not None
+
+
+def _allowed_token(mask: bytes, start: int) -> int:
+    """One of the tokens whose bits are set: the first from byte `start` on."""
+    place = next(i for i in itertools.chain(range(start, len(mask)), range(start)) if mask[i])
+    return 8 * place + (mask[place] & -mask[place]).bit_length() - 1
+
+
+def _timed_mask(matcher: llguidance.LLMatcher) -> bytes | None:
+    start_s = time.thread_time()
+    mask = matcher.compute_bitmask()
+    return mask if time.thread_time() - start_s <= limits.MAX_MASK_CPU_S else None
+
+
+def _reason(error: str) -> str:
+    """llguidance's message in one short line: what it says of an error in a regex, else its beginning."""
+    lines = [line.strip() for line in error.splitlines()]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    text = said[-1] if said else lines[0] if lines else ""
+    return f"The grammar is refused: {text}"[:_MAX_REASON_CHARS]
+
+
+def _judge_in_fork(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _run_fork(grammar, tokenizer, writing)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    answer, in_time = _read_all(reading, limits.COMPILE_WALL_S)
+    os.close(reading)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    try:
+        return msgspec.json.decode(answer, type=Verdict)
+    except msgspec.DecodeError:  # it was killed before it had said all
+        return Verdict(error=TOO_COMPLEX, is_final=in_time)
+
+
+def _run_fork(grammar: Grammar, tokenizer: llguidance.LLTokenizer, writing: int) -> None:
+    """A fork that dies here has refused."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _limit_fork()
+    verdict = judge(grammar, tokenizer)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * _MAXRSS_BYTES
+    fits = grown <= limits.MAX_COMPILED_BYTES
+    verdict = msgspec.structs.replace(verdict, num_bytes=grown) if fits else Verdict(error=TOO_COMPLEX)
+    with os.fdopen(writing, "wb") as file:
+        file.write(msgspec.json.encode(verdict))
+
+
+def _limit_fork() -> None:
+    if sys.platform == "linux":
+        limit = psutil.Process().memory_info().vms + limits.COMPILE_ADDRESS_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    signal.setitimer(signal.ITIMER_PROF, limits.COMPILE_CPU_S)  # whose signal ends the process
+
+
+def _read_all(file: int, timeout_s: float) -> tuple[bytes, bool]:
+    """What the fork says up to its end, which may come early; and whether that came in time."""
+    chunks: list[bytes] = []
+    deadline_s = time.monotonic() + timeout_s
+    while select.select([file], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+        chunk = os.read(file, 1 << 16)
+        if not chunk:
+            return b"".join(chunks), True
+        chunks.append(chunk)
+    return b"", False
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BatonError as error:
+        sys.exit(error.message)

@@ -1,0 +1,116 @@
+"""Holds the output of a step's constrained requests to their grammars: logits of tokens that do not fit become -inf.
+
+The masks of all rows are computed at once, in llguidance's own threads, from the tokens that the requests have. This
+comes after penalties and bias, and before temperature and filters. Where a request's text may end, its stop tokens are
+allowed besides EOS; before min_tokens neither is, unless nothing else is left.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from llguidance import LLExecutor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.grammar.state import GrammarState
+from engine.request import Request
+
+_MAX_THREADS = 16
+_WATCH_S = 0.01  # masks of a step that take longer together are looked at one by one
+_SLOW_S = 0.004  # of one mask; most take a hundredth of it
+
+Words = NDArray[np.int32]  # [S, ceil(V / 32)], a bit per token
+
+
+class GrammarMasks:
+    """Of one engine. `failed` are the places of rows whose grammar cannot be followed: their requests have an error."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        token_ids: Collection[int],
+        eos_token_ids: Collection[int],
+        device: torch.device,
+        num_threads: int,
+    ) -> None:
+        """`token_ids` stand for something: the others are never drawn."""
+        self.failed: list[int] = []
+        self._vocab_size = vocab_size
+        self._token_ids = self._bits(token_ids)
+        self._eos_token_ids = self._bits(eos_token_ids)
+        self._device = device
+        self._powers = (2 ** torch.arange(8)).to(torch.uint8).to(device)
+        self._num_threads = min(num_threads, _MAX_THREADS)
+        self._executor: LLExecutor | None = None  # its threads are started when they are needed
+        self._is_watching = False
+
+    def apply(self, logits: Tensor, requests: Sequence[Request]) -> None:
+        """Change `logits` [S, V] in place."""
+        self.failed = []
+        places = [place for place, request in enumerate(requests) if request.grammar is not None]
+        if not places:
+            return
+        chosen = [(request, request.grammar) for request in requests if request.grammar is not None]
+        words = self._fill(chosen)
+        words &= self._token_ids
+        for place, row, (request, state) in zip(places, words, chosen, strict=True):
+            self._allow_stops(row, request, state)
+            request.error = state.error()
+            if request.error is not None:
+                self.failed.append(place)
+                row[:] = -1
+        self._forbid(logits, places, words)
+
+    def _fill(self, chosen: Sequence[tuple[Request, GrammarState]]) -> Words:
+        words = np.empty((len(chosen), len(self._token_ids)), np.int32)
+        if self._is_watching:
+            self._fill_one_by_one(chosen, words)
+        else:
+            start_s = time.perf_counter()
+            self._fill_at_once(chosen, words)
+            self._is_watching = time.perf_counter() - start_s > _WATCH_S
+        return words
+
+    def _fill_at_once(self, chosen: Sequence[tuple[Request, GrammarState]], words: Words) -> None:
+        executor = self._executor = self._executor or LLExecutor(self._num_threads)
+        for request, state in chosen:
+            state.catch_up(request.token_ids, request.num_prompt_tokens)
+        matchers = [(state.matcher, i) for i, (_, state) in enumerate(chosen)]
+        executor.unsafe_compute_mask_ptr(matchers, words.ctypes.data, words.strides[0], len(chosen))
+
+    def _fill_one_by_one(self, chosen: Sequence[tuple[Request, GrammarState]], words: Words) -> None:
+        """The same, and each request is charged for what took long; until nothing does."""
+        self._is_watching = False
+        for i, one in enumerate(chosen):
+            start_s = time.thread_time()
+            self._fill_at_once([one], words[i : i + 1])
+            took_s = time.thread_time() - start_s
+            if took_s > _SLOW_S:
+                one[1].slow_s += took_s
+                self._is_watching = True
+
+    def _allow_stops(self, row: Words, request: Request, state: GrammarState) -> None:
+        """Change one row of the mask."""
+        if state.stop_token_ids and (row & self._eos_token_ids).any():
+            row |= self._bits(state.stop_token_ids)
+        if request.num_output_tokens < request.sampling.min_tokens:
+            goes_on = row & ~(self._eos_token_ids | self._bits(state.stop_token_ids))
+            if goes_on.any():
+                row[:] = goes_on
+
+    def _forbid(self, logits: Tensor, places: list[int], words: Words) -> None:
+        packed = torch.from_numpy(words.view(np.uint8)).to(self._device)
+        forbidden = (packed.unsqueeze(-1) & self._powers).eq(0).view(len(places), -1)[:, : self._vocab_size]
+        if len(places) == logits.shape[0]:
+            logits.masked_fill_(forbidden, float("-inf"))
+        else:
+            index = torch.tensor(places, device=self._device)
+            logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
+
+    def _bits(self, token_ids: Collection[int]) -> Words:
+        """[ceil(V / 32)] with these tokens' bits set; those beyond the vocabulary have none."""
+        flags = np.zeros(-(-self._vocab_size // 32) * 32, np.bool_)
+        flags[[token_id for token_id in token_ids if 0 <= token_id < self._vocab_size]] = True
+        return np.packbits(flags, bitorder="little").view(np.int32)

@@ -1,0 +1,29 @@
+"""The vocabulary of a checkpoint as llguidance knows it: the bytes that tokens stand for, and what ends an output."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import llguidance
+
+from baton.errors import CheckpointError
+from baton.tokenizer import Tokenizer
+
+
+class GrammarTokens(NamedTuple):
+    """Of one model."""
+
+    tokenizer: llguidance.LLTokenizer
+    token_ids: set[int]  # that stand for something
+
+
+def load(model_dir: str | Path, vocab_size: int, eos_token_ids: Collection[int]) -> GrammarTokens:
+    """Read the tokenizer for a model of `vocab_size`. Raises CheckpointError where grammars cannot be had with it."""
+    if not eos_token_ids:
+        raise CheckpointError("the model names no end-of-sequence token")
+    tokenizer = Tokenizer.load(Path(model_dir))
+    try:
+        wrapped = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(eos_token_ids))
+    except Exception as error:  # the library raises nothing more precise
+        raise CheckpointError(f"{Path(model_dir) / 'tokenizer.json'}: {error}") from None
+    return GrammarTokens(wrapped, tokenizer.token_ids())

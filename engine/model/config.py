@@ -1,0 +1,196 @@
+"""What a model is: `ModelConfig`, from its config.json.
+
+Reads JSON only; tensors are the business of `engine.model.weights`, sizes of pools that of `engine.resolve`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from baton.errors import CheckpointError
+from baton.kv_layout import DTYPE_BYTES
+from baton.model_dir import eos_token_ids, read_json
+from engine.model.architecture import Family, LatentConfig, MixtureConfig, Norms, QKNorm
+from engine.model.families import FAMILIES
+from engine.model.fields import Fields
+from engine.model.rope import RopeConfig
+from kernels.api import Activation
+
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a decoder. Everything in which the families differ is a field here, so one decoder serves them all."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int  # of queries, and of what is cached
+    num_planes: int  # 2: keys and values are cached; 1: one latent, which is both
+    rotary_dim: int  # dimensions of a head that turn
+    interleaved_rotary: bool
+    rms_norm_eps: float
+    rope: RopeConfig
+    local_rope: RopeConfig  # of layers with a window; mostly the same
+    attention_scale: float
+    attention_softcap: float  # 0 is none
+    logit_softcap: float  # 0 is none
+    sinks: bool
+    tie_word_embeddings: bool
+    embedding_scale: float
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: QKNorm
+    norms: Norms
+    norm_offset: float
+    activation: Activation
+    windows: tuple[int, ...]  # of each layer: positions that a token sees, itself included; 0 is all
+    mixture: MixtureConfig | None
+    latent: LatentConfig | None
+    fp8_block: tuple[int, int] | None  # outputs and inputs that share a scale, where the checkpoint is in FP8
+    dtype: str  # of the checkpoint
+    eos_token_ids: frozenset[int]
+
+    @classmethod
+    def load(cls, model_dir: str | Path) -> "ModelConfig":
+        """Read `config.json` (and `generation_config.json`); CheckpointError names the file and the field."""
+        path = Path(model_dir) / "config.json"
+        raw = read_json(path)
+        architecture, family = _family(path, raw)
+        fields = Fields(path, raw, family.defaults)
+        if fields.flag("use_bidirectional_attention"):
+            fields.refuse("use_bidirectional_attention is set, but only causal models are served")
+        num_layers, hidden_size = fields.count("num_hidden_layers"), fields.count("hidden_size")
+        rope, local_rope = _ropes(fields, family)
+        heads = _heads(fields, family, rope)
+        rope.check(path, heads.rotary_dim)
+        has_bias = fields.flag("attention_bias")
+        return cls(
+            architecture=architecture,
+            vocab_size=fields.count("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=fields.count("intermediate_size"),
+            num_layers=num_layers,
+            **heads._asdict(),
+            interleaved_rotary=family.interleaved_rotary and fields.raw.get("rope_interleave") is not False,
+            rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope=rope,
+            local_rope=local_rope,
+            attention_softcap=fields.number("attn_logit_softcapping", 0.0) * family.attention_softcap,
+            logit_softcap=fields.number("final_logit_softcapping", 0.0),
+            sinks=family.sinks,
+            tie_word_embeddings=fields.flag("tie_word_embeddings"),
+            embedding_scale=hidden_size**0.5 if family.scales_embedding else 1.0,
+            qkv_bias=family.qkv_bias or (family.optional_qkv_bias and has_bias),
+            o_bias=family.optional_o_bias and has_bias,
+            mlp_bias=family.mlp_bias and fields.flag("mlp_bias"),
+            qk_norm=family.qk_norm,
+            norms=family.norms,
+            norm_offset=family.norm_offset,
+            activation=family.activation or _activation(fields),
+            windows=family.windows(fields, num_layers),
+            mixture=_mixture(fields, family, num_layers),
+            fp8_block=_fp8_block(fields, architecture),
+            dtype=_dtype(fields),
+            eos_token_ids=eos_token_ids(Path(model_dir)),
+        )
+
+
+class _Heads(NamedTuple):
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_planes: int
+    rotary_dim: int
+    attention_scale: float
+    latent: LatentConfig | None
+
+
+def _heads(fields: Fields, family: Family, rope: RopeConfig) -> _Heads:
+    num_heads = fields.count("num_attention_heads")
+    if family.latent:
+        latent = family.latent(fields)
+        if latent.kv_rank % 2:
+            fields.refuse(f"kv_lora_rank {latent.kv_rank} is odd")
+        scale = (latent.nope_dim + latent.rope_dim) ** -0.5 * rope.score_factor
+        return _Heads(num_heads, 1, latent.kv_rank + latent.rope_dim, 1, latent.rope_dim, scale, latent)
+    num_kv_heads = fields.count("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        fields.refuse(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+    head_dim = fields.count("head_dim", fields.count("hidden_size") // num_heads)
+    if head_dim % 2:
+        fields.refuse(f"head_dim {head_dim} is odd")
+    scale = fields.number("query_pre_attn_scalar", head_dim) ** -0.5
+    return _Heads(num_heads, num_kv_heads, head_dim, 2, int(head_dim * rope.partial), scale, None)
+
+
+def _family(path: Path, raw: dict[str, Any]) -> tuple[str, Family]:
+    names = raw.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            return name, FAMILIES[name]
+    raise CheckpointError(f"{path}: architectures {names} are not known; served are {', '.join(FAMILIES)}")
+
+
+def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:
+    """That of the layers that see all, and that of the layers with a window."""
+    raw = fields.raw | {name: fields.mapping(name) for name in ("rope_parameters", "rope_scaling")}
+    if family.local_rope is None:
+        rope = RopeConfig.from_json(fields.path, raw)
+        if rope.partial != 1.0 and not family.partial_rotary:
+            fields.refuse(f"partial_rotary_factor {rope.partial} is not served in this architecture")
+        return rope, rope
+    parameters = fields.mapping("rope_parameters")
+    whole = {**raw, "rope_parameters": parameters.get("full_attention", parameters)}
+    local = {**raw, "rope_parameters": family.local_rope(fields)}
+    return RopeConfig.from_json(fields.path, whole), RopeConfig.from_json(fields.path, local)
+
+
+def _activation(fields: Fields) -> Activation:
+    name = fields.raw.get("hidden_activation") or fields.raw.get("hidden_act", "silu")
+    if name not in _ACTIVATIONS:
+        fields.refuse(f"hidden_act {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _mixture(fields: Fields, family: Family, num_layers: int) -> MixtureConfig | None:
+    if family.mixture is None:
+        return None
+    mixture = family.mixture(fields, num_layers)
+    routing, num_experts = mixture.routing, mixture.num_experts
+    if num_experts % routing.num_groups:
+        fields.refuse(f"n_group {routing.num_groups} does not divide the {num_experts} experts")
+    if routing.groups_per_token > routing.num_groups:
+        fields.refuse(f"topk_group {routing.groups_per_token} is more than n_group {routing.num_groups}")
+    if num_experts // routing.num_groups < routing.scores_per_group:
+        fields.refuse(f"n_group {routing.num_groups} leaves less than {routing.scores_per_group} experts in a group")
+    eligible = num_experts // routing.num_groups * routing.groups_per_token
+    if routing.experts_per_token > eligible:
+        fields.refuse(f"num_experts_per_tok {routing.experts_per_token} is more than the {eligible} to choose from")
+    return mixture
+
+
+def _fp8_block(fields: Fields, architecture: str) -> tuple[int, int] | None:
+    quantization = fields.mapping("quantization_config")
+    method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
+    if not quantization or (method == "mxfp4" and architecture == "GptOssForCausalLM"):
+        return None
+    if method != "fp8" or not isinstance(block, list) or [type(size) for size in block] != [int, int] or min(block) < 1:
+        fields.refuse(
+            f"quantization_config with quant_method {method!r} is not served; fp8 with weight_block_size is, and "
+            "mxfp4 in GptOssForCausalLM"
+        )
+    return block[0], block[1]
+
+
+def _dtype(fields: Fields) -> str:
+    name = str(fields.raw.get("dtype") or fields.raw.get("torch_dtype") or "float32").removeprefix("torch.")
+    if name not in DTYPE_BYTES:
+        fields.refuse(f"dtype {name} is not one of {', '.join(DTYPE_BYTES)}")
+    return name

@@ -1,0 +1,149 @@
+"""Decode steps from CUDA graphs: the launches of a step are recorded once per batch size, and replayed with one call.
+
+A graph reads fixed addresses, so a batch is copied into buffers first, and padded to the next recorded size: padding
+rows are sequences of one query and no keys, whose KV goes to slot -1, which is nowhere. Steps that a graph does not fit
+(prefill, or a hook between layers) run as they are. How a graph is recorded is a parameter: without a GPU it can be a
+plain call.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.batch import Batch
+from engine.config import EngineConfig
+from engine.model.decoder import Decoder, LayerGroupHook
+from engine.rows import Schedule
+from kernels.api import AttentionMeta
+
+Results = tuple[Tensor, Tensor]  # hidden [B, H], logits [B, V]
+Compute = Callable[[], Results]
+Capture = Callable[[Compute], Compute]
+"""Record what a call computes; calling the result computes it again on what the same addresses hold then.
+
+The results of a call are overwritten by the next.
+"""
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Sizes to record, up to the first that holds `largest`: powers of two, and from 16 on halfway between them."""
+    sizes = [1]
+    while sizes[-1] < largest:
+        power = 1 << (sizes[-1].bit_length() - 1)
+        sizes.append(power + power // 2 if power >= 16 and sizes[-1] == power else 2 * power)
+    return sizes
+
+
+class CudaCapture:
+    """Records CUDA graphs, which share their memory for what lives within a step."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Compute) -> Compute:
+        """See `Capture`."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            compute()  # what is compiled, or allocated once, on first use must not be so while recording
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            results = compute()
+
+        def replay() -> Results:
+            graph.replay()
+            return results
+
+        return replay
+
+
+class GraphedDecoder:
+    """A `Decoder` whose decode steps are replayed. Its `hidden` and `logits` hold until the next call of `hidden`."""
+
+    def __init__(self, decoder: Decoder, config: EngineConfig, capture: Capture) -> None:
+        """Records all sizes: seconds."""
+        self._decoder = decoder
+        self._sizes = batch_sizes(config.max_num_seqs)
+        self._buffers = _Buffers(self._sizes[-1], config)
+        self._latest: Results | None = None  # of the latest step, if it was a replay
+        with torch.inference_mode():
+            # The largest first: the smaller ones find room in its memory.
+            self._graphs = {size: capture(self._computes(size)) for size in reversed(self._sizes)}
+
+    def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
+        """See `Decoder.hidden`."""
+        self._latest = None
+        num_rows = batch.num_tokens
+        if on_layer_group or batch.meta.max_query_len > 1 or num_rows > self._sizes[-1]:
+            return self._decoder.hidden(batch, on_layer_group)
+        size = next(size for size in self._sizes if size >= num_rows)
+        self._buffers.fill(batch, size)
+        hidden, logits = self._graphs[size]()
+        self._latest = hidden[:num_rows], logits[:num_rows]
+        return self._latest[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Decoder.logits`; those of all rows of the latest step are there already."""
+        if self._latest and hidden is self._latest[0]:
+            return self._latest[1]
+        return self._decoder.logits(hidden)
+
+    def _computes(self, size: int) -> Compute:
+        batch = self._buffers.batch(size)
+
+        def compute() -> Results:
+            hidden = self._decoder.hidden(batch)
+            return hidden, self._decoder.logits(hidden)
+
+        return compute
+
+
+class _Buffers:
+    """A batch of decodes at fixed addresses; smaller batches are its first rows."""
+
+    def __init__(self, num_rows: int, config: EngineConfig) -> None:
+        device = torch.device(config.device)
+        self._config = config
+        self._token_ids = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._slots = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
+        self._seq_lens = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self._tables = torch.zeros(num_rows, config.max_blocks_per_request, dtype=torch.int32, device=device)
+        self._query_start = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
+
+    def fill(self, batch: Batch, size: int) -> None:
+        """The batch's rows, and padding up to `size`."""
+        num_rows, num_blocks = batch.meta.block_tables.shape
+        self._token_ids[:num_rows].copy_(batch.token_ids)
+        self._positions[:num_rows].copy_(batch.positions)
+        self._slots[:num_rows].copy_(batch.slots)
+        self._seq_lens[:num_rows].copy_(batch.meta.seq_lens)
+        self._tables[:num_rows, :num_blocks].copy_(batch.meta.block_tables)
+        if num_rows < size:  # tokens and positions left from other steps do no harm
+            self._slots[num_rows:size].fill_(-1)
+            self._seq_lens[num_rows:size].zero_()
+
+    def batch(self, size: int) -> Batch:
+        """The first `size` rows, with room for the longest sequences that there may be."""
+        meta = AttentionMeta(
+            query_start=self._query_start[: size + 1],
+            seq_lens=self._seq_lens[:size],
+            block_tables=self._tables[:size],
+            max_query_len=1,
+            max_seq_len=self._config.max_model_len,
+        )
+        empty = np.empty(0, np.int64)
+        return Batch(
+            schedule=Schedule([], empty, empty),
+            token_ids=self._token_ids[:size],
+            positions=self._positions[:size],
+            slots=self._slots[:size],
+            meta=meta,
+            last=None,
+            last_meta=meta,
+            wanted_start=np.arange(size + 1, dtype=np.int32),
+            block_size=self._config.block_size,
+        )

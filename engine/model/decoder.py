@@ -1,0 +1,100 @@
+"""The decoder of all served families: embedding, layers of attention and feed-forward, final norm.
+
+It turns a `Batch` into the hidden rows that are wanted and writes its KV; weights come from `engine.model.weights`,
+single operations from `kernels`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.batch import Batch
+from engine.kv_cache import KVCache
+from engine.model.config import ModelConfig
+from engine.model.weights import LayerWeights, Weights
+from kernels.api import Kernels
+
+LayerGroupHook = Callable[[int, Batch], None]
+
+
+class Decoder:
+    """One model on one device."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, kernels: Kernels, cache: KVCache, cos_sin: Sequence[Tensor]
+    ) -> None:
+        self._config = config
+        self._weights = weights
+        self._kernels = kernels
+        self._cache = cache
+        self._cos_sin = cos_sin  # of each layer, [max_model_len, D] fp32
+
+    def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
+        """[W, H]: the normed hidden states of the batch's wanted tokens.
+
+        `on_layer_group(g, batch)` is called as soon as the batch's KV of all layers of group g is in the pool.
+        """
+        weights, layers_per_group = self._weights, self._cache.layout.layers_per_group
+        residual = torch.nn.functional.embedding(batch.token_ids, weights.embedding)  # [T, H]
+        if weights.embedding_scale != 1.0:
+            residual = residual * weights.embedding_scale
+        x = self._normed(residual, weights.layers[0].before_attention)
+        for index, layer in enumerate(weights.layers):
+            is_last = index + 1 == len(weights.layers)
+            q = self._write_kv(x, index, layer, batch)
+            if on_layer_group and (index + 1) % layers_per_group == 0:
+                self._call(on_layer_group, index // layers_per_group, batch)
+            if is_last and batch.last is not None:  # of the last layer only the wanted rows are computed
+                q, residual = q[batch.last], residual[batch.last]
+            attended = layer.projections.o(self._attend(q, index, layer, batch, last_only=is_last))
+            x, residual = self._add(attended, residual, layer.after_attention, layer.before_feed_forward)
+            next_norm = weights.final_norm if is_last else weights.layers[index + 1].before_attention
+            x, residual = self._add(layer.feed_forward(x), residual, layer.after_feed_forward, next_norm)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[B, H] -> [B, V] fp32."""
+        logits = self._weights.lm_head(hidden).float()
+        cap = self._config.logit_softcap
+        if cap:  # row by row on a CPU, where `tanh` rounds the last elements of a tensor otherwise than the others
+            for part in logits if logits.device.type == "cpu" else (logits,):
+                part.div_(cap).tanh_().mul_(cap)
+        return logits
+
+    def _add(self, x: Tensor, residual: Tensor, after: Tensor | None, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A block's result, normed with `after`, joins the residual, which `before` norms for the next block."""
+        x = self._normed(x, after)
+        if before is None:
+            return residual + x, residual + x
+        return self._kernels.add_rms_norm(x, residual, before, self._config.rms_norm_eps)
+
+    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return x if weight is None else self._kernels.rms_norm(x, weight, self._config.rms_norm_eps)
+
+    def _write_kv(self, x: Tensor, index: int, layer: LayerWeights, batch: Batch) -> Tensor:
+        """Put what the layer caches of the batch into the pool; returns its queries [T, Hq, D]."""
+        config = self._config
+        return self._kernels.rope_and_cache(
+            layer.projections.qkv(x),
+            self._cos_sin[index],
+            batch.positions,
+            batch.slots,
+            self._cache.layers[index],
+            config.num_heads,
+            config.num_kv_heads,
+            layer.projections.q_norm,
+            layer.projections.k_norm,
+            config.rms_norm_eps,
+        )
+
+    def _attend(self, q: Tensor, index: int, layer: LayerWeights, batch: Batch, *, last_only: bool) -> Tensor:
+        """[T, Hq, D] -> [T, Hq * D]."""
+        meta = batch.last_meta if last_only else batch.meta
+        out = self._kernels.paged_attention(q, self._cache.layers[index], meta, layer.attention)
+        return out.view(out.shape[0], -1)
+
+    def _call(self, hook: LayerGroupHook, group: int, batch: Batch) -> None:
+        if batch.token_ids.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # kernels only queue their writes
+        hook(group, batch)

@@ -1,0 +1,33 @@
+"""Weights of quantised checkpoints, widened when they are read.
+
+MXFP4 as in OCP's Microscaling Formats (MX) Specification 1.0: 32 values of four bits share a power of two. FP8 as
+DeepSeek-V3 stores it: a block of outputs and inputs shares a scale. Activations are not rounded.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MXFP4_GROUP = 32
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_FP4 = (*_MAGNITUDES, *(-value for value in _MAGNITUDES))
+_FP4_PAIRS = [(_FP4[byte & 15], _FP4[byte >> 4]) for byte in range(256)]
+_BIAS = 127  # of the exponents
+
+
+def mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
+    """[out, groups, 16] and [out, groups], both uint8 -> [out, 32 * groups] fp32.
+
+    A byte holds two values, the low four bits first, each a sign and an index into 0 to 6; a scale is 2^(byte - 127).
+    """
+    device = blocks.device
+    values = functional.embedding(blocks.int(), torch.tensor(_FP4_PAIRS, device=device))  # [out, groups, 16, 2]
+    powers = torch.ldexp(torch.ones_like(scales, dtype=torch.float32), scales.int() - _BIAS)
+    return (values.flatten(-2) * powers.unsqueeze(-1)).flatten(-2)
+
+
+def fp8(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
+    """[out, in] fp8 and a fp32 scale for each block of it, those at the edges cut off -> [out, in] fp32."""
+    rows, columns = weight.shape
+    each = scales.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+    return weight.float() * each

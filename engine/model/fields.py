@@ -1,0 +1,64 @@
+"""Checked access to the fields of a config.json: every error names the file and the field."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from baton.errors import CheckpointError
+
+
+class Fields:
+    """One config.json; what it leaves out is taken from its family's defaults."""
+
+    def __init__(self, path: Path, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.path = path
+        self.raw = {**defaults, **raw}  # a null is kept: it may say "none", where nothing said means a default
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A positive integer; `default` where it is null or missing."""
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.refuse(f"{name} must be a positive integer, not {value!r}")
+        return value
+
+    def optional_count(self, name: str) -> int:
+        """0 where it is null, missing or 0."""
+        return self.count(name) if self.raw.get(name) else 0
+
+    def number(self, name: str, default: float) -> float:
+        """`default` where it is null or missing."""
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            self.refuse(f"{name} must be a number, not {value!r}")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """False where it is null or missing."""
+        return bool(self.raw.get(name))
+
+    def strings(self, name: str) -> list[str]:
+        """Empty where it is null or missing."""
+        return self._list(name, str, "strings")
+
+    def integers(self, name: str) -> list[int]:
+        """Empty where it is null or missing."""
+        return self._list(name, int, "integers")
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Empty where it is null or missing."""
+        value = self.raw.get(name) or {}
+        if not isinstance(value, dict):
+            self.refuse(f"{name} must be an object, not {value!r}")
+        return value
+
+    def _list(self, name: str, kind: type, plural: str) -> list[Any]:
+        value = self.raw.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            self.refuse(f"{name} must be a list of {plural}, not {value!r}")
+        return value
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise a CheckpointError that names the file."""
+        raise CheckpointError(f"{self.path}: {what}")

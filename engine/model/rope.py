@@ -1,0 +1,113 @@
+"""What a config.json says of rotary position embedding: base, scaling, and how far the context reaches.
+
+The frequencies that follow from it are the business of `engine.model.rotary`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baton.errors import CheckpointError
+
+_REQUIRED = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+    "longrope": (),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Base and scaling. `values` holds the numbers that belong to `kind`."""
+
+    kind: str = "default"
+    theta: float = 10000.0
+    partial: float = 1.0  # share of a head that is rotated
+    max_position_embeddings: int = 2048
+    values: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def from_json(cls, path: Path, raw: Mapping[str, Any]) -> "RopeConfig":
+        """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+        scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        if any(isinstance(value, dict) for value in scaling.values()):
+            raise CheckpointError(f"{path}: rope_parameters that differ between layers are not served")
+        kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+        kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 checkpoints
+        if kind not in _REQUIRED:
+            raise CheckpointError(f"{path}: RoPE scaling {kind!r} is not known; known are {', '.join(_REQUIRED)}")
+        missing = [name for name in _REQUIRED[kind] if not isinstance(scaling.get(name), int | float)]
+        if missing:
+            raise CheckpointError(f"{path}: RoPE scaling {kind!r} needs {', '.join(missing)}")
+        theta = scaling.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+        partial = scaling.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
+        longest = raw.get("max_position_embeddings") or 2048
+        if "original_max_position_embeddings" in raw:
+            scaling["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
+        return cls(
+            kind=kind,
+            theta=float(theta),
+            partial=float(partial),
+            max_position_embeddings=int(longest),
+            values=scaling,
+        )
+
+    @property
+    def factor(self) -> float:
+        """By how much the context is stretched."""
+        return float(self.values.get("factor", 1.0))
+
+    @property
+    def original_length(self) -> int:
+        """Positions that the model was first trained on."""
+        return int(self.values.get("original_max_position_embeddings") or self.max_position_embeddings)
+
+    @property
+    def max_length(self) -> int:
+        """Longest context that may be asked for."""
+        if self.kind == "yarn":
+            return max(self.max_position_embeddings, int(self.original_length * self.factor))
+        if self.kind in ("linear", "dynamic"):
+            return int(self.max_position_embeddings * self.factor)
+        return self.max_position_embeddings
+
+    @property
+    def default_length(self) -> int:
+        """Context where none is asked for. Where a longer one would change all numbers, the longest that does not."""
+        if self.kind == "longrope":
+            return min(self.original_length, self.max_length)
+        return self.max_position_embeddings if self.kind == "dynamic" else self.max_length
+
+    @property
+    def score_factor(self) -> float:
+        """What scaling with `mscale_all_dim` multiplies the scores of latent attention by, as in DeepSeek-V2."""
+        all_dim = self.values.get("mscale_all_dim")
+        return mscale(self.factor, all_dim) ** 2 if all_dim and self.kind != "default" else 1.0
+
+    def variant(self, length: int) -> str:
+        """What of the frequencies follows from the longest request (`length`); "" where nothing does."""
+        if self.kind == "dynamic":
+            return f"rope over {max(length, self.max_position_embeddings)}"
+        if self.kind == "longrope":
+            return "long rope" if length > self.original_length else "short rope"
+        return ""
+
+    def check(self, path: Path, rotary_dim: int) -> None:
+        """CheckpointError unless a head's `rotary_dim` dimensions can be rotated as this says."""
+        if rotary_dim % 2 or not rotary_dim:
+            raise CheckpointError(f"{path}: partial_rotary_factor {self.partial} makes {rotary_dim} dimensions rotate")
+        if self.kind == "longrope":
+            for name in ("short_factor", "long_factor"):
+                factors = self.values.get(name)
+                if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
+                    raise CheckpointError(f"{path}: RoPE scaling 'longrope' needs {rotary_dim // 2} numbers as {name}")
+
+
+def mscale(factor: float, weight: float) -> float:
+    """YaRN's temperature for a context that is `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0

@@ -1,0 +1,120 @@
+"""The rotary tables that the kernels read: frequencies of each scaling, and the order of a head's dimensions.
+
+Formulas: RoPE arXiv:2104.09864; linear and dynamic (NTK) scaling as Hugging Face has them; YaRN arXiv:2309.00071;
+LongRoPE arXiv:2402.13753; llama3 as in Meta's Llama 3.1. The rotation itself is a kernel, and knows one arrangement:
+dimension i of a head turns with dimension i + D/2. `rotary_order` says how to bring a head into it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.model.config import ModelConfig
+from engine.model.rope import RopeConfig, mscale
+
+
+def rotary_order(head_dim: int, rotary_dim: int, *, interleaved: bool) -> Tensor:
+    """[head_dim] int64: which dimension of a checkpoint's head goes where, so that i turns with i + head_dim/2.
+
+    The first `rotary_dim` dimensions of the checkpoint's head turn: i with i + rotary_dim/2, or neighbours where they
+    are interleaved. Scores are the same in any order of the dimensions of both queries and keys.
+    """
+    turning = torch.arange(rotary_dim)
+    first, second = (turning[0::2], turning[1::2]) if interleaved else turning.chunk(2)
+    still_first, still_second = torch.arange(rotary_dim, head_dim).tensor_split(2)
+    return torch.cat((first, still_first, second, still_second))
+
+
+def layer_tables(model: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The table [length, head_dim] of each layer; layers that rotate alike share theirs."""
+    whole = cos_sin_table(model.rope, model.rotary_dim, model.head_dim, length).to(device)
+    local = whole
+    if model.local_rope != model.rope:
+        local = cos_sin_table(model.local_rope, model.rotary_dim, model.head_dim, length).to(device)
+    return tuple(local if window else whole for window in model.windows)
+
+
+def cos_sin_table(rope: RopeConfig, rotary_dim: int, head_dim: int, length: int) -> Tensor:
+    """[length, head_dim] fp32: cosines of each frequency, then sines; what does not turn has cosine 1 and sine 0.
+
+    Dynamic scaling grows the base with the sequence, LongRoPE changes its factors with it. A cached key cannot be
+    rotated again, so one choice holds for all requests: that of the longest (`length`).
+    """
+    frequencies, attention_factor = _frequencies(rope, rotary_dim, length)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+    still = (head_dim - rotary_dim) // 2
+    cos = functional.pad(angles.cos() * attention_factor, (0, still), value=1.0)
+    sin = functional.pad(angles.sin() * attention_factor, (0, still))
+    return torch.cat((cos, sin), dim=-1)
+
+
+def _frequencies(rope: RopeConfig, rotary_dim: int, length: int) -> tuple[Tensor, float]:
+    """[rotary_dim / 2] radians per position, and the factor on cosines and sines."""
+    plain = _plain(rope.theta, rotary_dim)
+    if rope.kind == "linear":
+        return plain / rope.factor, 1.0
+    if rope.kind == "dynamic":
+        return _plain(_dynamic_theta(rope, rotary_dim, length), rotary_dim), 1.0
+    if rope.kind == "llama3":
+        return _llama3(rope, rotary_dim), 1.0
+    if rope.kind == "yarn":
+        return _yarn(rope, rotary_dim), _yarn_attention_factor(rope)
+    if rope.kind == "longrope":
+        name = "long_factor" if length > rope.original_length else "short_factor"
+        return plain / torch.tensor(rope.values[name], dtype=torch.float32), _longrope_attention_factor(rope)
+    return plain, 1.0
+
+
+def _plain(theta: float, rotary_dim: int) -> Tensor:
+    """Radians per position, falling from 1 to nearly 1 / theta."""
+    return 1.0 / theta ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
+
+
+def _dynamic_theta(rope: RopeConfig, rotary_dim: int, length: int) -> float:
+    factor = rope.factor
+    stretch = max(length, rope.max_position_embeddings) / rope.max_position_embeddings
+    return float(rope.theta * (factor * stretch - (factor - 1)) ** (rotary_dim / (rotary_dim - 2)))
+
+
+def _llama3(rope: RopeConfig, rotary_dim: int) -> Tensor:
+    """Long wavelengths divided by `factor`, short ones kept, those between blended."""
+    plain = _plain(rope.theta, rotary_dim)
+    low, high = float(rope.values["low_freq_factor"]), float(rope.values["high_freq_factor"])
+    turns = rope.original_length * plain / (2 * math.pi)  # of each frequency over the original context
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * plain / rope.factor + kept * plain
+
+
+def _yarn(rope: RopeConfig, rotary_dim: int) -> Tensor:
+    """Frequencies that turn often are kept, those that turn rarely divided by `factor`, with a ramp between."""
+    plain = _plain(rope.theta, rotary_dim)
+
+    def dimension(turns: float) -> float:
+        return rotary_dim * math.log(rope.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = dimension(rope.values.get("beta_fast") or 32)
+    high = dimension(rope.values.get("beta_slow") or 1)
+    if rope.values.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
+    ramp = (torch.arange(rotary_dim // 2, dtype=torch.float32) - low) / (high - low or 0.001)
+    divided = ramp.clamp(0, 1)
+    return divided * plain / rope.factor + (1 - divided) * plain
+
+
+def _yarn_attention_factor(rope: RopeConfig) -> float:
+    factor, given = rope.factor, rope.values.get("attention_factor")
+    if given is not None:
+        return float(given)
+    own, all_dim = rope.values.get("mscale"), rope.values.get("mscale_all_dim")
+    return mscale(factor, own) / mscale(factor, all_dim) if own and all_dim else mscale(factor, 1.0)
+
+
+def _longrope_attention_factor(rope: RopeConfig) -> float:
+    given = rope.values.get("attention_factor")
+    if given is not None:
+        return float(given)
+    factor = rope.values.get("factor") or rope.max_position_embeddings / rope.original_length
+    return math.sqrt(1 + math.log(factor) / math.log(rope.original_length)) if factor > 1 else 1.0

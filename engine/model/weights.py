@@ -1,0 +1,116 @@
+"""From a checkpoint to the layers of the decoder. What a layer consists of is put together here; its attention and its
+feed-forward are read by their own modules, files by `engine.model.checkpoint`, and laying weights out is the kernels'.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.model import feed_forward
+from engine.model.attention import AttentionLoader, AttentionWeights
+from engine.model.checkpoint import Checkpoint
+from engine.model.config import ModelConfig
+from engine.model.experts import MixtureLoader
+from engine.model.latent_attention import LatentAttentionLoader
+from engine.model.packer import Packer
+from engine.model.tensors import TensorReader
+from kernels.api import Attention, Kernels, Linear
+from kernels.dispatch import load as load_kernels
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer. Norm weights are [H] fp32; None where there is no such norm."""
+
+    before_attention: Tensor | None
+    projections: AttentionWeights
+    attention: Attention
+    after_attention: Tensor | None
+    before_feed_forward: Tensor | None
+    feed_forward: Linear  # [T, H] -> [T, H]
+    after_feed_forward: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A whole decoder."""
+
+    embedding: Tensor  # [V, H]
+    embedding_scale: float
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    lm_head: Linear
+
+
+class WeightLoader:
+    """Reads one model's weights; `progress` hears of the fraction done, 1.0 last."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        device: torch.device,
+        bits: int = 16,
+    ) -> None:
+        """`bits` 8 or 4 rounds the layers' weights; embedding, output head and routers keep their type."""
+        self._config, self._kernels = config, kernels
+        self._packer = packer = Packer(kernels, bits)
+        self._reader = reader = TensorReader(checkpoint, dtype, device, config.fp8_block)
+        self._attention: AttentionLoader | LatentAttentionLoader = (
+            LatentAttentionLoader(reader, packer, config, config.latent)
+            if config.latent
+            else AttentionLoader(reader, packer, config)
+        )
+        self._mixture = config.mixture and MixtureLoader(reader, packer, self._wide_kernels(), config, config.mixture)
+
+    def load(self, progress: Callable[[float], None]) -> Weights:
+        """All weights, on the device, in its dtype; CheckpointError names file and tensor."""
+        config, reader = self._config, self._reader
+        embedding = reader.read("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        layers = []
+        for index in range(config.num_layers):
+            progress(index / (config.num_layers + 1))
+            layers.append(self._layer(index))
+        final_norm = reader.wide("model.norm.weight", config.hidden_size) + config.norm_offset
+        head = embedding
+        if not config.tie_word_embeddings:
+            head = reader.read("lm_head.weight", config.vocab_size, config.hidden_size)
+        scale = torch.tensor(config.embedding_scale, dtype=reader.dtype).item()  # rounded as the model's own code does
+        weights = Weights(embedding, scale, tuple(layers), final_norm, self._kernels.pack_linear(head, None))
+        progress(1.0)
+        return weights
+
+    def _layer(self, index: int) -> LayerWeights:
+        config, prefix, norms = self._config, f"model.layers.{index}", self._config.norms
+        attention = f"{prefix}.self_attn"
+        sinks = self._reader.wide(f"{attention}.sinks", config.num_heads) if config.sinks else None
+        return LayerWeights(
+            before_attention=self._norm(prefix, norms.before_attention),
+            projections=self._attention.load(attention),
+            attention=Attention(config.attention_scale, config.windows[index], config.attention_softcap, sinks),
+            after_attention=self._norm(prefix, norms.after_attention),
+            before_feed_forward=self._norm(prefix, norms.before_feed_forward),
+            feed_forward=self._feed_forward(index, prefix),
+            after_feed_forward=self._norm(prefix, norms.after_feed_forward),
+        )
+
+    def _feed_forward(self, index: int, prefix: str) -> Linear:
+        config = self._config
+        if self._mixture and config.mixture and config.mixture.layers[index]:
+            return self._mixture.load(prefix)
+        return feed_forward.load(self._reader, self._packer, config, f"{prefix}.mlp", config.intermediate_size)
+
+    def _norm(self, prefix: str, name: str) -> Tensor | None:
+        """[H] fp32."""
+        if not name:
+            return None
+        return self._reader.wide(f"{prefix}.{name}.weight", self._config.hidden_size) + self._config.norm_offset
+
+    def _wide_kernels(self) -> Kernels:
+        """Kernels that compute in fp32."""
+        reader = self._reader
+        return self._kernels if reader.dtype is torch.float32 else load_kernels(reader.device, torch.float32)

@@ -1,0 +1,160 @@
+"""Work on a prompt alone: its log-probabilities, its embedding, its first token. Nodes of both pools offer it.
+
+A leg is one call. The engine has it as a prefill-only request; what a step brings for it waits in a queue until it is
+written. With the end of the call, whyever it ends, the engine forgets the request and its blocks are free (and cached).
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from grpc import aio
+
+from baton import rpc_errors
+from baton.errors import BatonError, InvalidRequest
+from baton.legs import within_time
+from baton.node_load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
+from baton.request import Generation
+from baton.sessions import Sessions
+from baton.v1 import prompt_pb2, prompt_pb2_grpc
+from engine.engine import Engine
+from engine.outputs import NO_TOKEN, Output, StepOutput
+from engine.owners import Owners
+from engine.prompt_logprobs import PromptLogprobs
+from engine.request import PromptWork, Request
+from engine.step_loop import StepLoop
+from engine.wire import first_token
+
+MAX_ROWS_PER_MESSAGE = 1024  # with 20 alternatives each: 200 KB
+
+
+class PromptLeg:
+    """One call. `events` holds what the engine has brought forth and nobody has written yet, an Output last."""
+
+    def __init__(self, proto: prompt_pb2.PromptRequest, task: "asyncio.Task[Any] | None") -> None:
+        self._generation = Generation.from_proto(proto.generation)
+        self._task = task
+        self.work = PromptWork(proto.num_logprobs if proto.scores else -1, proto.embeds)
+        self.dimensions = proto.dimensions
+        self.request: Request | None = None  # set on the step thread
+        self.events: asyncio.Queue[PromptLogprobs | Output] = asyncio.Queue()
+
+    @property
+    def generation(self) -> Generation:
+        """What the router asked for."""
+        return self._generation
+
+    def cancel(self) -> None:
+        """End the call. Idempotent, returns at once."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+class PromptService(prompt_pb2_grpc.PromptServicer):
+    """The servicer."""
+
+    def __init__(self, step_loop: StepLoop, sessions: Sessions, board: LoadBoard) -> None:
+        self._step_loop, self._sessions, self._board = step_loop, sessions, board
+        self._owners: Owners[PromptLeg] = Owners(board)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def Compute(  # type: ignore[override]  # noqa: N802
+        self, request: prompt_pb2.PromptRequest, context: aio.ServicerContext[Any, Any]
+    ) -> None:
+        """One leg, in this task."""
+        task = asyncio.current_task()
+        leg = PromptLeg(request, task)
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            async with within_time(leg.generation):
+                self._sessions.open(leg)
+                self._board.check_room()
+                await self._step_loop.call(lambda engine: self._add(engine, leg))
+                await self._write_events(leg, context)
+        except BatonError as error:
+            ERRORS.labels(error.code).inc()
+            if context.cancelled():
+                raise asyncio.CancelledError from None
+            await rpc_errors.abort(context, error)
+        finally:
+            self._sessions.close(leg)
+            self._step_loop.submit(lambda engine: self._release(engine, leg))
+
+    def deliver(self, step: StepOutput) -> None:
+        """In the event loop: what a step brought for legs that are still there."""
+        for request, scored in step.prompt_logprobs:
+            if (leg := self._owners.of(request)) is not None:
+                leg.events.put_nowait(scored)
+        if not any(self._owners.of(request) for request in step.ended):
+            return
+        for output in step.outputs:
+            if (leg := self._owners.of(output.request)) is not None:
+                leg.events.put_nowait(output)
+                PROMPT_TOKENS.inc(output.request.num_prompt_tokens)
+                CACHED_TOKENS.inc(output.request.num_cached_tokens)
+                OUTPUT_TOKENS.inc(output.token_id != NO_TOKEN)
+
+    async def close(self) -> None:
+        """Cancel what is left, and return when all of it has ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _add(self, engine: Engine, leg: PromptLeg) -> None:
+        if leg.dimensions > engine.model_config.hidden_size:
+            limit = engine.model_config.hidden_size
+            raise InvalidRequest(f"this model's embeddings have {limit} dimensions", param="dimensions")
+        leg.request = engine.add(leg.generation, prefill_only=True, prompt_work=leg.work)
+        self._owners.expect(leg.request, leg)
+        self._owners.publish(engine)
+
+    def _release(self, engine: Engine, leg: PromptLeg) -> None:
+        if leg.request is not None:
+            self._owners.forget(leg.request)
+            engine.release(leg.request)
+            self._owners.publish(engine)
+
+    async def _write_events(self, leg: PromptLeg, context: aio.ServicerContext[Any, Any]) -> None:
+        while isinstance(event := await leg.events.get(), PromptLogprobs):
+            for rows in _messages(event):
+                await context.write(prompt_pb2.PromptEvent(logprobs=rows))
+        if event.error is not None:
+            raise event.error
+        await context.write(prompt_pb2.PromptEvent(computed=_computed(event, leg.dimensions)))
+
+
+def _messages(scored: PromptLogprobs) -> Iterator[prompt_pb2.PromptLogprobs]:
+    for start in range(0, len(scored.logprobs), MAX_ROWS_PER_MESSAGE):
+        part = slice(start, start + MAX_ROWS_PER_MESSAGE)
+        yield prompt_pb2.PromptLogprobs(
+            position=scored.position + start,
+            logprobs=scored.logprobs[part].tolist(),
+            ranks=scored.ranks[part].tolist(),
+            num_top=scored.top_token_ids.shape[1],
+            top_token_ids=scored.top_token_ids[part].ravel().tolist(),
+            top_logprobs=scored.top_logprobs[part].ravel().tolist(),
+        )
+
+
+def _computed(output: Output, dimensions: int) -> prompt_pb2.Computed:
+    request = output.request
+    return prompt_pb2.Computed(
+        first_token=None if output.token_id == NO_TOKEN else first_token(output),
+        num_cached_tokens=request.num_cached_tokens,
+        queue_s=request.first_scheduled_s - request.arrival_s,
+        prefill_s=request.first_token_s - request.first_scheduled_s,
+        embedding=_cut(request.embedding, dimensions),
+    )
+
+
+def _cut(embedding: bytes, dimensions: int) -> bytes:
+    """The first dimensions of a vector, scaled to length 1 again."""
+    if not dimensions or not embedding:
+        return embedding
+    vector = np.frombuffer(embedding, "<f4")[:dimensions]
+    return bytes((vector / max(float(np.linalg.norm(vector)), 1e-12)).astype("<f4").tobytes())

@@ -1,0 +1,32 @@
+"""What the engine says of a request, as the messages that travel to routers."""
+
+from baton.request import Generation
+from baton.v1 import prefill_pb2, types_pb2
+from engine.outputs import Output
+from engine.sampling.sampler import Logprobs
+
+
+def token_logprobs(generation: Generation, index: int, logprobs: Logprobs) -> types_pb2.TokenLogprobs:
+    """Of the token at that output position."""
+    return types_pb2.TokenLogprobs(
+        key=generation.key,
+        attempt=generation.attempt,
+        index=index,
+        logprob=logprobs.logprob,
+        top_token_ids=logprobs.top_token_ids,
+        top_logprobs=logprobs.top_logprobs,
+    )
+
+
+def first_token(output: Output) -> prefill_pb2.FirstToken:
+    """Of a prefill-only request."""
+    request, logprobs = output.request, output.logprobs
+    return prefill_pb2.FirstToken(
+        token_id=output.token_id,
+        index=output.index,
+        finish_reason=output.finish_reason.value,
+        logprobs=None if logprobs is None else token_logprobs(request.generation, output.index, logprobs),
+        num_cached_tokens=request.num_cached_tokens,
+        queue_s=request.first_scheduled_s - request.arrival_s,
+        prefill_s=request.first_token_s - request.first_scheduled_s,
+    )

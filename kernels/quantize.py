@@ -1,0 +1,38 @@
+"""Weight-only quantisation: how a weight is rounded to 8 or 4 bits, and what it then stands for.
+
+int8: one scale per output, `max|row| / 127`. int4: one scale per GROUP inputs of an output, `max|group| / 7`.
+Symmetric, round to nearest, no calibration. Backends pack these integers as they like; products are with the values
+that `dequantized` gives.
+"""
+
+import torch
+from torch import Tensor
+
+GROUP = 32  # inputs that share a scale in int4
+_LARGEST = {8: 127, 4: 7}
+
+
+def quantized(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """`weight` [..., out, in] -> integers of that shape, int8, and scales [..., out, groups] fp32.
+
+    ValueError where `bits` is neither 8 nor 4, or a 4-bit weight's inputs are no multiple of GROUP.
+    """
+    if bits not in _LARGEST:
+        raise ValueError(f"weights are quantised to 8 or 4 bits, not {bits}")
+    size = weight.shape[-1] if bits == 8 else GROUP
+    if weight.shape[-1] % size:
+        raise ValueError(f"int4 weights need inputs in multiples of {GROUP}, not {weight.shape[-1]}")
+    groups = weight.float().reshape(*weight.shape[:-1], -1, size)
+    scales = (groups.abs().amax(-1) / _LARGEST[bits]).clamp(min=torch.finfo(torch.float32).tiny)
+    return (groups / scales.unsqueeze(-1)).round().flatten(-2).to(torch.int8), scales
+
+
+def dequantized(integers: Tensor, scales: Tensor) -> Tensor:
+    """fp32 [..., out, in]: each integer times the scale of its group."""
+    groups = integers.float().reshape(*scales.shape, -1)
+    return (groups * scales.unsqueeze(-1)).flatten(-2)
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """What a weight of that many bits stands for, in its own type; 16 leaves it as it is."""
+    return weight if bits == 16 else dequantized(*quantized(weight, bits)).to(weight.dtype)

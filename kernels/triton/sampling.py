@@ -1,0 +1,89 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+# ruff: noqa: N803
+"""Draws of tokens from whole rows of logits: greedy, or by temperature with Gumbel noise.
+
+Noise is the engine's function of (seed, position, token): keys come from there, and are mixed with the tokens here.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK = 4096  # logits of a row that one program looks at
+
+
+@triton.jit
+def gumbel(low, high, token):
+    """Standard Gumbel noise of tokens under a key of two uint32 words."""
+    x = token * 0x7FEB352D
+    x = (x ^ (x >> 16)) * 0x846CA68B
+    x = (x ^ low) * 0x9E3779B1
+    x = (x ^ (x >> 15)) + high
+    x = x * 0x85EBCA6B
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    signed = (x.to(tl.int32, bitcast=True) >> 9).to(tl.float32)
+    uniform = signed * 1.1920928955078125e-07 + 0.500000059604644775  # odd multiples of 2^-24 within (0, 1)
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def draw_kernel(
+    logits_ptr,
+    temperature_ptr,
+    keys_ptr,
+    best_ptr,  # [S, chunks]: the largest of each chunk, and its place
+    place_ptr,
+    vocab_size,
+    row_stride,
+    num_chunks,
+    CHUNK: tl.constexpr,
+):
+    """Program (row, chunk): the likeliest token of a chunk, noise included; of equals the first."""
+    row, chunk = tl.program_id(0), tl.program_id(1)
+    token = chunk * CHUNK + tl.arange(0, CHUNK)
+    inside = token < vocab_size
+    values = tl.load(logits_ptr + row.to(tl.int64) * row_stride + token, mask=inside, other=float("-inf"))
+    temperature = tl.load(temperature_ptr + row)
+    if temperature > 0:
+        low = tl.load(keys_ptr + 2 * row).to(tl.uint32, bitcast=True)
+        high = tl.load(keys_ptr + 2 * row + 1).to(tl.uint32, bitcast=True)
+        values = tl.div_rn(values, temperature) + gumbel(low, high, token.to(tl.uint32))
+    values = tl.where(values == values, values, float("-inf"))  # NaN is never the largest
+    best = tl.max(values, 0)
+    tl.store(best_ptr + row * num_chunks + chunk, best)
+    tl.store(place_ptr + row * num_chunks + chunk, tl.min(tl.where(values == best, token, vocab_size - 1), 0))
+
+
+@triton.jit
+def choose_kernel(best_ptr, place_ptr, out_ptr, num_chunks, CHUNKS: tl.constexpr):
+    """Program row: the place of the largest of all chunks; of equals the first."""
+    row = tl.program_id(0)
+    chunk = tl.arange(0, CHUNKS)
+    inside = chunk < num_chunks
+    values = tl.load(best_ptr + row * num_chunks + chunk, mask=inside, other=float("-inf"))
+    places = tl.load(place_ptr + row * num_chunks + chunk, mask=inside, other=0)
+    first = tl.min(tl.where((values == tl.max(values, 0)) & inside, chunk, CHUNKS), 0)
+    tl.store(out_ptr + row, tl.sum(tl.where(chunk == first, places, 0), 0).to(tl.int64))
+
+
+def draw(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+    """[S] int64: of each row of logits [S, V] fp32 the largest of `logits / temperature + noise`.
+
+    temperature: [S] fp32; a row where it is 0 gets its largest logit. keys: [S, 2] int32, of seed and position. A row
+    with NaN gets some token.
+    """
+    num_rows, vocab_size = logits.shape
+    num_chunks = triton.cdiv(vocab_size, CHUNK)
+    best = torch.empty((num_rows, num_chunks), dtype=torch.float32, device=logits.device)
+    place = torch.empty((num_rows, num_chunks), dtype=torch.int32, device=logits.device)
+    out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    if num_rows:
+        draw_kernel[(num_rows, num_chunks)](
+            *(logits, temperature, keys, best, place, vocab_size, logits.stride(0), num_chunks),
+            CHUNK=CHUNK,
+            num_warps=8,
+        )
+        chunks = triton.next_power_of_2(num_chunks)
+        choose_kernel[(num_rows,)](best, place, out, num_chunks, CHUNKS=chunks, num_warps=1)
+    return out

@@ -1,0 +1,134 @@
+"""What a body says of the form of its output: OpenAI's `response_format`, and vLLM's names for the same and more.
+
+At most one of them may be given. Here they are bounded and brought to a `Grammar`; whether it can be followed is found
+out by the nodes, which refuse it in the client's own words for it.
+"""
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from baton.errors import InvalidRequest
+from baton.request import Grammar, GrammarKind
+
+MAX_GRAMMAR_BYTES = 64 * 1024
+MAX_CHOICE_STRINGS = 4096
+_ANY_OBJECT = '{"type":"object"}'
+
+GrammarText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_BYTES)]
+ChoiceStrings: TypeAlias = Annotated[
+    list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_CHOICE_STRINGS)
+]
+
+
+RawSchema: TypeAlias = msgspec.Raw | msgspec.UnsetType  # kept as it stands in the body
+
+
+class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Of a response format. Name and description are accepted and ignored; a schema is always enforced."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema: RawSchema = msgspec.UNSET
+    strict: bool | None = None
+    description: Annotated[str, Meta(max_length=4096)] | None = None
+
+
+class TextFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="text"):
+    """Anything."""
+
+
+class JSONObjectFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
+class JSONSchemaFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="json_schema"):
+    """JSON that a schema describes."""
+
+    json_schema: NamedSchema
+
+
+class Structured(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """vLLM's newer way of saying it. Exactly one of the fields."""
+
+    json: RawSchema = msgspec.UNSET
+    regex: GrammarText | None = None
+    choice: ChoiceStrings | None = None
+    grammar: GrammarText | None = None
+    json_object: bool | None = None
+
+
+class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Fields of a generating body."""
+
+    response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
+    guided_json: RawSchema = msgspec.UNSET  # a schema, or a text that is one
+    guided_regex: GrammarText | None = None
+    guided_choice: ChoiceStrings | None = None
+    guided_grammar: GrammarText | None = None  # Lark or GBNF
+    structured_outputs: Structured | None = None
+
+
+def grammar_of(body: StructuredFields) -> Grammar | None:
+    """What the output has to match; None if it may be anything. Raises InvalidRequest naming a field."""
+    grammars = [*_of_response_format(body.response_format), *_of_guided(body), *_of_structured(body.structured_outputs)]
+    if len(grammars) > 1:
+        named = " and ".join(dict.fromkeys(grammar.param for grammar in grammars))
+        raise InvalidRequest(f"Only one form of output at a time, not {named}", param=grammars[1].param)
+    for grammar in grammars:
+        if len(grammar.text.encode()) > MAX_GRAMMAR_BYTES:
+            raise InvalidRequest(f"Expected at most {MAX_GRAMMAR_BYTES} bytes", param=grammar.param)
+    return grammars[0] if grammars else None
+
+
+def _of_response_format(given: TextFormat | JSONObjectFormat | JSONSchemaFormat | None) -> list[Grammar]:
+    param = "response_format"
+    if isinstance(given, JSONSchemaFormat):
+        schema = _of_schema(given.json_schema.schema, param)
+        return schema or [Grammar(GrammarKind.JSON_SCHEMA, _ANY_OBJECT, param)]
+    return [Grammar(GrammarKind.JSON_SCHEMA, _ANY_OBJECT, param)] if isinstance(given, JSONObjectFormat) else []
+
+
+def _of_guided(body: StructuredFields) -> list[Grammar]:
+    return [
+        *_of_schema(body.guided_json, "guided_json"),
+        *_of_text(GrammarKind.REGEX, body.guided_regex, "guided_regex"),
+        *_of_choice(body.guided_choice, "guided_choice"),
+        *_of_text(GrammarKind.CFG, body.guided_grammar, "guided_grammar"),
+    ]
+
+
+def _of_structured(given: Structured | None) -> list[Grammar]:
+    if given is None:
+        return []
+    param = "structured_outputs"
+    grammars = [
+        *_of_schema(given.json, param),
+        *_of_text(GrammarKind.REGEX, given.regex, param),
+        *_of_choice(given.choice, param),
+        *_of_text(GrammarKind.CFG, given.grammar, param),
+        *_of_text(GrammarKind.JSON_SCHEMA, _ANY_OBJECT if given.json_object else None, param),
+    ]
+    if len(grammars) != 1:
+        raise InvalidRequest("Expected one of json, regex, choice, grammar and json_object: true", param=param)
+    return grammars
+
+
+def _of_schema(raw: RawSchema, param: str) -> list[Grammar]:
+    """As it stands in the body: the order of properties matters."""
+    text = b"" if raw is msgspec.UNSET else bytes(raw).strip()
+    if text[:1] == b'"':
+        text = msgspec.json.decode(text, type=str).strip().encode()
+    if not text or text == b"null":
+        return []
+    if text[:1] != b"{":
+        raise InvalidRequest("Expected a JSON schema, which is an object", param=param)
+    return [Grammar(GrammarKind.JSON_SCHEMA, text.decode(), param)]
+
+
+def _of_text(kind: GrammarKind, text: str | None, param: str) -> list[Grammar]:
+    return [] if text is None else [Grammar(kind, text, param)]
+
+
+def _of_choice(choices: list[str] | None, param: str) -> list[Grammar]:
+    return [] if choices is None else [Grammar(GrammarKind.CHOICE, msgspec.json.encode(choices).decode(), param)]

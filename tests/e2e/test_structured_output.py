@@ -1,0 +1,213 @@
+"""Structured output as a client has it: the default model, on a prefill and a decode node, through HTTP."""
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import openai
+import pytest
+
+MODEL = Path(__file__).parents[2] / "examples" / "pydoc_chat" / "model"
+START_TIMEOUT_S = 100
+QUESTION: list[Any] = [{"role": "user", "content": "What does itertools.chain do?"}]
+
+
+class Fleet:
+    """One BATON_HOME and what runs in it."""
+
+    def __init__(self, home: Path) -> None:
+        own = {"BATON_HOME": str(home), "NO_COLOR": "1"}
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")} | own
+
+    def baton(self, *args: str) -> str:
+        argv = [sys.executable, "-m", "fleet", *args]
+        done = subprocess.run(argv, env=self._env, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.baton("status", "--json"))
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path_factory.mktemp("fleet") / "home")
+    fleet.baton("up", "--model", str(MODEL), "--port", "0", "--kv-memory", "32MiB", "--detach")
+    yield fleet
+    fleet.baton("down")
+
+
+@pytest.fixture(scope="module")
+def client(fleet: Fleet) -> openai.OpenAI:
+    return openai.OpenAI(base_url=fleet.status()["endpoint"] + "/v1", api_key="none", max_retries=0, timeout=60)
+
+
+class Answer(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    kind: Literal["function", "class"]
+    arguments: list[int]
+
+
+class Node(msgspec.Struct, forbid_unknown_fields=True):
+    value: bool | None
+    next: "Node | None" = None
+
+
+SCHEMAS: list[tuple[dict[str, Any], Any]] = [
+    (
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 20},
+                "kind": {"enum": ["function", "class"]},
+                "arguments": {"type": "array", "items": {"type": "integer", "maximum": 9, "minimum": 0}, "maxItems": 4},
+            },
+            "required": ["name", "kind", "arguments"],
+            "additionalProperties": False,
+        },
+        Answer,
+    ),
+    (
+        {
+            "$defs": {
+                "node": {
+                    "type": "object",
+                    "properties": {"value": {"type": ["boolean", "null"]}, "next": {"$ref": "#/$defs/node"}},
+                    "required": ["value"],
+                    "additionalProperties": False,
+                }
+            },
+            "$ref": "#/$defs/node",
+        },
+        Node,
+    ),
+    ({"type": "array", "items": {"const": "x"}, "minItems": 2, "maxItems": 5}, list[Literal["x"]]),
+]
+
+
+def response_format(schema: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+@pytest.mark.parametrize(("schema", "kind"), SCHEMAS, ids=["flat", "recursive", "array"])
+def test_a_schema_is_followed_whatever_the_seed(client: openai.OpenAI, schema: dict[str, Any], kind: Any):
+    for seed in range(3):
+        options: dict[str, Any] = {
+            "model": "model",
+            "messages": QUESTION,
+            "response_format": response_format(schema),
+            "seed": seed,
+            "n": 2,
+            "max_tokens": 800,
+        }
+        whole = client.chat.completions.create(**options, logprobs=True, top_logprobs=2)
+        texts = [choice.message.content or "" for choice in whole.choices]
+        for choice in whole.choices:
+            assert choice.finish_reason == "stop"
+            msgspec.json.decode(choice.message.content or "", type=kind)
+            assert choice.logprobs is not None
+        streamed = ["", ""]
+        for chunk in client.chat.completions.create(**options, stream=True):
+            for part in chunk.choices:
+                streamed[part.index] += part.delta.content or ""
+        assert streamed == texts
+
+
+FORMS: list[tuple[dict[str, Any], str]] = [
+    ({"guided_regex": r"[a-z]{1,9}\.[a-z]{1,9}\(\)"}, r"[a-z]{1,9}\.[a-z]{1,9}\(\)"),
+    ({"guided_choice": ["an iterator", "a list", "日本"]}, "an iterator|a list|日本"),
+    ({"guided_grammar": 'root ::= "(" digit ("," digit)? ")"\ndigit ::= [0-9]'}, r"\([0-9](,[0-9])?\)"),
+    ({"guided_grammar": 'start: "<" WORD (" " WORD)~1..3 ">"\nWORD: /[a-z]{1,8}/'}, r"<[a-z]{1,8}( [a-z]{1,8}){1,3}>"),
+    ({"guided_json": {"type": "boolean"}}, "true|false"),
+    ({"structured_outputs": {"regex": "(yes|no)!?"}}, "(yes|no)!?"),
+]
+
+
+@pytest.mark.parametrize(("form", "pattern"), FORMS, ids=[str(i) for i in range(len(FORMS))])
+def test_the_other_forms_are_followed_in_chats_and_completions(
+    client: openai.OpenAI, form: dict[str, Any], pattern: str
+):
+    chat = client.chat.completions.create(model="model", messages=QUESTION, max_tokens=200, extra_body=form)
+    plain = client.completions.create(
+        model="model", prompt="The answer is ", max_tokens=200, temperature=0, extra_body=form
+    )
+    assert (chat.choices[0].finish_reason, plain.choices[0].finish_reason) == ("stop", "stop")
+    assert re.fullmatch(pattern, chat.choices[0].message.content or "")
+    assert re.fullmatch(pattern, plain.choices[0].text)
+
+
+def test_any_object_is_an_object(client: openai.OpenAI):
+    reply = client.chat.completions.create(
+        model="model", messages=QUESTION, response_format={"type": "json_object"}, max_tokens=1000, seed=4
+    )
+    text = reply.choices[0].message.content or ""
+    assert text.startswith("{")
+    assert reply.choices[0].finish_reason == "length" or isinstance(json.loads(text), dict)
+
+
+def test_constrained_and_plain_requests_share_batches(client: openai.OpenAI):
+    def ask(i: int) -> str:
+        form = FORMS[i % len(FORMS)][0] if i % 2 else {}
+        reply = client.chat.completions.create(
+            model="model", messages=QUESTION, max_tokens=60, temperature=0, extra_body=form
+        )
+        return reply.choices[0].message.content or ""
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        texts = list(pool.map(ask, range(32)))
+    assert len(set(texts[::2])) == 1
+    assert all(re.fullmatch(FORMS[i % len(FORMS)][1], texts[i]) for i in range(1, 32, 2))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"response_format": response_format({"not": {}})}, "response_format"),
+    ({"guided_regex": "(a"}, "guided_regex"),
+    ({"guided_regex": "a?" * 30_000}, "guided_regex"),
+    ({"guided_grammar": "start: a0\n" + "".join(f'a{i}: a{i + 1} "x"?\n' for i in range(3000))}, "guided_grammar"),
+    ({"structured_outputs": {"grammar": "start: start"}}, "structured_outputs"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_refused_is_a_400_and_disturbs_nobody(fleet: Fleet, client: openai.OpenAI, stream: bool):
+    nodes = {node["id"]: node["pid"] for node in fleet.status()["nodes"]}
+    bystander = client.chat.completions.create(model="model", messages=QUESTION, max_tokens=300, stream=True)
+    for form, param in REFUSED:
+        began = time.monotonic()
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="model", messages=QUESTION, stream=stream, extra_body=form)
+        assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+        assert time.monotonic() - began < 10  # half a second on a quiet machine, minutes without limits
+    assert list(bystander)[-1].choices[0].finish_reason in ("stop", "length")
+    assert {node["id"]: node["pid"] for node in fleet.status()["nodes"]} == nodes
+
+
+def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: Fleet, client: openai.OpenAI):
+    options: dict[str, Any] = {
+        "model": "model",
+        "messages": QUESTION,
+        "temperature": 0,
+        "max_tokens": 1500,
+        "extra_body": {"guided_regex": r"([a-z]{1,8} [0-9]{1,4}; ){120}end"},
+    }
+    undisturbed = client.chat.completions.create(**options).choices[0]
+    assert undisturbed.finish_reason == "stop"
+    text, killed = "", False
+    for chunk in client.chat.completions.create(**options, stream=True):
+        text += chunk.choices[0].delta.content or ""
+        if not killed and len(text) > 60:
+            killed = True
+            node = next(node for node in fleet.status()["nodes"] if node["role"] == "decode")
+            os.kill(node["pid"], signal.SIGKILL)
+    assert killed
+    assert re.fullmatch(r"([a-z]{1,8} [0-9]{1,4}; ){120}end", text)
+    assert text == undisturbed.message.content

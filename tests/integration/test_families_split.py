@@ -1,0 +1,115 @@
+"""Every family's KV from a real prefill node to a real decode node over TCP: same tokens as one engine alone.
+
+Both nodes run in this process, each as it would on its own: engine, step thread, gRPC, transfer, registration.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from grpc import aio
+
+import decode_node.node
+import prefill_node.node
+from baton import redis_client, registry, rpc
+from baton.lifecycle import Shutdown
+from baton.registry import NodeRecord
+from baton.request import Generation, SamplingParams
+from baton.settings import NodeConfig
+from baton.v1 import decode_pb2, decode_pb2_grpc, node_pb2, node_pb2_grpc, prefill_pb2, prefill_pb2_grpc
+from engine.engine import Engine
+
+pytestmark = pytest.mark.anyio
+
+PROMPT = [(7 * i * i + 3 * i) % 199 for i in range(53)]
+NUM_TOKENS = 9
+
+
+def generation() -> Generation:
+    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    return Generation(
+        request_id="r",
+        key=1,
+        token_ids=PROMPT,
+        num_prompt_tokens=len(PROMPT),
+        sampling=sampling,
+        router_id="router",
+        timeout_ms=30_000,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(role: Any, config: NodeConfig) -> AsyncIterator[NodeRecord]:
+    """A node of that role until the block is left; it must drain by itself."""
+    shutdown = Shutdown()
+    engine = await asyncio.to_thread(Engine.load, config.model, config)
+    serving = asyncio.create_task(role.serve(config, engine, shutdown))
+    try:
+        yield await registered(config, serving)
+    finally:
+        shutdown.request()
+        await serving
+        engine.check()
+
+
+async def registered(config: NodeConfig, serving: "asyncio.Task[None]") -> NodeRecord:
+    redis = redis_client.connect(config.redis_url)
+    try:
+        async with asyncio.timeout(20):
+            while not serving.done():
+                with contextlib.suppress(*redis_client.REDIS_ERRORS):  # its 50 ms may be over on a busy machine
+                    for record in await registry.list_nodes(redis):
+                        if record.node_id == config.node_id and record.state == "ready":
+                            return record
+                await asyncio.sleep(0.01)
+    finally:
+        await redis.aclose()
+    await serving
+    raise AssertionError("the node has ended")
+
+
+async def apart(prefill: NodeRecord, decode: NodeRecord) -> list[int]:
+    """Prefill there, decode here, as a router asks for it: all output tokens."""
+    async with rpc.channel(prefill.address) as to_prefill, rpc.channel(decode.address) as to_decode:
+        stream = node_pb2_grpc.NodeStub(to_decode).Attach(node_pb2.AttachRequest(router_id="router"))
+        rest = asyncio.create_task(read_tokens(stream))
+        run = prefill_pb2_grpc.PrefillStub(to_prefill).Run(timeout=30)
+        await run.write(prefill_pb2.RunMessage(generation=generation().to_proto()))
+        reservation = decode_pb2.ReserveRequest(
+            generation=generation().to_proto(), prefill_node_id=prefill.node_id, prefill_epoch=prefill.epoch
+        )
+        grant = await decode_pb2_grpc.DecodeStub(to_decode).Reserve(reservation, timeout=30)
+        assert sum(grant.run_lengths) == -(-len(PROMPT) // 8)
+        await run.write(prefill_pb2.RunMessage(grant=grant))
+        first = (await run.read()).first_token.token_id
+        assert (await run.read()).HasField("transferred")
+        await run.done_writing()
+        tokens = await asyncio.wait_for(rest, 30)
+        stream.cancel()
+        return [first, *tokens]
+
+
+async def read_tokens(stream: "aio.UnaryStreamCall[Any, node_pb2.StepBatch]") -> list[int]:
+    tokens: dict[int, int] = {}
+    async for batch in stream:
+        tokens |= dict(zip(batch.indices, batch.token_ids, strict=True))
+        if batch.finished:
+            break
+    return [tokens[index] for index in sorted(tokens)]
+
+
+async def test_same_tokens_as_one_engine_alone(family, redis_url):
+    config = {"model": str(family.directory), "redis_url": redis_url, "transport": "tcp", "device": "cpu"}
+    config |= {"kv_memory": "2MiB", "block_size": 8, "num_threads": 1, "max_num_batched_tokens": 24}
+    prefill, decode = (NodeConfig(node_id=role, **config) for role in ("prefill", "decode"))
+    async with running(prefill_node.node, prefill) as first, running(decode_node.node, decode) as second:
+        assert first.model_fingerprint == second.model_fingerprint
+        tokens = await apart(first, second)
+    alone = Engine.load(family.directory, decode)
+    request = alone.add(generation())
+    while alone.has_work:
+        alone.step()
+    assert len(tokens) == NUM_TOKENS
+    assert tokens == request.token_ids[len(PROMPT) :]

@@ -1,0 +1,165 @@
+"""What each family's config.json comes to, written as checkpoints of that family have it."""
+
+import json
+
+import pytest
+
+from baton.errors import CheckpointError
+from engine.model.config import ModelConfig
+from engine.model.families import FAMILIES
+from engine.random_checkpoint import TINY
+
+PLAIN = {name: value for name, value in TINY.items() if name not in ("head_dim", "tie_word_embeddings", "hidden_act")}
+MLA = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 24, "v_head_dim": 16, "num_experts_per_tok": 2}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """The config of a four-layer model of that architecture; a value of None drops the field."""
+
+    def read(architecture, **changes):
+        raw = PLAIN | {"architectures": [architecture]} | changes
+        raw = {name: value for name, value in raw.items() if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        return ModelConfig.load(tmp_path)
+
+    return read
+
+
+def test_an_unknown_architecture_lists_the_known(load):
+    with pytest.raises(CheckpointError) as caught:
+        load("Gemma3ForConditionalGeneration")
+    assert "'Gemma3ForConditionalGeneration'" in caught.value.message
+    assert all(name in caught.value.message for name in FAMILIES)
+
+
+def test_gemma2_alternates_windows_and_ties_its_head(load):
+    model = load("Gemma2ForCausalLM", query_pre_attn_scalar=144)
+    assert model.windows == (4096, 0, 4096, 0)
+    assert (model.tie_word_embeddings, model.head_dim, model.activation) == (True, 256, "gelu_tanh")
+    assert (model.attention_softcap, model.logit_softcap, model.attention_scale) == (50.0, 30.0, 1 / 12)
+    assert (model.embedding_scale, model.norm_offset) == (8.0, 1.0)
+    assert load("Gemma2ForCausalLM", tie_word_embeddings=False).tie_word_embeddings is False
+
+
+def test_gemma3_has_two_bases_in_both_spellings(load):
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    old = {"rope_theta": None, "sliding_window": 512, "rope_local_base_freq": 1e4, "rope_scaling": scaling}
+    both = {"full_attention": scaling | {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    new = {"sliding_window": 512, "sliding_window_pattern": 6, "rope_theta": None, "rope_parameters": both}
+    for model in (load("Gemma3ForCausalLM", num_hidden_layers=7, **fields) for fields in (old, new)):
+        assert model.windows == (512,) * 5 + (0, 512)
+        assert (model.rope.kind, model.rope.theta, model.rope.factor) == ("linear", 1e6, 8.0)
+        assert (model.local_rope.kind, model.local_rope.theta) == ("default", 1e4)
+
+
+@pytest.mark.parametrize("kinds", [["full_attention"] * 3, ["full_attention"] * 3 + ["chunked_attention"]])
+def test_layer_types_that_do_not_fit(load, kinds):
+    with pytest.raises(CheckpointError, match=r"layer_types .* do not say of 4 layers"):
+        load("Gemma2ForCausalLM", layer_types=kinds)
+
+
+def test_qwen3_moe_has_dense_layers_where_named_and_between_steps(load):
+    named = load("Qwen3MoeForCausalLM", num_experts=16, mlp_only_layers=[0, 2], norm_topk_prob=True)
+    assert named.mixture.layers == (False, True, False, True)
+    assert (named.mixture.num_experts, named.mixture.ffn_size, named.mixture.routing.normalized) == (16, 768, True)
+    stepped = load("Qwen3MoeForCausalLM", num_local_experts=16, decoder_sparse_step=3)
+    assert stepped.mixture.layers == (False, False, True, False)
+    assert (stepped.mixture.num_experts, stepped.windows) == (16, (0,) * 4)
+    asked = load("Qwen3MoeForCausalLM", num_experts=16, use_sliding_window=True, sliding_window=64)
+    assert asked.windows == (64,) * 4
+
+
+def test_mixtral_has_no_window_unless_it_says_so(load):
+    assert load("MixtralForCausalLM", num_local_experts=8).windows == (0,) * 4
+    assert load("MixtralForCausalLM", num_local_experts=8, sliding_window=32).windows == (32,) * 4
+    assert load("MixtralForCausalLM", num_local_experts=8, rope_theta=None).rope.theta == 1e6
+
+
+def test_partial_and_interleaved_rotation(load):
+    for name in ("GlmForCausalLM", "Glm4ForCausalLM"):
+        model = load(name, head_dim=32)
+        assert (model.rotary_dim, model.interleaved_rotary, model.qkv_bias, model.o_bias) == (16, True, True, False)
+    phi = load("Phi3ForCausalLM", head_dim=32, partial_rotary_factor=0.75)
+    assert (phi.rotary_dim, phi.interleaved_rotary) == (24, False)
+    with pytest.raises(CheckpointError, match=r"partial_rotary_factor 0\.1 makes 3 dimensions rotate"):
+        load("Phi3ForCausalLM", head_dim=32, partial_rotary_factor=0.1)
+
+
+def test_longrope_is_short_unless_more_is_asked_for(load):
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    fields = {"rope_scaling": factors | {"type": "su"}, "original_max_position_embeddings": 128}
+    rope = load("Phi3ForCausalLM", **fields).rope
+    assert (rope.kind, rope.default_length, rope.max_length) == ("longrope", 128, 512)
+    assert (rope.variant(128), rope.variant(129)) == ("short rope", "long rope")
+
+
+def test_olmo2_norms_after_its_blocks_only(load):
+    model = load("Olmo2ForCausalLM")
+    assert (model.norms.before_attention, model.norms.before_feed_forward, model.qk_norm) == ("", "", "projection")
+
+
+def test_gpt_oss_is_stretched_unless_it_says_otherwise(load):
+    model = load("GptOssForCausalLM", num_local_experts=8, rope_theta=None)
+    assert (model.windows, model.sinks, model.o_bias) == ((128, 0, 128, 0), True, True)
+    assert (model.rope.kind, model.rope.theta, model.rope.values["truncate"]) == ("yarn", 150000.0, False)
+    assert (model.mixture.routing.score, model.mixture.routing.experts_per_token) == ("chosen", 4)
+
+
+def test_deepseek_caches_one_vector(load):
+    model = load("DeepseekV2ForCausalLM", **MLA, head_dim=8)
+    assert (model.num_kv_heads, model.head_dim, model.num_planes, model.rotary_dim) == (1, 24, 1, 8)
+    assert model.attention_scale == 32**-0.5
+    yarn = {"type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707}
+    stretched = load("DeepseekV2ForCausalLM", **MLA, rope_scaling=yarn)
+    assert stretched.attention_scale == pytest.approx(32**-0.5 * 1.2608**2, rel=1e-4)
+
+
+def test_deepseek_layers_and_groups(load):
+    v2 = load(
+        "DeepseekV2ForCausalLM", **MLA, n_group=4, topk_group=2, first_k_dense_replace=1, moe_intermediate_size=32
+    )
+    assert v2.mixture.layers == (False, True, True, True)
+    assert (v2.mixture.routing.num_groups, v2.mixture.shared_ffn_size) == (1, 64)
+    limited = load("DeepseekV2ForCausalLM", **MLA, n_group=4, topk_group=2, topk_method="group_limited_greedy")
+    assert limited.mixture.routing.num_groups == 4
+    v3 = load("DeepseekV3ForCausalLM", **MLA)
+    assert (v3.mixture.routing.score, v3.mixture.routing.scores_per_group, v3.mixture.routing.scale) == (
+        "sigmoid",
+        2,
+        2.5,
+    )
+    assert v3.interleaved_rotary
+    assert not load("DeepseekV3ForCausalLM", **MLA, rope_interleave=False).interleaved_rotary
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("DeepseekV3ForCausalLM", {"n_group": 7}, "n_group 7 does not divide the 256 experts"),
+        ("DeepseekV3ForCausalLM", {"topk_group": 9}, "topk_group 9 is more than n_group 8"),
+        (
+            "DeepseekV3ForCausalLM",
+            {"topk_group": 1, "num_experts_per_tok": 33},
+            "33 is more than the 32 to choose from",
+        ),
+        ("DeepseekV2ForCausalLM", {"topk_method": "noaux"}, "topk_method 'noaux' is neither greedy nor"),
+        ("DeepseekV2ForCausalLM", {"kv_lora_rank": 15}, "kv_lora_rank 15 is odd"),
+        ("MixtralForCausalLM", {}, "num_local_experts must be a positive integer, not None"),
+        ("GptOssForCausalLM", {"num_local_experts": 8, "swiglu_limit": 9.0}, "swiglu_limit other than 7"),
+        ("Gemma2ForCausalLM", {"final_logit_softcapping": "no"}, "final_logit_softcapping must be a number"),
+        ("DeepseekV3ForCausalLM", {"n_group": 256}, "n_group 256 leaves less than 2 experts in a group"),
+        (
+            "Qwen3MoeForCausalLM",
+            {"num_experts": 16, "mlp_only_layers": 3},
+            "mlp_only_layers must be a list of integers",
+        ),
+        ("Phi3ForCausalLM", {"rope_scaling": "longrope"}, "rope_scaling must be an object, not 'longrope'"),
+        ("Gemma2ForCausalLM", {"layer_types": "all"}, "layer_types must be a list of strings"),
+        ("Qwen3MoeForCausalLM", {"num_experts": 4}, "num_experts_per_tok 8 is more than the 4"),
+    ],
+)
+def test_errors_name_the_field(load, tmp_path, architecture, changes, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(architecture, **(MLA | changes if "Deepseek" in architecture else changes))
+    assert str(tmp_path / "config.json") in caught.value.message

@@ -1,0 +1,28 @@
+"""Memory in huge pages: zero, aligned, and each taker's own."""
+
+import torch
+
+from kernels.cpu.memory import Arena, huge_pages
+
+
+def test_huge_pages_are_zero_and_of_the_size_asked_for():
+    for num_bytes in (0, 1, 5000, 3 << 20):
+        memory = huge_pages(num_bytes)
+        assert (memory.dtype, len(memory)) == (torch.uint8, num_bytes)
+        assert not memory.any()
+
+
+def test_what_an_arena_hands_out_is_aligned_and_does_not_overlap():
+    arena = Arena()
+    taken = [arena.take(num_bytes) for num_bytes in (1, 64, 1000, 0, 65 << 20, 7)]  # one more than a piece holds
+    for i, memory in enumerate(taken):
+        memory.fill_(i + 1)
+    assert [len(memory) for memory in taken] == [1, 64, 1000, 0, 65 << 20, 7]
+    assert all(memory.data_ptr() % 64 == 0 for memory in taken if len(memory))
+    assert all(bool((memory == i + 1).all()) for i, memory in enumerate(taken))
+
+
+def test_small_ones_share_a_piece():
+    arena = Arena()
+    first, second = arena.take(100), arena.take(100)
+    assert second.data_ptr() - first.data_ptr() == 128

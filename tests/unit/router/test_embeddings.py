@@ -1,0 +1,106 @@
+"""The embedding endpoints over a dispatcher that is scripted: what goes down, how many at once, and what ends it."""
+
+import array
+import asyncio
+
+import pytest
+
+from baton.errors import NoCapacity, NumericalError, Overloaded
+from baton.request import FinishReason
+from router.embeddings import MAX_IN_FLIGHT
+from router.job import PromptResult, PromptWork
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def vectors(dispatch):
+    """Answers each job with a vector of its first token; notes how many jobs were in flight at once."""
+    seen = {"now": 0, "most": 0}
+
+    async def embed(job, sink, handle):
+        seen["now"] += 1
+        seen["most"] = max(seen.values())
+        await asyncio.sleep(0.001)
+        seen["now"] -= 1
+        sink.on_prompt(PromptResult([], array.array("f", [job.token_ids[0], 1.0]).tobytes()))
+        sink.on_finish(FinishReason.LENGTH, handle.usage)
+
+    dispatch.script = embed
+    return seen
+
+
+async def test_many_inputs_in_order_and_a_bounded_number_at_once(router, dispatch, vectors):
+    inputs = [[5 + i % 200] for i in range(300)]
+    answer = await router.client.post("/v1/embeddings", json={"model": "tiny", "input": inputs, "dimensions": 2})
+    assert [item["embedding"][0] for item in answer.json()["data"]] == [float(tokens[0]) for tokens in inputs]
+    assert vectors["most"] == MAX_IN_FLIGHT
+    assert {job.sampling.max_tokens for job in dispatch.jobs} == {0}
+    assert {job.prompt_work.dimensions for job in dispatch.jobs} == {2}
+    assert dispatch.jobs[0].prompt_work == PromptWork(embeds=True, dimensions=2)
+
+
+async def test_a_score_embeds_each_text_once(router, dispatch, vectors):
+    body = {"model": "tiny", "text_1": "a", "text_2": ["b", "c", "d"]}
+    answer = (await router.client.post("/v1/score", json=body)).json()
+    assert (len(dispatch.jobs), len(answer["data"])) == (4, 3)
+    assert answer["usage"]["total_tokens"] == sum(len(job.token_ids) for job in dispatch.jobs)
+
+
+@pytest.mark.parametrize(("error", "status"), [(NumericalError("bad"), 500), (Overloaded("full"), 429)])
+async def test_one_failure_ends_all(router, dispatch, error, status):
+    async def fail(job, sink, handle):
+        if job.token_ids == [7]:
+            sink.on_error(error)
+        else:
+            await asyncio.Event().wait()
+
+    dispatch.script = fail
+    answer = await router.client.post("/v1/embeddings", json={"model": "tiny", "input": [[5], [6], [7]]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, error.code)
+    for handle in dispatch.handles:
+        await asyncio.wait_for(handle.cancelled.wait(), 10)
+
+
+async def test_a_submission_that_is_refused(router, dispatch, monkeypatch):
+    def refuse(job, sink):
+        raise NoCapacity("nobody there")
+
+    monkeypatch.setattr(dispatch, "submit", refuse)
+    answer = await router.client.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+async def test_a_client_that_leaves_takes_its_jobs_along(router, dispatch):
+    both_there = asyncio.Event()
+
+    async def never(job, sink, handle):
+        if len(dispatch.handles) == 2:
+            both_there.set()
+        await asyncio.Event().wait()
+
+    dispatch.script = never
+    asking = asyncio.create_task(router.client.post("/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]}))
+    async with asyncio.timeout(10):
+        await both_there.wait()
+        asking.cancel()
+        for handle in dispatch.handles:
+            await handle.cancelled.wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/embeddings", {"model": "other", "input": "a"}, 404),
+        ("/v1/embeddings", {"model": "tiny"}, 400),
+        ("/v1/embeddings", {"model": "tiny", "input": "a", "surprise": 1}, 400),
+        ("/v1/embeddings", {"model": "tiny", "input": []}, 400),
+        ("/v1/embeddings", {"model": "tiny", "input": ""}, 400),
+        ("/v1/embeddings", {"model": "tiny", "input": [99999]}, 400),
+        ("/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 0}, 400),
+        ("/v1/score", {"model": "tiny", "text_1": [], "text_2": "a"}, 400),
+    ],
+)
+async def test_bad_bodies(router, path, body, status):
+    answer = await router.client.post(path, json=body)
+    assert (answer.status_code, "error" in answer.json()) == (status, True)
