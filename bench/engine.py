@@ -2,7 +2,8 @@
 
 Prefill of one 512-token prompt and decode steps at several batch sizes, on a random 107M Llama in bf16 (or --model, of
 a dense family). The roofline is measured in the same run: a decode step has to read all weights and the KV once, a
-prefill has to do two floating-point operations per weight and token. Where transformers is installed, it does the same.
+prefill has to do two floating-point operations per weight and token, and those of causal attention. Where transformers
+is installed, it does the same work.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from baton.request import Generation, SamplingParams
 from baton.settings import EngineFlags
 from engine import random_checkpoint
 from engine.engine import Engine
+from kernels.cpu.memory import huge_pages
 from kernels.dispatch import load
 
 PROMPT_TOKENS = 512
@@ -66,7 +68,8 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
 
     peer = Peer(directory, engine.config.dtype, engine.config.device) if find_spec("transformers") else None
     prefill_s = measure_prefill(engine)
-    bound_s = 2 * (layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)) / flops  # logits of one token
+    products = layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)  # logits of one token
+    bound_s = 2 * (products + attention_products(engine)) / flops
     yield (
         f"prefill {PROMPT_TOKENS}:   {PROMPT_TOKENS / prefill_s:22.0f} tok/s  {bound_s / prefill_s:4.0%} of roofline"
         + (f", {peer.prefill_s() / prefill_s:.1f}x transformers" if peer else "")
@@ -118,6 +121,12 @@ def layer_weights(engine: Engine) -> int:
     return m.num_layers * (attention + 3 * m.hidden_size * m.intermediate_size)
 
 
+def attention_products(engine: Engine) -> int:
+    """Multiplications of a causal prefill: of each pair of tokens, once for its score and once for the value."""
+    m = engine.model_config
+    return m.num_layers * m.num_heads * m.head_dim * PROMPT_TOKENS * (PROMPT_TOKENS + 1)
+
+
 def head_weights(engine: Engine) -> int:
     return engine.model_config.vocab_size * engine.model_config.hidden_size
 
@@ -135,9 +144,12 @@ def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> fl
 
 
 def read_bandwidth(engine: Engine) -> float:
-    """Bytes per second of summing 512 MiB."""
-    data = torch.ones(2**27, dtype=torch.float32, device=engine.config.device)
-    return data.numel() * 4 / best_of(data.sum, engine.config.device)
+    """Bytes per second of summing 512 MiB, which on a CPU lie in huge pages as weights and KV do."""
+    device = engine.config.device
+    num_bytes = 2**29
+    data = huge_pages(num_bytes) if device == "cpu" else torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    floats = data.view(torch.float32).fill_(1.0)
+    return num_bytes / best_of(floats.sum, device)
 
 
 def gemm_flops(engine: Engine) -> float:

@@ -3,12 +3,11 @@
 Which block belongs to whom is the business of `engine.blocks`.
 """
 
-import mmap
-
 import torch
 from torch import Tensor
 
 from baton.kv_layout import KVLayout
+from kernels.cpu.memory import huge_pages
 
 MIN_LAYER_GROUPS = 4
 
@@ -38,10 +37,5 @@ class KVCache:
 
 
 def _allocate(num_bytes: int, device: torch.device) -> Tensor:
-    """Zeros. On a CPU as private anonymous pages, which cost memory only once they are written to."""
-    if device.type != "cpu":
-        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
+    """Zeros. On a CPU they cost memory only once they are written to."""
+    return huge_pages(num_bytes) if device.type == "cpu" else torch.zeros(num_bytes, dtype=torch.uint8, device=device)
