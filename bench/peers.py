@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
                     for column, value in _measure(server, model).items():
                         best[server.name][column] = max(value, best[server.name].get(column, 0.0))
                     progress.advance(task)
-    print(f"{serve.machine()}\npython -m bench.peers {' '.join(argv)}\n")
+    print(f"{serve.machine()}\nbaton bench peers {' '.join(Path(word).name for word in argv)}\n")
     print(_table(best))
     return 0
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from baton import lifecycle
 from baton.model_source import settle
 from baton.settings import NodeConfig
-from decode_node.node import load, serve
+from decode_node.node import serve
+from engine.hosting import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,34 @@
+"""What both kinds of node do with an engine: load it, and say what it offers."""
+
+import asyncio
+import sys
+from typing import Literal
+
+from baton import redis_client
+from baton.node_shell import NodeFacts, say_progress
+from baton.settings import NodeConfig
+from baton.v1 import prompt_pb2
+from engine import passing_thread
+from engine.engine import Engine
+
+_SWITCH_INTERVAL_S = 0.001  # the event loop gets the interpreter back soon, also where it shares a core with steps
+
+
+def load(config: NodeConfig) -> Engine:
+    """The model, which takes long. Raises ConfigError where the node cannot start."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    asyncio.run(redis_client.check(config.redis_url))
+    return passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
+
+
+def facts(config: NodeConfig, engine: Engine, role: Literal["prefill", "decode"], service: str) -> NodeFacts:
+    """Of a node that has this gRPC service, beside the one for prompts."""
+    return NodeFacts(
+        role=role,
+        services=(service, prompt_pb2.DESCRIPTOR.services_by_name["Prompt"].full_name),
+        models=config.served_model_name,
+        model_fingerprint=engine.layout.model_fingerprint,
+        block_size=engine.config.block_size,
+        max_model_len=engine.config.max_model_len,
+        num_blocks=engine.num_blocks,
+    )
