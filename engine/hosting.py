@@ -2,10 +2,10 @@
 
 import asyncio
 import sys
-from typing import Literal
 
 from baton import redis_client
 from baton.node_shell import NodeFacts, say_progress
+from baton.registry import Role
 from baton.settings import NodeConfig
 from baton.v1 import prompt_pb2
 from engine import passing_thread
@@ -21,7 +21,7 @@ def load(config: NodeConfig) -> Engine:
     return passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
 
 
-def facts(config: NodeConfig, engine: Engine, role: Literal["prefill", "decode"], service: str) -> NodeFacts:
+def facts(config: NodeConfig, engine: Engine, role: Role, service: str) -> NodeFacts:
     """Of a node that has this gRPC service, beside the one for prompts."""
     return NodeFacts(
         role=role,
