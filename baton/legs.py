@@ -23,6 +23,6 @@ async def within_time(generation: Generation) -> AsyncIterator[None]:
         raise DeadlineExceeded("the request's time is up") from None
     except asyncio.CancelledError:
         raise NodeUnavailable("given up by its router, or by this node") from None
-    except Exception:
+    except Exception:  # an edge: this leg fails, the node goes on
         _log.exception("leg failed", extra={"request_id": generation.request_id})
         raise BatonError("internal error") from None

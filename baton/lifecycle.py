@@ -130,7 +130,7 @@ async def _serve(config: Config, loaded: Loaded, serve: Callable[[Config, Loaded
         return 130
     except ConfigError:
         raise
-    except Exception:
+    except Exception:  # an edge: the process ends, and its log says why
         _log.exception("service failed")
         return 2
     return 0

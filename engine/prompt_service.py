@@ -30,7 +30,11 @@ MAX_ROWS_PER_MESSAGE = 1024  # with 20 alternatives each: 200 KB
 
 
 class PromptLeg:
-    """One call. `events` holds what the engine has brought forth and nobody has written yet, an Output last."""
+    """One call.
+
+    `events` holds what the engine has brought forth and nobody has written yet, an Output last: no more than an event
+    for each chunk of one prompt, so the queue needs no other bound.
+    """
 
     def __init__(self, proto: prompt_pb2.PromptRequest, task: "asyncio.Task[Any] | None") -> None:
         self._generation = Generation.from_proto(proto.generation)

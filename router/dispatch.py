@@ -159,7 +159,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             running.fail(NoCapacity("the router is stopping"))  # nobody hears it where the client cancelled
             raise
-        except Exception:
+        except Exception:  # an edge: this request fails, the router goes on
             _log.exception("a request failed", extra={"request_id": running.job.request_id})
             running.fail(BatonError("internal error"))
 

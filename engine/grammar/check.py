@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -44,7 +45,9 @@ class GrammarCheck:
             return msgspec.json.decode(answer, type=Verdict)
 
     def close(self) -> None:
-        """End the process. Idempotent."""
+        """End the process, and with it a `run` that waits for it. Idempotent."""
+        if (process := self._process) is not None:
+            process.kill()
         with self._lock:
             self._stop()
 
@@ -55,8 +58,11 @@ class GrammarCheck:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | _ENVIRONMENT,
+            bufsize=0,
             start_new_session=True,  # a Ctrl-C in the terminal is the node's business
         )
+        if self._process.stdin is not None:
+            os.set_blocking(self._process.stdin.fileno(), False)
         return self._process
 
     def _stop(self) -> None:
@@ -66,14 +72,16 @@ class GrammarCheck:
             self._process = None
 
     def _ask(self, process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
-        """The answer's line; nothing where none comes in time."""
+        """The answer's line; nothing where none comes in time, or the jail does not even listen."""
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a process without pipes")
-        process.stdin.write(line)
-        process.stdin.flush()
         deadline_s, answer = time.monotonic() + self._timeout_s, b""
+        while line:
+            if not _ready([], [process.stdin], deadline_s):
+                return b""
+            line = line[os.write(process.stdin.fileno(), line) :]
         while not answer.endswith(b"\n"):
-            if not select.select([process.stdout], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+            if not _ready([process.stdout], [], deadline_s):
                 return b""
             chunk = os.read(process.stdout.fileno(), 1 << 16)
             if not chunk:
@@ -81,3 +89,9 @@ class GrammarCheck:
             answer += chunk
         self._timeout_s = _ANSWER_S
         return answer
+
+
+def _ready(reading: Sequence[IO[bytes]], writing: Sequence[IO[bytes]], deadline_s: float) -> bool:
+    """Whether one of these pipes can be used before the deadline."""
+    ready_to_read, ready_to_write, _ = select.select(reading, writing, [], max(0.0, deadline_s - time.monotonic()))
+    return bool(ready_to_read or ready_to_write)

@@ -66,7 +66,8 @@ class Decoder:
         """A block's result, normed with `after`, joins the residual, which `before` norms for the next block."""
         x = self._normed(x, after)
         if before is None:
-            return residual + x, residual + x
+            total = residual + x
+            return total, total
         return self._kernels.add_rms_norm(x, residual, before, self._config.rms_norm_eps)
 
     def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:

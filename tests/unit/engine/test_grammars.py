@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -172,6 +175,34 @@ def test_a_lost_process_is_replaced(tiny_model, make_generation):
         compile_one("b")
     assert compile_one("b")
     grammars.close()
+
+
+@pytest.mark.parametrize("num_chars", [10, 60_000])  # the latter is more than a pipe holds
+def test_a_frozen_process_is_given_up_and_replaced(tiny_model, num_chars):
+    check = GrammarCheck(tiny_model, VOCAB, [EOS])
+    try:
+        assert not check.run(Grammar(GrammarKind.REGEX, "a", "p")).error
+        os.kill(check._process.pid, signal.SIGSTOP)
+        check._timeout_s = 0.3
+        with pytest.raises(BatonError):
+            check.run(Grammar(GrammarKind.REGEX, "\x01" * num_chars, "p"))
+        assert not check.run(Grammar(GrammarKind.REGEX, "b", "p")).error
+    finally:
+        check.close()
+
+
+def test_closing_ends_a_wait(tiny_model):
+    check = GrammarCheck(tiny_model, VOCAB, [EOS])
+    check.run(Grammar(GrammarKind.REGEX, "a", "p"))
+    os.kill(check._process.pid, signal.SIGSTOP)
+    check._timeout_s = 60.0
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(check.run, Grammar(GrammarKind.REGEX, "b", "p"))
+        while not check._lock.locked():
+            time.sleep(0.001)
+        check.close()
+        with pytest.raises(BatonError):
+            waiting.result(timeout=5.0)
 
 
 def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):
