@@ -61,7 +61,9 @@ class NodeConfig(EngineFlags, ServiceFlags):
     node_id: str = flag("", "name of this node in the fleet; minted where none is given")
     port: int = flag(0, "gRPC port; 0 takes a free one")
     metrics_port: int = flag(0, "port of /metrics; 0 takes a free one")
-    transport: str = flag("auto", "how KV blocks travel; auto is ucx, else tcp", choices=("auto", "ucx", "tcp"))
+    transport: str = flag(
+        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
+    )
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
 
@@ -86,7 +88,9 @@ class FleetConfig(EngineFlags):
     host: str = flag("127.0.0.1", "address that the HTTP endpoint listens on")
     port: int = flag(8000, "HTTP port")
     redis_url: str = flag("", "an existing Redis; where none is given, the fleet starts a private one")
-    transport: str = flag("auto", "how KV blocks travel; auto is ucx, else tcp", choices=("auto", "ucx", "tcp"))
+    transport: str = flag(
+        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
+    )
     colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
     api_key_file: str = flag("", "file with one API key per line; without one every client may come", metavar="FILE")
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")

@@ -1,7 +1,6 @@
 """A decode node put together: engine and step thread, receiver, service, and the shell around them."""
 
 import asyncio
-import logging
 
 from baton import redis_client
 from baton.lifecycle import Shutdown
@@ -14,9 +13,7 @@ from engine.engine import Engine
 from engine.outputs import StepOutput
 from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
-from kv_transfer import KVPool, KVReceiver, choose
-
-_log = logging.getLogger(__name__)
+from kv_transfer import KVPool, KVReceiver
 
 
 async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
@@ -39,11 +36,8 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
         loop.call_soon_threadsafe(shell.fail, error)
 
     step_loop = StepLoop(engine, on_output, on_crash)
-    transport, warning = choose(config.transport)
-    if warning:
-        _log.warning(warning)
     pool = KVPool(engine.pool, engine.layout, engine.num_blocks)
-    receiver = KVReceiver(pool, shell.node_id, shell.epoch, config.host, transport, config.service_token)
+    receiver = KVReceiver(pool, shell.node_id, shell.epoch, config.host, config.transport, config.service_token)
     receiver.add_to(shell.server)
     service = DecodeService(engine.layout, engine.num_blocks, step_loop, receiver, shell.sessions, shell.board)
     prompts = PromptService(step_loop, shell.sessions, shell.board)

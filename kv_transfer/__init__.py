@@ -1,10 +1,9 @@
 """Moving KV blocks between nodes.
 
 `KVSender` (prefill nodes) and `KVReceiver` (decode nodes) are the doors; both are given a `KVPool`. Which blocks a
-request owns, and when they are computed, the nodes know; how bytes travel, the transports: loopback, tcp, ucx.
+request owns, and when they are computed, the nodes know; how bytes travel, the transports: shm, ucx, tcp, loopback.
 """
 
-from kv_transfer.choose import choose
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.outgoing import OutgoingTransfer, TransferStats
 from kv_transfer.pool import KVPool
@@ -18,5 +17,4 @@ __all__ = [
     "KVSender",
     "OutgoingTransfer",
     "TransferStats",
-    "choose",
 ]

@@ -1,30 +1,55 @@
-"""Which transport a node uses, decided once at start."""
+"""The transports of a node, best first. Which one a pair of nodes uses, they find out when they connect."""
 
-from baton.errors import ConfigError
+from baton.errors import ConfigError, TransferError
 from kv_transfer.loopback import LoopbackTransport
+from kv_transfer.shm import ShmTransport
 from kv_transfer.tcp import TcpTransport
 from kv_transfer.transport import Transport
 from kv_transfer.ucx import UcxTransport, why_unavailable
 
+AUTO = ("shm", "ucx", "tcp")  # within one host one copy; RDMA where there is any; what there is everywhere
 
-def choose(name: str) -> tuple[str, str]:
-    """(transport, warning or empty) for `auto`, `ucx` or `tcp`. Raises ConfigError where ucx is wanted and missing."""
-    if name not in ("auto", "ucx"):
-        return name, ""
-    reason = why_unavailable()
-    if not reason:
-        return "ucx", ""
-    if name == "ucx":
+
+def choose(wanted: str) -> tuple[str, ...]:
+    """The transports to try, best first, for `auto` or a name. Raises ConfigError where ucx is wanted and missing."""
+    if wanted == "ucx" and (reason := why_unavailable()):
         raise ConfigError(f"--transport ucx: {reason}; install ucxx, or choose tcp")
-    return "tcp", f"KV blocks travel over tcp, not ucx: {reason}"
+    return AUTO if wanted == "auto" else (wanted,)
 
 
 def make(name: str, host: str) -> Transport:
-    """The transport of that name for a node at `host`; called in the event loop that will run it."""
+    """The transport of that name for a node at `host`; called in the event loop that will run it.
+
+    Raises TransferError where this system lacks it.
+    """
+    if name == "shm":
+        return ShmTransport()
     if name == "ucx":
+        if reason := why_unavailable():
+            raise TransferError(reason)
         return UcxTransport(host)
     if name == "tcp":
         return TcpTransport()
     if name == "loopback":
         return LoopbackTransport()
-    raise ConfigError(f"no transport is named {name!r}: there are ucx, tcp and loopback")
+    raise ConfigError(f"no transport is named {name!r}: there are shm, ucx, tcp and loopback")
+
+
+class Transports:
+    """Those of one node, each made when a pair first needs it."""
+
+    def __init__(self, wanted: str, host: str) -> None:
+        self.names = choose(wanted)
+        self._host = host
+        self._made: dict[str, Transport] = {}
+
+    def get(self, name: str) -> Transport:
+        """Raises TransferError where this system lacks it."""
+        if name not in self._made:
+            self._made[name] = make(name, self._host)
+        return self._made[name]
+
+    async def close(self) -> None:
+        """Release what the transports own; listeners and connections are closed before."""
+        for transport in self._made.values():
+            await transport.close()

@@ -50,7 +50,7 @@ class IncomingTransfer:
         self._forget = forget
         self._disconnect = disconnect
         self._loop = asyncio.get_running_loop()
-        self._writing: set[int] = set()
+        self._writing: dict[int, Slot] = {}
         self._digests: dict[int, asyncio.Future[int]] = {}  # of messages that arrived
         self._moved = asyncio.Event()
         self._result: asyncio.Future[transfer_pb2.CommitRequest] = self._loop.create_future()
@@ -99,22 +99,23 @@ class IncomingTransfer:
         """Where message `index` goes; None unless it is expected now."""
         if not self._live() or index >= len(self._plan) or index in self._writing or index in self._digests:
             return None
-        view = self._view(index)
-        if view.nbytes != num_bytes:
+        slot = Slot(self.peer, self._views(self._plan[index]))
+        if sum(view.nbytes for view in slot.views) != num_bytes:
             return None
-        self._writing.add(index)
-        return Slot(self.peer, view)
+        self._writing[index] = slot
+        return slot
 
-    def arrived(self, index: int) -> None:
-        """Message `index` is in its blocks."""
-        self._writing.discard(index)
+    def arrived(self, index: int, digest: int | None) -> None:
+        """Message `index` is in its slot."""
+        slot = self._writing.pop(index)
         if self.state is TransferState.OPEN:
-            self._digests[index] = self._digester.start([self._view(index)])
+            slot.settle()
+            self._digests[index] = self._digester.start(slot.views) if digest is None else self._known(digest)
         self._moved.set()
 
     def lost(self, index: int) -> None:
         """Message `index` is no longer being written, and not whole."""
-        self._writing.discard(index)
+        self._writing.pop(index)
         self.fail("peer_lost", "the connection to the prefill node was lost")
         self._moved.set()
 
@@ -154,9 +155,14 @@ class IncomingTransfer:
         if self._lease_timer:
             self._lease_timer.cancel()
 
-    def _view(self, index: int) -> memoryview:
-        message = self._plan[index]
-        return self._pool.view(message.layer_group, self._block_ids[message.first], message.num_blocks)
+    def _views(self, message: Message) -> list[memoryview]:
+        block_ids = self._block_ids[message.first : message.first + message.num_blocks]
+        return [view for group in message.layer_groups for view in self._pool.views(group, block_ids)]
+
+    def _known(self, digest: int) -> asyncio.Future[int]:
+        done: asyncio.Future[int] = self._loop.create_future()
+        done.set_result(digest)
+        return done
 
     async def _all_arrived(self) -> None:
         """Until every message has arrived, or the transfer has failed."""

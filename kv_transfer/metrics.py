@@ -9,3 +9,8 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 FAILURES = Counter("baton_kv_transfer_failures", "Transfers that ended in recomputing", ["reason"])
+FALLBACKS = Counter(
+    "baton_kv_transport_fallbacks",
+    "Connections for which a better transport failed, by the one that did",
+    ["transport"],
+)

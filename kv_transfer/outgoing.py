@@ -37,9 +37,9 @@ class OutgoingTransfer:
 
     def __init__(
         self, grant: transfer_pb2.Grant, block_ids: list[int], pool: KVPool, peer: DecodePeer, digester: Digester,
-        identity: tuple[str, int], transport: str,
+        identity: tuple[str, int],
     ) -> None:  # fmt: skip
-        missing = sum(grant.run_lengths)
+        missing = grant.num_missing_blocks
         if grant.num_present_blocks + missing != len(block_ids):
             raise TransferError(
                 f"a grant for {grant.num_present_blocks} + {missing} blocks does not fit a request of {len(block_ids)}"
@@ -49,12 +49,11 @@ class OutgoingTransfer:
         self._peer = peer
         self._digester = digester
         self._node_id, self._epoch = identity
-        self._transport = transport
         self._missing = block_ids[grant.num_present_blocks :]
-        self._plan = messages(pool.layout, grant.run_lengths, grant.max_message_bytes)
-        self._queued = [deque[int]() for _ in range(pool.layout.num_layer_groups)]
+        self._plan = messages(pool.layout, missing, grant.max_message_bytes)
+        self._queued: dict[range, deque[int]] = {message.layer_groups: deque() for message in self._plan}
         for index, message in enumerate(self._plan):
-            self._queued[message.layer_group].append(index)
+            self._queued[message.layer_groups].append(index)
         self._num_ready = [0] * pool.layout.num_layer_groups  # of the missing blocks
         self._digests: dict[int, asyncio.Future[int]] = {}
         self._num_inflight = 0
@@ -119,7 +118,8 @@ class OutgoingTransfer:
         """For the outbox: the next message whose blocks are all ready."""
         if self.error:
             return None
-        for queue, num_ready in zip(self._queued, self._num_ready, strict=True):
+        for layer_groups, queue in self._queued.items():
+            num_ready = min(self._num_ready[group] for group in layer_groups)
             if queue and self._plan[queue[0]].first + self._plan[queue[0]].num_blocks <= num_ready:
                 return self._begin(queue.popleft())
         return None
@@ -148,7 +148,8 @@ class OutgoingTransfer:
         return index, self._grant.tag_base + index, views
 
     def _views(self, message: Message) -> list[memoryview]:
-        return self._pool.views(message.layer_group, self._missing[message.first : message.first + message.num_blocks])
+        block_ids = self._missing[message.first : message.first + message.num_blocks]
+        return [view for group in message.layer_groups for view in self._pool.views(group, block_ids)]
 
     def _fail(self, error: TransferError) -> None:
         if self.error is None:
@@ -177,6 +178,6 @@ class OutgoingTransfer:
 
     def _stats(self, tail_s: float) -> TransferStats:
         num_bytes = len(self._missing) * self._pool.layout.block_bytes
-        BYTES.labels(self._transport).inc(num_bytes)
+        BYTES.labels(self._peer.transport).inc(num_bytes)
         SECONDS.observe(tail_s)
-        return TransferStats(num_bytes, len(self._missing), tail_s, self._transport)
+        return TransferStats(num_bytes, len(self._missing), tail_s, self._peer.transport)

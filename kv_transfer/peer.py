@@ -1,6 +1,7 @@
 """A sender's side of one decode node: the gRPC channel, the data connection, and the outbox before it."""
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Protocol
@@ -10,8 +11,12 @@ import grpc
 from baton import rpc
 from baton.errors import LayoutMismatch, TransferError
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
+from kv_transfer.choose import Transports
+from kv_transfer.metrics import FALLBACKS
 from kv_transfer.outbox import Outbox
-from kv_transfer.transport import CONNECT_TIMEOUT_S, Connection, Transport
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Connection
+
+_log = logging.getLogger(__name__)
 
 
 class Dependent(Protocol):
@@ -25,7 +30,7 @@ class DecodePeer:
     """One incarnation of a decode node. Connects once; when that is lost, the peer is over and a new one is needed."""
 
     def __init__(
-        self, address: str, epoch: int, token: str, hello: transfer_pb2.ConnectRequest, transport: Transport,
+        self, address: str, epoch: int, token: str, hello: transfer_pb2.ConnectRequest, transports: Transports,
         on_over: Callable[["DecodePeer"], None],
     ) -> None:  # fmt: skip
         self.address = address
@@ -33,7 +38,8 @@ class DecodePeer:
         self.outbox = Outbox()
         self.error: TransferError | None = None  # why it is over
         self.transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
-        self._transport = transport
+        self.transport = ""  # the name of the one that it is connected over
+        self._transports = transports
         self._on_over = on_over
         self._channel = rpc.channel(address)
         self._metadata = rpc.metadata(token)
@@ -85,10 +91,7 @@ class DecodePeer:
 
     async def _connect(self, hello: transfer_pb2.ConnectRequest) -> None:
         try:
-            reply = await self._stub.Connect(hello, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata)
-            if reply.epoch != self.epoch:
-                raise TransferError("the decode node has restarted since it gave the grant")
-            connection = await self._transport.connect(reply.host, reply.port, reply.secret, self._lost)
+            connection = await self._best_connection(hello)
         except grpc.aio.AioRpcError as error:
             mismatch = error.code() is grpc.StatusCode.FAILED_PRECONDITION
             self.end((LayoutMismatch if mismatch else TransferError)(_reason(error)))
@@ -99,6 +102,27 @@ class DecodePeer:
             if self.error:
                 await connection.close()
             self.outbox.start(connection)
+
+    async def _best_connection(self, hello: transfer_pb2.ConnectRequest) -> Connection:
+        """Over the best transport that carries between the two nodes; the others are said to have failed."""
+        offered = list(self._transports.names)
+        while True:
+            hello.transports[:] = offered
+            reply = await self._stub.Connect(hello, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata)
+            if reply.epoch != self.epoch:
+                raise TransferError("the decode node has restarted since it gave the grant")
+            if reply.transport not in offered:
+                raise TransferError("the decode node chose a transport that it was not offered")
+            offered.remove(reply.transport)
+            self.transport = reply.transport
+            try:
+                transport = self._transports.get(reply.transport)
+                return await transport.connect(reply.host, reply.port, reply.secret, self._lost)
+            except TransferError as error:
+                if not offered:
+                    raise
+                FALLBACKS.labels(reply.transport).inc()
+                _log.warning("KV blocks to %s do not travel over %s: %s", self.address, reply.transport, error)
 
     def _lost(self) -> None:
         self.end(TransferError("the data connection to the decode node was lost"))

@@ -1,38 +1,47 @@
 """Which messages a transfer consists of: a pure function of what a grant says, so both ends compute the same list.
 
-It knows nothing of addresses: blocks are named by their index among the missing ones.
+It knows nothing of addresses: blocks are named by their index among the missing ones. Where these lie in either pool
+does not matter: a message is gathered from where its blocks are, and scattered to where they go.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from baton.errors import TransferError
 from baton.kv_layout import KVLayout
 
 MAX_MESSAGES = 2**20  # of one transfer: the low bits of a tag
+MIN_MESSAGE_BYTES = 2**20  # layer groups travel together up to that size: a short prompt is one message
 
 
 class Message(NamedTuple):
-    """Missing blocks [first, first + num_blocks) of one layer group: neighbours in the receiver's pool."""
+    """Missing blocks [first, first + num_blocks) of some neighbouring layer groups, layer group by layer group."""
 
-    layer_group: int
+    layer_groups: range
     first: int
     num_blocks: int
 
 
-def messages(layout: KVLayout, run_lengths: Sequence[int], max_message_bytes: int) -> list[Message]:
+def messages(layout: KVLayout, num_missing_blocks: int, max_message_bytes: int) -> list[Message]:
     """Every missing block of every layer group exactly once, layer group by layer group.
 
-    No message is larger than `max_message_bytes`, unless a single block is. Raises TransferError where `run_lengths` is
-    not a list of positive numbers, or makes more than MAX_MESSAGES.
+    No message is larger than `max_message_bytes`, unless a single block is. Raises TransferError where there would be
+    more than MAX_MESSAGES.
     """
-    if any(length < 1 for length in run_lengths):
-        raise TransferError("a grant names an empty run of blocks")
+    if num_missing_blocks == 0:
+        return []
+    group_bytes = num_missing_blocks * layout.block_group_bytes
+    num_groups = max(1, min(MIN_MESSAGE_BYTES, max_message_bytes) // group_bytes)
     step = max(1, max_message_bytes // layout.block_group_bytes)
-    if layout.num_layer_groups * sum(-(-length // step) for length in run_lengths) > MAX_MESSAGES:
+    if -(-layout.num_layer_groups // num_groups) * -(-num_missing_blocks // step) > MAX_MESSAGES:
         raise TransferError(f"a grant asks for more than {MAX_MESSAGES} messages")
-    pieces = list(_pieces(run_lengths, step))
-    return [Message(group, first, count) for group in range(layout.num_layer_groups) for first, count in pieces]
+    return [
+        Message(
+            range(group, min(group + num_groups, layout.num_layer_groups)), first, min(step, num_missing_blocks - first)
+        )
+        for group in range(0, layout.num_layer_groups, num_groups)
+        for first in range(0, num_missing_blocks, step)
+    ]
 
 
 def runs(block_ids: Iterable[int]) -> list[tuple[int, int]]:
@@ -44,11 +53,3 @@ def runs(block_ids: Iterable[int]) -> list[tuple[int, int]]:
         else:
             found.append((block_id, 1))
     return found
-
-
-def _pieces(run_lengths: Sequence[int], step: int) -> Iterator[tuple[int, int]]:
-    run = 0
-    for length in run_lengths:
-        for start in range(0, length, step):
-            yield run + start, min(step, length - start)
-        run += length

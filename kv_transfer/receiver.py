@@ -8,35 +8,36 @@ from grpc import aio
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
-from kv_transfer.choose import make
 from kv_transfer.digest import Digester
+from kv_transfer.doors import Doors
 from kv_transfer.incoming import IncomingTransfer
-from kv_transfer.plan import MAX_MESSAGES, messages, runs
+from kv_transfer.plan import MAX_MESSAGES, messages
 from kv_transfer.pool import KVPool
 from kv_transfer.service import TransferServicer
-from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Listener, Peer, Slot, Transport
+from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Peer, Slot
 
 MAX_MESSAGE_BYTES = 4 * 2**20
 _MAX_SECRETS = 1024  # connections announced and not opened yet
 
 
 class KVReceiver:
-    """One per node process. It is the `Inbox` of its transport, and the `Receiver` of its gRPC service."""
+    """One per node process. It is the `Inbox` of its transports, and the `Receiver` of its gRPC service."""
 
     def __init__(
         self, pool: KVPool, node_id: str, epoch: int, host: str, transport: str, token: str = "",
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:  # fmt: skip
-        """`transport` as `choose` gave it. The service that `add_to` registers is guarded by its server's token."""
+        """Create it in the node's event loop. `transport`: a name, or `auto` for whatever suits each pair of nodes.
+
+        The service that `add_to` registers is guarded by its server's token. Raises ConfigError where there is no such
+        transport.
+        """
         self.pool = pool
         self.node_id = node_id
         self.epoch = epoch
-        self.transport = transport
         self.address = ""  # of the gRPC server, host:port; set it once that is bound
-        self.listener: Listener | None = None
-        self._host = host
+        self.doors = Doors(transport, host, self)
         self._max_message_bytes = max_message_bytes
-        self._made: Transport | None = None
         self._digester = Digester()
         self._transfers: dict[int, IncomingTransfer] = {}  # by the high bits of their tags
         self._by_grant: dict[int, IncomingTransfer] = {}
@@ -50,9 +51,8 @@ class KVReceiver:
         return len(self._by_grant)
 
     async def start(self) -> None:
-        """Listen for data connections."""
-        self._made = make(self.transport, self._host)
-        self.listener = await self._made.listen(self._host, self)
+        """Listen for data connections. Raises TransferError where this system lacks the wanted transport."""
+        await self.doors.start()
 
     def add_to(self, server: aio.Server) -> None:
         """Register the Transfer service."""
@@ -62,12 +62,10 @@ class KVReceiver:
         """Fail every open transfer. Returns when nothing is written into the pool any more."""
         for transfer in list(self._by_grant.values()):
             transfer.fail("stopping", "the decode node is stopping")
-        if self.listener:
-            await self.listener.close()
+        await self.doors.close_listeners()
         for transfer in list(self._by_grant.values()):
             await transfer.cancel()
-        if self._made:
-            await self._made.close()
+        await self.doors.close()
         self._digester.close()
 
     def grant(
@@ -85,15 +83,15 @@ class KVReceiver:
             decode_epoch=self.epoch,
             decode_address=self.address,
             num_present_blocks=num_present_blocks,
-            run_lengths=[count for _, count in runs(block_ids)],
+            num_missing_blocks=len(block_ids),
             max_message_bytes=self._max_message_bytes,
             tag_base=self._new_tag_base(),
             lease_ms=int(lease_s * 1000),
         )
-        plan = messages(self.pool.layout, grant.run_lengths, grant.max_message_bytes)
+        plan = messages(self.pool.layout, grant.num_missing_blocks, grant.max_message_bytes)
         transfer = IncomingTransfer(
             grant, Peer(prefill_node_id, prefill_epoch), plan, block_ids, self.pool, self._digester, expected_hash,
-            self._forget, self._disconnect,
+            self._forget, self.doors.disconnect,
         )  # fmt: skip
         self._transfers[grant.tag_base // MAX_MESSAGES] = transfer
         self._by_grant[grant.grant_id] = transfer
@@ -104,7 +102,7 @@ class KVReceiver:
         old = Peer(peer.node_id, self._epochs.get(peer.node_id, peer.epoch))
         self._epochs[peer.node_id] = peer.epoch
         if old != peer:
-            await self._disconnect(old)
+            await self.doors.disconnect(old)
             self._fail_all(old, "the prefill node has restarted", only_started=False)
         now_s = asyncio.get_running_loop().time()
         self._secrets = {secret: entry for secret, entry in self._secrets.items() if entry[1] > now_s}
@@ -131,9 +129,9 @@ class KVReceiver:
             return None
         return transfer.claim(tag % MAX_MESSAGES, num_bytes)
 
-    def arrived(self, tag: int) -> None:
+    def arrived(self, tag: int, digest: int | None = None) -> None:
         """For the transport: a claimed message is there."""
-        self._transfers[tag // MAX_MESSAGES].arrived(tag % MAX_MESSAGES)
+        self._transfers[tag // MAX_MESSAGES].arrived(tag % MAX_MESSAGES, digest)
 
     def lost(self, tag: int) -> None:
         """For the transport: a claimed message will not come."""
@@ -147,10 +145,6 @@ class KVReceiver:
         for transfer in list(self._by_grant.values()):
             if transfer.peer == peer and (transfer.started or not only_started):
                 transfer.fail("peer_lost", message)
-
-    async def _disconnect(self, peer: Peer) -> None:
-        if self.listener:
-            await self.listener.disconnect(peer)
 
     def _forget(self, transfer: IncomingTransfer) -> None:
         self._by_grant.pop(transfer.grant.grant_id, None)

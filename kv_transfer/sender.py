@@ -5,12 +5,12 @@ import weakref
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
-from kv_transfer.choose import make
+from kv_transfer.choose import Transports
 from kv_transfer.digest import Digester
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.peer import DecodePeer
 from kv_transfer.pool import KVPool
-from kv_transfer.transport import Transport
+from kv_transfer.shm import host_id
 
 
 class KVSender:
@@ -19,11 +19,14 @@ class KVSender:
     def __init__(
         self, pool: KVPool, node_id: str, epoch: int, transport: str, token: str, host: str = "127.0.0.1"
     ) -> None:
-        """`transport` as `choose` gave it; `host` is where this node is reached, and so which network it uses."""
+        """`transport`: a name, or `auto`; `host` is where this node is reached, and so which network it uses.
+
+        Raises ConfigError where there is no such transport.
+        """
         self._pool = pool
         self._identity = (node_id, epoch)
         self._token = token
-        self._transport: Transport = make(transport, host)
+        self._transports = Transports(transport, host)
         self._digester = Digester()
         self._peers: dict[str, DecodePeer] = {}  # by node id; the latest incarnation
         self._transfers: weakref.WeakSet[OutgoingTransfer] = weakref.WeakSet()
@@ -36,9 +39,7 @@ class KVSender:
         wrong shows in `OutgoingTransfer.error`, and in `commit`.
         """
         peer = self._peer(grant)
-        transfer = OutgoingTransfer(
-            grant, block_ids, self._pool, peer, self._digester, self._identity, self._transport.name
-        )
+        transfer = OutgoingTransfer(grant, block_ids, self._pool, peer, self._digester, self._identity)
         peer.transfers.add(transfer)
         self._transfers.add(transfer)
         return transfer
@@ -51,7 +52,7 @@ class KVSender:
             await asyncio.wait(self._closing)
         for transfer in list(self._transfers):
             await transfer.abort()
-        await self._transport.close()
+        await self._transports.close()
         self._digester.close()
 
     def _peer(self, grant: transfer_pb2.Grant) -> DecodePeer:
@@ -62,9 +63,9 @@ class KVSender:
             peer.end(TransferError("the decode node has restarted"))
         node_id, epoch = self._identity
         hello = transfer_pb2.ConnectRequest(
-            node_id=node_id, epoch=epoch, layout=self._pool.layout.to_proto(), transport=self._transport.name
+            node_id=node_id, epoch=epoch, layout=self._pool.layout.to_proto(), host_id=host_id()
         )
-        peer = DecodePeer(grant.decode_address, grant.decode_epoch, self._token, hello, self._transport, self._over)
+        peer = DecodePeer(grant.decode_address, grant.decode_epoch, self._token, hello, self._transports, self._over)
         self._peers[grant.decode_node_id] = peer
         return peer
 

@@ -8,6 +8,7 @@ from grpc import aio
 from baton.errors import LayoutMismatch, TransferError
 from baton.kv_layout import KVLayout
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
+from kv_transfer.doors import Doors
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.pool import KVPool
 from kv_transfer.transport import Listener, Peer
@@ -21,8 +22,7 @@ class Receiver(Protocol):
     pool: KVPool
     node_id: str
     epoch: int
-    transport: str
-    listener: Listener | None
+    doors: Doors
 
     async def expect(self, peer: Peer) -> bytes:
         """The secret with which this peer may open its connection."""
@@ -42,21 +42,16 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     ) -> transfer_pb2.ConnectReply:
         """FAILED_PRECONDITION where the nodes do not fit together, with both sides' values."""
         receiver = self._receiver
-        if receiver.listener is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the decode node is not listening yet")
         try:
             self._check(request)
+            name, listener = await self._choose(request)
             secret = await receiver.expect(Peer(request.node_id, request.epoch))
         except LayoutMismatch as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
         except TransferError as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
         return transfer_pb2.ConnectReply(
-            epoch=receiver.epoch,
-            transport=receiver.transport,
-            host=receiver.listener.host,
-            port=receiver.listener.port,
-            secret=secret,
+            epoch=receiver.epoch, transport=name, host=listener.host, port=listener.port, secret=secret
         )
 
     async def Commit(  # noqa: N802
@@ -78,5 +73,12 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         receiver = self._receiver
         mine, theirs = f"decode node {receiver.node_id}", f"prefill node {request.node_id}"
         receiver.pool.layout.check_equal(KVLayout.from_proto(request.layout), mine=mine, theirs=theirs)
-        if request.transport != receiver.transport:
-            raise LayoutMismatch(f"transports differ: {receiver.transport} on {mine}, {request.transport} on {theirs}")
+
+    async def _choose(self, request: transfer_pb2.ConnectRequest) -> tuple[str, Listener]:
+        receiver = self._receiver
+        try:
+            return await receiver.doors.choose(request.transports, request.host_id)
+        except LayoutMismatch as error:
+            mine = f"{receiver.doors.names} on decode node {receiver.node_id}"
+            theirs = f"{', '.join(request.transports)} on prefill node {request.node_id}"
+            raise LayoutMismatch(f"no way for KV blocks: {mine}, {theirs}: {error.message}") from None

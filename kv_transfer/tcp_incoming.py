@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable
 
 from kv_transfer.stall import StallWatch
@@ -16,7 +17,7 @@ _BUDGET_BYTES = 8 * 2**20  # read in one go, before other tasks have a turn
 class TcpIncoming:
     """Reads `secret`, then frames; a message is either written to its slot or drained.
 
-    `_target` is what is being filled at present, and `_then` what follows when it is full.
+    `_target` is what is being filled at present, `_targets` the rest of it, and `_then` what follows when all is full.
     """
 
     WELCOME = b"\x01"
@@ -38,6 +39,7 @@ class TcpIncoming:
         self._stall = StallWatch(stall_s, self.close)
         self._header = memoryview(bytearray(HEADER.size))
         self._target = memoryview(bytearray(SECRET_BYTES))
+        self._targets: deque[memoryview] = deque()
         self._then = self._on_secret
         self._tag: int | None = None  # of the message being written to its slot
         self._num_left_to_drop = 0
@@ -77,7 +79,10 @@ class TcpIncoming:
             self._target = self._target[num_bytes:]
             if self._target:
                 break  # there is no more at present
-            self._then()
+            if self._targets:
+                self._target = self._targets.popleft()
+            else:
+                self._then()
 
     def _on_secret(self) -> None:
         self.peer = self._inbox.admit(bytes(self._secret))
@@ -107,7 +112,8 @@ class TcpIncoming:
             self._num_left_to_drop = num_bytes
             self._drop()
         else:
-            self._tag, self._target, self._then = tag, slot.view, self._on_message
+            self._targets.extend(slot.views)
+            self._tag, self._target, self._then = tag, self._targets.popleft(), self._on_message
         return None
 
     def _on_message(self) -> None:

@@ -21,11 +21,28 @@ class Peer(NamedTuple):
     epoch: int
 
 
-class Slot(NamedTuple):
+class Slot:
     """Where a message goes, and from whom it is expected."""
 
-    peer: Peer
-    view: memoryview
+    def __init__(self, peer: Peer, views: Sequence[memoryview]) -> None:
+        self.peer = peer
+        self.views = views  # to be filled one after the other
+        self._staging: memoryview | None = None
+
+    @property
+    def view(self) -> memoryview:
+        """All of it as one run, for transports that fill no other: apart from the blocks where these are not one."""
+        if len(self.views) == 1:
+            return self.views[0]
+        if self._staging is None:
+            self._staging = memoryview(bytearray(sum(view.nbytes for view in self.views)))
+        return self._staging
+
+    def settle(self) -> None:
+        """The message has arrived: put it where it belongs, if it is not there."""
+        rest = self._staging
+        for view in self.views if rest is not None else ():
+            view[:], rest = rest[: view.nbytes], rest[view.nbytes :]
 
 
 class Inbox(Protocol):
@@ -37,14 +54,14 @@ class Inbox(Protocol):
     def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
         """Where to write the message, or None: drop it. `peer` is None where the transport cannot tell.
 
-        After a slot, exactly one call of `arrived` or `lost` follows; between the two the view is being written to.
+        After a slot, exactly one call of `arrived` or `lost` follows; between the two it is being written to.
         """
 
-    def arrived(self, tag: int) -> None:
-        """All of the message is in its view."""
+    def arrived(self, tag: int, digest: int | None = None) -> None:
+        """All of the message is in its slot. A transport that has read it anyway may say its digest."""
 
     def lost(self, tag: int) -> None:
-        """The message will never be whole, and nothing writes into its view any more."""
+        """The message will never be whole, and nothing writes into its slot any more."""
 
     def disconnected(self, peer: Peer) -> None:
         """A peer's connection is closing: no claims come from it any more, but `lost` may still."""
@@ -63,7 +80,10 @@ class Connection(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Idempotent. Returns when no view of any send is being read; the sends have raised by then."""
+        """Idempotent. Returns when no view of any send is being read, or what is read will be dropped by the receiver.
+
+        The sends have raised by then.
+        """
 
 
 class Listener(ABC):

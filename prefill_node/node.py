@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import logging
 
 from baton import redis_client
 from baton.lifecycle import Shutdown
@@ -14,10 +13,8 @@ from engine.engine import Engine
 from engine.outputs import StepOutput
 from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
-from kv_transfer import KVPool, KVSender, choose
+from kv_transfer import KVPool, KVSender
 from prefill_node.service import PrefillService
-
-_log = logging.getLogger(__name__)
 
 
 def load(config: NodeConfig) -> Engine:
@@ -45,11 +42,8 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
         loop.call_soon_threadsafe(shell.fail, error)
 
     step_loop = StepLoop(engine, on_output, on_crash)
-    transport, warning = choose(config.transport)
-    if warning:
-        _log.warning(warning)
     pool = KVPool(engine.pool, engine.layout, engine.num_blocks)
-    sender = KVSender(pool, shell.node_id, shell.epoch, transport, config.service_token, config.host)
+    sender = KVSender(pool, shell.node_id, shell.epoch, config.transport, config.service_token, config.host)
     service = PrefillService(engine.layout, engine.num_blocks, step_loop, sender, shell.sessions, shell.board)
     engine.on_layer_group = service.outputs.on_layer_group
     prompts = PromptService(step_loop, shell.sessions, shell.board)

@@ -32,7 +32,7 @@ class Grant(_message.Message):
     DECODE_EPOCH_FIELD_NUMBER: _builtins.int
     DECODE_ADDRESS_FIELD_NUMBER: _builtins.int
     NUM_PRESENT_BLOCKS_FIELD_NUMBER: _builtins.int
-    RUN_LENGTHS_FIELD_NUMBER: _builtins.int
+    NUM_MISSING_BLOCKS_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     TAG_BASE_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
@@ -44,13 +44,11 @@ class Grant(_message.Message):
     """gRPC, host:port"""
     num_present_blocks: _builtins.int
     """the decode node's own prefix: blocks [0, num_present_blocks)"""
+    num_missing_blocks: _builtins.int
+    """those that follow"""
     max_message_bytes: _builtins.int
     tag_base: _builtins.int
     lease_ms: _builtins.int
-    @_builtins.property
-    def run_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """missing blocks, as lengths of the runs in which they lie in its pool"""
-
     def __init__(
         self,
         *,
@@ -59,14 +57,14 @@ class Grant(_message.Message):
         decode_epoch: _builtins.int = ...,
         decode_address: _builtins.str = ...,
         num_present_blocks: _builtins.int = ...,
-        run_lengths: _abc.Iterable[_builtins.int] | None = ...,
+        num_missing_blocks: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         tag_base: _builtins.int = ...,
         lease_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_address", b"decode_address", "decode_epoch", b"decode_epoch", "decode_node_id", b"decode_node_id", "grant_id", b"grant_id", "lease_ms", b"lease_ms", "max_message_bytes", b"max_message_bytes", "num_present_blocks", b"num_present_blocks", "run_lengths", b"run_lengths", "tag_base", b"tag_base"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_address", b"decode_address", "decode_epoch", b"decode_epoch", "decode_node_id", b"decode_node_id", "grant_id", b"grant_id", "lease_ms", b"lease_ms", "max_message_bytes", b"max_message_bytes", "num_missing_blocks", b"num_missing_blocks", "num_present_blocks", b"num_present_blocks", "tag_base", b"tag_base"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -79,23 +77,30 @@ class ConnectRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
-    TRANSPORT_FIELD_NUMBER: _builtins.int
+    TRANSPORTS_FIELD_NUMBER: _builtins.int
+    HOST_ID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
-    transport: _builtins.str
+    host_id: _builtins.str
+    """of its running kernel: two that differ share no memory"""
     @_builtins.property
     def layout(self) -> _types_pb2.KVLayout: ...
+    @_builtins.property
+    def transports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what the prefill node has, best first"""
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
         layout: _types_pb2.KVLayout | None = ...,
-        transport: _builtins.str = ...,
+        transports: _abc.Iterable[_builtins.str] | None = ...,
+        host_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "layout", b"layout", "node_id", b"node_id", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "host_id", b"host_id", "layout", b"layout", "node_id", b"node_id", "transports", b"transports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,6 +117,7 @@ class ConnectReply(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     transport: _builtins.str
+    """the first of the request's that this pair can use, as far as this side knows"""
     host: _builtins.str
     port: _builtins.int
     secret: _builtins.bytes

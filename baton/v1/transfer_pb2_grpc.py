@@ -50,7 +50,8 @@ class TransferServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Connect(self, request, context):
-        """Compares layouts, and tells where and how to send blocks.
+        """Compares layouts, picks the transport of this pair, and tells where to send blocks. Asked again without a transport
+        that then turned out not to carry between the two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,9 @@ class TransferStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TransferAsyncStub: ...
     Connect: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ConnectRequest, _transfer_pb2.ConnectReply]
-    """Compares layouts, and tells where and how to send blocks."""
+    """Compares layouts, picks the transport of this pair, and tells where to send blocks. Asked again without a transport
+    that then turned out not to carry between the two.
+    """
     Commit: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.CommitRequest, _transfer_pb2.CommitReply]
     """Ends a transfer. Accepted once all messages have come and their digests are right; the request then decodes."""
 
@@ -40,7 +42,9 @@ class TransferStub:
 class TransferAsyncStub(TransferStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ConnectRequest, _transfer_pb2.ConnectReply]  # type: ignore[assignment]
-    """Compares layouts, and tells where and how to send blocks."""
+    """Compares layouts, picks the transport of this pair, and tells where to send blocks. Asked again without a transport
+    that then turned out not to carry between the two.
+    """
     Commit: _aio.UnaryUnaryMultiCallable[_transfer_pb2.CommitRequest, _transfer_pb2.CommitReply]  # type: ignore[assignment]
     """Ends a transfer. Accepted once all messages have come and their digests are right; the request then decodes."""
 
@@ -51,7 +55,9 @@ class TransferServicer(metaclass=_abc_1.ABCMeta):
         request: _transfer_pb2.ConnectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_transfer_pb2.ConnectReply, _abc.Awaitable[_transfer_pb2.ConnectReply]]:
-        """Compares layouts, and tells where and how to send blocks."""
+        """Compares layouts, picks the transport of this pair, and tells where to send blocks. Asked again without a transport
+        that then turned out not to carry between the two.
+        """
 
     @_abc_1.abstractmethod
     def Commit(

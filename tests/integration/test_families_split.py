@@ -81,7 +81,7 @@ async def apart(prefill: NodeRecord, decode: NodeRecord) -> list[int]:
             generation=generation().to_proto(), prefill_node_id=prefill.node_id, prefill_epoch=prefill.epoch
         )
         grant = await decode_pb2_grpc.DecodeStub(to_decode).Reserve(reservation, timeout=30)
-        assert sum(grant.run_lengths) == -(-len(PROMPT) // 8)
+        assert grant.num_missing_blocks == -(-len(PROMPT) // 8)
         await run.write(prefill_pb2.RunMessage(grant=grant))
         first = (await run.read()).first_token.token_id
         assert (await run.read()).HasField("transferred")

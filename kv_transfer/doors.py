@@ -1,0 +1,79 @@
+"""Where a decode node can be reached for data: one listener per transport, opened when a prefill node first asks."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from baton.errors import LayoutMismatch, TransferError
+from kv_transfer.choose import Transports
+from kv_transfer.shm import host_id
+from kv_transfer.transport import Inbox, Listener, Peer
+
+_log = logging.getLogger(__name__)
+
+
+class Doors:
+    """The listeners of one node. Unless `auto` is wanted, there is one."""
+
+    def __init__(self, wanted: str, host: str, inbox: Inbox) -> None:
+        self._transports = Transports(wanted, host)
+        self._host = host
+        self._inbox = inbox
+        self._opening = asyncio.Lock()
+        self._open: dict[str, Listener] = {}
+        self._missing: set[str] = set()  # which this system lacks, as the log says
+        self._closed = False
+
+    @property
+    def names(self) -> str:
+        """For people."""
+        return ", ".join(self._transports.names)
+
+    async def choose(self, offered: Sequence[str], host_id_: str) -> tuple[str, Listener]:
+        """The first of a prefill node's transports that this node has, too, and that may carry between their hosts.
+
+        Raises LayoutMismatch where there is none.
+        """
+        common = [name for name in offered if name in self._transports.names]
+        if "shm" in common and host_id_ != host_id():
+            common.remove("shm")
+            if not common:
+                raise LayoutMismatch("they are on different hosts, and transport shm is wanted")
+        for name in common:
+            if name not in self._missing:
+                try:
+                    return name, await self.open(name)
+                except TransferError as error:
+                    self._missing.add(name)
+                    _log.warning("KV blocks do not travel over %s: %s", name, error)
+        raise LayoutMismatch("they have no transport in common")
+
+    async def open(self, name: str) -> Listener:
+        """The listener of that transport. Raises TransferError where this system lacks it."""
+        async with self._opening:
+            if self._closed:
+                raise TransferError("the decode node is stopping")
+            if name not in self._open:
+                self._open[name] = await self._transports.get(name).listen(self._host, self._inbox)
+            return self._open[name]
+
+    async def start(self) -> None:
+        """Open at once what is not a matter of choice, so that a node that cannot does not start."""
+        if len(self._transports.names) == 1:
+            await self.open(self._transports.names[0])
+
+    async def disconnect(self, peer: Peer) -> None:
+        """Returns when nothing that the peer sent is being written any more."""
+        for listener in list(self._open.values()):
+            await listener.disconnect(peer)
+
+    async def close_listeners(self) -> None:
+        """Accept no more, and disconnect everyone."""
+        async with self._opening:
+            self._closed = True
+        for listener in self._open.values():
+            await listener.close()
+
+    async def close(self) -> None:
+        """Release what the transports own; the listeners are closed before."""
+        await self._transports.close()

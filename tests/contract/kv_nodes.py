@@ -1,0 +1,210 @@
+"""Prefill and decode nodes for tests of transfers: in the test's own process, or in ones to be killed and frozen."""
+
+import asyncio
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import torch
+import uvloop
+
+from baton import rpc
+from baton.errors import TransferError
+from baton.kv_layout import KVLayout
+from baton.v1 import transfer_pb2
+from kv_transfer import KVPool, KVReceiver, KVSender
+from kv_transfer.incoming import IncomingTransfer
+from kv_transfer.outgoing import OutgoingTransfer
+
+TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]
+BETWEEN_PROCESSES = ["shm", "tcp", "ucx"]
+LAYOUT = KVLayout(
+    num_layers=4,
+    layers_per_group=2,
+    block_size=16,
+    num_kv_heads=2,
+    head_dim=64,
+    dtype="bfloat16",
+    model_fingerprint="ab",
+)
+NUM_BLOCKS = 512
+HASH = b"h" * 16
+LEASE_S = 20.0
+
+
+def run(main: Coroutine, loop_factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await main
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(bounded())
+    gc.collect()
+
+
+def new_pool(seed: int = 0, layout: KVLayout = LAYOUT, num_blocks: int = NUM_BLOCKS) -> KVPool:
+    """Random bytes, zeros for seed 0."""
+    size = layout.pool_bytes(num_blocks)
+    if not seed:
+        return KVPool(torch.zeros(size, dtype=torch.uint8), layout, num_blocks)
+    generator = torch.Generator().manual_seed(seed)
+    return KVPool(torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator), layout, num_blocks)
+
+
+class Pair:
+    """A receiving node with its gRPC server, and the senders that a test asks for."""
+
+    def __init__(self, transport: str, **receiver_options) -> None:
+        self.transport = transport
+        self.target = new_pool()
+        self.receiver = KVReceiver(self.target, "d0", 7, "127.0.0.1", transport, **receiver_options)
+        self.senders: list[KVSender] = []
+
+    async def start(self) -> None:
+        self.server = rpc.server()
+        self.receiver.add_to(self.server)
+        self.receiver.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        await self.server.start()
+        await self.receiver.start()
+
+    async def stop(self) -> None:
+        for sender in self.senders:
+            await sender.close()
+        await self.receiver.close()
+        await self.server.stop(None)
+
+    def sender(self, pool: KVPool, node_id: str = "p0", epoch: int = 1) -> KVSender:
+        self.senders.append(KVSender(pool, node_id, epoch, self.transport, ""))
+        return self.senders[-1]
+
+    def grant(
+        self, block_ids: list[int], present: int = 0, node_id: str = "p0", epoch: int = 1, lease_s: float = LEASE_S
+    ):
+        return self.receiver.grant(block_ids, present, node_id, epoch, lease_s, HASH)
+
+    def filled(self, block_ids: list[int], source: KVPool, source_ids: list[int]) -> bool:
+        """Whether the target's blocks hold the source's bytes."""
+        return all(
+            self.target.view(group, here, 1) == source.view(group, there, 1)
+            for group in range(LAYOUT.num_layer_groups)
+            for here, there in zip(block_ids, source_ids, strict=True)
+        )
+
+    def untouched(self, block_ids: list[int], byte: int = 0, groups: int = LAYOUT.num_layer_groups) -> bool:
+        expected = bytes([byte]) * LAYOUT.block_group_bytes
+        return all(
+            self.target.view(group, block_id, 1) == expected for group in range(groups) for block_id in block_ids
+        )
+
+    def fill(self, block_ids: list[int], byte: int) -> None:
+        for group in range(LAYOUT.num_layer_groups):
+            for block_id in block_ids:
+                self.target.view(group, block_id, 1)[:] = bytes([byte]) * LAYOUT.block_group_bytes
+
+
+@asynccontextmanager
+async def pair(transport: str, **receiver_options) -> AsyncIterator[Pair]:
+    made = Pair(transport, **receiver_options)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+def all_ready(outgoing: OutgoingTransfer, num_blocks: int) -> None:
+    for group in range(LAYOUT.num_layer_groups):
+        outgoing.ready(group, num_blocks)
+
+
+async def commit(outgoing: OutgoingTransfer, timeout_s: float = 10.0):
+    return await outgoing.commit(123, HASH, 5, timeout_s)
+
+
+async def arrivals(incoming: IncomingTransfer, number: int) -> None:
+    """Wait until that many messages have claimed their place."""
+    while len(incoming._digests) + len(incoming._writing) < number:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+def fragmented(random_: random.Random, number: int) -> list[int]:
+    """Blocks in a few runs, in any order of the runs."""
+    ids: list[int] = []
+    taken: set[int] = set()
+    while len(ids) < number:
+        start, length = random_.randrange(NUM_BLOCKS), random_.choice([1, 1, 2, 7, 40])
+        run_ = [b for b in range(start, min(start + length, NUM_BLOCKS)) if b not in taken][: number - len(ids)]
+        taken.update(run_)
+        ids += run_
+    return ids
+
+
+class Child:
+    """This file as a process of its own, to be killed and frozen: `send` or `receive`, a line in for a line out."""
+
+    def __init__(self, role: str, transport: str, faults: str = "") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, role, transport],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "BATON_KV_FAULTS": faults},
+        )
+
+    def tell(self, line: str) -> None:
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    async def hear(self) -> str:
+        return (await asyncio.to_thread(self.process.stdout.readline)).decode().strip()
+
+    def finish(self) -> int:
+        """Its exit code, after it was let go on."""
+        try:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.stdin.close()
+            return self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.stdout.close()
+
+
+async def send_what_is_granted(transport: str) -> None:
+    """In: a grant. Out: ok, or why not."""
+    sender = KVSender(new_pool(1), "p0", 1, transport, "")
+    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        grant = transfer_pb2.Grant.FromString(bytes.fromhex(line))
+        outgoing = sender.open(grant, list(range(grant.num_missing_blocks)))
+        all_ready(outgoing, NUM_BLOCKS)
+        try:
+            await commit(outgoing)
+            print("ok", flush=True)
+        except TransferError as error:
+            await outgoing.abort()
+            print(error, flush=True)
+    await sender.close()
+
+
+async def grant_what_is_asked(transport: str) -> None:
+    """In: a number of blocks. Out: a grant for them."""
+    async with pair(transport, max_message_bytes=2**18) as p:
+        while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+            print(p.grant(list(range(int(line)))).grant.SerializeToString().hex(), flush=True)
+
+
+async def exit_in_the_middle(transport: str) -> None:
+    p = Pair(transport, max_message_bytes=2**18)
+    await p.start()
+    ids = list(range(NUM_BLOCKS))
+    incoming = p.grant(ids)
+    all_ready(p.sender(new_pool(1)).open(incoming.grant, ids), NUM_BLOCKS)
+    await arrivals(incoming, 2)
+
+
+if __name__ == "__main__":
+    roles = {"send": send_what_is_granted, "receive": grant_what_is_asked, "exit": exit_in_the_middle}
+    uvloop.run(roles[sys.argv[1]](sys.argv[2]))

@@ -1,0 +1,214 @@
+"""On every transport: what is cancelled, over or of an earlier life writes nothing any more."""
+
+import asyncio
+
+import pytest
+from kv_nodes import (
+    LAYOUT,
+    NUM_BLOCKS,
+    Pair,
+    all_ready,
+    arrivals,
+    commit,
+    new_pool,
+    pair,
+    run,
+)
+
+from baton import rpc
+from baton.errors import TransferError
+from baton.v1 import transfer_pb2
+
+
+def test_cancel_in_the_middle_then_reuse(transport):
+    """After `cancel` no byte of the cancelled transfer is written, however much of it the sender still has."""
+
+    async def main():
+        source = new_pool(1)
+        async with pair(transport, max_message_bytes=200_000) as p:
+            sender = p.sender(source)
+            ids = list(range(NUM_BLOCKS))
+            incoming = p.grant(ids)
+            outgoing = sender.open(incoming.grant, ids)
+            all_ready(outgoing, NUM_BLOCKS)
+            await arrivals(incoming, 3)
+            await incoming.cancel()
+            p.fill(ids, 9)
+            with pytest.raises(TransferError, match=r"stale or over|cancelled"):
+                await commit(outgoing)
+            await outgoing.abort()
+            assert p.untouched(ids, 9)
+            with pytest.raises(TransferError):
+                await incoming.committed()
+            again = p.grant([5, 6])  # and the connection has survived
+            outgoing = sender.open(again.grant, [1, 2])
+            all_ready(outgoing, 2)
+            await commit(outgoing)
+            assert p.filled([5, 6], source, [1, 2])
+
+    run(main())
+
+
+def test_abort_in_the_middle_then_reuse_of_the_source(transport):
+    """After `abort` the source may change: every message was sent as it was before, or not at all."""
+
+    async def main():
+        source, original = new_pool(1), new_pool(1)
+        async with pair(transport, max_message_bytes=200_000) as p:
+            sender = p.sender(source)
+            ids = list(range(NUM_BLOCKS))
+            p.fill(ids, 9)
+            incoming = p.grant(ids)
+            outgoing = sender.open(incoming.grant, ids)
+            all_ready(outgoing, NUM_BLOCKS)
+            await arrivals(incoming, 3)
+            await outgoing.abort()
+            await outgoing.abort()
+            for group in range(LAYOUT.num_layer_groups):
+                source.view(group, 0, NUM_BLOCKS)[:] = bytes(NUM_BLOCKS * LAYOUT.block_group_bytes)
+            await incoming.cancel()
+            whole = [p.target.view(0, block, 1) == original.view(0, block, 1) for block in ids]
+            assert any(whole)
+            assert p.untouched([block for block in ids if not whole[block]], 9, groups=1)
+
+    run(main())
+
+
+def test_lease_ends(transport):
+    async def main():
+        async with pair(transport) as p:
+            incoming = p.grant([1, 2], lease_s=0.05)
+            with pytest.raises(TransferError, match="lease"):
+                await incoming.committed()
+            sender = p.sender(new_pool(1))
+            outgoing = sender.open(incoming.grant, [1, 2])
+            all_ready(outgoing, 2)
+            with pytest.raises(TransferError, match="lease"):
+                await commit(outgoing)
+            await incoming.cancel()
+            assert p.untouched([1, 2])
+            outgoing = sender.open(incoming.grant, [1, 2])
+            all_ready(outgoing, 2)
+            with pytest.raises(TransferError, match="stale or over"):
+                await commit(outgoing)
+            assert p.untouched([1, 2])
+
+    run(main())
+
+
+def test_renewed_lease_lasts(transport):
+    async def main():
+        async with pair(transport) as p:
+            incoming = p.grant([1], lease_s=0.2)
+            incoming.renew(10)
+            incoming.renew(0.01)  # never shortens
+            await asyncio.sleep(0.3)
+            outgoing = p.sender(new_pool(1)).open(incoming.grant, [1])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+
+    run(main())
+
+
+def test_stale_grants_are_refused(transport):
+    """Of an earlier life of the decode node, for another node, unknown, and used twice."""
+
+    async def main():
+        source = new_pool(1)
+        async with pair(transport) as p:
+            sender = p.sender(source)
+            incoming = p.grant([1])
+            old_life = transfer_pb2.Grant.FromString(incoming.grant.SerializeToString())
+            old_life.decode_epoch = 6
+            other = sender.open(old_life, [1])
+            all_ready(other, 1)
+            with pytest.raises(TransferError, match="restarted"):
+                await commit(other)
+            thief = p.sender(source, "p9").open(incoming.grant, [1])
+            all_ready(thief, 1)
+            with pytest.raises(TransferError, match="stale or over"):
+                await commit(thief)
+            if transport != "ucx":  # over UCX the tag itself, which only p0 was told, is what lets a message in
+                assert p.untouched([1])
+            unknown = transfer_pb2.Grant.FromString(incoming.grant.SerializeToString())
+            unknown.grant_id += 100
+            unknown.tag_base = 12345 << 20
+            dropped = sender.open(unknown, [1])
+            all_ready(dropped, 1)
+            with pytest.raises(TransferError, match="stale or over"):
+                await commit(dropped)
+            await incoming.cancel()
+            fresh = p.grant([2])
+            outgoing = sender.open(fresh.grant, [3])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+            assert p.filled([2], source, [3])
+            with pytest.raises(TransferError, match="stale or over"):
+                await commit(outgoing)
+            assert p.untouched([1]) or transport == "ucx"
+
+    run(main())
+
+
+def test_restarted_prefill_node_takes_the_place_of_the_old(transport):
+    async def main():
+        source = new_pool(1)
+        async with pair(transport) as p:
+            old = p.sender(source, epoch=1)
+            first = p.grant([1], epoch=1)
+            outgoing = old.open(first.grant, [1])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+            left_behind = p.grant([2], epoch=1)
+            new = p.sender(source, epoch=2)
+            fresh = p.grant([3], epoch=2)
+            outgoing = new.open(fresh.grant, [4])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+            assert p.filled([3], source, [4])
+            with pytest.raises(TransferError, match="restarted"):
+                await left_behind.committed()
+            late = old.open(left_behind.grant, [2])
+            all_ready(late, 1)
+            with pytest.raises(TransferError):
+                await commit(late)
+            await left_behind.cancel()
+            assert p.untouched([2])
+
+    run(main())
+
+
+def test_restarted_decode_node_at_the_same_address(transport):
+    async def main():
+        source = new_pool(1)
+        first = Pair(transport)
+        await first.start()
+        sender = first.sender(source)
+        outgoing = sender.open(first.grant([1]).grant, [1])
+        all_ready(outgoing, 1)
+        await commit(outgoing)
+        stuck = sender.open(first.grant([2]).grant, [2])
+        first.senders.clear()
+        await first.stop()
+        second = Pair(transport)
+        second.receiver.epoch = 8
+        second.server = rpc.server()
+        second.receiver.add_to(second.server)
+        second.receiver.address = first.receiver.address
+        second.server.add_insecure_port(second.receiver.address)
+        await second.server.start()
+        await second.receiver.start()
+        second.senders.append(sender)
+        try:
+            outgoing = sender.open(second.grant([1]).grant, [3])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+            assert second.filled([1], source, [3])
+            all_ready(stuck, 1)
+            with pytest.raises(TransferError):
+                await commit(stuck)
+            await stuck.abort()
+        finally:
+            await second.stop()
+
+    run(main())
