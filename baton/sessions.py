@@ -21,7 +21,7 @@ GONE_S = 5.0
 BEAT_S = 0.5
 MAX_OUTBOX_ROWS = 65_536  # tokens, and alternatives among log-probabilities
 MAX_SESSIONS = 1024
-_MAX_TOMBSTONES = 4096  # cancels remembered per router, for legs that arrive after their own cancel
+_MAX_TOMBSTONES = 16_384  # per router: legs that arrive after their own cancel, or a second time, are refused
 
 
 class Leg(Protocol):
@@ -45,7 +45,7 @@ class Session:
         self.beat_due = True  # the next message carries the load
         self.stream: object | None = None  # the Attach call that empties the outbox
         self.gone_since = now  # meaningful while there is no stream
-        self._tombstones: OrderedDict[int, int] = OrderedDict()  # key -> newest cancelled attempt
+        self._tombstones: OrderedDict[int, int] = OrderedDict()  # key -> newest attempt that is over
         self._batch, self._num_rows = node_pb2.StepBatch(), 0
 
     @property
@@ -69,7 +69,7 @@ class Session:
         """Enter a leg; an older attempt under the same key is cancelled. Raises Cancelled for a stale attempt."""
         key, attempt = leg.generation.key, leg.generation.attempt
         if self._tombstones.get(key, -1) >= attempt:
-            raise Cancelled("cancelled by its router")
+            raise Cancelled("cancelled by its router, or over")
         if (old := self.legs.get(key)) is not None:
             if old.generation.attempt >= attempt:
                 raise Cancelled("a newer attempt, or the same, is already here")
@@ -78,19 +78,24 @@ class Session:
 
     def cancel(self, key: int, attempt: int) -> None:
         """Cancel that attempt and older ones, whether they are here already or still to come."""
-        self._tombstones[key] = max(attempt, self._tombstones.pop(key, -1))
-        if len(self._tombstones) > _MAX_TOMBSTONES:
-            self._tombstones.popitem(last=False)
+        self._bury(key, attempt)
         leg = self.legs.get(key)
         if leg is not None and leg.generation.attempt <= attempt:
             del self.legs[key]
             leg.cancel()
+
+    def close(self, leg: Leg) -> None:
+        """The leg is over. Whatever still asks for the same attempt, a copy that the network made, is refused."""
+        if self.holds(leg):
+            del self.legs[leg.generation.key]
+            self._bury(leg.generation.key, leg.generation.attempt)
 
     def cancel_all(self) -> None:
         """Cancel every leg, and forget what the outbox holds."""
         legs, self.legs = list(self.legs.values()), {}
         self._batch, self._num_rows = node_pb2.StepBatch(), 0
         for leg in legs:
+            self._bury(leg.generation.key, leg.generation.attempt)
             leg.cancel()
 
     def holds(self, leg: Leg) -> bool:
@@ -122,6 +127,11 @@ class Session:
         """A leg's last message."""
         self._batch.finished.append(finished)
         self._num_rows += 1
+
+    def _bury(self, key: int, attempt: int) -> None:
+        self._tombstones[key] = max(attempt, self._tombstones.pop(key, -1))
+        if len(self._tombstones) > _MAX_TOMBSTONES:
+            self._tombstones.popitem(last=False)
 
 
 class Sessions:
@@ -160,8 +170,8 @@ class Sessions:
     def close(self, leg: Leg) -> None:
         """The leg is over and has told its router what it had to tell. Idempotent."""
         session = self._by_router.get(leg.generation.router_id)
-        if session is not None and session.holds(leg):
-            del session.legs[leg.generation.key]
+        if session is not None:
+            session.close(leg)
 
     def of(self, leg: Leg) -> Session | None:
         """The session that still waits for this leg, if any does: late outputs of other legs are dropped."""

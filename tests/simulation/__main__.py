@@ -1,12 +1,13 @@
 """`python -m tests.simulation`: run seeds for a while, or one seed again with its trace."""
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
 
 from tests.simulation.loop import Violation
-from tests.simulation.scenario import SCENARIOS, simulate
+from tests.simulation.scenario import SCENARIOS, Scenario, simulate
 
 _clock = time.perf_counter
 
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seconds", type=float, default=0, help="real time to run for, seed after seed; 0: one seed")
     parser.add_argument("--scenario", choices=SCENARIOS, default="storm")
+    parser.add_argument("--kinds", default="", help="faults of these kinds alone, comma-separated")
     parser.add_argument("--trace", type=int, default=0, metavar="N", help="print the last N events of a failure")
     args = parser.parse_args()
     end_s = _clock() + args.seconds
@@ -28,10 +30,15 @@ def main() -> int:
     return int(failed > 0)
 
 
+def _scenario(args: argparse.Namespace) -> Scenario:
+    scenario = SCENARIOS[args.scenario]
+    return dataclasses.replace(scenario, kinds=tuple(args.kinds.split(","))) if args.kinds else scenario
+
+
 def _run(seed: int, args: argparse.Namespace) -> bool:
     began_s = _clock()
     try:
-        report = simulate(seed, SCENARIOS[args.scenario])
+        report = simulate(seed, _scenario(args))
     except Violation as violation:
         print(f"seed {seed}: {violation}", *violation.__notes__, sep="\n  ")
         if args.trace:

@@ -118,6 +118,9 @@ class Fleet:
         found = []
         for name in self.names("prefill", "decode"):
             parts = self.processes[name].parts
+            if "service" not in parts:
+                found.append(f"{name}: not started")
+                continue
             engine = parts["engine"]
             num_held = engine.num_blocks - engine.blocks.num_free_blocks
             counts = {

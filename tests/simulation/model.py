@@ -107,7 +107,7 @@ def reference(jobs: list) -> list[list[int]]:
     """The outputs of jobs on one engine that nothing disturbs."""
     from baton.request import Generation
 
-    engine = make_engine(4096)
+    engine = make_engine(1024)
     requests = [
         engine.add(
             Generation(

@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import dataclass
 
+import torch
+
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Violation
 from tests.simulation.workload import Client, make_asks
@@ -53,6 +55,7 @@ class Report:
 
 def simulate(seed: int, scenario: Scenario) -> Report:
     """Raises Violation, whose notes say how to see it again."""
+    torch.set_num_threads(1)
     world = World(seed, scenario.num_blocks)
     asks = make_asks(world.rng, scenario.num_requests, scenario.span_s, list(ROUTERS), scenario.timeout_s,
                      scenario.cancelled)  # fmt: skip

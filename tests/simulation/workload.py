@@ -38,7 +38,7 @@ def make_asks(rng: random.Random, num: int, span_s: float, routers: list[str], t
         sampling = SamplingParams(
             temperature=rng.choice((0.0, 1.0)),
             seed=rng.getrandbits(32),
-            max_tokens=rng.choice((1, 2, 8, 16, 32)),
+            max_tokens=rng.choice((1, 2, 6, 12, 24)),
             num_logprobs=rng.choice((-1, -1, 0, 2)),
         )
         asks.append(
