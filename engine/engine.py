@@ -204,6 +204,9 @@ class Engine:
             num_free_blocks=self.blocks.num_free_blocks,
             prefill_tokens_per_s=self._speed.prefill_tokens_per_s,
             step_s=self._speed.step_s,
+            step_cost=self._speed.fit.proto(),
+            num_context_tokens=scheduler.num_context_tokens(),
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
         )
 
     @property
@@ -265,6 +268,7 @@ class Engine:
         start_s = self._clock()
         for request in self._scheduler.take_newcomers():
             request.first_scheduled_s = request.first_scheduled_s or start_s
+        shape = self._rows.shape(schedule)
         try:
             self._run(schedule, output)
         except Exception:  # an edge: whatever a step raises ends its requests, never the node
@@ -273,7 +277,7 @@ class Engine:
                 if request.state is RequestState.RUNNING:
                     self._fail(request, BatonError("the node failed to compute this request"), output)
             return
-        self._speed.note(len(schedule.requests), int(schedule.num_tokens.sum()), self._clock() - start_s)
+        self._speed.note(shape, self._clock() - start_s)
 
     @torch.inference_mode()
     def _run(self, schedule: Schedule, output: StepOutput) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from baton.step_cost import StepShape
 from engine.request import Request
 from engine.sampling.logit_adjust import adjusts_logits
 
@@ -85,6 +86,22 @@ class Rows:
         if request.row >= 0:
             self._free.append(request.row)
             request.row = -1
+
+    def shape(self, schedule: Schedule) -> StepShape:
+        """What the step is about to compute, for predictions."""
+        num_tokens = schedule.num_tokens
+        before = self.num_tokens[schedule.rows] - self.num_uncomputed[schedule.rows]
+        if int(num_tokens.sum()) == len(num_tokens):
+            return StepShape(0, 0.0, len(num_tokens), int(before.sum()))
+        decodes = num_tokens == 1
+        context = num_tokens * (before + num_tokens / 2)
+        num_decoding = int(decodes.sum())
+        return StepShape(
+            int(num_tokens.sum()) - num_decoding,
+            float(context[~decodes].sum()),
+            num_decoding,
+            int(before[decodes].sum()),
+        )
 
     def advance(self, schedule: Schedule, drawn: NDArray[np.int64], token_ids: Sequence[int]) -> None:
         """A step is over: its tokens are computed, and the requests at the places `drawn` have one more each."""

@@ -116,6 +116,11 @@ class Scheduler:
         running = int(self._rows.num_uncomputed[row][self._rows.is_new[row]].sum())
         return running + sum(request.num_uncomputed_tokens for request in self.waiting)
 
+    def num_context_tokens(self) -> int:
+        """Tokens of the running requests, prompt and output so far."""
+        _, row = self._in_order()
+        return int(self._rows.num_tokens[row].sum())
+
     def num_idle_blocks(self) -> int:
         """Blocks held by requests that do not run, because a transfer fills or reads them."""
         return len({block_id for request in self._reserved.values() for block_id in request.block_ids})

@@ -1,4 +1,6 @@
-"""How fast a node lately was: what routers predict queueing times from."""
+"""How fast a node lately was: what routers predict times from."""
+
+from baton.step_cost import StepFit, StepShape
 
 _SMOOTHING = 0.1  # weight of the latest step
 
@@ -10,12 +12,15 @@ class Speed:
         self.num_steps = 0
         self.step_s = 0.0
         self.prefill_tokens_per_s = 0.0
+        self.fit = StepFit()
 
-    def note(self, num_requests: int, num_tokens: int, duration_s: float) -> None:
+    def note(self, shape: StepShape, duration_s: float) -> None:
         """A step has run. One made mostly of prompt tokens tells of prefill."""
+        num_tokens = shape.num_prompt_tokens + shape.num_decoding
+        self.fit.note(shape, 1000 * duration_s)
         self.num_steps += 1
         self.step_s = _mean(self.step_s, duration_s)
-        if num_tokens > 2 * num_requests and duration_s > 0:
+        if shape.num_prompt_tokens > shape.num_decoding and duration_s > 0:
             self.prefill_tokens_per_s = _mean(self.prefill_tokens_per_s, num_tokens / duration_s)
 
 

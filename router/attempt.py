@@ -87,6 +87,8 @@ class Attempt:
         self._ended: asyncio.Future[FinishReason] = asyncio.get_running_loop().create_future()
         self._generation_sent = asyncio.Event()
         self._decode_done = decode is None
+        self.prefill_s = 0.0
+        self.transferred: prefill_pb2.Transferred | None = None
         self._run_call: aio.StreamStreamCall[prefill_pb2.RunMessage, prefill_pb2.RunEvent] | None = None
 
     async def run(self) -> FinishReason:
@@ -206,6 +208,7 @@ class Attempt:
         if event.HasField("first_token"):
             self._on_token_zero(event.first_token)
         elif event.HasField("transferred"):
+            self.transferred = event.transferred
             self._owner.note(0, transfer_s=event.transferred.tail_s)
             self._prefill_done()
 
@@ -220,6 +223,7 @@ class Attempt:
         if first.index != self._first_index:
             self.fail(TransferError("the first token is not the one that was asked for"))
             return
+        self.prefill_s = first.prefill_s
         self._owner.note(first.num_cached_tokens, queue_s=first.queue_s, prefill_s=first.prefill_s)
         self._expects_first = False
         self._owner.emit([first.token_id], [first.logprobs] if self._wants_logprobs else None)

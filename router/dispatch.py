@@ -177,8 +177,10 @@ class Dispatcher:
             running.usage.num_attempts += 1
             try:
                 running.check_wanted()
-                reason = await self._attempt(running, attempt, placement).run()
+                leg = self._attempt(running, attempt, placement)
+                reason = await leg.run()
                 if reason is not FinishReason.UNFINISHED:
+                    self._learn(running, leg)
                     return reason
             except Refused:
                 running.usage.num_attempts -= 1
@@ -212,6 +214,14 @@ class Dispatcher:
                 _of_prompt(generation), job.prompt_work, placement.prefill, running, placement.computed
             )
         return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
+
+    def _learn(self, running: Running, leg: Attempt | PromptAttempt) -> None:
+        """What a finished request tells about the next ones."""
+        costs = self._fleet.costs
+        if running.output:
+            costs.note_output(len(running.output))
+        if isinstance(leg, Attempt) and leg.transferred is not None:
+            costs.transfer.note(leg.transferred.num_blocks, 1000 * leg.prefill_s, 1000 * leg.transferred.tail_s)
 
     def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:
         _FAILOVERS.labels(str(error.code)).inc()

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from baton import tasks
 from baton.redis_client import FAILURES, REDIS_ERRORS
 from baton.registry import NodeRecord, list_nodes
+from router.fleet_costs import FleetCosts
 from router.node_link import NodeLink
 
 POLL_S = 0.5
@@ -38,6 +39,7 @@ class FleetView:
     ) -> None:
         """`on_nodes` is called when nodes have come or gone."""
         self.facts: ModelFacts | None = None
+        self.costs = FleetCosts()
         self._redis = redis
         self._router_id = router_id
         self._service_token = service_token
@@ -113,7 +115,7 @@ class FleetView:
         for key in listed.keys() - self._links.keys():
             record = listed[key]
             cancels = self._undelivered.pop(key, None)
-            link = NodeLink(record, self._router_id, self._service_token, self._on_change, cancels)
+            link = NodeLink(record, self._router_id, self._service_token, self._on_change, self.costs, cancels)
             self._links[key] = link
             link.start()
             if record.role == "prefill":

@@ -28,7 +28,8 @@ from baton.v1 import (
     types_pb2,
 )
 from baton.v1.types_pb2 import TokenLogprobs
-from router.policy import NodeView
+from router.fleet_costs import FleetCosts
+from router.node_state import NodeState
 
 TICK_S = 0.25
 SUSPECT_TICKS = 8  # ticks of our own loop, so a stall of this process suspects nobody
@@ -73,9 +74,10 @@ class NodeLink:
         router_id: str,
         service_token: str,
         on_change: Callable[[], None],
+        costs: FleetCosts,
         cancels: dict[int, int] | None = None,
     ) -> None:
-        """`on_change` is called whenever the node came, went, or told its load.
+        """`on_change` is called whenever the node came, went, or told its load; `costs` is the fleet's.
 
         `cancels` are those that an earlier link to the same incarnation could not deliver.
         """
@@ -83,9 +85,11 @@ class NodeLink:
         self.alive = False
         self.stuck = False
         self.load = types_pb2.Load()
+        self.state = NodeState()
         self.legs: dict[int, Leg] = {}
         self._router_id = router_id
         self._on_change = on_change
+        self._costs = costs
         self.metadata = rpc.metadata(service_token)  # of every call
         self._channel = rpc.channel(record.address)
         self._node = node_pb2_grpc.NodeStub(self._channel)
@@ -96,7 +100,6 @@ class NodeLink:
         self._silent_ticks = 0
         self._stepped_at = time.monotonic()
         self._avoid_until = float("-inf")
-        self._sent_tokens = self._sent_requests = self._sent_blocks = 0  # since the node last told its load
         self._cancels = cancels or {}  # key -> attempt
         self._canceller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,26 +124,6 @@ class NodeLink:
         await asyncio.gather(*(tasks.end(task) for task in self._tasks))
         self._down("dropped")
         await self._channel.close()
-
-    def view(self, num_cached_blocks: int) -> NodeView:
-        """The node for the policy: its last word, and what this router has sent it since."""
-        load = self.load
-        return NodeView(
-            num_cached_blocks=num_cached_blocks,
-            num_waiting_tokens=max(load.num_waiting_tokens + self._sent_tokens, 0),
-            prefill_tokens_per_s=load.prefill_tokens_per_s,
-            num_running=max(load.num_running + self._sent_requests, 0),
-            num_waiting=load.num_waiting,
-            num_blocks=load.num_blocks,
-            num_free_blocks=load.num_free_blocks - self._sent_blocks,
-            step_s=load.step_s,
-        )
-
-    def sent(self, num_tokens: int, num_requests: int, num_blocks: int) -> None:
-        """Work that this router sends; negative counts for what ended."""
-        self._sent_tokens += num_tokens
-        self._sent_requests += num_requests
-        self._sent_blocks += num_blocks
 
     def avoid(self) -> None:
         """The node has refused a request: no new ones for a moment."""
@@ -219,7 +202,8 @@ class NodeLink:
         if load.num_steps != self.load.num_steps or not load.num_running:
             self._stepped_at = now
         self.load = load
-        self._sent_tokens = self._sent_requests = self._sent_blocks = 0
+        self._costs.take_load(load)
+        self.state.take_load(load, self._costs.pooled, now)
         self.alive = True
         self._deliver_cancels()
         was_stuck, self.stuck = self.stuck, now - self._stepped_at > STUCK_S

@@ -7,6 +7,7 @@ wait behind it. A request that some node had already taken up does not queue aga
 import asyncio
 import contextlib
 import itertools
+import time
 
 import msgspec
 
@@ -15,7 +16,7 @@ from baton.prefix_hash import block_hashes, root_hash
 from router import policy
 from router.fleet_view import FleetView, ModelFacts
 from router.node_link import NodeLink
-from router.policy import NodeView
+from router.policy import Ask, Choice
 from router.prefix_replica import PrefixReplica
 from router.running import Running
 
@@ -27,27 +28,28 @@ class Placement(msgspec.Struct, eq=False):
 
     prefill: NodeLink | None  # None: all on the decode node
     decode: NodeLink | None  # None: only one token is wanted
-    num_uncached_tokens: int
-    num_missing_blocks: int
+    choice: Choice
+    num_tokens: int
+    is_computed: bool = False
 
     def begin(self) -> None:
         """Count the work."""
         if self._computing is not None:
-            self._computing.sent(self.num_uncached_tokens, 0, 0)
+            self._computing.state.send_prompt(self.choice.prompt_ms, time.monotonic())
         if self.decode is not None:
-            self.decode.sent(0, 1, self.num_missing_blocks)
+            self.decode.state.send_decode(self.num_tokens, self.choice.num_missing_blocks)
 
     def computed(self) -> None:
         """The prompt is computed. Idempotent."""
-        if self._computing is not None:
-            self._computing.sent(-self.num_uncached_tokens, 0, 0)
-        self.num_uncached_tokens = 0
+        if self._computing is not None and not self.is_computed:
+            self._computing.state.prompt_done(self.choice.prompt_ms)
+        self.is_computed = True
 
     def end(self) -> None:
         """The attempt is over."""
         self.computed()
         if self.decode is not None:
-            self.decode.sent(0, -1, -self.num_missing_blocks)
+            self.decode.state.decode_done(self.num_tokens, self.choice.num_missing_blocks)
 
     @property
     def _computing(self) -> NodeLink | None:
@@ -96,37 +98,46 @@ class Placer:
             raise Overloaded("all nodes are full at present")
 
     def _choose(self, running: Running, facts: ModelFacts, cached: dict[str, int]) -> Placement | None:
-        num_tokens, size, turn = running.num_tokens, facts.block_size, next(self._turns)
         alone = not self._fleet.expects_prefill
-        if running.wants_prompt:
-            return self._choose_one(running, facts, cached, "decode" if alone else "prefill")
         decodes = self._fleet.accepting("decode")
-        views = _views(decodes, cached)
-        at = policy.choose_decode(views, num_tokens, size, turn, prefills_itself=alone)
-        if at is None:
+        if running.wants_prompt:
+            return self._choose_one(running, facts, cached, decodes if alone else self._fleet.accepting("prefill"))
+        prefills = [] if alone else self._fleet.accepting("prefill")
+        if not (prefills or alone):
             return None
-        num_missing = policy.num_missing_blocks(views[at], num_tokens, size)
-        num_uncached = policy.num_uncached_tokens(views[at], num_tokens, size)
-        if alone or (views[at].num_cached_blocks and num_uncached < size):  # nearly all of it is there
-            return Placement(None, decodes[at], num_uncached, num_missing)
-        decode = decodes[at] if running.num_tokens_left > 1 else None
-        prefills = self._fleet.accepting("prefill")
-        views = _views(prefills, cached)
-        at = policy.choose_prefill(views, num_tokens, size, turn)
-        if at is None:
+        choice = policy.choose(
+            self._ask(running, facts),
+            [link.state for link in prefills],
+            _held(prefills, cached),
+            [link.state for link in decodes],
+            _held(decodes, cached),
+        )
+        if choice is None:
             return None
-        return Placement(prefills[at], decode, policy.num_uncached_tokens(views[at], num_tokens, size), num_missing)
+        prefill = None if choice.prefill is None else prefills[choice.prefill]
+        decode = None if choice.decode is None else decodes[choice.decode]
+        return Placement(prefill, decode, choice, running.num_tokens)
 
-    def _choose_one(self, running: Running, facts: ModelFacts, cached: dict[str, int], role: str) -> Placement | None:
+    def _choose_one(
+        self, running: Running, facts: ModelFacts, cached: dict[str, int], links: list[NodeLink]
+    ) -> Placement | None:
         """A node for work on the prompt alone; scoring reads nothing from a cache."""
         work = running.job.prompt_work
-        links = self._fleet.accepting(role)
-        views = _views(links, {} if work is not None and work.num_logprobs >= 0 else cached)
-        at = policy.choose_prefill(views, running.num_tokens, facts.block_size, next(self._turns))
-        if at is None:
+        held = _held(links, {} if work is not None and work.num_logprobs >= 0 else cached)
+        choice = policy.choose_prefill(self._ask(running, facts), [link.state for link in links], held)
+        if choice is None or choice.prefill is None:
             return None
-        num_uncached = policy.num_uncached_tokens(views[at], running.num_tokens, facts.block_size)
-        return Placement(links[at], None, num_uncached, 0)
+        return Placement(links[choice.prefill], None, choice, running.num_tokens)
+
+    def _ask(self, running: Running, facts: ModelFacts) -> Ask:
+        costs = self._fleet.costs
+        return Ask(
+            num_tokens=running.num_tokens,
+            block_size=facts.block_size,
+            num_output_tokens=min(max(running.num_tokens_left - 1, 0), costs.output_tokens),
+            transfer=costs.transfer,
+            turn=next(self._turns),
+        )
 
     async def _wait_for_change(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -134,5 +145,5 @@ class Placer:
                 await self._fleet.changed()
 
 
-def _views(links: list[NodeLink], cached: dict[str, int]) -> list[NodeView]:
-    return [link.view(cached.get(link.record.node_id, 0)) for link in links]
+def _held(links: list[NodeLink], cached: dict[str, int]) -> list[int]:
+    return [cached.get(link.record.node_id, 0) for link in links]

@@ -1,37 +1,58 @@
-"""Which prefill node and which decode node serve a request: the ones with the least predicted cost, in milliseconds.
+"""Which nodes serve a request: those that cost everybody the least time, in predicted milliseconds.
 
-    prefill    (uncached tokens + waiting tokens) / measured tokens per second
-    transfer   blocks that the decode node lacks
-    decode     requests that share its steps, requests that wait for blocks, and how few blocks it has left
+A way to serve a request is a pair (prefill node, decode node), or a decode node alone. Its cost is a sum:
 
-The cost of a pair is a sum of one term per node, so each pool is chosen from by itself. Pure functions: who is alive
-and what is cached where is found out by others.
+    queue      until the node begins with this prompt
+    prefill    base · steps + token · tokens + context · tokens · tokens before them, of what is not cached there
+    transfer   what shows of it: latency + blocks that the decode node lacks, as far as the prefill does not hide them
+    decode     the answer's expected length · step time, which grows with requests and with their context
+    harm       the same work as others feel it: a prompt delays those behind it and, on a decode node, every running
+               request; a running request slows all other steps; blocks that run out have requests preempted
+
+Only the transfer depends on both nodes of a pair, so the best pair is found by choosing one side for the best other
+side, a few times: O(P + D). Pure functions of small structs: who is alive and what is cached where others find out.
 """
 
 from collections.abc import Sequence
 
 import msgspec
 
-ASSUMED_PREFILL_TOKENS_PER_S = 2000.0  # of a node that has not computed a prompt yet
-TRANSFER_MS_PER_BLOCK = 0.2  # most of a transfer hides behind the prefill
-RUNNING_MS = 2.0  # what one more request in the batch costs the others and this one
-ASSUMED_STEP_MS = 30.0  # of a node that has not run a step yet
+from router.fleet_costs import TransferCost
+from router.node_state import NodeState
+
 SCARCE = 0.1  # share of free blocks below which requests are preempted sooner or later
 SCARCITY_MS = 500.0
 TIE_MS = 1.0  # differences that small are noise: spread the load instead
+TIE_SHARE = 0.01
+FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
+_NEVER = float("inf")
 
 
-class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """What a choice needs to know of a node."""
+class Ask(msgspec.Struct, kw_only=True):
+    """What a request wants of nodes."""
 
-    num_cached_blocks: int = 0  # leading blocks of this request
-    num_waiting_tokens: float = 0
-    prefill_tokens_per_s: float = 0  # 0 is unknown
-    num_running: int = 0
-    num_waiting: int = 0
-    num_blocks: int = 0
-    num_free_blocks: int = 0
-    step_s: float = 0  # 0 is unknown
+    num_tokens: int  # prompt, and output of earlier attempts
+    block_size: int
+    num_output_tokens: float = 0.0  # expected; 0: only the token that comes with the prompt
+    transfer: TransferCost = msgspec.field(default_factory=TransferCost)
+    turn: int = 0  # counts up from request to request
+
+
+class Choice(msgspec.Struct, kw_only=True):
+    """Indices into the given pools, and what was predicted."""
+
+    prefill: int | None  # None: all on the decode node
+    decode: int | None  # None: nothing is left to decode
+    cost_ms: float
+    queue_ms: float  # before the prompt begins
+    prompt_ms: float  # computing it
+    num_uncached_tokens: int  # where it is computed
+    num_missing_blocks: int  # on the decode node
+
+    @property
+    def ttft_ms(self) -> float:
+        """Until the first token."""
+        return self.queue_ms + self.prompt_ms
 
 
 def num_blocks(num_tokens: int, block_size: int) -> int:
@@ -39,58 +60,150 @@ def num_blocks(num_tokens: int, block_size: int) -> int:
     return -(-num_tokens // block_size)
 
 
-def num_uncached_tokens(node: NodeView, num_tokens: int, block_size: int) -> int:
-    """Tokens that the node would have to compute: the last one always."""
-    return max(num_tokens - node.num_cached_blocks * block_size, 1)
+def num_missing_blocks(num_tokens: int, num_cached_blocks: int, block_size: int) -> int:
+    """Blocks that a node would have to allocate, with room for one more token."""
+    return max(num_blocks(num_tokens + 1, block_size) - num_cached_blocks, 0)
 
 
-def num_missing_blocks(node: NodeView, num_tokens: int, block_size: int) -> int:
-    """Blocks that the node would have to allocate, with room for one more token."""
-    return max(num_blocks(num_tokens + 1, block_size) - node.num_cached_blocks, 0)
-
-
-def prefill_ms(node: NodeView, num_tokens: int, block_size: int) -> float:
-    """Until the first token, if this node computes the prompt."""
-    tokens = num_uncached_tokens(node, num_tokens, block_size) + node.num_waiting_tokens
-    return 1000 * tokens / max(node.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S, 1.0)
-
-
-def decode_ms(node: NodeView, num_tokens: int, block_size: int) -> float:
-    """What decoding here costs this request and the others, missing blocks included."""
-    missing = num_missing_blocks(node, num_tokens, block_size)
-    step_ms = 1000 * node.step_s or ASSUMED_STEP_MS
-    share = (node.num_free_blocks - missing) / max(node.num_blocks, 1)
-    scarcity = SCARCITY_MS * max(SCARCE - share, 0) / SCARCE
-    return TRANSFER_MS_PER_BLOCK * missing + RUNNING_MS * node.num_running + step_ms * node.num_waiting + scarcity
-
-
-def has_room(node: NodeView, num_tokens: int, block_size: int) -> bool:
+def has_room(node: NodeState, num_tokens: int, num_missing: int, block_size: int) -> bool:
     """Whether the request's blocks fit now. One that fits into no pool at all is left to the node to refuse."""
-    fits_never = num_blocks(num_tokens + 1, block_size) > node.num_blocks
-    return fits_never or num_missing_blocks(node, num_tokens, block_size) <= node.num_free_blocks
+    return num_missing <= node.num_free_blocks or num_blocks(num_tokens + 1, block_size) > node.num_blocks
 
 
-def choose_prefill(nodes: Sequence[NodeView], num_tokens: int, block_size: int, turn: int) -> int | None:
-    """Index of the best node, None where there is none. `turn` counts up from request to request."""
-    return _cheapest([prefill_ms(node, num_tokens, block_size) for node in nodes], turn)
+def prompt_ms(node: NodeState, ask: Ask, num_cached_blocks: int) -> float:
+    """Computing what is not cached of the prompt: the last token always."""
+    cached = num_cached_blocks * ask.block_size
+    num_uncached = max(ask.num_tokens - cached, 1)
+    return node.cost.prefill_ms(num_uncached, ask.num_tokens - num_uncached, node.chunk_tokens)
 
 
-def choose_decode(
-    nodes: Sequence[NodeView], num_tokens: int, block_size: int, turn: int, *, prefills_itself: bool
-) -> int | None:
-    """Index of the best node that has room, None where none has."""
-    costs = []
-    for node in nodes:
-        cost = decode_ms(node, num_tokens, block_size)
-        if prefills_itself:
-            cost += prefill_ms(node, num_tokens, block_size)
-        costs.append(cost if has_room(node, num_tokens, block_size) else float("inf"))
-    return _cheapest(costs, turn)
+def decode_ms(node: NodeState, ask: Ask, num_missing: int) -> float:
+    """Decoding an answer there, as this request and the others feel it; inf without room."""
+    if not has_room(node, ask.num_tokens, num_missing, ask.block_size):
+        return _NEVER
+    cost, running, length = node.cost, node.num_running, ask.num_output_tokens
+    slower = cost.decode_request_ms + cost.decode_token_ms * ask.num_tokens
+    step = (
+        cost.decode_base_ms + cost.decode_request_ms * running + cost.decode_token_ms * node.num_context_tokens + slower
+    )
+    share = (node.num_free_blocks - num_missing) / (node.num_blocks or 1)
+    scarcity = SCARCITY_MS * (SCARCE - share) / SCARCE if share < SCARCE else 0.0
+    return length * (step + slower * running) + step * node.num_waiting + scarcity
 
 
-def _cheapest(costs: Sequence[float], turn: int) -> int | None:
-    least = min(costs, default=float("inf"))
-    if least == float("inf"):
+def pressed(node: NodeState, work_ms: float) -> float:
+    """What work costs those that come after it: those that wait, and those that the node's utilization foretells."""
+    return work_ms * (node.num_waiting + node.utilization / (1.0 - node.utilization))
+
+
+def choose(
+    ask: Ask,
+    prefills: Sequence[NodeState],
+    prefill_cached: Sequence[int],
+    decodes: Sequence[NodeState],
+    decode_cached: Sequence[int],
+    *,
+    may_be_alone: bool = True,
+) -> Choice | None:
+    """The cheapest way, None where there is none. `…_cached`: leading blocks of the request that each node holds."""
+    missing = [num_missing_blocks(ask.num_tokens, cached, ask.block_size) for cached in decode_cached]
+    decoding = [decode_ms(node, ask, num) for node, num in zip(decodes, missing, strict=True)]
+    pair = _best_pair(ask, prefills, prefill_cached, missing, decoding) if prefills else None
+    alone = _best_alone(ask, decodes, decode_cached, missing, decoding) if may_be_alone or not prefills else None
+    if pair is None or (alone is not None and alone.cost_ms < pair.cost_ms):
+        return alone
+    return pair
+
+
+def choose_prefill(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> Choice | None:
+    """A node for work on the prompt alone."""
+    work = [prompt_ms(node, ask, num) for node, num in zip(nodes, cached, strict=True)]
+    costs = [node.queue_ms + ms + pressed(node, ms) for node, ms in zip(nodes, work, strict=True)]
+    at = cheapest(costs, ask.turn)
+    return None if at is None else _choice(ask, nodes[at], cached[at], work[at], costs[at], prefill=at)
+
+
+def cheapest(costs: Sequence[float], turn: int) -> int | None:
+    """Index of the least, by turns among those that hardly differ; None where all are infinite."""
+    least = min(costs, default=_NEVER)
+    if least == _NEVER:
         return None
-    near = [index for index, cost in enumerate(costs) if cost <= least + TIE_MS]
+    limit = least + max(TIE_MS, TIE_SHARE * least)
+    near = [index for index, cost in enumerate(costs) if cost <= limit]
     return near[turn % len(near)]
+
+
+def _best_pair(
+    ask: Ask,
+    prefills: Sequence[NodeState],
+    prefill_cached: Sequence[int],
+    missing: Sequence[int],
+    decoding: Sequence[float],
+) -> Choice | None:
+    work = [prompt_ms(node, ask, num) for node, num in zip(prefills, prefill_cached, strict=True)]
+    prompts = [node.queue_ms + ms + pressed(node, ms) for node, ms in zip(prefills, work, strict=True)]
+    at = cheapest(prompts, ask.turn)
+    if at is None:
+        return None
+    if not ask.num_output_tokens:
+        return _choice(ask, prefills[at], prefill_cached[at], work[at], prompts[at], prefill=at)
+    exposed = ask.transfer.exposed_ms
+    to = cheapest([ms + exposed(num, work[at]) for ms, num in zip(decoding, missing, strict=True)], ask.turn)
+    if to is None:
+        return None
+    num_missing = missing[to]
+    costs = [cost + exposed(num_missing, ms) for cost, ms in zip(prompts, work, strict=True)]
+    at = cheapest(costs, ask.turn) or 0
+    return _choice(
+        ask,
+        prefills[at],
+        prefill_cached[at],
+        work[at],
+        costs[at] + decoding[to],
+        prefill=at,
+        decode=to,
+        num_missing=num_missing,
+    )
+
+
+def _best_alone(
+    ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int], missing: Sequence[int], decoding: Sequence[float]
+) -> Choice | None:
+    """On one decode node; its running requests wait while the prompt is computed, and their steps lengthen that."""
+    work = []
+    for node, num in zip(nodes, cached, strict=True):
+        num_uncached = max(ask.num_tokens - num * ask.block_size, 1)
+        steps = -(-num_uncached // node.chunk_tokens)
+        cost = node.cost
+        mixed = cost.decode_request_ms * node.num_running + cost.decode_token_ms * node.num_context_tokens
+        work.append(prompt_ms(node, ask, num) + steps * mixed)
+    costs = [
+        ms + node.queue_ms + own * (1 + node.num_running) + pressed(node, own) + (0.0 if num else FRESH_MS)
+        for node, num, own, ms in zip(nodes, cached, work, decoding, strict=True)
+    ]
+    at = cheapest(costs, ask.turn)
+    if at is None:
+        return None
+    return _choice(ask, nodes[at], cached[at], work[at], costs[at], decode=at, num_missing=missing[at])
+
+
+def _choice(
+    ask: Ask,
+    node: NodeState,
+    num_cached_blocks: int,
+    work_ms: float,
+    cost_ms: float,
+    *,
+    prefill: int | None = None,
+    decode: int | None = None,
+    num_missing: int = 0,
+) -> Choice:
+    return Choice(
+        prefill=prefill,
+        decode=decode,
+        cost_ms=cost_ms,
+        queue_ms=node.queue_ms,
+        prompt_ms=work_ms,
+        num_uncached_tokens=max(ask.num_tokens - num_cached_blocks * ask.block_size, 1),
+        num_missing_blocks=num_missing,
+    )

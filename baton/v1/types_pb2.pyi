@@ -390,6 +390,9 @@ class Load(_message.Message):
     NUM_FREE_BLOCKS_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     STEP_S_FIELD_NUMBER: _builtins.int
+    STEP_COST_FIELD_NUMBER: _builtins.int
+    NUM_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _builtins.int
     state: Global___NodeState.ValueType
     num_steps: _builtins.int
     """grows while the node makes progress"""
@@ -404,6 +407,12 @@ class Load(_message.Message):
     """lately measured; 0 is unknown"""
     step_s: _builtins.float
     """mean length of a lately run step; 0 is unknown"""
+    num_context_tokens: _builtins.int
+    """of the running requests: prompt and output so far"""
+    max_num_batched_tokens: _builtins.int
+    """in one step"""
+    @_builtins.property
+    def step_cost(self) -> Global___StepCost: ...
     def __init__(
         self,
         *,
@@ -416,14 +425,56 @@ class Load(_message.Message):
         num_free_blocks: _builtins.int = ...,
         prefill_tokens_per_s: _builtins.float = ...,
         step_s: _builtins.float = ...,
+        step_cost: Global___StepCost | None = ...,
+        num_context_tokens: _builtins.int = ...,
+        max_num_batched_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_cost", b"step_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_blocks", b"num_blocks", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "num_waiting_tokens", b"num_waiting_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "state", b"state", "step_s", b"step_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_num_batched_tokens", b"max_num_batched_tokens", "num_blocks", b"num_blocks", "num_context_tokens", b"num_context_tokens", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "num_waiting_tokens", b"num_waiting_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "state", b"state", "step_cost", b"step_cost", "step_s", b"step_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class StepCost(_message.Message):
+    """What a step takes, fitted to the steps that ran; all 0 where there were too few of a kind. Milliseconds:
+      of prompts   prefill_base + prefill_token * tokens + prefill_context * sum(tokens * tokens before them)
+      of decoding  decode_base + decode_request * requests + decode_token * sum(tokens before)
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFILL_BASE_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKEN_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_CONTEXT_MS_FIELD_NUMBER: _builtins.int
+    DECODE_BASE_MS_FIELD_NUMBER: _builtins.int
+    DECODE_REQUEST_MS_FIELD_NUMBER: _builtins.int
+    DECODE_TOKEN_MS_FIELD_NUMBER: _builtins.int
+    prefill_base_ms: _builtins.float
+    prefill_token_ms: _builtins.float
+    prefill_context_ms: _builtins.float
+    decode_base_ms: _builtins.float
+    decode_request_ms: _builtins.float
+    decode_token_ms: _builtins.float
+    def __init__(
+        self,
+        *,
+        prefill_base_ms: _builtins.float = ...,
+        prefill_token_ms: _builtins.float = ...,
+        prefill_context_ms: _builtins.float = ...,
+        decode_base_ms: _builtins.float = ...,
+        decode_request_ms: _builtins.float = ...,
+        decode_token_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_base_ms", b"decode_base_ms", "decode_request_ms", b"decode_request_ms", "decode_token_ms", b"decode_token_ms", "prefill_base_ms", b"prefill_base_ms", "prefill_context_ms", b"prefill_context_ms", "prefill_token_ms", b"prefill_token_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCost: _TypeAlias = StepCost  # noqa: Y015
 
 @_typing.final
 class KVLayout(_message.Message):
