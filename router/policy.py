@@ -25,6 +25,7 @@ SCARCITY_MS = 500.0
 TIE_MS = 1.0  # differences that small are noise: spread the load instead
 TIE_SHARE = 0.01
 FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
+MAX_BACKLOG_MS = 1000.0  # twice what passes between two words of a node about its load
 _NEVER = float("inf")
 
 
@@ -113,6 +114,16 @@ def choose(
     if pair is None or (alone is not None and alone.cost_ms < pair.cost_ms):
         return alone
     return pair
+
+
+def least_queue_ms(nodes: Sequence[NodeState]) -> float:
+    """Until the first of the nodes begins with a newcomer."""
+    return min((node.queue_ms for node in nodes), default=0.0)
+
+
+def all_backlogged(nodes: Sequence[NodeState]) -> bool:
+    """Whether every node has enough to do for now. Then requests wait here, where it is decided whose turn it is."""
+    return least_queue_ms(nodes) > MAX_BACKLOG_MS
 
 
 def choose_prefill(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> Choice | None:

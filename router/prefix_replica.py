@@ -7,7 +7,8 @@ that Redis has not confirmed for a while is not used either. Then there are no h
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -92,7 +93,7 @@ class PrefixReplica:
         unknown: dict[str, int] = {}
         for node_id, holder in self._holders.items():
             if fresh and holder.loaded:
-                found[node_id] = _num_leading(hashes, holder.blocks)
+                found[node_id] = num_leading(hashes, holder.blocks)
             else:
                 unknown[node_id] = holder.epoch
         if unknown and self._breaker.closed:
@@ -160,8 +161,8 @@ class PrefixReplica:
         holder.blocks.update(blocks if len(blocks) <= room else blocks[: max(room, 0)])
 
 
-def _num_leading(hashes: Sequence[BlockHash], held: set[BlockHash]) -> int:
-    """By bisection: who holds a block holds those before it."""
+def num_leading(hashes: Sequence[Any], held: Container[Any]) -> int:
+    """How many of the first `hashes` (one at least) are held, by bisection: who holds a block holds those before it."""
     if hashes[0] not in held:
         return 0
     if hashes[-1] in held:

@@ -1,0 +1,91 @@
+"""Ways to place requests that the router's own is compared with: as simple proxies and other routers do it."""
+
+from collections.abc import Callable, Sequence
+
+from router import policy
+from router.node_state import NodeState
+from router.policy import Ask, Choice
+from router.simulated.fleet import Place, Pools, place_by_cost
+
+Pick = Callable[[Ask, Sequence[NodeState], Sequence[int]], int]
+
+
+def by_cost() -> Place:
+    """The router's own."""
+    return place_by_cost
+
+
+def round_robin() -> Place:
+    """Each in turn."""
+    return _pairs(lambda ask, nodes, _: ask.turn % len(nodes))
+
+
+def least_loaded() -> Place:
+    """Whoever has the fewest requests."""
+    return _pairs(_least_loaded)
+
+
+def prefix_affinity() -> Place:
+    """Whoever has the longest prefix; the least loaded of several."""
+
+    def pick(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
+        longest = max(cached)
+        return min(
+            (i for i in range(len(nodes)) if cached[i] == longest), key=lambda i: (_load(nodes[i]), _rank(ask, i))
+        )
+
+    return _pairs(pick, _least_loaded)
+
+
+POLICIES: dict[str, Callable[[], Place]] = {
+    "baton": by_cost,
+    "round robin": round_robin,
+    "least loaded": least_loaded,
+    "prefix affinity": prefix_affinity,
+}
+
+
+def _pairs(pick: Pick, pick_decode: Pick | None = None) -> Place:
+    """Always on a prefill and a decode node. Where blocks lack on the picked decode node, one that has them."""
+
+    def place(ask: Ask, pools: Pools) -> Choice | None:
+        able = [
+            i
+            for i, node in enumerate(pools.decodes)
+            if policy.has_room(node, ask.num_tokens, _missing(ask, pools.decode_cached[i]), ask.block_size)
+        ]
+        if not able:
+            return None
+        nodes, cached = [pools.decodes[i] for i in able], [pools.decode_cached[i] for i in able]
+        decode = able[(pick_decode or pick)(ask, nodes, cached)]
+        prefill = pick(ask, pools.prefills, pools.prefill_cached)
+        held = pools.prefill_cached[prefill]
+        work_ms = policy.prompt_ms(pools.prefills[prefill], ask, held)
+        return Choice(
+            prefill=prefill,
+            decode=decode if ask.num_output_tokens else None,
+            cost_ms=0.0,
+            queue_ms=pools.prefills[prefill].queue_ms,
+            prompt_ms=work_ms,
+            num_uncached_tokens=max(ask.num_tokens - held * ask.block_size, 1),
+            num_missing_blocks=_missing(ask, pools.decode_cached[decode]),
+        )
+
+    return place
+
+
+def _missing(ask: Ask, num_cached: int) -> int:
+    return policy.num_missing_blocks(ask.num_tokens, num_cached, ask.block_size)
+
+
+def _load(node: NodeState) -> int:
+    return node.num_waiting + node.num_running
+
+
+def _rank(ask: Ask, at: int) -> int:
+    """Among equals somebody else each time, the same in every run."""
+    return (at * 2654435761 + ask.turn * 40503) % 65537
+
+
+def _least_loaded(ask: Ask, nodes: Sequence[NodeState], _: Sequence[int]) -> int:
+    return min(range(len(nodes)), key=lambda i: (_load(nodes[i]), _rank(ask, i)))

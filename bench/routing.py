@@ -1,0 +1,201 @@
+"""How well requests are placed: a trace replayed through the router's own choices, on simulated nodes, in virtual time.
+
+`baton bench routing --trace FILE` (Mooncake's format), beside round robin, least loaded and plain prefix affinity. The
+trace is speeded up until computing its prompts, with every hit that a boundless cache gives, would keep the prefill
+nodes busy for `--utilization` of the time. Results repeat exactly; only `choice µs` is of this machine.
+"""
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
+from bench._routing_policies import POLICIES
+from router.policy import Ask, Choice
+from router.simulated import trace
+from router.simulated.fleet import Place, Pools, SimulatedFleet
+from router.simulated.hardware import Hardware, SimulatedRequest
+from router.simulated.trace import TraceLine
+
+PREFILL_SHARE = 0.75  # of the nodes
+BOUNDLESS = 10**9
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What one policy came to."""
+
+    name: str
+    hit_rate: float  # of all blocks
+    ideal_rate: float
+    ttft_s: tuple[float, float, float]  # p50, p90, p99
+    tpot_ms: float  # mean
+    imbalance: tuple[float, float]  # most busy over mean: prefill, decode
+    num_refused: int
+    num_alone: int
+    choice_us: float
+
+    def line(self) -> str:
+        """For the table."""
+        ttft = "".join(f"{seconds:>8.2f}" for seconds in self.ttft_s)
+        return (
+            f"{self.name:<16}{self.hit_rate:>7.3f}{self.hit_rate / self.ideal_rate:>8.1%}{ttft}{self.tpot_ms:>8.1f}"
+            f"{self.imbalance[0]:>9.2f}{self.imbalance[1]:>8.2f}{self.num_refused:>9}{self.num_alone:>7}"
+            f"{self.choice_us:>8.0f}"
+        )
+
+
+HEAD = (
+    f"{'policy':<16}{'hits':>7}{'of max':>8}{'TTFT p50':>8}{'p90':>8}{'p99':>8}{'TPOT ms':>8}{'prefill':>9}{'decode':>8}"
+    f"{'refused':>9}{'alone':>7}{'µs':>8}"
+)
+
+
+def main() -> None:
+    """Print a table per number of nodes."""
+    args = _arguments()
+    lines = trace.read(args.trace)[: args.max_requests or None]
+    hits, blocks = trace.ideal_hits(lines)
+    print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}")
+    print(f"# python -m bench.routing {' '.join(_named(sys.argv[1:]))}")
+    print(f"# {len(lines)} requests, {blocks} blocks; a boundless cache would hit {hits / blocks:.3f} of them")
+    print("# hits: of all blocks; TTFT in seconds; prefill, decode: the busiest node over the mean of its pool")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for capacity in args.blocks:
+            for num_nodes in args.nodes:
+                _print_table(args, lines, num_nodes, capacity or BOUNDLESS, progress)
+
+
+def replay(
+    lines: Sequence[TraceLine],
+    place: Place,
+    *,
+    num_nodes: int,
+    hardware: Hardware,
+    utilization: float,
+    max_ttft_ms: float = 0.0,
+    on_arrival: Callable[[], None] = lambda: None,
+) -> tuple[SimulatedFleet, list[SimulatedRequest], float]:
+    """The fleet after the trace, its requests, and what a choice took (µs)."""
+    num_prefill = max(round(PREFILL_SHARE * num_nodes), 1)
+    timed = _Timed(place)
+    fleet = SimulatedFleet(num_prefill, max(num_nodes - num_prefill, 1), hardware, place=timed, max_waiting=100_000)
+    requests: list[SimulatedRequest] = []
+
+    def arriving() -> Iterator[SimulatedRequest]:
+        for request in trace.requests(lines, _speed(lines, hardware, num_prefill, utilization)):
+            request.max_ttft_ms = max_ttft_ms
+            requests.append(request)
+            yield request
+
+    fleet.run(arriving(), on_arrival)
+    return fleet, requests, timed.mean_us
+
+
+def summary(
+    name: str, fleet: SimulatedFleet, requests: Sequence[SimulatedRequest], ideal_rate: float, choice_us: float
+) -> Row:
+    """Figures of a replay."""
+    served = [request for request in requests if request.refused_ms < 0]
+    ttft = sorted(request.ttft_ms / 1000 for request in served)
+    tpot = [(r.end_ms - r.first_token_ms) / (r.num_output_tokens - 1) for r in served if r.num_output_tokens > 1]
+    num_blocks = sum(len(request.hashes) for request in served)
+    return Row(
+        name=name,
+        hit_rate=sum(request.num_cached_blocks for request in served) / num_blocks,
+        ideal_rate=ideal_rate,
+        ttft_s=(_quantile(ttft, 0.5), _quantile(ttft, 0.9), _quantile(ttft, 0.99)),
+        tpot_ms=sum(tpot) / max(len(tpot), 1),
+        imbalance=(
+            _imbalance([node.busy_ms for node in fleet.prefills]),
+            _imbalance([node.num_tokens for node in fleet.decodes]),
+        ),
+        num_refused=len(requests) - len(served),
+        num_alone=sum(request.is_alone for request in served),
+        choice_us=choice_us,
+    )
+
+
+class _Timed:
+    """A policy, and what it takes."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._total_s, self._num_calls = 0.0, 0
+
+    def __call__(self, ask: Ask, pools: Pools) -> Choice | None:
+        began_s = time.perf_counter()
+        choice = self._place(ask, pools)
+        self._total_s += time.perf_counter() - began_s
+        self._num_calls += 1
+        return choice
+
+    @property
+    def mean_us(self) -> float:
+        return 1e6 * self._total_s / max(self._num_calls, 1)
+
+
+def _print_table(
+    args: argparse.Namespace, lines: Sequence[TraceLine], num_nodes: int, capacity: int, progress: Progress
+) -> None:
+    hits, blocks = trace.ideal_hits(lines)
+    hardware = Hardware(num_blocks=capacity)
+    num_prefill = max(round(PREFILL_SHARE * num_nodes), 1)
+    size = "boundless" if capacity == BOUNDLESS else f"{capacity} blocks"
+    print(f"\n{num_nodes} nodes ({num_prefill} prefill), caches {size}, utilization {args.utilization:g}\n{HEAD}")
+    for name, place in POLICIES.items():
+        if args.policies and name not in args.policies:
+            continue
+        task = progress.add_task(f"{num_nodes} nodes, {name}", total=len(lines))
+        fleet, requests, choice_us = replay(
+            lines,
+            place(),
+            num_nodes=num_nodes,
+            hardware=hardware,
+            utilization=args.utilization,
+            max_ttft_ms=1000 * args.max_ttft_s,
+            on_arrival=lambda task=task: progress.advance(task),  # type: ignore[misc]
+        )
+        progress.remove_task(task)
+        print(summary(name, fleet, requests, hits / blocks, choice_us).line(), flush=True)
+
+
+def _speed(lines: Sequence[TraceLine], hardware: Hardware, num_prefill: int, utilization: float) -> float:
+    """How much faster than it was recorded."""
+    span_ms = max(lines[-1].timestamp - lines[0].timestamp, 1.0)
+    return utilization * num_prefill * span_ms / trace.ideal_work_ms(lines, hardware)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+
+
+def _imbalance(loads: Sequence[float]) -> float:
+    mean = sum(loads) / len(loads)
+    return max(loads) / mean if mean else 1.0
+
+
+def _named(argv: Sequence[str]) -> list[str]:
+    """The command without folders of this machine."""
+    return [Path(word).name if "/" in word else word for word in argv]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trace", type=Path, required=True, help="requests, in Mooncake's format")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[4096, 0], help="of each node's pool; 0: boundless")
+    parser.add_argument("--utilization", type=float, default=0.7, help="of prefill nodes, were every hit had")
+    parser.add_argument("--max-requests", type=int, default=0, help="only the first of them; 0: all")
+    parser.add_argument("--max-ttft-s", type=float, default=0.0, help="refuse what would take longer; 0: nothing")
+    parser.add_argument("--policies", nargs="+", default=[], choices=list(POLICIES))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

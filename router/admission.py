@@ -1,0 +1,169 @@
+"""Requests that wait for a node: whose turn it is, how long a newcomer would wait, and whom to send away at once.
+
+    1. class      high before normal before low
+    2. tenant     within a class the one that has had the fewest tokens so far (start-time fair queueing)
+    3. deadline   within a tenant the earliest
+
+Bounded per class. Whoever would wait longer than it wants to is told so when it comes, and when to come again, instead
+of after having waited. Pure: the clock is given, so a simulation admits by the same rules.
+"""
+
+import heapq
+import itertools
+
+import msgspec
+
+from baton.errors import Overloaded
+
+CLASSES = ("high", "normal", "low")
+MAX_RETRY_AFTER_S = 300.0
+_FADING_S = 10.0
+_MAX_IDLE_TENANTS = 4096
+
+
+class Waiting(msgspec.Struct, kw_only=True, eq=False):
+    """One request in line."""
+
+    tenant: str = ""
+    priority: int = 1  # index into CLASSES
+    deadline_s: float
+    num_tokens: int
+    work_ms: float  # of computing its prompt, as predicted
+    is_gone: bool = False
+
+
+class _Tenant(msgspec.Struct, eq=False):
+    started: float  # virtual time: tokens served, as it were
+    waiting: list[tuple[float, int, Waiting]]  # a heap by deadline
+    work_ms: float = 0.0
+
+
+class _Class:
+    """The line of one class."""
+
+    def __init__(self) -> None:
+        self.num_waiting = 0
+        self.work_ms = 0.0
+        self.tenants: dict[str, _Tenant] = {}
+        self._virtual = 0.0
+        self._idle: dict[str, float] = {}  # tenants that nobody waits for and that have had more than others
+
+    def push(self, entry: Waiting, order: int) -> None:
+        tenant = self.tenants.get(entry.tenant)
+        if tenant is None:
+            started = max(self._virtual, self._idle.pop(entry.tenant, 0.0))
+            tenant = self.tenants[entry.tenant] = _Tenant(started, [])
+        heapq.heappush(tenant.waiting, (entry.deadline_s, order, entry))
+        tenant.work_ms += entry.work_ms
+        self.work_ms += entry.work_ms
+        self.num_waiting += 1
+
+    def remove(self, entry: Waiting, *, is_served: bool) -> None:
+        tenant = self.tenants[entry.tenant]
+        entry.is_gone = True
+        tenant.work_ms -= entry.work_ms
+        self.work_ms -= entry.work_ms
+        self.num_waiting -= 1
+        if is_served:
+            self._virtual = max(self._virtual, tenant.started)
+            tenant.started += entry.num_tokens
+        while tenant.waiting and tenant.waiting[0][2].is_gone:
+            heapq.heappop(tenant.waiting)
+        if not tenant.waiting:
+            del self.tenants[entry.tenant]
+            self._rest(entry.tenant, tenant.started)
+
+    def head(self) -> Waiting | None:
+        tenants = self.tenants.values()
+        return min(tenants, key=lambda t: (t.started, t.waiting[0][:2])).waiting[0][2] if tenants else None
+
+    def ahead_ms(self, tenant_name: str, work_ms: float) -> float:
+        """Work done before a newcomer's, of so much work: of each other tenant no more than it would get meanwhile."""
+        mine = self.tenants.get(tenant_name)
+        own_ms = mine.work_ms if mine else 0.0
+        others = (min(t.work_ms, own_ms + work_ms) for name, t in self.tenants.items() if name != tenant_name)
+        return own_ms + sum(others)
+
+    def _rest(self, name: str, started: float) -> None:
+        if started > self._virtual:
+            self._idle[name] = started
+        if len(self._idle) > _MAX_IDLE_TENANTS:
+            self._idle = {name: at for name, at in self._idle.items() if at > self._virtual}
+            while len(self._idle) > _MAX_IDLE_TENANTS:
+                del self._idle[next(iter(self._idle))]
+
+
+class AdmissionQueue:
+    """The line of one model."""
+
+    def __init__(self, max_waiting: int = 1024) -> None:
+        """`max_waiting` of each class."""
+        self._max_waiting = max_waiting
+        self._classes = [_Class() for _ in CLASSES]
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return sum(line.num_waiting for line in self._classes)
+
+    def push(self, entry: Waiting, retry_after_s: float = 1.0) -> None:
+        """Get in line. Raises Overloaded where the line of that class is full."""
+        line = self._classes[entry.priority]
+        if line.num_waiting >= self._max_waiting:
+            raise overloaded("too many requests wait at present", retry_after_s)
+        line.push(entry, next(self._order))
+
+    def remove(self, entry: Waiting, *, is_served: bool) -> None:
+        """It has been placed, or has given up. Idempotent."""
+        if not entry.is_gone:
+            self._classes[entry.priority].remove(entry, is_served=is_served)
+
+    def head(self) -> Waiting | None:
+        """Whose turn it is."""
+        for line in self._classes:
+            if line.num_waiting:
+                return line.head()
+        return None
+
+    def ahead_ms(self, tenant: str, priority: int, work_ms: float) -> float:
+        """Work that would be done before that of a newcomer."""
+        higher = sum(line.work_ms for line in self._classes[:priority])
+        return higher + self._classes[priority].ahead_ms(tenant, work_ms)
+
+
+class Drain:
+    """How fast the line moves: work placed per time in which somebody waited, lately."""
+
+    def __init__(self) -> None:
+        self._work_ms = self._time_ms = 0.0
+        self._noted_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """Somebody begins to wait where nobody did."""
+        self._noted_s = now_s
+
+    def placed(self, work_ms: float, now_s: float) -> None:
+        """Somebody who had waited was placed."""
+        elapsed_s = max(now_s - self._noted_s, 0.0)
+        keep = max(1.0 - elapsed_s / _FADING_S, 0.0)
+        self._work_ms = self._work_ms * keep + work_ms
+        self._time_ms = self._time_ms * keep + 1000 * elapsed_s
+        self._noted_s = now_s
+
+    def wait_ms(self, ahead_ms: float, num_nodes: int) -> float:
+        """Until so much work ahead is placed. Before anything was seen every node is taken to work all the time."""
+        assumed_ms = 1000.0  # of such work, mixed with what was seen
+        rate = (self._work_ms + assumed_ms * max(num_nodes, 1)) / (self._time_ms + assumed_ms)
+        return ahead_ms / rate
+
+
+def check_ttft(predicted_s: float, limit_s: float) -> None:
+    """Raise Overloaded, with a time after which there is less to wait for, where a first token would come too late."""
+    if predicted_s > limit_s:
+        raise overloaded("the first token would come later than it is wanted", predicted_s - limit_s)
+
+
+def overloaded(message: str, retry_after_s: float) -> Overloaded:
+    """To be raised."""
+    error = Overloaded(message)
+    error.retry_after_s = min(max(retry_after_s, 1.0), MAX_RETRY_AFTER_S)
+    return error

@@ -1,0 +1,80 @@
+"""A simulated prefill node: prompts one after another, each in chunks, behind a cache of blocks."""
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+
+from baton.v1 import types_pb2
+from router.simulated.block_cache import BlockCache
+from router.simulated.clock import VirtualClock
+from router.simulated.hardware import Hardware, SimulatedRequest
+
+Done = Callable[[float], None]  # gets the time at which the prompt began
+
+
+class PrefillNode:
+    """Work is handed in by `submit`, and comes back through the callable given with it."""
+
+    def __init__(self, clock: VirtualClock, hardware: Hardware, rng: random.Random) -> None:
+        self.cache = BlockCache(hardware.num_blocks)
+        self.busy_ms = 0.0
+        self._clock, self._hardware, self._rng = clock, hardware, rng
+        self._waiting: deque[tuple[SimulatedRequest, Done]] = deque()
+        self._waiting_tokens = 0
+        self._free_at_ms = 0.0
+        self._is_busy = False
+
+    def submit(self, request: SimulatedRequest, done: Done) -> None:
+        """Compute the prompt some time."""
+        self._waiting.append((request, done))
+        self._waiting_tokens += request.num_prompt_tokens
+        if not self._is_busy:
+            self._begin()
+
+    def load(self) -> types_pb2.Load:
+        """What a node would say of itself. A queued prompt's hits are not known yet, so all of it counts."""
+        cost = self._hardware.cost
+        remaining_tokens = (self._free_at_ms - self._clock.now_ms) / cost.prefill_token_ms if self._is_busy else 0.0
+        return types_pb2.Load(
+            num_running=int(self._is_busy),
+            num_waiting=len(self._waiting),
+            num_waiting_tokens=self._waiting_tokens + max(int(remaining_tokens), 0),
+            num_blocks=self._hardware.num_blocks,
+            num_free_blocks=self._hardware.num_blocks,
+            max_num_batched_tokens=self._hardware.chunk_tokens,
+            step_cost=step_cost(self._hardware),
+        )
+
+    def _begin(self) -> None:
+        request, done = self._waiting.popleft()
+        self._waiting_tokens -= request.num_prompt_tokens
+        self._is_busy = True
+        began_ms = self._clock.now_ms
+        work_ms = begin_prompt(request, self.cache, self._hardware, self._rng)
+        self.busy_ms += work_ms
+        self._free_at_ms = began_ms + work_ms
+        self._clock.at(self._free_at_ms, lambda: self._end(request, done, began_ms))
+
+    def _end(self, request: SimulatedRequest, done: Done, began_ms: float) -> None:
+        self.cache.touch(request.hashes)
+        request.first_token_ms = self._clock.now_ms
+        self._is_busy = False
+        if self._waiting:
+            self._begin()
+        done(began_ms)
+
+
+def begin_prompt(request: SimulatedRequest, cache: BlockCache, hardware: Hardware, rng: random.Random) -> float:
+    """Milliseconds that computing it will take, hits deducted."""
+    hits = request.num_cached_blocks = cache.find(request.hashes)
+    cache.touch(request.hashes[:hits])
+    num_uncached = max(request.num_prompt_tokens - hits * hardware.block_size, 1)
+    work_ms = hardware.cost.prefill_ms(num_uncached, request.num_prompt_tokens - num_uncached, hardware.chunk_tokens)
+    return work_ms * math.exp(rng.gauss(0.0, hardware.noise))
+
+
+def step_cost(hardware: Hardware) -> types_pb2.StepCost:
+    """As a node tells it."""
+    cost = hardware.cost
+    return types_pb2.StepCost(**{name: getattr(cost, name) for name in cost.__struct_fields__})
