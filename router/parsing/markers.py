@@ -1,0 +1,42 @@
+"""Markers in a stream of text, however it is cut into pieces."""
+
+from collections.abc import Sequence
+
+
+class Until:
+    """Lets text through up to the first of some markers, and holds back an ending that may become one."""
+
+    def __init__(self, *markers: str) -> None:
+        self._markers = markers
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, str, str]:
+        """The text before a marker, the marker (empty while none was found), and what follows it."""
+        text = self._held + text
+        self._held = ""
+        found = [(start, -len(marker), marker) for marker in self._markers if (start := text.find(marker)) >= 0]
+        if found:
+            start, _, marker = min(found)
+            return text[:start], marker, text[start + len(marker) :]
+        num_held = max(_overlap(text, marker) for marker in self._markers)
+        cut = len(text) - num_held
+        self._held = text[cut:]
+        return text[:cut], "", ""
+
+    def finish(self) -> str:
+        """What was held back: the text has ended without a marker."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, marker: str) -> int:
+    """How many characters at the end of `text` begin `marker`, without being all of it."""
+    for num_chars in range(min(len(marker) - 1, len(text)), 0, -1):
+        if text.endswith(marker[:num_chars]):
+            return num_chars
+    return 0
+
+
+def may_begin(text: str, markers: Sequence[str]) -> bool:
+    """Whether `text` is the beginning of one of `markers`, or all of it."""
+    return any(marker.startswith(text) for marker in markers)

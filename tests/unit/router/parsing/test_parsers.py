@@ -1,0 +1,142 @@
+"""Each format as models write it; and every output in every possible split."""
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from router.parsing.calls import HermesParser, LlamaParser, MistralParser
+from router.parsing.parts import CallArguments, CallBegin, Content, PlainParser, Reasoning
+from router.parsing.reasoning import ReasoningParser
+
+NAMES = ("weather", "time")
+ARGUMENTS = '{"city": "Zürich \\"Nord\\"", "days": [1, 2.5e3, {"a": null}], "x": "</tool_call>[TOOL_CALLS]"}'
+
+PARSERS = {
+    "hermes": lambda: HermesParser(NAMES),
+    "llama3": lambda: LlamaParser(NAMES),
+    "mistral": lambda: MistralParser(NAMES),
+    "list": lambda: MistralParser(NAMES, bare=True),
+    "think": lambda: ReasoningParser(PlainParser()),
+    "opened": lambda: ReasoningParser(PlainParser(), opened=True),
+    "think+hermes": lambda: ReasoningParser(HermesParser(NAMES)),
+}
+
+
+def joined(parts):
+    """Neighbours of a kind as one."""
+    result = []
+    for part in parts:
+        if result and not isinstance(part, CallBegin) and type(part) is type(result[-1]):
+            result[-1] = type(part)(result[-1].text + part.text)
+        else:
+            result.append(part)
+    return [part for part in result if isinstance(part, CallBegin) or part.text]
+
+
+def parse(kind, *pieces):
+    parser = PARSERS[kind]()
+    parts = [part for piece in pieces for part in parser.push(piece)]
+    return joined([*parts, *parser.finish()])
+
+
+def call(name, arguments):
+    return [CallBegin(name), CallArguments(arguments)]
+
+
+W, T = call("weather", ARGUMENTS), call("time", "{}")
+HERMES_W = f'<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+HERMES_T = '<tool_call>{"arguments":{},"name":"time"}</tool_call>'
+LLAMA_W = f'{{"name": "weather", "parameters": {ARGUMENTS}}}'
+BROKEN = '<tool_call>{"name": "weather", "arguments": {"city": <'
+
+OUTPUTS = [
+    ("hermes", "Just text, 1 < 2.", [Content("Just text, 1 < 2.")]),
+    ("hermes", "With an end. \n", [Content("With an end. \n")]),
+    ("hermes", HERMES_W, W),
+    ("hermes", f"Let me see.\n\n{HERMES_W}\n{HERMES_T}", [Content("Let me see."), *W, *T]),
+    ("hermes", f"{HERMES_T}\nDone.", [*T, Content("Done.")]),
+    ("hermes", HERMES_W.removesuffix("</tool_call>"), W),
+    ("hermes", HERMES_W.removesuffix("l_call>"), W),
+    ("hermes", '<tool_call>{"name": "time"}}\n</tool_call>', T),  # a brace too many
+    ("hermes", '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>', call("time", '{"a": 1}')),
+    ("hermes", '<tool_call>{"name": "time", "arguments": null, "id": 3}</tool_call>', T),
+    ("hermes", '<tool_call>{"name": "other", "arguments": {"a": 1', call("other", '{"a": 1')),
+    ("hermes", BROKEN + "</tool_call>!", [*call("weather", '{"city": '), Content("!")]),
+    ("hermes", "<tool_call>nothing</tool_call>", [Content("<tool_call>nothing</tool_call>")]),
+    ("hermes", '<tool_call>{"nam', [Content('<tool_call>{"nam')]),
+    ("hermes", "a <tool_", [Content("a <tool_")]),
+    ("hermes", HERMES_T + " and then?", T + [Content("and then?")]),
+    ("llama3", LLAMA_W, W),
+    ("llama3", f"\n<|python_tag|>{LLAMA_W}", W),
+    ("llama3", f'{LLAMA_W}; {{"name": "time", "arguments": {{}}}}', [*W, *T]),
+    ("llama3", f"Let me see. <|python_tag|>{LLAMA_W}", [Content("Let me see."), *W]),
+    ("llama3", '{"name": "Bob", "parameters": {}}', [Content('{"name": "Bob", "parameters": {}}')]),
+    ("llama3", '{"answer": 3}', [Content('{"answer": 3}')]),
+    ("llama3", f" Well: {LLAMA_W}", [Content(f" Well: {LLAMA_W}")]),
+    ("llama3", '<|python_tag|>search.call(q="x")', [Content('<|python_tag|>search.call(q="x")')]),
+    ("llama3", "<|python_tag|> x", [Content("<|python_tag|> x")]),
+    ("llama3", " <|py", [Content(" <|py")]),
+    ("mistral", f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ARGUMENTS}}}]', W),
+    (
+        "mistral",
+        f'Hm.\n[TOOL_CALLS][{{"name":"weather","arguments":{ARGUMENTS},"id":"abc"}} , {{"name": "time"}}]\n',
+        [Content("Hm."), *W, *T],
+    ),
+    ("mistral", "[TOOL_CALLS] none", [Content("[TOOL_CALLS] none")]),
+    ("mistral", "[TOOL_CALLS] [7]", [Content("[TOOL_CALLS] [7]")]),
+    ("mistral", "an [array", [Content("an [array")]),
+    ("list", f'[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "time", "arguments": {{}}}}]', [*W, *T]),
+    ("list", '[{"name": "time", "arguments": {', call("time", "{")),
+    ("think", "<think>\nHm, 1 < 2.\n\nSo…\n</think>\n\nYes.", [Reasoning("Hm, 1 < 2.\n\nSo…"), Content("Yes.")]),
+    ("think", "\n<think></think>Yes.\n", [Content("Yes.\n")]),
+    ("think", "No <think> here </think>", [Content("No <think> here </think>")]),
+    ("think", " <thi", [Content(" <thi")]),
+    ("think", "<think>\nnever done </th", [Reasoning("never done </th")]),
+    ("opened", "\nHm.\n</think>\n\n<think> is text", [Reasoning("Hm."), Content("<think> is text")]),
+    (
+        "think+hermes",
+        f"<think>{HERMES_T}?</think>\n{HERMES_W}",
+        [Reasoning(f"{HERMES_T}?"), *W],
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "expected"), OUTPUTS, ids=range(len(OUTPUTS)))
+def test_an_output_is_taken_apart(kind, text, expected):
+    assert parse(kind, text) == expected
+
+
+@pytest.mark.parametrize(("kind", "text", "expected"), OUTPUTS, ids=range(len(OUTPUTS)))
+def test_in_every_split_in_three_and_character_by_character(kind, text, expected):
+    assert parse(kind, *text) == expected
+    for first in range(len(text)):
+        for second in range(first, min(first + 14, len(text))):
+            assert parse(kind, text[:first], text[first:second], text[second:]) == expected
+
+
+FRAGMENTS = [
+    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>", '{"name":"time"', ',"arguments":',
+    '"parameters":', "{", "}", "[", "]", '"', "\\", ",", ":", ";", " ", "\n", "a", "1", "<", "null", '{"a":"b"}', '"x\\""',
+]  # fmt: skip
+
+
+@given(kind=st.sampled_from(sorted(PARSERS)), pieces=st.lists(st.sampled_from(FRAGMENTS), max_size=14), data=st.data())
+@example(kind="llama3", pieces=["<|python_tag|>", " ", "a"], data=None)
+def test_any_output_in_any_split_gives_the_same(kind, pieces, data):
+    text = "".join(pieces)
+    whole = parse(kind, text)
+    assert parse(kind, *text) == whole
+    if data is not None:
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+        edges = [0, *cuts, len(text)]
+        assert parse(kind, *(text[a:b] for a, b in zip(edges, edges[1:], strict=False))) == whole
+
+
+@given(value=st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)))
+def test_arguments_come_out_as_they_were_written(value):
+    arguments = json.dumps({"value": value}, ensure_ascii=False)
+    output = json.dumps({"name": "time", "arguments": "?"}).replace('"?"', arguments)
+    for kind, text in (("hermes", f"<tool_call>{output}</tool_call>"), ("llama3", output), ("list", f"[{output}]")):
+        assert parse(kind, text) == call("time", arguments)
