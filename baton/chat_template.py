@@ -25,6 +25,7 @@ from baton.model_dir import read_json, read_text
 TIMEOUT_S = 5.0
 _MAX_REASON_CHARS = 300
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NO_VARIABLES: Mapping[str, Any] = {}
 _RENDER_ERRORS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -41,6 +42,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, variables: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
         """Raises jinja2.TemplateSyntaxError."""
+        self.source = source
         self._template = _environment(now).from_string(source)
         self._variables = dict(variables)
 
@@ -60,24 +62,31 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(f"{path}: chat template, line {error.lineno}: {error.message}") from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], max_chars: int) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_chars: int,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] = _NO_VARIABLES,
+    ) -> str:
         """The prompt of a conversation, ready for the assistant's turn.
 
-        Raises InvalidRequest where the template refuses the conversation, ContextLengthExceeded beyond `max_chars`.
+        `tools` are as OpenAI's clients send them; `variables` are what the template may know besides. Raises
+        InvalidRequest where the template refuses the conversation, ContextLengthExceeded beyond `max_chars`.
         """
         given = [{name: value for name, value in message.items() if value is not None} for message in messages]
         try:
-            return self._render_within(given, max_chars)
+            return self._render_within(given, max_chars, {"tools": tools, **variables})
         except _Refused as error:
             raise InvalidRequest(str(error)[:_MAX_REASON_CHARS], param="messages") from None
         except _RENDER_ERRORS:
             raise InvalidRequest("the model's chat template cannot render these messages", param="messages") from None
 
-    def _render_within(self, messages: list[dict[str, Any]], max_chars: int) -> str:
+    def _render_within(self, messages: list[dict[str, Any]], max_chars: int, more: dict[str, Any]) -> str:
         deadline = time.monotonic() + TIMEOUT_S
         pieces, num_chars = [], 0
         stream = self._template.generate(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._variables
+            messages=messages, documents=None, add_generation_prompt=True, **self._variables, **more
         )
         for piece in stream:
             pieces.append(piece)

@@ -9,7 +9,7 @@ and keeps it; decoding all at once replaces the whole run.
 
 import re
 from codecs import utf_8_decode
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from baton.tokenizer import Tokenizer
@@ -32,8 +32,10 @@ class Detokenizer(Protocol):
 class TokenTexts:
     """What each token of a tokenizer stands for; shared by all outputs, filled as tokens occur."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Collection[str] = ()) -> None:
+        """`shown` are special tokens that are text in an output; all others are none."""
         self._tokenizer = tokenizer
+        self._hidden_ids = tokenizer.special_ids - {tokenizer.token_id(content) for content in shown}
         self._to_bytes, self._num_stripped = _conversion(tokenizer.decoder)
         self._bytes = _Cache(self._bytes_of)
         self._texts = _Cache(self._text_of)
@@ -54,7 +56,7 @@ class TokenTexts:
         return token
 
     def _bytes_of(self, token_id: int) -> bytes:
-        token = None if token_id in self._tokenizer.special_ids else self._tokenizer.token(token_id)
+        token = None if token_id in self._hidden_ids else self._tokenizer.token(token_id)
         return b"" if token is None or self._to_bytes is None else self._to_bytes(token)
 
     def _text_of(self, token_id: int) -> str | None:

@@ -45,7 +45,7 @@ class Unauthenticated(BatonError):
     """No key, or a wrong one."""
 
     status = 401
-    type = "authentication_error"
+    type = "invalid_request_error"
     code = "invalid_api_key"
 
 

@@ -15,6 +15,22 @@ class ModelFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """How a model's output is taken apart."""
+
+    tool_parser: str = flag(
+        "auto",
+        "format in which the model writes tool calls; auto looks at its chat template",
+        choices=("auto", "none", "hermes", "llama3", "mistral"),
+    )
+    reasoning_parser: str = flag(
+        "auto",
+        "whether <think>…</think> is split off as reasoning_content; auto looks at the chat template",
+        choices=("auto", "none", "think"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineFlags(ModelFlags):
     """How a node computes."""
 
@@ -68,7 +84,7 @@ class NodeConfig(EngineFlags, ServiceFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig(ModelFlags, ServiceFlags):
+class RouterConfig(ModelFlags, OutputFlags, ServiceFlags):
     """One router."""
 
     port: int = flag(8000, "HTTP port; several routers on one host may share it")
@@ -79,7 +95,7 @@ class RouterConfig(ModelFlags, ServiceFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetConfig(EngineFlags):
+class FleetConfig(EngineFlags, OutputFlags):
     """A local fleet: `baton up`."""
 
     prefill: int = flag(1, "prefill nodes")

@@ -50,9 +50,10 @@ class Tokenizer:
         decoder = spec.get("decoder")
         return cls(backend, decoder if isinstance(decoder, dict) else {})
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, framed: bool = True) -> list[int]:
         """A client's text, framed by the tokenizer's own tokens (a BOS, as a rule)."""
-        return [*self._prefix, *self._encode_pieces(self.control_tokens.split(text)), *self._suffix]
+        token_ids = self._encode_pieces(self.control_tokens.split(text))
+        return [*self._prefix, *token_ids, *self._suffix] if framed else token_ids
 
     def encode_chat(self, rendered: str, marks: Marks | None = None) -> list[int]:
         """A conversation as the template rendered it, in which `marks` tell the client's special tokens.
@@ -63,15 +64,20 @@ class Tokenizer:
             return self._encode_pieces([Piece(rendered, False)])
         return self._encode_pieces(self.control_tokens.split_marked(rendered, marks))
 
-    def decode(self, token_ids: list[int]) -> str:
-        """All of an output at once, special tokens left out. Streams use a detokenizer."""
-        text: str = self._backend.decode(token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: list[int], *, special: bool = False) -> str:
+        """All of an output at once, `special` tokens left out unless wanted. Streams use a detokenizer."""
+        text: str = self._backend.decode(token_ids, skip_special_tokens=not special)
         return text
 
     def token(self, token_id: int) -> str | None:
         """The vocabulary's entry, in the vocabulary's own spelling; None where there is none."""
         entry: str | None = self._backend.id_to_token(token_id)
         return entry
+
+    def token_id(self, content: str) -> int | None:
+        """The id of a token in the vocabulary's own spelling; None where there is none."""
+        token_id: int | None = self._backend.token_to_id(content)
+        return token_id
 
     def to_json(self) -> str:
         """The whole tokenizer as a tokenizer.json, tokens that were added later included."""

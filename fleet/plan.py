@@ -73,6 +73,8 @@ class Plan:
             model=str(self.model.path),
             served_model_name=self.model.names,
             max_model_len=self.config.max_model_len,
+            tool_parser=self.config.tool_parser,
+            reasoning_parser=self.config.reasoning_parser,
             host=self.config.host,
             port=self.port,
             api_key_file=os.path.abspath(self.config.api_key_file) if self.config.api_key_file else "",

@@ -10,10 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from baton.errors import BatonError
+from router.chat_schema import ChatBody
+from router.completion_schema import CompletionBody
 from router.embedding_schema import EmbeddingBody, ScoreBody
 from router.error_format import MethodNotAllowed, NotFound, error_headers, error_object
 from router.generate import Generator
-from router.schema import ChatBody, CompletionBody
 from router.served_model import ServedModel
 
 _TEMPLATE = "#/components/schemas/{name}"

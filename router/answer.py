@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 from baton.errors import BatonError
 from router import http_metrics
-from router.answer_format import DONE, ChoiceText, Format, TokenCounts, error_event
+from router.answer_format import ChoiceText, Format, TokenCounts
 from router.choice import Choice, TokenEntry
 from router.error_format import Header
 from router.exchange import Exchange
@@ -85,7 +85,7 @@ class Answer(ABC):
         self.error = error
         self.drop()
         if self._exchange.status:
-            self._exchange.sender.write(error_event(error), more=False)
+            self._exchange.sender.write(self._format.failure(error), more=False)
         else:
             self._exchange.send_error(error)
 
@@ -146,7 +146,7 @@ class StreamedAnswer(Answer):
         event = self._format.delta(choice.index, text, entries)
         if choice.finish_reason:
             self._held = event
-        else:
+        elif event:
             self._exchange.sender.write(event)
 
     def _choice_ended(self, choice: Choice) -> None:
@@ -157,7 +157,5 @@ class StreamedAnswer(Answer):
         events, self._held = self._held + self._format.end(choice.index, choice.finish_reason), b""
         if self._complete:
             self.ended = True
-            if self._format.stream_usage:
-                events += self._format.usage(self.counts())
-            events += DONE
+            events += self._format.finish(self.counts())
         self._exchange.sender.write(events, more=not self.ended)

@@ -46,41 +46,52 @@ class ChoiceText(msgspec.Struct):
 class Format(Protocol):
     """One answer's format. Events are complete, with `data: ` and blank line."""
 
-    stream_usage: bool
     prompts: Sequence[PromptPart]  # of each choice
 
     def begin(self, index: int) -> bytes:
         """The event that opens a choice, if there is one."""
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        """New text of a choice."""
+        """New text of a choice; nothing where it does not show yet."""
 
     def end(self, index: int, finish_reason: str) -> bytes:
         """A choice is complete."""
 
-    def usage(self, counts: TokenCounts) -> bytes:
-        """What it all cost."""
+    def finish(self, counts: TokenCounts) -> bytes:
+        """All of them are, and this is what it cost."""
+
+    def failure(self, error: BatonError) -> bytes:
+        """The last event of a stream that failed."""
 
     def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
         """An answer that is not streamed."""
 
 
-class _Frame:
+class Frame:
     """What all events of an answer begin and end with."""
 
     def __init__(self, kind: str, answer_id: str, model: str, created: int, *, stream_usage: bool) -> None:
-        self.stream_usage = stream_usage
+        self._stream_usage = stream_usage
         self._fields = {"id": answer_id, "object": kind, "created": created, "model": model}
         self._head = b"data: " + _encode(self._fields)[:-1] + b',"choices":['
         self._tail = b"]%s}\n\n" % (b',"usage":null' if stream_usage else b"")
 
     def event(self, choice: bytes) -> bytes:
+        """With one choice, as JSON."""
         return b"%s%s%s" % (self._head, choice, self._tail)
 
-    def usage(self, counts: TokenCounts) -> bytes:
-        return b'%s],"usage":%s}\n\n' % (self._head, _encode(counts.to_json()))
+    def finish(self, counts: TokenCounts) -> bytes:
+        """What it cost, where that was asked for, and the end."""
+        if not self._stream_usage:
+            return DONE
+        return b'%s],"usage":%s}\n\n%s' % (self._head, _encode(counts.to_json()), DONE)
+
+    def failure(self, error: BatonError) -> bytes:
+        """One event, and no `[DONE]`."""
+        return b"data: %s\n\n" % error_json(error)
 
     def whole(self, kind: str, choices: list[dict[str, Any]], counts: TokenCounts, **more: Any) -> bytes:
+        """An answer that is not streamed."""
         return _encode({**self._fields, "object": kind, "choices": choices, "usage": counts.to_json(), **more})
 
 
@@ -96,11 +107,11 @@ class ChatFormat:
         *,
         stream_usage: bool = False,
     ) -> None:
-        self.stream_usage = stream_usage
         self.prompts = prompts
-        self._frame = _Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
+        self._frame = Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
         self._deltas: dict[int, tuple[bytes, bytes]] = {}
-        self.usage = self._frame.usage
+        self.finish = self._frame.finish
+        self.failure = self._frame.failure
 
     def begin(self, index: int) -> bytes:
         """The role comes first."""
@@ -117,7 +128,7 @@ class ChatFormat:
         if not entries:
             before, after = self._deltas[index]
             return before + _encode(text) + after
-        choice = {"index": index, "delta": {"content": text}, "logprobs": _chat_logprobs(entries)}
+        choice = {"index": index, "delta": {"content": text}, "logprobs": chat_logprobs(entries)}
         return self._frame.event(_encode({**choice, "finish_reason": None}))
 
     def end(self, index: int, finish_reason: str) -> bytes:
@@ -131,15 +142,20 @@ class ChatFormat:
         listed = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": _chat_logprobs(choice.entries) if choice.entries else None,
-                "finish_reason": choice.finish_reason,
+                "message": {"role": "assistant", "refusal": None, **message},
+                "logprobs": chat_logprobs(choice.entries) if choice.entries else None,
+                "finish_reason": finish_reason,
             }
             for index, choice in enumerate(choices)
+            for message, finish_reason in [self._message(index, choice)]
         ]
         prompt_logprobs = self.prompts[0].logprobs if self.prompts else None
         more = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
         return self._frame.whole("chat.completion", listed, counts, **more)
+
+    def _message(self, index: int, choice: ChoiceText) -> tuple[dict[str, Any], str]:
+        """Its content, and why it ends."""
+        return {"content": choice.text}, choice.finish_reason
 
 
 class CompletionFormat:
@@ -148,10 +164,10 @@ class CompletionFormat:
     def __init__(
         self, answer_id: str, model: str, created: int, prompts: Sequence[PromptPart], *, stream_usage: bool = False
     ) -> None:
-        self.stream_usage = stream_usage
         self.prompts = prompts
-        self._frame = _Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
-        self.usage = self._frame.usage
+        self._frame = Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
+        self.finish = self._frame.finish
+        self.failure = self._frame.failure
 
     def begin(self, index: int) -> bytes:
         """The prompt, if it is to be echoed."""
@@ -191,12 +207,8 @@ class CompletionFormat:
         return fields if prompt.logprobs is None else {**fields, "prompt_logprobs": prompt.logprobs}
 
 
-def error_event(error: BatonError) -> bytes:
-    """The last event of a stream that failed."""
-    return b"data: %s\n\n" % error_json(error)
-
-
-def _chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    """Of a chat's choice."""
     content = [
         {
             **_token_logprob(entry.token, entry.logprob or 0.0),

@@ -7,16 +7,15 @@ right where they are let through, so no way of spelling a path leads past the ch
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from baton.errors import BatonError, NoCapacity
 from router import http_metrics
 from router.auth import APIKeys
-from router.embeddings import Embedder
 from router.error_format import MethodNotAllowed
 from router.exchange import ClientGone, Exchange, Receive, Scope
-from router.generate import Dispatch, Generator
+from router.generate import Dispatch
 from router.sender import Message, Send
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
@@ -29,19 +28,12 @@ _log = logging.getLogger(__name__)
 class App:
     """An ASGI application. `draining` is set when the router is about to end."""
 
-    def __init__(
-        self, generator: Generator, embedder: Embedder, dispatch: Dispatch, keys: APIKeys, admin: ASGI
-    ) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], dispatch: Dispatch, keys: APIKeys, admin: ASGI) -> None:
         self.draining = False
         self._dispatch = dispatch
         self._keys = keys
         self._admin = admin
-        self._generating: dict[str, Handler] = {
-            "/v1/chat/completions": generator.chat,
-            "/v1/completions": generator.completion,
-            "/v1/embeddings": embedder.embeddings,
-            "/v1/score": embedder.score,
-        }
+        self._handlers = handlers  # of the paths that take a POST; all others are `admin`'s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -68,11 +60,11 @@ class App:
         except BatonError as error:
             exchange.send_error(error)
             return
-        handler = self._generating.get(exchange.path)
+        handler = self._handlers.get(exchange.path)
         if handler is None:
             await self._admin(scope, receive, _with_request_id(send, exchange.request_id))
         elif exchange.method != "POST":
-            exchange.send_error(MethodNotAllowed("This path takes POST"))
+            exchange.send_error(MethodNotAllowed("This path takes POST", allowed=("POST",)))
         else:
             with http_metrics.IN_FLIGHT.track_inprogress():
                 await self._generate(exchange, handler, salt)

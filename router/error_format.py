@@ -1,6 +1,7 @@
 """Errors as OpenAI's clients expect them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +24,11 @@ class MethodNotAllowed(BatonError):
 
     status = 405
     type = "invalid_request_error"
-    code = "method_not_allowed"
+    code = "method_not_supported"
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class RequestTimeout(BatonError):
@@ -75,6 +80,8 @@ def error_headers(error: BatonError) -> list[Header]:
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s))).encode()))
+    if isinstance(error, MethodNotAllowed) and error.allowed:
+        headers.append((b"allow", ", ".join(error.allowed).encode()))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     return headers

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.model_dir import ModelFacts
-from baton.request import SamplingParams
-from router.schema import ChatBody, CommonBody, CompletionBody
-from router.structured_output import grammar_of
+from baton.request import Grammar, SamplingParams
+from router.chat_schema import ChatBody
+from router.completion_schema import CompletionBody
+from router.schema import CommonBody
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _MAX_TOKENS_WITHOUT_LIMIT = 2**20  # where neither model nor fleet names one
@@ -37,15 +38,18 @@ def check_prompt(
 
 
 def sampling_params(
-    body: ChatBody | CompletionBody, num_prompt_tokens: int, facts: ModelFacts, max_model_len: int
+    body: ChatBody | CompletionBody,
+    num_prompt_tokens: int,
+    facts: ModelFacts,
+    max_model_len: int,
+    grammar: Grammar | None,
 ) -> SamplingParams:
-    """For the first choice of a prompt; the others differ in their seed."""
+    """For the first choice of a prompt; the others differ in their seed. `grammar` is what its output has to match."""
     max_tokens = _max_tokens(body, num_prompt_tokens, max_model_len)
     if (body.min_tokens or 0) > max_tokens:
         raise InvalidRequest(f"min_tokens is above max_tokens, which is {max_tokens}", param="min_tokens")
     _check_ids(body.stop_token_ids or (), facts, "stop_token_ids")
     _check_ids(body.logit_bias or (), facts, "logit_bias")
-    grammar = grammar_of(body)
     if grammar is not None and body.ignore_eos:
         raise InvalidRequest(
             "ignore_eos does not go together with a form of output, which has an end", param="ignore_eos"

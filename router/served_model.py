@@ -5,40 +5,53 @@ before it is encoded.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from baton.chat_template import ChatTemplate
 from baton.detokenizer import TokenTexts
 from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, load_facts
-from baton.settings import ModelFlags
+from baton.settings import ModelFlags, OutputFlags
 from baton.tokenizer import Tokenizer
-from router.schema import Message
+from router.conversation import Conversation
+from router.parsing.reasoning import OPENING
+from router.parsing.style import MARKERS, OutputStyle, detect
 
 _INLINE_CHARS = 4096  # about a millisecond
 _NUM_THREADS = 2
 _MAX_WAITING = 64
+_TAIL_TOKENS = 8
+Result = TypeVar("Result")
+_DEFAULTS = OutputFlags()
 
 
 class ServedModel:
     """One model under one or several names."""
 
     def __init__(
-        self, names: Sequence[str], tokenizer: Tokenizer, template: ChatTemplate | None, facts: ModelFacts
+        self,
+        names: Sequence[str],
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        facts: ModelFacts,
+        style: OutputStyle,
     ) -> None:
         self.names = tuple(names)
         self.facts = facts
         self.tokenizer = tokenizer
+        self.style = style
         self.token_texts = TokenTexts(tokenizer)
+        self.marked_texts = TokenTexts(tokenizer, MARKERS)  # of outputs that are taken apart
         self._template = template
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="encode")
         self._num_waiting = 0
 
     @classmethod
-    def load(cls, flags: ModelFlags) -> "ServedModel":
+    def load(cls, flags: ModelFlags, output: OutputFlags = _DEFAULTS) -> "ServedModel":
         """Read the model directory; CheckpointError names the file that is wrong."""
         path = Path(flags.model)
         if not path.is_dir():
@@ -49,29 +62,42 @@ class ServedModel:
         _check_vocabulary(path, tokenizer, facts.vocab_size)
         facts = ModelFacts(facts.vocab_size or tokenizer.num_tokens, max_model_len, facts.eos_token_ids)
         names = flags.served_model_name or (path.resolve().name,)
-        return cls(names, tokenizer, ChatTemplate.load(path), facts)
+        template = ChatTemplate.load(path)
+        style = detect(template.source if template else "", output.tool_parser, output.reasoning_parser)
+        return cls(names, tokenizer, template, facts, style)
 
     def check_name(self, name: str) -> None:
         """Raise ModelNotFound unless this is one of the names."""
         if name not in self.names:
             raise ModelNotFound("No such model is served here: GET /v1/models lists those that are", param="model")
 
-    async def encode_text(self, text: str, max_model_len: int) -> list[int]:
-        """Token ids of a completion's prompt; special tokens in it are plain text."""
+    async def encode_text(self, text: str, max_model_len: int, *, framed: bool = True) -> list[int]:
+        """Token ids of a text, `framed` by the tokenizer's own (a BOS, as a rule); those in it are plain text."""
         self._check_length(len(text), max_model_len, "prompt")
-        return await self._run(len(text), lambda: self.tokenizer.encode(text))
+        return await self._run(len(text), lambda: self.tokenizer.encode(text, framed=framed))
 
-    async def encode_chat(self, messages: Sequence[Message], max_model_len: int) -> list[int]:
+    async def decode(self, token_ids: list[int]) -> str:
+        """The text of tokens, special ones included."""
+        return await self._run(len(token_ids), lambda: self.tokenizer.decode(token_ids, special=True))
+
+    async def encode_chat(self, conversation: Conversation, max_model_len: int) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks."""
-        template = self._template
+        template, param = self._template, conversation.param
         if template is None:
-            raise InvalidRequest("The model has no chat template: use /v1/completions", param="messages")
-        num_chars = sum(len(message.text) for message in messages)
-        self._check_length(max(num_chars, len(messages)), max_model_len, "messages")
+            raise InvalidRequest("The model has no chat template: use /v1/completions", param=param)
+        texts = conversation.texts
+        num_chars = sum(map(len, texts))
+        self._check_length(num_chars, max_model_len, param)
         max_chars = self._max_chars(max_model_len)
-        return await self._run(num_chars + 64 * len(messages), lambda: self._encode_chat(template, messages, max_chars))
+        encode = partial(self._encode_chat, template, conversation, texts, max_chars)
+        return await self._run(num_chars + 16 * len(texts), encode)
 
-    async def _run(self, num_chars: int, encode: Callable[[], list[int]]) -> list[int]:
+    def opens_reasoning(self, token_ids: list[int]) -> bool:
+        """Whether a prompt ends within a reasoning block, which its template has begun."""
+        tail = b"".join(map(self.marked_texts.token_bytes, token_ids[-_TAIL_TOKENS:]))
+        return tail.rstrip().endswith(OPENING.encode())
+
+    async def _run(self, num_chars: int, encode: Callable[[], Result]) -> Result:
         if num_chars <= _INLINE_CHARS:
             return encode()
         if self._num_waiting >= _MAX_WAITING:
@@ -82,14 +108,14 @@ class ServedModel:
         finally:
             self._num_waiting -= 1
 
-    def _encode_chat(self, template: ChatTemplate, messages: Sequence[Message], max_chars: int) -> list[int]:
+    def _encode_chat(self, template: ChatTemplate, given: Conversation, texts: list[str], max_chars: int) -> list[int]:
         tokens = self.tokenizer.control_tokens
-        texts = [text for message in messages for text in (message.text, message.name, message.tool_call_id) if text]
-        if not any(map(tokens.occur_in, texts)):
-            return self.tokenizer.encode_chat(template.render([_fields(m, str) for m in messages], max_chars))
-        marks = tokens.choose_marks(texts)
-        marked = [_fields(message, lambda text: tokens.mark(text, marks)) for message in messages]
-        return self.tokenizer.encode_chat(template.render(marked, max_chars), marks)
+        marks = tokens.choose_marks(texts) if any(map(tokens.occur_in, texts)) else None
+        if marks is not None:
+            given = given.mapped(lambda text: tokens.mark(text, marks))
+        messages = [_understood(message, template.source) for message in given.messages]
+        rendered = template.render(messages, max_chars, given.tools, _thinking(given.effort))
+        return self.tokenizer.encode_chat(rendered, marks)
 
     def _max_chars(self, max_model_len: int) -> int:
         return max_model_len * self.tokenizer.max_token_chars if max_model_len else 2**30
@@ -108,8 +134,15 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None
         )
 
 
-def _fields(message: Message, text: Callable[[str], str]) -> dict[str, Any]:
-    """What a template sees of a message."""
-    optional = {"name": message.name, "tool_call_id": message.tool_call_id}
-    given = {name: text(value) for name, value in optional.items() if value is not None}
-    return {"role": message.role, "content": text(message.text), **given}
+def _understood(message: dict[str, Any], template: str) -> dict[str, Any]:
+    """Templates that know no developers know system messages."""
+    if message["role"] == "developer" and "developer" not in template:
+        return {**message, "role": "system"}
+    return message
+
+
+def _thinking(effort: str | None) -> Mapping[str, Any]:
+    """What templates call the wish to think more or less, or not at all."""
+    if effort is None:
+        return {}
+    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}

@@ -29,9 +29,9 @@ from router import admin
 from router.app import App
 from router.auth import APIKeys
 from router.dispatch import Dispatcher
-from router.embeddings import Embedder
 from router.generate import Generator
 from router.http_protocol import LimitedProtocol, raise_descriptor_limit
+from router.routes import routes
 from router.served_model import ServedModel
 
 DRAIN_GRACE_S = 0.5  # in which newcomers are served, though `/ready` sends them elsewhere
@@ -64,7 +64,7 @@ def load(config: RouterConfig) -> Loaded:
             "127.0.0.1"
         )
     raise_descriptor_limit()
-    return Loaded(listen(config.host, config.port), keys, ServedModel.load(config))
+    return Loaded(listen(config.host, config.port), keys, ServedModel.load(config, config))
 
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
@@ -83,9 +83,8 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
     try:
         await dispatcher.start()
         generator = Generator(loaded.model, dispatcher, config.request_timeout_s)
-        embedder = Embedder(loaded.model, generator)
         described = admin.create(loaded.model, generator, version("baton"))
-        app = App(generator, embedder, dispatcher, loaded.keys, described)
+        app = App(routes(generator), dispatcher, loaded.keys, described)
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s)
         await http.start()
         _announce(dispatcher.router_id, address, metrics_url)

@@ -1,7 +1,7 @@
 """What an output consists of, as it comes in a stream, and who takes it apart.
 
-Parts follow one another in the order of the output. However an output is cut into pieces, the same parts come of it once
-neighbours of a kind are joined: so a stream shows what a whole answer shows.
+Parts follow one another in the order of the output. However an output is cut into pieces, the same parts come of it,
+once neighbours of a kind are joined: so a stream shows what a whole answer shows.
 """
 
 from typing import Protocol, TypeAlias

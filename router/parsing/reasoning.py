@@ -1,7 +1,7 @@
 """Reasoning, as DeepSeek's and Qwen's models write it: `<think>…</think>` before everything else.
 
-Some templates open the block themselves, at the end of the prompt. Line breaks around the block and inside its edges are
-markup, not text.
+Some templates open the block themselves, at the end of the prompt. Line breaks around the block and inside its edges
+are markup, not text.
 """
 
 from router.parsing.markers import Until, may_begin

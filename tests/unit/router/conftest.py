@@ -14,9 +14,9 @@ from baton.v1.types_pb2 import TokenLogprobs
 from router import admin, server
 from router.app import App
 from router.auth import APIKeys
-from router.embeddings import Embedder
 from router.generate import Generator
 from router.job import Usage
+from router.routes import routes
 from router.served_model import ServedModel
 
 REPLY = "Größe 🎉 and some more words, to be streamed."
@@ -83,7 +83,7 @@ def make_app(served_model, dispatch):
     def make(keys=(), timeout_s=30.0):
         generator = Generator(served_model, dispatch, timeout_s)
         described = admin.create(served_model, generator, "0")
-        return App(generator, Embedder(served_model, generator), dispatch, APIKeys(keys), described)
+        return App(routes(generator), dispatch, APIKeys(keys), described)
 
     return make
 

@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import InvalidRequest
-from router import schema
+from router import chat_schema, completion_schema
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
 COMPLETION = {"model": "m", "prompt": "secret"}
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 REFUSED = [  # what is added to a valid chat body, and the param that the error names
     ({"foo": 1}, "foo"),
@@ -30,7 +32,7 @@ REFUSED = [  # what is added to a valid chat body, and the param that the error 
         {"messages": [{"role": "user", "content": [{"image_url": {"url": "http://169.254.169.254"}}]}]},
         "messages[0].content[0].image_url",
     ),
-    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}]}, "messages[0].tool_calls[0].id"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "1"}, "temperature"),
@@ -66,11 +68,23 @@ REFUSED = [  # what is added to a valid chat body, and the param that the error 
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo"),
-    ({"tools": [{"type": "function"}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tool_choice": "maybe"}, "tool_choice"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"audio": {"voice": "x"}}, "audio"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "user", "content": "x", "refusal": "no"}]}, "messages[0].refusal"),
+    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
+    ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0].type"),
     ({"response_format": {"type": "structural_tag"}}, "response_format.type"),
-    ({"modalities": ["audio"]}, "modalities"),
-    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"modalities": ["audio"]}, "modalities[0]"),
+    ({"reasoning_effort": "vast"}, "reasoning_effort"),
     ({"user": "x" * 513}, "user"),
     ({"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
 ]
@@ -87,6 +101,11 @@ IGNORED = {
     "tool_choice": "none",
     "response_format": {"type": "text"},
     "modalities": ["text"],
+    "reasoning_effort": "high",
+    "verbosity": "low",
+    "prompt_cache_retention": "24h",
+    "function_call": "auto",
+    "functions": [],
     "temperature": None,
     "stop": None,
     "logit_bias": None,
@@ -98,7 +117,7 @@ IGNORED = {
 @pytest.mark.parametrize(("change", "param"), REFUSED)
 def test_a_bad_field_is_named(change, param):
     with pytest.raises(InvalidRequest) as raised:
-        schema.parse_chat(json.dumps({**CHAT, **change}).encode())
+        chat_schema.parse_chat(json.dumps({**CHAT, **change}).encode())
     assert raised.value.param == param
     assert raised.value.status == 400
     assert "secret" not in raised.value.message
@@ -117,6 +136,8 @@ def test_a_bad_field_is_named(change, param):
         ({"prompt": ["a"] * 2, "n": 65}, "prompt"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
+        ({"best_of": 3, "n": 2}, "best_of"),
+        ({"best_of": 0}, "best_of"),
         ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1, "echo": True}, "max_tokens"),
@@ -128,22 +149,37 @@ def test_a_bad_field_is_named(change, param):
 )
 def test_a_bad_field_of_a_completion_is_named(change, param):
     with pytest.raises(InvalidRequest) as raised:
-        schema.prompts_of(schema.parse_completion(json.dumps({**COMPLETION, **change}).encode()))
+        completion_schema.prompts_of(completion_schema.parse_completion(json.dumps({**COMPLETION, **change}).encode()))
     assert raised.value.param == param
+
+
+def test_the_codes_are_openais():
+    for change, code in (
+        ({"foo": 1}, "unknown_parameter"),
+        ({"messages": [{"role": "user"}]}, "missing_required_parameter"),
+        ({"n": "2"}, "invalid_type"),
+        ({"temperature": 3}, "invalid_value"),
+        ({"functions": [1]}, "unsupported_parameter"),
+    ):
+        with pytest.raises(InvalidRequest) as raised:
+            chat_schema.parse_chat(json.dumps({**CHAT, **change}).encode())
+        assert raised.value.code == code
 
 
 def test_missing_fields_are_named():
     for body, param in (({"messages": CHAT["messages"]}, "model"), ({"model": "m"}, "messages")):
         with pytest.raises(InvalidRequest) as raised:
-            schema.parse_chat(json.dumps(body).encode())
+            chat_schema.parse_chat(json.dumps(body).encode())
         assert raised.value.param == param
 
 
 def test_fields_that_change_nothing_are_accepted():
-    assert schema.parse_chat(json.dumps({**CHAT, **IGNORED}).encode()).messages[0].text == "secret"
+    assert chat_schema.parse_chat(json.dumps({**CHAT, **IGNORED}).encode()).messages[0].text == "secret"
     null = {"refusal": None, "tool_calls": [], "annotations": [], "audio": None, "function_call": None}
+    called = {"role": "assistant", "content": None, "tool_calls": [{**CALL, "index": 0}]}
+    assert chat_schema.parse_chat(json.dumps({**CHAT, "messages": [called]}).encode()).messages[0].text == ""
     message = {"role": "assistant", "content": "x", **null}
-    assert schema.parse_chat(json.dumps({**CHAT, "messages": [message]}).encode())
+    assert chat_schema.parse_chat(json.dumps({**CHAT, "messages": [message]}).encode())
 
 
 BROKEN = [
@@ -168,7 +204,7 @@ BROKEN = [
 @pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
 def test_broken_bodies_are_refused_briefly(data):
     with pytest.raises(InvalidRequest) as raised:
-        schema.parse_chat(data)
+        chat_schema.parse_chat(data)
     assert "secret" not in raised.value.message
     assert len(raised.value.message) + len(raised.value.param or "") < 300
 
@@ -178,7 +214,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-field_names = st.sampled_from([*schema.ChatBody.__struct_fields__, *schema.CompletionBody.__struct_fields__, "x"])
+field_names = st.sampled_from(
+    [*chat_schema.ChatBody.__struct_fields__, *completion_schema.CompletionBody.__struct_fields__, "x"]
+)
 
 
 @given(changes=st.dictionaries(field_names, json_values, max_size=4), chat=st.booleans())
@@ -186,9 +224,9 @@ def test_any_body_parses_or_is_refused(changes, chat):
     data = json.dumps({**(CHAT if chat else COMPLETION), **changes}).encode()
     try:
         if chat:
-            schema.parse_chat(data)
+            chat_schema.parse_chat(data)
         else:
-            schema.prompts_of(schema.parse_completion(data))
+            completion_schema.prompts_of(completion_schema.parse_completion(data))
     except InvalidRequest as error:
         refusal = error
     else:
@@ -199,4 +237,4 @@ def test_any_body_parses_or_is_refused(changes, chat):
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_refused(data):
     with pytest.raises(InvalidRequest):
-        schema.parse_chat(data)
+        chat_schema.parse_chat(data)

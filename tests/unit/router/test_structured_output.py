@@ -7,8 +7,10 @@ import pytest
 from baton.errors import InvalidRequest
 from baton.model_dir import ModelFacts
 from baton.request import Grammar, GrammarKind
+from router.chat_schema import parse_chat
+from router.completion_schema import parse_completion
 from router.sampling import sampling_params
-from router.schema import parse_chat, parse_completion
+from router.structured_output import grammar_of
 
 FACTS = ModelFacts(512, 512, frozenset({2}))
 SCHEMA = {"type": "object", "properties": {"z": {}, "a": {"enum": ["\u00e4", "b"]}}}
@@ -18,7 +20,7 @@ ANY_OBJECT = '{"type":"object"}'
 def grammar(fields, parse=parse_chat):
     about = {"messages": [{"role": "user", "content": "x"}]} if parse is parse_chat else {"prompt": "x"}
     body = parse(json.dumps({"model": "m"} | about | fields).encode())
-    return sampling_params(body, 5, FACTS, 512).grammar
+    return sampling_params(body, 5, FACTS, 512, grammar_of(body)).grammar
 
 
 def named(**more):

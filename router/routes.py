@@ -1,0 +1,25 @@
+"""Which path is served by what: all that takes a POST, on bare ASGI. What takes a GET is `admin`'s."""
+
+from router.app import Handler
+from router.chat import Chat
+from router.completions import Completions
+from router.embeddings import Embedder
+from router.generate import Generator
+from router.responses import Responses
+from router.tokenization import Tokenization
+
+
+def routes(generator: Generator) -> dict[str, Handler]:
+    """The handler of each path."""
+    chat = Chat(generator)
+    embedder = Embedder(generator.model, generator)
+    tokenization = Tokenization(generator)
+    return {
+        "/v1/chat/completions": chat.chat,
+        "/v1/completions": Completions(generator).completion,
+        "/v1/responses": Responses(generator, chat).respond,
+        "/v1/embeddings": embedder.embeddings,
+        "/v1/score": embedder.score,
+        "/tokenize": tokenization.tokenize,
+        "/detokenize": tokenization.detokenize,
+    }

@@ -1,0 +1,217 @@
+"""/v1/responses as OpenAI's own client sees it."""
+
+import asyncio
+
+import openai
+import pytest
+
+from baton.errors import NoCapacity
+from baton.request import GrammarKind
+from baton.settings import ModelFlags, OutputFlags
+from router.served_model import ServedModel
+
+REPLY = "Größe 🎉 and some more words, to be streamed."
+TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def served_model(model_dirs):
+    flags = ModelFlags(model=str(model_dirs["chatml"]), served_model_name=("tiny",))
+    return ServedModel.load(flags, OutputFlags(tool_parser="hermes", reasoning_parser="think"))
+
+
+@pytest.fixture
+async def client(router):
+    url = f"http://127.0.0.1:{router.port}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def say(dispatch, served_model):
+    def say(text):
+        dispatch.reply = served_model.tokenizer.encode(text)
+
+    return say
+
+
+def prompt(dispatch, served_model):
+    return served_model.tokenizer.decode(dispatch.jobs[-1].token_ids, special=True)
+
+
+async def test_text(client, dispatch, served_model):
+    answer = await client.responses.create(
+        model="tiny", instructions="Be brief.", input="hello", temperature=0, metadata={"a": "b"}, user="u", store=True
+    )
+    assert answer.output_text == REPLY
+    assert (answer.object, answer.status, answer.error, answer.incomplete_details) == (
+        "response",
+        "completed",
+        None,
+        None,
+    )
+    assert (answer.metadata, answer.temperature, answer.instructions) == ({"a": "b"}, 0, "Be brief.")
+    assert answer.usage.input_tokens == len(dispatch.jobs[0].token_ids)
+    assert answer.usage.output_tokens == len(dispatch.reply) + 1
+    assert answer.usage.input_tokens_details.cached_tokens == 3
+    assert answer.usage.output_tokens_details.reasoning_tokens == 0
+    assert prompt(dispatch, served_model) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+async def test_items_become_messages(client, dispatch, served_model):
+    first = await client.responses.create(model="tiny", input=[{"role": "user", "content": "hello"}])
+    items = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+        {"type": "message", "role": "user", "content": "one"},
+        *(item.model_dump() for item in first.output),
+        {
+            "type": "function_call",
+            "call_id": "c1",
+            "name": "weather",
+            "arguments": "{}",
+            "id": "fc_1",
+            "status": "completed",
+        },
+        {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+    ]
+    await client.responses.create(model="tiny", input=items)
+    assert prompt(dispatch, served_model) == (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n{REPLY}<|im_end|>\n"
+        "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+async def events_of(client, **fields):
+    events = [event async for event in await client.responses.create(model="tiny", stream=True, **fields)]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    return events
+
+
+async def test_a_stream_of_text(client):
+    events = await events_of(client, input="hello")
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert set(kinds[4:-4]) == {"response.output_text.delta"}
+    assert kinds[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert "".join(event.delta for event in events[4:-4]) == events[-4].text == events[-1].response.output_text == REPLY
+    assert events[0].response.status == "in_progress"
+    assert events[0].response.id == events[-1].response.id
+    assert {event.item_id for event in events[3:-2]} == {events[-1].response.output[0].id}
+    assert events[-1].response.usage.output_tokens > 5
+
+
+async def test_a_stream_of_reasoning_text_and_calls(client, say):
+    say(f"<think>\nHm.\n</think>\n\nWell:\n{CALL}\n{CALL}")
+    events = await events_of(client, input="hello", tools=[TOOL])
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert [item.type for item in done] == ["reasoning", "message", "function_call", "function_call"]
+    assert [item.to_dict() for item in done] == [item.to_dict() for item in events[-1].response.output]
+    assert done[0].content[0].text == "Hm."
+    assert events[-1].response.output_text == "Well:"
+    for index in (2, 3):
+        about = [event for event in events if getattr(event, "output_index", None) == index]
+        kinds = [event.type.removeprefix("response.") for event in about]
+        assert (kinds[0], kinds[-2:]) == ("output_item.added", ["function_call_arguments.done", "output_item.done"])
+        assert about[0].item.arguments == ""
+        assert "".join(event.delta for event in about[1:-2]) == about[-2].arguments == '{"city": "Rome"}'
+    assert len({item.call_id for item in done[2:]}) == 2
+    assert events[-1].response.usage.output_tokens_details.reasoning_tokens > 0
+    whole = await client.responses.create(model="tiny", input="hello", tools=[TOOL])
+    assert [item.type for item in whole.output] == [item.type for item in done]
+    assert whole.output[3].arguments == '{"city": "Rome"}'
+
+
+async def test_length_is_incomplete(client):
+    answer = await client.responses.create(model="tiny", input="hello", max_output_tokens=3)
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.output[0].status == "incomplete"
+    events = await events_of(client, input="hello", max_output_tokens=3)
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.output_text == answer.output_text
+
+
+async def test_an_answer_without_text_has_an_empty_message(client, dispatch):
+    dispatch.script = lambda job, sink, handle: dispatch.say(job, sink, handle, [dispatch.eos])
+    answer = await client.responses.create(model="tiny", input="hello")
+    assert (answer.output_text, answer.output[0].type) == ("", "message")
+
+
+async def test_forms_and_choices(client, dispatch):
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+    answer = await client.responses.create(model="tiny", input="hello", text={"format": form})
+    grammar = dispatch.jobs[-1].sampling.grammar
+    assert grammar.param == "text.format"
+    assert answer.text.format.name == "n"
+    for choice in ("required", {"type": "function", "name": "weather"}):
+        await client.responses.create(model="tiny", input="hello", tools=[TOOL], tool_choice=choice)
+        grammar = dispatch.jobs[-1].sampling.grammar
+        assert (grammar.kind, grammar.param) == (GrammarKind.CFG, "tools")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs(client, dispatch, stream):
+    fields = {"model": "tiny", "input": "hello", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    answer = await client.responses.create(**fields, stream=stream)
+    if stream:
+        rows = [row for e in [e async for e in answer] if e.type == "response.output_text.delta" for row in e.logprobs]
+    else:
+        rows = answer.output[0].content[0].logprobs
+    assert "".join(row.token for row in rows if "\ufffd" not in row.token) in REPLY.replace("Größe 🎉", "Größe ")
+    assert len(rows) == len(dispatch.reply)
+
+
+async def test_a_failure_before_and_after_the_first_token(client, dispatch):
+    async def fail(job, sink, handle, after=0):
+        for token in dispatch.reply[:after]:
+            await asyncio.sleep(0)
+            sink.on_tokens([token], None)
+        sink.on_error(NoCapacity("no node"))
+
+    dispatch.script = fail
+    with pytest.raises(openai.InternalServerError) as raised:
+        await client.responses.create(model="tiny", input="hello", stream=True)
+    assert raised.value.status_code == 503
+    dispatch.script = lambda job, sink, handle: fail(job, sink, handle, 5)
+    events = await events_of(client, input="hello")
+    assert events[-1].type == "response.failed"
+    assert (events[-1].response.status, events[-1].response.error.code) == ("failed", "server_error")
+    assert events[-1].response.error.message == "no node"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "c"}, "conversation"),
+        ({"background": True}, "background"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"max_output_tokens": 10**6}, "max_output_tokens"),
+        ({"input": []}, "input"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+        ({"input": "a " * 5000}, "input"),
+        ({"extra_body": {"unknown": 1}}, "unknown"),
+    ],
+)
+async def test_what_is_not_served_is_refused_by_name(client, fields, param):
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.responses.create(**{"model": "tiny", "input": "hello", **fields})
+    assert raised.value.param == param

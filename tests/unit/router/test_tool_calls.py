@@ -1,0 +1,247 @@
+"""Tools and reasoning as OpenAI's own client sees them, over a model that says what a test wants it to say."""
+
+import json
+
+import openai
+import pytest
+
+from baton.request import GrammarKind
+from baton.settings import ModelFlags, OutputFlags
+from router.served_model import ServedModel
+
+pytestmark = pytest.mark.anyio
+
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ '[' ~ tool | tojson ~ ']' }}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name ~ c.function.arguments | tojson }}</tool_call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think></think>{% endif %}"
+)
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": SCHEMA}}
+TIME = {"type": "function", "function": {"name": "time"}}
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "tools": [WEATHER, TIME]}
+CITY = '{"city": "Zürich"}'
+CALLS = (
+    f'Let me see.\n<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+)
+
+
+@pytest.fixture(scope="module")
+def served_model(model_dirs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tools")
+    for file in model_dirs["chatml"].iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    (path / "config.json").write_text('{"vocab_size": 1024, "max_position_embeddings": 4096}')
+    return ServedModel.load(ModelFlags(model=str(path), served_model_name=("tiny",)))
+
+
+@pytest.fixture
+async def client(router):
+    url = f"http://127.0.0.1:{router.port}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def say(dispatch, served_model):
+    def say(text):
+        dispatch.facts.max_model_len = 4096
+        dispatch.reply = served_model.tokenizer.encode(text)
+
+    return say
+
+
+def prompt(dispatch, served_model):
+    return served_model.tokenizer.decode(dispatch.jobs[-1].token_ids, special=True)
+
+
+async def streamed(client, **fields):
+    """The message that the deltas add up to, the reason, and the chunks."""
+    message, reason, chunks = {"content": "", "reasoning_content": "", "tool_calls": []}, None, []
+    async for chunk in await client.chat.completions.create(**fields, stream=True):
+        chunks.append(chunk)
+        delta, reason = chunk.choices[0].delta, chunk.choices[0].finish_reason or reason
+        message["content"] += delta.content or ""
+        message["reasoning_content"] += getattr(delta, "reasoning_content", "")
+        for call in delta.tool_calls or ():
+            if call.id:
+                assert call.index == len(message["tool_calls"])
+                assert (call.type, call.function.arguments) == ("function", "")
+                message["tool_calls"].append([call.id, call.function.name, ""])
+            else:
+                assert call.function.name is None
+                message["tool_calls"][call.index][2] += call.function.arguments
+    return message, reason, chunks
+
+
+async def test_calls_in_a_whole_answer(client, say, dispatch, served_model):
+    say(CALLS)
+    answer = await client.chat.completions.create(**ASK)
+    message = answer.choices[0].message
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert message.content == "Let me see."
+    called = [(call.type, call.function.name, call.function.arguments) for call in message.tool_calls]
+    assert called == [("function", "weather", CITY), ("function", "time", "{}")]
+    assert len({call.id for call in message.tool_calls}) == 2
+    assert json.dumps(WEATHER) in prompt(dispatch, served_model)
+    assert dispatch.jobs[0].sampling.grammar is None
+
+
+async def test_calls_in_a_stream(client, say):
+    say(CALLS)
+    message, reason, chunks = await streamed(client, **ASK)
+    assert reason == "tool_calls"
+    assert message["content"] == "Let me see."
+    assert [call[1:] for call in message["tool_calls"]] == [["weather", CITY], ["time", "{}"]]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert sum(bool(c.choices[0].delta.tool_calls) for c in chunks) > 4  # arguments come in pieces
+
+
+async def test_one_call_where_parallel_ones_are_not_wanted(client, say):
+    say(CALLS)
+    answer = await client.chat.completions.create(**ASK, parallel_tool_calls=False)
+    assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["weather"]
+    message, _, _ = await streamed(client, **ASK, parallel_tool_calls=False)
+    assert [call[1] for call in message["tool_calls"]] == ["weather"]
+
+
+async def test_text_stays_text(client, say):
+    say("Just 1 < 2.\n")
+    answer = await client.chat.completions.create(**ASK)
+    assert answer.choices[0].message.content == "Just 1 < 2.\n"
+    assert answer.choices[0].message.tool_calls is None
+    assert answer.choices[0].finish_reason == "stop"
+    message, reason, _ = await streamed(client, **ASK)
+    assert (message["content"], reason) == ("Just 1 < 2.\n", "stop")
+    say(CALLS)
+    for fields in ({"tools": []}, {"tool_choice": "none"}):
+        answer = await client.chat.completions.create(**{**ASK, **fields})
+        assert answer.choices[0].message.content == CALLS
+
+
+async def test_a_cut_call_says_length(client, say, dispatch):
+    say(CALLS)
+    message, reason, _ = await streamed(client, **ASK, max_tokens=len(dispatch.reply) - 45)
+    assert reason == "length"
+    assert len(message["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_are_of_all_tokens(client, say, dispatch, stream):
+    say(CALLS)
+    answer = await client.chat.completions.create(**ASK, logprobs=True, stream=stream)
+    if stream:
+        rows = [e async for c in answer for e in (c.choices[0].logprobs.content if c.choices[0].logprobs else [])]
+    else:
+        rows = answer.choices[0].logprobs.content
+    assert b"".join(bytes(row.bytes) for row in rows).decode() == CALLS
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "parallel"),
+    [
+        ("required", ["weather", "time"], True),
+        ({"type": "function", "function": {"name": "time"}}, ["time"], False),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "time"}}]},
+            },
+            ["time"],
+            True,
+        ),
+    ],
+)
+async def test_required_calls_are_a_grammar(client, say, dispatch, choice, names, parallel):
+    say('<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>')
+    answer = await client.chat.completions.create(**ASK, tool_choice=choice)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].message.content is None
+    grammar = dispatch.jobs[0].sampling.grammar
+    assert (grammar.kind, grammar.param) == (GrammarKind.CFG, "tools")
+    assert [f'\\"name\\": \\"{name}\\"' in grammar.text for name in ("weather", "time")] == [
+        name in names for name in ("weather", "time")
+    ]
+    assert ("{0,15}" in grammar.text) == parallel
+
+
+async def test_strict_functions_are_held_to_their_schema(client, say, dispatch):
+    say("No.")
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    await client.chat.completions.create(**{**ASK, "tools": [strict, TIME]})
+    assert "to_call" in dispatch.jobs[0].sampling.grammar.text
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    await client.chat.completions.create(**{**ASK, "tools": [strict]}, response_format=form)
+    assert dispatch.jobs[1].sampling.grammar.param == "response_format"
+    assert "answer: %json" in dispatch.jobs[1].sampling.grammar.text  # it may think first
+
+
+async def test_history_reaches_the_template(client, say, dispatch, served_model):
+    say("Rain.")
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"<|im_end|>"}'}}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+    await client.chat.completions.create(**{**ASK, "tools": [], "messages": messages})
+    assert prompt(dispatch, served_model) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        '<|im_start|>assistant\n<think>Hm.</think><tool_call>weather{"city": "<|im_end|>"}</tool_call><|im_end|>\n'
+        "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\n"
+    )
+    special = [t for t in dispatch.jobs[0].token_ids if t in served_model.tokenizer.special_ids]
+    assert len(special) == 7  # a client's <|im_end|> is none
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required", "tools": []}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tools": [TIME, TIME]}, "tools"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"tool_choice": "required", "extra_body": {"guided_regex": "a"}}, "guided_regex"),
+    ],
+)
+async def test_what_cannot_be_is_refused(client, fields, param):
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.chat.completions.create(**{**ASK, **fields})
+    assert raised.value.param == param
+
+
+async def test_reasoning_is_split_off(client, say, dispatch, served_model):
+    say(f"<think>\nHm, hm.\n</think>\n\n{CALLS}")
+    answer = await client.chat.completions.create(**ASK)
+    assert answer.choices[0].message.reasoning_content == "Hm, hm."
+    assert answer.choices[0].message.content == "Let me see."
+    assert len(answer.choices[0].message.tool_calls) == 2
+    message, reason, _ = await streamed(client, **ASK)
+    assert (message["reasoning_content"], message["content"], reason) == ("Hm, hm.", "Let me see.", "tool_calls")
+    answer = await client.chat.completions.create(**{**ASK, "tools": []}, reasoning_effort="none")
+    assert prompt(dispatch, served_model).endswith("<think></think>")
+    assert answer.choices[0].message.reasoning_content == "Hm, hm."
+
+
+async def test_what_is_special_to_the_tokenizer_is_still_found(model_dirs, tmp_path):
+    """Mistral's and Llama's markers are special tokens, which other outputs never show."""
+    for file in model_dirs["chatml"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    marker = len(json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]) + 2
+    config["added_tokens_decoder"] = {marker: {"content": "[TOOL_CALLS]", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    model = ServedModel.load(ModelFlags(model=str(tmp_path)), OutputFlags(tool_parser="mistral"))
+    tokens = [marker, *model.tokenizer.encode('[{"name"')]
+    shown = model.marked_texts.detokenizer(at_start=True)
+    hidden = model.token_texts.detokenizer(at_start=True)
+    assert "".join(map(shown.push, tokens)) == '[TOOL_CALLS][{"name"'
+    assert "".join(map(hidden.push, tokens)) == '[{"name"'
