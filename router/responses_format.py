@@ -17,7 +17,7 @@ from router.message_format import mint_call_id
 from router.parsing.parts import CallArguments, CallBegin, Content, Parser, Part, Reasoning
 from router.prompt_part import PromptPart
 from router.response_items import CallItem, Item, MessageItem, ReasoningItem
-from router.responses_schema import ResponsesBody
+from router.responses_schema import ResponsesBody, TextOptions
 
 _encode = msgspec.json.encode
 
@@ -148,7 +148,6 @@ def _mint(prefix: str) -> str:
 def _fields(body: ResponsesBody) -> dict[str, Any]:
     """What a response repeats of its request."""
     reasoning, text = body.reasoning, body.text
-    given = msgspec.to_builtins(body)
     return {
         "id": _mint("resp"),
         "object": "response",
@@ -168,9 +167,9 @@ def _fields(body: ResponsesBody) -> dict[str, Any]:
         "service_tier": "default",
         "store": False,
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "text": {"format": (given["text"] or {}).get("format") or {"type": "text"}, **_verbosity(text)},
-        "tool_choice": given["tool_choice"] or "auto",
-        "tools": [{"strict": None, "description": None, "parameters": None} | tool for tool in given["tools"] or ()],
+        "text": {"format": (text.format if text else None) or {"type": "text"}} | _verbosity(text),
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",
@@ -178,5 +177,5 @@ def _fields(body: ResponsesBody) -> dict[str, Any]:
     }
 
 
-def _verbosity(text: Any) -> dict[str, Any]:
+def _verbosity(text: TextOptions | None) -> dict[str, Any]:
     return {"verbosity": text.verbosity} if text is not None and text.verbosity else {}

@@ -81,7 +81,8 @@ async def test_items_become_messages(client, dispatch, served_model):
     ]
     await client.responses.create(model="tiny", input=items)
     assert prompt(dispatch, served_model) == (
-        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n{REPLY}<|im_end|>\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\none<|im_end|>\n"
+        f"<|im_start|>assistant\n{REPLY}<|im_end|>\n"
         "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -171,7 +172,7 @@ async def test_logprobs(client, dispatch, stream):
         rows = [row for e in [e async for e in answer] if e.type == "response.output_text.delta" for row in e.logprobs]
     else:
         rows = answer.output[0].content[0].logprobs
-    assert "".join(row.token for row in rows if "\ufffd" not in row.token) in REPLY.replace("Größe 🎉", "Größe ")
+    assert b"".join(bytes(row.to_dict()["bytes"]) for row in rows).decode() == REPLY
     assert len(rows) == len(dispatch.reply)
 
 
