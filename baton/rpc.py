@@ -20,6 +20,7 @@ from baton.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 _TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header, not a secret
+_PROBE = "/grpc.health.v1.Health/Check"  # orchestrators have no token for it; it says whether a node serves, no more
 
 _COMMON_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -89,6 +90,8 @@ class _RequireToken(aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        if handler_call_details.method == _PROBE:
+            return await continuation(handler_call_details)
         given = dict(handler_call_details.invocation_metadata or ()).get(_TOKEN_KEY, "")
         if hmac.compare_digest(str(given).encode(), self._expected.encode()):
             return await continuation(handler_call_details)

@@ -4,6 +4,8 @@ import asyncio
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
 
 from baton import rpc
 from baton.errors import ConfigError
@@ -37,6 +39,31 @@ def test_the_right_token_passes(server_token, client_token):
 def test_a_missing_or_wrong_token_is_refused(client_token):
     with pytest.raises(grpc.aio.AioRpcError) as error:
         asyncio.run(call("secret", client_token))
+    assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def check_health(rpc_name: str) -> health_pb2.HealthCheckResponse:
+    server = rpc.server("secret")
+    servicer = health_aio.HealthServicer()
+    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with rpc.channel(f"127.0.0.1:{port}") as channel:
+            call = getattr(health_pb2_grpc.HealthStub(channel), rpc_name)(health_pb2.HealthCheckRequest(), timeout=5)
+            return await (call if rpc_name == "Check" else call.read())
+    finally:
+        await server.stop(None)
+
+
+def test_a_probe_needs_no_token():
+    assert asyncio.run(check_health("Check")).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_watching_health_needs_one():
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        asyncio.run(check_health("Watch"))
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
