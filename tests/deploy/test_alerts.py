@@ -1,4 +1,7 @@
-"""Every alert, at every level, has a case in which it fires and one in which it does not. `promtool test rules` judges."""
+"""Every alert, at every level, has a case in which it fires and one in which it does not; `promtool test rules` judges.
+
+A group takes promtool a third of a second: cases share them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -198,7 +201,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def promtool_tests() -> dict[str, list[dict[str, Any]]]:
-    """Interval -> test groups. Cases share a group (one takes promtool a third of a second), each as a fleet of its own."""
+    """Interval -> test groups. Each of the cases that share one is a fleet of its own there."""
     groups: dict[str, list[dict[str, Any]]] = {"15s": [], "1m": []}
     shared = {interval: {"interval": interval, "input_series": [], "promql_expr_test": []} for interval in groups}
     for (alert, severity), (firing, quiet, at) in CASES.items():

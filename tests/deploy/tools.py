@@ -1,4 +1,4 @@
-"""The programs that judge what lies in deploy/: from the PATH, or beside this Python; a test without its program skips."""
+"""The programs that judge what lies in deploy/: beside this Python, or from the PATH; a test without its program skips."""
 
 import shutil
 import subprocess

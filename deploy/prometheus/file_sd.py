@@ -1,0 +1,24 @@
+#!/usr/bin/env python3
+"""Prometheus targets of a local fleet: `baton status --json | file_sd.py > targets/local.json`.
+
+For several hosts write such a file by hand: host:port of every node's --metrics-port and every router's --admin-port.
+"""
+
+import json
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def targets(status: dict[str, Any], track: str = "stable") -> list[dict[str, Any]]:
+    """One group of targets for each service of `baton status --json` that has metrics."""
+    groups = []
+    for node in status["nodes"]:
+        if node["metrics"]:
+            labels = {"role": node["role"], "node_id": node["id"], "track": track}
+            groups.append({"targets": [urlsplit(node["metrics"]).netloc], "labels": labels})
+    return groups
+
+
+if __name__ == "__main__":
+    json.dump(targets(json.load(sys.stdin)), sys.stdout, indent=2)
