@@ -1,4 +1,4 @@
-"""What kustomize makes of deploy/kubernetes, put before the schemas of Kubernetes and KEDA, and the rules of the house."""
+"""What kustomize makes of deploy/kubernetes, before the schemas of Kubernetes and KEDA and the rules of the house."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The programs that judge what lies in deploy/: beside this Python, or from the PATH; a test without its program skips."""
+"""The programs that judge what lies in deploy/: beside this Python, or from the PATH; without them tests skip."""
 
 import shutil
 import subprocess
