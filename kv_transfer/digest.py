@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
-_INLINE_BYTES = 64 * 1024  # below this a thread costs more than it saves
+_INLINE_BYTES = 64 * 1024
 
 
 def digest(views: Sequence[memoryview]) -> int:

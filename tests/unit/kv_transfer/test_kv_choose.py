@@ -1,5 +1,6 @@
-"""Which transport is used, and what is said where it is not the wished-for one."""
+"""Which transports a node has, and which of them a pair of nodes picks."""
 
+import asyncio
 import builtins
 import os
 import subprocess
@@ -7,42 +8,103 @@ import sys
 
 import pytest
 
-from baton.errors import ConfigError
-from kv_transfer import ucx
-from kv_transfer.choose import choose, make
+from baton.errors import ConfigError, LayoutMismatch, TransferError
+from kv_transfer import choose, doors, process_memory, ucx
+from kv_transfer.choose import Transports
+from kv_transfer.doors import Doors
 from kv_transfer.faults import Faults
+from kv_transfer.shm import host_id
 
 
-def test_auto_is_ucx_where_it_loads():
-    assert choose("auto") == ("ucx", "")
-    assert choose("ucx") == ("ucx", "")
-    assert choose("tcp") == ("tcp", "")
-
-
-def test_without_ucx_auto_warns_and_ucx_is_an_error(monkeypatch):
+@pytest.fixture
+def without_ucxx(monkeypatch):
     load = builtins.__import__
 
-    def without_ucxx(name, *args, **kwargs):
+    def import_(name, *args, **kwargs):
         if name.partition(".")[0] == "ucxx":
             raise ImportError("libucp.so.0: cannot open shared object file")
         return load(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", without_ucxx)
-    name, warning = choose("auto")
-    assert name == "tcp"
-    assert "libucp.so.0" in warning
+    monkeypatch.setattr(builtins, "__import__", import_)
+
+
+def test_auto_tries_the_best_first_and_a_name_is_that_alone():
+    assert choose.choose("auto") == ("shm", "ucx", "tcp")
+    assert [choose.choose(name) for name in ("shm", "ucx", "tcp")] == [("shm",), ("ucx",), ("tcp",)]
+
+
+def test_without_ucx_it_is_an_error_to_want_it(without_ucxx):
     with pytest.raises(ConfigError, match=r"libucp\.so\.0"):
-        choose("ucx")
+        choose.choose("ucx")
+    assert choose.choose("auto") == ("shm", "ucx", "tcp")
+    with pytest.raises(TransferError, match=r"libucp\.so\.0"):
+        choose.make("ucx", "127.0.0.1")
+
+
+def test_a_system_that_cannot_read_other_processes_has_no_shm(monkeypatch):
+    monkeypatch.setattr("kv_transfer.shm.why_unavailable", lambda: "this system has no process_vm_readv")
+    with pytest.raises(TransferError, match="process_vm_readv"):
+        choose.make("shm", "127.0.0.1")
 
 
 def test_unknown_transports_are_refused():
     with pytest.raises(ConfigError, match="pigeon"):
-        make("pigeon", "127.0.0.1")
+        choose.make("pigeon", "127.0.0.1")
+
+
+def choose_door(wanted: str, offered: list[str], host: str) -> str:
+    async def main() -> str:
+        doors_ = Doors(wanted, "127.0.0.1", inbox=None)
+        try:
+            return (await doors_.choose(offered, host))[0]
+        finally:
+            await doors_.close_listeners()
+            await doors_.close()
+
+    return asyncio.run(main())
+
+
+def test_a_pair_takes_the_first_that_both_have_and_that_may_carry():
+    here = host_id()
+    assert choose_door("auto", ["shm", "ucx", "tcp"], here) == "shm"
+    assert choose_door("auto", ["tcp"], here) == "tcp"
+    assert choose_door("tcp", ["shm", "ucx", "tcp"], here) == "tcp"
+    assert choose_door("auto", ["shm", "tcp"], "another kernel") == "tcp"
+
+
+def test_what_cannot_be_made_here_is_passed_over_with_a_warning(without_ucxx, caplog):
+    assert choose_door("auto", ["ucx", "tcp"], host_id()) == "tcp"
+    assert "do not travel over ucx" in caplog.text
+    assert "libucp.so.0" in caplog.text
+
+
+def test_no_common_transport_and_no_common_host_are_errors():
+    with pytest.raises(LayoutMismatch, match="no transport in common"):
+        choose_door("tcp", ["shm"], host_id())
+    with pytest.raises(LayoutMismatch, match="different hosts"):
+        choose_door("auto", ["shm"], "another kernel")
+
+
+def test_transports_are_made_when_they_are_needed():
+    """A fleet on one host never loads UCX."""
+
+    async def main():
+        transports = Transports("auto", "127.0.0.1")
+        assert not transports._made
+        assert transports.get("tcp") is transports.get("tcp")
+        assert list(transports._made) == ["tcp"]
+        await transports.close()
+
+    asyncio.run(main())
+    assert doors.host_id() == host_id()
+    assert not process_memory.why_unavailable()
 
 
 def test_what_the_operator_sets_for_ucx_stays():
     """In a process of its own, because UCX reads its environment once."""
-    code = "import os; from kv_transfer import choose; choose('ucx'); print([os.environ[f'UCX_RNDV_{n}'] for n in "
+    code = (
+        "import os; from kv_transfer.choose import choose; choose('ucx'); print([os.environ[f'UCX_RNDV_{n}'] for n in "
+    )
     code += "('THRESH', 'SCHEME', 'FRAG_MEM_TYPE')])"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}
     environment["UCX_RNDV_THRESH"] = "1m"

@@ -1,0 +1,118 @@
+"""A decode node's end of transfers, and the process at the other end; run as a module, it is that process."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+from baton import rpc
+from baton.kv_layout import KVLayout
+from baton.v1 import transfer_pb2
+from bench._transfer_ways import Round, cpu, send_over_socket
+from kernels.cpu.memory import huge_pages
+from kv_transfer import KVPool, KVReceiver, KVSender
+
+LAYOUT = KVLayout(  # 64 KiB for one block of the one layer group
+    num_layers=1,
+    layers_per_group=1,
+    block_size=16,
+    num_kv_heads=8,
+    head_dim=128,
+    dtype="bfloat16",
+    model_fingerprint="00",
+)
+_TIMEOUT_S = 60.0
+_T = TypeVar("_T")
+
+
+class Child:
+    """The sending process: told what to do in lines of JSON, answers each with its CPU seconds."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench._transfer_nodes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **what: Any) -> None:
+        """One line to the child."""
+        assert self._process.stdin is not None  # noqa: S101
+        print(json.dumps(what), file=self._process.stdin, flush=True)
+
+    def wait(self) -> float:
+        """Its answer."""
+        assert self._process.stdout is not None  # noqa: S101
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def transfers(child: Child, way: str, total: int, size: int, rounds: int) -> list[Round]:
+    """Whole transfers of `total` bytes over one transport, in messages of `size`, on the loop that nodes use."""
+    return _run(_receive(child, way, total, size, rounds))
+
+
+async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -> list[Round]:
+    """The child is the prefill node, this process the decode node; the first transfer connects and is not counted."""
+    num_blocks = total // LAYOUT.block_bytes
+    pool = KVPool(huge_pages(total), LAYOUT, num_blocks)
+    receiver = KVReceiver(pool, "decode", 1, "127.0.0.1", way, max_message_bytes=size)
+    server = rpc.server()
+    receiver.add_to(server)
+    receiver.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    await receiver.start()
+    child.ask(way=way, total=total)
+    measured = []
+    for _ in range(rounds + 1):
+        incoming = receiver.grant(list(range(num_blocks)), 0, "prefill", 1, _TIMEOUT_S, b"")
+        wall_s, cpu_s = time.perf_counter(), cpu()
+        child.ask(grant=incoming.grant.SerializeToString().hex())
+        await incoming.committed()
+        wall_s = time.perf_counter() - wall_s
+        measured.append(Round(wall_s, cpu() - cpu_s + await asyncio.to_thread(child.wait)))
+    child.ask()
+    await asyncio.to_thread(child.wait)
+    await receiver.close()
+    await server.stop(None)
+    return measured[1:]
+
+
+async def _send(way: str, total: int) -> None:
+    """One whole transfer per grant, until there is none."""
+    pool = KVPool(huge_pages(total).fill_(1), LAYOUT, total // LAYOUT.block_bytes)
+    sender = KVSender(pool, "prefill", 1, way, "")
+    while task := json.loads(await asyncio.to_thread(sys.stdin.readline)):
+        grant = transfer_pb2.Grant.FromString(bytes.fromhex(task["grant"]))
+        cpu_s = cpu()
+        outgoing = sender.open(grant, list(range(pool.num_blocks)))
+        outgoing.ready(0, pool.num_blocks)
+        await outgoing.commit(0, b"", 0, _TIMEOUT_S)
+        print(cpu() - cpu_s, flush=True)
+    await sender.close()
+    print(0.0, flush=True)
+
+
+def _run(main: Coroutine[Any, Any, _T]) -> _T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def _main() -> None:
+    """What the child does: socket rounds, or a prefill node."""
+    while line := sys.stdin.readline():
+        task = json.loads(line)
+        if task["way"] == "socket":
+            send_over_socket(**{key: task[key] for key in ("port", "total", "size")})
+        else:
+            _run(_send(task["way"], task["total"]))
+
+
+if __name__ == "__main__":
+    _main()

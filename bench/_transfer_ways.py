@@ -1,0 +1,137 @@
+"""What a transfer is measured beside: memcpy, a plain blocking socket, and ucx_perftest, each between two processes."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from kernels.cpu.memory import huge_pages
+
+_TIMEOUT_S = 60.0
+_PERFTEST_ENV = {  # by way
+    "ucx_perftest shm": {"UCX_TLS": "posix,cma,self"},
+    "ucx_perftest tcp": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo", "UCX_RNDV_SCHEME": "put_zcopy"},
+}
+PERFTESTS = tuple(_PERFTEST_ENV)
+
+
+class Round(NamedTuple):
+    """What one round took; CPU seconds of both processes together."""
+
+    wall_s: float
+    cpu_s: float
+
+
+class Sender(Protocol):
+    """The other process, as far as it matters here."""
+
+    def ask(self, **what: object) -> None:
+        """One line to it."""
+
+    def wait(self) -> float:
+        """Its answer: CPU seconds."""
+
+
+def memory(num_bytes: int, value: int) -> np.ndarray:
+    """Bytes in huge pages, as a KV pool lies in, every page touched."""
+    return huge_pages(num_bytes).fill_(value).numpy()
+
+
+def memcpy(total: int, size: int) -> Round:
+    """Copies between two buffers of `total` bytes, `size` at a time."""
+    source, target = memory(total, 1), memory(total, 2)
+    wall_s, cpu_s = time.perf_counter(), cpu()
+    for start in range(0, total, size):
+        target[start : start + size] = source[start : start + size]
+    return Round(time.perf_counter() - wall_s, cpu() - cpu_s)
+
+
+def blocking_socket(sender: Sender, total: int, size: int) -> Round:
+    """The other process sends, this one receives into one buffer."""
+    buffer = memory(total, 2).data
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender.ask(way="socket", port=server.getsockname()[1], total=total, size=size)
+        connection, _ = server.accept()
+        with connection:
+            sender.wait()  # it is connected, and its memory touched
+            wall_s, cpu_s = time.perf_counter(), cpu()
+            sender.ask()
+            for start in range(0, total, size):
+                _receive_exactly(connection, buffer[start : start + size])
+            wall_s = time.perf_counter() - wall_s
+            return Round(wall_s, cpu() - cpu_s + sender.wait())
+
+
+def send_over_socket(port: int, total: int, size: int) -> None:
+    """The other side of it: `total` bytes with `sendall`, when told to."""
+    buffer = memory(total, 1).data
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        print(0.0, flush=True)
+        sys.stdin.readline()
+        cpu_s = cpu()
+        for start in range(0, total, size):
+            connection.sendall(buffer[start : start + size])
+        print(cpu() - cpu_s, flush=True)
+
+
+def why_no_perftest() -> str:
+    """Empty where ucx_perftest can be run, else the reason."""
+    return "" if _perftest() else "ucx_perftest is not installed: it comes with ucxx (libucx)"
+
+
+def ucx_perftest(way: str, total: int, size: int) -> Round:
+    """UCX's own bandwidth test with tag messages, without a digest; CPU seconds with its start."""
+    program = _perftest()
+    env = {**os.environ, **_PERFTEST_ENV[way], "LD_LIBRARY_PATH": str(Path(program).parents[1] / "lib")}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ["-p", str(port), "-t", "tag_bw", "-s", str(size), "-n", str(total // size), "-w", "4", "-f", "-v"]
+    before = os.times()
+    server = subprocess.Popen([program, *flags], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        megabytes_per_s = _client(program, flags, env)
+        server.wait(_TIMEOUT_S)
+    finally:
+        server.kill()
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return Round(total / 2**20 / megabytes_per_s, used)
+
+
+def cpu() -> float:
+    """CPU seconds of this process so far."""
+    return time.process_time()
+
+
+def _client(program: str, flags: list[str], env: dict[str, str]) -> float:
+    """MB/s, once the server listens."""
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while True:
+        done = subprocess.run(
+            [program, "127.0.0.1", *flags], env=env, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+        last = done.stdout.strip().rpartition("\n")[2].split(",")
+        if done.returncode == 0 and len(last) > 5:
+            return float(last[5])  # bandwidth, overall
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"ucx_perftest failed: {done.stderr.strip()[-500:]}")
+        time.sleep(0.05)
+
+
+def _perftest() -> str:
+    spec = importlib.util.find_spec("libucx")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    found = [str(folder / "bin/ucx_perftest") for folder in folders if os.access(folder / "bin/ucx_perftest", os.X_OK)]
+    return found[0] if found else ""
+
+
+def _receive_exactly(connection: socket.socket, view: memoryview) -> None:
+    while view:
+        view = view[connection.recv_into(view) :]

@@ -1,0 +1,107 @@
+"""Shared memory, where the receiver does the copying: what its copies may do, and when they count."""
+
+import asyncio
+import threading
+
+import pytest
+from kv_nodes import NUM_BLOCKS, all_ready, arrivals, commit, new_pool, pair, run
+
+from baton.errors import TransferError
+from kv_transfer import process_memory
+
+
+class Brake:
+    """Holds every copy after its first piece until it is released."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.held = threading.Semaphore(0)
+        self._go = threading.Event()
+        self._read = process_memory.read
+        self._probed = False
+        monkeypatch.setattr(process_memory, "read", self._slowly)
+
+    def release(self) -> None:
+        self._go.set()
+
+    async def holds(self) -> None:
+        """Until a copy has come so far."""
+        async with asyncio.timeout(10):
+            while not self.held.acquire(blocking=False):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    def _slowly(self, pid, source, target):
+        for parts in self._read(pid, source, target):
+            if self._probed:
+                self.held.release()
+                self._go.wait(10)
+            yield parts
+        self._probed = True
+
+
+@pytest.fixture
+def brake(monkeypatch) -> Brake:
+    return Brake(monkeypatch)
+
+
+def test_a_cancel_waits_for_the_copy_and_nothing_is_written_after_it(brake):
+    async def main():
+        source, ids = new_pool(1), list(range(NUM_BLOCKS))
+        async with pair("shm") as p:
+            incoming = p.grant(ids)
+            outgoing = p.sender(source).open(incoming.grant, ids)
+            all_ready(outgoing, NUM_BLOCKS)
+            await brake.holds()
+            cancel = asyncio.create_task(incoming.cancel())
+            await asyncio.sleep(2.2)  # longer than messages under way are given to end by themselves
+            assert not cancel.done()
+            brake.release()
+            async with asyncio.timeout(1):
+                await cancel
+            p.fill(ids, 9)
+            with pytest.raises(TransferError):
+                await commit(outgoing)
+            await outgoing.abort()
+            assert p.untouched(ids, 9)
+
+    run(main())
+
+
+def test_what_was_copied_after_the_sender_closed_does_not_count(brake):
+    """It wanted its memory back: what was read may be somebody else's."""
+
+    async def main():
+        source = new_pool(1)
+        async with pair("shm") as p:
+            sender, incoming = p.sender(source), p.grant([1])
+            outgoing = sender.open(incoming.grant, [2])
+            all_ready(outgoing, 1)
+            await brake.holds()
+            async with asyncio.timeout(3):
+                await outgoing.abort()  # closes the connection, as the receiver answers too late
+            source.view(0, 2, 1)[:] = bytes(source.view(0, 2, 1).nbytes)
+            brake.release()
+            with pytest.raises(TransferError, match="lost"):
+                await incoming.committed()
+            assert not incoming._digests
+            await incoming.cancel()
+
+    run(main())
+
+
+def test_a_sender_has_a_bounded_number_of_copies(brake):
+    """However many messages it announces; and all of them arrive in the end."""
+
+    async def main():
+        source, ids = new_pool(1), list(range(NUM_BLOCKS))
+        async with pair("shm", max_message_bytes=1) as p:
+            incoming = p.grant(ids)
+            outgoing = p.sender(source).open(incoming.grant, ids)
+            all_ready(outgoing, NUM_BLOCKS)
+            await arrivals(incoming, 64)
+            await brake.holds()
+            assert len(incoming._writing) == 64
+            brake.release()
+            await commit(outgoing)
+            assert p.filled(ids, source, ids)
+
+    run(main())

@@ -1,0 +1,96 @@
+"""Reading another process's memory: any runs into any runs, and an error where there is nothing to read."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kv_transfer import process_memory
+from kv_transfer.process_memory import read, runs_of
+
+CHILD = """
+import random, sys
+from kv_transfer.process_memory import runs_of
+memory = bytearray(random.Random(1).randbytes(3 * 2**20))
+print(runs_of([memoryview(memory)])[0][0], flush=True)
+sys.stdin.read()
+"""
+SIZE = 3 * 2**20
+
+
+@pytest.fixture(scope="module")
+def child():
+    """(pid, address of SIZE random bytes)"""
+    process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield process.pid, int(process.stdout.readline())
+    process.communicate()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_into_runs(child, seed):
+    """However both sides are cut; pieces come in order, and together they are all of it."""
+    pid, address = child
+    random_ = random.Random(seed)
+    expected = random.Random(1).randbytes(SIZE)
+    source, gathered, left = [], b"", SIZE // 2
+    while left:
+        length = min(left, random_.choice([1, 100, 5000, 2**20]))
+        start = random_.randrange(SIZE - length)
+        source.append((address + start, length))
+        gathered += expected[start : start + length]
+        left -= length
+    target = memoryview(bytearray(SIZE // 2 + 2))
+    inner, cuts = target[1:-1], sorted(random_.sample(range(1, SIZE // 2), 1500))
+    views = [inner[a:b] for a, b in zip([0, *cuts], [*cuts, SIZE // 2], strict=True)]
+    pieces = [part for parts in read(pid, source, views) for part in parts]
+    assert bytes(target) == b"\0" + gathered + b"\0"
+    assert b"".join(pieces) == gathered
+
+
+def test_memory_that_is_not_there(child):
+    pid, address = child
+    with pytest.raises(OSError, match="Bad address"):
+        list(read(pid, [(8, 100)], [memoryview(bytearray(100))]))
+    with pytest.raises(OSError, match="Bad address"):
+        list(read(pid, [(address, 50), (8, 50)], [memoryview(bytearray(100))]))
+
+
+def test_a_process_that_is_not_there():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with pytest.raises(OSError, match="No such process"):
+        list(read(gone.pid, [(8, 8)], [memoryview(bytearray(8))]))
+
+
+def test_a_frozen_process_can_be_read(child):
+    """So a copy never waits for the other side."""
+    pid, address = child
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        target = memoryview(bytearray(1000))
+        list(read(pid, [(address, 1000)], [target]))
+        assert bytes(target) == random.Random(1).randbytes(SIZE)[:1000]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_read_only_view_has_an_address_too():
+    assert runs_of([memoryview(b"abc")])[0][1] == 3
+
+
+def test_siblings_are_let_in_only_where_yama_asks_for_it(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(process_memory, "_YAMA", tmp_path / "ptrace_scope")
+    monkeypatch.setattr(
+        process_memory._libc, "prctl", lambda *args: calls.append([getattr(a, "value", a) for a in args])
+    )
+    process_memory.allow_siblings()
+    (tmp_path / "ptrace_scope").write_text("0\n")
+    process_memory.allow_siblings()
+    assert calls == []
+    (tmp_path / "ptrace_scope").write_text("1\n")
+    process_memory.allow_siblings()
+    assert calls == [[0x59616D61, os.getppid(), 0, 0, 0]]

@@ -1,0 +1,61 @@
+"""Packets between the ends of a shared-memory connection: nothing malformed passes."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kv_transfer.shm_frames import (
+    MAX_PACKET_BYTES,
+    MAX_RUNS,
+    WELCOME,
+    Frame,
+    Hello,
+    ack,
+    acked,
+    reason_of,
+    refusal,
+)
+
+numbers = st.integers(0, 2**64 - 1)
+run = st.tuples(st.integers(0, 2**47), st.integers(1, 2**40))
+
+
+@given(numbers, numbers, st.lists(run, min_size=1, max_size=20))
+def test_a_frame_comes_out_as_it_went_in(sequence, tag, runs):
+    frame = Frame(sequence, tag, runs)
+    assert Frame.unpack(frame.pack()) == frame
+    assert frame.num_bytes == sum(length for _, length in runs)
+
+
+def test_the_largest_frame_fits_a_packet():
+    assert len(Frame(1, 2, [(1, 1)] * MAX_RUNS).pack()) <= MAX_PACKET_BYTES
+    with pytest.raises(ValueError, match="not a message"):
+        Frame.unpack(Frame(1, 2, [(1, 1)] * (MAX_RUNS + 1)).pack())
+
+
+@given(st.binary(max_size=100))
+def test_noise_is_refused_or_harmless(packet):
+    for unpack in (Frame.unpack, Hello.unpack, acked):
+        try:
+            unpack(packet)
+        except ValueError:
+            continue
+    assert isinstance(reason_of(packet), str)
+
+
+@pytest.mark.parametrize("runs", [[], [(1, 0)], [(2**64 - 1, 1)], [(5, 2**64 - 1)]])
+def test_memory_that_cannot_be_is_refused(runs):
+    packet = struct.pack("<QQ", 1, 2) + b"".join(struct.pack("<QQ", *run) for run in runs)
+    with pytest.raises(ValueError, match=r"not a message|cannot be"):
+        Frame.unpack(packet)
+
+
+def test_hello_ack_and_refusal():
+    hello = Hello(b"s" * 32, b"n" * 32, 77)
+    assert Hello.unpack(hello.pack()) == hello
+    assert acked(ack(2**63)) == 2**63
+    assert reason_of(refusal("not permitted")) == "not permitted"
+    assert refusal("") != WELCOME
+    assert reason_of(b"") == "the decode node refused the connection"
