@@ -40,8 +40,10 @@ class Slot:
 
     def settle(self) -> None:
         """The message has arrived: put it where it belongs, if it is not there."""
+        if self._staging is None:
+            return
         rest = self._staging
-        for view in self.views if rest is not None else ():
+        for view in self.views:
             view[:], rest = rest[: view.nbytes], rest[view.nbytes :]
 
 

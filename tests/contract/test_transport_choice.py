@@ -6,6 +6,7 @@ from kv_nodes import Pair, all_ready, commit, new_pool, run
 from baton.errors import LayoutMismatch, TransferError
 from kv_transfer import KVSender, process_memory, sender
 from kv_transfer.metrics import BYTES, FALLBACKS
+from kv_transfer.shm import ShmListener
 
 
 def count(metric, transport: str) -> float:
@@ -91,15 +92,12 @@ def test_another_host_is_no_failure_but_a_fact(monkeypatch, caplog):
 
 def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
     """The same kernel, but another network namespace."""
-    listen = "kv_transfer.shm.ShmTransport.listen"
 
     async def elsewhere(self, host, inbox):
         door = ShmListener(inbox, 2.5)
         door.host = "baton-kv-elsewhere"
         return door
 
-    from kv_transfer.shm import ShmListener
-
-    monkeypatch.setattr(listen, elsewhere)
+    monkeypatch.setattr("kv_transfer.shm.ShmTransport.listen", elsewhere)
     assert ship_between("auto", "auto") in ("ucx", "tcp")
     assert "another network namespace" in caplog.text

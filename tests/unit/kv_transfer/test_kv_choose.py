@@ -102,10 +102,8 @@ def test_transports_are_made_when_they_are_needed():
 
 def test_what_the_operator_sets_for_ucx_stays():
     """In a process of its own, because UCX reads its environment once."""
-    code = (
-        "import os; from kv_transfer.choose import choose; choose('ucx'); print([os.environ[f'UCX_RNDV_{n}'] for n in "
-    )
-    code += "('THRESH', 'SCHEME', 'FRAG_MEM_TYPE')])"
+    code = "import os; from kv_transfer.choose import choose; choose('ucx'); "
+    code += "print([os.environ[f'UCX_RNDV_{n}'] for n in ('THRESH', 'SCHEME', 'FRAG_MEM_TYPE')])"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}
     environment["UCX_RNDV_THRESH"] = "1m"
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -84,9 +84,8 @@ def test_a_read_only_view_has_an_address_too():
 def test_siblings_are_let_in_only_where_yama_asks_for_it(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(process_memory, "_YAMA", tmp_path / "ptrace_scope")
-    monkeypatch.setattr(
-        process_memory._libc, "prctl", lambda *args: calls.append([getattr(a, "value", a) for a in args])
-    )
+    prctl = lambda *args: calls.append([getattr(arg, "value", arg) for arg in args])  # noqa: E731
+    monkeypatch.setattr(process_memory._libc, "prctl", prctl)
     process_memory.allow_siblings()
     (tmp_path / "ptrace_scope").write_text("0\n")
     process_memory.allow_siblings()
