@@ -32,15 +32,21 @@ def ucx() -> Finding:
 
 
 def transport(wanted: str) -> Finding:
-    """Which way KV blocks take between two nodes started here."""
+    """Which way KV blocks take between two nodes: tried out, as nodes do when they connect."""
     try:
-        name, why = importlib.import_module("kv_transfer.choose").choose(wanted)
-    except (ConfigError, ImportError) as error:
-        return broken("kv transport", str(error), "--transport tcp works everywhere; `pip install ucxx-cu13` for ucx")
-    if name != "ucx":
-        return warning("kv transport", name, why or "asked for with --transport") if why else ok("kv transport", name)
-    rdma = [t for t in _ucx_transports() if _RDMA.match(t)]
-    return ok("kv transport", f"a pair of nodes uses ucx over {'RDMA (' + ', '.join(rdma) + ')' if rdma else 'tcp'}")
+        missing: dict[str, str] = importlib.import_module("kv_transfer.probe").missing(wanted)
+    except ImportError as error:
+        return broken("kv transport", str(error), "pip install -e . again")
+    if wanted in missing:
+        return broken("kv transport", missing[wanted], "--transport auto takes what works for each pair of nodes")
+    if wanted == "shm":
+        return ok("kv transport", "every pair of nodes uses shm, and so has to be on one host")
+    between_hosts = "tcp" if wanted == "tcp" or "ucx" in missing else _ucx_way()
+    within = "shm" if wanted == "auto" and "shm" not in missing else between_hosts
+    text = f"nodes on one host use {within}, on two hosts {between_hosts}"
+    if missing:
+        return warning("kv transport", text, "; ".join(f"{name}: {reason}" for name, reason in missing.items()))
+    return ok("kv transport", text)
 
 
 def redis(url: str) -> Finding:
@@ -86,6 +92,11 @@ def open_files() -> Finding:
     if limit < _MIN_OPEN_FILES:
         return warning("open files", f"{limit} at most", f"ulimit -n {_MIN_OPEN_FILES}")
     return ok("open files", f"{limit} at most")
+
+
+def _ucx_way() -> str:
+    rdma = [name for name in _ucx_transports() if _RDMA.match(name)]
+    return f"ucx over RDMA ({', '.join(rdma)})" if rdma else "ucx over tcp"
 
 
 def _ucx_transports() -> list[str]:

@@ -151,14 +151,14 @@ def test_a_chat_is_answered_at_once_and_in_a_stream(fleet: LocalFleet):
     assert "".join(pieces) == whole
 
 
-def test_kv_blocks_travel_by_ucx(fleet: LocalFleet):
-    pytest.importorskip("libucx", reason="UCX comes in a wheel for Linux on x86_64 only")
+def test_kv_blocks_travel_through_shared_memory(fleet: LocalFleet):
+    """Over ucx and tcp they travel in tests/integration/test_nodes.py."""
     before = scrape(fleet, "baton_kv_transfer_bytes_total")
     ask(fleet.client(), f"{time.time()} {QUESTION}")
     after = scrape(fleet, "baton_kv_transfer_bytes_total")
     grown = {labels for labels in after if after[labels] > before.get(labels, 0)}
     assert grown
-    assert all('transport="ucx"' in labels for labels in grown)
+    assert all('transport="shm"' in labels for labels in grown)
 
 
 def test_status_says_what_there_is(fleet: LocalFleet):

@@ -49,7 +49,7 @@ def test_secrets_come_from_the_environment_alone():
     ("env", "expected"),
     [
         ({"BATON_PREFILL": "two"}, "--prefill (BATON_PREFILL): 'two' is not a valid int"),
-        ({"BATON_TRANSPORT": "pigeon"}, "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, ucx, tcp"),
+        ({"BATON_TRANSPORT": "pigeon"}, "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, shm, ucx, tcp"),
         ({"BATON_COLOCATED": "maybe"}, "--colocated (BATON_COLOCATED): 'maybe' is neither true nor false"),
     ],
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from baton.errors import ConfigError
 from fleet import doctor, doctor_compute, doctor_network
 from fleet.finding import Finding, broken, ok, warning
 from fleet.home import Home
@@ -48,22 +47,26 @@ def test_without_ucx_there_is_advice(monkeypatch: pytest.MonkeyPatch):
     assert (found.level, bool(found.advice)) == ("warning", True)
 
 
-def test_the_transport_is_the_one_that_nodes_choose(monkeypatch: pytest.MonkeyPatch):
-    class Choosing:
-        answer: object = ("ucx", "")
-
-        def choose(self, wanted: str) -> object:
-            if isinstance(self.answer, Exception):
-                raise self.answer
-            return self.answer
-
-    choosing = Choosing()
-    monkeypatch.setattr(doctor_network.importlib, "import_module", lambda name: choosing)
-    assert doctor_network.transport("auto").text.startswith("a pair of nodes uses ucx over")
-    choosing.answer = ("tcp", "no UCX library")
-    assert doctor_network.transport("auto") == warning("kv transport", "tcp", "no UCX library")
-    choosing.answer = ConfigError("UCX is not installed")
-    assert doctor_network.transport("ucx").level == "broken"
+@pytest.mark.parametrize(
+    ("wanted", "missing", "level", "text"),
+    [
+        ("auto", {}, "ok", "nodes on one host use shm, on two hosts ucx over"),
+        ("auto", {"ucx": "no UCX library"}, "warning", "nodes on one host use shm, on two hosts tcp"),
+        ("auto", {"shm": "not permitted"}, "warning", "nodes on one host use ucx over"),
+        ("shm", {}, "ok", "has to be on one host"),
+        ("shm", {"shm": "not permitted"}, "broken", "not permitted"),
+        ("ucx", {}, "ok", "nodes on one host use ucx over"),
+        ("ucx", {"ucx": "no UCX library"}, "broken", "no UCX library"),
+        ("tcp", {}, "ok", "nodes on one host use tcp, on two hosts tcp"),
+    ],
+)
+def test_the_transport_is_the_one_that_pairs_of_nodes_find(monkeypatch, wanted, missing, level, text):
+    monkeypatch.setattr("kv_transfer.probe.missing", lambda _: missing)
+    found = doctor_network.transport(wanted)
+    assert found.level == level
+    assert text in found.text
+    if level == "warning":
+        assert next(iter(missing.values())) in found.advice
 
 
 def test_a_home_that_cannot_be_written_is_broken(tmp_path: Path):

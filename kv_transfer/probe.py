@@ -1,0 +1,55 @@
+"""Which transports this machine can do, tried out for `baton doctor`; run as a module, it is who is read."""
+
+import secrets
+import subprocess
+import sys
+
+from kv_transfer import process_memory, ucx
+from kv_transfer.choose import choose
+
+_NONCE_BYTES = 32
+
+
+def missing(wanted: str) -> dict[str, str]:
+    """Why each transport of `--transport wanted` cannot be used here; those that can are left out."""
+    reasons = {"shm": why_no_shm, "ucx": ucx.why_unavailable, "tcp": str}
+    found = {name: reasons[name]() for name in (choose(wanted) if wanted == "auto" else (wanted,))}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def why_no_shm() -> str:
+    """Empty where a process of this machine can read another one's memory, else the reason."""
+    if reason := process_memory.why_unavailable():
+        return reason
+    nonce = secrets.token_hex(_NONCE_BYTES)
+    with subprocess.Popen(
+        [sys.executable, "-m", "kv_transfer.probe", nonce], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            return _why_unreadable(other, nonce)
+        except (OSError, ValueError) as error:
+            return str(error)
+        finally:
+            other.kill()
+
+
+def _why_unreadable(other: "subprocess.Popen[str]", nonce: str) -> str:
+    if other.stdout is None:
+        raise OSError("the other process has no output")
+    address = int(other.stdout.readline())
+    target = memoryview(bytearray(2 * _NONCE_BYTES))
+    for _ in process_memory.read(other.pid, [(address, target.nbytes)], [target]):
+        pass
+    return "" if bytes(target) == nonce.encode() else "another process's memory does not hold what it said"
+
+
+def _be_read() -> None:
+    memory = memoryview(bytearray(sys.argv[1].encode()))
+    process_memory.allow_siblings()
+    sys.stdout.write(f"{process_memory.runs_of([memory])[0][0]}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _be_read()

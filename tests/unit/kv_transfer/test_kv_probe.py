@@ -1,0 +1,21 @@
+"""What `baton doctor` finds out about transports, by trying."""
+
+from kv_transfer import probe, process_memory, ucx
+
+
+def test_shared_memory_is_tried_with_a_real_process(monkeypatch):
+    assert probe.why_no_shm() == ""
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(process_memory, "read", refuse)
+    assert "Operation not permitted" in probe.why_no_shm()
+
+
+def test_reasons_are_given_for_what_is_wanted_alone(monkeypatch):
+    monkeypatch.setattr(probe, "why_no_shm", lambda: "not permitted")
+    monkeypatch.setattr(ucx, "why_unavailable", lambda: "no UCX library")
+    assert probe.missing("auto") == {"shm": "not permitted", "ucx": "no UCX library"}
+    assert probe.missing("ucx") == {"ucx": "no UCX library"}
+    assert probe.missing("tcp") == {}
