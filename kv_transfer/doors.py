@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from baton.errors import LayoutMismatch, TransferError
 from kv_transfer.choose import Transports
+from kv_transfer.metrics import FALLBACKS
 from kv_transfer.shm import host_id
 from kv_transfer.transport import Inbox, Listener, Peer
 
@@ -46,6 +47,7 @@ class Doors:
                 except TransferError as error:
                     self._missing.add(name)
                     _log.warning("KV blocks do not travel over %s: %s", name, error)
+            FALLBACKS.labels(name).inc()
         raise LayoutMismatch("they have no transport in common")
 
     async def open(self, name: str) -> Listener:

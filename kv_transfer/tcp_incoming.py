@@ -5,6 +5,8 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+import xxhash
+
 from kv_transfer.stall import StallWatch
 from kv_transfer.tcp_outgoing import HEADER, MAGIC
 from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Inbox, Peer
@@ -42,6 +44,7 @@ class TcpIncoming:
         self._targets: deque[memoryview] = deque()
         self._then = self._on_secret
         self._tag: int | None = None  # of the message being written to its slot
+        self._digest = xxhash.xxh3_64()  # of that message, as far as it has come
         self._num_left_to_drop = 0
         self._closed = False
         self._hello_timer = self._loop.call_later(CONNECT_TIMEOUT_S, self.close)
@@ -76,6 +79,8 @@ class TcpIncoming:
                 self.close()
             budget -= num_bytes
             self._stall.moved()
+            if self._tag is not None:  # digested while it is in cache
+                self._digest.update(self._target[:num_bytes])
             self._target = self._target[num_bytes:]
             if self._target:
                 break  # there is no more at present
@@ -113,6 +118,7 @@ class TcpIncoming:
             self._drop()
         else:
             self._targets.extend(slot.views)
+            self._digest = xxhash.xxh3_64()
             self._tag, self._target, self._then = tag, self._targets.popleft(), self._on_message
         return None
 
@@ -120,7 +126,7 @@ class TcpIncoming:
         tag, self._tag = self._tag, None
         self._expect_header()
         if tag is not None:
-            self._inbox.arrived(tag)
+            self._inbox.arrived(tag, self._digest.intdigest())
 
     def _drop(self) -> None:
         size = min(self._num_left_to_drop, _SCRATCH_BYTES)
