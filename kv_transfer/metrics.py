@@ -14,3 +14,4 @@ FALLBACKS = Counter(
     "Connections for which a better transport failed, by the one that did",
     ["transport"],
 )
+RESTARTS = Counter("baton_kv_transport_restarts", "UCX processes that died, and took the transfers under way with them")

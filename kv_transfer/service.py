@@ -45,6 +45,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
         try:
             self._check(request)
             name, listener = await self._choose(request)
+            await listener.ready()
             secret = await receiver.expect(Peer(request.node_id, request.epoch))
         except LayoutMismatch as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)

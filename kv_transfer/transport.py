@@ -94,6 +94,9 @@ class Listener(ABC):
     host: str
     port: int
 
+    async def ready(self) -> None:  # noqa: B027 - most always are
+        """Returns when connections are accepted at `host` and `port`; TransferError when that takes too long."""
+
     @abstractmethod
     async def disconnect(self, peer: Peer) -> None:
         """Close the peer's connection, if there is one. Returns when nothing of it is being written any more."""

@@ -1,119 +1,176 @@
-"""The transport over UCX tag messages: RDMA where there is any, TCP elsewhere. The only module that imports ucxx.
+"""The transport over UCX tag messages: RDMA where there is any, TCP elsewhere. UCX runs in a process of its own.
 
-A message is looked at before it is received (`tag_probe`), and a receive is posted only into memory that the inbox
-names for exactly that tag and length; so nothing can ever be written for a message that was not expected. Cancelling
-a receive does not stop UCX from writing, and neither does closing the endpoint at once: writes are over when, after the
-close, the receive itself has ended. That is what `lost` waits for.
+What crashes, hangs or corrupts memory within UCX ends that process and the transfers under way, which are made again;
+the node goes on, and starts another one. UCX reads and writes nothing but staging memory: into the pool, and out of it,
+the node copies. A message is looked at before it is received, and received only where the inbox has a place for exactly
+that tag and length.
 
 A tag is no proof of who sends it, but nobody can guess one; and a peer is spoken to only after it has shown, as the
 first bytes of its connection, the secret that the authenticated gRPC service handed out.
 """
 
 import asyncio
+import itertools
+import logging
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from baton.errors import TransferError
+from baton.errors import ConfigError, TransferError
 from baton.rpc import is_loopback
+from baton.tasks import end
+from kv_transfer.metrics import RESTARTS
 from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Transport
-from kv_transfer.ucx_endpoints import Binding, UcxConnection, UcxListener
-from kv_transfer.ucx_progress import Progress
+from kv_transfer.ucx_child import frames
+from kv_transfer.ucx_connection import UcxConnection
+from kv_transfer.ucx_listener import UcxListener
+from kv_transfer.ucx_process import COMMAND, UcxProcess
 
-_CLOSE_TIMEOUT_S = 5.0
+_CHECK_TIMEOUT_S = 60.0
+_BACKOFF_S = (0.0, 0.1, 0.5, 2.0, 5.0)  # before a restart, by how many short lives came before it
+_SHORT_LIFE_S = 20.0
+_MAX_HOST_CHARS = 255
 # Host memory over TCP: several times faster than UCX's defaults. Untried on RDMA, so left alone there.
 _TCP_ENVIRONMENT = {"UCX_RNDV_SCHEME": "put_zcopy", "UCX_RNDV_THRESH": "32k", "UCX_RNDV_FRAG_MEM_TYPE": "host"}
 
+_log = logging.getLogger(__name__)
+
 
 def why_unavailable() -> str:
-    """Empty where UCX can be used, else the reason."""
+    """Empty where UCX can be used, else the reason. Asks a process, so this one does not load UCX."""
     try:
-        _load()
-    except (ImportError, OSError) as error:
-        return f"ucxx cannot be loaded ({error})"
-    return ""
+        asked = subprocess.run(
+            [*COMMAND, "--check"], env=environment("localhost"), stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=_CHECK_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"ucxx cannot be loaded (not within {_CHECK_TIMEOUT_S:.0f} s)"
+    if asked.returncode == 0:
+        return ""
+    said = asked.stderr.decode(errors="replace").strip().splitlines()
+    return f"ucxx cannot be loaded ({said[-1] if said else f'exit code {asked.returncode}'})"
 
 
 class UcxTransport(Transport):
-    """A UCX context and worker of its own; create it in the event loop that will run it."""
+    """Keeps a UCX process; create it in the event loop that will run it."""
 
     name = "ucx"
 
     def __init__(self, host: str, stall_s: float = STALL_S) -> None:
+        self._host = host
         self._stall_s = stall_s
-        self._binding = _load()
-        ucx = self._binding.ucx
-        features = (ucx.Feature.TAG, ucx.Feature.STREAM, ucx.Feature.WAKEUP)
-        self._context = ucx.UCXContext(_options(host), features)
-        self._worker = ucx.UCXWorker(self._context, enable_delayed_submission=False, enable_python_future=False)
+        self._loop = asyncio.get_running_loop()
+        self._links = itertools.count(1)
+        self._connections: dict[int, UcxConnection] = {}  # of the process that lives
         self._listener: UcxListener | None = None
-        self._progress = Progress(self._worker, self._take_messages, ucx.UCXError)
+        self._num_short_lives = 0
+        self._restarting: asyncio.Task[None] | None = None
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process, which may have ended."""
+        return self._process.pid
 
     async def listen(self, host: str, inbox: Inbox) -> UcxListener:
         """UCX accepts on all addresses; whoever does not show a secret is cut off."""
-        self._listener = UcxListener(self._binding, self._worker, self._progress, host, inbox, self._stall_s)
+        await self._process.started()
+        self._listener = UcxListener(self._process, host, inbox, self._stall_s)
+        try:
+            await self._listener.ready()
+        except TransferError as error:
+            raise ConfigError(f"UCX does not accept connections: {error.message}") from error
         return self._listener
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> UcxConnection:
-        """Raises TransferError when the peer does not welcome the secret in time."""
+        """Raises TransferError when the peer does not welcome the secret in time, counted from when there is a process."""
+        connection: UcxConnection | None = None
         try:
-            endpoint = self._binding.ucx.UCXEndpoint.create(self._worker, host, port, True)
-        except (self._binding.ucx.UCXError, RuntimeError) as error:  # the latter: an address that is none
-            raise TransferError(f"no UCX connection to the decode node: {error}") from error
-        connection = UcxConnection(self._binding, endpoint, self._progress, on_close, self._stall_s)
-        try:
+            process = await self._alive()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.say_hello(secret)
+                link = next(self._links)
+                connection = self._connections[link] = UcxConnection(process, link, self._stall_s)
+                await connection.open(host[:_MAX_HOST_CHARS], port, secret, on_close)
         except (TransferError, TimeoutError) as error:
-            await connection.close()
+            if connection:
+                await connection.close()
             raise TransferError(f"no UCX connection to the decode node: {error or 'timed out'}") from error
         return connection
 
     async def close(self) -> None:
-        """After this no UCX object is left, and the process can exit."""
-        try:
-            await self._progress.close(_CLOSE_TIMEOUT_S)
-        finally:
-            self._listener = self._worker = self._context = None
+        """Returns when the process is gone."""
+        if self._restarting:
+            await end(self._restarting)
+        await self._process.close()
 
-    def _take_messages(self) -> None:
-        """Receive or drop every message that waits. None may be left: UCX would drain it when the worker ends."""
-        ucx, array = self._binding
-        while (probe := self._worker.tag_probe(ucx.UCXXTag(0), ucx.UCXXTagMask(0))).matched:
-            tag = probe.sender_tag
-            if not (self._listener and self._listener.receive(tag.value, probe.length)):
-                nothing = array(bytearray(1))  # the message is truncated to it, not transferred
-                self._progress.submit(self._worker.tag_recv(nothing, tag), nothing)
+    def _start(self) -> UcxProcess:
+        self._started_s = self._loop.time()
+        return UcxProcess(environment(self._host), self._hear, self._on_end)
+
+    async def _alive(self) -> UcxProcess:
+        """The process, once there is one that has started."""
+        while True:
+            process = self._process
+            try:
+                await process.started()
+                return process
+            except TransferError:
+                if self._restarting is None:
+                    raise
+                await asyncio.shield(self._restarting)
+
+    def _hear(self, report: frames.Report) -> None:
+        match report:
+            case frames.Connected(link) if link in self._connections:
+                self._connections[link].connected()
+            case frames.Gone(link, reason) if link in self._connections:
+                self._connections.pop(link).lose(reason)
+            case _ if self._listener:
+                self._listener.hear(report)
+
+    def _on_end(self) -> None:
+        """The process is dead: so are its connections, and the messages under way."""
+        RESTARTS.inc()
+        lost, self._connections = self._connections, {}
+        self._restarting = self._loop.create_task(self._restart())
+        for connection in lost.values():
+            connection.lose("the UCX process has ended")
+        if self._listener:
+            self._listener.lose()
+
+    async def _restart(self) -> None:
+        process = self._process
+        await process.wait()
+        _log.error("UCX process %d has ended, and with it the transfers under way: %s", process.pid, process.reason)
+        is_short = self._loop.time() - self._started_s < _SHORT_LIFE_S
+        self._num_short_lives = self._num_short_lives + 1 if is_short else 0
+        await asyncio.sleep(_BACKOFF_S[min(self._num_short_lives, len(_BACKOFF_S) - 1)])
+        self._process = self._start()
+        if self._listener:
+            self._listener.attach(self._process)
 
 
-def _load() -> Binding:
-    """ucxx's binding of UCX. The environment is set before, because importing it sets what is unset to worse."""
-    if not _has_rdma():
-        for name, value in _TCP_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-    os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")
-    import ucxx
-    from ucxx._lib.arr import Array
+def environment(host: str) -> dict[str, str]:
+    """Of the UCX process: this one's without Baton's own, which holds secrets, and UCX's options for this host.
 
-    return Binding(ucxx.libucxx, Array)
-
-
-def _options(host: str) -> dict[str, str]:
-    """UCX options for this host, where the operator sets none and there is no RDMA.
-
-    UCX opens a port on each device that it uses, and whoever reaches it can write memory: none but `host`'s, then.
+    What the operator sets stays. UCX opens a port on each device that it uses, and whoever reaches it can write memory:
+    none but `host`'s, then. Where there is RDMA, UCX knows better.
     """
-    wanted = {} if _has_rdma() else {"TLS": "tcp", "NET_DEVICES": _device_of(host)}
-    return {name: value for name, value in wanted.items() if value and f"UCX_{name}" not in os.environ}
+    options = {"UCX_WARN_UNUSED_ENV_VARS": "n"}
+    if not _has_rdma():
+        options |= _TCP_ENVIRONMENT | {"UCX_TLS": "tcp", "UCX_NET_DEVICES": _device_of(host)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
+    return {name: value for name, value in options.items() if value} | inherited
 
 
-def _device_of(host: str) -> str | None:
+def _device_of(host: str) -> str:
     for device, addresses in psutil.net_if_addrs().items():
         if any(address.address.partition("%")[0] == host for address in addresses):
             return device
-    return "lo" if is_loopback(host) else None
+    return "lo" if is_loopback(host) else ""
 
 
 def _has_rdma() -> bool:

@@ -1,0 +1,131 @@
+"""Memory that a node shares with its UCX process: messages are copied through it, so UCX never touches a KV pool.
+
+Areas are handed out lowest first, so that no more of the region is ever touched, and so takes memory, than is in use at
+once. Who has to wait for one waits in turn.
+"""
+
+import asyncio
+import fcntl
+import mmap
+import os
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from baton.errors import TransferError
+
+REGION_BYTES = 256 * 2**20
+_PAGE_BYTES = 4096
+_INLINE_BYTES = 64 * 1024  # below this a thread costs more than it saves
+_NUM_THREADS = 2
+
+
+class Area(NamedTuple):
+    """A part of the region."""
+
+    start: int
+    num_bytes: int
+
+
+class Staging:
+    """One region, for one life of a UCX process. All but the copying runs in the event loop."""
+
+    def __init__(self, num_bytes: int = REGION_BYTES) -> None:
+        self.num_bytes = num_bytes
+        self.descriptor = os.memfd_create("baton-kv-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.descriptor, num_bytes)
+        # nobody can take pages away under the other's feet
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self._bytes = memoryview(mmap.mmap(self.descriptor, num_bytes))
+        self._free = [Area(0, num_bytes)]  # in order, and no two of them neighbours
+        self._waiting: deque[tuple[int, asyncio.Future[Area]]] = deque()
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kv-staging")
+
+    def take(self, num_bytes: int) -> asyncio.Future[Area]:
+        """An area, soon; who cancels the future has none. TransferError for what never fits, and after `close`."""
+        future: asyncio.Future[Area] = asyncio.get_running_loop().create_future()
+        if self.descriptor < 0 or num_bytes > self.num_bytes:
+            reason = "is closed" if self.descriptor < 0 else f"holds no message of {num_bytes} bytes"
+            future.set_exception(TransferError(f"the staging memory {reason}"))
+        else:
+            self._waiting.append((num_bytes, future))
+            self._serve()
+        return future
+
+    def give_back(self, area: Area) -> None:
+        """Nobody reads or writes it any more."""
+        insort(self._free, Area(area.start, _rounded(area.num_bytes)))
+        merged: list[Area] = []
+        for free in self._free:
+            if merged and sum(merged[-1]) == free.start:
+                merged[-1] = Area(merged[-1].start, merged[-1].num_bytes + free.num_bytes)
+            else:
+                merged.append(free)
+        self._free = merged
+        self._serve()
+
+    def fill(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[None]:
+        """Copy the views' bytes into the area, one after the other."""
+        return self._copy([self._view(area)], views)
+
+    def empty(self, area: Area, view: memoryview) -> asyncio.Future[None]:
+        """Copy the area's bytes into the view."""
+        return self._copy([view], [self._view(area)])
+
+    def close(self) -> None:
+        """Idempotent. Hands out nothing more; copies under way end, and their memory goes with the last of them."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            self._threads.shutdown(wait=False)
+            for _, future in self._waiting:
+                if not future.done():
+                    future.set_exception(TransferError("the staging memory is closed"))
+            self._waiting.clear()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            num_bytes, future = self._waiting[0]
+            if not future.done():
+                area = self._cut(num_bytes)
+                if area is None:
+                    return
+                future.set_result(area)
+            self._waiting.popleft()
+
+    def _cut(self, num_bytes: int) -> Area | None:
+        needed = _rounded(num_bytes)
+        for index, (start, available) in enumerate(self._free):
+            if available >= needed:
+                rest = Area(start + needed, available - needed)
+                self._free[index : index + 1] = [rest] if rest.num_bytes else []
+                return Area(start, num_bytes)
+        return None
+
+    def _view(self, area: Area) -> memoryview:
+        return self._bytes[area.start : area.start + area.num_bytes]
+
+    def _copy(self, targets: Sequence[memoryview], sources: Sequence[memoryview]) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        if targets[0].nbytes > _INLINE_BYTES:
+            return loop.run_in_executor(self._threads, _copy, targets[0], sources)
+        done: asyncio.Future[None] = loop.create_future()
+        _copy(targets[0], sources)
+        done.set_result(None)
+        return done
+
+
+def _copy(target: memoryview, sources: Sequence[memoryview]) -> None:
+    """numpy releases the interpreter lock while it copies, a memoryview does not."""
+    at = 0
+    for source in sources:
+        np.copyto(np.frombuffer(target[at : at + source.nbytes], np.uint8), np.frombuffer(source, np.uint8))
+        at += source.nbytes
+
+
+def _rounded(num_bytes: int) -> int:
+    return -(-num_bytes // _PAGE_BYTES) * _PAGE_BYTES

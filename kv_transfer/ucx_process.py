@@ -1,0 +1,213 @@
+"""A node's UCX process (`kv_transfer.ucx_child`) as the node sees it: one life of it, from start to death.
+
+It is dead as soon as its end of the socket is closed, or it says nothing for SILENT_S, which a frozen one does; then it
+is killed, whatever it is doing. All areas and messages go with it.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+from baton.errors import TransferError
+from kv_transfer.staging import Staging
+from kv_transfer.stall import StallWatch
+from kv_transfer.ucx_child import frames
+from kv_transfer.ucx_child.frame_socket import FrameSocket
+
+SILENT_S = 1.5
+_START_S = 30.0
+_CLOSE_S = 5.0  # for UCX to let go of a connection's memory, or of its own
+_MAX_PACKETS = 64  # in one go, before other tasks have a turn
+_MAX_LOG_BYTES = 2**14  # of what it says in one go; the rest is dropped
+COMMAND = (sys.executable, "-P", "-m", "kv_transfer.ucx_child")
+
+_log = logging.getLogger(__name__)
+
+
+class UcxProcess:
+    """Create it in the event loop, in a thread that lives as long: with its thread the kernel takes the child away."""
+
+    def __init__(
+        self, env: Mapping[str, str], on_report: Callable[[frames.Report], None], on_end: Callable[[], None]
+    ) -> None:
+        """`on_end` is called once, when it is dead; not after `close`."""
+        self.staging = Staging()
+        self.port = 0  # at which it accepts connections; 0 while it does not
+        self.reason = ""  # why it ended
+        self._on_report = on_report
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._started.add_done_callback(lambda started: started.cancelled() or started.exception())
+        self._messages: dict[int, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+        self._closing: dict[int, asyncio.TimerHandle] = {}
+        self._flushing = False
+        self._watch = StallWatch(SILENT_S, lambda: self._end("it was silent"))
+        self._start_timer = self._loop.call_later(_START_S, self._end, "it did not start")
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors, its_errors = os.pipe()
+        descriptors = (its.fileno(), self.staging.descriptor)
+        self._child = subprocess.Popen(
+            [*COMMAND, *(str(value) for value in (*descriptors, self.staging.num_bytes))],
+            stdin=subprocess.DEVNULL, stdout=its_errors, stderr=its_errors, pass_fds=descriptors, env=env,
+        )  # fmt: skip
+        its.close()
+        os.close(its_errors)
+        os.set_blocking(self._errors, False)
+        self._socket = FrameSocket(mine, frames.Report)  # type: ignore[arg-type]
+        self._loop.add_reader(mine.fileno(), self._on_readable)
+        self._loop.add_reader(self._errors, self._log_errors)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._child.pid
+
+    async def started(self) -> None:
+        """Raises TransferError when it has ended."""
+        await asyncio.shield(self._started)
+        if self.reason:
+            raise TransferError(f"the UCX process has ended: {self.reason}")
+
+    def put(self, frame: frames.Frame) -> None:
+        """Tell it something; without effect on a dead one."""
+        if self.reason:
+            return
+        self._socket.put(frame)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def start_send(self, link: int, tag: int, start: int, num_bytes: int) -> asyncio.Future[None]:
+        """Its end, or TransferError: the area is no longer read."""
+        number = -next(self._numbers)  # the child numbers what it receives from 1 up
+        return self._start(frames.Send(number, link, tag, start, num_bytes))
+
+    def start_receive(self, message: int, link: int, start: int, num_bytes: int) -> asyncio.Future[None]:
+        """Its end, or TransferError: the area is no longer written to."""
+        return self._start(frames.Receive(message, link, start, num_bytes))
+
+    def close_link(self, link: int) -> None:
+        """Close a connection; if UCX does not let go of its memory, the process has to go."""
+        if not self.reason and link not in self._closing:
+            self.put(frames.Close(link))
+            self._closing[link] = self._loop.call_later(_CLOSE_S, self._end, "it did not close a connection")
+
+    async def close(self) -> None:
+        """Let it end, and returns when it has."""
+        self._on_end = _nothing
+        self._end("it was closed")
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Returns when there is no such process any more; it has ended before."""
+        code = await asyncio.to_thread(self._child.wait)
+        if code and code != -signal.SIGKILL:
+            with contextlib.suppress(ValueError):
+                self.reason += f" ({signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
+
+    def _start(self, frame: frames.Send | frames.Receive) -> asyncio.Future[None]:
+        ended: asyncio.Future[None] = self._loop.create_future()
+        ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # never "was never retrieved"
+        if self.reason:
+            ended.set_exception(TransferError("the UCX process has ended"))
+        else:
+            self._messages[frame.message] = ended
+            self.put(frame)
+        return ended
+
+    def _flush(self) -> None:
+        """Send what is queued; what the socket does not take at once goes with the next event."""
+        self._flushing = False
+        if self.reason:
+            return
+        try:
+            if self._socket.flush():
+                self._loop.remove_writer(self._socket.fileno())
+            else:
+                self._loop.add_writer(self._socket.fileno(), self._flush)
+        except OSError as error:
+            self._end(f"its socket broke: {error}")
+
+    def _on_readable(self) -> None:
+        try:
+            for _ in range(_MAX_PACKETS):
+                reports = self._socket.take() if not self.reason else []
+                for report in reports:
+                    self._hear(report)
+                if not reports:
+                    break
+        except OSError as error:
+            self._end(str(error))
+        self._watch.moved()
+
+    def _hear(self, report: frames.Report) -> None:
+        match report:
+            case frames.Alive():
+                if not self._started.done():
+                    self._start_timer.cancel()
+                    self._watch.started()
+                    self._started.set_result(None)
+            case frames.Listening(port):
+                self.port = port
+            case frames.Ended(message, error):
+                self._message_ended(message, error)
+            case frames.Gone(link) if link in self._closing:
+                self._closing.pop(link).cancel()
+        self._on_report(report)
+
+    def _message_ended(self, message: int, error: str) -> None:
+        ended = self._messages.pop(message, None)
+        if ended is None or ended.done():
+            return
+        if error:
+            ended.set_exception(TransferError(f"UCX: {error}"))
+        else:
+            ended.set_result(None)
+
+    def _log_errors(self) -> None:
+        """What it prints, UCX's own lines among it, into the node's log."""
+        try:
+            said = os.read(self._errors, _MAX_LOG_BYTES)
+        except BlockingIOError:
+            return
+        if not said:
+            self._loop.remove_reader(self._errors)
+        for line in said.decode(errors="replace").splitlines():
+            _log.warning("UCX process %d: %s", self.pid, line)
+
+    def _end(self, reason: str) -> None:
+        if self.reason:
+            return
+        self._log_errors()
+        self.reason = reason
+        self.port = 0
+        self._watch.close()
+        for timer in (self._start_timer, *self._closing.values()):
+            timer.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._loop.remove_reader(self._errors)
+        self._socket.close()
+        os.close(self._errors)
+        self._child.kill()
+        self.staging.close()
+        for ended in self._messages.values():
+            if not ended.done():
+                ended.set_exception(TransferError("the UCX process has ended"))
+        self._messages.clear()
+        if not self._started.done():
+            self._started.set_result(None)
+        self._on_end()
+
+
+def _nothing() -> None:
+    pass
