@@ -5,6 +5,7 @@ once. Who has to wait for one waits in turn.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import mmap
 import os
@@ -40,7 +41,7 @@ class Staging:
         os.ftruncate(self.descriptor, num_bytes)
         # nobody can take pages away under the other's feet
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self._bytes = memoryview(mmap.mmap(self.descriptor, num_bytes))
+        self._bytes = mapped(self.descriptor, num_bytes)
         self._free = [Area(0, num_bytes)]  # in order, and no two of them neighbours
         self._waiting: deque[tuple[int, asyncio.Future[Area]]] = deque()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kv-staging")
@@ -117,6 +118,15 @@ class Staging:
         _copy(targets[0], sources)
         done.set_result(None)
         return done
+
+
+def mapped(descriptor: int, num_bytes: int) -> memoryview:
+    """The region, in huge pages where the system has them for shared memory."""
+    region = mmap.mmap(descriptor, num_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            region.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(region)
 
 
 def _copy(target: memoryview, sources: Sequence[memoryview]) -> None:

@@ -4,7 +4,6 @@ Lives no longer than its node: the kernel kills it when the node dies, and it en
 """
 
 import ctypes
-import mmap
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from kv_transfer.staging import mapped
 from kv_transfer.ucx_child import binding, frames
 from kv_transfer.ucx_child.frame_socket import FrameSocket
 from kv_transfer.ucx_child.server import Server
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # clients' KV would be in it
     _live_as_long_as_the_node()
     node = FrameSocket(socket.socket(fileno=sock), frames.Order)  # type: ignore[arg-type]
-    Server(Worker(loaded), memoryview(mmap.mmap(region, num_bytes)), node).run()
+    Server(Worker(loaded), mapped(region, num_bytes), node).run()
     return 0
 
 
