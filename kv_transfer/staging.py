@@ -5,24 +5,27 @@ once. Who has to wait for one waits in turn.
 """
 
 import asyncio
-import contextlib
 import fcntl
-import mmap
 import os
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import xxhash
 
 from baton.errors import TransferError
+from kv_transfer.ucx_child.region import mapped
 
 REGION_BYTES = 256 * 2**20
 _PAGE_BYTES = 4096
 _INLINE_BYTES = 64 * 1024  # below this a thread costs more than it saves
+_PIECE_BYTES = 256 * 1024
 _NUM_THREADS = 2
+
+Result = TypeVar("Result")
 
 
 class Area(NamedTuple):
@@ -71,11 +74,11 @@ class Staging:
 
     def fill(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[None]:
         """Copy the views' bytes into the area, one after the other."""
-        return self._copy([self._view(area)], views)
+        return self._run(area.num_bytes, _gather, self._view(area), views)
 
-    def empty(self, area: Area, view: memoryview) -> asyncio.Future[None]:
-        """Copy the area's bytes into the view."""
-        return self._copy([view], [self._view(area)])
+    def empty(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
+        """Copy the area's bytes into the views, one after the other; their digest."""
+        return self._run(area.num_bytes, _spread, self._view(area), views)
 
     def close(self) -> None:
         """Idempotent. Hands out nothing more; copies under way end, and their memory goes with the last of them."""
@@ -110,31 +113,40 @@ class Staging:
     def _view(self, area: Area) -> memoryview:
         return self._bytes[area.start : area.start + area.num_bytes]
 
-    def _copy(self, targets: Sequence[memoryview], sources: Sequence[memoryview]) -> asyncio.Future[None]:
+    def _run(
+        self, num_bytes: int, copy: Callable[[memoryview, Sequence[memoryview]], Result],
+        run: memoryview, views: Sequence[memoryview],
+    ) -> asyncio.Future[Result]:  # fmt: skip
         loop = asyncio.get_running_loop()
-        if targets[0].nbytes > _INLINE_BYTES:
-            return loop.run_in_executor(self._threads, _copy, targets[0], sources)
-        done: asyncio.Future[None] = loop.create_future()
-        _copy(targets[0], sources)
-        done.set_result(None)
+        if num_bytes > _INLINE_BYTES:
+            return loop.run_in_executor(self._threads, copy, run, views)
+        done: asyncio.Future[Result] = loop.create_future()
+        done.set_result(copy(run, views))
         return done
 
 
-def mapped(descriptor: int, num_bytes: int) -> memoryview:
-    """The region, in huge pages where the system has them for shared memory."""
-    region = mmap.mmap(descriptor, num_bytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            region.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(region)
-
-
-def _copy(target: memoryview, sources: Sequence[memoryview]) -> None:
-    """numpy releases the interpreter lock while it copies, a memoryview does not."""
+def _gather(target: memoryview, views: Sequence[memoryview]) -> None:
     at = 0
-    for source in sources:
-        np.copyto(np.frombuffer(target[at : at + source.nbytes], np.uint8), np.frombuffer(source, np.uint8))
-        at += source.nbytes
+    for view in views:
+        _copy(target[at : at + view.nbytes], view)
+        at += view.nbytes
+
+
+def _spread(source: memoryview, views: Sequence[memoryview]) -> int:
+    """Digests each piece while the processor's cache has it."""
+    state, at = xxhash.xxh3_64(), 0
+    for view in views:
+        for start in range(0, view.nbytes, _PIECE_BYTES):
+            piece = view[start : start + _PIECE_BYTES]
+            _copy(piece, source[at : at + piece.nbytes])
+            state.update(piece)
+            at += piece.nbytes
+    return state.intdigest()
+
+
+def _copy(target: memoryview, source: memoryview) -> None:
+    """numpy releases the interpreter lock while it copies, a memoryview does not."""
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 def _rounded(num_bytes: int) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from baton.errors import ConfigError, TransferError
+from baton.errors import TransferError
 from baton.rpc import is_loopback
 from baton.tasks import end
 from kv_transfer.metrics import RESTARTS
@@ -66,6 +66,7 @@ class UcxTransport(Transport):
         self._links = itertools.count(1)
         self._connections: dict[int, UcxConnection] = {}  # of the process that lives
         self._listener: UcxListener | None = None
+        self._has_lived = False  # else it is no use to start another one
         self._num_short_lives = 0
         self._restarting: asyncio.Task[None] | None = None
         self._process = self._start()
@@ -76,17 +77,13 @@ class UcxTransport(Transport):
         return self._process.pid
 
     async def listen(self, host: str, inbox: Inbox) -> UcxListener:
-        """UCX accepts on all addresses; whoever does not show a secret is cut off."""
-        await self._process.started()
-        self._listener = UcxListener(self._process, host, inbox, self._stall_s)
-        try:
-            await self._listener.ready()
-        except TransferError as error:
-            raise ConfigError(f"UCX does not accept connections: {error.message}") from error
+        """UCX accepts on all addresses; whoever does not show a secret is cut off. TransferError: there is no UCX."""
+        self._listener = UcxListener(await self._alive(), host, inbox, self._stall_s)
+        await self._listener.ready()
         return self._listener
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> UcxConnection:
-        """Raises TransferError when the peer does not welcome the secret in time, counted from when there is a process."""
+        """Raises TransferError when the peer does not welcome the secret in time, once there is a process."""
         connection: UcxConnection | None = None
         try:
             process = await self._alive()
@@ -133,9 +130,11 @@ class UcxTransport(Transport):
 
     def _on_end(self) -> None:
         """The process is dead: so are its connections, and the messages under way."""
-        RESTARTS.inc()
+        if self._process.has_started or self._has_lived:
+            self._has_lived = True
+            RESTARTS.inc()
+            self._restarting = self._loop.create_task(self._restart())
         lost, self._connections = self._connections, {}
-        self._restarting = self._loop.create_task(self._restart())
         for connection in lost.values():
             connection.lose("the UCX process has ended")
         if self._listener:

@@ -7,6 +7,7 @@ is given back when UCX has let go of it; so on the node's side a lost connection
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from baton.errors import TransferError
 from kv_transfer.staging import Area
@@ -42,25 +43,26 @@ class UcxLink:
             await asyncio.wait(self._busy)
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> None:
-        """Returns when UCX is done with the message. The views are read until then, or until TransferError is raised."""
+        """Returns when UCX is done with the message. Then, or when TransferError is raised, the views are not read."""
         with self._message():
             area = await self._take(sum(view.nbytes for view in views))
             await self._staging.fill(area, views)
             await self._until_ended(self.process.start_send(self.number, tag, area.start, area.num_bytes), area)
             self._staging.give_back(area)
 
-    async def receive(self, message: int, view: memoryview) -> None:
-        """Returns when the waiting message is in the view. TransferError: it never will be, and nothing is written."""
+    async def receive(self, message: int, views: Sequence[memoryview]) -> int:
+        """The digest of the waiting message, once it is in the views. TransferError: it never will be there whole."""
         with self._message():
             try:
-                area = await self._take(view.nbytes)
+                area = await self._take(sum(view.nbytes for view in views))
             except TransferError:
                 self.process.put(frames.Drop(message))
                 raise
             ended = self.process.start_receive(message, self.number, area.start, area.num_bytes)
             await self._until_ended(ended, area)
-            await self._staging.empty(area, view)
+            digest = await self._staging.empty(area, views)
             self._staging.give_back(area)
+        return digest
 
     @contextmanager
     def _message(self) -> Iterator[None]:
@@ -75,15 +77,19 @@ class UcxLink:
 
     async def _take(self, num_bytes: int) -> Area:
         taken = self._staging.take(num_bytes)
-        await asyncio.wait([taken, self._lost], return_when=asyncio.FIRST_COMPLETED)
+        await self._first(taken)
         if not taken.done():
             taken.cancel()
             raise TransferError("the UCX connection was lost")
         return taken.result()
 
+    async def _first(self, future: asyncio.Future[Any]) -> None:
+        """Returns when it is done, or the link is lost."""
+        await asyncio.wait([future, self._lost], return_when=asyncio.FIRST_COMPLETED)
+
     async def _until_ended(self, ended: asyncio.Future[None], area: Area) -> None:
         """Raises TransferError when UCX does, or the link is lost before; then the area is given back in time."""
-        await asyncio.wait([ended, self._lost], return_when=asyncio.FIRST_COMPLETED)
+        await self._first(ended)
         if ended.done() and ended.exception() is None:
             return
         ended.add_done_callback(lambda _: self._staging.give_back(area))

@@ -1,6 +1,7 @@
 """The receiving end: admits connections, and gives every waiting message a place or sends it away."""
 
 import asyncio
+from collections.abc import Sequence
 
 from baton.errors import TransferError
 from kv_transfer.stall import StallWatch
@@ -25,9 +26,9 @@ class UcxIncoming:
         """The peer lives."""
         self._stall.moved()
 
-    def receive(self, message: frames.Waiting, view: memoryview) -> None:
-        """Write the message into the view, and tell the inbox how it ended."""
-        task = asyncio.get_running_loop().create_task(self._receive(message, view))
+    def receive(self, message: frames.Waiting, views: Sequence[memoryview]) -> None:
+        """Write the message into the views, and tell the inbox how it ended."""
+        task = asyncio.get_running_loop().create_task(self._receive(message, views))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -45,14 +46,14 @@ class UcxIncoming:
             self._listener.forget(self)
             self._listener.inbox.disconnected(self.peer)
 
-    async def _receive(self, message: frames.Waiting, view: memoryview) -> None:
+    async def _receive(self, message: frames.Waiting, views: Sequence[memoryview]) -> None:
         try:
-            await self.link.receive(message.message, view)
+            digest = await self.link.receive(message.message, views)
         except TransferError:
             self._listener.inbox.lost(message.tag)
         else:
             self._stall.moved()
-            self._listener.inbox.arrived(message.tag)
+            self._listener.inbox.arrived(message.tag, digest)
 
 
 class UcxListener(Listener):
@@ -136,7 +137,7 @@ class UcxListener(Listener):
         slot = self.inbox.claim(message.tag, message.num_bytes, None)
         incoming = self._by_peer.get(slot.peer) if slot else None
         if slot and incoming:
-            return incoming.receive(message, slot.view)
+            return incoming.receive(message, slot.views)
         if slot:
             self.inbox.lost(message.tag)
         return self._process.put(frames.Drop(message.message))

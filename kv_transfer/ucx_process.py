@@ -19,7 +19,7 @@ from baton.errors import TransferError
 from kv_transfer.staging import Staging
 from kv_transfer.stall import StallWatch
 from kv_transfer.ucx_child import frames
-from kv_transfer.ucx_child.frame_socket import FrameSocket
+from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS, FrameSocket
 
 SILENT_S = 1.5
 _START_S = 30.0
@@ -41,6 +41,8 @@ class UcxProcess:
         self.staging = Staging()
         self.port = 0  # at which it accepts connections; 0 while it does not
         self.reason = ""  # why it ended
+        self.has_started = False
+        self._last_words = ""
         self._on_report = on_report
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -62,7 +64,7 @@ class UcxProcess:
         its.close()
         os.close(its_errors)
         os.set_blocking(self._errors, False)
-        self._socket = FrameSocket(mine, frames.Report)  # type: ignore[arg-type]
+        self._socket: FrameSocket[frames.Report] = FrameSocket(mine, frames.Report)
         self._loop.add_reader(mine.fileno(), self._on_readable)
         self._loop.add_reader(self._errors, self._log_errors)
 
@@ -75,7 +77,7 @@ class UcxProcess:
         """Raises TransferError when it has ended."""
         await asyncio.shield(self._started)
         if self.reason:
-            raise TransferError(f"the UCX process has ended: {self.reason}")
+            raise TransferError(f"there is no UCX process: {self.reason}")
 
     def put(self, frame: frames.Frame) -> None:
         """Tell it something; without effect on a dead one."""
@@ -155,6 +157,7 @@ class UcxProcess:
                 if not self._started.done():
                     self._start_timer.cancel()
                     self._watch.started()
+                    self.has_started = True
                     self._started.set_result(None)
             case frames.Listening(port):
                 self.port = port
@@ -183,12 +186,13 @@ class UcxProcess:
             self._loop.remove_reader(self._errors)
         for line in said.decode(errors="replace").splitlines():
             _log.warning("UCX process %d: %s", self.pid, line)
+            self._last_words = line[:MAX_TEXT_CHARS]
 
     def _end(self, reason: str) -> None:
         if self.reason:
             return
         self._log_errors()
-        self.reason = reason
+        self.reason = f"{reason} ({self._last_words})" if self._last_words else reason
         self.port = 0
         self._watch.close()
         for timer in (self._start_timer, *self._closing.values()):

@@ -11,9 +11,9 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from kv_transfer.staging import mapped
 from kv_transfer.ucx_child import binding, frames
 from kv_transfer.ucx_child.frame_socket import FrameSocket
+from kv_transfer.ucx_child.region import mapped
 from kv_transfer.ucx_child.server import Server
 from kv_transfer.ucx_child.worker import Worker
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     sock, region, num_bytes = (int(argument) for argument in argv)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # clients' KV would be in it
     _live_as_long_as_the_node()
-    node = FrameSocket(socket.socket(fileno=sock), frames.Order)  # type: ignore[arg-type]
+    node: FrameSocket[frames.Order] = FrameSocket(socket.socket(fileno=sock), frames.Order)
     Server(Worker(loaded), mapped(region, num_bytes), node).run()
     return 0
 

@@ -2,7 +2,7 @@
 
 import socket
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -19,11 +19,11 @@ Taken = TypeVar("Taken", bound=Frame)
 class FrameSocket(Generic[Taken]):
     """Keeps the order of frames. Every error of the other side's is a ConnectionError."""
 
-    def __init__(self, sock: socket.socket, taken: type[Taken]) -> None:
+    def __init__(self, sock: socket.socket, taken: Any) -> None:
         """`sock`: a SOCK_SEQPACKET. `taken`: the union of frames that the other side may send."""
         sock.setblocking(False)
         self._sock = sock
-        self._decoder = msgspec.msgpack.Decoder(list[taken])  # type: ignore[valid-type]
+        self._decoder: msgspec.msgpack.Decoder[list[Taken]] = msgspec.msgpack.Decoder(list[taken])
         self._encoder = msgspec.msgpack.Encoder()
         self._queue: deque[Frame] = deque()
 
@@ -58,7 +58,7 @@ class FrameSocket(Generic[Taken]):
         if not packet:
             raise ConnectionError("the other side has ended")
         try:
-            frames: list[Taken] = self._decoder.decode(packet)
+            frames = self._decoder.decode(packet)
         except msgspec.DecodeError as error:
             raise ConnectionError(f"the other side talks nonsense: {error}") from error
         return frames

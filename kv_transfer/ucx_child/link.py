@@ -1,7 +1,7 @@
 """One connection: an endpoint of UCX's whose every request is followed to its end, whatever happens to it.
 
-Cancelling a receive does not stop UCX from writing, and neither does closing the endpoint at once: writes are over when,
-after the close, the receive itself has ended. Only then is a link gone.
+Cancelling a receive does not stop UCX from writing, and neither does closing the endpoint at once: writes are over
+when, after the close, the receive itself has ended. Only then is a link gone.
 """
 
 import time

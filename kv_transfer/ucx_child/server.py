@@ -1,4 +1,4 @@
-"""What the child does: obeys its node's frames, and reports what UCX says, until the node's end of the socket closes."""
+"""What the child does: obeys its node's frames, and reports what UCX says, until the node closes the socket."""
 
 import itertools
 import select
@@ -74,9 +74,7 @@ class Server:
             link.close("it showed no secret")
 
     def _listen(self, _: frames.Listen) -> None:
-        self._listener = self._ucx.UCXListener.create(
-            self._worker.ucx, 0, self._accepted.append, deliver_endpoint=True
-        )
+        self._listener = self._ucx.UCXListener.create(self._worker.ucx, 0, self._accepted.append, deliver_endpoint=True)
         self._node.put(frames.Listening(self._listener.port))
 
     def _connect(self, order: frames.Connect) -> None:
@@ -96,9 +94,12 @@ class Server:
                 self._new_link(-next(self._numbers), endpoint).hear_hello()
 
     def _new_link(self, number: int, endpoint: Any) -> Link:
-        link = Link(number, endpoint, self._worker, self._node.put, lambda link: self._links.pop(link.number, None))
+        link = Link(number, endpoint, self._worker, self._node.put, self._forget)
         self._links[number] = link
         return link
+
+    def _forget(self, link: Link) -> None:
+        del self._links[link.number]
 
     def _with_link(self, number: int, do: Callable[[Link], None]) -> None:
         if link := self._links.get(number):

@@ -56,7 +56,8 @@ class Worker:
         return not (self._thorough or self._has_new) and bool(self.ucx.arm())
 
     def _settle(self) -> None:
-        ended, pending = [], []
+        ended: list[tuple[Any, OnEnd, Any]] = []
+        pending: list[tuple[Any, OnEnd, Any]] = []
         for entry in self._pending:
             (ended if entry[0].completed else pending).append(entry)
         self._pending = pending
