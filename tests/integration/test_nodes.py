@@ -12,10 +12,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc import aio
 
@@ -586,3 +588,74 @@ def test_a_node_that_cannot_start_says_why_in_one_line(tmp_path: Path, redis_url
         assert ended.returncode == 1
         assert ended.stderr.startswith("decode_node: error: ")
         assert ended.stderr.count("\n") == 1
+
+
+def ucx_of(node: NodeProcess) -> psutil.Process:
+    (found,) = [c for c in psutil.Process(node.process.pid).children() if "kv_transfer.ucx_child" in c.cmdline()]
+    return found
+
+
+class Stream:
+    """Requests on the decode node, one after the other; every token is looked at."""
+
+    def __init__(self, router: Router, expected: list[int], prompt: list[int]) -> None:
+        self.num_tokens, self.longest_gap_s, self._over = 0, 0.0, False
+        self.task = asyncio.create_task(self._run(router, expected, prompt))
+
+    async def _run(self, router: Router, expected: list[int], prompt: list[int]) -> None:
+        while not self._over:
+            generation = router.generation(prompt, len(expected))
+            await router.generate(generation)
+            tokens: dict[int, int] = {}
+            while len(tokens) < len(expected):
+                since_s = time.monotonic()
+                more = await router.wait_for(partial(self._more, router, generation.key, len(tokens)))
+                self.longest_gap_s = max(self.longest_gap_s, time.monotonic() - since_s)
+                self.num_tokens += len(more) - len(tokens)
+                tokens = more
+            assert [tokens[index] for index in range(len(expected))] == expected
+
+    def _more(self, router: Router, key: int, num_seen: int) -> dict[int, int] | None:
+        tokens = router.tokens(key)
+        return tokens if len(tokens) > num_seen else None
+
+    async def end(self) -> None:
+        self._over = True
+        await self.task
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_crash_within_ucx_costs_a_transfer_and_no_token(
+    router: Router, expected: Callable[[list[int], int], list[int]], role: str, end: signal.Signals
+) -> None:
+    """Of the interrupted request there is another attempt; what the decode node runs meanwhile notices nothing."""
+    if router.decode_node.transport != "ucx":
+        pytest.skip("this pair has no UCX process")
+    node = router.decode_node if role == "decode" else router.prefill_node
+    await router.run_apart(router.generation(prompt_of(40, seed=40), 3))  # both are connected
+    victim, restarts = ucx_of(node), node.metric("baton_kv_transport_restarts_total")
+    beside = prompt_of(30, seed=41)
+    stream = Stream(router, expected(beside, 200), beside)
+    prompt = prompt_of(300, seed=42 + int(end))
+    os.kill(victim.pid, signal.SIGSTOP)  # so that the transfer is under way when it dies
+    run = router.begin_leg()
+    generation = router.generation(prompt, 8)
+    await run.write(prefill_pb2.RunMessage(generation=generation))
+    await run.write(prefill_pb2.RunMessage(grant=await router.reserve(generation)))
+    assert (await run.read()).HasField("first_token")
+    if end is not signal.SIGSTOP:
+        os.kill(victim.pid, end)
+        os.kill(victim.pid, signal.SIGCONT)
+    with contextlib.suppress(aio.AioRpcError):
+        await run.read()
+    assert await run.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
+    await router.cancel(generation)
+    num_tokens = stream.num_tokens
+    again = router.generation(prompt, 8, key=generation.key + 10_000, attempt=1)
+    assert await router.run_apart(again) == expected(prompt, 8)
+    await router.wait_for(lambda: stream.num_tokens > num_tokens)
+    await stream.end()
+    assert stream.longest_gap_s < 2
+    assert node.metric("baton_kv_transport_restarts_total") == restarts + 1
+    assert (node.process.poll(), ucx_of(node).pid != victim.pid) == (None, True)

@@ -1,0 +1,126 @@
+"""UCX dies, hangs and crashes in the middle of a transfer, on either side: the node goes on, and the next one works."""
+
+import asyncio
+import os
+import signal
+
+import psutil
+import pytest
+from kv_nodes import NUM_BLOCKS, Child, all_ready, arrivals, commit, new_pool, pair, run
+
+from baton.errors import TransferError
+from kv_transfer import KVReceiver, KVSender
+from kv_transfer.metrics import RESTARTS
+from kv_transfer.ucx import UcxTransport
+
+NOTICED_S = 2.5  # a frozen one; a dead one at once
+
+
+def ucx_of(node: KVReceiver | KVSender) -> UcxTransport:
+    transports = node.doors._transports if isinstance(node, KVReceiver) else node._transports
+    return transports.get("ucx")
+
+
+def ucx_children(pid: int) -> list[psutil.Process]:
+    return [c for c in psutil.Process(pid).children() if "kv_transfer.ucx_child" in c.cmdline()]
+
+
+@pytest.mark.parametrize("side", ["receiver", "sender"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+def test_an_end_in_the_middle_of_a_transfer(side: str, end: signal.Signals):
+    async def main():
+        source, ids = new_pool(1), list(range(NUM_BLOCKS))
+        async with pair("ucx", max_message_bytes=200_000) as p:
+            sender = p.sender(source)
+            first = p.grant([1])
+            outgoing = sender.open(first.grant, [1])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+            transport = ucx_of(p.receiver if side == "receiver" else sender)
+            before, victim = RESTARTS._value.get(), transport.pid
+            incoming = p.grant(ids)
+            outgoing = sender.open(incoming.grant, ids)
+            all_ready(outgoing, NUM_BLOCKS)
+            await arrivals(incoming, 1)
+            os.kill(victim, end)
+            async with asyncio.timeout(NOTICED_S):
+                with pytest.raises(TransferError):
+                    await commit(outgoing)
+                await outgoing.abort()
+                await incoming.cancel()
+            p.fill(ids, 9)
+            again = p.grant([5, 6])  # waits for the new process, and fails no more
+            outgoing = sender.open(again.grant, [1, 2])
+            all_ready(outgoing, 2)
+            await commit(outgoing, 15.0)
+            assert p.filled([5, 6], source, [1, 2])
+            assert p.untouched([b for b in ids if b not in (5, 6)], 9)
+            assert RESTARTS._value.get() == before + 1
+            assert transport.pid != victim
+            assert not psutil.pid_exists(victim)
+
+    run(main())
+
+
+def test_a_process_that_dies_again_and_again_is_started_again():
+    async def main():
+        async with pair("ucx") as p:
+            transport = ucx_of(p.receiver)
+            for _ in range(2):
+                victim = transport.pid
+                os.kill(victim, signal.SIGKILL)
+                while transport.pid == victim:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                await transport._alive()
+            incoming = p.grant([1])
+            outgoing = p.sender(new_pool(1)).open(incoming.grant, [2])
+            all_ready(outgoing, 1)
+            await commit(outgoing, 15.0)
+            assert p.filled([1], new_pool(1), [2])
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_its_node(end: signal.Signals):
+    async def main():
+        node = Child("receive", "ucx")
+        node.tell("1")
+        await node.hear()
+        (child,) = ucx_children(node.process.pid)
+        child.send_signal(signal.SIGTERM)  # as everything of a service may get it: that is the node's business
+        node.tell("1")
+        await node.hear()
+        assert child.is_running()
+        node.process.send_signal(end)
+        await asyncio.to_thread(node.process.wait, 10)
+        await asyncio.to_thread(psutil.wait_procs, [child], 5)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+        node.process.stdin.close()
+        node.process.stdout.close()
+
+    run(main())
+
+
+def test_a_frozen_ucx_process_is_let_go_on_only_to_die():
+    """What it would still write after its node has given it up, it never does."""
+
+    async def main():
+        source, ids = new_pool(1), list(range(NUM_BLOCKS))
+        async with pair("ucx", max_message_bytes=200_000) as p:
+            sender, victim = p.sender(source), ucx_of(p.receiver).pid
+            incoming = p.grant(ids)
+            outgoing = sender.open(incoming.grant, ids)
+            all_ready(outgoing, NUM_BLOCKS)
+            await arrivals(incoming, 1)
+            os.kill(victim, signal.SIGSTOP)
+            cancelled = asyncio.create_task(incoming.cancel())
+            async with asyncio.timeout(NOTICED_S):
+                await cancelled
+            p.fill(ids, 9)
+            while psutil.pid_exists(victim):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert p.untouched(ids, 9)
+            await outgoing.abort()
+
+    run(main())

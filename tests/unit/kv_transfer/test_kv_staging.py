@@ -1,0 +1,99 @@
+"""Staging memory: no two areas overlap, whoever waits is served in turn, and bytes come out as they went in."""
+
+import asyncio
+import itertools
+import mmap
+import os
+import random
+
+import pytest
+import xxhash
+
+from baton.errors import TransferError
+from kv_transfer.staging import Area, Staging
+
+PAGE = 4096
+
+
+def run(main):
+    async def bounded():
+        async with asyncio.timeout(10):
+            await main
+
+    asyncio.run(bounded())
+
+
+def test_areas_never_overlap_and_all_of_it_comes_back():
+    async def main():
+        random_, staging = random.Random(1), Staging(64 * PAGE)
+        held: list[Area] = []
+        for _ in range(2000):
+            if held and random_.random() < 0.5:
+                staging.give_back(held.pop(random_.randrange(len(held))))
+            taken = staging.take(random_.randrange(1, 12 * PAGE))
+            if not taken.done():
+                taken.cancel()
+                continue
+            held.append(taken.result())
+            spans = sorted(held)
+            assert all(a.start + a.num_bytes <= b.start for a, b in itertools.pairwise(spans))
+            assert sum(spans[-1]) <= 64 * PAGE
+        for area in held:
+            staging.give_back(area)
+        assert staging.take(64 * PAGE).result() == Area(0, 64 * PAGE)
+        staging.close()
+
+    run(main())
+
+
+def test_who_waits_is_served_in_turn():
+    async def main():
+        staging = Staging(4 * PAGE)
+        whole = staging.take(4 * PAGE).result()
+        large, gone, small = staging.take(3 * PAGE), staging.take(PAGE), staging.take(PAGE)
+        gone.cancel()
+        assert [future.done() for future in (large, small)] == [False, False]
+        staging.give_back(whole)
+        assert (large.result(), small.result()) == (Area(0, 3 * PAGE), Area(3 * PAGE, PAGE))
+        waiting = staging.take(1)
+        staging.close()
+        for future in (waiting, staging.take(1)):
+            with pytest.raises(TransferError, match="closed"):
+                future.result()
+
+    run(main())
+
+
+def test_what_never_fits_is_refused():
+    async def main():
+        with pytest.raises(TransferError, match="no message of 8193 bytes"):
+            Staging(2 * PAGE).take(2 * PAGE + 1).result()
+
+    run(main())
+
+
+@pytest.mark.parametrize("sizes", [[5], [1000, 1, 70_000], [300_000, 600_000, 7]])
+def test_bytes_are_gathered_spread_and_digested(sizes):
+    async def main():
+        staging = Staging(2**20)
+        sources = [memoryview(random.Random(size).randbytes(size)) for size in sizes]
+        area = staging.take(sum(sizes)).result()
+        await staging.fill(area, sources)
+        other = mmap.mmap(staging.descriptor, 2**20)  # as the other process sees it
+        assert other[area.start : area.start + area.num_bytes] == b"".join(sources)
+        targets = [memoryview(bytearray(size)) for size in reversed(sizes)]
+        assert await staging.empty(area, targets) == xxhash.xxh3_64_intdigest(b"".join(sources))
+        assert b"".join(targets) == b"".join(sources)
+        staging.close()
+
+    run(main())
+
+
+def test_nobody_can_take_its_pages_away():
+    async def main():
+        staging = Staging(2 * PAGE)
+        with pytest.raises(PermissionError):
+            os.ftruncate(staging.descriptor, PAGE)
+        staging.close()
+
+    run(main())
