@@ -65,6 +65,7 @@ class UcxListener(Listener):
         self.stall_s = stall_s
         self._by_peer: dict[Peer, UcxIncoming] = {}
         self._by_link: dict[int, UcxIncoming] = {}
+        self._accepting = asyncio.Event()
         self.attach(process)
 
     @property
@@ -75,15 +76,13 @@ class UcxListener(Listener):
     def attach(self, process: UcxProcess) -> None:
         """Accept connections there from now on. Those of an earlier process are lost."""
         self._process = process
-        self._accepting = asyncio.Event()
         process.put(frames.Listen())
 
     async def ready(self) -> None:
         """Waits while a process starts."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                while not self.port:
-                    await self._accepting.wait()
+                await self._accepting.wait()
         except TimeoutError:
             raise TransferError("the UCX process of the decode node has not started again") from None
 
@@ -103,6 +102,7 @@ class UcxListener(Listener):
 
     def lose(self) -> None:
         """The process is dead."""
+        self._accepting.clear()
         for incoming in list(self._by_link.values()):
             incoming.lose()
 

@@ -184,7 +184,7 @@ class UcxProcess:
             return
         if not said:
             self._loop.remove_reader(self._errors)
-        for line in said.decode(errors="replace").splitlines():
+        for line in filter(str.strip, said.decode(errors="replace").splitlines()):
             _log.warning("UCX process %d: %s", self.pid, line)
             self._last_words = line[:MAX_TEXT_CHARS]
 
