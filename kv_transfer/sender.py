@@ -27,6 +27,8 @@ class KVSender:
         self._identity = (node_id, epoch)
         self._token = token
         self._transports = Transports(transport, host)
+        if len(self._transports.names) == 1:  # no matter of choice, and it may take a moment to start
+            self._transports.get(self._transports.names[0])
         self._digester = Digester()
         self._peers: dict[str, DecodePeer] = {}  # by node id; the latest incarnation
         self._transfers: weakref.WeakSet[OutgoingTransfer] = weakref.WeakSet()

@@ -147,6 +147,8 @@ class UcxProcess:
                     self._hear(report)
                 if not reports:
                     break
+        except ConnectionResetError:
+            self._end("it died")
         except OSError as error:
             self._end(str(error))
         self._watch.moved()
