@@ -3,27 +3,16 @@
 import time
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from baton.errors import BatonError
-from router.chat_schema import ChatBody
-from router.completion_schema import CompletionBody
-from router.embedding_schema import EmbeddingBody, ScoreBody
+from router import openapi
 from router.error_format import MethodNotAllowed, NotFound, error_headers, error_object
 from router.generate import Generator
 from router.served_model import ServedModel
-
-_TEMPLATE = "#/components/schemas/{name}"
-_GENERATING = {
-    "/v1/chat/completions": ChatBody,
-    "/v1/completions": CompletionBody,
-    "/v1/embeddings": EmbeddingBody,
-    "/v1/score": ScoreBody,
-}
 
 
 def create(model: ServedModel, generator: Generator, version: str) -> FastAPI:
@@ -57,33 +46,16 @@ def create(model: ServedModel, generator: Generator, version: str) -> FastAPI:
         """Prometheus metrics of this router process."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    _document_generating_routes(app)
+    described_all = openapi.document(version, model.names)
+    app.openapi = lambda: described_all  # type: ignore[method-assign]
     return app
-
-
-def _document_generating_routes(app: FastAPI) -> None:
-    """The hot routes are served elsewhere, but documented here."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
-            _, components = msgspec.json.schema_components(_GENERATING.values(), ref_template=_TEMPLATE)
-            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-            for path, body in _GENERATING.items():
-                content = {"application/json": {"schema": {"$ref": _TEMPLATE.format(name=body.__name__)}}}
-                answers = {"200": {"description": "As OpenAI's; an event stream where stream is true"}}
-                operation = {"requestBody": {"required": True, "content": content}, "responses": answers}
-                document["paths"][path] = {"post": operation}
-        return app.openapi_schema or {}
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     if status == 405:
-        return await _on_error(request, MethodNotAllowed("This path does not take that method"))
+        allowed = (getattr(error, "headers", None) or {}).get("allow", "GET").split(", ")
+        return await _on_error(request, MethodNotAllowed("This path does not take that method", allowed))
     return await _on_error(request, NotFound("There is nothing at this path"))
 
 

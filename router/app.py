@@ -22,6 +22,8 @@ Handler = Callable[[Exchange, bytes], Awaitable[None]]
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
 _CLIENT_LEFT = 499
+_PROBES = ("/health", "/ready")
+_READING = ("GET", "HEAD")
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +43,9 @@ class App:
             return
         exchange = Exchange(scope, receive, send)
         exchange.closing = self.draining
-        if exchange.path == "/health":
+        if exchange.path in _PROBES and exchange.method not in _READING:
+            exchange.send_error(MethodNotAllowed("This path takes GET", _READING))
+        elif exchange.path == "/health":
             exchange.send(200, b'{"status":"ok"}')
         elif exchange.path == "/ready":
             exchange.send(*self._readiness())

@@ -62,24 +62,24 @@ class FunctionTool(Function, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     type: Literal["function"]
 
 
-class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="function"):
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="function"):
     """This tool has to be called."""
 
     name: FunctionName
 
 
-class FunctionRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class FunctionNamed(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One of the tools."""
 
     type: Literal["function"]
     name: FunctionName
 
 
-class AllowedChoice(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="allowed_tools"):
+class AllowedFunctions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="allowed_tools"):
     """Only some of the tools may be called."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[FunctionRef], Meta(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[FunctionNamed], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class SchemaFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="json_schema"):
@@ -126,7 +126,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | AllowedChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -176,9 +176,9 @@ def tools_of(body: ResponsesBody) -> Tools:
     """What may be called."""
     specs = [tool_spec(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())]
     match body.tool_choice:
-        case NamedChoice(name=name):
+        case NamedFunction(name=name):
             return chosen(specs, "required", [name], parallel=False)
-        case AllowedChoice(mode=mode, tools=some):
+        case AllowedFunctions(mode=mode, tools=some):
             return chosen(specs, mode, [tool.name for tool in some], parallel=body.parallel_tool_calls)
         case choice:
             return chosen(specs, choice or "auto", parallel=body.parallel_tool_calls)

@@ -32,6 +32,10 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
+LogitBias = Annotated[
+    dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
+    Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}}),
+]
 Metadata = Annotated[dict[str, Label], Meta(max_length=16)]
 Nothing: TypeAlias = None  # of a field that is known, and refused with any value
 NoList = Annotated[list[None], Meta(max_length=0)]
@@ -60,9 +64,7 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: (
-        Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LOGIT_BIAS)] | None
-    ) = None
+    logit_bias: LogitBias | None = None
     # beyond OpenAI's, as vLLM has them
     top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None = None
     min_p: Fraction | None = None

@@ -22,7 +22,12 @@ ChoiceStrings: TypeAlias = Annotated[
 ]
 
 
-RawSchema: TypeAlias = msgspec.Raw | msgspec.UnsetType  # kept as it stands in the body
+RawSchema: TypeAlias = (  # kept as it stands in the body
+    Annotated[msgspec.Raw, Meta(extra_json_schema={"type": ["object", "null"]})] | msgspec.UnsetType
+)
+RawOrText: TypeAlias = (  # the same, or a string that holds it
+    Annotated[msgspec.Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})] | msgspec.UnsetType
+)
 
 
 class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -51,7 +56,7 @@ class JSONSchemaFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
 class Structured(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """vLLM's newer way of saying it. Exactly one of the fields."""
 
-    json: RawSchema = msgspec.UNSET
+    json: RawOrText = msgspec.UNSET
     regex: GrammarText | None = None
     choice: ChoiceStrings | None = None
     grammar: GrammarText | None = None
@@ -62,7 +67,7 @@ class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     """Fields of a generating body."""
 
     response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
-    guided_json: RawSchema = msgspec.UNSET  # a schema, or a text that is one
+    guided_json: RawOrText = msgspec.UNSET
     guided_regex: GrammarText | None = None
     guided_choice: ChoiceStrings | None = None
     guided_grammar: GrammarText | None = None  # Lark or GBNF
@@ -114,7 +119,7 @@ def _of_structured(given: Structured | None) -> list[Grammar]:
     return grammars
 
 
-def _of_schema(raw: RawSchema, param: str) -> list[Grammar]:
+def _of_schema(raw: RawOrText, param: str) -> list[Grammar]:
     """As it stands in the body: the order of properties matters."""
     text = b"" if raw is msgspec.UNSET else bytes(raw).strip()
     if text[:1] == b'"':

@@ -1,0 +1,126 @@
+"""What an answer of /v1/responses looks like, for the OpenAPI document; see `answer_schema`."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class _Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class OutputText(_Answer):
+    """Text for the reader."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[None]
+    logprobs: list[dict[str, Any]]
+
+
+class ReasoningText(_Answer):
+    """What the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class MessageOutput(_Answer, tag_field="type", tag="message"):
+    """What the assistant says."""
+
+    id: str
+    status: Status
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class ReasoningOutput(_Answer, tag_field="type", tag="reasoning"):
+    """What came before it."""
+
+    id: str
+    status: Status
+    summary: list[None]
+    content: list[ReasoningText]
+
+
+class CallOutput(_Answer, tag_field="type", tag="function_call"):
+    """A call of a function."""
+
+    id: str
+    status: Status
+    call_id: str
+    name: str
+    arguments: str
+
+
+class InputDetails(_Answer):
+    """Input tokens whose KV was found in a cache."""
+
+    cached_tokens: _Count
+
+
+class OutputDetails(_Answer):
+    """Output tokens spent on reasoning, by its share of the characters."""
+
+    reasoning_tokens: _Count
+
+
+class ResponseUsage(_Answer):
+    """What a response cost, in tokens."""
+
+    input_tokens: _Count
+    input_tokens_details: InputDetails
+    output_tokens: _Count
+    output_tokens_details: OutputDetails
+    total_tokens: _Count
+
+
+class ResponseError(_Answer):
+    """Why it failed."""
+
+    code: str
+    message: str
+
+
+class IncompleteDetails(_Answer):
+    """Why it is cut short."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class Response(_Answer):
+    """Of /v1/responses. Much of it repeats the request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: bool
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[MessageOutput | ReasoningOutput | CallOutput]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    prompt_cache_key: str | None
+    reasoning: dict[str, str | None]
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None
+    user: str | None
