@@ -46,7 +46,9 @@ def create(model: ServedModel, generator: Generator, version: str) -> FastAPI:
         """Prometheus metrics of this router process."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    described_all = openapi.document(version, model.names)
+    described_all = openapi.document(
+        version, model.names, model.facts.vocab_size, framed=bool(model.tokenizer.encode(""))
+    )
     app.openapi = lambda: described_all  # type: ignore[method-assign]
     return app
 

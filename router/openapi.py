@@ -11,6 +11,7 @@ from router.completion_schema import CompletionBody
 from router.embedding_schema import EmbeddingBody, ScoreBody
 from router.response_schema import Response
 from router.responses_schema import ResponsesBody
+from router.schema import MAX_CHOICES, MAX_INT32
 from router.tokenization_schema import DetokenizeBody, TokenizeBody
 
 _TEMPLATE = "#/components/schemas/{name}"
@@ -59,11 +60,17 @@ _POSTS = {
 }
 
 
-def document(version: str, names: Sequence[str]) -> dict[str, Any]:
-    """All of it. `names` are those under which the model is served."""
+def document(version: str, names: Sequence[str], vocab_size: int, *, framed: bool) -> dict[str, Any]:
+    """All of it. `names` are those under which the model is served; `framed`: an empty text is no empty prompt."""
     types: list[type] = [answers.Error, answers.Model, answers.Models, answers.Readiness]
     types += [kind for post in _POSTS.values() for kind in (post.body, post.answer)]
     _, schemas = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
+    prompts = _prompts(vocab_size, framed)
+    for name, field in (("CompletionBody", "prompt"), ("EmbeddingBody", "input")):
+        schemas[name]["properties"][field] = prompts
+    schemas["DetokenizeBody"]["properties"]["tokens"]["items"] = _token_id(vocab_size)
+    for field in ("text_1", "text_2"):
+        schemas["ScoreBody"]["properties"][field] = {"anyOf": prompts["anyOf"][:2]}
     for post in _POSTS.values():
         fields = schemas[post.body.__name__]["properties"]
         fields["model"] = {"enum": [*names, *([None] if "anyOf" in fields["model"] else [])]}
@@ -77,10 +84,24 @@ def document(version: str, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _prompts(vocab_size: int, framed: bool) -> dict[str, Any]:
+    """One or several, each a text or token ids; not a mixture, which is more than the type can say."""
+    text = {"type": "string", "minLength": 0 if framed else 1}
+    token_ids = {"type": "array", "minItems": 1, "items": _token_id(vocab_size)}
+    texts, several = ({"type": "array", "minItems": 1, "maxItems": MAX_CHOICES, "items": x} for x in (text, token_ids))
+    return {"anyOf": [text, texts, token_ids, several]}
+
+
+def _token_id(vocab_size: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": 0, "maximum": (vocab_size or MAX_INT32) - 1}
+
+
 def _post(path: str, post: _Post) -> dict[str, Any]:
-    content = {"application/json": {"schema": _ref(post.answer)}}
+    content: dict[str, Any] = _json(post.answer)
     if post.streams:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": post.streams}}
+        event = {"event": {"type": "string"}, "data": {"type": "string"}}
+        schema = {"type": "object", "description": post.streams, "properties": event, "required": ["data"]}
+        content["text/event-stream"] = {"schema": schema}  # of each event
     return {
         "operationId": path.strip("/").replace("/", "_"),
         "summary": post.summary,

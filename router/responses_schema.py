@@ -141,7 +141,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     truncation: Literal["auto", "disabled"] | None = None
     user: Label | None = None
     # have to be empty
-    background: bool | None = None  # only false
+    background: Annotated[bool, Meta(extra_json_schema={"enum": [False]})] | None = None
     context_management: Nothing = None
     conversation: Nothing = None
     previous_response_id: Nothing = None
