@@ -8,6 +8,7 @@ loop; what a leg does when it is cancelled is its node's business.
 """
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ BEAT_S = 0.5
 MAX_OUTBOX_ROWS = 65_536  # tokens, and alternatives among log-probabilities
 MAX_SESSIONS = 1024
 _MAX_TOMBSTONES = 16_384  # per router: legs that arrive after their own cancel, or a second time, are refused
+
+_log = logging.getLogger(__name__)
 
 
 class Leg(Protocol):
@@ -165,7 +168,10 @@ class Sessions:
         """Enter a leg. Raises NodeUnavailable while the node drains, Cancelled for a stale attempt."""
         if self.draining:
             raise NodeUnavailable("this node takes no new requests")
-        self.session(leg.generation.router_id).open(leg)
+        generation = leg.generation
+        self.session(generation.router_id).open(leg)
+        about = {"request_id": generation.request_id}
+        _log.info("%d tokens, attempt %d", len(generation.token_ids), generation.attempt, extra=about)
 
     def close(self, leg: Leg) -> None:
         """The leg is over and has told its router what it had to tell. Idempotent."""

@@ -8,7 +8,7 @@ import msgspec
 from router import answer_schema as answers
 from router.chat_schema import ChatBody
 from router.completion_schema import CompletionBody
-from router.embedding_schema import EmbeddingBody, ScoreBody
+from router.embedding_schema import MAX_INPUTS, EmbeddingBody, ScoreBody
 from router.response_schema import Response
 from router.responses_schema import ResponsesBody
 from router.schema import MAX_CHOICES, MAX_INT32
@@ -65,12 +65,12 @@ def document(version: str, names: Sequence[str], vocab_size: int, *, framed: boo
     types: list[type] = [answers.Error, answers.Model, answers.Models, answers.Readiness]
     types += [kind for post in _POSTS.values() for kind in (post.body, post.answer)]
     _, schemas = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
-    prompts = _prompts(vocab_size, framed)
-    for name, field in (("CompletionBody", "prompt"), ("EmbeddingBody", "input")):
-        schemas[name]["properties"][field] = prompts
+    inputs = _prompts(vocab_size, MAX_INPUTS, framed=framed)
+    schemas["CompletionBody"]["properties"]["prompt"] = _prompts(vocab_size, MAX_CHOICES, framed=framed)
+    schemas["EmbeddingBody"]["properties"]["input"] = inputs
     schemas["DetokenizeBody"]["properties"]["tokens"]["items"] = _token_id(vocab_size)
     for field in ("text_1", "text_2"):
-        schemas["ScoreBody"]["properties"][field] = {"anyOf": prompts["anyOf"][:2]}
+        schemas["ScoreBody"]["properties"][field] = {"anyOf": inputs["anyOf"][:2]}
     for post in _POSTS.values():
         fields = schemas[post.body.__name__]["properties"]
         fields["model"] = {"enum": [*names, *([None] if "anyOf" in fields["model"] else [])]}
@@ -84,11 +84,11 @@ def document(version: str, names: Sequence[str], vocab_size: int, *, framed: boo
     }
 
 
-def _prompts(vocab_size: int, framed: bool) -> dict[str, Any]:
+def _prompts(vocab_size: int, most: int, *, framed: bool) -> dict[str, Any]:
     """One or several, each a text or token ids; not a mixture, which is more than the type can say."""
     text = {"type": "string", "minLength": 0 if framed else 1}
     token_ids = {"type": "array", "minItems": 1, "items": _token_id(vocab_size)}
-    texts, several = ({"type": "array", "minItems": 1, "maxItems": MAX_CHOICES, "items": x} for x in (text, token_ids))
+    texts, several = ({"type": "array", "minItems": 1, "maxItems": most, "items": x} for x in (text, token_ids))
     return {"anyOf": [text, texts, token_ids, several]}
 
 

@@ -68,6 +68,16 @@ async def test_a_newer_attempt_replaces_an_older_one(sessions: Sessions) -> None
     assert sessions.num_legs == 1
 
 
+async def test_the_log_names_requests_as_their_router_does(
+    sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        sessions.open(FakeLeg(1, attempt=2))
+    assert [(vars(record)["request_id"], record.getMessage()) for record in caplog.records] == [
+        ("r1", "2 tokens, attempt 2")
+    ]
+
+
 @pytest.mark.parametrize("attempt", [0, 1])
 async def test_a_stale_attempt_is_refused(sessions: Sessions, attempt: int) -> None:
     sessions.open(FakeLeg(1, attempt=1))
