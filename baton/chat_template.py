@@ -40,10 +40,19 @@ _RENDER_ERRORS = (
 class ChatTemplate:
     """A compiled template with the special tokens that it may name."""
 
-    def __init__(self, source: str, variables: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
-        """Raises jinja2.TemplateSyntaxError."""
-        self.source = source
-        self._template = _environment(now).from_string(source)
+    def __init__(
+        self,
+        source: str,
+        variables: Mapping[str, str],
+        now: Callable[[], datetime] = datetime.now,
+        *,
+        with_tools: str | None = None,
+    ) -> None:
+        """`with_tools` is used in its stead where there are tools. Raises jinja2.TemplateSyntaxError."""
+        self.source = source + (with_tools or "")
+        environment = _environment(now)
+        self._template = environment.from_string(source)
+        self._with_tools = self._template if with_tools is None else environment.from_string(with_tools)
         self._variables = dict(variables)
 
     @classmethod
@@ -51,14 +60,14 @@ class ChatTemplate:
         """The template of a model directory; None where it has none."""
         config = read_json(model_dir / "tokenizer_config.json", required=False)
         path = model_dir / "chat_template.jinja"
-        source = read_text(path, required=False)
+        source, with_tools = read_text(path, required=False), None
         if source is None:
             path = model_dir / "tokenizer_config.json"
-            source = _default_template(path, config.get("chat_template"))
+            source, with_tools = _templates(path, config.get("chat_template"))
         if source is None:
             return None
         try:
-            return cls(source, _named_tokens(model_dir, config))
+            return cls(source, _named_tokens(model_dir, config), with_tools=with_tools)
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(f"{path}: chat template, line {error.lineno}: {error.message}") from None
 
@@ -85,7 +94,8 @@ class ChatTemplate:
     def _render_within(self, messages: list[dict[str, Any]], max_chars: int, more: dict[str, Any]) -> str:
         deadline = time.monotonic() + TIMEOUT_S
         pieces, num_chars = [], 0
-        stream = self._template.generate(
+        template = self._with_tools if more["tools"] else self._template
+        stream = template.generate(
             messages=messages, documents=None, add_generation_prompt=True, **self._variables, **more
         )
         for piece in stream:
@@ -166,18 +176,18 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _default_template(path: Path, given: Any) -> str | None:
-    """A template, or of a list of named ones that which is called `default`."""
+def _templates(path: Path, given: Any) -> tuple[str | None, str | None]:
+    """A template; or of a list of named ones those that are called `default` and, if there is one, `tool_use`."""
     if given is None or isinstance(given, str):
-        return given
+        return given, None
     try:
         named = given if isinstance(given, dict) else {entry["name"]: entry["template"] for entry in given}
-        source = named["default"]
+        source, with_tools = named["default"], named.get("tool_use")
     except (KeyError, TypeError):
         raise CheckpointError(f"{path}: none of its chat templates is called default") from None
-    if not isinstance(source, str):
+    if not isinstance(source, str) or not isinstance(with_tools, str | None):
         raise CheckpointError(f"{path}: chat_template is no text")
-    return source
+    return source, with_tools
 
 
 def _named_tokens(model_dir: Path, config: dict[str, Any]) -> dict[str, str]:

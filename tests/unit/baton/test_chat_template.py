@@ -39,6 +39,34 @@ def test_text_and_tokens_equal_transformers(model_dirs, style, conversation):
     )
 
 
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "Größe <b>",
+        "parameters": {"type": "object", "properties": {"b": {}, "a": {}}},
+    },
+}
+
+
+def test_tools_equal_transformers(model_dirs, tmp_path):
+    """Written by the one template, or by that which is meant for tools."""
+    messages = [{"role": "user", "content": "Hi!"}]
+    config = json.loads((model_dirs["mistral"] / "tokenizer_config.json").read_text())
+    config["chat_template"] = [
+        {"name": "default", "template": "none"},
+        {"name": "tool_use", "template": "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}"},
+    ]
+    for file in model_dirs["mistral"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    for path in (model_dirs["llama3"], tmp_path):
+        reference, template = AutoTokenizer.from_pretrained(path), ChatTemplate.load(path)
+        for tools in ([TOOL, TOOL], None):
+            expected = reference.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+            assert template.render(messages, 10_000, tools) == expected
+
+
 @pytest.mark.parametrize("style", ["chatml", "llama3", "mistral"])
 def test_special_tokens_of_clients_equal_transformers_sanitized(model_dirs, style):
     reference, tokenizer = AutoTokenizer.from_pretrained(model_dirs[style]), Tokenizer.load(model_dirs[style])
