@@ -211,3 +211,60 @@ def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: Fleet, clien
     assert killed
     assert re.fullmatch(r"([a-z]{1,8} [0-9]{1,4}; ){120}end", text)
     assert text == undisturbed.message.content
+
+
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "strict": True,
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"$ref": "#/$defs/City"},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                },
+                "required": ["city", "days"],
+                "additionalProperties": False,
+                "$defs": {"City": {"enum": ["Rome", "Oslo"]}},
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "now"}},
+]
+
+
+class Weather(msgspec.Struct, forbid_unknown_fields=True):
+    city: Literal["Rome", "Oslo"]
+    days: int
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_model_that_knows_no_tools_calls_them_where_it_has_to(client: openai.OpenAI, choice: Any) -> None:
+    named = choice != "required"
+    for seed in range(3):
+        with client.chat.completions.stream(
+            model="model", messages=QUESTION, tools=TOOLS, tool_choice=choice, seed=seed, max_tokens=400
+        ) as stream:
+            answer = stream.get_final_completion().choices[0]
+        assert answer.finish_reason == "tool_calls"
+        assert not answer.message.content
+        for call in answer.message.tool_calls or pytest.fail("no call"):
+            if named or call.function.name == "weather":
+                msgspec.json.decode(call.function.arguments, type=Weather)
+            else:
+                assert (call.function.name, json.loads(call.function.arguments)) == ("now", {})
+
+
+def test_a_schema_that_cannot_be_followed_is_a_fault_of_the_tools(client: openai.OpenAI) -> None:
+    tools: list[Any] = [{"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}]
+    for ask in (
+        lambda: client.chat.completions.create(model="model", messages=QUESTION, tools=tools, tool_choice="required"),
+        lambda: client.responses.create(
+            model="model", input="x", tools=[{"type": "function", **tools[0]["function"]}], tool_choice="required"
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError) as raised:
+            ask()
+        assert raised.value.param == "tools"

@@ -57,9 +57,10 @@ def test_every_flag_of_the_fleet_that_a_node_has_is_passed_on():
 
 
 def test_a_router_gets_the_endpoint_and_the_keys(tmp_path: Path):
-    command = a_plan(host="0.0.0.0", api_key_file="keys", max_model_len=99).router(2)
+    command = a_plan(host="0.0.0.0", api_key_file="keys", max_model_len=99, tool_parser="hermes").router(2)
     router = parsed(command.argv, RouterConfig)
     assert isinstance(router, RouterConfig)
+    assert (router.tool_parser, router.reasoning_parser) == ("hermes", "auto")
     assert (router.host, router.port, router.max_model_len) == ("0.0.0.0", 1234, 99)
     assert router.api_key_file == os.path.abspath("keys")
     assert command.id == "router-2"
