@@ -17,6 +17,7 @@ from tests.conftest import free_port
 from tests.deploy.tools import DEPLOY, ROOT, program
 
 START_TIMEOUT_S = 100
+KEY, TOKEN = "key-of-the-test", "token-of-the-test"
 PROMPT = "Tell me, in so many words, what a baton is passed on for. "
 
 
@@ -26,7 +27,7 @@ class Fleet:
     def __init__(self, folder: Path, port: int) -> None:
         self.home, self.port = folder / "home", port
         self.model = random_checkpoint.write(folder / "model")
-        own = {"BATON_HOME": str(self.home), "NO_COLOR": "1", "BATON_API_KEY": "key-of-the-test"}
+        own = {"BATON_HOME": str(self.home), "NO_COLOR": "1", "BATON_API_KEY": KEY, "BATON_SERVICE_TOKEN": TOKEN}
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")} | own
         self._stop = threading.Event()
         self._clients = [threading.Thread(target=self._ask_on, args=(i,), daemon=True) for i in range(3)]
@@ -56,7 +57,7 @@ class Fleet:
         return found
 
     def _ask_on(self, number: int) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(0.05):  # load, not overload
             self.ask(f"client {number}, question {self.num_answers}: {PROMPT * 4}")
             self.num_answers += 1
 
@@ -65,7 +66,7 @@ class Fleet:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/completions",
             json.dumps(content).encode(),
-            {"Content-Type": "application/json", "Authorization": "Bearer key-of-the-test"},
+            {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             found: dict[str, Any] = json.load(answer)
@@ -75,12 +76,12 @@ class Fleet:
 class Prometheus:
     """The configuration of deploy/prometheus as it is, but for how often it looks."""
 
-    def __init__(self, folder: Path, every: str = "250ms") -> None:
+    def __init__(self, folder: Path, every: str = "500ms") -> None:
         self.folder, self.port = folder, free_port()
         shutil.copytree(DEPLOY / "prometheus", folder)
         (folder / "targets").mkdir()
         (folder / "secrets").mkdir()
-        (folder / "secrets" / "service-token").write_text("none is needed on loopback")
+        (folder / "secrets" / "service-token").write_text(TOKEN)
         config = folder / "prometheus.yml"
         config.write_text(config.read_text().replace("interval: 15s", f"interval: {every}"))
         self._process: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""Dashboards, autoscaling and runbooks ask Prometheus; here a real one answers, which scrapes a real fleet under load."""
+"""Dashboards, autoscaling and runbooks ask Prometheus; here a real one answers that scrapes a real fleet under load."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import free_port
-from tests.deploy.fleet import Fleet, Prometheus
+from tests.deploy.fleet import KEY, TOKEN, Fleet, Prometheus
 from tests.deploy.manifests import of_kind, overlay
 from tests.deploy.tools import DEPLOY, ROOT, program
 
@@ -40,7 +40,8 @@ def prometheus(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     prometheus.target(fleet)
     prometheus.start()
     enough = fleet.num_answers + 12
-    until(lambda: fleet.num_answers > enough and bool(prometheus.query("baton:ttft_seconds:p99 > 0")))
+    until(lambda: fleet.num_answers > enough and len(prometheus.query("baton:kv_transfers:rate5m > 0")) > 0)
+    until(lambda: len(prometheus.query("baton:ttft_seconds:p99 > 0")) > 0)
     yield prometheus
     prometheus.stop()
 
@@ -58,7 +59,7 @@ def panels(path: Path) -> list[dict[str, Any]]:
 
 def filled_in(query: str, role: str) -> str:
     return (
-        query.replace("$__rate_interval", "20s")
+        query.replace("$__rate_interval", "1m")
         .replace("$track", "stable")
         .replace("$node", f"{role}-0")
         .replace("$tenant", ".*")
@@ -147,10 +148,10 @@ def test_commands_of_runbooks_work_as_pasted(path: Path, fleet: Fleet, prometheu
         "PYTHONPATH": str(ROOT),
         "PROMETHEUS": prometheus.url,
         "BATON": f"http://127.0.0.1:{fleet.port}",
-        "KEY": "key-of-the-test",
+        "KEY": KEY,
         "NODE": "decode-0",
         "METRICS": node["metrics"],
-        "TOKEN": "none",
+        "TOKEN": TOKEN,
         "REQUEST_ID": answer["id"],
     }
     for block in commands(path):
