@@ -61,16 +61,25 @@ class Fleet:
             self.ask(f"client {number}, question {self.num_answers}: {PROMPT * 4}")
             self.num_answers += 1
 
-    def ask(self, prompt: str, **body: Any) -> dict[str, Any]:
-        content = {"model": "model", "prompt": prompt, "max_tokens": 16, "temperature": 0, "stream": False} | body
+    def ask(self, prompt: str) -> None:
+        """One completion."""
+        with self._answer(prompt) as answer:
+            answer.read()
+
+    def request_id(self, prompt: str) -> str:
+        """The same, and by which id the fleet knows it."""
+        with self._answer(prompt) as answer:
+            answer.read()
+            return str(answer.headers["x-request-id"])
+
+    def _answer(self, prompt: str) -> Any:
+        content = {"model": "model", "prompt": prompt, "max_tokens": 16, "temperature": 0}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/completions",
             json.dumps(content).encode(),
             {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        return urllib.request.urlopen(request, timeout=60)
 
 
 class Prometheus:

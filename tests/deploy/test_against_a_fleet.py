@@ -29,6 +29,8 @@ ELSEWHERE = re.compile(
     r"kubectl|systemctl|journalctl|nvidia-smi|docker|ssh |dcgmi|redis-cli|…"
 )  # not on a test machine
 
+PROMTOOL = re.compile(r"promtool query instant \$PROMETHEUS '([^']+)'")
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
@@ -189,41 +191,64 @@ def subprocess_output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
-def commands(path: Path) -> list[str]:
-    """What a runbook gives to paste, where it can be pasted on a machine with a local fleet."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    return [block for block in blocks if not ELSEWHERE.search(block)]
+def commands() -> dict[str, str]:
+    """Command -> a runbook that gives it to paste, of all that can be pasted on a machine with a local fleet."""
+    found = {}
+    for path in RUNBOOKS:
+        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+            whole = block.startswith("for ") or "\\\n" in block
+            for command in [block] if whole else block.splitlines():
+                if not ELSEWHERE.search(command):
+                    found[command] = path.stem
+    return found
 
 
-@pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
-def test_commands_of_runbooks_work_as_pasted(path: Path, fleet: Fleet, prometheus: Prometheus, tmp_path: Path):
-    links = tmp_path / "bin"
-    links.mkdir()
-    baton = links / "baton"
+def queries() -> dict[str, str]:
+    """What of these asks Prometheus: query -> runbook."""
+    return {match[1]: book for command, book in commands().items() if (match := PROMTOOL.fullmatch(command))}
+
+
+def test_queries_of_runbooks_are_answered(prometheus: Prometheus):
+    assert len(queries()) > 30
+    silent = {query: book for query, book in queries().items() if not prometheus.query(query)}
+    of_events = ("baton:kv_transfer_failures", "baton_router_failovers", "deriv(")
+    assert not {query for query in silent if not any(word in query for word in of_events)}
+
+
+def test_commands_of_runbooks_work_as_pasted(fleet: Fleet, prometheus: Prometheus, tmp_path: Path):
+    env = environment(fleet, prometheus, tmp_path)
+    one_query = f"promtool query instant $PROMETHEUS '{next(iter(queries()))}'"
+    for command in [one_query, *(command for command in commands() if not PROMTOOL.fullmatch(command))]:
+        shell = ["bash", "-euo", "pipefail", "-c", command]
+        done = subprocess.run(shell, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout.strip() or command.startswith("export "), f"says nothing: {command}"
+
+
+def environment(fleet: Fleet, prometheus: Prometheus, folder: Path) -> dict[str, str]:
+    """What the first page tells to set, and `baton` on the PATH."""
+    baton = folder / "baton"
     baton.write_text(f'#!/bin/sh\nexec {sys.executable} -m fleet "$@"\n')
     baton.chmod(0o755)
-    answer = fleet.ask("a request to trace")
     node = next(n for n in fleet.status()["nodes"] if n["role"] == "decode")
-    env = fleet.env | {
-        "PATH": f"{links}{os.pathsep}{Path(program('promtool')).parent}{os.pathsep}{os.environ['PATH']}",
+    return fleet.env | {
+        "PATH": f"{folder}{os.pathsep}{Path(program('promtool')).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "PROMETHEUS": prometheus.url,
         "BATON": f"http://127.0.0.1:{fleet.port}",
         "KEY": KEY,
-        "NODE": "decode-0",
-        "METRICS": node["metrics"],
         "TOKEN": TOKEN,
-        "REQUEST_ID": answer["id"],
+        "METRICS": node["metrics"],
+        "REQUEST_ID": fleet.request_id("a request to trace"),
     }
-    for block in commands(path):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            env=env,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-        assert done.stdout.strip(), f"says nothing:\n{block}"
+
+
+def test_runbooks_have_one_shape_and_the_first_page_knows_all():
+    index = (ROOT / "docs" / "runbooks" / "README.md").read_text()
+    for path in RUNBOOKS:
+        if path.stem != "README":
+            parts = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
+            assert parts == ["Symptoms", "Look at", "Do", "Verify"], path.name
+            assert f"({path.name})" in index
+        for link in re.findall(r"\]\(([\w/.-]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"

@@ -115,7 +115,8 @@ def test_secrets_are_made_once_and_not_printed(tmp_path: Path):
 def test_the_proxy_speaks_tls_where_it_is_given_a_certificate(tmp_path: Path):
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here to make a certificate with")
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout tls.key -out tls.crt"
+    curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+    make = f"openssl req -x509 {curve} -nodes -days 1 -subj /CN=localhost -keyout tls.key -out tls.crt"
     subprocess.run(make.split(), cwd=tmp_path, check=True, capture_output=True, timeout=60)
     port = free_port()
     configuration(tmp_path, port, "127.0.0.1:1")
