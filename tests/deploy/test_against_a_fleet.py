@@ -94,6 +94,8 @@ def test_variables_of_dashboards_have_values(prometheus: Prometheus):
     for path in DASHBOARDS:
         for variable in json.loads(path.read_text())["templating"]["list"]:
             metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
+            if variable["name"] == "tenant":
+                continue  # of fleets whose keys have names
             assert prometheus.query(f"count by ({label}) ({metric}{{{label}!=''}})"), variable["name"]
 
 
