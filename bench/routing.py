@@ -35,7 +35,7 @@ class Row(msgspec.Struct, frozen=True):
     ideal_rate: float
     ttft_s: tuple[float, float, float]  # p50, p90, p99
     tpot_ms: float  # mean
-    imbalance: tuple[float, float]  # most busy over mean: prefill, decode
+    imbalance: tuple[float, float]  # most work over mean: prefill, decode
     num_refused: int
     num_alone: int
     choice_us: float
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}")
     print(f"# python -m bench.routing {' '.join(_named(sys.argv[1:]))}")
     print(f"# {len(lines)} requests, {blocks} blocks; a boundless cache would hit {hits / blocks:.3f} of them")
-    print("# hits: of all blocks; TTFT in seconds; prefill, decode: the busiest node over the mean of its pool")
+    print("# hits: of all blocks; TTFT in seconds; prefill, decode: most work on a node over the mean of its pool")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for capacity in args.blocks:
             for num_nodes in args.nodes:
@@ -112,8 +112,8 @@ def summary(
         ttft_s=(_quantile(ttft, 0.5), _quantile(ttft, 0.9), _quantile(ttft, 0.99)),
         tpot_ms=sum(tpot) / max(len(tpot), 1),
         imbalance=(
-            _imbalance([node.busy_ms for node in fleet.prefills]),
-            _imbalance([node.num_tokens for node in fleet.decodes]),
+            _imbalance([node.work_ms for node in fleet.prefills]),
+            _imbalance([node.work_ms for node in fleet.decodes]),
         ),
         num_refused=len(requests) - len(served),
         num_alone=sum(request.is_alone for request in served),
@@ -189,7 +189,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trace", type=Path, required=True, help="requests, in Mooncake's format")
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64])
-    parser.add_argument("--blocks", type=int, nargs="+", default=[4096, 0], help="of each node's pool; 0: boundless")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 4096], help="of each node's pool; 0: boundless")
     parser.add_argument("--utilization", type=float, default=0.7, help="of prefill nodes, were every hit had")
     parser.add_argument("--max-requests", type=int, default=0, help="only the first of them; 0: all")
     parser.add_argument("--max-ttft-s", type=float, default=0.0, help="refuse what would take longer; 0: nothing")

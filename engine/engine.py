@@ -206,6 +206,7 @@ class Engine:
             step_s=self._speed.step_s,
             step_cost=self._speed.fit.proto(),
             num_context_tokens=scheduler.num_context_tokens(),
+            num_reserved=scheduler.num_reserved,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
         )
 

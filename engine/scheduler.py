@@ -117,9 +117,14 @@ class Scheduler:
         return running + sum(request.num_uncomputed_tokens for request in self.waiting)
 
     def num_context_tokens(self) -> int:
-        """Tokens of the running requests, prompt and output so far."""
+        """Tokens of the running requests and of those whose blocks are being filled."""
         _, row = self._in_order()
-        return int(self._rows.num_tokens[row].sum())
+        return int(self._rows.num_tokens[row].sum()) + sum(r.num_tokens for r in self._reserved.values())
+
+    @property
+    def num_reserved(self) -> int:
+        """Requests that hold blocks and do not run."""
+        return len(self._reserved)
 
     def num_idle_blocks(self) -> int:
         """Blocks held by requests that do not run, because a transfer fills or reads them."""

@@ -6,7 +6,7 @@ from baton.step_cost import StepCost
 from baton.v1 import types_pb2
 
 _SMOOTHING = 0.05  # weight of the latest sample
-_MAX_SURPRISE = 3.0  # times what was expected: a transfer that stalled tells nothing of the others
+_RISE = 1.02  # of an estimate, with a sample above it
 _EXPOSED_MS = 2.0  # a transfer that ends so much later than its prompt has shown its bandwidth
 
 
@@ -30,9 +30,14 @@ class TransferCost(msgspec.Struct, kw_only=True):
         if num_blocks > 0:
             at_most = max(prefill_ms + tail_ms - self.latency_ms, 0.0) / num_blocks
             if at_most < self.block_ms or tail_ms > self.latency_ms + _EXPOSED_MS:
-                self.block_ms += _SMOOTHING * (min(at_most, _MAX_SURPRISE * self.block_ms) - self.block_ms)
+                self.block_ms = _least(self.block_ms, at_most)
         if num_blocks * self.block_ms <= prefill_ms:  # hidden: what is left is latency
-            self.latency_ms += _SMOOTHING * (min(tail_ms, _MAX_SURPRISE * self.latency_ms + 0.1) - self.latency_ms)
+            self.latency_ms = _least(self.latency_ms, tail_ms)
+
+
+def _least(before: float, sample: float) -> float:
+    """Down quickly, up slowly: transfers that waited for one another, or stalled, say nothing of the network."""
+    return before + 0.3 * (sample - before) if sample < before else min(sample, _RISE * before + 1e-3)
 
 
 class FleetCosts:

@@ -26,8 +26,8 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
     num_free_blocks: int = 0
     queue_ms: float = 0.0  # of prompts to be computed, ahead of a newcomer
     num_waiting: int = 0
-    num_running: int = 0
-    num_context_tokens: int = 0  # of those running
+    num_running: int = 0  # or about to, with their blocks reserved
+    num_context_tokens: int = 0  # of those
     recent_ms: float = 0.0  # work sent, faded
     faded_at_s: float = 0.0
     utilization: float = 0.0
@@ -37,7 +37,7 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
         self.cost = known_cost(load, pooled)
         self.chunk_tokens = load.max_num_batched_tokens or self.chunk_tokens
         self.num_blocks, self.num_free_blocks = load.num_blocks, load.num_free_blocks
-        self.num_waiting, self.num_running = load.num_waiting, load.num_running
+        self.num_waiting, self.num_running = load.num_waiting, load.num_running + load.num_reserved
         self.num_context_tokens = load.num_context_tokens
         rate = load.prefill_tokens_per_s
         self.queue_ms = load.num_waiting_tokens * (1000 / rate if rate > 0 else self.cost.prefill_token_ms)

@@ -26,6 +26,7 @@ TIE_MS = 1.0  # differences that small are noise: spread the load instead
 TIE_SHARE = 0.01
 FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
 MAX_BACKLOG_MS = 1000.0  # twice what passes between two words of a node about its load
+PRESSURE = 4.0  # found on traces: from 1 to 8 hits grow by 4 %, and the slowest prompts get 3 % slower
 _NEVER = float("inf")
 
 
@@ -93,8 +94,11 @@ def decode_ms(node: NodeState, ask: Ask, num_missing: int) -> float:
 
 
 def pressed(node: NodeState, work_ms: float) -> float:
-    """What work costs those that come after it: those that wait, and those that the node's utilization foretells."""
-    return work_ms * (node.num_waiting + node.utilization / (1.0 - node.utilization))
+    """What work costs those that come after it: those that wait, and those that the node's utilization foretells.
+
+    Weighted, because work that a hit would have saved is also lost to the whole fleet.
+    """
+    return PRESSURE * work_ms * (node.num_waiting + node.utilization / (1.0 - node.utilization))
 
 
 def choose(

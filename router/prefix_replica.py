@@ -16,6 +16,7 @@ from baton import prefix_index, tasks
 from baton.prefix_hash import BlockHash
 from baton.prefix_index import Event
 from baton.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
+from router.expected_blocks import ExpectedBlocks
 
 WAIT_S = 0.5  # the stream's client has to have a longer timeout than this
 STALE_S = 30.0
@@ -32,6 +33,7 @@ class _Holder:
         self.seq = 0
         self.blocks: set[BlockHash] = set()
         self.loaded = False
+        self.expected = ExpectedBlocks()
 
 
 class PrefixReplica:
@@ -88,17 +90,24 @@ class PrefixReplica:
         """How many leading blocks of `hashes` each followed node is thought to hold. Never raises."""
         if not hashes:
             return {}
-        fresh = self._clock() - self._confirmed_at < STALE_S
+        now_s = self._clock()
+        fresh = now_s - self._confirmed_at < STALE_S
         found: dict[str, int] = {}
         unknown: dict[str, int] = {}
         for node_id, holder in self._holders.items():
             if fresh and holder.loaded:
-                found[node_id] = num_leading(hashes, holder.blocks)
+                num_held = num_leading(hashes, holder.blocks)
+                found[node_id] = holder.expected.extend(hashes, num_held, holder.blocks, now_s)
             else:
                 unknown[node_id] = holder.epoch
         if unknown and self._breaker.closed:
             found.update(await self._ask(unknown, hashes))
         return found
+
+    def expect(self, node_id: str, hashes: Sequence[BlockHash]) -> None:
+        """That node has been given these blocks to compute."""
+        if holder := self._holders.get(node_id):
+            holder.expected.add(hashes, self._clock())
 
     async def _ask(self, nodes: Mapping[str, int], hashes: Sequence[BlockHash]) -> dict[str, int]:
         try:

@@ -393,6 +393,7 @@ class Load(_message.Message):
     STEP_COST_FIELD_NUMBER: _builtins.int
     NUM_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_RESERVED_FIELD_NUMBER: _builtins.int
     state: Global___NodeState.ValueType
     num_steps: _builtins.int
     """grows while the node makes progress"""
@@ -408,9 +409,11 @@ class Load(_message.Message):
     step_s: _builtins.float
     """mean length of a lately run step; 0 is unknown"""
     num_context_tokens: _builtins.int
-    """of the running requests: prompt and output so far"""
+    """of running and reserved requests: prompt and output so far"""
     max_num_batched_tokens: _builtins.int
     """in one step"""
+    num_reserved: _builtins.int
+    """requests that have their blocks, and whose KV is on its way"""
     @_builtins.property
     def step_cost(self) -> Global___StepCost: ...
     def __init__(
@@ -428,10 +431,11 @@ class Load(_message.Message):
         step_cost: Global___StepCost | None = ...,
         num_context_tokens: _builtins.int = ...,
         max_num_batched_tokens: _builtins.int = ...,
+        num_reserved: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step_cost", b"step_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_num_batched_tokens", b"max_num_batched_tokens", "num_blocks", b"num_blocks", "num_context_tokens", b"num_context_tokens", "num_free_blocks", b"num_free_blocks", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "num_waiting_tokens", b"num_waiting_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "state", b"state", "step_cost", b"step_cost", "step_s", b"step_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_num_batched_tokens", b"max_num_batched_tokens", "num_blocks", b"num_blocks", "num_context_tokens", b"num_context_tokens", "num_free_blocks", b"num_free_blocks", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "num_waiting_tokens", b"num_waiting_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "state", b"state", "step_cost", b"step_cost", "step_s", b"step_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

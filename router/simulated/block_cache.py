@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from router.expected_blocks import ExpectedBlocks
 from router.prefix_replica import num_leading
 
 
@@ -16,9 +17,12 @@ class BlockCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def find(self, hashes: Sequence[int]) -> int:
-        """How many leading blocks are there."""
-        return num_leading(hashes, self._blocks) if hashes else 0
+    def find(self, hashes: Sequence[int], expected: ExpectedBlocks | None = None, now_s: float = 0.0) -> int:
+        """How many leading blocks are there, or expected."""
+        if not hashes:
+            return 0
+        num_held = num_leading(hashes, self._blocks)
+        return num_held if expected is None else expected.extend(hashes, num_held, self._blocks, now_s)
 
     def touch(self, hashes: Sequence[int]) -> None:
         """They are used, or newly there. The last one is the first that may go."""

@@ -24,8 +24,7 @@ class DecodeNode:
 
     def __init__(self, clock: VirtualClock, hardware: Hardware, rng: random.Random) -> None:
         self.cache = BlockCache(hardware.num_blocks)
-        self.num_tokens = 0  # generated
-        self.busy_ms = 0.0  # of own prompts
+        self.work_ms = 0.0  # that requests took: own prompts, and what each one adds to each step
         self.receives_until_ms = 0.0  # the network is busy until then
         self._clock, self._hardware, self._rng = clock, hardware, rng
         self._leaving: list[tuple[float, int, SimulatedRequest, Done]] = []  # by the step in which they end
@@ -35,6 +34,7 @@ class DecodeNode:
         self._steps = 0.0
         self._advanced_at_ms = 0.0
         self._step_ms = 0.0  # at present, 0 where nothing runs
+        self._reserved: dict[int, int] = {}  # id() of a request to its tokens, while its KV is on its way
         self._plan = 0  # number of the latest event: older ones are void
         self._waiting: deque[tuple[SimulatedRequest, Done, Done]] = deque()
         self._waiting_tokens = 0
@@ -45,11 +45,13 @@ class DecodeNode:
         hits = self.cache.find(request.hashes)
         self.cache.touch(request.hashes[:hits])
         self._hold(self._num_blocks(request))
+        self._reserved[id(request)] = request.num_prompt_tokens
         return max(-(-request.num_prompt_tokens // self._hardware.block_size) - hits, 0)
 
     def join(self, request: SimulatedRequest, done: Done) -> None:
         """Its KV is here: decode what is left."""
         self._advance()
+        self._reserved.pop(id(request), None)
         self._context += request.num_prompt_tokens
         left = max(request.num_output_tokens - 1, 0)
         heapq.heappush(self._leaving, (self._steps + left, next(self._order), request, done))
@@ -68,7 +70,8 @@ class DecodeNode:
         hardware = self._hardware
         return types_pb2.Load(
             num_running=len(self._leaving),
-            num_context_tokens=int(self._context),
+            num_reserved=len(self._reserved),
+            num_context_tokens=int(self._context) + sum(self._reserved.values()),
             num_waiting=len(self._waiting),
             num_waiting_tokens=self._waiting_tokens,
             num_blocks=hardware.num_blocks,
@@ -90,7 +93,7 @@ class DecodeNode:
         self._is_computing = True
         self._advance()
         work_ms = begin_prompt(request, self.cache, self._hardware, self._rng)
-        self.busy_ms += work_ms
+        self.work_ms += work_ms
         num_uncached = max(request.num_prompt_tokens - request.num_cached_blocks * self._hardware.block_size, 1)
         num_steps = -(-num_uncached // self._hardware.chunk_tokens)
         took_ms = work_ms + num_steps * (self._decode_ms() if self._leaving else 0.0)
@@ -116,6 +119,7 @@ class DecodeNode:
         if self._leaving and self._step_ms > 0:
             steps = (now_ms - self._advanced_at_ms) / self._step_ms
             self._steps += steps
+            self.work_ms += steps * (self._decode_ms() - self._hardware.cost.decode_base_ms)
             self._context += steps * len(self._leaving)
         self._advanced_at_ms = now_ms
 
@@ -138,7 +142,6 @@ class DecodeNode:
         while self._leaving and self._leaving[0][0] <= self._steps + 1e-6:
             _, _, request, done = heapq.heappop(self._leaving)
             request.end_ms = self._clock.now_ms
-            self.num_tokens += request.num_output_tokens
             self._context = max(self._context - request.num_prompt_tokens - request.num_output_tokens, 0.0)
             self._hold(-self._num_blocks(request))
             self.cache.touch(request.hashes)

@@ -139,7 +139,6 @@ class SimulatedFleet:
             self._send(request, choice)
 
     def _choose(self, request: SimulatedRequest) -> Choice | None:
-        self._num_turns += 1
         hashes = request.hashes
         ask = Ask(
             num_tokens=request.num_prompt_tokens,
@@ -150,13 +149,14 @@ class SimulatedFleet:
         )
         pools = Pools(
             self.prefill_states,
-            [node.cache.find(hashes) for node in self.prefills],
+            [node.find(hashes) for node in self.prefills],
             self.decode_states,
             [node.cache.find(hashes) for node in self.decodes],
         )
         return self._place(ask, pools)
 
     def _send(self, request: SimulatedRequest, choice: Choice) -> None:
+        self._num_turns += 1
         decode = None if choice.decode is None else self.decodes[choice.decode]
         states = self.prefill_states if choice.prefill is not None else self.decode_states
         computing = states[choice.prefill if choice.prefill is not None else choice.decode or 0]

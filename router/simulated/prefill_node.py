@@ -3,9 +3,10 @@
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from baton.v1 import types_pb2
+from router.expected_blocks import ExpectedBlocks
 from router.simulated.block_cache import BlockCache
 from router.simulated.clock import VirtualClock
 from router.simulated.hardware import Hardware, SimulatedRequest
@@ -18,7 +19,8 @@ class PrefillNode:
 
     def __init__(self, clock: VirtualClock, hardware: Hardware, rng: random.Random) -> None:
         self.cache = BlockCache(hardware.num_blocks)
-        self.busy_ms = 0.0
+        self.expected = ExpectedBlocks()
+        self.work_ms = 0.0  # that prompts took
         self._clock, self._hardware, self._rng = clock, hardware, rng
         self._waiting: deque[tuple[SimulatedRequest, Done]] = deque()
         self._waiting_tokens = 0
@@ -27,10 +29,15 @@ class PrefillNode:
 
     def submit(self, request: SimulatedRequest, done: Done) -> None:
         """Compute the prompt some time."""
+        self.expected.add(request.hashes, self._clock.now_s)
         self._waiting.append((request, done))
         self._waiting_tokens += request.num_prompt_tokens
         if not self._is_busy:
             self._begin()
+
+    def find(self, hashes: Sequence[int]) -> int:
+        """How many leading blocks a router takes this node to hold."""
+        return self.cache.find(hashes, self.expected, self._clock.now_s)
 
     def load(self) -> types_pb2.Load:
         """What a node would say of itself. A queued prompt's hits are not known yet, so all of it counts."""
@@ -52,7 +59,7 @@ class PrefillNode:
         self._is_busy = True
         began_ms = self._clock.now_ms
         work_ms = begin_prompt(request, self.cache, self._hardware, self._rng)
-        self.busy_ms += work_ms
+        self.work_ms += work_ms
         self._free_at_ms = began_ms + work_ms
         self._clock.at(self._free_at_ms, lambda: self._end(request, done, began_ms))
 
