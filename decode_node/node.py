@@ -13,7 +13,7 @@ from engine.engine import Engine
 from engine.outputs import StepOutput
 from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
-from kv_transfer import KVPool, KVReceiver
+from kv_transfer import KVReceiver, pool_of
 
 
 async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
@@ -36,7 +36,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
         loop.call_soon_threadsafe(shell.fail, error)
 
     step_loop = StepLoop(engine, on_output, on_crash)
-    pool = KVPool(engine.pool, engine.layout, engine.num_blocks)
+    pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
     receiver = KVReceiver(pool, shell.node_id, shell.epoch, config.host, config.transport, config.service_token)
     receiver.add_to(shell.server)
     service = DecodeService(engine.layout, engine.num_blocks, step_loop, receiver, shell.sessions, shell.board)
@@ -55,6 +55,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
         await service.close()
         await prompts.close()
         await receiver.close()
+        pool.close()
         await step_loop.stop()
         engine.close()
         await shell.close()

@@ -37,3 +37,15 @@ def unfiltered_draw(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], 
     from kernels.triton.sampling import draw
 
     return draw
+
+
+BlockCopy = Callable[[Tensor, Tensor, Tensor], None]
+
+
+def block_copies(device: torch.device) -> tuple[BlockCopy, BlockCopy]:
+    """What gathers KV blocks into one run on that device, and scatters them: see `kernels.reference.blocks`."""
+    if device.type == "cuda":
+        from kernels.triton import blocks as backend
+    else:
+        from kernels.reference import blocks as backend  # type: ignore[no-redef]
+    return backend.pack_blocks, backend.unpack_blocks

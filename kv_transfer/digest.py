@@ -17,6 +17,13 @@ def digest(views: Sequence[memoryview]) -> int:
     return state.intdigest()
 
 
+def known(number: int) -> asyncio.Future[int]:
+    """A digest that is there already."""
+    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    done.set_result(number)
+    return done
+
+
 class Digester:
     """Hashes messages of one node, one at a time."""
 
@@ -28,9 +35,7 @@ class Digester:
         loop = asyncio.get_running_loop()
         if sum(view.nbytes for view in views) > _INLINE_BYTES:
             return loop.run_in_executor(self._thread, digest, views)
-        done: asyncio.Future[int] = loop.create_future()
-        done.set_result(digest(views))
-        return done
+        return known(digest(views))
 
     def close(self) -> None:
         """Ends the thread after what it has begun."""

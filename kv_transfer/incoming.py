@@ -10,13 +10,14 @@
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
 from kv_transfer.digest import Digester
 from kv_transfer.metrics import FAILURES
 from kv_transfer.plan import Message
-from kv_transfer.pool import KVPool
+from kv_transfer.pool import Landing, Pool
 from kv_transfer.transport import Peer, Slot
 
 _CANCEL_GRACE_S = 2.0  # for messages under way to end by themselves, before the connection is closed for everyone
@@ -31,11 +32,18 @@ class TransferState(enum.Enum):
     FAILED = "failed"
 
 
+class _Writing(NamedTuple):
+    """A message that is being received."""
+
+    slot: Slot
+    landing: Landing
+
+
 class IncomingTransfer:
     """Created by KVReceiver.grant; all of it runs in the event loop."""
 
     def __init__(
-        self, grant: transfer_pb2.Grant, peer: Peer, plan: list[Message], block_ids: list[int], pool: KVPool,
+        self, grant: transfer_pb2.Grant, peer: Peer, plan: list[Message], block_ids: list[int], pool: Pool,
         digester: Digester, expected_hash: bytes, forget: Callable[["IncomingTransfer"], None],
         disconnect: Callable[[Peer], Awaitable[None]],
     ) -> None:  # fmt: skip
@@ -50,8 +58,8 @@ class IncomingTransfer:
         self._forget = forget
         self._disconnect = disconnect
         self._loop = asyncio.get_running_loop()
-        self._writing: dict[int, Slot] = {}
-        self._digests: dict[int, asyncio.Future[int]] = {}  # of messages that arrived
+        self._writing: dict[int, _Writing] = {}
+        self._digests: dict[int, asyncio.Future[int]] = {}  # of messages that arrived; done when they are in the pool
         self._moved = asyncio.Event()
         self._result: asyncio.Future[transfer_pb2.CommitRequest] = self._loop.create_future()
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
@@ -99,23 +107,31 @@ class IncomingTransfer:
         """Where message `index` goes; None unless it is expected now."""
         if not self._live() or index >= len(self._plan) or index in self._writing or index in self._digests:
             return None
-        slot = Slot(self.peer, self._views(self._plan[index]))
-        if sum(view.nbytes for view in slot.views) != num_bytes:
+        message = self._plan[index]
+        block_ids = self._block_ids[message.first : message.first + message.num_blocks]
+        if len(message.layer_groups) * len(block_ids) * self._pool.layout.block_group_bytes != num_bytes:
             return None
-        self._writing[index] = slot
+        landing = self._pool.land(message.layer_groups, block_ids)
+        if landing is None:
+            self.fail("staging", "too many messages arrive at once")
+            return None
+        slot = Slot(self.peer, landing.views)
+        self._writing[index] = _Writing(slot, landing)
         return slot
 
     def arrived(self, index: int, digest: int | None) -> None:
         """Message `index` is in its slot."""
-        slot = self._writing.pop(index)
+        slot, landing = self._writing.pop(index)
         if self.state is TransferState.OPEN:
             slot.settle()
-            self._digests[index] = self._digester.start(slot.views) if digest is None else self._known(digest)
+            self._digests[index] = landing.settle(self._digester, digest)
+        else:
+            landing.drop()
         self._moved.set()
 
     def lost(self, index: int) -> None:
         """Message `index` is no longer being written, and not whole."""
-        self._writing.pop(index)
+        self._writing.pop(index).landing.drop()
         self.fail("peer_lost", "the connection to the prefill node was lost")
         self._moved.set()
 
@@ -135,9 +151,7 @@ class IncomingTransfer:
             self.fail("commit", "prefill and decode node disagree about its tokens")
         else:
             await self._all_arrived()
-            actual = [await self._digests[index] for index in sorted(self._digests)]
-            if self.state is TransferState.OPEN and actual != list(request.digests):
-                self.fail("digest", "the blocks that arrived are not those that were sent")
+            await self._check(request)
         if self._live():  # looked at after the copy and after the digests
             self._end(TransferState.ACCEPTED)
             self._result.set_result(request)
@@ -155,14 +169,15 @@ class IncomingTransfer:
         if self._lease_timer:
             self._lease_timer.cancel()
 
-    def _views(self, message: Message) -> list[memoryview]:
-        block_ids = self._block_ids[message.first : message.first + message.num_blocks]
-        return [view for group in message.layer_groups for view in self._pool.views(group, block_ids)]
-
-    def _known(self, digest: int) -> asyncio.Future[int]:
-        done: asyncio.Future[int] = self._loop.create_future()
-        done.set_result(digest)
-        return done
+    async def _check(self, request: transfer_pb2.CommitRequest) -> None:
+        """The digests of what is in the blocks now."""
+        try:
+            actual = [await self._digests[index] for index in sorted(self._digests)]
+        except TransferError as error:
+            self.fail("copy", error.message)
+            return
+        if self.state is TransferState.OPEN and actual != list(request.digests):
+            self.fail("digest", "the blocks that arrived are not those that were sent")
 
     async def _all_arrived(self) -> None:
         """Until every message has arrived, or the transfer has failed."""

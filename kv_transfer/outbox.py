@@ -17,11 +17,15 @@ MAX_INFLIGHT_BYTES = 16 * 2**20
 class Source(Protocol):
     """A transfer, as its outbox sees it."""
 
-    def take(self) -> tuple[int, int, list[memoryview]] | None:
-        """The next message that is ready, as (index, tag, its bytes); None when there is none at present."""
+    def take(self) -> tuple[int, int, int] | None:
+        """The next message that is ready, as (index, tag, number of bytes); None when there is none at present."""
+
+    async def load(self, index: int) -> list[memoryview]:
+        """The bytes of a message that was taken. Raises TransferError where they cannot be had."""
+        ...
 
     def sent(self, index: int, error: TransferError | None) -> None:
-        """The message's memory is no longer being read."""
+        """The connection no longer reads the message."""
 
 
 class Outbox:
@@ -57,20 +61,18 @@ class Outbox:
             if message is None:
                 continue
             self._ring.append(source)
-            index, tag, views = message
-            send = asyncio.get_running_loop().create_task(self._send(self._connection, source, index, tag, views))
+            index, tag, num_bytes = message
+            send = asyncio.get_running_loop().create_task(self._send(self._connection, source, index, tag, num_bytes))
             self._sends.add(send)
             send.add_done_callback(self._sends.discard)
-            self._inflight_bytes += sum(view.nbytes for view in views)
+            self._inflight_bytes += num_bytes
 
-    async def _send(
-        self, connection: Connection, source: Source, index: int, tag: int, views: list[memoryview]
-    ) -> None:
+    async def _send(self, connection: Connection, source: Source, index: int, tag: int, num_bytes: int) -> None:
         error = None
         try:
-            await connection.send(tag, views)
+            await connection.send(tag, await source.load(index))
         except TransferError as failure:
             error = failure
-        self._inflight_bytes -= sum(view.nbytes for view in views)
+        self._inflight_bytes -= num_bytes
         source.sent(index, error)
         self._pump()

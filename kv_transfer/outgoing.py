@@ -17,8 +17,8 @@ from kv_transfer.digest import Digester
 from kv_transfer.faults import FAULTS
 from kv_transfer.metrics import BYTES, FAILURES, SECONDS
 from kv_transfer.peer import DecodePeer
-from kv_transfer.plan import Message, messages
-from kv_transfer.pool import KVPool
+from kv_transfer.plan import messages
+from kv_transfer.pool import Loan, Pool
 
 _ABORT_GRACE_S = 2.0  # for messages under way to end by themselves, before the connection is closed for everyone
 
@@ -36,7 +36,7 @@ class OutgoingTransfer:
     """Created by KVSender.open; all of it runs in the event loop."""
 
     def __init__(
-        self, grant: transfer_pb2.Grant, block_ids: list[int], pool: KVPool, peer: DecodePeer, digester: Digester,
+        self, grant: transfer_pb2.Grant, block_ids: list[int], pool: Pool, peer: DecodePeer, digester: Digester,
         identity: tuple[str, int],
     ) -> None:  # fmt: skip
         missing = grant.num_missing_blocks
@@ -55,8 +55,8 @@ class OutgoingTransfer:
         for index, message in enumerate(self._plan):
             self._queued[message.layer_groups].append(index)
         self._num_ready = [0] * pool.layout.num_layer_groups  # of the missing blocks
+        self._loans: dict[int, Loan] = {}  # of messages under way
         self._digests: dict[int, asyncio.Future[int]] = {}
-        self._num_inflight = 0
         self._num_sent = 0
         self._moved = asyncio.Event()  # set when a message ended
         self.error: TransferError | None = None  # why it cannot succeed any more
@@ -66,8 +66,7 @@ class OutgoingTransfer:
         num_missing = num_blocks - self._grant.num_present_blocks
         if num_missing > self._num_ready[layer_group]:
             self._num_ready[layer_group] = min(num_missing, len(self._missing))
-            if self.error is None:
-                self._peer.outbox.add(self)
+            self._go_on()
 
     async def commit(
         self, num_tokens: int, last_block_hash: bytes, first_token: int, timeout_s: float
@@ -114,19 +113,33 @@ class OutgoingTransfer:
             await self._idle()
         await asyncio.gather(*self._digests.values(), return_exceptions=True)
 
-    def take(self) -> tuple[int, int, list[memoryview]] | None:
-        """For the outbox: the next message whose blocks are all ready."""
+    def take(self) -> tuple[int, int, int] | None:
+        """For the outbox: the next message whose blocks are all ready; None too while there is no room to stage it."""
         if self.error:
             return None
         for layer_groups, queue in self._queued.items():
             num_ready = min(self._num_ready[group] for group in layer_groups)
             if queue and self._plan[queue[0]].first + self._plan[queue[0]].num_blocks <= num_ready:
-                return self._begin(queue.popleft())
+                return self._begin(queue)
         return None
 
+    async def load(self, index: int) -> list[memoryview]:
+        """For the outbox: the bytes of a message; they are digested while they are sent."""
+        views = await self._loans[index].views()
+        self._digests[index] = self._digester.start(views)
+        if FAULTS.fires("corrupt_message"):
+            damaged = bytearray(b"".join(views))
+            damaged[len(damaged) // 2] ^= 1
+            views = [memoryview(damaged)]
+        return views
+
     def sent(self, index: int, error: TransferError | None) -> None:
-        """For the outbox: the message's blocks are no longer being read by the connection."""
-        self._num_inflight -= 1
+        """For the outbox: the connection no longer reads the message."""
+        loan, digest = self._loans.pop(index), self._digests.get(index)
+        if digest is None:
+            loan.end()
+        else:
+            digest.add_done_callback(lambda _: loan.end())
         self._num_sent += error is None
         if error:
             self._fail(error)
@@ -137,19 +150,20 @@ class OutgoingTransfer:
         """The peer is gone: nothing more can be sent."""
         self._fail(error)
 
-    def _begin(self, index: int) -> tuple[int, int, list[memoryview]]:
-        views = self._views(self._plan[index])
-        self._num_inflight += 1
-        self._digests[index] = self._digester.start(views)
-        if FAULTS.fires("corrupt_message"):
-            damaged = bytearray(b"".join(views))
-            damaged[len(damaged) // 2] ^= 1
-            views = [memoryview(damaged)]
-        return index, self._grant.tag_base + index, views
-
-    def _views(self, message: Message) -> list[memoryview]:
+    def _begin(self, queue: deque[int]) -> tuple[int, int, int] | None:
+        message = self._plan[queue[0]]
         block_ids = self._missing[message.first : message.first + message.num_blocks]
-        return [view for group in message.layer_groups for view in self._pool.views(group, block_ids)]
+        loan = self._pool.lend(message.layer_groups, block_ids)
+        if loan is None:
+            self._pool.when_room(self._go_on)
+            return None
+        index = queue.popleft()
+        self._loans[index] = loan
+        return index, self._grant.tag_base + index, loan.num_bytes
+
+    def _go_on(self) -> None:
+        if self.error is None:
+            self._peer.outbox.add(self)
 
     def _fail(self, error: TransferError) -> None:
         if self.error is None:
@@ -169,7 +183,7 @@ class OutgoingTransfer:
             await self._next_move()
 
     async def _idle(self) -> None:
-        while self._num_inflight:
+        while self._loans:
             await self._next_move()
 
     async def _next_move(self) -> None:

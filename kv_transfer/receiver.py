@@ -12,7 +12,7 @@ from kv_transfer.digest import Digester
 from kv_transfer.doors import Doors
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.plan import MAX_MESSAGES, messages
-from kv_transfer.pool import KVPool
+from kv_transfer.pool import Pool
 from kv_transfer.service import TransferServicer
 from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Peer, Slot
 
@@ -24,7 +24,7 @@ class KVReceiver:
     """One per node process. It is the `Inbox` of its transports, and the `Receiver` of its gRPC service."""
 
     def __init__(
-        self, pool: KVPool, node_id: str, epoch: int, host: str, transport: str, token: str = "",
+        self, pool: Pool, node_id: str, epoch: int, host: str, transport: str, token: str = "",
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:  # fmt: skip
         """Create it in the node's event loop. `transport`: a name, or `auto` for whatever suits each pair of nodes.

@@ -9,7 +9,7 @@ from kv_transfer.choose import Transports
 from kv_transfer.digest import Digester
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.peer import DecodePeer
-from kv_transfer.pool import KVPool
+from kv_transfer.pool import Pool
 from kv_transfer.shm import host_id
 
 
@@ -17,7 +17,7 @@ class KVSender:
     """One per node process; create it in the node's event loop."""
 
     def __init__(
-        self, pool: KVPool, node_id: str, epoch: int, transport: str, token: str, host: str = "127.0.0.1"
+        self, pool: Pool, node_id: str, epoch: int, transport: str, token: str, host: str = "127.0.0.1"
     ) -> None:
         """`transport`: a name, or `auto`; `host` is where this node is reached, and so which network it uses.
 

@@ -10,7 +10,7 @@ from baton.kv_layout import KVLayout
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.doors import Doors
 from kv_transfer.incoming import IncomingTransfer
-from kv_transfer.pool import KVPool
+from kv_transfer.pool import Pool
 from kv_transfer.transport import Listener, Peer
 
 _Context = aio.ServicerContext[Any, Any]
@@ -19,7 +19,7 @@ _Context = aio.ServicerContext[Any, Any]
 class Receiver(Protocol):
     """What the service needs of the receiver."""
 
-    pool: KVPool
+    pool: Pool
     node_id: str
     epoch: int
     doors: Doors

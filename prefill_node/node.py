@@ -13,7 +13,7 @@ from engine.engine import Engine
 from engine.outputs import StepOutput
 from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
-from kv_transfer import KVPool, KVSender
+from kv_transfer import KVSender, pool_of
 from prefill_node.service import PrefillService
 
 
@@ -42,7 +42,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
         loop.call_soon_threadsafe(shell.fail, error)
 
     step_loop = StepLoop(engine, on_output, on_crash)
-    pool = KVPool(engine.pool, engine.layout, engine.num_blocks)
+    pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
     sender = KVSender(pool, shell.node_id, shell.epoch, config.transport, config.service_token, config.host)
     service = PrefillService(engine.layout, engine.num_blocks, step_loop, sender, shell.sessions, shell.board)
     engine.on_layer_group = service.outputs.on_layer_group
@@ -59,6 +59,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
         await service.close()
         await prompts.close()
         await sender.close()
+        pool.close()
         await step_loop.stop()
         engine.close()
         await shell.close()

@@ -1,5 +1,6 @@
 """The specification: every kernel in plain torch, for reading and for holding the fast backends against."""
 
+from kernels.reference.blocks import pack_blocks, unpack_blocks
 from kernels.reference.kernels import ReferenceKernels
 
-__all__ = ["ReferenceKernels"]
+__all__ = ["ReferenceKernels", "pack_blocks", "unpack_blocks"]

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""KV blocks of one layer group, gathered from a pool into one contiguous buffer, and scattered back.
+"""KV blocks, gathered from a pool into one contiguous buffer, and scattered back.
 
 For transfers that stage through host memory: one copy of the buffer over the bus instead of one per block.
 """
@@ -36,8 +36,8 @@ def copy_blocks_kernel(
 def pack_blocks(blocks: Tensor, block_ids: Tensor, packed: Tensor) -> None:
     """`packed[i] = blocks[block_ids[i]]`.
 
-    blocks: [num_blocks, bytes] uint8, one layer group of a pool (`baton.kv_layout`); block_ids: [N] int64; packed:
-    [N, bytes] uint8, contiguous as `blocks` is. All on one device; ValueError where shapes do not fit.
+    blocks: [num_blocks, bytes] uint8, of one or all layer groups of a pool (`baton.kv_layout`); block_ids: [N] int64;
+    packed: [N, bytes] uint8, contiguous as `blocks` is. All on one device; ValueError where shapes do not fit.
     """
     _copy(blocks, block_ids, packed, pack=True)
 

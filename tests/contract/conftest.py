@@ -10,9 +10,13 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.append(str(Path(__file__).parent))  # for what tests of one subject share
 
-from kv_nodes import TRANSPORTS
+import kv_nodes
 
 
-@pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(params=[*kv_nodes.TRANSPORTS, "loopback, staged", "shm, staged", "tcp, staged"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Its name; with some, both nodes' pools are staged, as on GPUs."""
+    name, _, staged = request.param.partition(", ")
+    if staged:
+        monkeypatch.setattr(kv_nodes, "Pool", kv_nodes.Staged)
+    return name

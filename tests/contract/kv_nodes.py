@@ -20,6 +20,7 @@ from baton.v1 import transfer_pb2
 from kv_transfer import KVPool, KVReceiver, KVSender
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.outgoing import OutgoingTransfer
+from kv_transfer.staged_pool import StagedPool
 
 TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]
 BETWEEN_PROCESSES = ["shm", "tcp", "ucx"]
@@ -35,6 +36,7 @@ LAYOUT = KVLayout(
 NUM_BLOCKS = 512
 HASH = b"h" * 16
 LEASE_S = 20.0
+Pool: type[KVPool] | type[StagedPool] = KVPool  # that the pairs of a test have
 
 
 def run(main: Coroutine, loop_factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop) -> None:
@@ -51,9 +53,17 @@ def new_pool(seed: int = 0, layout: KVLayout = LAYOUT, num_blocks: int = NUM_BLO
     """Random bytes, zeros for seed 0."""
     size = layout.pool_bytes(num_blocks)
     if not seed:
-        return KVPool(torch.zeros(size, dtype=torch.uint8), layout, num_blocks)
+        return Pool(torch.zeros(size, dtype=torch.uint8), layout, num_blocks)
     generator = torch.Generator().manual_seed(seed)
-    return KVPool(torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator), layout, num_blocks)
+    return Pool(torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator), layout, num_blocks)
+
+
+class Staged(StagedPool):
+    """A pool in host memory that is treated like one on a device."""
+
+    def __init__(self, buffer: torch.Tensor, layout: KVLayout, num_blocks: int) -> None:
+        super().__init__(buffer, layout, num_blocks, max_lent_bytes=2**20)
+        self.view = KVPool(buffer, layout, num_blocks).view
 
 
 class Pair:

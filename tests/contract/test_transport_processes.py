@@ -124,10 +124,10 @@ def test_abort_towards_a_frozen_decode_node(transport):
         child.process.send_signal(signal.SIGSTOP)
         all_ready(large, NUM_BLOCKS)
         await asyncio.sleep(0)
-        assert large._num_inflight
+        assert large._loans
         async with asyncio.timeout(3.0):
             await large.abort()
-        assert not large._num_inflight
+        assert not large._loans
         await sender.close()
         child.finish()
 

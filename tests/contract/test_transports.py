@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import kv_nodes
 import pytest
 import uvloop
 from kv_nodes import (
@@ -144,6 +145,29 @@ def test_corrupted_message_is_never_accepted(transport):
             all_ready(outgoing, 3)
             await commit(outgoing)
             assert p.filled([1, 2, 3], source, [1, 2, 3])
+
+    run(main())
+
+
+def test_blocks_that_did_not_reach_the_device_are_never_accepted(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr(kv_nodes, "Pool", kv_nodes.Staged)
+
+    async def main():
+        async with pair("loopback") as p:
+            monkeypatch.setattr(p.target, "_copy_in", fail)
+            incoming = p.grant([1, 2])
+            outgoing = p.sender(new_pool(1)).open(incoming.grant, [1, 2])
+            all_ready(outgoing, 2)
+            with pytest.raises(TransferError, match="device-side assert"):
+                await commit(outgoing)
+            with pytest.raises(TransferError):
+                await incoming.committed()
+            await outgoing.abort()
+            await incoming.cancel()
+            assert p.receiver.num_open_transfers == 0
 
     run(main())
 

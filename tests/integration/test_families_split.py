@@ -6,20 +6,24 @@ Both nodes run in this process, each as it would on its own: engine, step thread
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from grpc import aio
 
 import decode_node.node
 import prefill_node.node
 from baton import redis_client, registry, rpc
+from baton.kv_layout import KVLayout
 from baton.lifecycle import Shutdown
 from baton.registry import NodeRecord
 from baton.request import Generation, SamplingParams
 from baton.settings import NodeConfig
 from baton.v1 import decode_pb2, decode_pb2_grpc, node_pb2, node_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from engine.engine import Engine
+from kv_transfer.staged_pool import StagedPool
 
 pytestmark = pytest.mark.anyio
 
@@ -100,16 +104,38 @@ async def read_tokens(stream: "aio.UnaryStreamCall[Any, node_pb2.StepBatch]") ->
     return [tokens[index] for index in sorted(tokens)]
 
 
-async def test_same_tokens_as_one_engine_alone(family, redis_url):
-    config = {"model": str(family.directory), "redis_url": redis_url, "transport": "tcp", "device": "cpu"}
+async def split(directory: Path, redis_url: str) -> None:
+    """Both nodes on this checkpoint say what one engine says."""
+    config = {"model": str(directory), "redis_url": redis_url, "transport": "tcp", "device": "cpu"}
     config |= {"kv_memory": "2MiB", "block_size": 8, "num_threads": 1, "max_num_batched_tokens": 24}
     prefill, decode = (NodeConfig(node_id=role, **config) for role in ("prefill", "decode"))
     async with running(prefill_node.node, prefill) as first, running(decode_node.node, decode) as second:
         assert first.model_fingerprint == second.model_fingerprint
         tokens = await apart(first, second)
-    alone = Engine.load(family.directory, decode)
+    alone = Engine.load(directory, decode)
     request = alone.add(generation())
     while alone.has_work:
         alone.step()
     assert len(tokens) == NUM_TOKENS
     assert tokens == request.token_ids[len(PROMPT) :]
+
+
+async def test_same_tokens_as_one_engine_alone(family, redis_url):
+    await split(family.directory, redis_url)
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek-v3"])
+async def test_pools_that_are_staged(name, tmp_path, save_family, redis_url, monkeypatch):
+    """As on a GPU: blocks travel through staging memory at both ends."""
+    pools = []
+
+    def staged(buffer: torch.Tensor, layout: KVLayout, num_blocks: int) -> StagedPool:
+        pools.append(StagedPool(buffer, layout, num_blocks, max_lent_bytes=2 * layout.block_group_bytes))
+        return pools[-1]
+
+    for node in (prefill_node.node, decode_node.node):
+        monkeypatch.setattr(node, "pool_of", staged)
+    save_family(tmp_path, name)
+    await split(tmp_path, redis_url)
+    assert len(pools) == 2
+    assert [(pool._lent_bytes, pool._landing_bytes, pool._waiting) for pool in pools] == [(0, 0, [])] * 2
