@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.device_copies import to_device
 from engine.request import Request
-from engine.rows import Rows, Schedule, places
+from engine.rows import UNKNOWN, Rows, Schedule, places
 from kernels.api import AttentionMeta
 
 
@@ -37,6 +38,8 @@ class Batch:
     last: Tensor | None  # [W] int64, index of each wanted token; None where all are
     last_meta: AttentionMeta  # as if these were the only queries
     wanted_start: NDArray[np.int32]  # [B + 1], prefix sums of each request's wanted rows
+    num_computed: NDArray[np.int64]  # [B], of each request's tokens, before the step
+    is_whole: NDArray[np.bool_]  # [B], whether all of its tokens are, after the step
     block_size: int
 
     @property
@@ -50,15 +53,14 @@ class Batch:
         return self.schedule.rows
 
     def progress(self) -> Iterator[Progress]:
-        """Of each request; while the batch is being computed, `request.num_computed_tokens` is still the old one."""
-        for request, num_tokens in zip(self.schedule.requests, self.schedule.num_tokens.tolist(), strict=True):
-            after = request.num_computed_tokens + num_tokens
-            rounded = after + self.block_size - 1 if after == request.num_tokens else after
-            yield Progress(request, after, rounded // self.block_size)
+        """Of each request, once the batch is computed."""
+        after = self.num_computed + self.schedule.num_tokens
+        num_final = np.where(self.is_whole, after + self.block_size - 1, after) // self.block_size
+        yield from map(Progress, self.schedule.requests, after.tolist(), num_final.tolist())
 
 
-def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device) -> Batch:
-    """The arrays of a step, on the device."""
+def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device, tokens_of_rows: Tensor) -> Batch:
+    """The arrays of a step, on the device. What a step under way has drawn is in `tokens_of_rows` alone, there."""
     row, lengths = schedule.rows, schedule.num_tokens
     computed = rows.num_tokens[row] - rows.num_uncomputed[row]
     query_start = _prefix_sums(lengths)
@@ -74,23 +76,27 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device)
     slots = rows.block_tables[row_of_token, positions // block_size] * np.int64(block_size) + positions % block_size
 
     num_blocks = -(-max_seq_len // block_size)
-    seq_lens_on = _on(seq_lens.astype(np.int32), device)
-    tables_on = _on(rows.block_tables[row, :num_blocks], device)
-    meta = AttentionMeta(_on(query_start, device), seq_lens_on, tables_on, max_query_len, max_seq_len)
+    seq_lens_on = to_device(seq_lens.astype(np.int32), device)
+    tables_on = to_device(rows.block_tables[row, :num_blocks], device)
+    meta = AttentionMeta(to_device(query_start, device), seq_lens_on, tables_on, max_query_len, max_seq_len)
     last, wanted_start, last_meta = None, query_start, meta
     if not one_each and (num_wanted := np.where(rows.scores_prompt[row], lengths, 1)).sum() < len(positions):
         wanted_start = _prefix_sums(num_wanted)
-        last = _on(_last_of_each(query_start[1:], num_wanted, wanted_start), device)
-        last_meta = AttentionMeta(_on(wanted_start, device), seq_lens_on, tables_on, int(num_wanted.max()), max_seq_len)
+        last = to_device(_last_of_each(query_start[1:], num_wanted, wanted_start), device)
+        last_meta = AttentionMeta(
+            to_device(wanted_start, device), seq_lens_on, tables_on, int(num_wanted.max()), max_seq_len
+        )
     return Batch(
         schedule=schedule,
-        token_ids=_on(_token_ids(schedule, rows, computed, query_start), device),
-        positions=_on(positions, device),
-        slots=_on(slots, device),
+        token_ids=_token_ids_on(device, schedule, rows, computed, query_start, tokens_of_rows),
+        positions=to_device(positions, device),
+        slots=to_device(slots, device),
         meta=meta,
         last=last,
         last_meta=last_meta,
         wanted_start=wanted_start,
+        num_computed=computed,
+        is_whole=lengths == rows.num_uncomputed[row],
         block_size=block_size,
     )
 
@@ -105,6 +111,23 @@ def _last_of_each(ends: NDArray[np.int32], counts: NDArray[np.int64], starts: ND
     """The `counts` indices before each of `ends`; `starts` are their prefix sums."""
     first = ends - counts
     return np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)
+
+
+def _token_ids_on(
+    device: torch.device,
+    schedule: Schedule,
+    rows: Rows,
+    computed: NDArray[np.int64],
+    query_start: NDArray[np.int32],
+    tokens_of_rows: Tensor,
+) -> Tensor:
+    """[T]."""
+    token_ids = to_device(_token_ids(schedule, rows, computed, query_start), device)
+    unknown = places(rows.last_token[schedule.rows] == UNKNOWN)
+    if len(unknown):
+        at = to_device(query_start[unknown + 1].astype(np.int64) - 1, device)
+        token_ids.index_copy_(0, at, tokens_of_rows[to_device(schedule.rows[unknown], device)])
+    return token_ids
 
 
 def _token_ids(
@@ -122,9 +145,3 @@ def _token_ids(
         part = schedule.requests[place].token_ids[start : start + num_tokens]
         token_ids[query_start[place] : query_start[place + 1]] = part
     return token_ids
-
-
-def _on(array: NDArray[Any], device: torch.device) -> Tensor:
-    """On a CPU the array itself; on a GPU a copy through pinned memory, which does not make the step wait."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -16,6 +16,7 @@ class EngineConfig:
     device: str
     num_threads: int = 0
     quantization: str = "none"
+    runs_ahead: bool = False  # a step is launched before the results of the one before are there
 
     @property
     def weight_bits(self) -> int:

@@ -1,7 +1,7 @@
 """What a step reads out of the decoder's hidden rows: prompt log-probabilities, drawn tokens, embeddings.
 
-Each method says in `is_sound` [B] whose numbers were NaN or infinite, or whose grammar could not be followed. What
-becomes of results and of such requests is the engine's business.
+`begin` launches that, and `finish` has the results on the host; between the two the next step may be launched, which
+reads drawn tokens where they are (`tokens_of_rows`). What becomes of results is the business of `engine.steps`.
 """
 
 from typing import NamedTuple
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from engine import prompt_logprobs
 from engine.batch import Batch
+from engine.device_copies import Returning, to_device
 from engine.model.cuda_graph import GraphedDecoder
 from engine.model.decoder import Decoder
-from engine.outputs import StepOutput
+from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request
 from engine.rows import Rows, places
-from engine.sampling.sampler import Logprobs, Sampler
+from engine.sampling.sampler import DeviceLogprobs, Logprobs, Sampler, to_host
+
+_NONE = torch.empty(0, dtype=torch.bool)
 
 
 class Drawn(NamedTuple):
@@ -35,69 +38,112 @@ class Drawn(NamedTuple):
         return Drawn(self.places[index], *lists)
 
 
-class Readout:
-    """Of one engine; keeps nothing of a step."""
+class Reading(NamedTuple):
+    """Of one step, under way."""
 
-    def __init__(self, decoder: Decoder | GraphedDecoder, sampler: Sampler, rows: Rows, device: torch.device) -> None:
-        self._decoder = decoder
+    places: NDArray[np.int64]  # in the batch, of the S requests that draw a token
+    requests: list[Request]  # these
+    idle: NDArray[np.int64]  # places of the others
+    embedded: NDArray[np.int64]  # places of those whose embeddings are computed
+    scored: list[tuple[Request, PromptLogprobs]]
+    is_sound: NDArray[np.bool_]  # [B]; as far as it is known before the results are there
+    logprobs_of: list[int]  # which of `requests` want them
+    returning: Returning  # tokens, whether their logits are finite, and idle rows; embeddings; each `logprobs_of`
+
+
+class Readout:
+    """Of one engine. `tokens_of_rows` [num_rows] int64: the token that each of `Rows` drew last, on the device."""
+
+    def __init__(
+        self, decoder: Decoder | GraphedDecoder, sampler: Sampler, rows: Rows, device: torch.device, keeps_tokens: bool
+    ) -> None:
+        """`keeps_tokens`: whether `tokens_of_rows` is wanted."""
+        self.decoder = decoder
         self._sampler = sampler
         self._rows = rows
         self._device = device
+        num_rows = len(rows.num_tokens) if keeps_tokens else 0
+        self.tokens_of_rows = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
-    def score_prompts(self, batch: Batch, hidden: Tensor, is_sound: NDArray[np.bool_], output: StepOutput) -> None:
-        """Log-probabilities of the prompt tokens that follow the batch's, where they are wanted, to `output`."""
+    def begin(self, batch: Batch, hidden: Tensor) -> Reading:
+        """One token for each request whose tokens are all computed, unless it has all that it may; and the rest."""
         requests, row, num_tokens = batch.schedule
+        is_sound = np.ones(len(requests), np.bool_)
+        scored = self._score_prompts(batch, hidden, is_sound)
+        is_whole = self._rows.num_uncomputed[row] == num_tokens
+        draws = is_whole & ~self._rows.is_full(row)
+        at, idle, embedded = places(draws), places(~draws), places(is_whole & self._rows.embeds[row])
+        if len(idle):
+            requests = [requests[place] for place in at.tolist()]
+        tokens, finite, logprobs = self._draw(batch, hidden, at, requests, is_sound)
+        idle_finite, vectors = _NONE, _NONE
+        if len(idle):
+            idle_finite = _rows_finite(self._last_rows(batch, hidden, idle))
+        if len(embedded):
+            vectors = torch.nn.functional.normalize(self._last_rows(batch, hidden, embedded).float(), dim=-1)
+        returning = Returning([tokens, finite, idle_finite, vectors, *(part for parts in logprobs for part in parts)])
+        logprobs_of = places(self._rows.num_logprobs[row[at]] >= 0).tolist()
+        return Reading(at, requests, idle, embedded, scored, is_sound, logprobs_of, returning)
+
+    def finish(self, reading: Reading, batch: Batch) -> tuple[Drawn, NDArray[np.bool_]]:
+        """Wait for the results: tokens, and `is_sound` [B]: false where numbers were NaN or infinite, or whose grammar
+        could not be followed. The hidden state of a prompt's last token, scaled to length 1, becomes its embedding.
+        """
+        tokens, finite, idle_finite, vectors, *of_logprobs = reading.returning.wait()
+        is_sound = reading.is_sound
+        is_sound[reading.places] &= finite.numpy()
+        is_sound[reading.idle] &= idle_finite.numpy()
+        for place, vector in zip(reading.embedded.tolist(), vectors.numpy(), strict=True):
+            if is_sound[place]:
+                batch.schedule.requests[place].embedding = vector.astype("<f4").tobytes()
+        logprobs: list[Logprobs | None] = [None] * len(reading.requests)
+        for i, place in enumerate(reading.logprobs_of):
+            logprobs[place] = to_host(DeviceLogprobs(*of_logprobs[3 * i : 3 * i + 3]))
+        return Drawn(reading.places, reading.requests, tokens.tolist(), logprobs), is_sound
+
+    def _score_prompts(
+        self, batch: Batch, hidden: Tensor, is_sound: NDArray[np.bool_]
+    ) -> list[tuple[Request, PromptLogprobs]]:
+        """Log-probabilities of the prompt tokens that follow the batch's, where they are wanted. Waits for them."""
+        requests, row, num_tokens = batch.schedule
+        found = []
         for place in places(self._rows.scores_prompt[row]).tolist():
             request, first = requests[place], int(batch.wanted_start[place])
-            position = request.num_computed_tokens + 1
+            position = int(batch.num_computed[place]) + 1
             wanted = request.token_ids[position : min(position + int(num_tokens[place]), request.num_prompt_tokens)]
             if not wanted:
                 continue
             rows = hidden[first : first + len(wanted)]
             num_top = request.prompt_work.num_logprobs
-            scored = prompt_logprobs.compute(rows, wanted, position, num_top, self._decoder.logits)
+            scored = prompt_logprobs.compute(rows, wanted, position, num_top, self.decoder.logits)
             if scored is None:
                 is_sound[place] = False
             else:
-                output.prompt_logprobs.append((request, scored))
+                found.append((request, scored))
+        return found
 
-    def draw(self, batch: Batch, hidden: Tensor, is_sound: NDArray[np.bool_]) -> Drawn:
-        """One token for each request whose tokens are all computed, unless it has all that it may."""
-        requests, row, num_tokens = batch.schedule
-        draws = (self._rows.num_uncomputed[row] == num_tokens) & ~self._rows.is_full(row)
-        at = places(draws)
-        if len(at) < len(row):
-            idle = places(~draws)
-            is_sound[idle] &= _rows_finite(self._last_rows(batch, hidden, idle))
-            requests = [requests[place] for place in at.tolist()]
+    def _draw(
+        self, batch: Batch, hidden: Tensor, at: NDArray[np.int64], requests: list[Request], is_sound: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor, list[DeviceLogprobs]]:
+        """Tokens [S], whether their logits are finite [S], and log-probabilities where they are wanted."""
         if not requests:
-            return Drawn(at, [], [], [])
-        logits = self._decoder.logits(self._last_rows(batch, hidden, at))
-        token_ids, logprobs = self._sampler.sample(logits, requests, row[at])
-        is_sound[at] &= _rows_finite(logits)
+            return _NONE, _NONE, []
+        row = batch.rows[at]
+        logits = self.decoder.logits(self._last_rows(batch, hidden, at))
+        tokens, logprobs = self._sampler.sample(logits, requests, row)
         is_sound[at[self._sampler.failed]] = False
-        drawn = Drawn(at, requests, token_ids, logprobs)
-        return drawn if is_sound.all() else drawn.only(places(is_sound[at]))
-
-    def embed(self, batch: Batch, hidden: Tensor, is_sound: NDArray[np.bool_]) -> None:
-        """The hidden state of a prompt's last token, scaled to length 1, becomes the embedding of its request."""
-        requests, row, num_tokens = batch.schedule
-        is_done = self._rows.embeds[row] & (self._rows.num_uncomputed[row] == num_tokens) & is_sound
-        at = places(is_done)
-        if len(at):
-            vectors = torch.nn.functional.normalize(self._last_rows(batch, hidden, at).float(), dim=-1)
-            for place, vector in zip(at.tolist(), vectors.cpu().numpy(), strict=True):
-                requests[place].embedding = vector.astype("<f4").tobytes()
+        if len(self.tokens_of_rows):
+            self.tokens_of_rows.index_copy_(0, to_device(row, self._device), tokens)
+        return tokens, _rows_finite(logits), logprobs
 
     def _last_rows(self, batch: Batch, hidden: Tensor, at: NDArray[np.int64]) -> Tensor:
         """Of hidden [W, H], those of the last tokens of the requests at these places."""
         if len(at) == hidden.shape[0]:
             return hidden
         index = batch.wanted_start[at + 1].astype(np.int64) - 1
-        return hidden[torch.from_numpy(index).to(self._device)]
+        return hidden[to_device(index, self._device)]
 
 
-def _rows_finite(rows: Tensor) -> NDArray[np.bool_]:
+def _rows_finite(rows: Tensor) -> Tensor:
     """Whether each row of [B, N] is free of NaN and infinities, which all survive a sum."""
-    finite: NDArray[np.bool_] = rows.sum(-1, dtype=torch.float32).isfinite().cpu().numpy()
-    return finite
+    return rows.sum(-1, dtype=torch.float32).isfinite()

@@ -48,6 +48,7 @@ def resolve(flags: EngineFlags, model_dir: str | Path) -> EngineConfig:
         device=device,
         num_threads=flags.num_threads or len(os.sched_getaffinity(0)),
         quantization=flags.quantization,
+        runs_ahead=device != "cpu",  # there, a step is over when it has been launched
     )
 
 

@@ -1,8 +1,10 @@
 """Columns over the running requests, one row each, so that a step gathers arrays instead of walking Python objects.
 
-A request has a row from being scheduled until it stops running. Block tables and sampling parameters change rarely;
-how far each request has come changes with each step (`advance`), for all rows at once. What a `Request` says of its own
-progress is kept equal.
+A request has a row from being scheduled until it stops running, and the steps under way are over. Block tables and
+sampling parameters change rarely; how far each request has come changes with each step, for all rows at once.
+
+Rows say how far a request is when the steps that were launched are over (`launch`); the `Request` itself, what is known
+of it (`land`). While no step is under way the two are equal. A token that was drawn and is not known yet is UNKNOWN.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ from engine.request import Request
 from engine.sampling.logit_adjust import adjusts_logits
 
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy: dividing by less overflows
-_NO_STOP = -1
+UNKNOWN = -1  # a last token that is on the device only
+_NO_STOP = -2
 
 
 class Schedule(NamedTuple):
@@ -25,6 +28,13 @@ class Schedule(NamedTuple):
     requests: list[Request]  # never changed; the same list from step to step while the same requests run
     rows: NDArray[np.int64]  # [B]
     num_tokens: NDArray[np.int64]  # [B]
+
+
+class Advance(NamedTuple):
+    """What a step changes of how far its requests are."""
+
+    num_uncomputed: NDArray[np.int64]  # [B], tokens of each request after it
+    changed: NDArray[np.int64]  # places of those for which that is another number than before
 
 
 def places(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -59,6 +69,9 @@ class Rows:
         self.scores_prompt: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # wants its prompt's log-probabilities
         self.embeds: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
         self.is_new: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # has drawn no token on this node
+        self.waits: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # a draw wants to know all tokens before it
+        self.num_flights: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # steps under way with this row in it
+        self.has_left: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # what they bring for it is of no use
 
     def take(self, request: Request) -> None:
         """Give the request a row, with its parameters, its progress and the blocks that it has."""
@@ -70,6 +83,8 @@ class Rows:
         self.min_p[row] = sampling.min_p
         self.seed[row] = sampling.seed
         self.adjusts[row] = adjusts_logits(sampling)
+        self.waits[row] = self.adjusts[row] or sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+        self.has_left[row] = False
         self.num_logprobs[row] = sampling.num_logprobs
         self._take_progress(request)
         self.num_blocks[row] = 0
@@ -103,24 +118,32 @@ class Rows:
             int(before[decodes].sum()),
         )
 
-    def advance(self, schedule: Schedule, drawn: NDArray[np.int64], token_ids: Sequence[int]) -> None:
-        """A step is over: its tokens are computed, and the requests at the places `drawn` have one more each."""
-        row, requests = schedule.rows, schedule.requests
+    def launch(self, schedule: Schedule, drawn: NDArray[np.int64]) -> Advance:
+        """A step is under way, at whose end the requests at the places `drawn` have one token more each."""
+        row = schedule.rows
         before = self.num_uncomputed[row]
         after = before - schedule.num_tokens
         after[drawn] += 1
         self.num_uncomputed[row] = after
         self.num_tokens[row[drawn]] += 1
-        self.last_token[row[drawn]] = token_ids
+        self.last_token[row[drawn]] = UNKNOWN
+        self.num_flights[row] += 1
+        return Advance(after, places(after != before))
+
+    def land(self, schedule: Schedule, advance: Advance, drawn: NDArray[np.int64], token_ids: Sequence[int]) -> None:
+        """The step is over, `advance` as `launch` returned it; the requests at the places `drawn` have these tokens."""
+        row, requests = schedule.rows[drawn], schedule.requests
+        self.last_token[row] = np.where(self.num_flights[row] == 0, token_ids, UNKNOWN)
         growing = requests if len(drawn) == len(requests) else [requests[place] for place in drawn.tolist()]
         for request, token_id in zip(growing, token_ids, strict=True):
             request.token_ids.append(token_id)
-        for place in places(after != before).tolist():  # prompts only
-            requests[place].num_uncomputed_tokens = int(after[place])
+        for place in advance.changed.tolist():  # prompts only
+            requests[place].num_uncomputed_tokens = int(advance.num_uncomputed[place])
 
-    def has_stopped(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the last token of each of these rows is a stop token."""
-        stopped: NDArray[np.bool_] = (self.stop_token_ids[row] == self.last_token[row, None]).any(1)
+    def stop_at(self, row: NDArray[np.int64], token_ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Which of these rows end with these tokens of theirs."""
+        tokens = np.array(token_ids, np.int64)
+        stopped: NDArray[np.bool_] = (self.stop_token_ids[row] == tokens[:, None]).any(1)
         return stopped
 
     def is_full(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -128,9 +151,11 @@ class Rows:
         return self.num_tokens[row] >= self.length_limit[row]
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Raise RuntimeError unless these running requests are as far as their rows say."""
+        """Raise RuntimeError unless these running requests are as far as their rows say; but for those under way."""
         for request in requests:
             row = request.row
+            if self.num_flights[row]:
+                continue
             said = (int(self.num_tokens[row]), int(self.num_uncomputed[row]), int(self.last_token[row]))
             if said != (request.num_tokens, request.num_uncomputed_tokens, request.token_ids[-1]):
                 raise RuntimeError(f"row {row} says {said} of request {request.request_id}")

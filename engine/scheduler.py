@@ -5,6 +5,9 @@ a chunk where a prompt is not done), then newcomers. A request gets the blocks o
 a prompt once begun is never stuck; only decoding grows. Where blocks run out, the latest running request is preempted:
 it gives its blocks back and is computed anew later. Prefill-only requests are never preempted: their blocks may be on
 the wire.
+
+A request that stops running while a step with it is under way keeps its row, and its blocks, until that step has
+landed: it still writes to them (`let_go`).
 """
 
 from collections import deque
@@ -30,6 +33,7 @@ class Scheduler:
         self._newcomers: list[Request] = []
         self._ordered: tuple[list[Request], NDArray[np.int64]] | None = None
         self._reserved: dict[int, Request] = {}  # RESERVED or HELD, by id(): they hold blocks and do not run
+        self._departing: dict[int, Request] = {}  # by id(): no more steps, but some under way
         self._config = config
         self._blocks = blocks
         self._rows = rows
@@ -47,6 +51,12 @@ class Scheduler:
         yield from self.ready
         yield from self.waiting
         yield from self._reserved.values()
+        yield from (request for request in self._departing.values() if request.state is not RequestState.HELD)
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether each running request can have another token without a preemption."""
+        return self._blocks.num_free_blocks >= len(self.running) + len(self.ready)
 
     def add(self, request: Request) -> None:
         """Queue a request without blocks."""
@@ -72,6 +82,19 @@ class Scheduler:
         request.state = RequestState.READY
         self.ready.append(request)
 
+    def depart(self, request: Request) -> None:
+        """The last step that it needs is under way. `hold` or `release` it when that has landed."""
+        self._leave_running(request)
+        self._departing[id(request)] = request
+
+    def let_go(self) -> None:
+        """A step has landed: what waited for that is free."""
+        for request in [one for one in self._departing.values() if not self._rows.num_flights[one.row]]:
+            del self._departing[id(request)]
+            self._rows.give_back(request)
+            if request.state is RequestState.FINISHED:
+                self._blocks.release(request)
+
     def hold(self, request: Request) -> None:
         """Stop running, and keep the blocks until `release`."""
         self._stop_running(request)
@@ -90,8 +113,9 @@ class Scheduler:
             self.ready.remove(request)
         else:
             del self._reserved[id(request)]
-        self._blocks.release(request)
         request.state = RequestState.FINISHED
+        if id(request) not in self._departing:
+            self._blocks.release(request)
 
     def schedule(self) -> Schedule:
         """The next step; empty if nothing can run. Preempts where blocks run out."""
@@ -224,6 +248,15 @@ class Scheduler:
         self._ordered = None
 
     def _stop_running(self, request: Request) -> None:
+        """Give the row back, now or when the steps under way have landed, which bring nothing of use then."""
+        if self._departing.pop(id(request), None) is None:
+            self._leave_running(request)
+        if self._rows.num_flights[request.row]:
+            self._rows.has_left[request.row] = True
+            self._departing[id(request)] = request
+        else:
+            self._rows.give_back(request)
+
+    def _leave_running(self, request: Request) -> None:
         self.running.remove(request)
-        self._rows.give_back(request)
         self._ordered = None

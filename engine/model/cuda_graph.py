@@ -145,5 +145,7 @@ class _Buffers:
             last=None,
             last_meta=meta,
             wanted_start=np.arange(size + 1, dtype=np.int32),
+            num_computed=empty,
+            is_whole=np.empty(0, np.bool_),
             block_size=self._config.block_size,
         )

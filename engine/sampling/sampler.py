@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.device_copies import to_device
 from engine.grammar.masks import GrammarMasks
 from engine.request import Request
 from engine.rows import Rows
@@ -33,6 +34,20 @@ class Logprobs(NamedTuple):
     logprob: float  # of the drawn token
     top_token_ids: list[int]
     top_logprobs: list[float]
+
+
+class DeviceLogprobs(NamedTuple):
+    """The same before it has come to the host."""
+
+    logprob: Tensor  # [1]
+    top_token_ids: Tensor
+    top_logprobs: Tensor
+
+
+def to_host(logprobs: DeviceLogprobs) -> Logprobs:
+    """Waits where they are not there yet."""
+    logprob, top_token_ids, top_logprobs = (part.tolist() for part in logprobs)
+    return Logprobs(logprob[0], top_token_ids, top_logprobs)
 
 
 class Filters(NamedTuple):
@@ -69,22 +84,19 @@ class Sampler:
 
     def sample(
         self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]
-    ) -> tuple[list[int], list[Logprobs | None]]:
-        """One token per request from logits [S, V] fp32; and log-probabilities where asked for. row: [S], of `Rows`.
+    ) -> tuple[Tensor, list[DeviceLogprobs]]:
+        """One token per request, [S] int64, from logits [S, V] fp32; and log-probabilities of those that want them.
 
-        A request whose grammar cannot be followed has an error then, and a token that means nothing.
+        row: [S], of `Rows`. Nothing waits for the device unless a row `waits`. A request whose grammar cannot be
+        followed has an error then, and a token that means nothing.
         """
         self.failed = []
-        wants_logprobs = self._rows.num_logprobs[row] >= 0
         original = logits
         if self._rows.adjusts[row].any():
             logits = self._adjusted(logits, requests, row)
-        token_ids = self._draw(logits, row).tolist()
-        logprobs: list[Logprobs | None] = [None] * len(requests)
-        for index in np.flatnonzero(wants_logprobs).tolist():
-            num_top = int(self._rows.num_logprobs[row[index]])
-            logprobs[index] = _logprobs(original[index], token_ids[index], num_top)
-        return token_ids, logprobs
+        tokens = self._draw(logits, row)
+        num_top = self._rows.num_logprobs[row].tolist()
+        return tokens, [_logprobs(original[i], tokens[i : i + 1], num) for i, num in enumerate(num_top) if num >= 0]
 
     def _adjusted(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
         logits = logits.clone()
@@ -136,7 +148,7 @@ class Sampler:
         return in_top_k | (rows.top_p[row] < 1) | (rows.min_p[row] > 0)
 
     def _on(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._all_tokens.device, non_blocking=True)
+        return to_device(array, self._all_tokens.device)
 
 
 def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
@@ -188,7 +200,8 @@ def _draw_above(values: Tensor, ids: Tensor, lowest: Tensor, keys: Tensor) -> Te
     return largest.argmax(noisy.masked_fill_(values < lowest.unsqueeze(1), float("-inf")))
 
 
-def _logprobs(logits: Tensor, token_id: int, num_top: int) -> Logprobs:
+def _logprobs(logits: Tensor, token: Tensor, num_top: int) -> DeviceLogprobs:
+    """logits: [V]; token: [1]."""
     log_total = logits.logsumexp(-1)
     top_values, top_ids = logits.topk(min(num_top, len(logits)))
-    return Logprobs(float(logits[token_id] - log_total), top_ids.tolist(), (top_values - log_total).tolist())
+    return DeviceLogprobs(logits.gather(0, token) - log_total, top_ids, top_values - log_total)

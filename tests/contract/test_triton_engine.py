@@ -64,6 +64,6 @@ def test_tokens_are_those_of_the_reference(model, padded, tmp_path):
     expected = generate(Engine.load(tmp_path, flags, kernels=ReferenceKernels()))
     engine = Engine.load(tmp_path, flags, kernels=TritonKernels())
     if padded:  # as for CUDA graphs, with nothing recorded
-        graphed = GraphedDecoder(engine._decoder, engine.config, lambda compute: compute)
-        engine._decoder = engine._readout._decoder = graphed
+        graphed = GraphedDecoder(engine.steps.readout.decoder, engine.config, lambda compute: compute)
+        engine.steps.readout.decoder = graphed
     assert generate(engine) == expected

@@ -199,7 +199,7 @@ def test_a_sampler_draws_the_same_tokens_with_the_kernel():
         return draw(*args)
 
     def sample(num, draw=None):
-        return Sampler(rows, 500, [], DEVICE, None, draw).sample(logits[:num], requests[:num], row[:num])[0]
+        return Sampler(rows, 500, [], DEVICE, None, draw).sample(logits[:num], requests[:num], row[:num])[0].tolist()
 
     assert sample(3, counted) == sample(3)
     assert len(calls) == 1

@@ -37,7 +37,7 @@ class Recording:
         )
         self.engine = Engine.load(directory, config)
         self.rows: Counter[bytes] = Counter()
-        decoder = self.engine._decoder
+        decoder = self.engine.steps.readout.decoder
         compute = decoder.logits
 
         def logits(hidden: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def test_a_prompt_as_long_as_the_model_is_scored_but_leaves_no_room_to_draw(engi
 
 @pytest.mark.parametrize("work", [PromptWork(num_logprobs=2), PromptWork(embeds=True)])
 def test_numbers_that_are_none_end_that_request_and_nothing_is_published(engine, work, monkeypatch):
-    hidden = engine._decoder.hidden
+    hidden = engine.steps.readout.decoder.hidden
 
     def poisoned(batch, hook=None):
         """NaN in the second chunk of the long prompt: for scores in the middle, else in its last row."""
@@ -155,7 +155,7 @@ def test_numbers_that_are_none_end_that_request_and_nothing_is_published(engine,
                 rows[(start + end - 1) // 2] = float("nan")
         return rows
 
-    monkeypatch.setattr(engine._decoder, "hidden", poisoned)
+    monkeypatch.setattr(engine.steps.readout.decoder, "hidden", poisoned)
     bad = engine.add(generation(LONG, key=1), prefill_only=True, prompt_work=work)
     good = engine.add(generation(SHORT, key=2), prefill_only=True, prompt_work=work)
     _, outputs = run(engine)

@@ -22,7 +22,7 @@ def build(make_request):
             requests.append(request)
         row = np.array([request.row for request in requests], np.int64)
         num_tokens = np.array([spec[3] for spec in specs], np.int64)
-        return batches.build(Schedule(requests, row, num_tokens), rows, 4, torch.device("cpu"))
+        return batches.build(Schedule(requests, row, num_tokens), rows, 4, torch.device("cpu"), torch.empty(0))
 
     return make
 

@@ -35,7 +35,7 @@ class Recorder:
 def make_graphed(make_engine):
     def make(**flags):
         engine, recorder = make_engine(**flags), Recorder()
-        engine._decoder = engine._readout._decoder = GraphedDecoder(engine._decoder, engine.config, recorder)
+        engine.steps.readout.decoder = GraphedDecoder(engine.steps.readout.decoder, engine.config, recorder)
         return engine, recorder
 
     return make
@@ -81,12 +81,12 @@ def test_batches_that_shrink_leave_nothing_behind_in_the_padding(make_engine, ma
 def test_prefill_and_hooks_between_layers_run_as_they_are(make_graphed, make_generation, run):
     engine, recorder = make_graphed(max_num_seqs=4)
     groups = []
-    engine.on_layer_group = lambda group, batch: groups.append(group)
+    engine.steps.on_layer_group = lambda group, batch: groups.append(group)
     engine.add(make_generation(range(20), max_tokens=4, ignore_eos=True))
     run(engine)
     assert len(groups) == 4 * engine.layout.num_layer_groups
     assert recorder.replayed == []
-    engine.on_layer_group = None
+    engine.steps.on_layer_group = None
     engine.add(make_generation(range(50, 70), max_tokens=4, ignore_eos=True))
     run(engine)
     assert recorder.replayed == [1, 1, 1]
@@ -94,7 +94,7 @@ def test_prefill_and_hooks_between_layers_run_as_they_are(make_graphed, make_gen
 
 def test_hidden_and_logits_are_those_of_the_decoder(make_graphed, make_generation, monkeypatch):
     engine, _ = make_graphed(max_num_seqs=4)
-    decoder, compared = engine._decoder, []
+    decoder, compared = engine.steps.readout.decoder, []
     hidden = decoder.hidden
 
     def compare(batch, hook=None):
@@ -117,9 +117,9 @@ def test_hidden_and_logits_are_those_of_the_decoder(make_graphed, make_generatio
 
 def test_a_step_that_no_graph_fits_runs_as_it_is(make_engine, make_generation, run):
     engine, recorder = make_engine(max_num_seqs=8), Recorder()
-    small = GraphedDecoder(engine._decoder, engine.config, recorder)
+    small = GraphedDecoder(engine.steps.readout.decoder, engine.config, recorder)
     small._sizes = [1, 2]
-    engine._decoder = small
+    engine.steps.readout.decoder = small
     requests = [engine.add(make_generation(range(i, 20 + i), key=i, max_tokens=4, ignore_eos=True)) for i in range(3)]
     run(engine)
     assert recorder.replayed == []

@@ -169,7 +169,7 @@ class TestPrefillOnly:
                 written = [layer[request.block_ids[block], :, :, offset].abs().sum() > 0 for block, offset in slots]
                 calls.append((group, num_computed, num_final, all(written)))
 
-        engine.on_layer_group = hook
+        engine.steps.on_layer_group = hook
         engine.add(make_generation(PROMPT), prefill_only=True)
         run(engine)
         steps = [(12, 1), (20, 3)]
@@ -266,14 +266,14 @@ class TestErrors:
 
     def test_infinite_logits(self, make_engine, make_generation, run, monkeypatch):
         engine = make_engine()
-        logits = engine._decoder.logits
+        logits = engine.steps.readout.decoder.logits
 
         def second_row_infinite(hidden):
             result = logits(hidden).clone()
             result[1:, 3] = float("inf")
             return result
 
-        monkeypatch.setattr(engine._decoder, "logits", second_row_infinite)
+        monkeypatch.setattr(engine.steps.readout.decoder, "logits", second_row_infinite)
         first, second = (engine.add(make_generation([i] * 9, ignore_eos=True, max_tokens=3)) for i in (1, 2))
         outputs = run(engine)
         assert second.error.code == "numerical_error"
@@ -286,12 +286,12 @@ class TestErrors:
         def raises(group, batch):
             raise RuntimeError("no such kernel")
 
-        engine.on_layer_group = raises
+        engine.steps.on_layer_group = raises
         first, second = (engine.add(make_generation([i] * 9, max_tokens=2, ignore_eos=True)) for i in (1, 2))
         [failed] = engine.step().outputs
         assert (failed.request, failed.error.code) == (first, "internal_error")
         assert "kernel" not in failed.error.message
-        engine.on_layer_group = None
+        engine.steps.on_layer_group = None
         run(engine)
         assert second.finish_reason is FinishReason.LENGTH
 

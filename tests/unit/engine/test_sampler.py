@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.rows import Rows
-from engine.sampling.sampler import NUM_CANDIDATES, Filters, Sampler, cutoff
+from engine.sampling.sampler import NUM_CANDIDATES, Filters, Sampler, cutoff, to_host
 
 VOCAB = 600  # more than NUM_CANDIDATES, so both ways to the cutoff are taken
 
@@ -22,7 +22,11 @@ def sample(make_request):
             requests.append(make_request([1] * length, key=index, **({"temperature": 1.0} | sampling)))
             rows.take(requests[-1])
         row = np.array([request.row for request in requests], np.int64)
-        return Sampler(rows, logits.shape[1], eos, torch.device("cpu")).sample(logits.float(), requests, row)
+        sampler = Sampler(rows, logits.shape[1], eos, torch.device("cpu"))
+        tokens, found = sampler.sample(logits.float(), requests, row)
+        logprobs = iter(found)
+        wants = [sampling.get("num_logprobs", -1) >= 0 for sampling in params]
+        return tokens.tolist(), [to_host(next(logprobs)) if wanted else None for wanted in wants]
 
     return run
 

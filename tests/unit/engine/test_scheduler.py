@@ -41,7 +41,10 @@ class Node:
             table = self.rows.block_tables[request.row, : len(request.block_ids)]
             assert table.tolist() == request.block_ids
         drawn = [i for i, (request, n) in enumerate(scheduled) if n == request.num_uncomputed_tokens]
-        self.rows.advance(schedule, np.array(drawn, np.int64), [7] * len(drawn))
+        places = np.array(drawn, np.int64)
+        advance = self.rows.launch(schedule, places)
+        self.rows.num_flights[schedule.rows] -= 1
+        self.rows.land(schedule, advance, places, [7] * len(drawn))
         for place, (request, _) in enumerate(scheduled):
             self.blocks.publish(request)
             if place in drawn:

@@ -151,7 +151,7 @@ async def test_a_request_error_goes_on_and_an_engine_error_is_told(make_engine, 
     def broken(group, batch):
         raise RuntimeError("broken")
 
-    engine.on_layer_group = broken
+    engine.steps.on_layer_group = broken
     loop.start()
     request = await loop.call(lambda engine: engine.add(make_generation([1])))
     await listener.finished(request)

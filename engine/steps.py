@@ -1,0 +1,223 @@
+"""Steps of an engine: launched, and landed when their results are on the host.
+
+Where `EngineConfig.runs_ahead` is set a step is launched before the one before has landed, so a GPU does not wait for
+Python: what that one draws is read on the device, and known here a step later. A request that has reached its length
+needs no more steps, and is not in the next; one that has drawn a stop token is, and what that step brings for it is
+dropped. Its blocks are free when no step under way writes to them.
+
+The steps of a batch whose draws want to know every token before them (grammars, penalties, filters) land first, and so
+does one after which blocks may run out: preemption is a matter of requests of which all is known. See ADR-0011.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from baton.errors import BatonError, NumericalError
+from baton.request import FinishReason
+from baton.step_cost import StepShape
+from engine import batch as batches
+from engine.batch import Batch
+from engine.blocks import BlockManager
+from engine.config import EngineConfig
+from engine.model.decoder import LayerGroupHook
+from engine.outputs import StepOutput
+from engine.readout import Drawn, Reading, Readout
+from engine.request import Request, RequestState
+from engine.rows import Advance, Rows, Schedule, places
+from engine.scheduler import Scheduler
+from engine.speed import Speed
+
+_log = logging.getLogger(__name__)
+
+
+class Flight(NamedTuple):
+    """A step under way."""
+
+    batch: Batch
+    reading: Reading
+    advance: Advance
+    num_tokens: NDArray[np.int64]  # of those that draw, with the token drawn
+    shape: StepShape
+    launched_s: float
+
+
+class Steps:
+    """Of one engine."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        readout: Readout,
+        rows: Rows,
+        scheduler: Scheduler,
+        blocks: BlockManager,
+        clock: Callable[[], float],
+    ) -> None:
+        self.readout = readout
+        self.on_layer_group: LayerGroupHook | None = None  # set before the first request is added
+        self.speed = Speed()
+        self._config = config
+        self._rows, self._scheduler, self._blocks = rows, scheduler, blocks
+        self._device = torch.device(config.device)
+        self._clock = clock
+        self._flight: Flight | None = None
+        self._landed_s = 0.0
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a step has not landed."""
+        return self._flight is not None
+
+    @torch.inference_mode()
+    def run(self, output: StepOutput) -> None:
+        """Launch a step, and land one: the one before where steps run ahead."""
+        if not self._may_run_ahead():
+            self._land(output)
+        launched = self._launch(output)
+        self._land(output)
+        self._flight = launched
+        if not self._runs_ahead:
+            self._land(output)
+
+    def retire(self, request: Request, output: StepOutput) -> None:
+        """It runs no more."""
+        request.first_token_s = request.first_token_s or self._clock()
+        if request.prefill_only:  # a transfer may still be reading its blocks
+            self._scheduler.hold(request)
+        else:
+            self._scheduler.release(request)
+        output.ended.append(request)
+
+    @property
+    def _runs_ahead(self) -> bool:
+        return self._config.runs_ahead and self.on_layer_group is None  # with a hook a launch waits for the device
+
+    def _may_run_ahead(self) -> bool:
+        """Whether the next step does not depend on what the one under way brings."""
+        flight = self._flight
+        return flight is None or (self._scheduler.can_grow and not self._rows.waits[flight.batch.rows].any())
+
+    def _launch(self, output: StepOutput) -> Flight | None:
+        """None where nothing can run. An error in it ends the requests of the step only."""
+        schedule, now_s = self._scheduler.schedule(), self._clock()
+        if not schedule.requests:
+            return None
+        for request in self._scheduler.take_newcomers():
+            request.first_scheduled_s = request.first_scheduled_s or now_s
+        output.num_scheduled_tokens = int(schedule.num_tokens.sum())
+        try:
+            return self._launched(schedule, now_s)
+        except Exception:  # an edge: whatever a step raises ends its requests, never the node
+            self._fail_all(schedule, output)
+            return None
+
+    def _launched(self, schedule: Schedule, now_s: float) -> Flight:
+        shape, tokens_of_rows = self._rows.shape(schedule), self.readout.tokens_of_rows
+        batch = batches.build(schedule, self._rows, self._config.block_size, self._device, tokens_of_rows)
+        hidden = self.readout.decoder.hidden(batch, self.on_layer_group)  # [W, H]
+        reading = self.readout.begin(batch, hidden)
+        advance = self._rows.launch(schedule, reading.places)
+        row = schedule.rows[reading.places]
+        over = self._rows.is_full(row) | self._rows.prefill_only[row]
+        for request in [reading.requests[i] for i in places(over).tolist()]:
+            self._scheduler.depart(request)
+        for place in places(advance.num_uncomputed == 0).tolist():
+            self._scheduler.depart(schedule.requests[place])
+        return Flight(batch, reading, advance, self._rows.num_tokens[row], shape, now_s)
+
+    def _land(self, output: StepOutput) -> None:
+        """Take over what the step under way has brought, if there is one."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        schedule = flight.batch.schedule
+        output.num_scheduled_tokens = output.num_scheduled_tokens or int(schedule.num_tokens.sum())
+        self._rows.num_flights[schedule.rows] -= 1
+        try:
+            self._landed(flight, output)
+        except Exception:  # an edge, as above: on a GPU errors show here
+            self._fail_all(schedule, output)
+        self._scheduler.let_go()
+        now_s = self._clock()
+        self.speed.note(flight.shape, now_s - max(flight.launched_s, self._landed_s))
+        self._landed_s = now_s
+
+    def _landed(self, flight: Flight, output: StepOutput) -> None:
+        schedule = flight.batch.schedule
+        drawn, is_sound = self.readout.finish(flight.reading, flight.batch)
+        is_here = ~self._rows.has_left[schedule.rows]
+        is_sound &= is_here
+        index = None if is_sound.all() else places(is_sound[drawn.places])
+        num_tokens = flight.num_tokens if index is None else flight.num_tokens[index]
+        drawn = drawn if index is None else drawn.only(index)
+        self._rows.land(schedule, flight.advance, drawn.places, drawn.token_ids)
+        output.prompt_logprobs += flight.reading.scored
+        if not is_sound.all():
+            self._fail_at(places(is_here & ~is_sound), schedule, output)
+        self._publish(flight.batch, is_sound)
+        self._tell(drawn, schedule.rows[drawn.places], num_tokens, output)
+        self._end(drawn, num_tokens, flight, is_sound, output)
+
+    def _publish(self, batch: Batch, is_sound: NDArray[np.bool_]) -> None:
+        rows, row = self._rows, batch.rows
+        num_full = (batch.num_computed + batch.schedule.num_tokens) // self._config.block_size
+        for place in places((num_full > rows.num_published[row]) & is_sound).tolist():
+            self._blocks.publish(batch.schedule.requests[place])
+        rows.num_published[row] = num_full
+
+    def _tell(self, drawn: Drawn, row: NDArray[np.int64], num_tokens: NDArray[np.int64], output: StepOutput) -> None:
+        rows = self._rows
+        output.requests, output.token_ids = drawn.requests, drawn.token_ids
+        output.indices = (num_tokens - rows.num_prompt_tokens[row] - 1).tolist()
+        for i in places(rows.num_logprobs[row] >= 0).tolist():
+            if (logprobs := drawn.logprobs[i]) is not None:
+                output.logprobs[i] = logprobs
+        for i in places(rows.is_new[row]).tolist():
+            request = drawn.requests[i]
+            request.has_begun = True
+            request.first_token_s = request.first_token_s or self._clock()
+            output.begun.append(request)
+        rows.is_new[row] = False
+
+    def _end(
+        self,
+        drawn: Drawn,
+        num_tokens: NDArray[np.int64],
+        flight: Flight,
+        is_sound: NDArray[np.bool_],
+        output: StepOutput,
+    ) -> None:
+        """Those that have drawn their last token, or wanted none, run no more."""
+        rows, schedule = self._rows, flight.batch.schedule
+        row = schedule.rows[drawn.places]
+        stopped, full = rows.stop_at(row, drawn.token_ids), num_tokens >= rows.length_limit[row]
+        for i in places(stopped | full | rows.prefill_only[row]).tolist():
+            request = drawn.requests[i]
+            if stopped[i] or full[i]:
+                request.finish_reason = FinishReason.STOP if stopped[i] else FinishReason.LENGTH
+            self.retire(request, output)
+        for place in places((flight.advance.num_uncomputed == 0) & is_sound).tolist():
+            schedule.requests[place].finish_reason = FinishReason.LENGTH
+            self.retire(schedule.requests[place], output)
+
+    def _fail_all(self, schedule: Schedule, output: StepOutput) -> None:
+        _log.exception("a step of %d requests failed", len(schedule.requests))
+        for request in schedule.requests:
+            if request.state is RequestState.RUNNING:
+                self._fail(request, BatonError("the node failed to compute this request"), output)
+
+    def _fail_at(self, at: NDArray[np.int64], schedule: Schedule, output: StepOutput) -> None:
+        for place in at.tolist():
+            request = schedule.requests[place]
+            error = request.error or NumericalError("the model produced NaN or infinite values")
+            self._fail(request, error, output)
+
+    def _fail(self, request: Request, error: BatonError, output: StepOutput) -> None:
+        request.finish_reason, request.error = FinishReason.ERROR, error
+        self._blocks.retract(request)
+        self.retire(request, output)

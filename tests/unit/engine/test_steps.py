@@ -1,0 +1,283 @@
+"""Steps that run ahead say what steps do that wait for each other, whatever requests come, end, and go meanwhile.
+
+On a CPU a step is over when it has been launched, so running ahead gains nothing there; but it takes the same way as on
+a GPU.
+"""
+
+import dataclasses
+import random
+from collections import defaultdict, deque
+
+import numpy as np
+import pytest
+import torch
+
+from baton.request import FinishReason
+from engine.engine import Engine
+from engine.model.cuda_graph import GraphedDecoder
+from engine.request import PromptWork, RequestState
+from engine.rows import UNKNOWN
+
+LONG = {"max_tokens": 12, "ignore_eos": True}
+
+
+@pytest.fixture
+def make_ahead(make_engine):
+    def make(**flags):
+        engine = make_engine(**flags)
+        config = dataclasses.replace(engine.config, runs_ahead=True)
+        return Engine(
+            config, engine.model_config, engine.steps.readout.decoder, engine._cache, grammars=engine._grammars
+        )
+
+    return make
+
+
+@pytest.fixture
+def both(make_engine, make_ahead):
+    """The two engines, the one that waits first."""
+
+    def make(**flags):
+        return make_engine(**flags), make_ahead(**flags)
+
+    return make
+
+
+@dataclasses.dataclass
+class Found:
+    """Of one request."""
+
+    told: list = dataclasses.field(default_factory=list)
+    tokens: list = dataclasses.field(default_factory=list)
+    top_ids: list = dataclasses.field(default_factory=list)
+    numbers: list = dataclasses.field(default_factory=list)  # log-probabilities and embeddings
+
+
+class Load:
+    """Requests of all kinds, that come one after the other."""
+
+    def __init__(self, make_generation, seed, num_requests=11):
+        draw = random.Random(seed)
+        self.arrivals = []
+        for key in range(num_requests):
+            sampling = draw.choice(
+                [
+                    LONG,
+                    {"max_tokens": draw.randrange(1, 20), "ignore_eos": True},
+                    {"max_tokens": 30, "stop_token_ids": draw.sample(range(512), 60)},
+                    {"temperature": 1.0, "seed": key, "max_tokens": 25, "stop_token_ids": draw.sample(range(512), 40)},
+                    {"temperature": 0.7, "seed": key, "top_p": 0.9, "max_tokens": 9, "ignore_eos": True},
+                    {"repetition_penalty": 1.3, "max_tokens": 9, "num_logprobs": 2, "ignore_eos": True},
+                    {"max_tokens": 8, "num_logprobs": draw.randrange(3), "ignore_eos": True},
+                ]
+            )
+            shared = draw.choice([0, 16, 24])
+            prompt = [5] * shared + [draw.randrange(512) for _ in range(draw.randrange(1, 90))]
+            options = {}
+            if key % 7 == 3:
+                options = {"prefill_only": True}
+            elif key % 7 == 5:
+                options = {"prefill_only": True, "prompt_work": PromptWork(num_logprobs=1, embeds=True)}
+                sampling = {"max_tokens": 0}
+            self.arrivals.append((make_generation(prompt, key=key, **sampling), options))
+        self.starts = sorted(draw.randrange(40) for _ in self.arrivals)  # steps before they come
+
+    def run(self, engine):
+        """What became of each request, and how many steps ended with another under way."""
+        arrivals, requests, found = deque(zip(self.starts, self.arrivals, strict=True)), [], defaultdict(Found)
+        num_steps = num_ahead = 0
+        while arrivals or engine.has_work:
+            while arrivals and (arrivals[0][0] <= num_steps or not engine.has_work):
+                generation, options = arrivals.popleft()[1]
+                requests.append(engine.add(generation, **options))
+            step = engine.step()
+            engine.check()
+            num_steps += 1
+            num_ahead += engine.steps.is_under_way
+            for output in step.outputs:
+                found[output.request.key].told.append((output.index, output.token_id, output.finish_reason))
+                if output.logprobs is not None:
+                    found[output.request.key].top_ids.append(output.logprobs.top_token_ids)
+                    found[output.request.key].numbers += [output.logprobs.logprob, *output.logprobs.top_logprobs]
+            for request, scored in step.prompt_logprobs:
+                found[request.key].numbers += scored.logprobs.tolist()
+            for request in step.ended:
+                found[request.key].tokens = request.token_ids
+                found[request.key].numbers += np.frombuffer(request.embedding, "<f4").tolist()
+                if request.state is RequestState.HELD:
+                    engine.release(request)
+        assert engine.blocks.num_free_blocks == engine.num_blocks
+        assert all(request.state is RequestState.FINISHED for request in requests)
+        return found, num_ahead
+
+
+def assert_same(found, expected):
+    """Numbers may differ by rounding, as the batches do."""
+    for key, one in expected.items():
+        assert (found[key].told, found[key].tokens, found[key].top_ids) == (one.told, one.tokens, one.top_ids)
+        assert found[key].numbers == pytest.approx(one.numbers, rel=1e-4, abs=1e-5)
+    assert len(found) == len(expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_kinds_of_requests(both, make_generation, seed):
+    load = Load(make_generation, seed)
+    limits = random.Random(seed).choice([{"max_num_seqs": 3}, {"max_num_seqs": 8}, {"max_num_seqs": 16}])
+    waiting, ahead = both(**limits)
+    (expected, num_ahead_of_none), (found, num_ahead) = load.run(waiting), load.run(ahead)
+    assert num_ahead_of_none == 0
+    assert num_ahead > 20
+    assert_same(found, expected)
+
+
+def test_blocks_that_run_out(both, make_generation, run):
+    """Preemption waits for the step under way: who gives way is a request of which all is known."""
+    results = []
+    for engine in both(kv_memory="128KiB", max_model_len=128):
+        sampling = {"max_tokens": 50, "ignore_eos": True}
+        requests = [engine.add(make_generation(range(i, 20 + i), key=i, **sampling)) for i in range(4)]
+        run(engine)
+        assert engine.num_preemptions > 0
+        results.append([request.token_ids for request in requests])
+    assert results[0] == results[1]
+
+
+def test_a_stop_is_found_a_step_late_and_the_surplus_is_dropped(both, make_generation, run):
+    waiting, ahead = both()
+    probe = waiting.add(make_generation(range(40), **LONG))
+    run(waiting)
+    drawn = probe.token_ids[40:]
+    num_drawn = next(n for n in range(2, 12) if drawn[n - 1] not in drawn[: n - 1])
+    stop = drawn[num_drawn - 1]
+    request = ahead.add(make_generation(range(40), **(LONG | {"stop_token_ids": [stop]})))
+    ended = []
+    while not ended:
+        ended = ahead.step().ended
+        ahead.check()
+    assert (request.state, request.finish_reason) == (RequestState.FINISHED, FinishReason.STOP)
+    assert request.token_ids == probe.token_ids[: 40 + num_drawn]
+    assert ahead.steps.is_under_way  # with a token that nobody wants
+    num_held = ahead.num_blocks - ahead.blocks.num_free_blocks
+    assert num_held > 0  # that step still writes to them
+    surplus = ahead.step()
+    ahead.check()
+    assert (surplus.requests, surplus.ended) == ([], [])
+    assert request.token_ids == probe.token_ids[: 40 + num_drawn]
+    assert ahead.blocks.num_free_blocks == ahead.num_blocks
+    assert not ahead.has_work or ahead.blocks.has_events
+
+
+def test_a_request_that_reaches_its_length_is_in_no_step_too_many(make_ahead, make_generation):
+    engine, scheduled = make_ahead(), []
+    engine.add(make_generation(range(20), max_tokens=5, ignore_eos=True))
+    while engine.has_work:
+        step = engine.step()
+        scheduled.append(step.num_scheduled_tokens)
+    assert scheduled == [20, 1, 1, 1, 1, 1]  # the last one tells of the step before
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_abort_while_a_step_is_under_way(make_ahead, make_generation, num_steps):
+    engine = make_ahead(max_num_seqs=2)
+    gone, stays = (engine.add(make_generation(range(i, 30 + i), key=i, **LONG)) for i in range(2))
+    for _ in range(num_steps):
+        engine.step()
+    engine.release(gone)
+    assert (gone.state, gone.finish_reason) == (RequestState.FINISHED, FinishReason.ABORT)
+    assert gone.block_ids  # the step under way writes to them
+    engine.check()
+    newcomer = engine.add(make_generation(range(60, 90), key=2, **LONG))  # takes the row as soon as it is free
+    told = []
+    while engine.has_work:
+        told += [output.request for output in engine.step().outputs]
+        engine.check()
+    assert gone not in told
+    assert len(gone.token_ids) == 30 + num_steps - 1
+    assert (stays.num_output_tokens, newcomer.num_output_tokens) == (12, 12)
+    assert engine.blocks.num_free_blocks == engine.num_blocks
+
+
+def test_release_of_a_failed_prefill_while_a_chunk_of_it_is_under_way(make_ahead, make_generation, monkeypatch):
+    engine = make_ahead(max_num_batched_tokens=16)
+    decoder, calls = engine.steps.readout.decoder, []
+    hidden = decoder.hidden
+
+    def first_is_bad(batch, hook=None):
+        calls.append(batch)
+        result = hidden(batch, hook)
+        return result * float("nan") if len(calls) == 1 else result
+
+    monkeypatch.setattr(decoder, "hidden", first_is_bad)
+    request = engine.add(make_generation(range(60), **LONG), prefill_only=True)
+    assert engine.step().ended == []
+    assert engine.step().ended == [request]
+    assert (request.state, request.error.code) == (RequestState.HELD, "numerical_error")
+    engine.check()
+    engine.release(request)
+    assert request.block_ids
+    engine.check()
+    while engine.has_work:
+        engine.step()
+    engine.check()
+    assert engine.blocks.num_free_blocks == engine.num_blocks
+
+
+def test_a_launch_that_raises_leaves_the_step_before_alone(make_ahead, make_generation, monkeypatch):
+    engine = make_ahead(max_num_seqs=4)
+    first = engine.add(make_generation(range(30), key=1, **LONG))
+    engine.step()
+    second = engine.add(make_generation(range(40), key=2, **LONG))
+    decoder = engine.steps.readout.decoder
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "hidden", lambda batch, hook=None: 1 / 0)
+        step = engine.step()
+    assert step.ended == [first, second]
+    assert {request.error.code for request in (first, second)} == {"internal_error"}
+    assert first.num_output_tokens == 0  # ended before its first token was known
+    while engine.has_work:
+        engine.step()
+    engine.check()
+    assert engine.blocks.num_free_blocks == engine.num_blocks
+
+
+def test_results_that_the_next_step_overwrites(both, make_generation):
+    """As the results of a graph are, while the host has not looked at them yet."""
+
+    def capture(compute):
+        kept = compute()
+
+        def replay():
+            for buffer, result in zip(kept, compute(), strict=True):
+                buffer.copy_(result)
+            return kept
+
+        return replay
+
+    load = Load(make_generation, 1)
+    waiting, ahead = both(max_num_seqs=8)
+    readout = ahead.steps.readout
+    readout.decoder = GraphedDecoder(readout.decoder, ahead.config, capture)
+    expected, found = load.run(waiting)[0], load.run(ahead)[0]
+    assert_same(found, expected)
+
+
+def test_tokens_are_not_known_while_they_are_under_way(make_ahead, make_generation):
+    engine = make_ahead()
+    request = engine.add(make_generation(range(20), **LONG))
+    for _ in range(3):
+        engine.step()
+    assert engine._rows.last_token[request.row] == UNKNOWN
+    assert engine._rows.num_tokens[request.row] == request.num_tokens + 1
+    assert torch.equal(engine.steps.readout.tokens_of_rows[request.row] >= 0, torch.tensor(True))
+
+
+def test_a_hook_between_layers_is_told_of_chunks_as_they_are(make_ahead, make_generation):
+    """With one no step runs ahead: it waits for the device anyway."""
+    engine, told = make_ahead(max_num_batched_tokens=16), []
+    engine.steps.on_layer_group = lambda group, batch: told.append([p[1:] for p in batch.progress()])
+    engine.add(make_generation(range(40), max_tokens=1, ignore_eos=True), prefill_only=True)
+    while engine.steps.is_under_way or len(told) < 3 * engine.layout.num_layer_groups:
+        engine.step()
+        assert not engine.steps.is_under_way
+    groups = engine.layout.num_layer_groups
+    assert told[::groups] == [[(16, 2)], [(32, 4)], [(40, 5)]]
