@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 CODE   := baton bench decode_node deploy engine examples fleet kernels kv_transfer prefill_node router tests
 PROTOS := $(wildcard proto/baton/v1/*.proto)
 
-.PHONY: help install install-dev run test check format proto bench clean
+.PHONY: help install install-dev run test check format proto bench bench-gpu clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,9 @@ proto: install-dev  ## typed stubs of proto/baton/v1, into baton/v1
 
 bench: install  ## measure this machine, into bench/results (ten minutes)
 	bench/run.sh
+
+bench-gpu: install-dev  ## the tests and figures that want a GPU, into bench/results (ten minutes)
+	bench/run_gpu.sh
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache kernels/cpu/_build

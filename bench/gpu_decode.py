@@ -1,10 +1,12 @@
 """How near a whole decode step on a GPU comes to reading weights and KV once: `baton bench gpu_decode`.
 
-The engine runs a Llama of the shape of the 8B ones in bf16, whose random weights are made on the device, with CUDA
-graphs and without. The roofline is the bandwidth of a copy, measured in the same run.
+The engine runs a Llama of the shape of the 8B ones in bf16, whose random weights are made on the device: with CUDA
+graphs and steps that run ahead, as it does in a node, and without either. The roofline is the bandwidth of a copy,
+measured in the same run.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -83,9 +85,12 @@ class Bench:
         self.cache = KVCache(layout, config.num_blocks, device)
         self.decoder = Decoder(self.model, weights, kernels, self.cache, tables)
 
-    def step_s(self, decoder: Decoder | GraphedDecoder, num_seqs: int, context: int, num_steps: int) -> float:
+    def step_s(
+        self, decoder: Decoder | GraphedDecoder, num_seqs: int, context: int, num_steps: int, runs_ahead: bool = False
+    ) -> float:
         """Median seconds of a decode step, scheduling and sampling included."""
-        engine = Engine(self.config, self.model, decoder, self.cache)
+        config = dataclasses.replace(self.config, runs_ahead=runs_ahead)
+        engine = Engine(config, self.model, decoder, self.cache)
         for key in range(num_seqs):
             tokens = [(key * 7919 + i * 31) % self.model.vocab_size for i in range(context)]
             sampling = SamplingParams(temperature=0.0, max_tokens=num_steps + 8, ignore_eos=True)
@@ -103,6 +108,8 @@ class Bench:
         while engine.current_load().num_waiting_tokens:
             engine.step()
         took_s = []
+        for _ in range(3):
+            engine.step()
         for _ in range(num_steps):
             start_s = time.perf_counter()
             engine.step()
@@ -142,9 +149,14 @@ def main(argv: list[str]) -> int:
     for num_seqs in args.batch_sizes:
         kv_bytes = num_seqs * args.context * bench.cache.layout.block_bytes / bench.config.block_size
         bound_s = (bench.weight_bytes + kv_bytes) / copy_rate
-        for name, decoder in (("graphs", graphed), ("no graphs", bench.decoder)):
-            step_s = bench.step_s(decoder, num_seqs, args.context, args.num_steps)
-            print(f"{num_seqs:5} {step_s * 1e3:7.2f} ms   {bound_s / step_s:.0%}   {name}")
+        for name, decoder, runs_ahead in (
+            ("graphs, ahead", graphed, True),
+            ("graphs, step by step", graphed, False),
+            ("no graphs, ahead", bench.decoder, True),
+            ("no graphs, step by step", bench.decoder, False),
+        ):
+            step_s = bench.step_s(decoder, num_seqs, args.context, args.num_steps, runs_ahead)
+            print(f"{num_seqs:5} {step_s * 1e3:7.2f} ms   {bound_s / step_s:.0%}   {name}", flush=True)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""How near attention on a GPU comes to what the GPU can do: `baton bench gpu_kernels`.
+"""How near kernels on a GPU come to what the GPU can do: `baton bench gpu_kernels`.
 
-Decode attention is held against a plain copy of as many bytes, prefill attention against torch's fastest attention over
-the same tokens in one piece. Figures are medians over CUDA events; the decode step as a whole is `gpu_decode`.
+Decode attention and what only moves data are held against a plain copy of as many bytes, prefill attention against
+torch's fastest attention over the same tokens in one piece. Figures are medians over CUDA events; the decode step as a
+whole is `gpu_decode`.
 """
 
 import argparse
@@ -12,12 +13,18 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.api import Attention, AttentionMeta
 from kernels.triton import TritonKernels
+from kernels.triton.blocks import pack_blocks, unpack_blocks
+from kernels.triton.sampling import draw
 
+DEVICE = "cuda"
 BLOCK_SIZE = 16
+NUM_TOKENS, HIDDEN, FFN, VOCAB = 4096, 4096, 14336, 128256  # of an 8B model
+POOL_BLOCKS, BLOCK_BYTES, PACKED_BLOCKS, STAGED_BLOCKS = 2048, 1 << 18, 1024, 16
 DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension, planes
     (1, 32768, 8, 4, 128, 2),
     (64, 1024, 8, 4, 128, 2),
@@ -43,15 +50,19 @@ def main(argv: list[str]) -> int:
         return 1
     print(f"baton bench gpu_kernels {' '.join(argv)}".rstrip())
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16\n")
-    for line in (*decode_lines(args.repeats), "", *prefill_lines(args.repeats)):
-        print(line)
+    copy_rate = copy_bandwidth(args.repeats)
+    print(f"copy {copy_rate / 1e9:.0f} GB/s, bytes read and written")
+    for lines in (decode_lines, moving_lines):
+        for line in lines(args.repeats, copy_rate):
+            print(line, flush=True)
+    for line in (*staging_lines(args.repeats), *prefill_lines(args.repeats)):
+        print(line, flush=True)
     return 0
 
 
-def decode_lines(repeats: int) -> Iterator[str]:
+def decode_lines(repeats: int, copy_rate: float) -> Iterator[str]:
     """Bytes of KV over seconds, as a share of the bytes that a copy reads and writes in a second."""
-    copy_rate = copy_bandwidth(repeats)
-    yield f"copy {copy_rate / 1e9:.0f} GB/s\ndecode attention                         GB/s   of copy"
+    yield "\ndecode attention                         GB/s   of copy"
     for num_seqs, seq_len, num_kv_heads, group, head_dim, planes in DECODE_SHAPES:
         kv, meta = paged(num_seqs, seq_len, 1, num_kv_heads, head_dim, planes)
         q = randn(num_seqs, num_kv_heads * group, head_dim)
@@ -62,17 +73,59 @@ def decode_lines(repeats: int) -> Iterator[str]:
 
 
 def prefill_lines(repeats: int) -> Iterator[str]:
-    """TFLOP/s, and torch's seconds over ours."""
-    yield "prefill attention                     TFLOP/s   of torch's attention"
+    """TFLOP/s, and the seconds of torch's fastest backend over ours."""
+    yield "\nprefill attention                     TFLOP/s   of torch's attention"
     for num_seqs, seq_len, num_kv_heads, group, head_dim in PREFILL_SHAPES:
         kv, meta = paged(num_seqs, seq_len, seq_len, num_kv_heads, head_dim, 2)
         q = randn(num_seqs * seq_len, num_kv_heads * group, head_dim)
         attend_s = seconds(partial(attend, q, kv, meta), repeats)
         whole = [randn(num_seqs, heads, seq_len, head_dim) for heads in (num_kv_heads * group, *[num_kv_heads] * 2)]
-        torch_s = seconds(partial(torch_attention, *whole), repeats)
+        torch_s, backend = min(torch_attention(whole, repeats), default=(float("nan"), "none"))
         flops = 2 * num_seqs * seq_len**2 * num_kv_heads * group * head_dim  # half of the scores are masked
         shape = f"{num_seqs} x {seq_len}, {num_kv_heads} x {group} heads of {head_dim}"
-        yield f"{shape:36} {flops / attend_s / 1e12:8.0f}   {torch_s / attend_s:.2f}x"
+        yield f"{shape:36} {flops / attend_s / 1e12:8.0f}   {torch_s / attend_s:.2f}x ({backend})"
+
+
+def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
+    """What only moves data, at the shapes of 4,096 tokens of an 8B model: as a share of a copy."""
+    yield "\nmoving data                              GB/s   of copy"
+    kernels = TritonKernels()
+    x, residual, weight = randn(NUM_TOKENS, HIDDEN), randn(NUM_TOKENS, HIDDEN), torch.ones(HIDDEN, device=DEVICE)
+    gate_up, logits = randn(NUM_TOKENS, 2 * FFN), torch.randn(NUM_TOKENS // 16, VOCAB, device=DEVICE)
+    keys = torch.zeros(len(logits), 2, dtype=torch.int32, device=DEVICE)
+    temperature = torch.ones(len(logits), device=DEVICE)
+    pool, ids, packed = blocks(PACKED_BLOCKS)
+    moves: list[tuple[str, Callable[[], object], int]] = [
+        ("rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6), 2 * x.nbytes),
+        ("add_rms_norm", lambda: kernels.add_rms_norm(x, residual, weight, 1e-6), 4 * x.nbytes),
+        ("gated silu", lambda: kernels.gated(gate_up, "silu"), gate_up.nbytes * 3 // 2),
+        (f"draw, {len(logits)} rows of {VOCAB}", lambda: draw(logits, temperature, keys), logits.nbytes),
+        (f"pack {PACKED_BLOCKS} blocks", lambda: pack_blocks(pool, ids, packed), 2 * packed.nbytes),
+        ("unpack them", lambda: unpack_blocks(packed, pool, ids), 2 * packed.nbytes),
+    ]
+    for name, run, num_bytes in moves:
+        rate = num_bytes / seconds(run, repeats)
+        yield f"{name:36} {rate / 1e9:8.0f}   {rate / copy_rate:.0%}"
+
+
+def staging_lines(repeats: int) -> Iterator[str]:
+    """One message, as KV travels: packed and copied to pinned memory, and back."""
+    pool, ids, packed = blocks(STAGED_BLOCKS)
+    pinned = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=DEVICE == "cuda")
+    yield f"\nstaging of {pinned.nbytes / 2**20:.0f} MiB                          GB/s"
+
+    def out() -> None:
+        pack_blocks(pool, ids, packed)
+        pinned.copy_(packed, non_blocking=True)
+
+    for name, run in (("out", out), ("in", lambda: pool[:STAGED_BLOCKS].copy_(pinned, non_blocking=True))):
+        yield f"{name:36} {pinned.nbytes / seconds(run, repeats) / 1e9:8.1f}"
+
+
+def blocks(num_packed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(blocks of a layer group, ids of some of them, room for these)."""
+    pool = torch.zeros(POOL_BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device=DEVICE)
+    return pool, torch.randperm(POOL_BLOCKS, device=DEVICE)[:num_packed], torch.empty_like(pool[:num_packed])
 
 
 def attend(q: Tensor, kv: Tensor, meta: AttentionMeta) -> Tensor:
@@ -80,9 +133,17 @@ def attend(q: Tensor, kv: Tensor, meta: AttentionMeta) -> Tensor:
     return TritonKernels().paged_attention(q, kv, meta, Attention(q.shape[-1] ** -0.5))
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[N, heads, tokens, D]; causal."""
-    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+def torch_attention(whole: list[Tensor], repeats: int) -> Iterator[tuple[float, str]]:
+    """(seconds, name) of each backend that takes q, k, v [N, heads, tokens, D]; causal."""
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+        with sdpa_kernel(backend):
+            try:
+                yield (
+                    seconds(partial(scaled_dot_product_attention, *whole, is_causal=True, enable_gqa=True), repeats),
+                    (backend.name.partition("_")[0].lower()),
+                )
+            except RuntimeError:  # it does not take such heads
+                continue
 
 
 def paged(
@@ -92,9 +153,9 @@ def paged(
     num_blocks = num_seqs * -(-seq_len // BLOCK_SIZE)
     pool = randn(num_blocks, 2, planes, num_kv_heads, BLOCK_SIZE, head_dim)
     meta = AttentionMeta(
-        query_start=torch.arange(num_seqs + 1, device="cuda").int() * num_queries,
-        seq_lens=torch.full((num_seqs,), seq_len, device="cuda").int(),
-        block_tables=torch.randperm(num_blocks, device="cuda").int().view(num_seqs, -1),
+        query_start=torch.arange(num_seqs + 1, device=DEVICE).int() * num_queries,
+        seq_lens=torch.full((num_seqs,), seq_len, device=DEVICE).int(),
+        block_tables=torch.randperm(num_blocks, device=DEVICE).int().view(num_seqs, -1),
         max_query_len=num_queries,
         max_seq_len=seq_len,
     )
@@ -103,12 +164,12 @@ def paged(
 
 def randn(*shape: int) -> Tensor:
     """bf16 on the GPU."""
-    return torch.randn(*shape, dtype=torch.bfloat16, device="cuda")
+    return torch.randn(*shape, dtype=torch.bfloat16, device=DEVICE)
 
 
 def copy_bandwidth(repeats: int) -> float:
     """Bytes read plus bytes written per second."""
-    source = torch.zeros(1 << 30, dtype=torch.uint8, device="cuda")
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), repeats)
 

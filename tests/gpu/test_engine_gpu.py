@@ -1,4 +1,7 @@
-"""The engine on a GPU says what it says on a CPU, with CUDA graphs and without."""
+"""The engine on a GPU says what it says on a CPU: with CUDA graphs and without, ahead and step by step."""
+
+import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -20,10 +23,13 @@ def model_dir(tmp_path_factory):
     return random_checkpoint.write(tmp_path_factory.mktemp("tiny"), TINY | {"head_dim": 64})
 
 
-def generate(model_dir, num_requests, **flags):
+def generate(model_dir, num_requests, runs_ahead=None, **flags):
     """Tokens of requests of different lengths, greedy and sampled, that run together."""
     defaults = {"kv_memory": "16MiB", "max_num_seqs": 16, "max_num_batched_tokens": 100, "num_threads": 2}
     engine = Engine.load(model_dir, EngineFlags(model=str(model_dir), **(defaults | flags)))
+    if runs_ahead is not None:
+        config = dataclasses.replace(engine.config, runs_ahead=runs_ahead)
+        engine = Engine(config, engine.model_config, engine.steps.readout.decoder, engine._cache)
     requests = []
     for key in range(num_requests):
         temperature = 0.8 if key % 3 == 2 else 0.0
@@ -48,8 +54,14 @@ def generate(model_dir, num_requests, **flags):
 @pytest.mark.parametrize("num_requests", [1, 5])
 def test_tokens_are_those_of_the_cpu(model_dir, num_requests):
     on_cpu = generate(model_dir, num_requests, device="cpu")
-    for cuda_graphs in (True, False):
-        assert generate(model_dir, num_requests, device="cuda", cuda_graphs=cuda_graphs) == on_cpu
+    for cuda_graphs, runs_ahead in itertools.product((True, False), repeat=2):
+        found = generate(model_dir, num_requests, runs_ahead, device="cuda", cuda_graphs=cuda_graphs)
+        assert found == on_cpu
+
+
+def test_steps_run_ahead_unless_they_are_told_not_to(model_dir):
+    flags = EngineFlags(model=str(model_dir), kv_memory="16MiB", max_num_seqs=4, device="cuda", cuda_graphs=False)
+    assert Engine.load(model_dir, flags).config.runs_ahead
 
 
 @pytest.mark.parametrize("num_requests", [1, 13])

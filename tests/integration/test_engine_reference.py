@@ -4,6 +4,7 @@ What the engine has drawn is fed to transformers' model as a whole: it must find
 before it, and the same log-probabilities.
 """
 
+import dataclasses
 import random
 import statistics
 import warnings
@@ -35,6 +36,12 @@ def engine_of(directory, kernels: Kernels | None = None, **flags) -> Engine:
     defaults = {"kv_memory": "2MiB", "max_num_batched_tokens": 24, "block_size": 8, "num_threads": 1, "device": "cpu"}
     flags = EngineFlags(model=str(directory), **(defaults | flags))
     return Engine.load(directory, flags, kernels=kernels)
+
+
+def ahead(engine: Engine) -> Engine:
+    """The same with steps that run ahead, as on a GPU."""
+    config = dataclasses.replace(engine.config, runs_ahead=True)
+    return Engine(config, engine.model_config, engine.steps.readout.decoder, engine._cache, grammars=engine._grammars)
 
 
 def generation(prompt: list[int], key: int = 0, **sampling) -> Generation:
@@ -93,6 +100,15 @@ def compiled() -> Kernels:
 def test_same_tokens_batched_with_chunks(family, kernels):
     engine = engine_of(family.directory, kernels)
     requests = [engine.add(generation(text, key)) for key, text in enumerate(prompts(3, 61, 8, 24, 40))]
+    logprobs = run(engine)
+    for request in requests:
+        assert len(outputs(request)) == MAX_TOKENS
+        assert_same(family.model, request, logprobs[request.request_id])
+
+
+def test_same_tokens_where_steps_run_ahead(family):
+    engine = ahead(engine_of(family.directory, compiled()))
+    requests = [engine.add(generation(text, key)) for key, text in enumerate(prompts(3, 61, 8))]
     logprobs = run(engine)
     for request in requests:
         assert len(outputs(request)) == MAX_TOKENS

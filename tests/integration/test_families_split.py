@@ -5,6 +5,7 @@ Both nodes run in this process, each as it would on its own: engine, step thread
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,13 @@ def generation() -> Generation:
 
 
 @contextlib.asynccontextmanager
-async def running(role: Any, config: NodeConfig) -> AsyncIterator[NodeRecord]:
+async def running(role: Any, config: NodeConfig, runs_ahead: bool = False) -> AsyncIterator[NodeRecord]:
     """A node of that role until the block is left; it must drain by itself."""
     shutdown = Shutdown()
     engine = await asyncio.to_thread(Engine.load, config.model, config)
+    if runs_ahead:
+        decoder, engine_config = engine.steps.readout.decoder, dataclasses.replace(engine.config, runs_ahead=True)
+        engine = Engine(engine_config, engine.model_config, decoder, engine._cache, grammars=engine._grammars)
     serving = asyncio.create_task(role.serve(config, engine, shutdown))
     try:
         yield await registered(config, serving)
@@ -104,12 +108,15 @@ async def read_tokens(stream: "aio.UnaryStreamCall[Any, node_pb2.StepBatch]") ->
     return [tokens[index] for index in sorted(tokens)]
 
 
-async def split(directory: Path, redis_url: str) -> None:
+async def split(directory: Path, redis_url: str, runs_ahead: bool = False, device: str = "cpu") -> None:
     """Both nodes on this checkpoint say what one engine says."""
-    config = {"model": str(directory), "redis_url": redis_url, "transport": "tcp", "device": "cpu"}
+    config = {"model": str(directory), "redis_url": redis_url, "transport": "tcp", "device": device}
     config |= {"kv_memory": "2MiB", "block_size": 8, "num_threads": 1, "max_num_batched_tokens": 24}
     prefill, decode = (NodeConfig(node_id=role, **config) for role in ("prefill", "decode"))
-    async with running(prefill_node.node, prefill) as first, running(decode_node.node, decode) as second:
+    async with (
+        running(prefill_node.node, prefill, runs_ahead) as first,
+        running(decode_node.node, decode, runs_ahead) as second,
+    ):
         assert first.model_fingerprint == second.model_fingerprint
         tokens = await apart(first, second)
     alone = Engine.load(directory, decode)
@@ -125,8 +132,8 @@ async def test_same_tokens_as_one_engine_alone(family, redis_url):
 
 
 @pytest.mark.parametrize("name", ["llama", "deepseek-v3"])
-async def test_pools_that_are_staged(name, tmp_path, save_family, redis_url, monkeypatch):
-    """As on a GPU: blocks travel through staging memory at both ends."""
+async def test_as_on_a_gpu(name, tmp_path, save_family, redis_url, monkeypatch):
+    """Blocks travel through staging memory at both ends, and steps run ahead."""
     pools = []
 
     def staged(buffer: torch.Tensor, layout: KVLayout, num_blocks: int) -> StagedPool:
@@ -136,6 +143,14 @@ async def test_pools_that_are_staged(name, tmp_path, save_family, redis_url, mon
     for node in (prefill_node.node, decode_node.node):
         monkeypatch.setattr(node, "pool_of", staged)
     save_family(tmp_path, name)
-    await split(tmp_path, redis_url)
+    await split(tmp_path, redis_url, runs_ahead=True)
     assert len(pools) == 2
     assert [(pool._lent_bytes, pool._landing_bytes, pool._waiting) for pool in pools] == [(0, 0, [])] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "gemma2", "deepseek-v3"])
+async def test_on_a_gpu(name, tmp_path, save_family, redis_url):
+    save_family(tmp_path, name)
+    await split(tmp_path, redis_url, device="cuda")

@@ -1,5 +1,8 @@
 """The parts of the GPU benchmarks that need no GPU."""
 
+import os
+import time
+
 import pytest
 import torch
 
@@ -17,6 +20,26 @@ def test_without_a_gpu_it_says_so(bench, capsys):
 def test_a_model_made_of_random_tensors_decodes():
     config = gpu_decode.engine_config(TINY, "cpu", num_seqs=3, context=40)
     bench = gpu_decode.Bench(TINY, config)
-    assert 0 < bench.step_s(bench.decoder, 3, 40, 4) < 10
+    for runs_ahead in (False, True):
+        assert 0 < bench.step_s(bench.decoder, 3, 40, 4, runs_ahead) < 10
     per_layer = 64 * (64 + 2 * 32 + 64) + 3 * 64 * 160 + 2 * 64
     assert bench.weight_bytes == 2 * (4 * per_layer + 64)  # the tied embedding is read but rows
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton's interpreter is off")
+def test_every_line_of_the_kernels_is_computed(monkeypatch):
+    """In the interpreter, at shapes of its size: what has never run on a GPU must at least run."""
+
+    def seconds(run, repeats):
+        start_s = time.perf_counter()
+        run()
+        return time.perf_counter() - start_s
+
+    small = {"DEVICE": "cpu", "seconds": seconds, "NUM_TOKENS": 32, "HIDDEN": 64, "FFN": 48, "VOCAB": 300}
+    small |= {"POOL_BLOCKS": 8, "BLOCK_BYTES": 512, "PACKED_BLOCKS": 4, "STAGED_BLOCKS": 2}
+    small |= {"DECODE_SHAPES": [(2, 40, 1, 2, 16, 2)], "PREFILL_SHAPES": [(2, 40, 1, 2, 16)]}
+    for name, value in small.items():
+        monkeypatch.setattr(gpu_kernels, name, value)
+    lines = [*gpu_kernels.decode_lines(1, 1e9), *gpu_kernels.moving_lines(1, 1e9)]
+    lines += [*gpu_kernels.staging_lines(1), *gpu_kernels.prefill_lines(1)]
+    assert len(lines) == 2 + 7 + 3 + 2

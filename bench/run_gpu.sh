@@ -1,0 +1,27 @@
+#!/bin/sh
+# Every test and figure that wants a GPU: `make bench-gpu`, or with another Python `PYTHON=python3 bench/run_gpu.sh FOLDER`.
+# About ten minutes, most of them compiling. Each part writes FOLDER/NAME.txt (bench/results), whatever became of the others.
+set -u
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+results=${1:-bench/results}
+mkdir -p "$results"
+status=0
+
+# part NAME MODULE ARGUMENTS…
+part() {
+    name=$1
+    shift
+    if ! timeout 600 "$python" -m "$@" >"$results/$name.txt" 2>&1; then
+        status=1
+        echo "$name failed"
+    fi
+    tail -40 "$results/$name.txt"
+}
+
+part gpu_tests pytest -m gpu -W default -rs -p no:cacheprovider tests/gpu
+part gpu_kernels bench.gpu_kernels
+part gpu_decode bench.gpu_decode
+part gpu_contract pytest -W default -p no:cacheprovider -k triton tests/contract
+part gpu_split pytest -m gpu -W default -rs -p no:cacheprovider tests/integration/test_families_split.py
+exit $status
