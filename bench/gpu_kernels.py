@@ -135,15 +135,18 @@ def attend(q: Tensor, kv: Tensor, meta: AttentionMeta) -> Tensor:
 
 def torch_attention(whole: list[Tensor], repeats: int) -> Iterator[tuple[float, str]]:
     """(seconds, name) of each backend that takes q, k, v [N, heads, tokens, D]; causal."""
+    q, k, v = whole
+
+    def attend_whole() -> Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
         with sdpa_kernel(backend):
             try:
-                yield (
-                    seconds(partial(scaled_dot_product_attention, *whole, is_causal=True, enable_gqa=True), repeats),
-                    (backend.name.partition("_")[0].lower()),
-                )
+                took_s = seconds(attend_whole, repeats)
             except RuntimeError:  # it does not take such heads
                 continue
+            yield took_s, backend.name.partition("_")[0].lower()
 
 
 def paged(
