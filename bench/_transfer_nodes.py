@@ -15,7 +15,9 @@ from baton.kv_layout import KVLayout
 from baton.v1 import transfer_pb2
 from bench._transfer_ways import SENDERS, Round, cpu, send_over_socket
 from kernels.cpu.memory import huge_pages
-from kv_transfer import KVPool, KVReceiver, KVSender
+from kv_transfer.pool import KVPool
+from kv_transfer.receiver import KVReceiver
+from kv_transfer.sender import KVSender
 
 LAYOUT = KVLayout(  # 64 KiB for one block of the one layer group
     num_layers=1,

@@ -7,7 +7,7 @@ from baton.request import Generation
 from baton.v1 import transfer_pb2, types_pb2
 from engine.grammar.state import GrammarState
 from engine.request import Request
-from kv_transfer import IncomingTransfer
+from kv_transfer.incoming import IncomingTransfer
 
 
 class DecodeLeg:

@@ -35,7 +35,7 @@ from engine.engine import Engine
 from engine.outputs import StepOutput
 from engine.request import Request
 from engine.step_loop import StepLoop
-from kv_transfer import KVReceiver
+from kv_transfer.receiver import KVReceiver
 
 MAX_LEASE_S = 120.0
 

@@ -10,7 +10,7 @@ from baton.request import Generation
 from engine.grammar.state import GrammarState
 from engine.outputs import Output
 from engine.request import Request
-from kv_transfer import OutgoingTransfer
+from kv_transfer.outgoing import OutgoingTransfer
 
 
 class PrefillLeg:

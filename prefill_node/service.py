@@ -29,7 +29,7 @@ from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from engine.engine import Engine
 from engine.step_loop import StepLoop
 from engine.wire import first_token
-from kv_transfer import KVSender
+from kv_transfer.sender import KVSender
 from prefill_node.legs import PrefillLeg
 from prefill_node.outputs import Outputs
 

@@ -17,9 +17,11 @@ from baton import rpc
 from baton.errors import TransferError
 from baton.kv_layout import KVLayout
 from baton.v1 import transfer_pb2
-from kv_transfer import KVPool, KVReceiver, KVSender
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.outgoing import OutgoingTransfer
+from kv_transfer.pool import KVPool
+from kv_transfer.receiver import KVReceiver
+from kv_transfer.sender import KVSender
 from kv_transfer.staged_pool import StagedPool
 
 TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]

@@ -4,8 +4,9 @@ import pytest
 from kv_nodes import Pair, all_ready, commit, new_pool, run
 
 from baton.errors import LayoutMismatch, TransferError
-from kv_transfer import KVSender, process_memory, sender
+from kv_transfer import process_memory, sender
 from kv_transfer.metrics import BYTES, FALLBACKS
+from kv_transfer.sender import KVSender
 from kv_transfer.shm import ShmListener
 
 

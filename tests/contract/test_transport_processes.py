@@ -21,7 +21,7 @@ from kv_nodes import (
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
-from kv_transfer import KVSender
+from kv_transfer.sender import KVSender
 
 
 @pytest.mark.parametrize("transport", BETWEEN_PROCESSES)

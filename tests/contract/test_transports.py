@@ -19,9 +19,9 @@ from kv_nodes import (
 
 from baton.errors import LayoutMismatch, TransferError
 from baton.kv_layout import KVLayout
-from kv_transfer import KVSender
 from kv_transfer.choose import make
 from kv_transfer.faults import FAULTS
+from kv_transfer.sender import KVSender
 from kv_transfer.transport import Peer
 
 

@@ -66,7 +66,9 @@ def read_until(client: socket.socket, words: bytes) -> bytes:
 
 def test_tokens_are_passed_on_as_they_come(router: Router, tmp_path: Path):
     with running(tmp_path, router.address) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nX-Request-ID: mine\r\nContent-Length: 2\r\n\r\n{}")
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nX-Request-ID: mine\r\nContent-Length: 2\r\n\r\n{}"
+        )
         assert b"data: 2" not in read_until(client, b"data: 1\n\n")  # though the router has sent no more
         router.go_on.set()
         read_until(client, b"data: 2\n\n")

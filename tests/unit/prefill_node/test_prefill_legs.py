@@ -4,7 +4,7 @@ from typing import cast
 import pytest
 
 from baton.request import Generation, SamplingParams
-from kv_transfer import OutgoingTransfer
+from kv_transfer.outgoing import OutgoingTransfer
 from prefill_node.legs import PrefillLeg
 
 pytestmark = pytest.mark.anyio
