@@ -3,6 +3,7 @@
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 
 from kv_transfer import process_memory, ucx
 from kv_transfer.choose import choose
@@ -12,7 +13,7 @@ _NONCE_BYTES = 32
 
 def missing(wanted: str) -> dict[str, str]:
     """Why each transport of `--transport wanted` cannot be used here; those that can are left out."""
-    reasons = {"shm": why_no_shm, "ucx": ucx.why_unavailable, "tcp": str}
+    reasons: dict[str, Callable[[], str]] = {"shm": why_no_shm, "ucx": ucx.why_unavailable, "tcp": str}
     found = {name: reasons[name]() for name in (choose(wanted) if wanted == "auto" else (wanted,))}
     return {name: reason for name, reason in found.items() if reason}
 
