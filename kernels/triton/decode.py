@@ -213,5 +213,7 @@ def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int
         return 16, 16 if head_dim > 256 else 32, 4, 2
     if head_dim > 256:
         return min(rows, 32), 32, 8, 2
+    if head_dim <= 64 and 32 < group <= 64:  # eight warps would spill on sm_80
+        return rows, 32, 4, 3
     is_small = head_dim <= 128 and rows < 64
     return rows, 64 if is_small and head_dim in (64, 128) else 32, 4 if is_small else 8, 3
