@@ -188,6 +188,8 @@ class Dispatcher:
                 self._placer.check_patience(running)
             except (NodeUnavailable, TransferError, Cancelled) as error:
                 num_failures += 1
+                if isinstance(error, TransferError):
+                    running.troubled.update(placement.node_ids)
                 self._log_failure(running, error, num_failures)
                 if num_failures == MAX_ATTEMPTS:
                     raise NoCapacity("the nodes that served the request were lost, one after another") from None

@@ -45,6 +45,11 @@ class Placement(msgspec.Struct, eq=False):
             self._computing.state.prompt_done(self.choice.prompt_ms)
         self.is_computed = True
 
+    @property
+    def node_ids(self) -> list[str]:
+        """Of the nodes that take part."""
+        return [link.record.node_id for link in (self.prefill, self.decode) if link is not None]
+
     def end(self) -> None:
         """The attempt is over."""
         self.computed()
@@ -99,10 +104,10 @@ class Placer:
 
     def _choose(self, running: Running, facts: ModelFacts, cached: dict[str, int]) -> Placement | None:
         alone = not self._fleet.expects_prefill
-        decodes = self._fleet.accepting("decode")
+        decodes = self._accepting("decode", running)
         if running.wants_prompt:
             return self._choose_one(running, facts, cached, decodes if alone else self._fleet.accepting("prefill"))
-        prefills = [] if alone else self._fleet.accepting("prefill")
+        prefills = [] if alone else self._accepting("prefill", running)
         if not (prefills or alone):
             return None
         choice = policy.choose(
@@ -117,6 +122,14 @@ class Placer:
         prefill = None if choice.prefill is None else prefills[choice.prefill]
         decode = None if choice.decode is None else decodes[choice.decode]
         return Placement(prefill, decode, choice, running.num_tokens)
+
+    def _accepting(self, role: str, running: Running) -> list[NodeLink]:
+        """Where there are others, none of those that a transfer of this request has failed between.
+
+        Two nodes may be cut off from one another while everybody else, this router included, reaches both.
+        """
+        links = self._fleet.accepting(role)
+        return [link for link in links if link.record.node_id not in running.troubled] or links
 
     def _choose_one(
         self, running: Running, facts: ModelFacts, cached: dict[str, int], links: list[NodeLink]

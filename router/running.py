@@ -24,6 +24,7 @@ class Running:
         self.output: list[int] = []
         self.wants_prompt = job.prompt_work is not None  # that work is still to be done
         self.computed_by = ""  # the node that has done it, and holds the prompt's blocks
+        self.troubled: set[str] = set()  # nodes between which a transfer of this request has failed
         self.task: asyncio.Task[None] | None = None
         self._sink: Sink | None = sink
         self._submitted_at = time.monotonic()

@@ -8,13 +8,14 @@ from tests.simulation.fleet import Fleet
 from tests.simulation.network import Network
 
 LONGEST_S = 8.0
+ESTRANGED_S = 30.0
 
 
 class Faults:
     """Breaks a fleet; `kinds` are names of methods."""
 
     ALL = ("kill", "kill_router", "freeze", "partition", "one_way", "isolate", "hang_up", "lose", "repeat", "corrupt",
-           "forget", "drain")  # fmt: skip
+           "forget", "drain", "estrange")  # fmt: skip
 
     def __init__(self, fleet: Fleet, network: Network, rng: random.Random) -> None:
         self._fleet, self._network, self._rng = fleet, network, rng
@@ -67,6 +68,11 @@ class Faults:
         others = [other for other in self._fleet.processes if other != name]
         self._block(f"isolate {name}", [pair for other in others for pair in ((name, other), (other, name))])
 
+    def estrange(self) -> None:
+        """A prefill and a decode node do not reach one another for long, while everybody else reaches both."""
+        one, other = (self._rng.choice(self._fleet.names(role)) for role in ("prefill", "decode"))
+        self._block(f"estrange {one} {other}", [(one, other), (other, one)], ESTRANGED_S)
+
     def hang_up(self) -> None:
         one, other = self._rng.sample(self._fleet.names("prefill", "decode", "router"), 2)
         self._network.trace("fault", f"hang_up {one} {other}")
@@ -79,7 +85,7 @@ class Faults:
         self._share("duplicates", self._rng.uniform(0.1, 0.5))
 
     def corrupt(self) -> None:
-        self._share("corruption", self._rng.uniform(0.01, 0.1))
+        self._share("corruption", self._rng.uniform(0.002, 0.1))
 
     def forget(self) -> None:
         self._network.trace("fault", "redis forgets")
@@ -120,10 +126,10 @@ class Faults:
 
         return restart
 
-    def _block(self, what: str, pairs: list[tuple[str, str]]) -> None:
+    def _block(self, what: str, pairs: list[tuple[str, str]], longest_s: float = LONGEST_S) -> None:
         for pair in pairs:
             self._network.block(*pair)
-        self._for_a_while(what, lambda: [self._network.unblock(*pair) for pair in pairs])
+        self._for_a_while(what, lambda: [self._network.unblock(*pair) for pair in pairs], longest_s)
 
     def _share(self, name: str, share: float) -> None:
         setattr(self._network, name, share)

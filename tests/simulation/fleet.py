@@ -18,6 +18,7 @@ from tests.simulation.model import make_engine, random_work
 from tests.simulation.network import Network
 from tests.simulation.redis_stub import RedisServer
 
+_FIRST_PORT = 5000
 REDIS_URL = "redis://redis:6379/0"
 _SERVE = {"prefill": prefill_node.node.serve, "decode": decode_node.node.serve}
 
@@ -86,8 +87,9 @@ class Fleet:
         engine = process.parts["engine"] = make_engine(self._num_blocks, work, self.loop.time)
         process.parts["shutdown"] = shutdown = Shutdown()
         config = NodeConfig(
-            model="stub", node_id=process.name, transport="tcp", redis_url=REDIS_URL, drain_timeout_s=10.0
-        )
+            model="stub", node_id=process.name, transport="tcp", redis_url=REDIS_URL, drain_timeout_s=10.0,
+            port=_FIRST_PORT + list(self.roles).index(process.name),  # the same after a restart
+        )  # fmt: skip
         task = process.parts["task"] = asyncio.get_running_loop().create_task(_SERVE[role](config, engine, shutdown))
         task.add_done_callback(lambda task: self._ended(process, task))
 

@@ -135,11 +135,13 @@ class Network:
         """Whether a fault with that share happens now."""
         return share > 0 and self.rng.random() < share
 
-    def listen(self, process: Process, accept: Callable[[End], None]) -> int:
-        """The port; `accept` is called in the process with the end of each new connection."""
-        self._next_port += 1
-        self._listening[self._next_port] = process, accept
-        return self._next_port
+    def listen(self, process: Process, accept: Callable[[End], None], port: int = 0) -> int:
+        """The port, a free one for 0; `accept` is called in the process with the end of each new connection."""
+        if not port:
+            self._next_port += 1
+            port = self._next_port
+        self._listening[port] = process, accept
+        return port
 
     def unlisten(self, port: int) -> None:
         """Refuse newcomers. Idempotent."""

@@ -317,7 +317,7 @@ class SimServer:
             self._handlers[f"/{service}/{name}"] = handler
 
     def add_insecure_port(self, address: str) -> int:
-        self._port = self.network.listen(current_process(), self._accept)
+        self._port = self.network.listen(current_process(), self._accept, int(address.rpartition(":")[2]))
         return self._port
 
     async def start(self) -> None:

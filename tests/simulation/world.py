@@ -30,10 +30,10 @@ import kv_transfer.digest
 import kv_transfer.outgoing
 import kv_transfer.peer
 import kv_transfer.receiver
-import kv_transfer.sender
 import prefill_node.legs
 import prefill_node.node
 import router.prefix_replica
+from kv_transfer.receiver import MAX_MESSAGE_BYTES
 from tests.simulation import threads
 from tests.simulation.fleet import Fleet
 from tests.simulation.loop import SimLoop, current_process
@@ -53,7 +53,7 @@ _RECORDED = {
     (baton.node_shell, "Sessions"): "sessions",
 }
 _EXPECTED_ERRORS = ("another process with a later epoch",)
-_KEPT_EVENTS = 400
+_KEPT_EVENTS = 20_000
 
 
 class World:
@@ -108,10 +108,11 @@ def _put_in_place(world: World, stack: contextlib.ExitStack) -> None:
     put(baton.rpc, "channel", lambda address: SimChannel(network, address))
     put(baton.rpc, "server", lambda token="": SimServer(network))
     put(baton.redis_client, "connect", lambda url, timeout_s=0.05: RedisClient(world.fleet.redis, timeout_s))
-    put(kv_transfer.receiver, "make", lambda name, host: SimTransport(network))
-    put(kv_transfer.sender, "make", lambda name, host: SimTransport(network))
+    for module in [module for name, module in sys.modules.items() if name.startswith("kv_transfer.")]:
+        if hasattr(module, "make"):
+            put(module, "make", lambda name, host: SimTransport(network))
     put(kv_transfer.digest, "_INLINE_BYTES", 64)
-    put(kv_transfer.receiver.KVReceiver.__init__, "__defaults__", ("", 100))  # short messages, so there are many
+    _replace_defaults(stack, kv_transfer.receiver.KVReceiver, MAX_MESSAGE_BYTES, 100)  # short ones, so there are many
     put(engine.step_loop, "threading", threads.SimThreading)
     put(baton.node_shell, "MetricsServer", NoMetrics)
     put(baton.node_shell.reflection, "enable_server_reflection", lambda *args: None)
@@ -168,11 +169,16 @@ def _replace_clocks(world: World, stack: contextlib.ExitStack) -> None:
     stack.enter_context(mock.patch.object(time, "time_ns", lambda: int(now() * 1e9)))
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] in _ROOMS]:
         for kind in [value for value in vars(module).values() if isinstance(value, type)]:
-            function = vars(kind).get("__init__")
-            defaults = getattr(function, "__defaults__", None)
-            if defaults and real in defaults:
-                replaced = tuple(now if value is real else value for value in defaults)
-                stack.enter_context(mock.patch.object(function, "__defaults__", replaced))
+            _replace_defaults(stack, kind, real, now)
+
+
+def _replace_defaults(stack: contextlib.ExitStack, kind: type, old: Any, new: Any) -> None:
+    """Of the parameters of a class."""
+    function = vars(kind).get("__init__")
+    defaults = getattr(function, "__defaults__", None)
+    if defaults and old in defaults:
+        replaced = tuple(new if value == old else value for value in defaults)
+        stack.enter_context(mock.patch.object(function, "__defaults__", replaced))
 
 
 @contextlib.contextmanager

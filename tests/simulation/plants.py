@@ -1,0 +1,189 @@
+"""Bugs to plant: each takes one guard out of the real code, as somebody might who finds it superfluous.
+
+`PLANTS` says of each which faults bring it to light. A simulation that no longer finds one of them has gone blind.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+from baton.sessions import Session, Sessions
+from baton.v1 import node_pb2
+from decode_node.reservations import Reservations
+from engine.blocks import BlockManager
+from engine.engine import Engine
+from kv_transfer.incoming import IncomingTransfer, TransferState
+from kv_transfer.outgoing import OutgoingTransfer
+from router.attempt import Attempt
+from router.node_link import NodeLink
+from router.running import Running
+
+
+class Plant(NamedTuple):
+    """A bug: attributes of classes and what to put in their place, and the faults that show it."""
+
+    patches: list[tuple[type, str, Any]]
+    kinds: tuple[str, ...]
+    strict: bool = False  # it shows in requests that fail
+
+
+def _forwarding(kind: type, name: str, change: Callable[..., Any]) -> tuple[type, str, Any]:
+    """`change(original, self, *args)` in place of a method."""
+    original = getattr(kind, name)
+    return kind, name, lambda self, *args, **options: change(original, self, *args, **options)
+
+
+async def _cancel_at_once(self: IncomingTransfer) -> None:
+    self.fail("cancelled", "the decode node cancelled it")
+    self._forget(self)
+
+
+async def _abort_at_once(self: OutgoingTransfer) -> None:
+    self._fail(None)
+
+
+async def _accept_unchecked(self: IncomingTransfer, request: Any) -> None:
+    await self._all_arrived()
+    if self._live():
+        self._end(TransferState.ACCEPTED)
+        self._result.set_result(request)
+        self._forget(self)
+    if self.state is TransferState.FAILED:
+        await self._result
+
+
+async def _accept_before_all_is_there(self: IncomingTransfer, request: Any) -> None:
+    if self._live():
+        self._end(TransferState.ACCEPTED)
+        self._result.set_result(request)
+        self._forget(self)
+
+
+def _any_epoch(original: Any, self: NodeLink, batch: node_pb2.StepBatch) -> None:
+    batch.epoch = self.record.epoch
+    original(self, batch)
+
+
+def _any_sequence(original: Any, self: NodeLink, batch: node_pb2.StepBatch) -> None:
+    batch.sequence = self._next_sequence
+    original(self, batch)
+
+
+def _any_row(self: NodeLink, batch: node_pb2.StepBatch) -> None:
+    for key, attempt, index, token_id in zip(batch.keys, batch.attempts, batch.indices, batch.token_ids, strict=True):
+        leg = self.legs.get(key)
+        if leg is not None and leg.attempt == attempt:
+            leg.next_index = index + 1
+            leg.fresh.append(token_id)
+            leg.on_tokens(list(batch.logprobs))
+
+
+def _open_whatever_the_attempt(self: Session, leg: Any) -> None:
+    if (old := self.legs.get(leg.generation.key)) is not None:
+        old.cancel()
+    self.legs[leg.generation.key] = leg
+
+
+def _never_over(self: Session, leg: Any) -> None:
+    if self.holds(leg):
+        del self.legs[leg.generation.key]
+
+
+async def _take_and_stay(self: Reservations, reserve: Callable[[], Any]) -> None:
+    self._board.num_queued += 1
+    async with self._turn:
+        self._freed.clear()
+        while not await reserve():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._freed.wait()
+    self._board.num_queued -= 1
+
+
+def _drop_prefill_only(original: Any, self: Attempt, tasks: Any) -> None:
+    self._decode_done = True
+    original(self, tasks)
+
+
+def _forget_cancels(original: Any, self: NodeLink, key: int, attempt: int) -> None:
+    if self.alive:
+        original(self, key, attempt)
+
+
+async def _send_cancels_once(original: Any, self: NodeLink) -> None:
+    await original(self)
+    self._cancels = {}
+
+
+def _publish_early(original: Any, self: Engine, *args: Any) -> Any:
+    request = original(self, *args)
+    if request is not None:
+        request.num_computed_tokens = request.num_tokens
+        self.blocks.publish(request)
+    return request
+
+
+def _ready_at_once(original: Any, self: OutgoingTransfer, layer_group: int, num_blocks: int) -> None:
+    original(self, layer_group, len(self._missing) + self._grant.num_present_blocks)
+
+
+def _emit_before_the_first(original: Any, self: Attempt, logprobs: Any) -> None:
+    expects, self._expects_first = self._expects_first, False
+    original(self, logprobs)
+    self._expects_first = expects
+
+
+def _release_and_keep(self: BlockManager, request: Any) -> None:
+    for block_id in reversed(request.block_ids):
+        self._drop(block_id)
+
+
+def _hold_and_leave_evictable(self: BlockManager, block_id: int) -> None:
+    self._ref_counts[block_id] += 1
+
+
+def _release_before_the_end(original: Any, self: Engine, request: Any) -> None:
+    original(self, request)
+    self.blocks.release(request)
+
+
+PLANTS: dict[str, Plant] = {
+    "blocks freed while a transfer still writes": Plant([(IncomingTransfer, "cancel", _cancel_at_once)],
+                                                        ("hang_up", "freeze", "partition")),
+    "blocks freed while a transfer still reads": Plant([(OutgoingTransfer, "abort", _abort_at_once)], ("hang_up",)),
+    "digests unchecked": Plant([(IncomingTransfer, "accept", _accept_unchecked)], ("corrupt",)),
+    "commit accepted before all has come": Plant([(IncomingTransfer, "accept", _accept_before_all_is_there)], ()),
+    "blocks sent before they are computed": Plant([_forwarding(OutgoingTransfer, "ready", _ready_at_once)], ()),
+    "blocks offered to others before their KV has come": Plant([_forwarding(Engine, "reserve", _publish_early)], ()),
+    "another incarnation taken for the old one": Plant([_forwarding(NodeLink, "on_batch", _any_epoch)],
+                                                       ("kill",), strict=True),
+    "repeated messages not dropped": Plant([_forwarding(NodeLink, "on_batch", _any_sequence),
+                                            (NodeLink, "_on_rows", _any_row)], ("repeat",)),
+    "attempt number ignored": Plant([(Session, "open", _open_whatever_the_attempt)], ("repeat", "hang_up")),
+    "a leg that is over opened again": Plant([(Session, "close", _never_over)], ("repeat",)),
+    "a cancel that finds its link down forgotten": Plant([_forwarding(NodeLink, "cancel", _forget_cancels),
+                                                          _forwarding(NodeLink, "_send_cancels", _send_cancels_once)],
+                                                         ("partition", "hang_up")),
+    "a cancel reaches one leg only": Plant([_forwarding(Attempt, "_drop", _drop_prefill_only)], ("hang_up",)),
+    "a reservation that was given up still counted": Plant([(Reservations, "take", _take_and_stay)],
+                                                           ("hang_up", "partition")),
+    "a router that died never noticed": Plant([(Sessions, "sweep", lambda self: None)], ("kill_router",)),
+    "a resumed request begins anew": Plant([(Running, "token_ids", property(lambda self: self.job.token_ids))],
+                                           ("kill", "hang_up")),
+    "tokens overtake the first one": Plant([_forwarding(Attempt, "on_tokens", _emit_before_the_first)], ("lose",)),
+    "blocks given back twice": Plant([(BlockManager, "release", _release_and_keep),
+                                      _forwarding(Engine, "release", _release_before_the_end)], ()),
+    "blocks evicted while they are held": Plant([(BlockManager, "_hold", _hold_and_leave_evictable)], ()),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def planted(name: str) -> Iterator[Plant]:
+    """The bug is in the code, for as long as this lasts."""
+    plant = PLANTS[name]
+    with contextlib.ExitStack() as stack:
+        for target, attribute, value in plant.patches:
+            stack.enter_context(mock.patch.object(target, attribute, value))
+        yield plant
