@@ -3,15 +3,14 @@
 `PLANTS` says of each which faults bring it to light. A simulation that no longer finds one of them has gone blind.
 """
 
-import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 from baton.sessions import Session, Sessions
 from baton.v1 import node_pb2
-from decode_node.reservations import Reservations
 from engine.blocks import BlockManager
 from engine.engine import Engine
 from kv_transfer.incoming import IncomingTransfer, TransferState
@@ -19,6 +18,8 @@ from kv_transfer.outgoing import OutgoingTransfer
 from router.attempt import Attempt
 from router.node_link import NodeLink
 from router.running import Running
+from tests.simulation.loop import Violation
+from tests.simulation.scenario import STORM, Scenario, simulate
 
 
 class Plant(NamedTuple):
@@ -27,6 +28,13 @@ class Plant(NamedTuple):
     patches: list[tuple[type, str, Any]]
     kinds: tuple[str, ...]
     strict: bool = False  # it shows in requests that fail
+
+    @property
+    def scenario(self) -> Scenario:
+        """One that shows the bug, sooner or later."""
+        return dataclasses.replace(
+            STORM, name="plant", kinds=self.kinds, strict=self.strict, num_requests=24, span_s=8.0
+        )
 
 
 def _forwarding(kind: type, name: str, change: Callable[..., Any]) -> tuple[type, str, Any]:
@@ -38,10 +46,6 @@ def _forwarding(kind: type, name: str, change: Callable[..., Any]) -> tuple[type
 async def _cancel_at_once(self: IncomingTransfer) -> None:
     self.fail("cancelled", "the decode node cancelled it")
     self._forget(self)
-
-
-async def _abort_at_once(self: OutgoingTransfer) -> None:
-    self._fail(None)
 
 
 async def _accept_unchecked(self: IncomingTransfer, request: Any) -> None:
@@ -89,17 +93,6 @@ def _open_whatever_the_attempt(self: Session, leg: Any) -> None:
 def _never_over(self: Session, leg: Any) -> None:
     if self.holds(leg):
         del self.legs[leg.generation.key]
-
-
-async def _take_and_stay(self: Reservations, reserve: Callable[[], Any]) -> None:
-    self._board.num_queued += 1
-    async with self._turn:
-        self._freed.clear()
-        while not await reserve():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await self._freed.wait()
-    self._board.num_queued -= 1
 
 
 def _drop_prefill_only(original: Any, self: Attempt, tasks: Any) -> None:
@@ -152,7 +145,6 @@ def _release_before_the_end(original: Any, self: Engine, request: Any) -> None:
 PLANTS: dict[str, Plant] = {
     "blocks freed while a transfer still writes": Plant([(IncomingTransfer, "cancel", _cancel_at_once)],
                                                         ("hang_up", "freeze", "partition")),
-    "blocks freed while a transfer still reads": Plant([(OutgoingTransfer, "abort", _abort_at_once)], ("hang_up",)),
     "digests unchecked": Plant([(IncomingTransfer, "accept", _accept_unchecked)], ("corrupt",)),
     "commit accepted before all has come": Plant([(IncomingTransfer, "accept", _accept_before_all_is_there)], ()),
     "blocks sent before they are computed": Plant([_forwarding(OutgoingTransfer, "ready", _ready_at_once)], ()),
@@ -167,8 +159,6 @@ PLANTS: dict[str, Plant] = {
                                                           _forwarding(NodeLink, "_send_cancels", _send_cancels_once)],
                                                          ("partition", "hang_up")),
     "a cancel reaches one leg only": Plant([_forwarding(Attempt, "_drop", _drop_prefill_only)], ("hang_up",)),
-    "a reservation that was given up still counted": Plant([(Reservations, "take", _take_and_stay)],
-                                                           ("hang_up", "partition")),
     "a router that died never noticed": Plant([(Sessions, "sweep", lambda self: None)], ("kill_router",)),
     "a resumed request begins anew": Plant([(Running, "token_ids", property(lambda self: self.job.token_ids))],
                                            ("kill", "hang_up")),
@@ -180,10 +170,19 @@ PLANTS: dict[str, Plant] = {
 
 
 @contextlib.contextmanager
-def planted(name: str) -> Iterator[Plant]:
+def planted(plant: Plant) -> Iterator[None]:
     """The bug is in the code, for as long as this lasts."""
-    plant = PLANTS[name]
     with contextlib.ExitStack() as stack:
         for target, attribute, value in plant.patches:
             stack.enter_context(mock.patch.object(target, attribute, value))
-        yield plant
+        yield
+
+
+def find(plant: Plant, max_seeds: int) -> tuple[int, str] | None:
+    """The first seed that brings the bug to light, and how it shows."""
+    for seed in range(max_seeds):
+        try:
+            simulate(seed, plant.scenario, planted(plant))
+        except Violation as violation:
+            return seed, str(violation)
+    return None

@@ -191,3 +191,13 @@ async def test_a_draining_node_takes_nothing_new(sessions: Sessions) -> None:
     with pytest.raises(NodeUnavailable):
         sessions.open(FakeLeg(2))
     assert sessions.num_legs == 1
+
+
+async def test_a_late_copy_of_a_call_does_not_open_its_leg_again(sessions: Sessions) -> None:
+    leg = FakeLeg(1, attempt=1)
+    sessions.open(leg)
+    sessions.close(leg)
+    with pytest.raises(Cancelled):
+        sessions.open(FakeLeg(1, attempt=1))
+    sessions.open(FakeLeg(1, attempt=2))
+    assert sessions.num_legs == 1

@@ -1,0 +1,47 @@
+"""The control logic under seeded faults: what it promises holds, a seed repeats itself, and planted bugs are found."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.plants import PLANTS, find
+from tests.simulation.scenario import CALM, SINGLE, STORM, simulate
+
+ROOT = Path(__file__).parents[2]
+MAX_SEEDS = 8  # to find a planted bug in; most show in the first
+
+
+def test_nothing_fails_where_nothing_breaks():
+    report = simulate(0, CALM)
+    assert report.num_failed == 0
+    assert report.num_finished > 30
+
+
+def test_a_seed_repeats_itself_exactly():
+    assert simulate(1, STORM) == simulate(1, STORM)
+
+
+def test_a_seed_repeats_itself_in_another_process():
+    command = [sys.executable, "-m", "tests.simulation", "--seed", "3", "--scenario", "single"]
+    runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100) for _ in range(2)]
+    told = [run.stdout.partition(" in ")[0] for run in runs]
+    assert told[0].startswith("Report(seed=3, hash=")
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_fault_fails_no_request(seed):
+    simulate(seed, SINGLE)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_faults_at_once_break_no_promise(seed):
+    """No wrong token, none twice or missing, every request ends in time, nothing is held once all is mended."""
+    simulate(seed, STORM)
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_is_found(name):
+    assert find(PLANTS[name], MAX_SEEDS) is not None
