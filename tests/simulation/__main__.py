@@ -51,5 +51,9 @@ def _run(seed: int, args: argparse.Namespace) -> bool:
 
 if __name__ == "__main__":
     if "PYTHONHASHSEED" not in os.environ:  # the order of sets of strings is part of a run
-        os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], os.environ | {"PYTHONHASHSEED": "0"})  # noqa: E501, S606
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
+            os.environ | {"PYTHONHASHSEED": "0"},
+        )
     sys.exit(main())

@@ -2,8 +2,8 @@
 
 Callbacks of one thread of one process (a `Strand`) run in the order in which they were queued, as asyncio promises;
 between strands the seed decides. A process that was killed runs no callback any more, one that is frozen runs them when
-it thaws. To which strand a callback belongs its context says, so tasks inherit it, and the code under test knows nothing
-of it. Time passes only when nobody has anything to do.
+it thaws. To which strand a callback belongs its context says, so tasks inherit it, and the code under test knows
+nothing of it. Time passes only when nobody has anything to do.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 MAX_CALLBACKS_AT_ONCE = 100_000  # without a microsecond between them: somebody spins
 
 
-class Violation(Exception):  # noqa: N818
+class Violation(Exception):
     """A promise was broken."""
 
 

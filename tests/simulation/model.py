@@ -1,8 +1,8 @@
 """A model whose next token depends on every bit of KV that it reads, and on nothing else but the token at hand.
 
 The KV of a position is a mix of its token and of the KV of the position before, as read from the pool. The logits of a
-position are a mix of all KV up to it, as read from the pool, over all layer groups. So a block that is foreign, stale, or
-not there yet shows as another token. A step takes virtual time, layer group by layer group.
+position are a mix of all KV up to it, as read from the pool, over all layer groups. So a block that is foreign,
+stale, or not there yet shows as another token. A step takes virtual time, layer group by layer group.
 """
 
 import random
@@ -97,7 +97,7 @@ def make_engine(num_blocks: int, work: Callable[[int], None] = lambda num_tokens
 class CheckedEngine(Engine):
     """Accounts for every block after each step."""
 
-    def step(self):  # noqa: ANN201
+    def step(self):
         output = super().step()
         self.check()
         return output

@@ -151,7 +151,7 @@ class Network:
         """Raises Refused; hangs where the way is blocked."""
         target, _ = self._listening.get(port, (None, None))
         await asyncio.sleep(self.latency_s(process, process))
-        while target is not None and (self.is_blocked(process, target) or self.is_blocked(target, process)):
+        while target and (self.is_blocked(process, target) or self.is_blocked(target, process)):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         listening = self._listening.get(port)
         if listening is None or not listening[0].alive:

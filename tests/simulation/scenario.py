@@ -1,4 +1,4 @@
-"""One run of one seed: a fleet under load, faults, healing, and then the questions whether everything is as promised."""
+"""One run of one seed: a fleet under load, faults, healing, and then the question whether all is as promised."""
 
 import asyncio
 import contextlib
@@ -57,16 +57,14 @@ class Report:
     longest_stall_s: float
 
 
-def simulate(
-    seed: int, scenario: Scenario, circumstance: AbstractContextManager[None] = contextlib.nullcontext()
-) -> Report:
+def simulate(seed: int, scenario: Scenario, circumstance: AbstractContextManager[None] | None = None) -> Report:
     """Raises Violation, whose notes say how to see it again. `circumstance` lasts for as long as the fleet lives."""
     torch.set_num_threads(1)
     world = World(seed, scenario.num_blocks)
     asks = make_asks(world.rng, scenario.num_requests, scenario.span_s, list(ROUTERS), scenario.timeout_s,
                      scenario.cancelled)  # fmt: skip
     probes = make_asks(world.rng, 6, 1.0, list(ROUTERS), (30.0, 30.0), 0.0)
-    with simulated(world), circumstance:
+    with simulated(world), circumstance or contextlib.nullcontext():
         try:
             return run(world, _Run(world, scenario).run(asks, probes))
         except Violation as violation:

@@ -16,7 +16,7 @@ import uuid
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -39,7 +39,8 @@ from tests.simulation.fleet import Fleet
 from tests.simulation.loop import SimLoop, current_process
 from tests.simulation.network import Network
 from tests.simulation.redis_stub import RedisClient
-from tests.simulation.rpc import SimChannel, SimServer
+from tests.simulation.rpc_client import SimChannel
+from tests.simulation.rpc_server import SimServer
 from tests.simulation.transport import SimTransport
 
 _ROOMS = ("baton", "decode_node", "engine", "kv_transfer", "prefill_node", "router")
@@ -53,7 +54,6 @@ _RECORDED = {
     (baton.node_shell, "Sessions"): "sessions",
 }
 _EXPECTED_ERRORS = ("another process with a later epoch",)
-_KEPT_EVENTS = 20_000
 
 
 class World:
@@ -67,7 +67,7 @@ class World:
         self.fleet = Fleet(self.loop, self.network, random.Random(f"work {seed}"), num_blocks)
         self.hash = 0
         self.is_over = False
-        self.events: deque[tuple[float, tuple[Any, ...]]] = deque(maxlen=_KEPT_EVENTS)
+        self.events: deque[tuple[float, tuple[Any, ...]]] = deque(maxlen=20_000)
 
     def trace(self, *event: Any) -> None:
         """Something has happened that another run of the seed must do as well."""
@@ -166,10 +166,14 @@ def _replace_clocks(world: World, stack: contextlib.ExitStack) -> None:
     real = time.monotonic
     for name in ("monotonic", "perf_counter", "time"):
         stack.enter_context(mock.patch.object(time, name, now))
-    stack.enter_context(mock.patch.object(time, "time_ns", lambda: int(now() * 1e9)))
+    stack.enter_context(mock.patch.object(time, "time_ns", _in_nanoseconds(now)))
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] in _ROOMS]:
         for kind in [value for value in vars(module).values() if isinstance(value, type)]:
             _replace_defaults(stack, kind, real, now)
+
+
+def _in_nanoseconds(clock: Callable[[], float]) -> Callable[[], int]:
+    return lambda: int(clock() * 1e9)
 
 
 def _replace_defaults(stack: contextlib.ExitStack, kind: type, old: Any, new: Any) -> None:
@@ -230,7 +234,7 @@ def _destroy(loop: SimLoop) -> None:
             try:
                 task.get_coro().close()
                 break
-            except BaseException:  # noqa: S112 - whatever comes of it
+            except BaseException:
                 continue
     loop.tasks.clear()
     loop._scheduled.clear()
