@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-MAX_CALLBACKS_AT_ONCE = 100_000  # without a microsecond between them: somebody spins
+MAX_CALLBACKS_AT_ONCE = 20_000  # without a microsecond between them: somebody spins
 
 
 class Violation(Exception):
@@ -143,16 +143,15 @@ class SimLoop(asyncio.BaseEventLoop):
             if not busy:
                 self._pass_time()
                 continue
+            self._check_spinning()
             strand = busy[0] if len(busy) == 1 else busy[int(self._rng.random() * len(busy))]
             handle = strand.queue.popleft()
             if not handle._cancelled:
                 self.num_callbacks += 1
                 self._num_at_once += 1
                 handle._run()
-        self._check_spinning()
 
     def _pass_time(self) -> None:
-        self._check_spinning()
         timers = self._scheduled
         while timers and timers[0]._cancelled:
             heapq.heappop(timers)._scheduled = False

@@ -33,7 +33,7 @@ class Plant(NamedTuple):
     def scenario(self) -> Scenario:
         """One that shows the bug, sooner or later."""
         return dataclasses.replace(
-            STORM, name="plant", kinds=self.kinds, strict=self.strict, num_requests=24, span_s=8.0
+            STORM, name="plant", kinds=self.kinds, every_s=0.5, strict=self.strict, num_requests=24, span_s=8.0
         )
 
 
@@ -144,7 +144,7 @@ def _release_before_the_end(original: Any, self: Engine, request: Any) -> None:
 
 PLANTS: dict[str, Plant] = {
     "blocks freed while a transfer still writes": Plant([(IncomingTransfer, "cancel", _cancel_at_once)],
-                                                        ("hang_up", "freeze", "partition")),
+                                                        ("hang_up", "lose")),
     "digests unchecked": Plant([(IncomingTransfer, "accept", _accept_unchecked)], ("corrupt",)),
     "commit accepted before all has come": Plant([(IncomingTransfer, "accept", _accept_before_all_is_there)], ()),
     "blocks sent before they are computed": Plant([_forwarding(OutgoingTransfer, "ready", _ready_at_once)], ()),

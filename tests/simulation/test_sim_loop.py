@@ -86,6 +86,15 @@ def test_a_deadlock_is_an_error(loop):
         run(loop, main())
 
 
+def test_spinning_is_an_error(loop):
+    async def main() -> None:
+        while True:
+            await asyncio.sleep(0)
+
+    with pytest.raises(Violation, match="spins"):
+        run(loop, main())
+
+
 def test_a_partition_holds_segments_back_and_keeps_their_order(loop):
     network = Network(loop, random.Random(1), lambda *event: None)
     network.loss = 0.5
