@@ -88,7 +88,7 @@ def test_a_deadlock_is_an_error(loop):
 
 def test_spinning_is_an_error(loop):
     async def main() -> None:
-        while True:
+        while True:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     with pytest.raises(Violation, match="spins"):
