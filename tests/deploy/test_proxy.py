@@ -72,7 +72,7 @@ def test_tokens_are_passed_on_as_they_come(router: Router, tmp_path: Path):
         assert b"data: 2" not in read_until(client, b"data: 1\n\n")  # though the router has sent no more
         router.go_on.set()
         read_until(client, b"data: 2\n\n")
-    assert any(b"Accept-Encoding: gzip\r\nX-Request-ID: mine" in head for head in router.heads)
+    assert any(b"X-Request-ID: mine" in head for head in router.heads)
 
 
 def test_it_buffers_nothing_and_is_patient():
