@@ -15,6 +15,17 @@ from tests.deploy.tools import DEPLOY, run
 
 DOCKER = DEPLOY / "docker"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+REQUEST = b"\r\n".join(
+    [
+        b"POST /v1/completions HTTP/1.1",
+        b"Host: a",
+        b"Accept-Encoding: gzip",  # a compressor would keep tokens back, too
+        b"X-Request-ID: mine",
+        b"Content-Length: 2",
+        b"",
+        b"{}",
+    ]
+)
 FIRST, SECOND = b"9\r\ndata: 1\n\n\r\n", b"9\r\ndata: 2\n\n\r\n"
 
 
@@ -66,9 +77,7 @@ def read_until(client: socket.socket, words: bytes) -> bytes:
 
 def test_tokens_are_passed_on_as_they_come(router: Router, tmp_path: Path):
     with running(tmp_path, router.address) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nX-Request-ID: mine\r\nContent-Length: 2\r\n\r\n{}"
-        )
+        client.sendall(REQUEST)
         assert b"data: 2" not in read_until(client, b"data: 1\n\n")  # though the router has sent no more
         router.go_on.set()
         read_until(client, b"data: 2\n\n")
