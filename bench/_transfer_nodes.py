@@ -72,19 +72,23 @@ async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -
     await server.start()
     await receiver.start()
     child.ask(way=way, total=total)
-    measured = []
-    for _ in range(rounds + 1):
-        incoming = receiver.grant(list(range(num_blocks)), 0, "prefill", 1, _TIMEOUT_S, b"")
-        wall_s, cpu_s = time.perf_counter(), cpu()
-        child.ask(grant=incoming.grant.SerializeToString().hex())
-        await incoming.committed()
-        wall_s = time.perf_counter() - wall_s
-        measured.append(Round(wall_s, cpu() - cpu_s + await asyncio.to_thread(child.wait)))
-    child.ask()
-    await asyncio.to_thread(child.wait)
-    await receiver.close()
-    await server.stop(None)
+    try:
+        measured = [await _transfer(child, receiver, num_blocks) for _ in range(rounds + 1)]
+        child.ask()
+        await asyncio.to_thread(child.wait)
+    finally:
+        await receiver.close()
+        await server.stop(None)
     return measured[1:]
+
+
+async def _transfer(child: Child, receiver: KVReceiver, num_blocks: int) -> Round:
+    incoming = receiver.grant(list(range(num_blocks)), 0, "prefill", 1, _TIMEOUT_S, b"")
+    wall_s, cpu_s = time.perf_counter(), cpu()
+    child.ask(grant=incoming.grant.SerializeToString().hex())
+    await incoming.committed()
+    wall_s = time.perf_counter() - wall_s
+    return Round(wall_s, cpu() - cpu_s + await asyncio.to_thread(child.wait))
 
 
 async def _send(way: str, total: int) -> None:
