@@ -19,8 +19,15 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def texts(self) -> list[str]:
-        """Every string in it."""
-        return [*_strings(self.messages), *_strings(self.tools)]
+        """Every string in it that a client may choose."""
+        texts: list[str] = []
+        for message in self.messages:
+            for name, value in message.items():
+                if not isinstance(value, str):
+                    texts += _strings(value)
+                elif name != "role":
+                    texts.append(value)
+        return texts + list(_strings(self.tools)) if self.tools else texts
 
     def mapped(self, change: Callable[[str], str]) -> "Conversation":
         """The same with every string changed."""
@@ -46,9 +53,12 @@ def for_template(call_id: str, name: str, arguments: str) -> dict[str, Any]:
 
 def _fields(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = {"role": message.role, "content": message.text}
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if (value := getattr(message, name)) is not None:
-            fields[name] = value
+    if message.name is not None:
+        fields["name"] = message.name
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content is not None:
+        fields["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         fields["tool_calls"] = [_called(call) for call in message.tool_calls]
     return fields

@@ -47,6 +47,7 @@ class ServedModel:
         self.token_texts = TokenTexts(tokenizer)
         self.marked_texts = TokenTexts(tokenizer, MARKERS)  # of outputs that are taken apart
         self._template = template
+        self._knows_developers = template is not None and "developer" in template.source
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="encode")
         self._num_waiting = 0
 
@@ -113,7 +114,9 @@ class ServedModel:
         marks = tokens.choose_marks(texts) if any(map(tokens.occur_in, texts)) else None
         if marks is not None:
             given = given.mapped(lambda text: tokens.mark(text, marks))
-        messages = [_understood(message, template.source) for message in given.messages]
+        messages = given.messages
+        if not self._knows_developers:  # then it knows system messages
+            messages = [m if m["role"] != "developer" else {**m, "role": "system"} for m in messages]
         rendered = template.render(messages, max_chars, given.tools, _thinking(given.effort))
         return self.tokenizer.encode_chat(rendered, marks)
 
@@ -132,13 +135,6 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None
             f"{path / 'tokenizer.json'} does not match the model: token {largest} has no row in tensor "
             f"model.embed_tokens.weight, which has {vocab_size} by vocab_size in {path / 'config.json'}"
         )
-
-
-def _understood(message: dict[str, Any], template: str) -> dict[str, Any]:
-    """Templates that know no developers know system messages."""
-    if message["role"] == "developer" and "developer" not in template:
-        return {**message, "role": "system"}
-    return message
 
 
 def _thinking(effort: str | None) -> Mapping[str, Any]:
