@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.parsing.calls import HermesParser, LlamaParser, MistralParser
@@ -136,6 +136,7 @@ def test_any_output_in_any_split_gives_the_same(kind, pieces, data):
         assert parse(kind, *(text[a:b] for a, b in itertools.pairwise(edges))) == whole
 
 
+@settings(max_examples=30)
 @given(
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
