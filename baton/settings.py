@@ -91,6 +91,8 @@ class RouterConfig(ModelFlags, OutputFlags, ServiceFlags):
     api_key_file: str = flag("", "file with one API key per line; without one every client may come", metavar="FILE")
     api_key: str = flag("", "API keys, comma-separated, beside those of the file", secret=True)
     request_timeout_s: float = flag(600.0, "deadline of a request, waiting included")
+    max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
+    max_waiting: int = flag(1024, "requests of each priority class that may wait for a node")
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
 
@@ -109,5 +111,6 @@ class FleetConfig(EngineFlags, OutputFlags):
     )
     colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
     api_key_file: str = flag("", "file with one API key per line; without one every client may come", metavar="FILE")
+    max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))

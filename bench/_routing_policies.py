@@ -26,13 +26,18 @@ def least_loaded() -> Place:
 
 
 def prefix_affinity() -> Place:
-    """Whoever has the longest prefix; the least loaded of several."""
+    """Whoever has the longest prefix, if that is half of the prompt; the least loaded otherwise, or once loads differ.
+
+    With the usual thresholds: by 32 requests and a tenth.
+    """
 
     def pick(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
         longest = max(cached)
-        return min(
-            (i for i in range(len(nodes)) if cached[i] == longest), key=lambda i: (_load(nodes[i]), _rank(ask, i))
-        )
+        loads = [_load(node) for node in nodes]
+        uneven = max(loads) - min(loads) > 32 and max(loads) > 1.1 * min(loads)
+        if uneven or 2 * longest * ask.block_size < ask.num_tokens:
+            return _least_loaded(ask, nodes, cached)
+        return min((i for i in range(len(nodes)) if cached[i] == longest), key=lambda i: (loads[i], _rank(ask, i)))
 
     return _pairs(pick, _least_loaded)
 

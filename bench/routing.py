@@ -42,7 +42,7 @@ class Row(msgspec.Struct, frozen=True):
 
     def line(self) -> str:
         """For the table."""
-        ttft = "".join(f"{seconds:>8.2f}" for seconds in self.ttft_s)
+        ttft = "  " + "".join(f"{seconds:>8.2f}" for seconds in self.ttft_s)
         return (
             f"{self.name:<16}{self.hit_rate:>7.3f}{self.hit_rate / self.ideal_rate:>8.1%}{ttft}{self.tpot_ms:>8.1f}"
             f"{self.imbalance[0]:>9.2f}{self.imbalance[1]:>8.2f}{self.num_refused:>9}{self.num_alone:>7}"
@@ -51,7 +51,8 @@ class Row(msgspec.Struct, frozen=True):
 
 
 HEAD = (
-    f"{'policy':<16}{'hits':>7}{'of max':>8}{'TTFT p50':>8}{'p90':>8}{'p99':>8}{'TPOT ms':>8}{'prefill':>9}{'decode':>8}"
+    f"{'policy':<16}{'hits':>7}{'of max':>8}{'TTFT p50':>10}{'p90':>8}{'p99':>8}{'TPOT ms':>8}{'prefill':>9}"
+    f"{'decode':>8}"
     f"{'refused':>9}{'alone':>7}{'µs':>8}"
 )
 
@@ -189,7 +190,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trace", type=Path, required=True, help="requests, in Mooncake's format")
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64])
-    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 4096], help="of each node's pool; 0: boundless")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="of each node's pool; 0: boundless")
     parser.add_argument("--utilization", type=float, default=0.7, help="of prefill nodes, were every hit had")
     parser.add_argument("--max-requests", type=int, default=0, help="only the first of them; 0: all")
     parser.add_argument("--max-ttft-s", type=float, default=0.0, help="refuse what would take longer; 0: nothing")

@@ -78,6 +78,7 @@ class Plan:
             host=self.config.host,
             port=self.port,
             api_key_file=os.path.abspath(self.config.api_key_file) if self.config.api_key_file else "",
+            max_ttft_s=self.config.max_ttft_s,
             drain_timeout_s=ROUTER_DRAIN_S,
             log_level=self.config.log_level,
         )

@@ -21,6 +21,14 @@ _FADING_S = 10.0
 _MAX_IDLE_TENANTS = 4096
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a router bounds waiting by."""
+
+    max_waiting: int = 1024  # of each class
+    max_full_wait_s: float = 30.0  # with nodes alive but full, before a request is told to come again
+    max_ttft_s: float = 0.0  # predicted; who would wait longer is told at once. 0: no limit
+
+
 class Waiting(msgspec.Struct, kw_only=True, eq=False):
     """One request in line."""
 

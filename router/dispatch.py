@@ -27,6 +27,7 @@ from baton.errors import BatonError, Cancelled, DeadlineExceeded, NoCapacity, No
 from baton.redis_client import TIMEOUT_S
 from baton.registry import NodeRecord, Registration, mint_epoch
 from baton.request import FinishReason, Generation
+from router.admission import Limits
 from router.attempt import Attempt, Refused
 from router.fleet_view import FleetView, ModelFacts
 from router.job import Job, Sink
@@ -48,7 +49,14 @@ class DispatchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of the dispatcher."""
 
     max_in_flight: int = 4096
-    max_full_wait_s: float = 30.0  # with nodes alive but full, before a request is told to come again
+    max_full_wait_s: float = 30.0
+    max_waiting: int = 1024
+    max_ttft_s: float = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        """Of waiting."""
+        return Limits(max_waiting=self.max_waiting, max_full_wait_s=self.max_full_wait_s, max_ttft_s=self.max_ttft_s)
 
 
 class Dispatcher:
@@ -87,7 +95,7 @@ class Dispatcher:
         self._replica = PrefixReplica(self._redis, self._stream_redis)
         self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes)
         self._keys = itertools.count(1)
-        self._placer = Placer(self._fleet, self._replica, self._config.max_full_wait_s)
+        self._placer = Placer(self._fleet, self._replica, self._config.limits)
         self._in_flight: dict[int, Running] = {}
 
     @property
@@ -240,6 +248,7 @@ class Dispatcher:
         if fleet.facts is not None:
             nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
             self._replica.follow(fleet.facts.model_fingerprint, nodes)
+        self._placer.nodes_changed()
 
 
 def _of_prompt(generation: Generation) -> Generation:

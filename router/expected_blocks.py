@@ -1,4 +1,4 @@
-"""Blocks that a node was lately given to compute: the next request with the same prefix is best served behind the first.
+"""Blocks that a node was lately given to compute: another request with that prefix is best served behind the first.
 
 A node announces blocks when they are computed. Until then a burst of requests that share a prefix would be spread, and
 the prefix computed once on each node. What never comes is forgotten after a while.

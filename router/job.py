@@ -39,6 +39,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     prompt_work: PromptWork | None = None  # done first, on one node alone
     cache_salt: bytes = b""
+    tenant: str = ""  # whose tokens it counts for, in line
+    priority: int = 1  # index into `admission.CLASSES`
+    max_ttft_s: float = 0.0  # rather refused than answered later; 0: no limit
     deadline_s: float  # on the monotonic clock (time.monotonic)
 
 

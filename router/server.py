@@ -28,7 +28,7 @@ from baton.telemetry import MetricsServer
 from router import admin
 from router.app import App
 from router.auth import APIKeys
-from router.dispatch import Dispatcher
+from router.dispatch import DispatchConfig, Dispatcher
 from router.generate import Generator
 from router.http_protocol import LimitedProtocol, raise_descriptor_limit
 from router.routes import routes
@@ -79,6 +79,7 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         service_token=config.service_token,
         models=loaded.model.names,
         metrics_url=metrics_url,
+        config=DispatchConfig(max_ttft_s=config.max_ttft_s, max_waiting=config.max_waiting),
     )
     try:
         await dispatcher.start()

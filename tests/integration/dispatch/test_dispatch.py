@@ -275,7 +275,7 @@ async def test_requests_wait_in_line_for_room(fleet: Any, until: Any) -> None:
     decode.load.num_free_blocks = 11
     for sink in sinks:
         await sink.finished()
-    assert [g.token_ids[0] for g in decode.seen("reserve")] == [0, 1, 2]
+    assert [g.token_ids[0] for _, g in decode.calls] == [0, 1, 2]
 
 
 async def test_a_draining_router_finishes_what_it_has(fleet: Any, until: Any) -> None:
