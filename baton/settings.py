@@ -88,7 +88,11 @@ class RouterConfig(ModelFlags, OutputFlags, ServiceFlags):
     """One router."""
 
     port: int = flag(8000, "HTTP port; several routers on one host may share it")
-    api_key_file: str = flag("", "file with one API key per line; without one every client may come", metavar="FILE")
+    api_key_file: str = flag(
+        "",
+        "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",
+        metavar="FILE",
+    )
     api_key: str = flag("", "API keys, comma-separated, beside those of the file", secret=True)
     request_timeout_s: float = flag(600.0, "deadline of a request, waiting included")
     max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
@@ -110,7 +114,11 @@ class FleetConfig(EngineFlags, OutputFlags):
         "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
     )
     colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
-    api_key_file: str = flag("", "file with one API key per line; without one every client may come", metavar="FILE")
+    api_key_file: str = flag(
+        "",
+        "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",
+        metavar="FILE",
+    )
     max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))

@@ -12,10 +12,12 @@ from typing import Any
 
 from baton.errors import BatonError, NoCapacity
 from router import http_metrics
+from router.account import Account
 from router.auth import APIKeys
 from router.error_format import MethodNotAllowed
 from router.exchange import ClientGone, Exchange, Receive, Scope
 from router.generate import Dispatch
+from router.rate_limit import RateLimiter
 from router.sender import Message, Send
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
@@ -30,10 +32,19 @@ _log = logging.getLogger(__name__)
 class App:
     """An ASGI application. `draining` is set when the router is about to end."""
 
-    def __init__(self, handlers: Mapping[str, Handler], dispatch: Dispatch, keys: APIKeys, admin: ASGI) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        dispatch: Dispatch,
+        keys: APIKeys,
+        admin: ASGI,
+        limiter: RateLimiter | None = None,
+    ) -> None:
+        """Without a `limiter` no rate is limited."""
         self.draining = False
         self._dispatch = dispatch
         self._keys = keys
+        self._limiter = limiter
         self._admin = admin
         self._handlers = handlers  # of the paths that take a POST; all others are `admin`'s
 
@@ -60,7 +71,7 @@ class App:
 
     async def _authenticated(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            salt = self._keys.tenant_salt(exchange.header(b"authorization"))
+            exchange.account = Account(self._keys.tenant(exchange.header(b"authorization")), self._limiter)
         except BatonError as error:
             exchange.send_error(error)
             return
@@ -71,7 +82,7 @@ class App:
             exchange.send_error(MethodNotAllowed("This path takes POST", allowed=("POST",)))
         else:
             with http_metrics.IN_FLIGHT.track_inprogress():
-                await self._generate(exchange, handler, salt)
+                await self._generate(exchange, handler, exchange.account.tenant.salt)
             _record(exchange)
 
     async def _generate(self, exchange: Exchange, handler: Handler, salt: bytes) -> None:

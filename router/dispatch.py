@@ -113,6 +113,11 @@ class Dispatcher:
         """Requests submitted and not ended."""
         return len(self._in_flight)
 
+    @property
+    def num_routers(self) -> int:
+        """Routers of the fleet that live, as far as is known."""
+        return self._fleet.num_routers
+
     def nodes(self) -> list[NodeRecord]:
         """The nodes as this router sees them, each with its last load; `state` is "starting" for one out of reach."""
         return [_seen(link) for link in self._fleet.links]

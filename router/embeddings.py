@@ -109,6 +109,9 @@ class Embedder:
         self, exchange: Exchange, prompts: Sequence[list[int]], cache_salt: bytes, dimensions: int = 0
     ) -> list[bytes]:
         """The vectors, fp32 each. The first error ends them all; so does a client that leaves."""
+        num_tokens, account = sum(map(len, prompts)), exchange.account
+        await account.admit(exchange.model, num_tokens)
+        account.used(num_tokens, 0, 0, is_good=True)
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
         deadline_s = self._generator.deadline_s(exchange)
         work = PromptWork(embeds=True, dimensions=dimensions)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from baton.errors import BatonError
+from router.account import Account
 from router.error_format import (
     BodyTooLarge,
     Header,
@@ -54,6 +55,7 @@ class Exchange:
         self.model = ""  # as far as it is served
         self.num_tokens = (0, 0)  # prompt, output
         self.timings: dict[str, float] = {}
+        self.account = Account()
 
     def header(self, name: bytes) -> str:
         """The value of a header, empty where it is missing."""
@@ -85,7 +87,7 @@ class Exchange:
     def start(self, status: int, headers: list[Header]) -> None:
         """Status and headers of an answer whose body follows."""
         self.status = status
-        own = [(b"x-request-id", self.request_id.encode())]
+        own = [(b"x-request-id", self.request_id.encode()), *self.account.headers]
         if self.closing:
             own.append((b"connection", b"close"))
         self.sender.start(status, headers + own)

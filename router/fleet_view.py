@@ -40,6 +40,7 @@ class FleetView:
         """`on_nodes` is called when nodes have come or gone."""
         self.facts: ModelFacts | None = None
         self.costs = FleetCosts()
+        self.num_routers = 1  # that live, this one included
         self._redis = redis
         self._router_id = router_id
         self._service_token = service_token
@@ -104,6 +105,7 @@ class FleetView:
         except REDIS_ERRORS:
             FAILURES.labels("fleet_view").inc()
             return
+        self.num_routers = max(sum(record.role == "router" for record in records), 1)
         await self._reconcile({(record.node_id, record.epoch): record for record in records if record.role != "router"})
 
     async def _reconcile(self, listed: dict[tuple[str, int], NodeRecord]) -> None:

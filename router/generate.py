@@ -91,6 +91,7 @@ class Generator:
 
     async def answer(self, exchange: Exchange, plan: Plan, cache_salt: bytes) -> None:
         """Generate it all, and write the answer."""
+        await exchange.account.admit(exchange.model, sum(map(len, plan.prompts)))
         kind = StreamedAnswer if plan.stream else WholeAnswer
         answer = kind(exchange, plan.form, sum(map(len, plan.prompts)), plan.n)
         try:
@@ -104,9 +105,10 @@ class Generator:
             self._record(exchange, answer)
 
     def _submit(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> None:
-        deadline_s = self.deadline_s(exchange)
+        deadline_s, tenant = self.deadline_s(exchange), exchange.account.tenant
         jobs: list[tuple[Job, Choice]] = []
         for token_ids, sampling in zip(plan.prompts, plan.samplings, strict=True):
+            sampling = msgspec.structs.replace(sampling, max_tokens=exchange.account.max_tokens(sampling.max_tokens))
             for i in range(plan.n):
                 seeded = msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, i)) if i else sampling
                 choice = Choice(len(jobs), answer, plan.texts, seeded, plan.stops, at_start=plan.at_start)
@@ -118,6 +120,9 @@ class Generator:
                     sampling=seeded,
                     prompt_work=plan.form.prompts[choice.index].work(seeded.max_tokens),
                     cache_salt=cache_salt,
+                    tenant=tenant.name,
+                    priority=tenant.priority,
+                    max_ttft_s=tenant.max_ttft_s,
                     deadline_s=deadline_s,
                 )
                 jobs.append((job, choice))
@@ -131,6 +136,9 @@ class Generator:
         http_metrics.CACHE_HIT_TOKENS.inc(counts.num_cached_tokens)
         if answer.error is not None:
             exchange.status = answer.error.status
+        exchange.account.used(
+            counts.num_prompt_tokens, counts.num_cached_tokens, counts.num_output_tokens, is_good=answer.error is None
+        )
         exchange.timings = answer.timings()
         exchange.num_tokens = (counts.num_prompt_tokens, counts.num_output_tokens)
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 import msgspec
 import uvicorn
 
-from baton import lifecycle, redis_client
+from baton import lifecycle, redis_client, tasks
 from baton.errors import ConfigError
 from baton.lifecycle import Shutdown
 from baton.model_source import settle
@@ -31,6 +31,7 @@ from router.auth import APIKeys
 from router.dispatch import DispatchConfig, Dispatcher
 from router.generate import Generator
 from router.http_protocol import LimitedProtocol, raise_descriptor_limit
+from router.rate_limit import RateLimiter
 from router.routes import routes
 from router.served_model import ServedModel
 
@@ -73,6 +74,8 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
     metrics = MetricsServer(config.host if config.service_token else "127.0.0.1", 0, config.service_token)
     metrics_url = await metrics.start()
     address = _address(config.host, loaded.listener)
+    redis = redis_client.connect(config.redis_url)
+    watching: asyncio.Task[None] | None = None
     dispatcher = Dispatcher(
         config.redis_url,
         endpoint=address,
@@ -85,13 +88,18 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         await dispatcher.start()
         generator = Generator(loaded.model, dispatcher, config.request_timeout_s)
         described = admin.create(loaded.model, generator, version("baton"))
-        app = App(routes(generator), dispatcher, loaded.keys, described)
+        limiter = RateLimiter(redis, lambda: dispatcher.num_routers)
+        app = App(routes(generator), dispatcher, loaded.keys, described, limiter)
+        watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s)
         await http.start()
         _announce(dispatcher.router_id, address, metrics_url)
         await http.run(shutdown, dispatcher.drain)
     finally:
+        if watching is not None:
+            await tasks.end(watching)
         await dispatcher.stop()
+        await redis.aclose()
         await metrics.stop()
 
 

@@ -192,7 +192,7 @@ def test_keys_come_from_file_and_environment(tmp_path):
     path.write_text("# team a\nkey-a\n\n  key-b  \n")
     keys = APIKeys.load(str(path), "key-c, key-d")
     for key in ("key-a", "key-b", "key-c", "key-d"):
-        assert keys.tenant_salt(f"Bearer {key}")
+        assert keys.tenant(f"Bearer {key}").salt
     assert not APIKeys.load("", " , ")
 
 

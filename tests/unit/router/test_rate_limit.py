@@ -1,0 +1,97 @@
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from baton import redis_client
+from router import rate_limit
+from router.account import Account
+from router.rate_limit import RateLimited, RateLimiter
+from router.tenants import Tenant
+
+pytestmark = pytest.mark.anyio
+
+TENANT = Tenant(name="search", requests_per_minute=60, tokens_per_minute=6000)
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def num_taken(*limiters: RateLimiter, tenant: Tenant = TENANT, num_tokens: int = 10, tries: int = 200) -> int:
+    taken = 0
+    for i in range(tries):
+        try:
+            await limiters[i % len(limiters)].take(tenant, num_tokens)
+            taken += 1
+        except RateLimited:
+            pass
+    return taken
+
+
+async def test_routers_share_a_bucket(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "TIMEOUT_S", 5.0)  # a machine that stalls must not change the subject
+    clients = [redis_client.connect(redis_url, timeout_s=5.0) for _ in range(2)]
+    limiters = [RateLimiter(client, lambda: 2) for client in clients]
+    began = time.monotonic()
+    counts = await asyncio.gather(*(num_taken(limiter) for limiter in limiters))
+    assert 60 <= sum(counts) <= 60 + 2 + (time.monotonic() - began)
+    with pytest.raises(RateLimited) as refusal:
+        await limiters[0].take(TENANT, 10)
+    assert 0 < refusal.value.retry_after_s <= 1
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture
+async def alone() -> Any:
+    """A limiter whose Redis is not there, and its clock."""
+    clock, client = Clock(), redis_client.connect("redis://127.0.0.1:1/0")
+    yield RateLimiter(client, lambda: 2, clock), clock
+    await client.aclose()
+
+
+async def test_without_redis_a_router_has_its_share(alone: Any) -> None:
+    limiter, clock = alone
+    assert await num_taken(limiter) == 30
+    clock.now_s += 10
+    assert await num_taken(limiter) == 5
+    clock.now_s += 1000
+    assert await num_taken(limiter) == 30
+
+
+async def test_tokens_count_and_outputs_are_owed(alone: Any) -> None:
+    limiter, clock = alone
+    assert await num_taken(limiter, num_tokens=1000) == 3
+    clock.now_s += 60
+    await limiter.spend(TENANT, 3500)
+    with pytest.raises(RateLimited) as refusal:
+        await limiter.take(TENANT, 500)
+    assert refusal.value.retry_after_s == pytest.approx((500 + 500) * 60 / 3000)
+    clock.now_s += refusal.value.retry_after_s
+    await limiter.take(TENANT, 500)
+    clock.now_s += 120
+    await limiter.take(TENANT, 10**6)  # larger than the bucket: when that is full
+
+
+async def test_tenants_do_not_touch_each_other_and_the_unlimited_go_free(alone: Any) -> None:
+    limiter, _ = alone
+    await num_taken(limiter)
+    assert await num_taken(limiter, tenant=Tenant(name="other", requests_per_minute=4)) == 2
+    only_tokens = Tenant(name="third", tokens_per_minute=2000)
+    assert await num_taken(limiter, tenant=only_tokens, num_tokens=1) == 200
+
+
+async def test_an_account_tells_what_is_left(alone: Any) -> None:
+    limiter, _ = alone
+    account = Account(Tenant(name="search", requests_per_minute=4, tokens_per_minute=2000), limiter)
+    await account.admit("tiny", 100)
+    assert dict(account.headers)[b"x-ratelimit-limit-requests"] == b"4"
+    assert dict(account.headers)[b"x-ratelimit-remaining-requests"] == b"1"  # of this router's half
+    assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"900"
+    account.used(100, 0, 50, is_good=True)
+    await asyncio.sleep(0)

@@ -1,0 +1,99 @@
+import json
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from baton.errors import ConfigError, Unauthenticated
+from router import tenants
+from router.auth import APIKeys
+from router.tenants import ANYBODY
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_plain_hashed_and_described_keys(tmp_path: Path) -> None:
+    hashed = sha256(b"key-b").hexdigest()
+    limited = {"key": "key-c", "name": "search", "models": ["tiny"], "requests_per_minute": 5, "priority": "high"}
+    path = write(tmp_path / "keys", "# comment", "key-a", f"sha256:{hashed}", limited)
+    keys = APIKeys.load(str(path), "key-d")
+    found = {name: keys.tenant(f"Bearer key-{name}") for name in "abcd"}
+    assert len({tenant.salt for tenant in found.values()}) == 4
+    assert len({tenant.name for tenant in found.values()}) == 4
+    assert found["c"].name == "search"
+    assert (found["c"].priority, found["c"].models, found["c"].is_limited) == (0, {"tiny"}, True)
+    assert found["a"].priority == 1
+    assert not found["a"].is_limited
+    for wrong in ("", "key-a", "Bearer", "Bearer key-x", "Basic key-a", f"Bearer {hashed}"):
+        with pytest.raises(Unauthenticated):
+            keys.tenant(wrong)
+
+
+def test_without_keys_everybody_is_anybody() -> None:
+    assert APIKeys.load("", "").tenant("") is ANYBODY
+
+
+def test_groups_share_a_cache_and_nobody_else_does(tmp_path: Path) -> None:
+    lines = [
+        {"key": "a", "cache_group": "team"},
+        {"key": "b", "cache_group": "team"},
+        {"key": "c", "cache_isolation": False},
+        {"key": "d", "cache_isolation": False},
+        {"key": "e"},
+    ]
+    salts = [tenant.salt for tenant in tenants.read(write(tmp_path / "keys", *lines)).values()]
+    assert salts[0] == salts[1]
+    assert salts[2] == salts[3]
+    assert len(set(salts)) == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        {},
+        {"key": "secret-key", "sha256": "0" * 64},
+        {"key": "secret-key", "name": "no spaces"},
+        {"key": "secret-key", "colour": "red"},
+        {"key": "secret-key", "priority": "highest"},
+        {"key": "secret-key", "requests_per_minute": -1},
+        {"key": "secret-key", "requests_per_minute": "many"},
+        {"sha256": "abc"},
+        "sha256:xyz",
+        '{"key": "secret-key", "name": }',
+    ],
+)
+def test_a_bad_line_is_named_and_not_shown(tmp_path: Path, line: object) -> None:
+    path = write(tmp_path / "keys", "good", line)
+    with pytest.raises(ConfigError, match="line 2") as raised:
+        tenants.read(path)
+    assert "secret-key" not in raised.value.message
+
+
+def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "keys", "first")
+    keys = APIKeys.load(str(path), "inline")
+    write(path, "second", "third")
+    os.utime(path, ns=(1, 1))
+    keys.reload()
+    with pytest.raises(Unauthenticated):
+        keys.tenant("Bearer first")
+    assert keys.tenant("Bearer second").salt
+    assert keys.tenant("Bearer inline").salt
+    write(path, '{"key": "secret"')
+    os.utime(path, ns=(2, 2))
+    keys.reload()
+    assert keys.tenant("Bearer second").salt
+    path.unlink()
+    keys.reload()
+    assert keys.tenant("Bearer second").salt
+    assert "secret" not in caplog.text
+    write(path, "fourth")
+    keys.reload()
+    assert keys.tenant("Bearer fourth").salt

@@ -1,0 +1,72 @@
+"""Keys with limits, through HTTP."""
+
+import json
+
+import pytest
+from prometheus_client import REGISTRY
+
+from baton import redis_client
+from router import admin
+from router.app import App
+from router.auth import APIKeys
+from router.generate import Generator
+from router.rate_limit import RateLimiter
+from router.routes import routes
+
+pytestmark = pytest.mark.anyio
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+LINES = [
+    {"key": "slow", "name": "slow", "requests_per_minute": 2, "tokens_per_minute": 100_000},
+    {"key": "short", "name": "short", "max_tokens": 3, "priority": "low", "max_ttft_s": 2.5, "models": ["alias"]},
+    {"key": "free"},
+]
+
+
+@pytest.fixture
+async def client(tmp_path, served_model, dispatch, serve):
+    path = tmp_path / "keys"
+    path.write_text("\n".join(map(json.dumps, LINES)))
+    redis = redis_client.connect("redis://127.0.0.1:1/0")
+    generator = Generator(served_model, dispatch, 30.0)
+    described = admin.create(served_model, generator, "0")
+    limiter = RateLimiter(redis, lambda: 1)
+    app = App(routes(generator), dispatch, APIKeys.load(str(path), ""), described, limiter)
+    async with serve(app) as router:
+        yield router.client
+    await redis.aclose()
+
+
+async def chat(client, key, **fields):
+    return await client.post(
+        "/v1/chat/completions", json={**CHAT, **fields}, headers={"authorization": f"Bearer {key}"}
+    )
+
+
+def tokens_of(tenant, kind):
+    return REGISTRY.get_sample_value("baton_tenant_tokens_total", {"tenant": tenant, "kind": kind}) or 0
+
+
+async def test_a_rate_is_limited_and_told(client):
+    answers = [await chat(client, "slow") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    assert answers[0].headers["x-ratelimit-limit-tokens"] == "100000"
+    assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(answers[2].headers["retry-after"]) <= 30
+    assert "x-ratelimit-limit-requests" not in (await chat(client, "free")).headers
+
+
+async def test_limits_of_a_key_go_with_its_jobs(client, dispatch):
+    before = tokens_of("short", "output")
+    answer = await chat(client, "short", model="alias", max_tokens=50)
+    assert answer.json()["usage"]["completion_tokens"] == 3
+    job = dispatch.jobs[-1]
+    assert (job.tenant, job.priority, job.max_ttft_s, job.sampling.max_tokens) == ("short", 2, 2.5, 3)
+    assert tokens_of("short", "output") == before + 3
+
+
+async def test_a_model_that_a_key_may_not_use_is_not_there(client, dispatch):
+    answer = await chat(client, "short", model="tiny")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert not dispatch.jobs
