@@ -26,7 +26,7 @@ TIE_MS = 1.0  # differences that small are noise: spread the load instead
 TIE_SHARE = 0.01
 FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
 MAX_BACKLOG_MS = 1000.0  # twice what passes between two words of a node about its load
-PRESSURE = 4.0  # found on traces: from 1 to 8 hits grow by 4 %, and the slowest prompts get 3 % slower
+PRESSURE = 2.0  # found on traces: less loses hits, more lets queues grow before a hot prefix is shared out
 _NEVER = float("inf")
 
 
@@ -93,12 +93,10 @@ def decode_ms(node: NodeState, ask: Ask, num_missing: int) -> float:
     return length * (step + slower * running) + step * node.num_waiting + scarcity
 
 
-def pressed(node: NodeState, work_ms: float) -> float:
-    """What work costs those that come after it: those that wait, and those that the node's utilization foretells.
-
-    Weighted, because work that a hit would have saved is also lost to the whole fleet.
-    """
-    return PRESSURE * work_ms * (node.num_waiting + node.utilization / (1.0 - node.utilization))
+def pressure(nodes: Sequence[NodeState]) -> float:
+    """What a millisecond of work costs those that come later, on any node: the busier the pool, the more."""
+    mean = sum(node.utilization for node in nodes) / (len(nodes) or 1)
+    return PRESSURE * mean / (1.0 - mean)
 
 
 def choose(
@@ -130,10 +128,16 @@ def all_backlogged(nodes: Sequence[NodeState]) -> bool:
     return least_queue_ms(nodes) > MAX_BACKLOG_MS
 
 
+def prompt_costs(nodes: Sequence[NodeState], work: Sequence[float]) -> list[float]:
+    """Of computing a prompt on each of the nodes, where it takes so many milliseconds."""
+    later = 1.0 + pressure(nodes)
+    return [node.queue_ms + ms * later for node, ms in zip(nodes, work, strict=True)]
+
+
 def choose_prefill(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> Choice | None:
     """A node for work on the prompt alone."""
     work = [prompt_ms(node, ask, num) for node, num in zip(nodes, cached, strict=True)]
-    costs = [node.queue_ms + ms + pressed(node, ms) for node, ms in zip(nodes, work, strict=True)]
+    costs = prompt_costs(nodes, work)
     at = cheapest(costs, ask.turn)
     return None if at is None else _choice(ask, nodes[at], cached[at], work[at], costs[at], prefill=at)
 
@@ -156,7 +160,7 @@ def _best_pair(
     decoding: Sequence[float],
 ) -> Choice | None:
     work = [prompt_ms(node, ask, num) for node, num in zip(prefills, prefill_cached, strict=True)]
-    prompts = [node.queue_ms + ms + pressed(node, ms) for node, ms in zip(prefills, work, strict=True)]
+    prompts = prompt_costs(prefills, work)
     at = cheapest(prompts, ask.turn)
     if at is None:
         return None
@@ -185,7 +189,7 @@ def _best_alone(
     ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int], missing: Sequence[int], decoding: Sequence[float]
 ) -> Choice | None:
     """On one decode node; its running requests wait while the prompt is computed, and their steps lengthen that."""
-    work = []
+    work, pressed = [], pressure(nodes)
     for node, num in zip(nodes, cached, strict=True):
         num_uncached = max(ask.num_tokens - num * ask.block_size, 1)
         steps = -(-num_uncached // node.chunk_tokens)
@@ -193,7 +197,7 @@ def _best_alone(
         mixed = cost.decode_request_ms * node.num_running + cost.decode_token_ms * node.num_context_tokens
         work.append(prompt_ms(node, ask, num) + steps * mixed)
     costs = [
-        ms + node.queue_ms + own * (1 + node.num_running) + pressed(node, own) + (0.0 if num else FRESH_MS)
+        ms + node.queue_ms + own * (1.0 + node.num_running + node.num_waiting + pressed) + (0.0 if num else FRESH_MS)
         for node, num, own, ms in zip(nodes, cached, work, decoding, strict=True)
     ]
     at = cheapest(costs, ask.turn)

@@ -63,7 +63,7 @@ def test_a_cached_prefix_wins_until_its_node_is_too_busy() -> None:
     assert prefill(node(), node(queue_ms=170), cached=(0, 10)) == 0
 
 
-def test_a_hot_prefix_is_shared_out_before_queues_show_it() -> None:
+def test_a_hot_prefix_is_shared_out_as_its_node_gets_busy() -> None:
     hot, other = node(), node()
     chosen = []
     for i in range(40):
@@ -72,6 +72,13 @@ def test_a_hot_prefix_is_shared_out_before_queues_show_it() -> None:
         chosen.append(at)
     assert chosen[0] == 0
     assert chosen.count(1) > 8
+
+
+def test_work_that_a_hit_saves_counts_the_more_the_busier_the_pool_is() -> None:
+    idle = [node(queue_ms=200), node()]
+    busy = [node(queue_ms=200, utilization=0.8), node(utilization=0.8)]
+    assert prefill(*idle, cached=(10, 0)) == 1
+    assert prefill(*busy, cached=(10, 0)) == 0
 
 
 def test_the_faster_node_wins() -> None:
