@@ -146,8 +146,9 @@ class Drain:
         self._noted_s = 0.0
 
     def begin(self, now_s: float) -> None:
-        """Somebody begins to wait where nobody did."""
-        self._noted_s = now_s
+        """Somebody begins to wait where nobody did: that time tells nothing, and what was known gets old."""
+        keep = max(1.0 - (now_s - self._noted_s) / _FADING_S, 0.0)
+        self._work_ms, self._time_ms, self._noted_s = self._work_ms * keep, self._time_ms * keep, now_s
 
     def placed(self, work_ms: float, now_s: float) -> None:
         """Somebody who had waited was placed."""
