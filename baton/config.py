@@ -87,6 +87,12 @@ def to_args(config: Any) -> list[str]:
     return args
 
 
+def described(config: type) -> Iterator[tuple[str, str, Any, Flag]]:
+    """(field, variable, default, flag) of each flag of the dataclass `config`, in its order."""
+    for name, _, _, default, spec in _fields(config):
+        yield name, env_name(name), default, spec
+
+
 def env_name(field_name: str) -> str:
     """The environment variable of a flag."""
     return "BATON_" + field_name.upper()

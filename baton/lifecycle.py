@@ -83,7 +83,7 @@ def main(
     args = parser.parse_args(argv)
     try:
         config = from_args(config_type, args)
-        telemetry.log_to_stderr(getattr(config, "log_level", "info"))
+        telemetry.log_to_stderr(getattr(config, "log_level", "info"), getattr(config, "log_format", "text"))
         return _run(settle(config), load, serve)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error.message}\n")

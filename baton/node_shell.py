@@ -20,8 +20,9 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from redis.asyncio import Redis
 
-from baton import rpc
+from baton import otel, rpc
 from baton.errors import ConfigError
+from baton.exposition import Exposition
 from baton.lifecycle import Shutdown
 from baton.node_load import LoadBoard
 from baton.node_service import NodeService
@@ -31,7 +32,9 @@ from baton.registry import NodeRecord, Registration, Role, mint_epoch
 from baton.sessions import Sessions
 from baton.settings import NodeConfig
 from baton.telemetry import MetricsServer
-from baton.v1 import node_pb2, node_pb2_grpc, types_pb2
+from baton.timeline import TimelineBook
+from baton.trace_service import TraceService
+from baton.v1 import node_pb2, node_pb2_grpc, trace_pb2_grpc, types_pb2
 
 _STOP_GRACE_S = 1.0
 _POLL_S = 0.05
@@ -64,11 +67,14 @@ class NodeShell:
         self.epoch = mint_epoch()
         self.board = LoadBoard()
         self.sessions = Sessions(self.epoch, self.board.load)
+        identity = {"role": facts.role, "node_id": self.node_id}
+        self._spans = otel.exporter(config.otlp_endpoint, identity)
+        self.timelines = TimelineBook(on_end=self._spans.export if self._spans else None)
         self.server = rpc.server(config.service_token)
         self.address = ""
         self.index = IndexWriter(redis, facts.model_fingerprint, self.node_id, self.epoch, cached)
         self._config, self._facts, self._redis = config, facts, redis
-        self._metrics = MetricsServer(config.host, config.metrics_port, config.service_token)
+        self._metrics = MetricsServer(config.host, config.metrics_port, config.service_token, Exposition(identity))
         self._health = health_aio.HealthServicer()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beats: asyncio.Task[None] | None = None
@@ -78,6 +84,7 @@ class NodeShell:
         """Open the ports, not yet known to anybody. Raises ConfigError where one is taken."""
         names = (*self._facts.services, node_pb2.DESCRIPTOR.services_by_name["Node"].full_name)
         node_pb2_grpc.add_NodeServicer_to_server(NodeService(self.sessions), self.server)
+        trace_pb2_grpc.add_TraceServicer_to_server(TraceService(self.node_id, self.timelines), self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
         wanted = rpc.bind_address(self._config.host, self._config.port, self._config.service_token)
@@ -127,6 +134,8 @@ class NodeShell:
             self._beats.cancel()
         await self.server.stop(_STOP_GRACE_S)
         await self._metrics.stop()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
     async def _announce(self) -> None:
         registration = self._registered()

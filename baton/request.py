@@ -90,6 +90,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: bytes = b""
     timeout_ms: int = 600_000
     router_id: str
+    traceparent: str = ""  # W3C; empty where nobody traces
 
     @property
     def num_output_tokens(self) -> int:

@@ -68,6 +68,12 @@ class ServiceFlags:
     redis_url: str = flag("redis://127.0.0.1:6379/0", "where nodes register and the prefix index lives")
     service_token: str = flag("", "shared by all services of a fleet; needed beyond loopback", secret=True)
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
+    log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
+    otlp_endpoint: str = flag(
+        "",
+        "where spans go, over OTLP/HTTP: http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT where it is empty",
+        metavar="URL",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,10 @@ class RouterConfig(ModelFlags, OutputFlags, ServiceFlags):
     """One router."""
 
     port: int = flag(8000, "HTTP port; several routers on one host may share it")
+    node_id: str = flag("", "name of this router in the fleet; minted where none is given")
+    admin_host: str = flag("127.0.0.1", "address of the admin port: metrics, dashboard, traces")
+    admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one")
+    log_prompts: bool = flag(False, "write prompts into the log; off, they appear nowhere")
     api_key_file: str = flag(
         "",
         "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",
@@ -120,5 +130,13 @@ class FleetConfig(EngineFlags, OutputFlags):
         metavar="FILE",
     )
     max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
+    admin_port: int = flag(0, "admin port of the first router, the next ones have the next ones; 0 takes free ones")
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
+    log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
+    log_prompts: bool = flag(False, "write prompts into the routers' logs; off, they appear nowhere")
+    otlp_endpoint: str = flag(
+        "",
+        "where spans go, over OTLP/HTTP: http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT where it is empty",
+        metavar="URL",
+    )

@@ -6,26 +6,24 @@ Prompts, tokens and keys are never logged. Stdout is left to what a supervisor r
 import asyncio
 import hmac
 import logging
-import os
 import sys
 import time
 from typing import IO
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 
 from baton.errors import ConfigError
+from baton.exposition import Exposition
 from baton.rpc import bind_address, is_loopback
 
 _REQUEST_TIMEOUT_S = 5.0
 _MAX_HEAD_BYTES = 8192
 
 
-def log_to_stderr(level: str, stream: IO[str] | None = None) -> None:
-    """Send all log records to stderr: JSON lines where BATON_LOG_FORMAT=json, one-liners elsewhere."""
+def log_to_stderr(level: str, log_format: str = "text", stream: IO[str] | None = None) -> None:
+    """Send all log records to stderr: `json` lines, or one-liners (`text`)."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    as_json = os.environ.get("BATON_LOG_FORMAT", "console") == "json"
-    handler.setFormatter(_JSONLines() if as_json else _OneLiners())
+    handler.setFormatter(_JSONLines() if log_format == "json" else _OneLiners())
     logging.raiseExceptions = False  # a full disk costs log lines, not requests
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
@@ -36,6 +34,8 @@ class _OneLiners(logging.Formatter):
         line = f"{clock} {record.levelname.lower():7} {record.name}: {record.getMessage()}"
         if request_id := getattr(record, "request_id", ""):
             line += f" [{request_id}]"
+        if prompt := getattr(record, "fields", {}).get("prompt"):
+            line += f" {prompt!r}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -49,6 +49,7 @@ class _JSONLines(logging.Formatter):
         }
         if request_id := getattr(record, "request_id", ""):
             entry["request_id"] = request_id
+        entry |= getattr(record, "fields", {})
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(entry).decode()
@@ -57,9 +58,10 @@ class _JSONLines(logging.Formatter):
 class MetricsServer:
     """GET /metrics. Beyond loopback it wants the fleet's service token, as every other port does."""
 
-    def __init__(self, host: str, port: int, token: str = "", registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, host: str, port: int, token: str = "", exposition: Exposition | None = None) -> None:
         bind_address(host, port, token)
-        self._host, self._port, self._token, self._registry = host, port, token, registry
+        self._host, self._port, self._token = host, port, token
+        self._exposition = exposition or Exposition()
         self._expected = "" if is_loopback(host) else f"Bearer {token}"
         self._server: asyncio.Server | None = None
 
@@ -96,7 +98,8 @@ class MetricsServer:
             return _http("401 Unauthorized", "text/plain", b"missing or wrong service token\n")
         if not lines[0].startswith(("GET /metrics ", "GET /metrics?")):
             return _http("404 Not Found", "text/plain", b"only GET /metrics\n")
-        return _http("200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry))
+        body, content_type = self._exposition.render(headers.get("accept", ""))
+        return _http("200 OK", content_type, body)
 
 
 def _http(status: str, content_type: str, body: bytes) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from baton.request import Generation
+from baton.timeline import Timeline
 from baton.v1 import transfer_pb2, types_pb2
 from engine.grammar.state import GrammarState
 from engine.request import Request
@@ -18,6 +19,7 @@ class DecodeLeg:
     def __init__(self, generation: Generation) -> None:
         loop = asyncio.get_running_loop()
         self._generation = generation
+        self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
         self._loop = loop
         self.arrived_s = time.monotonic()  # of its commit, once its KV has been shipped
         self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled

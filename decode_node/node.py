@@ -40,8 +40,10 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
     receiver = KVReceiver(pool, shell.node_id, shell.epoch, config.host, config.transport, config.service_token)
     receiver.add_to(shell.server)
-    service = DecodeService(engine.layout, engine.num_blocks, step_loop, receiver, shell.sessions, shell.board)
-    prompts = PromptService(step_loop, shell.sessions, shell.board)
+    service = DecodeService(
+        engine.layout, engine.num_blocks, step_loop, receiver, shell.sessions, shell.board, shell.timelines
+    )
+    prompts = PromptService(step_loop, shell.sessions, shell.board, shell.timelines)
     prompt_pb2_grpc.add_PromptServicer_to_server(prompts, shell.server)
     decode_pb2_grpc.add_DecodeServicer_to_server(service, shell.server)
     try:

@@ -15,6 +15,7 @@ engine and then running. The router hears of a leg's end by Finished, unless it 
 """
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -27,6 +28,7 @@ from baton.legs import within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.sessions import Sessions
+from baton.timeline import TimelineBook
 from baton.v1 import decode_pb2, decode_pb2_grpc, transfer_pb2, types_pb2
 from decode_node.legs import DecodeLeg
 from decode_node.outputs import Outputs
@@ -34,6 +36,7 @@ from decode_node.reservations import Reservations
 from engine.engine import Engine
 from engine.outputs import StepOutput
 from engine.request import Request
+from engine.request_events import events
 from engine.step_loop import StepLoop
 from kv_transfer.receiver import KVReceiver
 
@@ -51,9 +54,11 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         receiver: KVReceiver,
         sessions: Sessions,
         board: LoadBoard,
+        timelines: TimelineBook | None = None,
     ) -> None:
         self._layout, self._num_blocks = layout, num_blocks
         self._step_loop, self._receiver, self._sessions, self._board = step_loop, receiver, sessions, board
+        self._timelines = timelines or TimelineBook()
         self._reservations = Reservations(board)
         self.outputs = Outputs(sessions, board)
         self._legs: set[DecodeLeg] = set()
@@ -99,6 +104,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         self, leg: DecodeLeg, walk: Coroutine[Any, Any, None], context: aio.ServicerContext[Any, Any]
     ) -> transfer_pb2.Grant | None:
         """Give the leg its owner task, and wait until the leg is accepted; a caller that goes before takes it along."""
+        self._timelines.add(leg.timeline)
         self._legs.add(leg)
         leg.owner = asyncio.create_task(self._own(leg, walk), name=f"leg {leg.generation.request_id}")
         leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
@@ -121,6 +127,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         except BatonError as raised:
             error = raised
         leg.is_ending = True
+        leg.timeline.end("" if error is None else error.code or "")
         walk.close()
         self._tell_end(leg, error)
         if leg.incoming is not None and not leg.is_shipped:
@@ -155,8 +162,12 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
             min(leg.generation.timeout_ms / 1000, MAX_LEASE_S),
             leg.last_block_hash,
         )
+        granted_s = time.monotonic()
+        leg.timeline.add("wait for blocks", leg.arrived_s, num_cached_blocks=request.num_present_blocks)
+        leg.timeline.reply()
         leg.accepted.set_result(incoming.grant)
         commit = await incoming.committed()
+        leg.timeline.add("wait for KV", granted_s, num_blocks=incoming.grant.num_missing_blocks, peer=prefill_node_id)
         leg.begin_decoding()
         await self._step_loop.call(lambda engine: engine.start(request, commit.first_token))
         await leg.over
@@ -173,6 +184,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
 
     def _expect(self, engine: Engine, request: Request, leg: DecodeLeg) -> None:
         leg.request = request
+        leg.timeline.more = lambda: events(request, engine.steps.times, is_shipped=leg.is_shipped)
         self.outputs.expect(request, leg)
         self.outputs.publish(engine)
 
@@ -180,6 +192,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         self._board.check_room()
         leg.grammar = await self._step_loop.prepare(leg.generation)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
+        leg.timeline.reply()
         leg.accepted.set_result(None)
         await leg.over
 

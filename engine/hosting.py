@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from baton import redis_client
+from baton import gpu_metrics, redis_client
 from baton.node_shell import NodeFacts, say_progress
 from baton.registry import Role
 from baton.settings import NodeConfig
@@ -18,7 +18,10 @@ def load(config: NodeConfig) -> Engine:
     """The model, which takes long. Raises ConfigError where the node cannot start."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     asyncio.run(redis_client.check(config.redis_url))
-    return passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
+    engine = passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
+    if engine.config.device.startswith("cuda"):
+        gpu_metrics.register()
+    return engine
 
 
 def facts(config: NodeConfig, engine: Engine, role: Role, service: str) -> NodeFacts:

@@ -17,12 +17,14 @@ from baton.legs import within_time
 from baton.node_load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
 from baton.request import Generation
 from baton.sessions import Sessions
+from baton.timeline import Timeline, TimelineBook
 from baton.v1 import prompt_pb2, prompt_pb2_grpc
 from engine.engine import Engine
 from engine.outputs import NO_TOKEN, Output, StepOutput
 from engine.owners import Owners
 from engine.prompt_logprobs import PromptLogprobs
 from engine.request import PromptWork, Request
+from engine.request_events import events
 from engine.step_loop import StepLoop
 from engine.wire import first_token
 
@@ -37,7 +39,8 @@ class PromptLeg:
     """
 
     def __init__(self, proto: prompt_pb2.PromptRequest, task: "asyncio.Task[Any] | None") -> None:
-        self._generation = Generation.from_proto(proto.generation)
+        self._generation = generation = Generation.from_proto(proto.generation)
+        self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
         self._task = task
         self.work = PromptWork(proto.num_logprobs if proto.scores else -1, proto.embeds)
         self.dimensions = proto.dimensions
@@ -58,7 +61,10 @@ class PromptLeg:
 class PromptService(prompt_pb2_grpc.PromptServicer):
     """The servicer."""
 
-    def __init__(self, step_loop: StepLoop, sessions: Sessions, board: LoadBoard) -> None:
+    def __init__(
+        self, step_loop: StepLoop, sessions: Sessions, board: LoadBoard, timelines: TimelineBook | None = None
+    ) -> None:
+        self._timelines = timelines or TimelineBook()
         self._step_loop, self._sessions, self._board = step_loop, sessions, board
         self._owners: Owners[PromptLeg] = Owners(board)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -69,6 +75,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
         """One leg, in this task."""
         task = asyncio.current_task()
         leg = PromptLeg(request, task)
+        self._timelines.add(leg.timeline)
         if task is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -84,6 +91,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
                 raise asyncio.CancelledError from None
             await rpc_errors.abort(context, error)
         finally:
+            leg.timeline.end()
             self._sessions.close(leg)
             self._step_loop.submit(lambda engine: self._release(engine, leg))
 
@@ -113,8 +121,9 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
         if leg.dimensions > engine.model_config.hidden_size:
             limit = engine.model_config.hidden_size
             raise InvalidRequest(f"this model's embeddings have {limit} dimensions", param="dimensions")
-        leg.request = engine.add(leg.generation, prefill_only=True, prompt_work=leg.work)
-        self._owners.expect(leg.request, leg)
+        added = leg.request = engine.add(leg.generation, prefill_only=True, prompt_work=leg.work)
+        leg.timeline.more = lambda: events(added, engine.steps.times)
+        self._owners.expect(added, leg)
         self._owners.publish(engine)
 
     def _release(self, engine: Engine, leg: PromptLeg) -> None:
@@ -129,6 +138,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
                 await context.write(prompt_pb2.PromptEvent(logprobs=rows))
         if event.error is not None:
             raise event.error
+        leg.timeline.reply()
         await context.write(prompt_pb2.PromptEvent(computed=_computed(event, leg.dimensions)))
 
 

@@ -38,6 +38,16 @@ class PromptWork(NamedTuple):
 
 
 NO_PROMPT_WORK = PromptWork()
+MAX_CHUNKS = 128  # remembered of one request
+
+
+class Chunk(NamedTuple):
+    """A step that computed tokens of a prompt, or the first one after they were shipped."""
+
+    step: int
+    start_s: float
+    end_s: float
+    num_tokens: int
 
 
 class Request:
@@ -81,6 +91,8 @@ class Request:
         self.arrival_s = arrival_s  # monotonic; of a reserved request, when it was started
         self.first_scheduled_s = 0.0
         self.first_token_s = 0.0
+        self.chunks: list[Chunk] = []  # for its timeline
+        self.last_step = -1  # the step after its last one, once it runs no more
         self._block_size = block_size
         self._root = root
         self._hashes: list[BlockHash] = []

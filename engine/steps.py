@@ -27,10 +27,11 @@ from engine.config import EngineConfig
 from engine.model.decoder import LayerGroupHook
 from engine.outputs import StepOutput
 from engine.readout import Drawn, Reading, Readout
-from engine.request import Request, RequestState
+from engine.request import MAX_CHUNKS, Chunk, Request, RequestState
 from engine.rows import Advance, Rows, Schedule, places
 from engine.scheduler import Scheduler
 from engine.speed import Speed
+from engine.step_times import StepTimes
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Flight(NamedTuple):
     num_tokens: NDArray[np.int64]  # of those that draw, with the token drawn
     shape: StepShape
     launched_s: float
+    chunks: list[int]  # places of requests of which it computes a prompt, or the first step
 
 
 class Steps:
@@ -61,6 +63,7 @@ class Steps:
         self.readout = readout
         self.on_layer_group: LayerGroupHook | None = None  # set before the first request is added
         self.speed = Speed()
+        self.times = StepTimes()
         self._config = config
         self._rows, self._scheduler, self._blocks = rows, scheduler, blocks
         self._device = torch.device(config.device)
@@ -87,6 +90,7 @@ class Steps:
     def retire(self, request: Request, output: StepOutput) -> None:
         """It runs no more."""
         request.first_token_s = request.first_token_s or self._clock()
+        request.last_step = self.times.num_steps + 1  # this one is not counted yet
         if request.prefill_only:  # a transfer may still be reading its blocks
             self._scheduler.hold(request)
         else:
@@ -118,6 +122,7 @@ class Steps:
 
     def _launched(self, schedule: Schedule, now_s: float) -> Flight:
         shape, tokens_of_rows = self._rows.shape(schedule), self.readout.tokens_of_rows
+        chunks = places((schedule.num_tokens > 1) | self._rows.is_new[schedule.rows]).tolist()
         batch = batches.build(schedule, self._rows, self._config.block_size, self._device, tokens_of_rows)
         hidden = self.readout.decoder.hidden(batch, self.on_layer_group)  # [W, H]
         reading = self.readout.begin(batch, hidden)
@@ -128,7 +133,7 @@ class Steps:
             self._scheduler.depart(request)
         for place in places(advance.num_uncomputed == 0).tolist():
             self._scheduler.depart(schedule.requests[place])
-        return Flight(batch, reading, advance, self._rows.num_tokens[row], shape, now_s)
+        return Flight(batch, reading, advance, self._rows.num_tokens[row], shape, now_s, chunks)
 
     def _land(self, output: StepOutput) -> None:
         """Take over what the step under way has brought, if there is one."""
@@ -143,9 +148,18 @@ class Steps:
         except Exception:  # an edge, as above: on a GPU errors show here
             self._fail_all(schedule, output)
         self._scheduler.let_go()
-        now_s = self._clock()
-        self.speed.note(flight.shape, now_s - max(flight.launched_s, self._landed_s))
+        now_s, began_s = self._clock(), max(flight.launched_s, self._landed_s)
+        self._note_chunks(flight, began_s, now_s)
+        self.speed.note(flight.shape, now_s - began_s)
+        self.times.note(began_s, now_s - began_s, len(schedule.requests))
         self._landed_s = now_s
+
+    def _note_chunks(self, flight: Flight, start_s: float, end_s: float) -> None:
+        schedule, step = flight.batch.schedule, self.times.num_steps
+        for place in flight.chunks:
+            chunks = schedule.requests[place].chunks
+            if len(chunks) < MAX_CHUNKS:
+                chunks.append(Chunk(step, start_s, end_s, int(schedule.num_tokens[place])))
 
     def _landed(self, flight: Flight, output: StepOutput) -> None:
         schedule = flight.batch.schedule

@@ -15,6 +15,8 @@ from baton.errors import BatonError
 COMMANDS = {
     "up": ("fleet.up", "start a fleet on this machine: redis, routers, prefill and decode nodes"),
     "status": ("fleet.status", "show the nodes of the running fleet and their load"),
+    "top": ("fleet.top", "watch the fleet: load, latency, what flows, and which pool is the bottleneck"),
+    "trace": ("fleet.trace", "show where the time of one request went: baton trace REQUEST_ID"),
     "scale": ("fleet.scale", "change the number of nodes of the running fleet: baton scale prefill=2 decode=1"),
     "down": ("fleet.down", "drain and stop the running fleet"),
     "chat": ("fleet.chat", "talk to the model; also takes a question from a pipe"),

@@ -27,7 +27,8 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
 }
 ROUTER_DRAIN_S = 4.0  # of the 10 s in which a stopped fleet is gone
 _NO_ENV: Mapping[str, str] = {}
-_PASSED_ON = ("BATON_FAULT", "BATON_LOG_FORMAT")
+_PASSED_ON = ("BATON_FAULT",)
+_SHARED = ("log_level", "log_format", "otlp_endpoint")  # flags of every service
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
     port: int
     redis_url: str = field(repr=False)
     service_token: str = field(repr=False)
+    admin_ports: tuple[int, ...] = ()  # of the routers, on loopback; empty: each takes any free one
     suffix: str = ""  # tells fleets on one Redis apart
     programs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PROGRAMS)
     cores: list[int] = field(default_factory=available_cores)
@@ -63,13 +65,15 @@ class Plan:
         gpu = self._gpu(role, index)
         engine |= {"model": str(self.model.path), "served_model_name": self.model.names}
         engine |= {"num_threads": part.num_threads, "kv_memory": self._kv_memory(gpu)}
-        flags = NodeConfig(**engine, node_id=name, transport=self.config.transport, log_level=self.config.log_level)
+        flags = NodeConfig(**engine, node_id=name, transport=self.config.transport, **self._shared())
         env = {"CUDA_VISIBLE_DEVICES": gpu.index} if gpu else {}
         return self._command(role, name, to_args(flags), part.cores, env)
 
     def router(self, index: int) -> Command:
         """The `index`-th router."""
+        name = f"router-{index}{self.suffix}"
         flags = RouterConfig(
+            node_id=name,
             model=str(self.model.path),
             served_model_name=self.model.names,
             max_model_len=self.config.max_model_len,
@@ -79,10 +83,20 @@ class Plan:
             port=self.port,
             api_key_file=os.path.abspath(self.config.api_key_file) if self.config.api_key_file else "",
             max_ttft_s=self.config.max_ttft_s,
+            admin_port=self.admin_ports[index] if self.admin_ports else 0,
+            log_prompts=self.config.log_prompts,
             drain_timeout_s=ROUTER_DRAIN_S,
-            log_level=self.config.log_level,
+            **self._shared(),
         )
-        return self._command("router", f"router-{index}{self.suffix}", to_args(flags), frozenset())
+        return self._command("router", name, to_args(flags), frozenset())
+
+    @property
+    def dashboard(self) -> str:
+        """Where a browser on this host sees the fleet; empty where no admin ports were chosen."""
+        return f"http://127.0.0.1:{self.admin_ports[0]}/dashboard" if self.admin_ports else ""
+
+    def _shared(self) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in _SHARED}
 
     def _share(self, role: str, num_nodes: int) -> Share:
         if self.config.num_threads or self._gpus():

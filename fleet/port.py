@@ -9,7 +9,7 @@ import socket
 from baton.errors import ConfigError
 
 
-def reserve(host: str, port: int) -> socket.socket:
+def reserve(host: str, port: int, flag: str = "--port") -> socket.socket:
     """A socket that holds `port`, or any free one for 0; ConfigError where somebody else has it."""
     try:
         if not 0 <= port < 2**16:
@@ -20,7 +20,7 @@ def reserve(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", "") or error
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {reason}; stop what listens there, or choose another one with --port"
+            f"cannot listen on {host}:{port}: {reason}; stop what listens there, or choose another one with {flag}"
         ) from None
 
 

@@ -6,11 +6,14 @@ command returns when the fleet is ready.
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import os
 import secrets
 import signal
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +44,35 @@ def run(args: argparse.Namespace) -> int:
     os.umask(0o077)
     home.create()
     served = model_source.resolve(config.model, config.served_model_name)
-    with port.reserve(config.host, config.port) as reserved:
+    with contextlib.ExitStack() as held:
+        reserved = held.enter_context(port.reserve(config.host, config.port))
         config = dataclasses.replace(config, port=port.number(reserved))
-        return _run(config, served, home)
+        admin_ports = tuple(port.number(held.enter_context(sock)) for sock in _admin_sockets(config))
+        return _run(config, served, admin_ports, home)
 
 
-def _run(config: FleetConfig, served: Model, home: Home) -> int:
-    if config.detach:
-        return detach.run(home, lambda reporter, ready: supervise(config, served, home, reporter, ready))
-    return supervise(config, served, home, for_terminal(sys.stdout), lambda code: None)
+def _admin_sockets(config: FleetConfig) -> Iterator[socket.socket]:
+    """Ports of the routers' own, which stay theirs when they start again."""
+    for index in range(config.routers):
+        wanted = config.admin_port + index if config.admin_port else 0
+        yield port.reserve("127.0.0.1", wanted, "--admin-port")
 
 
-def supervise(config: FleetConfig, served: Model, home: Home, reporter: Reporter, on_start: detach.OnStart) -> int:
+def _run(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], home: Home) -> int:
+    def run(reporter: Reporter, on_start: detach.OnStart) -> int:
+        return supervise(config, served, home, reporter, on_start, admin_ports)
+
+    return detach.run(home, run) if config.detach else run(for_terminal(sys.stdout), lambda code: None)
+
+
+def supervise(
+    config: FleetConfig,
+    served: Model,
+    home: Home,
+    reporter: Reporter,
+    on_start: detach.OnStart,
+    admin_ports: tuple[int, ...] = (),
+) -> int:
     """Hold the home's lock and run the fleet in it; the exit code. `on_start` gets that of the start."""
     lock = home.lock()
     if lock is None:
@@ -61,7 +81,7 @@ def supervise(config: FleetConfig, served: Model, home: Home, reporter: Reporter
     home.rotate_logs()
     run_dir = home.make_run_dir()
     try:
-        plan = _plan(config, served, run_dir)
+        plan = dataclasses.replace(_plan(config, served, run_dir), admin_ports=admin_ports)
         return asyncio.run(_Supervision(plan, home, run_dir, reporter, on_start).run())
     finally:
         reporter.close()

@@ -10,7 +10,8 @@ from fleet.plan import Plan
 def welcome(plan: Plan) -> str:
     """Where the fleet is, a request to paste, and whom to talk to."""
     names = ", ".join(plan.model.names)
-    return f"\nReady: {plan.endpoint}/v1 serves {names}\n\n  {_curl(plan)}\n  baton chat\n"
+    dashboard = f"  {plan.dashboard}\n" if plan.dashboard else ""
+    return f"\nReady: {plan.endpoint}/v1 serves {names}\n\n  {_curl(plan)}\n  baton chat\n{dashboard}"
 
 
 def _curl(plan: Plan) -> str:

@@ -59,6 +59,7 @@ class OutgoingTransfer:
         self._digests: dict[int, asyncio.Future[int]] = {}
         self._num_sent = 0
         self._moved = asyncio.Event()  # set when a message ended
+        self.began_s = 0.0  # when the first message went out
         self.error: TransferError | None = None  # why it cannot succeed any more
 
     def ready(self, layer_group: int, num_blocks: int) -> None:
@@ -151,6 +152,7 @@ class OutgoingTransfer:
         self._fail(error)
 
     def _begin(self, queue: deque[int]) -> tuple[int, int, int] | None:
+        self.began_s = self.began_s or time.monotonic()
         message = self._plan[queue[0]]
         block_ids = self._missing[message.first : message.first + message.num_blocks]
         loan = self._pool.lend(message.layer_groups, block_ids)

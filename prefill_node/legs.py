@@ -7,6 +7,7 @@ during or after that. `attach` replays to the transfer what was computed before 
 import asyncio
 
 from baton.request import Generation
+from baton.timeline import Timeline
 from engine.grammar.state import GrammarState
 from engine.outputs import Output
 from engine.request import Request
@@ -21,6 +22,7 @@ class PrefillLeg:
     def __init__(self, generation: Generation, num_layer_groups: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._generation = generation
+        self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
         self._num_ready_blocks = [0] * num_layer_groups
         self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread

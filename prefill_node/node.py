@@ -45,9 +45,11 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     step_loop = StepLoop(engine, on_output, on_crash)
     pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
     sender = KVSender(pool, shell.node_id, shell.epoch, config.transport, config.service_token, config.host)
-    service = PrefillService(engine.layout, engine.num_blocks, step_loop, sender, shell.sessions, shell.board)
+    service = PrefillService(
+        engine.layout, engine.num_blocks, step_loop, sender, shell.sessions, shell.board, shell.timelines
+    )
     engine.steps.on_layer_group = service.outputs.on_layer_group
-    prompts = PromptService(step_loop, shell.sessions, shell.board)
+    prompts = PromptService(step_loop, shell.sessions, shell.board, shell.timelines)
     prompt_pb2_grpc.add_PromptServicer_to_server(prompts, shell.server)
     prefill_pb2_grpc.add_PrefillServicer_to_server(service, shell.server)
     try:

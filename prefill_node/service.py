@@ -13,6 +13,7 @@ nothing reads them any more: after the commit, or when `OutgoingTransfer.abort` 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,8 +26,10 @@ from baton.legs import within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.sessions import Sessions
+from baton.timeline import TimelineBook
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from engine.engine import Engine
+from engine.request_events import events
 from engine.step_loop import StepLoop
 from engine.wire import first_token
 from kv_transfer.sender import KVSender
@@ -50,9 +53,11 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         sender: KVSender,
         sessions: Sessions,
         board: LoadBoard,
+        timelines: TimelineBook | None = None,
     ) -> None:
         self._layout, self._num_blocks = layout, num_blocks
         self._step_loop, self._sender, self._sessions, self._board = step_loop, sender, sessions, board
+        self._timelines = timelines or TimelineBook()
         self.outputs = Outputs(board)
         self._legs: set[PrefillLeg] = set()
 
@@ -63,6 +68,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         messages = aiter(request_iterator)
         try:
             leg = PrefillLeg(await _read_generation(messages), self._layout.num_layer_groups)
+            self._timelines.add(leg.timeline)
             self._legs.add(leg)
             leg.owner = asyncio.create_task(self._own(leg, messages, context), name=leg.generation.request_id)
             leg.owner.add_done_callback(lambda owner: self._over(leg, owner))
@@ -89,16 +95,19 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
 
     async def _own(self, leg: PrefillLeg, messages: _Messages, context: _Context) -> None:
         """Walk a leg through its states, then give back what it holds, whatever happened. Raises BatonErrors only."""
+        code = ""
         try:
             async with within_time(leg.generation):
                 self._check(leg.generation)
                 self._sessions.open(leg)
                 await self._walk(leg, messages, context)
         except BatonError as error:
-            ERRORS.labels(error.code).inc()
+            code = error.code or ""
+            ERRORS.labels(code).inc()
             raise
         finally:
             leg.is_ending = True
+            leg.timeline.end(code)
             self._sessions.close(leg)
             if leg.transfer is not None:
                 await leg.transfer.abort()  # nothing to do after a commit
@@ -122,6 +131,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         request = leg.request = engine.add(leg.generation, prefill_only=True, grammar=leg.grammar)
         num_full = len(leg.generation.token_ids) // self._layout.block_size
         leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
+        leg.timeline.more = lambda: events(request, engine.steps.times)
         self.outputs.expect(request, leg)
         self.outputs.publish(engine)
 
@@ -136,6 +146,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         message = await anext(messages, None)
         if message is None or message.WhichOneof("message") != "grant":
             raise Cancelled("the router sent no grant")
+        leg.timeline.mark("grant", num_blocks=message.grant.num_missing_blocks)
         leg.attach(self._sender.open(message.grant, await asyncio.shield(leg.scheduled)))
 
     async def _send_first_token(self, leg: PrefillLeg, context: _Context) -> bool:
@@ -143,6 +154,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         output = await asyncio.shield(leg.output)
         if output.error is not None:
             raise output.error
+        leg.timeline.mark("first token")
+        leg.timeline.reply()
         await context.write(prefill_pb2.RunEvent(first_token=first_token(output)))
         return output.finish_reason is not FinishReason.UNFINISHED
 
@@ -150,8 +163,17 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         transfer, output = leg.transfer, leg.output.result()
         if transfer is None:
             raise RuntimeError("no transfer to commit")
+        committed_s = time.monotonic()
         stats = await transfer.commit(
             len(leg.generation.token_ids), leg.last_block_hash, output.token_id, leg.generation.timeout_ms / 1000
+        )
+        leg.timeline.add(
+            "transfer",
+            transfer.began_s or committed_s,
+            num_bytes=stats.num_bytes,
+            num_blocks=stats.num_blocks,
+            transport=stats.transport,
+            tail_ms=round(1000 * stats.tail_s, 3),
         )
         transferred = prefill_pb2.Transferred(
             num_bytes=stats.num_bytes, num_blocks=stats.num_blocks, tail_s=stats.tail_s, transport=stats.transport

@@ -5,18 +5,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from baton.errors import BatonError
+from baton.exposition import Exposition
 from router import openapi
 from router.error_format import MethodNotAllowed, NotFound, error_headers, error_object
 from router.generate import Generator
 from router.served_model import ServedModel
 
 
-def create(model: ServedModel, generator: Generator, version: str) -> FastAPI:
+def create(model: ServedModel, generator: Generator, version: str, exposition: Exposition | None = None) -> FastAPI:
     """An ASGI application whose errors look like all others."""
+    exposition = exposition or Exposition()
     app = FastAPI(
         title="Baton",
         version=version,
@@ -42,9 +43,10 @@ def create(model: ServedModel, generator: Generator, version: str) -> FastAPI:
         return described(name)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Prometheus metrics of this router process."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        body, content_type = exposition.render(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
 
     described_all = openapi.document(
         version, model.names, model.facts.vocab_size, framed=bool(model.tokenizer.encode(""))

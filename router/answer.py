@@ -8,12 +8,14 @@ import time
 from abc import ABC, abstractmethod
 
 from baton.errors import BatonError
+from baton.exposition import exemplar
 from router import http_metrics
 from router.answer_format import ChoiceText, Format, TokenCounts
 from router.choice import Choice, TokenEntry
 from router.error_format import Header
 from router.exchange import Exchange
 from router.job import PromptResult
+from router.recent import RECENT
 
 _STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -64,7 +66,10 @@ class Answer(ABC):
         """The first token of a choice; that of the first choice is the answer's."""
         if self.first_token_s is None:
             self.first_token_s = time.monotonic()
-            http_metrics.TIME_TO_FIRST_TOKEN.observe(self.first_token_s - self._exchange.arrived_s)
+            ttft_s = self.first_token_s - self._exchange.arrived_s
+            http_metrics.TIME_TO_FIRST_TOKEN.observe(ttft_s, exemplar(self._exchange.request_id))
+            RECENT.ttft(ttft_s)
+            self._exchange.timeline.mark("first token sent")
 
     @abstractmethod
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
@@ -75,7 +80,8 @@ class Answer(ABC):
         http_metrics.observe_phases(choice.usage.timings)
         if self.first_token_s is not None and choice.num_tokens > 1:
             gap_s = (time.monotonic() - self.first_token_s) / (choice.num_tokens - 1)
-            http_metrics.TIME_PER_OUTPUT_TOKEN.observe(gap_s)
+            http_metrics.TIME_PER_OUTPUT_TOKEN.observe(gap_s, exemplar(self._exchange.request_id))
+            RECENT.tpot(gap_s)
         self._choice_ended(choice)
 
     def on_failure(self, error: BatonError) -> None:

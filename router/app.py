@@ -6,7 +6,6 @@ right where they are let through, so no way of spelling a path leads past the ch
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -17,13 +16,13 @@ from router.auth import APIKeys
 from router.error_format import MethodNotAllowed
 from router.exchange import ClientGone, Exchange, Receive, Scope
 from router.generate import Dispatch
+from router.observer import Observer
 from router.rate_limit import RateLimiter
 from router.sender import Message, Send
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
-_CLIENT_LEFT = 499
 _PROBES = ("/health", "/ready")
 _READING = ("GET", "HEAD")
 _log = logging.getLogger(__name__)
@@ -39,6 +38,7 @@ class App:
         keys: APIKeys,
         admin: ASGI,
         limiter: RateLimiter | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Without a `limiter` no rate is limited."""
         self.draining = False
@@ -47,6 +47,7 @@ class App:
         self._limiter = limiter
         self._admin = admin
         self._handlers = handlers  # of the paths that take a POST; all others are `admin`'s
+        self._observer = observer or Observer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -81,9 +82,10 @@ class App:
         elif exchange.method != "POST":
             exchange.send_error(MethodNotAllowed("This path takes POST", allowed=("POST",)))
         else:
+            self._observer.begin(exchange)
             with http_metrics.IN_FLIGHT.track_inprogress():
                 await self._generate(exchange, handler, exchange.account.tenant.salt)
-            _record(exchange)
+            self._observer.end(exchange)
 
     async def _generate(self, exchange: Exchange, handler: Handler, salt: bytes) -> None:
         try:
@@ -102,24 +104,6 @@ class App:
         exchange.left = False
         if not exchange.sender.started:
             exchange.send_error(failure)
-
-
-def _record(exchange: Exchange) -> None:
-    total_s = time.monotonic() - exchange.arrived_s
-    status = _CLIENT_LEFT if exchange.left else exchange.status
-    http_metrics.REQUESTS.labels(exchange.model, status).inc()
-    http_metrics.REQUEST.observe(total_s)
-    timings = {name.removesuffix("_s"): seconds for name, seconds in exchange.timings.items()}
-    if _log.isEnabledFor(logging.INFO):
-        _log.info(
-            "%s %d prompt_tokens=%d output_tokens=%d total=%.3f%s",
-            exchange.path,
-            status,
-            *exchange.num_tokens,
-            total_s,
-            "".join(f" {name}={seconds:.3f}" for name, seconds in timings.items()),
-            extra={"request_id": exchange.request_id},
-        )
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

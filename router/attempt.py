@@ -30,9 +30,11 @@ from baton.errors import (
     TransferError,
 )
 from baton.request import FinishReason, Generation
+from baton.timeline import Value
 from baton.v1 import decode_pb2, prefill_pb2, types_pb2
 from baton.v1.types_pb2 import TokenLogprobs
 from router.node_link import NodeLink
+from router.recent import RECENT
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ class Owner(Protocol):
 
     def note(self, num_cached_tokens: int, **timings: float) -> None:
         """How long a part took, in seconds."""
+
+    def mark(self, name: str, **attributes: Value) -> None:
+        """For its timeline: this happens now."""
 
 
 class Refused(BatonError):
@@ -169,6 +174,7 @@ class Attempt:
             await link.decode.Generate(self._generation, timeout=self._timeout_s, metadata=link.metadata)
         except aio.AioRpcError as error:
             raise rpc_error(error, link) from None
+        self._owner.mark("accepted", attempt=self.attempt)
 
     async def _reserve(self) -> None:
         link, prefill = _present(self._decode), _present(self._prefill)
@@ -181,6 +187,7 @@ class Attempt:
             grant = await link.decode.Reserve(request, timeout=self._timeout_s, metadata=link.metadata)
         except aio.AioRpcError as error:
             raise rpc_error(error, link) from None
+        self._owner.mark("grant", attempt=self.attempt)
         await self._generation_sent.wait()
         await self._write(prefill_pb2.RunMessage(grant=grant))
 
@@ -209,13 +216,21 @@ class Attempt:
             self._on_token_zero(event.first_token)
         elif event.HasField("transferred"):
             self.transferred = event.transferred
-            self._owner.note(0, transfer_s=event.transferred.tail_s)
+            self._note_transfer(event.transferred)
             self._prefill_done()
+
+    def _note_transfer(self, transferred: prefill_pb2.Transferred) -> None:
+        self._owner.note(0, transfer_s=transferred.tail_s)
+        num_bytes = transferred.num_bytes
+        self._owner.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transferred.transport)
+        if self._prefill is not None and self._decode is not None:
+            RECENT.transfer(self._prefill.record.node_id, self._decode.record.node_id, num_bytes)
 
     def _on_token_zero(self, first: prefill_pb2.FirstToken) -> None:
         if not self._expects_first or self._ended.done():
             return
         self._on_first_token()
+        self._owner.mark("first token", attempt=self.attempt)
         reason = FinishReason(first.finish_reason)
         if reason is FinishReason.ERROR:
             self.fail(_request_error("numerical_error", "the model produced invalid numbers for this request"))

@@ -18,20 +18,22 @@ import os
 import socket
 import time
 import uuid
+from functools import partial
 
 import msgspec
 from prometheus_client import Counter, Gauge
 
 from baton import redis_client, tasks
 from baton.errors import BatonError, Cancelled, DeadlineExceeded, NoCapacity, NodeUnavailable, Overloaded, TransferError
-from baton.redis_client import TIMEOUT_S
-from baton.registry import NodeRecord, Registration, mint_epoch
+from baton.redis_client import REDIS_ERRORS, TIMEOUT_S
+from baton.registry import NodeRecord, Registration, list_nodes, mint_epoch
 from baton.request import FinishReason, Generation
+from baton.timeline import TimelineBook
 from router.admission import Limits
 from router.attempt import Attempt, Refused
 from router.fleet_view import FleetView, ModelFacts
 from router.job import Job, Sink
-from router.node_link import NodeLink
+from router.node_link import STATES, NodeLink
 from router.placement import Placement, Placer
 from router.prefix_replica import WAIT_S, PrefixReplica
 from router.prompt_attempt import PromptAttempt
@@ -42,6 +44,9 @@ MAX_ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 
 _IN_FLIGHT = Gauge("baton_router_requests_in_flight", "Requests between submission and their last token")
+_NODES = Gauge("baton_router_nodes", "Nodes as this router sees them", ["pool", "state"])
+_WAITING = Gauge("baton_router_requests_waiting", "Requests that no node has been chosen for yet")
+_WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Prompt tokens of those")
 _FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
 
 
@@ -72,6 +77,7 @@ class Dispatcher:
         models: tuple[str, ...] = (),
         metrics_url: str = "",
         config: DispatchConfig | None = None,
+        timelines: TimelineBook | None = None,
     ) -> None:
         """`endpoint` is the router's own HTTP host:port, for the registry."""
         self.router_id = router_id or f"router-{uuid.uuid4().hex[:12]}"
@@ -97,6 +103,11 @@ class Dispatcher:
         self._keys = itertools.count(1)
         self._placer = Placer(self._fleet, self._replica, self._config.limits)
         self._in_flight: dict[int, Running] = {}
+        self.timelines = timelines or TimelineBook()
+        _WAITING.set_function(lambda: len(self.waiting()))
+        for role, state in itertools.product(("prefill", "decode"), STATES):
+            _NODES.labels(role, state).set_function(partial(self._count, role, state))
+        _WAITING_TOKENS.set_function(lambda: sum(running.num_tokens for running in self.waiting()))
 
     @property
     def ready(self) -> bool:
@@ -117,6 +128,33 @@ class Dispatcher:
     def num_routers(self) -> int:
         """Routers of the fleet that live, as far as is known."""
         return self._fleet.num_routers
+
+    @property
+    def expects_prefill(self) -> bool:
+        """Whether the fleet has a prefill pool."""
+        return self._fleet.expects_prefill
+
+    @property
+    def links(self) -> list[NodeLink]:
+        """Every node that this router knows, be it out of reach."""
+        return self._fleet.links
+
+    def waiting(self) -> list[Running]:
+        """Those that no node has been chosen for."""
+        return [running for running in self._in_flight.values() if running.is_waiting]
+
+    async def services(self) -> list[NodeRecord] | None:
+        """What the registry lists; None where Redis does not answer."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await list_nodes(self._redis)
+        except REDIS_ERRORS:
+            return None
+
+    @property
+    def num_index_blocks(self) -> int:
+        """Blocks that the copy of the prefix index holds."""
+        return self._replica.num_blocks
 
     def nodes(self) -> list[NodeRecord]:
         """The nodes as this router sees them, each with its last load; `state` is "starting" for one out of reach."""
@@ -148,16 +186,21 @@ class Dispatcher:
         if len(self._in_flight) >= self._config.max_in_flight:
             raise Overloaded("too many requests at present")
         running = Running(job, sink, next(self._keys))
+        self.timelines.add(running.timeline)
         self._in_flight[running.key] = running
         _IN_FLIGHT.set(len(self._in_flight))
         running.task = asyncio.create_task(self._serve(running))
         running.task.add_done_callback(lambda _: self._forget(running))
         return running
 
+    def _count(self, role: str, state: str) -> int:
+        return sum(link.record.role == role and link.health == state for link in self.links)
+
     def _tasks(self) -> "list[asyncio.Task[None]]":
         return [running.task for running in self._in_flight.values() if running.task is not None]
 
     def _forget(self, running: Running) -> None:
+        running.timeline.end()
         del self._in_flight[running.key]
         _IN_FLIGHT.set(len(self._in_flight))
 
@@ -186,12 +229,13 @@ class Dispatcher:
         for attempt in itertools.count():
             if (reason := running.reached_end) is not None:
                 return reason
-            placement = await self._placer.place(running)
+            placement = await self._place(running, attempt)
             running.usage.num_attempts += 1
             try:
                 running.check_wanted()
                 leg = self._attempt(running, attempt, placement)
-                reason = await leg.run()
+                with placement.timed(running.timeline, "attempt", attempt):
+                    reason = await leg.run()
                 if reason is not FinishReason.UNFINISHED:
                     self._learn(running, leg)
                     return reason
@@ -210,6 +254,13 @@ class Dispatcher:
                 placement.end()
         raise AssertionError("unreachable")
 
+    async def _place(self, running: Running, attempt: int) -> Placement:
+        asked_s, running.is_waiting = time.monotonic(), True
+        placement = await self._placer.place(running)
+        running.is_waiting = False
+        running.timeline.add("route", asked_s, attempt=attempt, **placement.described)
+        return placement
+
     def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt | PromptAttempt:
         job = running.job
         generation = Generation(
@@ -222,6 +273,7 @@ class Dispatcher:
             cache_salt=job.cache_salt,
             timeout_ms=max(int(1000 * (job.deadline_s - time.monotonic())), 1),
             router_id=self.router_id,
+            traceparent=job.traceparent,
         )
         if running.wants_prompt and job.prompt_work is not None and placement.prefill is not None:
             running.computed_by = placement.prefill.record.node_id

@@ -119,12 +119,13 @@ class Embedder:
         async def embed(token_ids: list[int]) -> bytes:
             async with room:
                 job = Job(
-                    request_id=f"{exchange.request_id}-{secrets.token_hex(8)}",
+                    request_id=exchange.part_id(),
                     token_ids=token_ids,
                     sampling=SamplingParams(max_tokens=0),
                     prompt_work=work,
                     cache_salt=cache_salt,
                     deadline_s=deadline_s,
+                    traceparent=exchange.timeline.traceparent,
                 )
                 vector = Vector()
                 handle = self._generator.submit(job, vector)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from baton.errors import BatonError
+from baton.timeline import MAX_PARTS, Timeline
 from router.account import Account
 from router.error_format import (
     BodyTooLarge,
@@ -54,8 +55,18 @@ class Exchange:
         self.closing = False  # whether the connection is to end with this answer
         self.model = ""  # as far as it is served
         self.num_tokens = (0, 0)  # prompt, output
+        self.num_cached_tokens = 0  # of the prompt
         self.timings: dict[str, float] = {}
         self.account = Account()
+        self.timeline = Timeline(self.request_id)
+        self.timeline.began_s = self.arrived_s
+
+    def part_id(self) -> str:
+        """For one of the jobs that it is made of: the client's id alone would not be unique."""
+        minted = f"{self.request_id}-{secrets.token_hex(8)}"
+        if len(self.timeline.parts) < MAX_PARTS:
+            self.timeline.parts.append(minted)
+        return minted
 
     def header(self, name: bytes) -> str:
         """The value of a header, empty where it is missing."""

@@ -10,6 +10,7 @@ Steps 3 to 5 are here. What it leaves to others: who may ask (`app`), which node
 """
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from router.exchange import Exchange
 from router.job import Handle, Job, Sink
 from router.sampling import choice_seed
 from router.served_model import ServedModel
+
+_log = logging.getLogger(__name__)
 
 
 class Facts(Protocol):
@@ -70,7 +73,11 @@ class Plan:
 class Generator:
     """What all endpoints that generate have in common."""
 
-    def __init__(self, model: ServedModel, dispatch: Dispatch, request_timeout_s: float) -> None:
+    def __init__(
+        self, model: ServedModel, dispatch: Dispatch, request_timeout_s: float, *, logs_prompts: bool = False
+    ) -> None:
+        """`logs_prompts`: prompts go into the log, which they never do otherwise."""
+        self._logs_prompts = logs_prompts
         self.model = model
         self._dispatch = dispatch
         self._request_timeout_s = request_timeout_s
@@ -94,6 +101,10 @@ class Generator:
         await exchange.account.admit(exchange.model, sum(map(len, plan.prompts)))
         kind = StreamedAnswer if plan.stream else WholeAnswer
         answer = kind(exchange, plan.form, sum(map(len, plan.prompts)), plan.n)
+        if self._logs_prompts:
+            for token_ids in plan.prompts:
+                text = self.model.tokenizer.decode(token_ids)
+                _log.info("prompt", extra={"request_id": exchange.request_id, "fields": {"prompt": text}})
         try:
             self._submit(exchange, plan, answer, cache_salt)
             await exchange.gone()
@@ -106,6 +117,7 @@ class Generator:
 
     def _submit(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> None:
         deadline_s, tenant = self.deadline_s(exchange), exchange.account.tenant
+        exchange.timeline.add("parse and tokenize", exchange.arrived_s, num_prompt_tokens=sum(map(len, plan.prompts)))
         jobs: list[tuple[Job, Choice]] = []
         for token_ids, sampling in zip(plan.prompts, plan.samplings, strict=True):
             sampling = msgspec.structs.replace(sampling, max_tokens=exchange.account.max_tokens(sampling.max_tokens))
@@ -113,7 +125,7 @@ class Generator:
                 seeded = msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, i)) if i else sampling
                 choice = Choice(len(jobs), answer, plan.texts, seeded, plan.stops, at_start=plan.at_start)
                 answer.choices.append(choice)
-                job_id = f"{exchange.request_id}-{secrets.token_hex(8)}"  # the client's id alone would not be unique
+                job_id = exchange.part_id()
                 job = Job(
                     request_id=job_id,
                     token_ids=token_ids,
@@ -124,6 +136,7 @@ class Generator:
                     priority=tenant.priority,
                     max_ttft_s=tenant.max_ttft_s,
                     deadline_s=deadline_s,
+                    traceparent=exchange.timeline.traceparent,
                 )
                 jobs.append((job, choice))
         for job, choice in jobs:
@@ -140,6 +153,7 @@ class Generator:
             counts.num_prompt_tokens, counts.num_cached_tokens, counts.num_output_tokens, is_good=answer.error is None
         )
         exchange.timings = answer.timings()
+        exchange.num_cached_tokens = counts.num_cached_tokens
         exchange.num_tokens = (counts.num_prompt_tokens, counts.num_output_tokens)
 
 

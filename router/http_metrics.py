@@ -7,17 +7,17 @@ from prometheus_client import Counter, Gauge, Histogram
 TIME_TO_FIRST_TOKEN = Histogram(
     "baton_time_to_first_token_seconds",
     "From the arrival of a request to its first token",
-    buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 TIME_PER_OUTPUT_TOKEN = Histogram(
     "baton_time_per_output_token_seconds",
     "Mean time between the tokens of a choice, the first one not counted",
-    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
 )
 REQUEST = Histogram(
     "baton_request_seconds",
     "From the arrival of a request to the end of its answer",
-    buckets=(0.1, 0.5, 1, 2, 5, 10, 30, 60),
+    buckets=(0.025, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60),
 )
 PHASE = Histogram(
     "baton_request_phase_seconds",

@@ -43,6 +43,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 1  # index into `admission.CLASSES`
     max_ttft_s: float = 0.0  # rather refused than answered later; 0: no limit
     deadline_s: float  # on the monotonic clock (time.monotonic)
+    traceparent: str = ""  # W3C; empty where nobody traces
 
 
 class Usage(msgspec.Struct, kw_only=True):

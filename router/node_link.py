@@ -25,6 +25,7 @@ from baton.v1 import (
     node_pb2_grpc,
     prefill_pb2_grpc,
     prompt_pb2_grpc,
+    trace_pb2_grpc,
     types_pb2,
 )
 from baton.v1.types_pb2 import TokenLogprobs
@@ -40,6 +41,9 @@ CANCEL_TIMEOUT_S = 2.0
 MAX_CANCELS = 8192
 
 _CLOSED_STATES = (types_pb2.NODE_STATE_STARTING, types_pb2.NODE_STATE_DRAINING)
+
+_STATE_NAMES = {types_pb2.NODE_STATE_STARTING: "starting", types_pb2.NODE_STATE_DRAINING: "draining"}
+STATES = ("ready", "starting", "draining", "stuck", "lost")  # lost: it answered once, and is silent now
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +100,7 @@ class NodeLink:
         self.prefill = prefill_pb2_grpc.PrefillStub(self._channel)
         self.decode = decode_pb2_grpc.DecodeStub(self._channel)
         self.prompt = prompt_pb2_grpc.PromptStub(self._channel)
+        self.trace = trace_pb2_grpc.TraceStub(self._channel)
         self._next_sequence = 0
         self._silent_ticks = 0
         self._stepped_at = time.monotonic()
@@ -109,6 +114,15 @@ class NodeLink:
         """Whether a new request may go there."""
         ready = self.alive and not self.stuck and self.load.state not in _CLOSED_STATES
         return ready and time.monotonic() >= self._avoid_until
+
+    @property
+    def health(self) -> str:
+        """One of STATES."""
+        if not self.alive:
+            return "lost" if self.load.num_blocks else "starting"
+        if self.stuck:
+            return "stuck"
+        return _STATE_NAMES.get(self.load.state, "ready")
 
     @property
     def draining(self) -> bool:

@@ -9,13 +9,14 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 from prometheus_client import Counter, Gauge
 
-from baton.errors import Overloaded
+from baton.errors import BatonError, Overloaded
 from baton.prefix_hash import BlockHash, block_hashes, root_hash
+from baton.timeline import Timeline, Value
 from router import policy
 from router.admission import AdmissionQueue, Drain, Limits, Waiting, check_ttft, overloaded
 from router.fleet_view import FleetView, ModelFacts
@@ -65,6 +66,32 @@ class Placement(msgspec.Struct, eq=False):
         if self.decode is not None:
             self.decode.state.decode_done(self.num_tokens, self.choice.num_missing_blocks)
             self.on_change()
+
+    @property
+    def described(self) -> dict[str, Value]:
+        """For timelines."""
+        counts = {
+            "num_uncached_tokens": self.choice.num_uncached_tokens,
+            "num_missing_blocks": self.choice.num_missing_blocks,
+        }
+        return {**self._names, **counts}
+
+    @contextlib.contextmanager
+    def timed(self, timeline: Timeline, name: str, attempt: int) -> Iterator[None]:
+        """Enter what is done meanwhile into a timeline, with the nodes and the error in which it ends."""
+        began_s, error = time.monotonic(), {}
+        try:
+            yield
+        except BatonError as raised:
+            error = {"error": raised.code or ""}
+            raise
+        finally:
+            timeline.add(name, began_s, attempt=attempt, **self._names, **error)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        nodes = {"prefill": self.prefill, "decode": self.decode}
+        return {role: link.record.node_id for role, link in nodes.items() if link is not None}
 
     @property
     def _computing(self) -> NodeLink | None:

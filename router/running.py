@@ -9,6 +9,7 @@ import time
 
 from baton.errors import BatonError
 from baton.request import FinishReason
+from baton.timeline import Timeline, Value
 from router.job import Job, PromptResult, Sink, TokenLogprobs, Usage
 
 _log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ class Running:
         self.computed_by = ""  # the node that has done it, and holds the prompt's blocks
         self.troubled: set[str] = set()  # nodes between which a transfer of this request has failed
         self.task: asyncio.Task[None] | None = None
+        self.timeline = Timeline(job.request_id, traceparent=job.traceparent)
+        self.is_waiting = True  # for nodes to be chosen
         self._sink: Sink | None = sink
         self._submitted_at = time.monotonic()
 
@@ -99,6 +102,10 @@ class Running:
         if num_cached_tokens and not self.usage.num_cached_tokens:
             self.usage.num_cached_tokens = min(num_cached_tokens, self.usage.num_prompt_tokens)
         self.usage.timings = timings | self.usage.timings
+
+    def mark(self, name: str, **attributes: Value) -> None:
+        """For its timeline: this happens now."""
+        self.timeline.mark(name, **attributes)
 
     def finish(self, reason: FinishReason) -> None:
         """The last call on the sink."""

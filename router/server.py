@@ -6,31 +6,35 @@ the drain's time is up.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import msgspec
 import uvicorn
 
-from baton import lifecycle, redis_client, tasks
+from baton import lifecycle, otel, redis_client, tasks
 from baton.errors import ConfigError
+from baton.exposition import Exposition
 from baton.lifecycle import Shutdown
 from baton.model_source import settle
 from baton.rpc import is_loopback
 from baton.settings import RouterConfig
-from baton.telemetry import MetricsServer
+from baton.timeline import TimelineBook
 from router import admin
+from router.admin_port import AdminPort
 from router.app import App
 from router.auth import APIKeys
 from router.dispatch import DispatchConfig, Dispatcher
 from router.generate import Generator
 from router.http_protocol import LimitedProtocol, raise_descriptor_limit
+from router.observer import Observer
+from router.quiet_server import QuietServer
 from router.rate_limit import RateLimiter
 from router.routes import routes
 from router.served_model import ServedModel
@@ -47,6 +51,7 @@ class Loaded:
     """What a router has before its event loop starts."""
 
     listener: socket.socket
+    admin_listener: socket.socket
     keys: APIKeys
     model: ServedModel
 
@@ -64,32 +69,46 @@ def load(config: RouterConfig) -> Loaded:
             f"refusing to listen on {config.host} without API keys: set --api-key-file or BATON_API_KEY, or listen on "
             "127.0.0.1"
         )
+    if not (keys or config.service_token) and not is_loopback(config.admin_host):
+        raise ConfigError(
+            f"refusing to open the admin port on {config.admin_host} without API keys or a service token: set one, or "
+            "leave --admin-host at 127.0.0.1"
+        )
     raise_descriptor_limit()
-    return Loaded(listen(config.host, config.port), keys, ServedModel.load(config, config))
+    listener, admin_listener = listen(config.host, config.port), listen(config.admin_host, config.admin_port)
+    return Loaded(listener, admin_listener, keys, ServedModel.load(config, config))
 
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
     """Serve until a drain is asked for and done."""
     await redis_client.check(config.redis_url)
-    metrics = MetricsServer(config.host if config.service_token else "127.0.0.1", 0, config.service_token)
-    metrics_url = await metrics.start()
     address = _address(config.host, loaded.listener)
     redis = redis_client.connect(config.redis_url)
     watching: asyncio.Task[None] | None = None
+    metrics_url = f"http://{_address(config.admin_host, loaded.admin_listener)}/metrics"
+    router_id = f"{config.node_id or 'router'}.{secrets.token_hex(4)}"  # nodes tell incarnations of a router apart
+    identity = {"role": "router", "node_id": config.node_id or router_id}
+    spans = otel.exporter(config.otlp_endpoint, identity)
     dispatcher = Dispatcher(
         config.redis_url,
         endpoint=address,
+        router_id=router_id,
         service_token=config.service_token,
         models=loaded.model.names,
         metrics_url=metrics_url,
         config=DispatchConfig(max_ttft_s=config.max_ttft_s, max_waiting=config.max_waiting),
+        timelines=TimelineBook(on_end=spans.export if spans else None),
     )
+    exposition = Exposition(identity)
+    observer = Observer(dispatcher.timelines, traces=spans is not None)
+    looking_on = AdminPort(config, loaded.admin_listener, loaded.keys, dispatcher, exposition, loaded.model.names)
     try:
         await dispatcher.start()
-        generator = Generator(loaded.model, dispatcher, config.request_timeout_s)
-        described = admin.create(loaded.model, generator, version("baton"))
+        looking_on.start()
+        generator = Generator(loaded.model, dispatcher, config.request_timeout_s, logs_prompts=config.log_prompts)
+        described = admin.create(loaded.model, generator, version("baton"), exposition)
         limiter = RateLimiter(redis, lambda: dispatcher.num_routers)
-        app = App(routes(generator), dispatcher, loaded.keys, described, limiter)
+        app = App(routes(generator), dispatcher, loaded.keys, described, limiter, observer)
         watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s)
         await http.start()
@@ -98,9 +117,11 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
     finally:
         if watching is not None:
             await tasks.end(watching)
+        await looking_on.stop()
         await dispatcher.stop()
         await redis.aclose()
-        await metrics.stop()
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
 
 class HTTPServer:
@@ -110,7 +131,7 @@ class HTTPServer:
         self._app = app
         self._listener = listener
         self._grace_s = min(DRAIN_GRACE_S, drain_timeout_s / 2)
-        self._server = _Server(_uvicorn_config(app, drain_timeout_s - self._grace_s))
+        self._server = QuietServer(_uvicorn_config(app, drain_timeout_s - self._grace_s))
 
     async def start(self) -> None:
         """Returns when clients can connect."""
@@ -163,22 +184,6 @@ _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
 ]
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens. Signals are `lifecycle`'s business."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _uvicorn_config(app: App, drain_s: float) -> uvicorn.Config:

@@ -226,6 +226,7 @@ class Generation(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     ROUTER_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     key: _builtins.int
     """names the request in this router's step batches"""
@@ -236,6 +237,8 @@ class Generation(_message.Message):
     """tenants with different salts share no blocks"""
     timeout_ms: _builtins.int
     router_id: _builtins.str
+    traceparent: _builtins.str
+    """W3C; empty where nobody traces"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """the prompt, then the output tokens of earlier attempts"""
@@ -254,10 +257,11 @@ class Generation(_message.Message):
         cache_salt: _builtins.bytes = ...,
         timeout_ms: _builtins.int = ...,
         router_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "key", b"key", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "router_id", b"router_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "key", b"key", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "router_id", b"router_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +397,11 @@ class Load(_message.Message):
     STEP_COST_FIELD_NUMBER: _builtins.int
     NUM_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_RESERVED_FIELD_NUMBER: _builtins.int
     state: Global___NodeState.ValueType
     num_steps: _builtins.int
@@ -412,6 +421,16 @@ class Load(_message.Message):
     """of running and reserved requests: prompt and output so far"""
     max_num_batched_tokens: _builtins.int
     """in one step"""
+    num_cached_blocks: _builtins.int
+    """For those who look on; counts are since the node started.
+    free ones that hold a prefix
+    """
+    num_preemptions: _builtins.int
+    num_prompt_tokens: _builtins.int
+    """of requests that began here"""
+    num_cached_tokens: _builtins.int
+    """of them, found in the prefix cache"""
+    num_output_tokens: _builtins.int
     num_reserved: _builtins.int
     """requests that have their blocks, and whose KV is on its way"""
     @_builtins.property
@@ -431,11 +450,16 @@ class Load(_message.Message):
         step_cost: Global___StepCost | None = ...,
         num_context_tokens: _builtins.int = ...,
         max_num_batched_tokens: _builtins.int = ...,
+        num_cached_blocks: _builtins.int = ...,
+        num_preemptions: _builtins.int = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_cached_tokens: _builtins.int = ...,
+        num_output_tokens: _builtins.int = ...,
         num_reserved: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step_cost", b"step_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_num_batched_tokens", b"max_num_batched_tokens", "num_blocks", b"num_blocks", "num_context_tokens", b"num_context_tokens", "num_free_blocks", b"num_free_blocks", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "num_waiting_tokens", b"num_waiting_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "state", b"state", "step_cost", b"step_cost", "step_s", b"step_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_num_batched_tokens", b"max_num_batched_tokens", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_cached_tokens", b"num_cached_tokens", "num_context_tokens", b"num_context_tokens", "num_free_blocks", b"num_free_blocks", "num_output_tokens", b"num_output_tokens", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "num_reserved", b"num_reserved", "num_running", b"num_running", "num_steps", b"num_steps", "num_waiting", b"num_waiting", "num_waiting_tokens", b"num_waiting_tokens", "prefill_tokens_per_s", b"prefill_tokens_per_s", "state", b"state", "step_cost", b"step_cost", "step_s", b"step_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

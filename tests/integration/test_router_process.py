@@ -120,3 +120,49 @@ def test_keys_come_from_the_environment(redis_url, model_dir):
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 0
         assert "canary" not in process.stderr.read()
+
+
+def test_the_admin_port_wants_a_key_and_gives_a_cookie_for_it(redis_url, model_dir):
+    flags = ("--model", model_dir, "--port", 0, "--node-id", "router-7")
+    with started(redis_url, *flags, BATON_API_KEY="sk-canary", BATON_SERVICE_TOKEN="tok-canary") as (process, facts):
+        admin = facts["metrics"].removeprefix("http://").removesuffix("/metrics")
+        for path in ("/metrics", "/admin/fleet", "/admin/router", "/admin/trace/x", "/nothing"):
+            assert get(admin, path)[0] == 401, path
+            assert get(admin, path, Authorization="Bearer sk-wrong")[0] == 401, path
+        assert b"Sign in" in get(admin, "/dashboard")[1]  # sent on to the login
+        assert post(admin, "/login", {"key": "sk-wrong"})[0] == 401
+        assert post(admin, "/login", ["sk-canary"])[0] == 400
+        status, cookie = post(admin, "/login", {"key": "sk-canary"})
+        assert (status, "sk-canary" in cookie) == (200, False)
+        cookie = cookie.partition(";")[0]
+        assert b"Time to first token" in get(admin, "/dashboard", Cookie=cookie)[1]
+        fleet = json.loads(get(admin, "/admin/fleet", Cookie=cookie)[1])
+        assert fleet["bottleneck"] == {"pool": "down", "words": "No decode node is ready."}
+        assert fleet["routers"][0]["node_id"].startswith("router-7.")
+        assert b'role="router"' in get(admin, "/metrics", Authorization="Bearer tok-canary")[1]
+        assert get(admin, "/admin/trace/unknown", Cookie=cookie)[0] == 404
+        assert get(admin, "/nothing", Cookie=cookie)[0] == 404
+        assert post(admin, "/admin/fleet", {}, Cookie=cookie)[0] == 405
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+        assert "canary" not in process.stderr.read()
+
+
+def test_an_open_admin_port_is_for_this_host_alone(redis_url, model_dir):
+    with started(redis_url, "--model", model_dir, "--port", 0) as (_, facts):
+        admin = facts["metrics"].removeprefix("http://").removesuffix("/metrics")
+        assert get(admin, "/admin/fleet")[0] == 200
+        assert get(admin, "/admin/fleet", Host="rebound.example")[0] == 403
+    said = failure(redis_url, "--model", model_dir, "--port", 0, "--admin-host", "0.0.0.0")
+    assert "admin port" in said
+
+
+def post(address, path, body, **headers):
+    """Status, and the cookie that was set."""
+    headers |= {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://{address}{path}", json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.headers.get("Set-Cookie", "")
+    except urllib.error.HTTPError as error:
+        return error.code, ""

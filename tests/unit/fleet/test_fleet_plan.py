@@ -50,6 +50,7 @@ def test_every_flag_of_the_fleet_that_a_node_has_is_passed_on():
     elsewhere = {"model", "served_model_name", "num_threads", "host", "port", "redis_url", "device"}
     changed = {"dtype": "float16", "kv_memory": "1MiB", "transport": "ucx", "log_level": "error"}
     changed |= {"quantization": "int8", "deterministic": False, "cuda_graphs": False}
+    changed |= {"log_format": "json", "otlp_endpoint": "http://collector:4318"}
     for name in shared - elsewhere:
         value = changed.get(name, 24)
         node = parsed(a_plan(**{name: value}).node("prefill", 0, 1).argv, NodeConfig)

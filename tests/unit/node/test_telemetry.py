@@ -11,18 +11,18 @@ from prometheus_client import CollectorRegistry, Counter
 
 from baton import telemetry
 from baton.errors import ConfigError
+from baton.exposition import Exposition
 from baton.telemetry import MetricsServer
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+def logged() -> Iterator[Callable[..., str]]:
     root = logging.getLogger()
     before, level, raising = root.handlers[:], root.level, logging.raiseExceptions
 
     def log(log_format: str, message: str, **extra: str) -> str:
-        monkeypatch.setenv("BATON_LOG_FORMAT", log_format)
         stream = io.StringIO()
-        telemetry.log_to_stderr("info", stream)
+        telemetry.log_to_stderr("info", log_format, stream)
         logging.getLogger("room").info(message, extra=extra)
         logging.getLogger("room").debug("too fine")
         return stream.getvalue()
@@ -41,7 +41,7 @@ def test_json_lines(logged: Callable[..., str]) -> None:
 
 
 def test_one_liners(logged: Callable[..., str]) -> None:
-    assert logged("console", "ready", request_id="r1").endswith(" info    room: ready [r1]\n")
+    assert logged("text", "ready", request_id="r1").endswith(" info    room: ready [r1]\n")
 
 
 def get(url: str, token: str = "") -> tuple[int, str]:
@@ -63,7 +63,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.mark.anyio
 async def test_metrics_on_loopback_need_no_token(registry: CollectorRegistry) -> None:
-    server = MetricsServer("127.0.0.1", 0, "secret", registry)
+    server = MetricsServer("127.0.0.1", 0, "secret", Exposition(registry=registry))
     url = await server.start()
     status, body = await anyio.to_thread.run_sync(get, url)
     assert (status, "seen_total 3.0" in body) == (200, True)
@@ -73,7 +73,7 @@ async def test_metrics_on_loopback_need_no_token(registry: CollectorRegistry) ->
 
 @pytest.mark.anyio
 async def test_metrics_beyond_loopback_want_the_token(registry: CollectorRegistry) -> None:
-    server = MetricsServer("0.0.0.0", 0, "Secret", registry)
+    server = MetricsServer("0.0.0.0", 0, "Secret", Exposition(registry=registry))
     url = (await server.start()).replace("0.0.0.0", "127.0.0.1")
     statuses = [(await anyio.to_thread.run_sync(get, url, token))[0] for token in ("", "wrong", "secret", "Secret")]
     assert statuses == [401, 401, 401, 200]
@@ -87,8 +87,8 @@ def test_metrics_beyond_loopback_without_a_token_are_refused() -> None:
 
 @pytest.mark.anyio
 async def test_a_taken_port_is_a_config_error(registry: CollectorRegistry) -> None:
-    server = MetricsServer("127.0.0.1", 0, "", registry)
+    server = MetricsServer("127.0.0.1", 0, "", Exposition(registry=registry))
     port = int((await server.start()).split(":")[2].split("/")[0])
     with pytest.raises(ConfigError, match=str(port)):
-        await MetricsServer("127.0.0.1", port, "", registry).start()
+        await MetricsServer("127.0.0.1", port, "", Exposition(registry=registry)).start()
     await server.stop()

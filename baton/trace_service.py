@@ -1,0 +1,22 @@
+"""Trace.Find: a node's part in where a request's time went."""
+
+from typing import Any
+
+from grpc import aio
+
+from baton.timeline import MAX_PARTS, TimelineBook
+from baton.v1 import trace_pb2, trace_pb2_grpc
+
+
+class TraceService(trace_pb2_grpc.TraceServicer):
+    """The servicer; the node's own service fills the book."""
+
+    def __init__(self, node_id: str, book: TimelineBook) -> None:
+        self._node_id, self._book = node_id, book
+
+    async def Find(  # noqa: N802
+        self, request: trace_pb2.TraceRequest, context: aio.ServicerContext[Any, Any]
+    ) -> trace_pb2.TraceReply:
+        """All attempts that this node remembers."""
+        found = [timeline for request_id in request.request_ids[:MAX_PARTS] for timeline in self._book.find(request_id)]
+        return trace_pb2.TraceReply(timelines=[timeline.to_proto(self._node_id) for timeline in found])

@@ -1,0 +1,159 @@
+"""`python -m fleet.reference`: writes docs/reference from the code, so that it says what the code says.
+
+    metrics.md   every metric, where it is exposed, its labels and what it means
+    flags.md     every flag of every command that has some, with its variable and default
+    errors.md    every error that a client can meet, with status, type and code
+
+`--check` writes nothing and exits with 1 where a page differs.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import REGISTRY
+from prometheus_client.metrics import MetricWrapperBase
+
+from baton import gpu_metrics, redis_client
+from baton.config import described
+from baton.errors import BatonError
+from baton.settings import FleetConfig, NodeConfig, RouterConfig
+
+FOLDER = Path(__file__).parent.parent / "docs" / "reference"
+
+_NOTE = "<!-- Written by `python -m fleet.reference`. -->"
+# Where metrics are made -> who exposes them.
+_ROUTER_ROOMS, _NODE_ROOMS = ("router",), ("baton.node_load", "kv_transfer", "engine", "prefill_node", "decode_node")
+_IMPORTED = ("router.server", "prefill_node.node", "decode_node.node")
+_CONFIGS = {"baton up": FleetConfig, "baton router": RouterConfig, "baton prefill, baton decode": NodeConfig}
+_NEVER_SEEN = {"cancelled", "node_unavailable", "transfer_failed", "layout_mismatch", "client_gone"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the pages, or check them; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fleet.reference")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs")
+    differing = []
+    check = parser.parse_args(argv).check
+    for name, text in pages().items():
+        path = FOLDER / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        differing.append(name)
+        if not check:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if check and differing:
+        print(f"docs/reference: {', '.join(differing)} not as the code has it: run python -m fleet.reference")
+    return int(check and bool(differing))
+
+
+def pages() -> dict[str, str]:
+    """Name to content."""
+    return {"metrics.md": _metrics_page(), "flags.md": _flags_page(), "errors.md": _errors_page()}
+
+
+def metrics() -> Iterator[tuple[str, str, str, tuple[str, ...], str]]:
+    """(name as scraped, type, who exposes it, labels of its own, meaning) of each."""
+    for module in _IMPORTED:
+        importlib.import_module(module)
+    owners = _owners()
+    for metric in sorted(set(REGISTRY._collector_to_names), key=str):
+        if isinstance(metric, MetricWrapperBase) and metric._name.startswith("baton_"):
+            kind = str(metric._type)
+            name = f"{metric._name}_total" if kind == "counter" else metric._name
+            yield name, kind, owners.get(id(metric), "all"), tuple(metric._labelnames), metric._documentation
+    for name, text in gpu_metrics.FAMILIES.items():
+        yield name, "gauge", "nodes with a GPU", ("gpu",), text
+
+
+def _owners() -> dict[int, str]:
+    """Who exposes a metric, by the room of the module that made it: the first one that holds it."""
+    found: dict[int, str] = {}
+    for name, module in sorted(sys.modules.items()):
+        who = "routers" if _in(name, _ROUTER_ROOMS) else "nodes" if _in(name, _NODE_ROOMS) else ""
+        for value in list(vars(module).values()) if who else ():
+            inner = getattr(value, "_metric", value)  # a TokenCount wraps one
+            if isinstance(inner, MetricWrapperBase) and not _is_shared(inner):
+                found.setdefault(id(inner), who)
+    return found
+
+
+def _is_shared(metric: MetricWrapperBase) -> bool:
+    return any(metric is value for value in vars(redis_client).values())
+
+
+def _in(name: str, rooms: Iterable[str]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+def _metrics_page() -> str:
+    rows = sorted(set(metrics()), key=lambda row: (row[2] != "routers", row[2] != "nodes", row[2], row[0]))
+    intro = (
+        "Each process serves `GET /metrics`: nodes on `--metrics-port`, routers on the admin port, and on the HTTP "
+        "port as well. Every metric below also carries `role` (`router`, `prefill`, `decode`) and `node_id` of its "
+        "process. Those of requests' times carry exemplars with the `request_id`, for scrapers that accept OpenMetrics."
+    )
+    table = _table(
+        ("metric", "type", "of", "labels", "says"),
+        (
+            (f"`{n}`", kind, who, ", ".join(f"`{label}`" for label in labels), text)
+            for n, kind, who, labels, text in rows
+        ),
+    )
+    return f"{_NOTE}\n\n# Metrics\n\n{intro}\n\n{table}\n"
+
+
+def _flags_page() -> str:
+    parts = [_NOTE, "", "# Flags", "", "A flag wins over its variable, which wins over the default.", ""]
+    for command, config in _CONFIGS.items():
+        rows = [
+            (f"`--{name.replace('_', '-')}`" if not flag.secret else "", f"`{env}`", _shown(default), flag.description)
+            for name, env, default, flag in described(config)
+        ]
+        parts += [f"## {command}", "", _table(("flag", "variable", "default", "says"), rows), ""]
+    return "\n".join(parts)
+
+
+def _errors_page() -> str:
+    importlib.import_module("router.server")
+    rows = sorted(
+        (str(kind.status), f"`{kind.type}`", f"`{kind.code}`", _first_sentence(kind.__doc__))
+        for kind in _kinds(BatonError)
+        if "code" in vars(kind) and kind.code not in _NEVER_SEEN and _in(kind.__module__, ("baton", "router"))
+    )
+    intro = (
+        'Each error is `{"error": {"message", "type", "param", "code"}}`, with an `x-request-id`; 429 and 503 say '
+        "`Retry-After`. In a stream that has begun it is one `data:` event, and no `[DONE]` follows."
+    )
+    rows.append(("500", "`server_error`", "`internal_error`", "Something that nobody foresaw; the log says what."))
+    return f"{_NOTE}\n\n# Errors\n\n{intro}\n\n{_table(('status', 'type', 'code', 'means'), rows)}\n"
+
+
+def _kinds(root: type[BatonError]) -> Iterator[type[BatonError]]:
+    """All of the tree, without its root."""
+    for kind in root.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+def _first_sentence(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def _shown(default: Any) -> str:
+    if default in ("", ()):
+        return ""
+    return f"`{'on' if default is True else 'off' if default is False else default}`"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

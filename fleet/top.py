@@ -1,0 +1,144 @@
+"""`baton top`: the dashboard in a terminal, once a second; `--once` prints it and ends, for pipes and programs."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fleet import admin_client
+from fleet.admin_client import AdminClient
+
+_WIDTH = 150  # where there is no terminal to measure
+_SPARKS = "▁▂▃▄▅▆▇█"
+_NUM_SPARKS = 40
+_COLORS = {"prefill": "dark_orange", "decode": "deep_sky_blue3", "router": "medium_purple"}
+_STATES = {"ready": "green", "draining": "yellow", "starting": "yellow", "stuck": "red", "lost": "red"}
+_VERDICTS = {"none": "green", "prefill": "dark_orange", "decode": "deep_sky_blue3", "down": "red"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to look, and how often."""
+    parser.add_argument("--once", action="store_true", help="print it once and end")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between looks (default: 1)")
+    admin_client.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Until Ctrl-C; with --once, or where nobody watches, one look."""
+    client = AdminClient.from_args(args)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    if args.once or not sys.stdout.isatty():
+        console.print(render(client.get("/admin/fleet")))
+        return 0
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(render(client.get("/admin/fleet")), refresh=True)
+            time.sleep(max(args.interval, 0.2))
+
+
+def render(fleet: dict[str, Any]) -> RenderableType:
+    """What `/admin/fleet` says."""
+    verdict = fleet["bottleneck"]
+    models = ", ".join(fleet["models"])
+    redis = "" if fleet["redis"]["answers"] else "   Redis does not answer"
+    return Group(
+        Text.assemble(("Baton ", "bold"), models, (redis, "red")),
+        Text.assemble(("● ", _VERDICTS[verdict["pool"]]), verdict["words"]),
+        Text(""),
+        _now(fleet["now"], fleet["history"]),
+        Text(""),
+        _services(fleet),
+        _transfers(fleet["transfers"]),
+    )
+
+
+def _now(now: dict[str, Any], history: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    hits = now["cache_hit_ratio"]
+    rows = [
+        ("requests/s", f"{now['requests_per_s']:.1f}", history["requests_per_s"]),
+        ("output tok/s", f"{now['output_tokens_per_s']:.0f}", history["output_tokens_per_s"]),
+        ("TTFT ms", _percentiles(now["ttft_ms"]), [row[0] for row in history["ttft_ms"]]),
+        ("TPOT ms", _percentiles(now["tpot_ms"]), [row[0] for row in history["tpot_ms"]]),
+        ("cache hits", "-" if hits is None else f"{hits:.0%}", None),
+        ("errors/s", f"{now['errors_per_s']:.2f} ({now['refused_per_s']:.2f} refused)", history["errors_per_s"]),
+    ]
+    for name, value, column in rows:
+        table.add_row(Text(name, "dim"), Text(value, "bold"), Text("" if column is None else sparks(column), "dim"))
+    return table
+
+
+def _services(fleet: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("NODE", "STATE", "KV", ""):
+        table.add_column(name, no_wrap=True)
+    for name in ("RUN", "WAIT", "OUT TOK/S", "PROMPT TOK/S", "HITS", "STEP MS", "PREEMPT/MIN", "EPOCH"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for router in fleet["routers"]:
+        state = router["state"] if router["answers"] else "lost"
+        in_flight, waiting, rate = (router.get(key) for key in ("num_in_flight", "num_waiting", "requests_per_s"))
+        table.add_row(
+            _name(router["node_id"], "router"),
+            Text(state, _STATES.get(state, "")),
+            "",
+            "",
+            _text(in_flight),
+            _text(waiting),
+            "-" if rate is None else f"{rate:.1f} req/s",
+        )
+    for node in fleet["nodes"]:
+        hits = node["cache_hit_ratio"]
+        table.add_row(
+            _name(node["node_id"], node["role"]),
+            Text(node["state"], _STATES.get(node["state"], "")),
+            Text(_bar(node["kv_usage"]), _COLORS.get(node["role"], "")),
+            f"{node['kv_usage']:.0%}",
+            str(node["num_running"]),
+            str(node["num_waiting"]),
+            f"{node['output_tokens_per_s']:.0f}",
+            f"{node['prompt_tokens_per_s']:.0f}",
+            "-" if hits is None else f"{hits:.0%}",
+            f"{node['step_ms']:.1f}",
+            f"{node['preemptions_per_min']:.0f}",
+            str(node["epoch"]),
+        )
+    return table
+
+
+def _transfers(transfers: Sequence[dict[str, Any]]) -> Text:
+    if not transfers:
+        return Text("no KV transfers of late", "dim")
+    told = (f"{t['prefill']} → {t['decode']} {t['bytes_per_s'] / 1e6:.2f} MB/s" for t in transfers)
+    return Text("KV  " + "   ".join(told), "dim")
+
+
+def sparks(column: Sequence[float | None]) -> str:
+    """The last values as a row of bars; blanks where there are none."""
+    values = list(column)[-_NUM_SPARKS:]
+    top = max((value for value in values if value), default=0)
+    if not top:
+        return ""
+    return "".join(" " if v is None else _SPARKS[round((len(_SPARKS) - 1) * v / top)] for v in values)
+
+
+def _percentiles(values: Sequence[float | None]) -> str:
+    return " / ".join("-" if value is None else f"{value:g}" for value in values) + "  p50/p95/p99"
+
+
+def _bar(share: float, width: int = 16) -> str:
+    full = round(share * width)
+    return "█" * full + "░" * (width - full)
+
+
+def _name(node_id: str, role: str) -> Text:
+    return Text.assemble(("▌", _COLORS.get(role, "")), node_id.partition(".")[0])
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,89 @@
+"""`baton trace REQUEST_ID`: where a request's time went, as a timeline of all processes that had to do with it."""
+
+import argparse
+import json
+import sys
+from typing import Any
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fleet import admin_client
+from fleet.admin_client import AdminClient
+
+_WIDTH = 150
+_BAR = 36  # characters
+_HIDDEN = {"attempt"}  # said only where there was more than one
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which request."""
+    parser.add_argument("request_id", help="the x-request-id of an answer")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    admin_client.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; exit code 1 where no router remembers the request."""
+    found = AdminClient.from_args(args).get(f"/admin/trace/{quote(args.request_id, safe='')}")
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found, Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False))
+    return 0
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """As a table, one event a row."""
+    facts = ", ".join(f"{name} {value}" for name, value in found["attributes"].items())
+    over = "" if found["complete"] else " so far"
+    console.print(
+        Text.assemble((f"{found['name']}  ", "bold"), f"{1000 * found['total_s']:.1f} ms{over}", (f"  {facts}", "dim"))
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, justify in (("AT MS", "right"), ("TOOK MS", "right"), ("WHERE", "left"), ("WHAT", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type] # one of its literals
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    several = len({e["attributes"].get("attempt") for e in found["events"] if e["name"] == "route"}) > 1
+    for event in found["events"]:
+        table.add_row(*_row(event, found["total_s"], set() if several else _HIDDEN))
+    console.print(table)
+    if found["silent_nodes"]:
+        console.print(f"No word from {', '.join(found['silent_nodes'])}: gone, or restarted since.", style="yellow")
+
+
+def _row(event: dict[str, Any], total_s: float, hidden: set[str]) -> tuple[str, str, str, Text, str, Text]:
+    took_s = event["end_s"] - event["start_s"]
+    details = {key: value for key, value in event["attributes"].items() if key not in hidden}
+    return (
+        f"{1000 * event['start_s']:.1f}",
+        f"{1000 * took_s:.1f}" if took_s > 0 else "",
+        event["where"].partition(".")[0],
+        Text(event["name"], "bold"),
+        _bar(event["start_s"], event["end_s"], total_s),
+        Text(_details(details), "dim"),
+    )
+
+
+def _bar(start_s: float, end_s: float, total_s: float) -> str:
+    """Where in the whole it lies."""
+    if total_s <= 0:
+        return ""
+    first, last = (min(max(round(_BAR * at / total_s), 0), _BAR) for at in (start_s, end_s))
+    if last == first:
+        at = min(first, _BAR - 1)
+        return " " * at + ("▏" if end_s <= start_s else "▎") + " " * (_BAR - at - 1)
+    return " " * first + "█" * (last - first) + " " * (_BAR - last)
+
+
+def _details(attributes: dict[str, Any]) -> str:
+    return ", ".join(f"{name.removeprefix('num_')} {_value(name, value)}" for name, value in attributes.items())
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "num_bytes":
+        return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+    return str(value)

@@ -1,0 +1,73 @@
+"""The other routers of the fleet, asked over their admin ports: for what each has seen of late, and for traces."""
+
+import asyncio
+import contextlib
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from baton.registry import NodeRecord
+
+TIMEOUT_S = 0.8
+_MAX_BYTES = 4 * 2**20
+
+
+class Peers:
+    """All requests at once, each bounded; those that do not answer are left out."""
+
+    def __init__(self, router_id: str, service_token: str) -> None:
+        self._router_id, self._token = router_id, service_token
+
+    def others(self, services: list[NodeRecord]) -> list[NodeRecord]:
+        """The routers among them, this one left out."""
+        return [record for record in services if record.role == "router" and record.node_id != self._router_id]
+
+    async def recent(self, peers: list[NodeRecord]) -> dict[str, dict[str, Any]]:
+        """What each has seen of late, by its id."""
+        answers = await self._ask(peers, "/admin/router")
+        return {
+            peer.node_id: answer
+            for peer, answer in zip(peers, answers, strict=True)
+            if answer is not None and answer.get("router_id") == peer.node_id  # loopback of another host is not it
+        }
+
+    async def trace(self, peers: list[NodeRecord], request_id: str) -> dict[str, Any] | None:
+        """From the router that served the request."""
+        answers = await self._ask(peers, f"/admin/trace/{quote(request_id, safe='')}?here")
+        return next((answer for answer in answers if answer is not None), None)
+
+    async def _ask(self, peers: list[NodeRecord], path: str) -> list[dict[str, Any] | None]:
+        return await asyncio.gather(*(self._get(peer.metrics_url, path) for peer in peers))
+
+    async def _get(self, url: str, path: str) -> dict[str, Any] | None:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                body = await _fetch(url, path, self._token)
+            answer = msgspec.json.decode(body)
+        except (OSError, TimeoutError, ValueError, IndexError, asyncio.IncompleteReadError, msgspec.DecodeError):
+            return None
+        return answer if isinstance(answer, dict) else None
+
+
+async def _fetch(url: str, path: str, token: str) -> bytes:
+    """The body of a 200; ValueError for anything else."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{authorization}Connection: close\r\n\r\n".encode()
+        )
+        status = int((await reader.readline()).split()[1])
+        length = -1
+        while (line := (await reader.readline()).strip().lower()) != b"":
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        if status != 200 or not 0 <= length <= _MAX_BYTES:
+            raise ValueError(f"status {status}")
+        return await reader.readexactly(length)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

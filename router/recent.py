@@ -1,0 +1,136 @@
+"""The last minutes of this router, in slots of two seconds: what a dashboard draws, and what routers add up.
+
+Times go into buckets a tenth apart, so a percentile is right to 5 %, and slots of several routers can be added.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+SLOT_S = 2
+NUM_SLOTS = 150
+_SMALLEST_S = 1e-4
+_GROWTH = math.log(1.1)
+
+
+class Slot(msgspec.Struct):
+    """What happened in two seconds. Keys of `ttft` and `tpot` are buckets, those of `flows` `prefill>decode`."""
+
+    requests: int = 0
+    errors: int = 0  # the service's: 5xx, but not those who were told to come again
+    refused: int = 0  # 429, 503
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    ttft: dict[int, int] = {}
+    tpot: dict[int, int] = {}
+    flows: dict[str, tuple[int, int]] = {}  # bytes, transfers
+
+    def add(self, other: "Slot") -> None:
+        """Of another router, or another time."""
+        for name in ("requests", "errors", "refused", "prompt_tokens", "cached_tokens", "output_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, theirs in ((self.ttft, other.ttft), (self.tpot, other.tpot)):
+            for bucket, count in theirs.items():
+                mine[bucket] = mine.get(bucket, 0) + count
+        for pair, (num_bytes, num) in other.flows.items():
+            before = self.flows.get(pair, (0, 0))
+            self.flows[pair] = before[0] + num_bytes, before[1] + num
+
+
+class Recent:
+    """Written by those who serve requests; `slots` are read by those who look on."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._slots: deque[Slot] = deque([Slot()], maxlen=NUM_SLOTS)
+        self._number = self._now()
+
+    def slots(self) -> list[Slot]:
+        """The latest first; the first one is not over yet."""
+        self._current()
+        return list(reversed(self._slots))
+
+    def ttft(self, seconds: float) -> None:
+        """A first token was sent."""
+        _count(self._current().ttft, seconds)
+
+    def tpot(self, seconds: float) -> None:
+        """A choice has ended."""
+        _count(self._current().tpot, seconds)
+
+    def request(self, status: int, num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> None:
+        """A request has ended."""
+        slot = self._current()
+        slot.requests += 1
+        slot.refused += status in (429, 503)
+        slot.errors += status >= 500 and status != 503
+        slot.prompt_tokens += num_prompt_tokens
+        slot.output_tokens += num_output_tokens
+        slot.cached_tokens += num_cached_tokens
+
+    def transfer(self, prefill: str, decode: str, num_bytes: int) -> None:
+        """KV blocks went from one node to another."""
+        flows, pair = self._current().flows, f"{prefill}>{decode}"
+        before = flows.get(pair, (0, 0))
+        flows[pair] = before[0] + num_bytes, before[1] + 1
+
+    def _current(self) -> Slot:
+        now = self._now()
+        for _ in range(min(now - self._number, NUM_SLOTS)):
+            self._slots.append(Slot())
+        self._number = max(now, self._number)
+        return self._slots[-1]
+
+    def _now(self) -> int:
+        return int(self._clock() // SLOT_S)
+
+
+def merged(slots: Iterable[Slot]) -> Slot:
+    """All of them in one."""
+    total = Slot()
+    for slot in slots:
+        total.add(slot)
+    return total
+
+
+def percentiles_ms(buckets: dict[int, int], shares: Iterable[float] = (0.5, 0.95, 0.99)) -> list[float | None]:
+    """Milliseconds; None where nothing was counted."""
+    total = sum(buckets.values())
+    if not total:
+        return [None for _ in shares]
+    return [_ms(_at(buckets, min(math.ceil(share * total), total) - 1)) for share in shares]
+
+
+def to_json(slots: list[Slot]) -> list[Any]:
+    """As other routers read it."""
+    return [msgspec.to_builtins(slot, str_keys=True) for slot in slots]
+
+
+def from_json(value: Any) -> list[Slot]:
+    """Raises msgspec.ValidationError for what is none."""
+    return msgspec.convert(value, list[Slot], strict=False)[:NUM_SLOTS]
+
+
+def _at(buckets: dict[int, int], rank: int) -> int:
+    for bucket in sorted(buckets):
+        rank -= buckets[bucket]
+        if rank < 0:
+            return bucket
+    raise AssertionError("unreachable")
+
+
+def _ms(bucket: int) -> float:
+    return float(f"{1000 * _SMALLEST_S * math.exp((bucket + 0.5) * _GROWTH):.3g}")
+
+
+def _count(buckets: dict[int, int], seconds: float) -> None:
+    bucket = int(math.log(max(seconds, _SMALLEST_S) / _SMALLEST_S) / _GROWTH)
+    buckets[bucket] = buckets.get(bucket, 0) + 1
+
+
+RECENT = Recent()

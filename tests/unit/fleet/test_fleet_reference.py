@@ -1,0 +1,24 @@
+"""docs/reference says what the code says."""
+
+import subprocess
+import sys
+
+from fleet import reference
+
+
+def test_the_pages_are_as_the_code_has_them():
+    check = [sys.executable, "-m", "fleet.reference", "--check"]  # in a process of its own: nothing but our metrics
+    done = subprocess.run(check, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_page_that_differs_is_noticed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    monkeypatch.setattr(reference, "pages", lambda: {"flags.md": "new"})
+    (tmp_path / "flags.md").write_text("old")
+    assert reference.main(["--check"]) == 1
+    assert "flags.md" in capsys.readouterr().out
+    assert (tmp_path / "flags.md").read_text() == "old"
+    assert reference.main([]) == 0
+    assert (tmp_path / "flags.md").read_text() == "new"
+    assert reference.main(["--check"]) == 0
