@@ -647,7 +647,8 @@ async def test_a_crash_within_ucx_costs_a_transfer_and_no_token(router: Router, 
     with contextlib.suppress(aio.AioRpcError):
         while await run.read() is not aio.EOF:  # the first token, if it comes before the end
             pass
-    assert await run.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
+    # OK where nothing was under way yet: the transfer has waited for the new process
+    assert await run.code() in (grpc.StatusCode.OK, grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
     await router.cancel(generation)
     num_tokens = stream.num_tokens
     again = router.generation(prompt, 8, key=generation.key + 10_000, attempt=1)
