@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import msgspec
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from baton.errors import BatonError, Overloaded
 from baton.prefix_hash import BlockHash, block_hashes, root_hash
@@ -27,7 +27,6 @@ from router.running import Running
 
 RECHECK_S = 0.25  # nodes that were avoided come back without saying so
 
-_WAITING = Gauge("baton_router_requests_waiting", "Requests in line for a node")
 _REFUSED = Counter("baton_router_requests_refused", "Requests sent away instead of being placed", ["reason"])
 
 
@@ -164,7 +163,6 @@ class Placer:
         if len(self._queue) == 1:
             self._drain.begin(time.monotonic())
         self._wakes[id(entry)] = asyncio.Event()
-        _WAITING.set(len(self._queue))
         return entry
 
     async def _wait_for_turn(self, entry: Waiting, running: Running, hashes: "_Hashes") -> Placement:
@@ -187,7 +185,6 @@ class Placer:
     def _leave_line(self, entry: Waiting, *, is_served: bool) -> None:
         self._queue.remove(entry, is_served=is_served)
         self._wakes.pop(id(entry), None)
-        _WAITING.set(len(self._queue))
         self.nodes_changed()
 
     def _holds_back(self) -> bool:
