@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from baton.v1 import (
     types_pb2,
 )
 from engine import random_checkpoint
+from tests.metrics_page import samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -80,16 +80,13 @@ class NodeProcess:
     def address(self) -> str:
         return str(self.facts["address"])
 
-    def metric(self, name: str) -> float:
-        with urllib.request.urlopen(self.facts["metrics_url"], timeout=5) as response:
-            for line in response.read().decode().splitlines():
-                if line.startswith(name + " "):
-                    return float(line.rpartition(" ")[2])
-        raise AssertionError(f"no metric {name}")
+    def metric(self, name: str, **labels: str) -> float:
+        ((label, value),) = labels.items() or (("role", self.facts["role"]),)
+        return samples(self.facts["metrics_url"], name, label)[value]
 
     def held(self) -> tuple[float, float]:
         """(running, leased) blocks"""
-        return tuple(self.metric(f'baton_kv_blocks{{state="{state}"}}') for state in ("running", "leased"))  # type: ignore[return-value]
+        return tuple(self.metric("baton_kv_blocks", state=state) for state in ("running", "leased"))  # type: ignore[return-value]
 
     def end(self) -> int:
         self.process.kill()
@@ -186,6 +183,16 @@ class Router:
         assert finished.reason == types_pb2.FINISH_REASON_LENGTH, finished
         tokens = self.tokens(generation.key, generation.attempt) | {first.first_token.index: first.first_token.token_id}
         return [tokens[index] for index in sorted(tokens)]
+
+    async def run_apart_at_last(self, generations: Iterator[types_pb2.Generation]) -> list[int]:
+        """As a router would: attempt after attempt, while the pair cannot exchange blocks."""
+        async with asyncio.timeout(_WAIT_S):
+            for generation in generations:
+                try:
+                    return await self.run_apart(generation)
+                except aio.AioRpcError:
+                    await self.cancel(generation)
+        raise AssertionError("no attempt is left")
 
     async def run_together(self, generation: types_pb2.Generation) -> list[int]:
         await self.generate(generation)
@@ -369,8 +376,8 @@ async def test_a_cancel_that_comes_before_its_reservation(router: Router) -> Non
 
 
 async def test_reservations_wait_for_blocks_in_order_and_can_be_cancelled(router: Router) -> None:
-    num_blocks = int(await asyncio.to_thread(router.decode_node.metric, 'baton_kv_blocks{state="free"}'))
-    num_blocks += int(await asyncio.to_thread(router.decode_node.metric, 'baton_kv_blocks{state="cached"}'))
+    num_blocks = int(await asyncio.to_thread(partial(router.decode_node.metric, "baton_kv_blocks", state="free")))
+    num_blocks += int(await asyncio.to_thread(partial(router.decode_node.metric, "baton_kv_blocks", state="cached")))
     granted = []
     while num_blocks > 0:
         num_tokens = BLOCK * min(num_blocks, 31)
@@ -651,8 +658,8 @@ async def test_a_crash_within_ucx_costs_a_transfer_and_no_token(router: Router, 
     assert await run.code() in (grpc.StatusCode.OK, grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
     await router.cancel(generation)
     num_tokens = stream.num_tokens
-    again = router.generation(prompt, 8, key=generation.key + 10_000, attempt=1)
-    assert await router.run_apart(again) == await router.run_together(router.generation(prompt, 8))
+    again = (router.generation(prompt, 8, key=generation.key + 10_000 * i, attempt=i) for i in range(1, 100))
+    assert await router.run_apart_at_last(again) == await router.run_together(router.generation(prompt, 8))
     await router.wait_for(lambda: stream.num_tokens > num_tokens)
     await stream.end()
     assert stream.longest_gap_s < 2

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from baton.request import SamplingParams
 from engine import random_checkpoint
 from router.dispatch import DispatchConfig, Dispatcher
 from router.job import Job
+from tests.metrics_page import samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(110)]
 
@@ -67,10 +67,7 @@ def decode_metrics(tmp_path: Path, redis_server: Any) -> Iterator[str]:
 
 
 def blocks(metrics_url: str) -> dict[str, float]:
-    with urllib.request.urlopen(metrics_url, timeout=5) as response:
-        lines = response.read().decode().splitlines()
-    named = (line.removeprefix('baton_kv_blocks{state="').split('"} ') for line in lines if "baton_kv_blocks{" in line)
-    return {name: float(value) for name, value in named}
+    return samples(metrics_url, "baton_kv_blocks", "state")
 
 
 def submit(router: Dispatcher, prompt: list[int]) -> Sink:
