@@ -35,7 +35,7 @@ class Server:
             frames.Connect: self._connect,
             frames.Admit: lambda order: self._with_link(order.link, Link.admit),
             frames.Beat: lambda order: self._with_link(order.link, Link.beat),
-            frames.Close: lambda order: self._with_link(order.link, Link.close),
+            frames.Close: self._close,
             frames.Send: self._send,
             frames.Receive: self._receive,
             frames.Drop: self._drop,
@@ -84,6 +84,13 @@ class Server:
             self._node.put(frames.Gone(order.link, str(error)[:MAX_TEXT_CHARS]))
         else:
             self._new_link(order.link, endpoint).say_hello(order.secret)
+
+    def _close(self, order: frames.Close) -> None:
+        """Always answered with Gone, be it a second time: the link may have gone while the order was under way."""
+        if link := self._links.get(order.link):
+            link.close()
+        else:
+            self._node.put(frames.Gone(order.link))
 
     def _open_accepted(self) -> None:
         while self._accepted:

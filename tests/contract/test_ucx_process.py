@@ -69,6 +69,27 @@ def test_an_end_in_the_middle_of_a_transfer(side: str, end: signal.Signals):
     run(main())
 
 
+def test_the_end_of_one_process_is_not_the_end_of_its_peers():
+    """Each closes its connection to it, and goes on: there are others."""
+
+    async def main():
+        async with pair("ucx") as p:
+            sender = p.sender(new_pool(1))
+            incoming = p.grant([1])
+            outgoing = sender.open(incoming.grant, [2])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+            victim, other = ucx_of(p.receiver), ucx_of(sender)
+            pid, closing = other.pid, other._process._closing
+            os.kill(victim.pid, signal.SIGKILL)
+            async with asyncio.timeout(NOTICED_S):
+                while sender._peers or closing:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert other.pid == pid
+
+    run(main())
+
+
 def test_a_process_that_dies_again_and_again_is_started_again():
     async def main():
         async with pair("ucx") as p:
