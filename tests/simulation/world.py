@@ -33,6 +33,7 @@ import kv_transfer.receiver
 import prefill_node.legs
 import prefill_node.node
 import router.prefix_replica
+from baton.node_load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS
 from kv_transfer.receiver import MAX_MESSAGE_BYTES
 from tests.simulation import threads
 from tests.simulation.fleet import Fleet
@@ -113,6 +114,8 @@ def _put_in_place(world: World, stack: contextlib.ExitStack) -> None:
             put(module, "make", lambda name, host: SimTransport(network))
     put(kv_transfer.digest, "_INLINE_BYTES", 64)
     _replace_defaults(stack, kv_transfer.receiver.KVReceiver, MAX_MESSAGE_BYTES, 100)  # short ones, so there are many
+    for count in (PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS):  # of the process: an earlier run has left its mark
+        put(count, "value", 0)
     put(engine.step_loop, "threading", threads.SimThreading)
     put(baton.node_shell, "MetricsServer", NoMetrics)
     put(baton.node_shell.reflection, "enable_server_reflection", lambda *args: None)
