@@ -17,7 +17,8 @@ namespace attention {
 
 constexpr int CHUNK = 256;                // keys
 constexpr int TILE = 48;                  // query rows
-constexpr int SCORED = ACCUMULATORS / 6;  // query rows that are scored at once, against W keys
+constexpr int SCORED = W > 8 ? 4 : 3;     // query rows that are scored at once, against W keys
+constexpr int DIRECT = 4;                 // query rows up to which keys are widened as they are scored
 constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
 constexpr int AHEAD_BYTES = 8192;         // of keys and values that are fetched before they are needed
 
@@ -79,15 +80,19 @@ INLINE void merge(State into, State from, int64_t rows, int64_t padded_dim) {
     }
 }
 
-// W keys as load_quads() finds them; and the same widened beforehand. Both give elements [8 * eighth, 8 * eighth + 8)
-// of keys j, j + 4, j + 8, ...
+// W keys as load_quads() finds them; and the same widened beforehand. Both give half a pair: elements
+// [8 * eighth, 8 * eighth + 8) of keys j, j + 4, j + 8, ...
 template <class T> struct Keys {
+    static constexpr int SUMS = W > 8 ? 16 : 8; // that stay in registers beside what it takes to widen
     const T *const *rows;
-    INLINE_MEMBER pair at(int eighth, int j) const { return load_quads(rows + j, 8 * eighth); }
+    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const { return load_half<HALF>(rows + j, 8 * eighth); }
 };
 struct WidenedKeys {
+    static constexpr int SUMS = ACCUMULATORS;
     const float *pairs;
-    INLINE_MEMBER pair at(int eighth, int j) const { return load_pair(pairs + (eighth * 4 + j) * 2 * W); }
+    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const {
+        return load(pairs + (eighth * 8 + j * 2 + HALF) * W);
+    }
 };
 
 template <class T> INLINE void widen(const T *const *rows, int head_dim, float *out) {
@@ -104,24 +109,37 @@ template <class T> INLINE void widen(const T *const *rows, int head_dim, float *
         }
 }
 
-// Scores of N rows, `stride` apart, against W keys.
-template <int N, class K> INLINE void score_rows(const float *q, int stride, K keys, int head_dim, float *scores) {
-    vf sums[N][4] = {};
-    for (int eighth = 0; eighth * 8 < head_dim; eighth++) {
-        pair k[4];
+// Half of the elements of an eighth: N rows against J of the four columns of W keys.
+template <int HALF, int N, int J, class K>
+INLINE void score_half(const float *q, int stride, K keys, int eighth, int first, vf (&sums)[N][J]) {
+    vf a[N];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) k[j] = keys.at(eighth, j);
+    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + eighth * 8 + HALF * 4);
 #pragma GCC unroll 4
-        for (int r = 0; r < N; r++) {
-            const vf a = repeat_quad(q + r * stride + eighth * 8), b = repeat_quad(q + r * stride + eighth * 8 + 4);
+    for (int j = 0; j < J; j++) {
+        const vf k = keys.template at<HALF>(eighth, first + j);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) sums[r][j] = fma(b, k[j].b, fma(a, k[j].a, sums[r][j]));
-        }
+        for (int r = 0; r < N; r++) sums[r][j] = fma(a[r], k, sums[r][j]);
     }
-    for (int r = 0; r < N; r++) store(scores + r * CHUNK, sum_quads(sums[r]));
 }
 
-template <class K, int N = SCORED>
+// Scores of N rows, `stride` apart, against W keys.
+template <int N, class K> INLINE void score_rows(const float *q, int stride, K keys, int head_dim, float *scores) {
+    constexpr int J = N * 4 <= K::SUMS ? 4 : 2;
+    vf of_row[N][4];
+    for (int first = 0; first < 4; first += J) {
+        vf sums[N][J] = {};
+        for (int eighth = 0; eighth * 8 < head_dim; eighth++) {
+            score_half<0>(q, stride, keys, eighth, first, sums);
+            score_half<1>(q, stride, keys, eighth, first, sums);
+        }
+        for (int r = 0; r < N; r++)
+            for (int j = 0; j < J; j++) of_row[r][first + j] = sums[r][j];
+    }
+    for (int r = 0; r < N; r++) store(scores + r * CHUNK, sum_quads(of_row[r]));
+}
+
+template <class K, int N>
 INLINE void score(int n, const float *q, int stride, K keys, int head_dim, float *scores) {
     if (n == N) score_rows<N>(q, stride, keys, head_dim, scores);
     else if constexpr (N > 1) score<K, N - 1>(n, q, stride, keys, head_dim, scores);
@@ -160,26 +178,53 @@ template <class T> INLINE void prefetch(const T *row, int head_dim) {
     for (int d = 0; d < head_dim; d += 64 / sizeof(T)) __builtin_prefetch(row + d);
 }
 
-// Weighted sum of values over keys [low, high) for N rows and P times 2W dimensions from `d` on. The first of these
-// loops that meets a value fetches the row that comes `ahead` later.
-template <class T, int N, int P>
-INLINE void weigh_rows(const float *weights, const T *const *values, int low, int high, int d, int head_dim, int ahead,
-                       float *acc, int stride) {
-    pair sums[N][P] = {};
-    for (int j = low; j < high; j++) {
-        if (ahead) prefetch(values[j + ahead], head_dim);
+// Adds 2W times P dimensions of a value to N sums, by their weights. What lies in registers beside the sums: the value
+// and a weight at a time, or all weights and a vector of the value at a time, where those are fewer.
+template <int N, int P, class T> INLINE void weigh_row(const float *weights, const T *value, pair (&sums)[N][P]) {
+    if constexpr (P == 1 || W > 8) {
         pair v[P];
 #pragma GCC unroll 4
-        for (int p = 0; p < P; p++) v[p] = load_pair(values[j] + d + p * 2 * W);
+        for (int p = 0; p < P; p++) v[p] = load_pair(value + p * 2 * W);
 #pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
-            vf w = splat(weights[r * CHUNK + j]);
+            const vf w = splat(weights[r * CHUNK]);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 sums[r][p].a = fma(w, v[p].a, sums[r][p].a);
                 sums[r][p].b = fma(w, v[p].b, sums[r][p].b);
             }
         }
+    } else {
+        vf w[N];
+#pragma GCC unroll 16
+        for (int r = 0; r < N; r++) w[r] = splat(weights[r * CHUNK]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++, value += 2 * W) {
+            const vf a = load_half<0>(value);
+#pragma GCC unroll 16
+            for (int r = 0; r < N; r++) sums[r][p].a = fma(w[r], a, sums[r][p].a);
+            const vf b = load_half<1>(read_again(value));
+#pragma GCC unroll 16
+            for (int r = 0; r < N; r++) sums[r][p].b = fma(w[r], b, sums[r][p].b);
+        }
+    }
+}
+
+// Weighted sum of values over keys [low, high) for N rows and P times 2W dimensions from `d` on, added to `acc` unless
+// they are the first. Each pass over a value's dimensions fetches its part of the row that comes `ahead` later, so that
+// memory is as busy in the last of them as in the first.
+template <class T, int N, int P>
+INLINE void weigh_rows(const float *weights, const T *const *values, int low, int high, int d, int ahead, float *acc,
+                       int stride, bool first) {
+    pair sums[N][P] = {};
+    for (int r = 0; r < N && !first; r++)
+        for (int p = 0; p < P; p++) {
+            const float *from = acc + r * stride + d + p * 2 * W;
+            sums[r][p] = {load(from), load(from + W)};
+        }
+    for (int j = low; j < high; j++) {
+        if (d * sizeof(T) % 64 == 0 && ahead) prefetch(values[j + ahead] + d, P * 2 * W);
+        weigh_row<N, P>(weights + j, values[j] + d, sums);
     }
     for (int r = 0; r < N; r++)
         for (int p = 0; p < P; p++) {
@@ -191,34 +236,36 @@ INLINE void weigh_rows(const float *weights, const T *const *values, int low, in
 // The last dimensions of a head that are no multiple of 2W.
 template <class T>
 INLINE void weigh_tail(int n, const float *weights, const T *const *values, int low, int high, int d, int tail,
-                       float *acc, int stride) {
+                       float *acc, int stride, bool first) {
     for (int r = 0; r < n; r++) {
+        float *to = acc + r * stride + d;
         pair sum = {};
+        if (!first) sum = {load(to), load(to + W)};
         for (int j = low; j < high; j++) {
             vf w = splat(weights[r * CHUNK + j]);
             pair v = load_pair(values[j] + d, tail);
             sum = {fma(w, v.a, sum.a), fma(w, v.b, sum.b)};
         }
-        store(acc + r * stride + d, sum.a);
-        store(acc + r * stride + d + W, sum.b);
+        store(to, sum.a);
+        store(to + W, sum.b);
     }
 }
 
 template <class T, int N = WEIGHED>
 INLINE void weigh(int n, const float *weights, const T *const *values, int low, int high, int head_dim, int ahead,
-                  float *acc, int stride) {
+                  float *acc, int stride, bool first) {
     if constexpr (N > 0) {
-        if (n != N) return weigh<T, N - 1>(n, weights, values, low, high, head_dim, ahead, acc, stride);
+        if (n != N) return weigh<T, N - 1>(n, weights, values, low, high, head_dim, ahead, acc, stride, first);
         int d = 0;
         auto some = [&](auto panels) {
             constexpr int P = decltype(panels)::value;
             for (; d + P * 2 * W <= head_dim; d += P * 2 * W)
-                weigh_rows<T, N, P>(weights, values, low, high, d, head_dim, d ? 0 : ahead, acc, stride);
+                weigh_rows<T, N, P>(weights, values, low, high, d, ahead, acc, stride, first);
         };
         if constexpr (N * 8 <= ACCUMULATORS) some(std::integral_constant<int, 4>());
         if constexpr (N * 4 <= ACCUMULATORS) some(std::integral_constant<int, 2>());
         some(std::integral_constant<int, 1>());
-        if (d < head_dim) weigh_tail(n, weights, values, low, high, d, head_dim - d, acc, stride);
+        if (d < head_dim) weigh_tail(n, weights, values, low, high, d, head_dim - d, acc, stride, first);
     }
 }
 
@@ -276,15 +323,16 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
     const T *const *values = work.rows + locate(c, t, start, high, next, work);
     for (int j = low / W * W; j < high; j += W) {
         for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
-        if (t.num_rows <= SCORED && head_dim % 8 == 0) {
-            score(t.num_rows, work.q, stride, Keys<T>{work.rows + j}, head_dim, work.scores + j);
+        if (t.num_rows <= DIRECT && head_dim % 8 == 0) {
+            score<Keys<T>, DIRECT>(t.num_rows, work.q, stride, {work.rows + j}, head_dim, work.scores + j);
             continue;
         }
         widen(work.rows + j, head_dim, work.keys);
         for (int r = 0; r < t.num_rows; r += SCORED) {
             const int n = std::min(SCORED, t.num_rows - r);
             if (work.high[r + n - 1] > j)
-                score(n, work.q + r * stride, stride, WidenedKeys{work.keys}, head_dim, work.scores + r * CHUNK + j);
+                score<WidenedKeys, SCORED>(n, work.q + r * stride, stride, {work.keys}, head_dim,
+                                           work.scores + r * CHUNK + j);
         }
     }
     const int times = (t.num_rows + WEIGHED - 1) / WEIGHED;
@@ -295,8 +343,10 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
             if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
             softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r]);
         }
-        weigh(end - first, work.scores + first * CHUNK, values, work.low[first], work.high[end - 1], head_dim,
-              i ? 0 : ahead, state.acc + first * stride, stride);
+        const int low = work.low[first], high = work.high[end - 1];
+        for (int j = low; j < high || j == low; j += ahead)
+            weigh(end - first, work.scores + first * CHUNK, values, j, std::min(j + ahead, high), head_dim,
+                  i ? 0 : ahead, state.acc + first * stride, stride, j == low);
     }
 }
 

@@ -226,6 +226,21 @@ template <> INLINE_MEMBER pair load_pair(const int4 *p) {
     return {__builtin_convertvector((both & 15) - 8, vf), __builtin_convertvector((both >> 4) - 8, vf)};
 #endif
 }
+
+// The same address, but the compiler does not know that: it reads again rather than to keep what it has read. Where
+// sixteen registers hold hardly more than the sums, a load is cheaper than a sum that lies in memory.
+template <class T> INLINE const T *read_again(const T *p) {
+#if !defined(__AVX512F__)
+    asm("" : "+r"(p));
+#endif
+    return p;
+}
+// One vector of a pair.
+template <int HALF, class T> INLINE vf load_half(const T *p) {
+    const pair both = load_pair(p);
+    return HALF ? both.b : both.a;
+}
+
 template <class T> INLINE void store_pair(T *p, pair v) {
     store(p, v.a);
     store(p + W, v.b);
@@ -281,6 +296,11 @@ INLINE pair load_quads(const fp16 *const *rows, int d) {
         memcpy(second + 4 * i, rows[4 * i] + d + 4, 4 * sizeof(fp16));
     }
     return {load(first), load(second)};
+}
+// Half of what load_quads() gives.
+template <int HALF, class T> INLINE vf load_half(const T *const *rows, int d) {
+    const pair both = load_quads(read_again(rows), d);
+    return HALF ? both.b : both.a;
 }
 // Where element i < 8 goes, so that a quad of it meets the same element in load_quads().
 INLINE int place_in_quads(int i, const void *) { return i; }
