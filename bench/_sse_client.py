@@ -6,6 +6,7 @@ at, only when they come.
 
 import asyncio
 import json
+import ssl
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ class Stream:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     error: str = ""
+    timed_out: bool = False
 
     @property
     def ok(self) -> bool:
@@ -34,6 +36,11 @@ class Stream:
     def ttft_s(self) -> float:
         """Time to the first text."""
         return self.times[0] - self.began
+
+    @property
+    def e2e_s(self) -> float:
+        """Time to the last text."""
+        return self.times[-1] - self.began
 
     @property
     def tpot_s(self) -> float:
@@ -55,16 +62,22 @@ class StreamClient(asyncio.Protocol):
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stream = Stream(0.0)
         self._rest = b""
+        self._keeps = True
 
     @classmethod
-    async def connect(cls, host: str, port: int) -> "StreamClient":
-        """A client with an open connection."""
-        return (await asyncio.get_running_loop().create_connection(cls, host, port))[1]
+    async def connect(cls, host: str, port: int, tls: ssl.SSLContext | None = None) -> "StreamClient":
+        """A client with an open connection. OSError where there is nobody."""
+        return (await asyncio.get_running_loop().create_connection(cls, host, port, ssl=tls))[1]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another request can be sent on it."""
+        return self._transport is not None and not self._transport.is_closing() and self._keeps
 
     async def post(self, path: str, body: dict[str, Any], api_key: str, timeout_s: float) -> Stream:
         """Send a request, and return when its answer has ended or its time is up."""
         if self._transport is None or self._transport.is_closing():
-            return Stream(time.monotonic(), error="the server closed the connection")
+            return Stream(time.monotonic(), ended=time.monotonic(), error="the server closed the connection")
         data = json.dumps(body).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
@@ -79,7 +92,7 @@ class StreamClient(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 await self._done
         except TimeoutError:
-            stream.error = "timed out"
+            stream.error, stream.timed_out = "timed out", True
             self.close()
         stream.ended = time.monotonic()
         return stream
@@ -102,7 +115,11 @@ class StreamClient(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio.Protocol."""
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._stream.error = f"not HTTP: {error}"
+            self.close()
 
     def on_headers_complete(self) -> None:
         """Of httptools."""
@@ -117,6 +134,7 @@ class StreamClient(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Of httptools."""
+        self._keeps = self._parser.should_keep_alive()
         if self._stream.status != 200:
             self._stream.error = self._rest.decode(errors="replace")[:200]
         if not self._done.done():

@@ -1,169 +1,196 @@
-"""Load on any OpenAI endpoint: closed-loop concurrency, output tokens per second, TTFT, TPOT and ITL.
+"""Load on any OpenAI endpoint: open or closed loop; TTFT, TPOT, ITL, E2E, throughput, goodput, errors by code.
 
-    python -m bench.serve --url http://127.0.0.1:8000 --concurrency 1 8 32
+    baton bench serve --base-url http://127.0.0.1:8000 --concurrency 1 8 32
+    baton bench serve --rate 2 4 8 --burstiness 4 --slo-ttft-ms 500 --slo-tpot-ms 50 --html report.html
+    baton bench serve --trace trace.jsonl --trace-speed 2
 
-Prompts are random tokens (no two alike, so no prefix cache helps); answers are greedy and of full length. In front of
-Baton it also tells where TTFT goes, from the router's /metrics.
+Prompts are random tokens (no two alike, so no prefix cache helps, unless prefixes or turns are asked for); answers are
+greedy and of full length. In front of Baton it also tells where TTFT goes, from the router's /metrics.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
-import math
 import os
 import platform
 import random
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from rich.console import Console
+from rich.progress import Progress
+
+from baton.errors import BatonError, ConfigError
 from bench import _phases
-from bench._sse_client import Stream, StreamClient
+from bench._load import arrivals, lengths, workload
+from bench._load import report as reports
+from bench._load.driver import Driver
+from bench._load.figures import figures, timeline
+from bench._load.target import target_of
+from bench._load.workload import Conversation, Shape
+from bench._sse_client import Stream
+from router.simulated import trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run each concurrency once; exit code 1 where a request failed."""
+    """Run each load once; exit code 1 where a request failed."""
+    try:
+        return _main(argv)
+    except BatonError as error:
+        print(f"baton: error: {error.message}", file=sys.stderr)
+        return 2
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = parse(argv)
-    runs = [asyncio.run(measure(args, concurrency)) for concurrency in args.concurrency]
-    command = shlex.join(["python", "-m", "bench.serve", *(sys.argv[1:] if argv is None else argv)])
-    report = {"machine": machine(), "command": command, "runs": runs}
+    args.model = args.model or asyncio.run(args.target.first_model())
+    runs = []
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        for load in _loads(args):
+            task = progress.add_task(f"{load:g}", total=args.requests or None)
+            runs.append(asyncio.run(measure(args, load, lambda _, task=task: progress.advance(task))))  # type: ignore[misc]
+            progress.remove_task(task)
+    report = {
+        "machine": machine(),
+        "command": shlex.join(["baton", "bench", "serve", *(sys.argv[1:] if argv is None else argv)]),
+        "model": args.model,
+        "slo_ttft_s": args.slo_ttft_ms / 1000,
+        "slo_tpot_s": args.slo_tpot_ms / 1000,
+        "runs": runs,
+    }
+    if args.html:
+        reports.write_html(Path(args.html), report)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
-    print(_table(report))
+    print(reports.text(report))
     return 1 if any(run["failed"] for run in runs) else 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench.serve", description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="endpoint without /v1")
-    parser.add_argument("--model", default="", help="model name; the first that the endpoint lists")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--requests", type=int, default=0, help="of each concurrency; 0 is four rounds of it")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
-    parser.add_argument("--chat", metavar="TEXT", help="ask this by /v1/chat/completions, instead of random tokens")
-    parser.add_argument("--timeout-s", type=float, default=300.0)
-    parser.add_argument("--seed", type=int, help="of the prompts; without one, each run has its own")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    """Flags, with `target`, `prompt` and `output` made of them."""
+    parser = argparse.ArgumentParser(
+        prog="baton bench serve", description=__doc__.partition("\n")[0] if __doc__ else ""
+    )
+    add = parser.add_argument
+    add("--base-url", "--url", dest="url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
+    add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")
+    add("--model", default="", help="model name; the first that the endpoint lists")
+    loop = parser.add_mutually_exclusive_group()
+    loop.add_argument("--concurrency", type=int, nargs="+", help="closed loop: so many at a time; the default, 1 8 32")
+    loop.add_argument("--rate", type=float, nargs="+", help="open loop: conversations per second")
+    loop.add_argument("--trace", type=Path, help="open loop: requests of a trace in Mooncake's format, when they came")
+    add("--burstiness", type=float, default=1.0, help="of --rate: 1 is Poisson, more comes in bursts, 0 is even")
+    add("--trace-speed", type=float, default=1.0, help="times as fast as it was recorded")
+    add("--trace-shrink", type=int, default=1, help="divide the trace's lengths by this")
+    add("--requests", type=int, default=0, help="conversations of each load; 0: four rounds, 30 s, or all of a trace")
+    add("--prompt-tokens", default="128", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
+    add("--output-tokens", default="64", help="likewise")
+    add("--prefixes", type=int, default=0, help="begin prompts with one of so many shared prefixes, in turn")
+    add("--prefix-tokens", type=int, default=512, help="length of those")
+    add("--turns", type=int, default=1, help="requests of a conversation, each with all before it")
+    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
+    add("--chat", metavar="TEXT", default="", help="ask this by /v1/chat/completions, instead of random tokens")
+    add("--no-ignore-eos", action="store_true", help="for endpoints that do not know ignore_eos")
+    add(
+        "--slo-ttft-ms", type=float, default=0.0, help="goodput counts requests within this time to first token; 0: all"
+    )
+    add("--slo-tpot-ms", type=float, default=0.0, help="and within this time per output token")
+    add("--timeout-s", type=float, default=300.0, help="of a request")
+    add("--seed", type=int, help="of the prompts; without one, each run has its own")
+    add("--json", metavar="FILE", help="also write the figures there")
+    add("--html", metavar="FILE", help="also write a report with plots there")
     args = parser.parse_args(argv)
-    args.api_key = os.environ.get("BATON_API_KEY", "")
-    args.url = args.url.rstrip("/").removesuffix("/v1")
+    _check(args)
+    args.target = target_of(args.url, args.api_key_env)
+    args.prompt, args.output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
     return args
 
 
-async def measure(args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
-    parts = urlsplit(args.url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
-    draw = random.Random(args.seed)
-    model = args.model or await _first_model(host, port, args)
-    bodies = [_body(args, model, draw) for _ in range(args.requests or 4 * concurrency)]
-    before = await _phases.read(host, port, args.api_key)
+def _check(args: argparse.Namespace) -> None:
+    if not args.rate and not args.trace and not args.concurrency:
+        args.concurrency = [1, 8, 32]
+    if any(load <= 0 for load in [*(args.concurrency or ()), *(args.rate or ())]):
+        raise ConfigError("--concurrency, --rate: more than 0")
+    if args.burstiness < 0 or args.trace_speed <= 0 or args.trace_shrink < 1 or args.turns < 1:
+        raise ConfigError("--burstiness is 0 or more, --trace-speed above 0, --trace-shrink and --turns are 1 or more")
+    if args.vocab_size <= workload.FIRST_TOKEN:
+        raise ConfigError(f"--vocab-size: more than {workload.FIRST_TOKEN}")
+
+
+def _loads(args: argparse.Namespace) -> list[float]:
+    return [args.trace_speed] if args.trace else list(args.rate or args.concurrency)
+
+
+async def measure(
+    args: argparse.Namespace, load: float, on_done: Callable[[Stream], None] = lambda _: None
+) -> dict[str, Any]:
+    """The figures of one load: a concurrency, a rate, or the speed of a trace."""
+    target = args.target
+    shape = _shape(args, args.model or await target.first_model())
+    before = await _phases.read(target.host, target.port, target.api_key)
+    driver = Driver(target, args.timeout_s, on_done)
     began, cpu = time.monotonic(), time.process_time()
-    streams = await _closed_loop(args, host, port, concurrency, bodies)
+    name = await _drive(args, shape, load, driver)
     elapsed_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
-    phases = _phases.between(before, await _phases.read(host, port, args.api_key))
+    phases = _phases.between(before, await _phases.read(target.host, target.port, target.api_key))
+    slo = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
     return {
-        "concurrency": concurrency,
-        **figures(streams, elapsed_s),
+        "name": name,
+        **figures(driver.streams, elapsed_s, **slo),
+        "prompt_tokens_mean": args.prompt.mean,
+        "output_tokens_mean": args.output.mean,
         "client_cpu_s": round(cpu_s, 3),
+        "late_s": driver.late_s,
         "phases_s": phases,
+        "timeline": timeline(driver.streams, began),
     }
 
 
-async def _closed_loop(
-    args: argparse.Namespace, host: str, port: int, concurrency: int, bodies: list[dict[str, Any]]
-) -> list[Stream]:
-    """Every worker sends its next request when its last answer has ended."""
-    path = "/v1/chat/completions" if args.chat else "/v1/completions"
-    streams: list[Stream] = []
-
-    async def work() -> None:
-        client, is_used = await StreamClient.connect(host, port), False
-        while bodies:
-            body = bodies.pop()
-            stream = await client.post(path, body, args.api_key, args.timeout_s)
-            if is_used and not stream.status:  # servers may close a connection that lies idle
-                client = await StreamClient.connect(host, port)
-                stream = await client.post(path, body, args.api_key, args.timeout_s)
-            streams.append(stream)
-            is_used = True
-            if not stream.ok:
-                client.close()
-                client = await StreamClient.connect(host, port)
-        client.close()
-
-    await asyncio.gather(*(work() for _ in range(concurrency)))
-    return streams
+async def _drive(args: argparse.Namespace, shape: Shape, load: float, driver: Driver) -> str:
+    source = random.Random(args.seed)
+    if args.trace:
+        asked = workload.of_trace(trace.read(args.trace), shape, speed=args.trace_speed, shrink=args.trace_shrink)
+        await driver.open(_timed(itertools.islice(asked, args.requests or None)))
+        return f"×{args.trace_speed:g}"
+    asked = workload.conversations(shape, source)
+    if args.rate:
+        number = args.requests or max(round(30 * load), 1)
+        due = arrivals.times(load, args.burstiness, random.Random(args.seed))
+        await driver.open(itertools.islice(zip(due, asked, strict=False), number))
+        return f"{load:g}/s"
+    number = args.requests or 4 * int(load)
+    bodies = list(itertools.islice(asked, number))  # made before the clock runs
+    await driver.closed(bodies, int(load))
+    return f"c{load:g}"
 
 
-def _body(args: argparse.Namespace, model: str, draw: random.Random) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": model, "max_tokens": args.output_tokens, "temperature": 0, "stream": True}
-    body["stream_options"] = {"include_usage": True}
-    if args.chat:
-        return {**body, "messages": [{"role": "user", "content": args.chat}]}
-    prompt = [draw.randrange(100, args.vocab_size) for _ in range(args.prompt_tokens)]
-    return {**body, "prompt": prompt, "ignore_eos": True}
+def _timed(asked: Iterator[Conversation]) -> Iterator[tuple[float, Conversation]]:
+    return ((conversation.at_s, conversation) for conversation in asked)
 
 
-async def _first_model(host: str, port: int, args: argparse.Namespace) -> str:
-    reader, writer = await asyncio.open_connection(host, port)
-    head = f"GET /v1/models HTTP/1.0\r\nHost: {host}\r\n"
-    head += f"Authorization: Bearer {args.api_key}\r\n" if args.api_key else ""
-    writer.write(head.encode() + b"\r\n")
-    body = (await asyncio.wait_for(reader.read(), 10.0)).partition(b"\r\n\r\n")[2]
-    writer.close()
-    return str(json.loads(body)["data"][0]["id"])
-
-
-def figures(streams: Sequence[Stream], elapsed_s: float) -> dict[str, Any]:
-    """What a run amounts to; latencies in seconds."""
-    good = [stream for stream in streams if stream.ok]
-    gaps = [gap for stream in good for gap in stream.gaps_s]
-    return {
-        "requests": len(streams),
-        "failed": len(streams) - len(good),
-        "error": next((f"{s.status} {s.error}".strip() for s in streams if not s.ok), ""),
-        "prompt_tokens": sum(s.num_prompt_tokens for s in good),
-        "output_tokens_per_s": sum(s.num_output_tokens for s in good) / elapsed_s,
-        "ttft_p50_s": percentile([s.ttft_s for s in good], 50),
-        "ttft_p99_s": percentile([s.ttft_s for s in good], 99),
-        "tpot_p50_s": percentile([s.tpot_s for s in good], 50),
-        "itl_p50_s": percentile(gaps, 50),
-        "itl_p99_s": percentile(gaps, 99),
-    }
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile; NaN of nothing."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
+def _shape(args: argparse.Namespace, model: str) -> Shape:
+    return Shape(
+        model=model,
+        prompt=args.prompt,
+        output=args.output,
+        vocab_size=args.vocab_size,
+        num_prefixes=args.prefixes,
+        prefix_tokens=args.prefix_tokens,
+        num_turns=args.turns,
+        chat=args.chat,
+        ignore_eos=not args.no_ignore_eos,
+    )
 
 
 def machine() -> str:
+    """For reports."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
-
-
-def _table(report: dict[str, Any]) -> str:
-    head = "   c    tok/s  ratio  TTFT p50      p99     TPOT  ITL p50      p99  failed   (ms; ratio to the first line)"
-    lines = [report["machine"], report["command"], "", head]
-    base = report["runs"][0]["output_tokens_per_s"] or math.nan
-    for run in report["runs"]:
-        names = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "itl_p50_s", "itl_p99_s")
-        ms = [f"{run[name] * 1000:>{9 if i == 0 else 8}.1f}" for i, name in enumerate(names)]
-        rate = run["output_tokens_per_s"]
-        lines.append(f"{run['concurrency']:>4} {rate:>8.1f} {rate / base:>6.2f} {' '.join(ms)} {run['failed']:>7}")
-        if run["phases_s"]:
-            split = ", ".join(f"{name} {value * 1000:.1f}" for name, value in run["phases_s"].items())
-            lines.append(f"     TTFT is {split} (means)")
-        if run["error"]:
-            lines.append(f"     first error: {run['error']}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import _phases, serve
+from bench._load.figures import figures, percentile
 from bench._sse_client import Stream
 
 METRICS = """\
@@ -86,7 +87,7 @@ def test_every_request_is_sent_once_and_measured(tmp_path: Path, capsys: pytest.
     assert 0 < first["ttft_p50_s"] <= first["ttft_p99_s"] < 5
     assert first["tpot_p50_s"] > 0.0005
     assert second["output_tokens_per_s"] > first["output_tokens_per_s"]
-    assert "python -m bench.serve" in capsys.readouterr().out
+    assert "baton bench serve" in capsys.readouterr().out
 
 
 def test_connections_are_kept(tmp_path: Path):
@@ -114,7 +115,7 @@ def test_phases_reach_the_report(tmp_path: Path):
 
 def test_figures_of_known_streams():
     streams = [Stream(0.0, [1.0, 1.1, 1.2], 1.2, 200, 10, 3), Stream(0.0, [2.0, 2.4], 2.4, 200, 10, 2), Stream(0.0)]
-    found = serve.figures(streams, elapsed_s=2.0)
+    found = figures(streams, elapsed_s=2.0)
     assert (found["requests"], found["failed"]) == (3, 1)
     assert found["output_tokens_per_s"] == 2.5
     assert (found["ttft_p50_s"], found["ttft_p99_s"]) == (1.0, 2.0)
@@ -123,5 +124,5 @@ def test_figures_of_known_streams():
 
 
 def test_percentiles_are_nearest_rank():
-    assert [serve.percentile(range(1, 101), p) for p in (50, 99, 100)] == [50, 99, 100]
-    assert serve.percentile([7.0], 99) == 7.0
+    assert [percentile(range(1, 101), p) for p in (50, 99, 100)] == [50, 99, 100]
+    assert percentile([7.0], 99) == 7.0

@@ -1,0 +1,110 @@
+"""Sends conversations: in closed loop (so many at a time) or in open loop (each when it is due).
+
+Latencies of an open loop count from when a request was due, not from when the client came round to send it: a client
+that falls behind would otherwise hide what its users wait for.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from bench._load.target import Target
+from bench._load.workload import Conversation
+from bench._sse_client import Stream, StreamClient
+
+MAX_OPEN = 8192  # requests under way, in open loop
+
+
+class Driver:
+    """One load. `streams` are the requests that have ended, in that order; `on_done` is told of each."""
+
+    def __init__(self, target: Target, timeout_s: float, on_done: Callable[[Stream], None] = lambda _: None) -> None:
+        self.streams: list[Stream] = []
+        self.num_open = 0
+        self.late_s = 0.0  # by which the latest of all open-loop requests was begun
+        self._target, self._timeout_s, self._on_done = target, timeout_s, on_done
+        self._idle: list[StreamClient] = []
+
+    async def closed(self, conversations: Iterable[Conversation], concurrency: int, stop_at_s: float = 1e18) -> None:
+        """Every worker begins a conversation when its last one has ended; none is begun after `stop_at_s`."""
+        waiting = iter(conversations)
+
+        async def work() -> None:
+            while time.monotonic() < stop_at_s and (conversation := next(waiting, None)) is not None:
+                await self._converse(conversation, None)
+
+        try:
+            await asyncio.gather(*(work() for _ in range(concurrency)))
+        finally:
+            self._hang_up()
+
+    async def open(self, arrivals: Iterator[tuple[float, Conversation]], *, finish: bool = True) -> None:
+        """`arrivals` are (seconds since the start, conversation). Not `finish`: hang up on what is not answered."""
+        tasks: set[asyncio.Task[None]] = set()
+        start_s = time.monotonic()
+        try:
+            for at_s, conversation in arrivals:
+                await asyncio.sleep(max(start_s + at_s - time.monotonic(), 0.0))
+                self.late_s = max(self.late_s, time.monotonic() - start_s - at_s)
+                while len(tasks) >= MAX_OPEN:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                task = asyncio.create_task(self._converse(conversation, start_s + at_s))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            if finish and tasks:
+                await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._hang_up()
+
+    async def _converse(self, conversation: Conversation, due_s: float | None) -> None:
+        for body in conversation.turns:
+            stream = await self._ask(conversation.path, body, due_s)
+            due_s = None  # further turns are due when the answer before has come
+            self.streams.append(stream)
+            self._on_done(stream)
+            if not stream.ok:
+                return
+
+    async def _ask(self, path: str, body: dict[str, object], due_s: float | None) -> Stream:
+        began_s = time.monotonic() if due_s is None else due_s
+        self.num_open += 1
+        client: StreamClient | None = None
+        try:
+            stream, client = await self._send(path, body)
+        except (OSError, TimeoutError) as error:
+            return Stream(began_s, ended=time.monotonic(), error=f"no connection: {error or 'timed out'}")
+        finally:
+            self.num_open -= 1
+        stream.began = began_s
+        if stream.ok and client.is_open:
+            self._idle.append(client)
+        else:
+            client.close()
+        return stream
+
+    async def _send(self, path: str, body: dict[str, object]) -> tuple[Stream, StreamClient]:
+        """On a connection that is kept where there is one; servers may have closed it meanwhile, so then again."""
+        target = self._target
+        while self._idle:
+            client = self._idle.pop()
+            stream = await self._post(client, path, body)
+            if stream.status or stream.timed_out:
+                return stream, client
+            client.close()
+        async with asyncio.timeout(self._timeout_s):
+            client = await StreamClient.connect(target.host, target.port, target.tls)
+        return await self._post(client, path, body), client
+
+    async def _post(self, client: StreamClient, path: str, body: dict[str, object]) -> Stream:
+        try:
+            return await client.post(self._target.base_path + path, body, self._target.api_key, self._timeout_s)
+        except asyncio.CancelledError:
+            client.close()
+            raise
+
+    def _hang_up(self) -> None:
+        while self._idle:
+            self._idle.pop().close()

@@ -1,0 +1,115 @@
+"""The report of `baton bench serve`: a table for the terminal and a page to show to others."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench._load.figures import LATENCIES, PERCENTS
+from bench._report import page, svg
+
+Run = dict[str, Any]
+_SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "itl_p50_s", "itl_p99_s", "e2e_p50_s")
+
+
+def text(report: dict[str, Any]) -> str:
+    """Milliseconds; the ratio is to the first line."""
+    lines = [
+        report["machine"],
+        report["command"],
+        "",
+        "   load    tok/s ratio    req/s  goodput  TTFT p50      p99  TPOT p50     p99  ITL p50     p99  E2E p50 failed",
+    ]
+    base = report["runs"][0]["output_tokens_per_s"] or math.nan
+    for run in report["runs"]:
+        ms = "".join(f"{run[name] * 1000:>{10 if i % 2 == 0 else 9}.1f}" for i, name in enumerate(_SHOWN))
+        rate = run["output_tokens_per_s"]
+        lines.append(
+            f"{run['name']:>7} {rate:>8.1f} {rate / base:>5.2f} {run['requests_per_s']:>8.2f} "
+            f"{run['goodput_per_s']:>8.2f}{ms} {run['failed']:>6}"
+        )
+        lines += _notes(run)
+    return "\n".join(lines)
+
+
+def _notes(run: Run) -> list[str]:
+    notes = []
+    if run["phases_s"]:
+        split = ", ".join(f"{name} {value * 1000:.1f}" for name, value in run["phases_s"].items())
+        notes.append(f"TTFT is {split} (means)")
+    notes.append(
+        f"client: {run['client_cpu_s'] / run['elapsed_s']:.1%} of a core, {run['late_s'] * 1000:.0f} ms late at most"
+    )
+    if run["errors"]:
+        counted = ", ".join(f"{number} × {code}" for code, number in run["errors"].items())
+        notes.append(f"errors: {counted}; the first: {run['error']}")
+    return [f"        {note}" for note in notes]
+
+
+def write_html(path: Path, report: dict[str, Any]) -> None:
+    """Tiles of the run with the highest throughput, curves over all runs, a table, and each run over time."""
+    runs: Sequence[Run] = report["runs"]
+    best = max(runs, key=lambda run: float(run["output_tokens_per_s"]))
+    body = page.tiles(
+        [
+            (f"{best['output_tokens_per_s']:,.0f}", f"output tokens/s at {best['name']}"),
+            (f"{best['goodput_per_s']:.1f}/s", f"good requests, {best['good_share']:.0%} of all"),
+            (_ms(best["ttft_p50_s"]), "TTFT p50"),
+            (_ms(best["ttft_p99_s"]), "TTFT p99"),
+            (_ms(best["tpot_p50_s"]), "TPOT p50"),
+            (str(sum(run["failed"] for run in runs)), "failed requests"),
+        ]
+    )
+    boxes = [page.card("All runs", _table(runs), wide=True), *(_curves(runs) if len(runs) > 1 else ())]
+    boxes += [box for run in runs for box in _over_time(run, report)]
+    page.write(path, f"Load on {report['model']}", [report["machine"], report["command"]], body + page.cards(boxes))
+
+
+def _table(runs: Sequence[Run]) -> str:
+    head = [
+        "load",
+        "tok/s",
+        "req/s",
+        "goodput/s",
+        *(f"{n.upper()} p{p}" for n in LATENCIES for p in PERCENTS),
+        "failed",
+    ]
+    rows = []
+    for run in runs:
+        latencies = [_ms(run[f"{name}_p{percent}_s"]) for name in LATENCIES for percent in PERCENTS]
+        rates = [f"{run[name]:.1f}" for name in ("output_tokens_per_s", "requests_per_s", "goodput_per_s")]
+        errors = ", ".join(f"{number} × {code}" for code, number in run["errors"].items())
+        rows.append([run["name"], *rates, *latencies, errors or "0"])
+    return page.table(head, rows)
+
+
+def _curves(runs: Sequence[Run]) -> list[str]:
+    rates = [run["output_tokens_per_s"] for run in runs]
+    names = [run["name"] for run in runs]
+    ttft = [svg.Line(f"p{p}", rates, [1000 * run[f"ttft_p{p}_s"] for run in runs], dots=True) for p in (50, 99)]
+    tpot = [svg.Line(f"p{p}", rates, [1000 * run[f"tpot_p{p}_s"] for run in runs], dots=True) for p in (50, 99)]
+    return [
+        page.card("Throughput", svg.bars(names, [("output tokens/s", rates)], "tokens/s")),
+        page.card("Requests and good requests", svg.bars(names, _goodput(runs), "per second")),
+        page.card("TTFT over throughput", svg.lines(ttft, "output tokens/s", "ms")),
+        page.card("TPOT over throughput", svg.lines(tpot, "output tokens/s", "ms")),
+    ]
+
+
+def _goodput(runs: Sequence[Run]) -> list[tuple[str, list[float]]]:
+    names = {"requests_per_s": "all", "goodput_per_s": "within the limits"}
+    return [(name, [run[key] for run in runs]) for key, name in names.items()]
+
+
+def _over_time(run: Run, report: dict[str, Any]) -> list[str]:
+    over, limit = run["timeline"], report["slo_ttft_s"] * 1000 or None
+    rate = [svg.Line("output events/s", over["at_s"], over["events_per_s"])]
+    ttft = [svg.Line("TTFT p50", over["at_s"], [1000 * value for value in over["ttft_p50_s"]], dots=True)]
+    return [
+        page.card(f"{run['name']}: throughput over time", svg.lines(rate, "s", "events/s")),
+        page.card(f"{run['name']}: TTFT over time", svg.lines(ttft, "s", "ms", limit)),
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return "–" if not math.isfinite(seconds) else f"{1000 * seconds:.1f} ms"

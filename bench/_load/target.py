@@ -1,0 +1,73 @@
+"""The endpoint under load: its address and key, and what it says of itself."""
+
+import asyncio
+import json
+import os
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from baton.errors import ConfigError
+
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """An OpenAI endpoint. `base_path` comes before `/v1`."""
+
+    host: str
+    port: int
+    base_path: str = ""
+    tls: ssl.SSLContext | None = None
+    api_key: str = field(default="", repr=False)
+
+    @property
+    def url(self) -> str:
+        """Without /v1."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.base_path}"
+
+    async def get(self, path: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
+        """Status and body. OSError or TimeoutError where nobody answers."""
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self.tls)
+            try:
+                head = f"GET {self.base_path}{path} HTTP/1.0\r\nHost: {self.host}\r\n"
+                head += f"Authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
+                writer.write(head.encode() + b"\r\n")
+                head_bytes, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+        return int([*head_bytes.split(), b"", b"0"][1] or 0), body
+
+    async def first_model(self) -> str:
+        """Raises ConfigError where the endpoint does not list one."""
+        try:
+            status, body = await self.get("/v1/models")
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ConfigError(f"{self.url} does not answer: {error or 'timed out'}") from None
+        try:
+            return str(json.loads(body)["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise ConfigError(f"{self.url}/v1/models answered {status}, and names no model: use --model") from None
+
+
+def target_of(url: str, api_key_env: str = "") -> Target:
+    """From an address with or without /v1; the key comes from that variable, or BATON_API_KEY, or OPENAI_API_KEY."""
+    parts: Any = urlsplit(url if "//" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{url}: not the address of an HTTP endpoint")
+    if api_key_env and api_key_env not in os.environ:
+        raise ConfigError(f"--api-key-env: there is no variable {api_key_env}")
+    names = (api_key_env,) if api_key_env else ("BATON_API_KEY", "OPENAI_API_KEY")
+    key = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    is_tls = parts.scheme == "https"
+    return Target(
+        host=parts.hostname,
+        port=parts.port or (443 if is_tls else 80),
+        base_path=parts.path.rstrip("/").removesuffix("/v1"),
+        tls=ssl.create_default_context() if is_tls else None,
+        api_key=key.partition(",")[0],
+    )
