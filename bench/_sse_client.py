@@ -74,6 +74,11 @@ class StreamClient(asyncio.Protocol):
         """Whether another request can be sent on it."""
         return self._transport is not None and not self._transport.is_closing() and self._keeps
 
+    @property
+    def stream(self) -> Stream:
+        """The latest answer, as far as it has come."""
+        return self._stream
+
     async def post(self, path: str, body: dict[str, Any], api_key: str, timeout_s: float) -> Stream:
         """Send a request, and return when its answer has ended or its time is up."""
         if self._transport is None or self._transport.is_closing():

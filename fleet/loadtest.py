@@ -31,6 +31,9 @@ from fleet import chaos_fleet, loadtest_phases, loadtest_report
 from fleet.loadtest_phases import PHASES, Settings, Verdict
 from fleet.loadtest_site import LocalSite, RemoteSite, Site
 
+# a small pool: it is touched whole in the first seconds, and does not look like growing memory
+_LOCAL = ("--prefill", "2", "--decode", "2", "--kv-memory", "64MiB")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is under test, for how long, and with what load."""
@@ -72,9 +75,10 @@ def _site(args: argparse.Namespace) -> Iterator[Site]:
     if args.base_url:
         yield RemoteSite(target_of(args.base_url, args.api_key_env), args.metrics_url, args.kill_command)
         return
-    with tempfile.TemporaryDirectory(prefix="baton-loadtest-") as folder, chaos_fleet.started(
-        Path(folder) / "home", "--prefill", "2", "--decode", "2", *args.up_flags.split()
-    ) as fleet:
+    with (
+        tempfile.TemporaryDirectory(prefix="baton-loadtest-") as folder,
+        chaos_fleet.started(Path(folder) / "home", *_LOCAL, *args.up_flags.split()) as fleet,
+    ):
         yield LocalSite(fleet)
 
 

@@ -14,7 +14,7 @@ from bench._load.figures import figures, percentile, timeline
 from bench._load.workload import Shape
 from bench._sse_client import Stream
 from fleet.loadtest_site import Site
-from fleet.loadtest_watch import MemoryWatch, back_to_normal_s, longest_silence_s, throughput_back_s
+from fleet.loadtest_watch import MemoryWatch, back_to_normal_s, longest_silence_s, throughput_back_s, tokens_of_unended
 
 PHASES = {"baseline": 5.0, "ramp": 10.0, "sustained": 60.0, "overload": 15.0, "chaos": 10.0}  # minutes of the checklist
 MAX_ERRORS = 0.001
@@ -63,9 +63,11 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether everything held."""
         return all(check.passed for check in self.checks)
 
     def check(self, passed: bool, text: str) -> None:
+        """One more thing that had to hold."""
         self.checks.append(Check(passed, text))
 
 
@@ -79,6 +81,7 @@ class Run:
         self._conversations = workload.conversations(settings.shape, random.Random())  # noqa: S311
 
     def driver(self, on_done: Callable[[Stream], None] = lambda _: None) -> Driver:
+        """A fresh one."""
         return Driver(self.site.target, self.settings.timeout_s, on_done)
 
     async def closed(self, concurrency: int, seconds: float) -> tuple[list[Stream], float, float]:
@@ -87,12 +90,12 @@ class Run:
         await driver.closed(self._conversations, concurrency, began_s + seconds)
         return driver.streams, began_s, time.monotonic() - began_s
 
-    async def open(self, rate: float, seconds: float) -> tuple[list[Stream], float]:
-        """Those that ended within the time; the others are hung up on."""
+    async def open(self, rate: float, seconds: float) -> tuple[list[Stream], list[Stream], float]:
+        """Those that ended within the time, those that were hung up on, and when they began."""
         driver, began_s = self.driver(), time.monotonic()
         due = itertools.takewhile(lambda at_s: at_s < seconds, arrivals.times(rate, 1.0, random.Random()))  # noqa: S311
         await driver.open(zip(due, self._conversations, strict=False), finish=False)
-        return list(driver.streams), began_s
+        return driver.streams, driver.hung_up, began_s
 
     async def need_normal(self) -> None:
         """For phases that are run alone."""
@@ -101,6 +104,7 @@ class Run:
             self.normal_ttft_s = figures(streams, took_s)["ttft_p95_s"]
 
     async def need_peak(self) -> None:
+        """Likewise."""
         if not self.peak:
             streams, _, took_s = await self.closed(self.settings.concurrency, 5.0)
             self.peak = figures(streams, took_s)
@@ -169,13 +173,14 @@ async def _overload(run: Run, seconds: float) -> Verdict:
     await run.need_normal()
     await run.need_peak()
     rate = 2 * run.peak["requests_per_s"]
-    streams, began_s = await run.open(rate, seconds)
+    streams, hung_up, began_s = await run.open(rate, seconds)
     ended_s = time.monotonic()
     found = figures(streams, ended_s - began_s)
-    verdict = Verdict("overload", figures=found, timeline=timeline(streams, began_s))
+    verdict = Verdict("overload", figures=found, timeline=timeline([*streams, *hung_up], began_s))
     strange = {code: number for code, number in found["errors"].items() if code not in ("429", "503")}
     verdict.check(not strange, f"{rate:.1f} requests/s: errors {found['errors'] or 'none'}; 429 and 503 are allowed")
-    share = found["output_tokens_per_s"] / (run.peak["output_tokens_per_s"] or 1.0)
+    num_tokens = found["output_tokens"] + tokens_of_unended(hung_up, streams)
+    share = num_tokens / (ended_s - began_s) / (run.peak["output_tokens_per_s"] or 1.0)
     verdict.check(share >= MIN_GOODPUT, f"throughput {share:.0%} of that at the target (at least {MIN_GOODPUT:.0%})")
     back_s = await back_to_normal_s(run.driver, run.settings.shape, run.normal_ttft_s, NORMAL_WITHIN_S)
     text = "never" if back_s is None else f"after {back_s:.1f} s"

@@ -14,6 +14,7 @@ def line(verdict: Verdict) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
+    """The last line."""
     failed = [verdict.name for verdict in verdicts if not verdict.passed]
     return f"FAIL: {', '.join(failed)}" if failed else f"pass: all of {', '.join(v.name for v in verdicts)}"
 

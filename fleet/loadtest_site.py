@@ -47,6 +47,7 @@ class LocalSite(Site):
         self._killed: set[int] = set()
 
     def memory_bytes(self) -> dict[str, float]:
+        """Of Site."""
         found = {}
         for process in self._fleet.services():
             if process.pid is not None and psutil.pid_exists(process.pid):
@@ -54,10 +55,12 @@ class LocalSite(Site):
         return found
 
     def kill(self) -> str:
+        """Of Site."""
         self._killed.add(self._fleet.signal("decode", 0, signal.SIGKILL))
         return "decode-0, by SIGKILL"
 
     def is_whole(self) -> bool:
+        """Of Site."""
         return self._fleet.is_whole(self._killed)
 
 
@@ -69,6 +72,7 @@ class RemoteSite(Site):
         self._metrics_urls, self._kill_command = metrics_urls, kill_command
 
     def memory_bytes(self) -> dict[str, float]:
+        """Of Site."""
         found = {}
         for url in self._metrics_urls:
             headers = {"Authorization": f"Bearer {self.target.api_key}"} if self.target.api_key else {}
@@ -79,12 +83,14 @@ class RemoteSite(Site):
         return found
 
     def kill(self) -> str:
+        """Of Site."""
         if not self._kill_command:
             return ""
         asyncio.run(_run(self._kill_command))
         return self._kill_command
 
     def is_whole(self) -> bool:
+        """Of Site."""
         return True
 
 

@@ -94,6 +94,13 @@ def throughput_back_s(streams: Sequence[Stream], since_s: float, tokens_per_s: f
     return next((window * _WINDOW_S for window in sorted(windows) if windows[window] >= enough), None)
 
 
+def tokens_of_unended(unended: Sequence[Stream], ended: Sequence[Stream]) -> float:
+    """About how many tokens came of streams that never told: as many per event as in those that ended."""
+    num_events = sum(len(stream.times) for stream in ended)
+    tokens_per_event = sum(stream.num_output_tokens for stream in ended) / num_events if num_events else 1.0
+    return tokens_per_event * sum(len(stream.times) for stream in unended)
+
+
 def longest_silence_s(streams: Sequence[Stream], since_s: float) -> float:
     """The longest time after `since_s` in which no stream at all got a token."""
     times = sorted([since_s, *(at_s for stream in streams for at_s in stream.times if at_s > since_s)])

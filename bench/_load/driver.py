@@ -20,7 +20,7 @@ class Driver:
 
     def __init__(self, target: Target, timeout_s: float, on_done: Callable[[Stream], None] = lambda _: None) -> None:
         self.streams: list[Stream] = []
-        self.num_open = 0
+        self.hung_up: list[Stream] = []  # that had not ended when an open loop did
         self.late_s = 0.0  # by which the latest of all open-loop requests was begun
         self._target, self._timeout_s, self._on_done = target, timeout_s, on_done
         self._idle: list[StreamClient] = []
@@ -70,14 +70,10 @@ class Driver:
 
     async def _ask(self, path: str, body: dict[str, object], due_s: float | None) -> Stream:
         began_s = time.monotonic() if due_s is None else due_s
-        self.num_open += 1
-        client: StreamClient | None = None
         try:
             stream, client = await self._send(path, body)
         except (OSError, TimeoutError) as error:
             return Stream(began_s, ended=time.monotonic(), error=f"no connection: {error or 'timed out'}")
-        finally:
-            self.num_open -= 1
         stream.began = began_s
         if stream.ok and client.is_open:
             self._idle.append(client)
@@ -102,6 +98,7 @@ class Driver:
         try:
             return await client.post(self._target.base_path + path, body, self._target.api_key, self._timeout_s)
         except asyncio.CancelledError:
+            self.hung_up.append(client.stream)
             client.close()
             raise
 

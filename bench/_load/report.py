@@ -18,7 +18,7 @@ def text(report: dict[str, Any]) -> str:
         report["machine"],
         report["command"],
         "",
-        "   load    tok/s ratio    req/s  goodput  TTFT p50      p99  TPOT p50     p99  ITL p50     p99  E2E p50 failed",
+        "   load    tok/s ratio    req/s  goodput  TTFT p50      p99  TPOT p50     p99  ITL p50     p99  E2E p50 fail",
     ]
     base = report["runs"][0]["output_tokens_per_s"] or math.nan
     for run in report["runs"]:

@@ -1,0 +1,80 @@
+"""What one prefill and one decode node take for their work: fitted, or made of a few measured figures."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from baton.errors import ConfigError
+from baton.step_cost import StepCost
+from bench._plan.least_squares import non_negative
+from router.simulated.hardware import Hardware
+
+
+class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds, as `baton.step_cost` has them, and what comes on top of steps."""
+
+    cost: StepCost
+    overhead_ms: float = 0.0  # of TTFT: HTTP, tokenizing, routing
+    latency_ms: float = 0.0  # between the first token and decoding: the end of a transfer
+    block_size: int = 16
+    num_blocks: int = 100_000  # of a node's pool
+    chunk_tokens: int = 2048
+
+    def hardware(self, block_size: int = 0) -> Hardware:
+        """Simulated nodes of this kind; `block_size` is that of a trace's hashes."""
+        size = block_size or self.block_size
+        return Hardware(
+            cost=self.cost,
+            chunk_tokens=self.chunk_tokens,
+            block_size=size,
+            num_blocks=max(self.num_blocks * self.block_size // size, 1),
+            latency_ms=self.latency_ms,
+            block_ms=0.0,  # transfers hide behind the prompt's computation; what sticks out is in latency_ms
+        )
+
+
+def read(path: Path) -> NodeModel:
+    """Of a file that `write` made, or of a report of `baton bench serve --json`. ConfigError where it is neither."""
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+        return of_report(found) if "runs" in found else msgspec.convert(found, NodeModel)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is neither a node model nor a report of `baton bench serve`: {error}") from None
+
+
+def write(path: Path, model: NodeModel) -> None:
+    """As JSON that people can change."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(model), indent=2) + b"\n")
+
+
+def of_rates(prefill_tokens_per_s: float, decode_base_ms: float, decode_request_ms: float) -> NodeModel:
+    """Of three figures that a benchmark of an engine tells."""
+    if prefill_tokens_per_s <= 0 or decode_base_ms <= 0:
+        raise ConfigError("--prefill-tokens-per-s and --decode-base-ms: more than 0")
+    cost = StepCost(
+        prefill_token_ms=1000 / prefill_tokens_per_s, decode_base_ms=decode_base_ms, decode_request_ms=decode_request_ms
+    )
+    return NodeModel(cost=cost)
+
+
+def of_report(report: dict[str, Any]) -> NodeModel:
+    """Rougher than a fit: one length of prompts, so no shape of their cost. Closed-loop runs of one node per pool.
+
+    Prompts cost what they do where most of them are computed; the rest of the shortest TTFT is overhead.
+    """
+    runs = [run for run in report["runs"] if run["requests"] > run["failed"]]
+    if not runs:
+        raise ConfigError("no request of the report came whole")
+    fastest = max(run["prompt_tokens_per_s"] for run in runs)
+    shortest = min(runs, key=lambda run: float(run["ttft_p50_s"]))
+    num_tokens = shortest["prompt_tokens"] / (shortest["requests"] - shortest["failed"])
+    rows = [(1.0, run["requests_per_s"] * (run["e2e_mean_s"] - run["ttft_mean_s"])) for run in runs]
+    base, per_request = non_negative(rows, [1000 * run["tpot_p50_s"] for run in runs])
+    prefill_token_ms = 1000 / fastest
+    cost = StepCost(prefill_token_ms=prefill_token_ms, decode_base_ms=base, decode_request_ms=per_request)
+    overhead_ms = 1000 * shortest["ttft_p50_s"] - prefill_token_ms * num_tokens
+    return NodeModel(cost=cost, overhead_ms=max(overhead_ms, 0.0) if math.isfinite(overhead_ms) else 0.0)

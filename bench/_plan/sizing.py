@@ -1,0 +1,85 @@
+"""How many nodes: an estimate from utilization, then the simulator until both limits hold.
+
+The estimate is queueing's plainest: prefill nodes busy for 70 % of the time, decode nodes with the largest batch whose steps
+are within the limit. The simulator then adds to whichever pool breaks its limit.
+"""
+
+import math
+from dataclasses import dataclass
+
+from baton.errors import ConfigError
+from bench._plan.node_model import NodeModel
+from bench._plan.simulation import Outcome, Workload, outcome, simulate
+
+MAX_NODES = 1000
+_UTILIZATION = 0.7
+_MIN_REQUESTS, _REQUESTS_PER_NODE, _MAX_REQUESTS = 2000, 20, 20_000
+_MAX_ROUNDS = 24
+
+
+@dataclass(frozen=True)
+class Size:
+    """Nodes of each pool."""
+
+    prefill: int
+    decode: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """On p99, in seconds."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+def estimate(model: NodeModel, workload: Workload, speed: float, limits: Limits) -> Size:
+    """Without simulating. ConfigError where one request alone breaks a limit."""
+    rate = workload.mean_rate * speed
+    num_prompt, num_output = workload.mean_tokens
+    prompt_ms = model.cost.prefill_ms(max(round(num_prompt), 1), 0, model.chunk_tokens)
+    prefill = math.ceil(rate * prompt_ms / 1000 / _UTILIZATION)
+    batch = largest_batch(model, num_prompt + num_output / 2, num_prompt + num_output, limits.tpot_s)
+    step_ms = model.cost.decode_step_ms(batch, round(batch * (num_prompt + num_output / 2)))
+    decode = math.ceil(rate * num_output * step_ms / 1000 / batch / _UTILIZATION)
+    return Size(max(prefill, 1), max(decode, 1))
+
+
+def largest_batch(model: NodeModel, context: float, held_tokens: float, tpot_s: float) -> int:
+    """Requests that a decode node can have at once: by its steps, and by its blocks. ConfigError where it is none."""
+    cost = model.cost
+    room_ms = 1000 * tpot_s - cost.decode_base_ms
+    each_ms = cost.decode_request_ms + cost.decode_token_ms * context
+    if room_ms < each_ms:
+        single_ms = cost.decode_base_ms + each_ms
+        raise ConfigError(f"a step of one request takes {single_ms:.1f} ms: --slo-tpot-ms cannot be below that")
+    by_steps = room_ms / each_ms if each_ms else 1e9
+    by_blocks = model.num_blocks * model.block_size / held_tokens
+    return max(int(min(by_steps, by_blocks, 256)), 1)
+
+
+def search(model: NodeModel, workload: Workload, speed: float, limits: Limits) -> tuple[Size, Outcome]:
+    """The first size, growing from the estimate, that keeps both limits. ConfigError where 1,000 nodes do not."""
+    size = estimate(model, workload, speed, limits)
+    for _ in range(_MAX_ROUNDS):
+        if size.prefill + size.decode > MAX_NODES:
+            break
+        found = run(model, workload, speed, size)
+        missing_prefill = found.ttft_p99_s > limits.ttft_s
+        missing_decode = found.tpot_p99_s > limits.tpot_s
+        if not missing_prefill and not missing_decode:
+            return size, found
+        size = Size(_grown(size.prefill, missing_prefill), _grown(size.decode, missing_decode))
+    raise ConfigError(f"no fleet of up to {MAX_NODES} nodes keeps these limits: loosen them")
+
+
+def run(model: NodeModel, workload: Workload, speed: float, size: Size) -> Outcome:
+    """What a size does, on as many requests as tell."""
+    number = min(max(_MIN_REQUESTS, _REQUESTS_PER_NODE * (size.prefill + size.decode)), _MAX_REQUESTS)
+    block_size = workload.block_size
+    fleet, requests = simulate(model, size.prefill, size.decode, workload.requests(speed, number), block_size)
+    return outcome(model, fleet, requests)
+
+
+def _grown(number: int, is_short: bool) -> int:
+    return number + max(number // 10, 1) if is_short else number

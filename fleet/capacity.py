@@ -1,0 +1,182 @@
+"""`baton plan`: how many prefill and decode nodes a workload needs, what they cost, and what they would do.
+
+    baton plan --fit http://127.0.0.1:8000 --node node.json          # measure one node of each pool, keep the figures
+    baton plan --node node.json --rate 40 --prompt-tokens 512 --output-tokens 128
+    baton plan --node node.json --trace trace.jsonl --cost-prefill-hour 12 --cost-decode-hour 12
+
+Nodes are counted for the peak times --peak-factor, and --headroom on top. Outcomes come from a simulator: the router's own
+choices over fitted nodes, in virtual time. What it leaves to others: fitting, simulating, sizing (`bench/_plan`).
+"""
+
+import argparse
+import asyncio
+import math
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from baton.errors import ConfigError
+from bench._load import lengths
+from bench._load.target import target_of
+from bench._plan import fitting, node_model, simulation, sizing
+from bench._plan.node_model import NodeModel
+from bench._plan.simulation import Outcome, Workload
+from bench._plan.sizing import Limits, Size
+from router.simulated import trace
+
+_HOUR_MS = 3_600_000.0
+_MAX_HOURS = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A node, a workload, limits, prices."""
+    add = parser.add_argument
+    add("--fit", metavar="URL", default="", help="measure a fleet of one prefill and one decode node, into --node")
+    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt that is tried")
+    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
+    add("--node", type=Path, help="what a node can do: file of --fit, or report of `baton bench serve --json`")
+    add("--prefill-tokens-per-s", type=float, default=0.0, help="instead of --node: of one prefill node")
+    add("--decode-base-ms", type=float, default=0.0, help="and of one decode node: a step of nothing")
+    add("--decode-request-ms", type=float, default=0.0, help="and each request in it")
+    add("--rate", type=float, default=0.0, help="requests per second, at the peak")
+    add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, more comes in bursts")
+    add("--prompt-tokens", default="512", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
+    add("--output-tokens", default="128", help="likewise")
+    add("--trace", type=Path, help="instead of a rate and lengths: requests in Mooncake's format")
+    add("--trace-speed", type=float, default=1.0, help="times as many requests as in the trace")
+    add("--slo-ttft-ms", type=float, default=1000.0, help="time to first token, p99")
+    add("--slo-tpot-ms", type=float, default=50.0, help="time per output token, p99")
+    add("--peak-factor", type=float, default=2.0, help="how far above the peak")
+    add("--headroom", type=float, default=0.3, help="share of nodes on top")
+    add("--size", metavar="PREFILL:DECODE", default="", help="what so many nodes would do, instead of a search")
+    add("--cost-prefill-hour", type=float, default=0.0, help="of a prefill node")
+    add("--cost-decode-hour", type=float, default=0.0, help="of a decode node")
+    add("--gpus-per-node", type=int, default=0, help="to count GPUs as well")
+    add("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    model = _model(args)
+    if args.fit and not args.rate and not args.trace:
+        print(msgspec.json.format(msgspec.json.encode(model)).decode())
+        return 0
+    workload = _workload(args)
+    limits = Limits(args.slo_ttft_ms / 1000, args.slo_tpot_ms / 1000)
+    if args.size:
+        size = _size(args.size)
+        found, at_peak = sizing.run(model, workload, args.trace_speed, size), size
+    else:
+        at_peak, found = sizing.search(model, workload, args.trace_speed * args.peak_factor, limits)
+        size = Size(_with(at_peak.prefill, args.headroom), _with(at_peak.decode, args.headroom))
+    hours = _hours(model, workload, args.trace_speed, size)
+    if args.json:
+        report = {"size": size, "without_headroom": at_peak, "outcome": found, "hours": hours, "node": model}
+        print(msgspec.json.encode(report).decode())
+        return 0
+    for line in [*_plan_lines(args, workload, at_peak, size), *_outcome_lines(args, found), *_hour_lines(hours)]:
+        console.print(line)
+    return 0
+
+
+def _model(args: argparse.Namespace) -> NodeModel:
+    if args.fit:
+        model = _fitted(args)
+        if args.node:
+            node_model.write(args.node, model)
+        return model
+    if args.node:
+        return node_model.read(args.node)
+    return node_model.of_rates(args.prefill_tokens_per_s, args.decode_base_ms, args.decode_request_ms)
+
+
+def _fitted(args: argparse.Namespace) -> NodeModel:
+    target = target_of(args.fit)
+    columns = SpinnerColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("warming up")
+
+        async def fit() -> NodeModel:
+            return await fitting.fit(
+                target,
+                await target.first_model(),
+                max_prompt_tokens=args.fit_prompt_tokens,
+                vocab_size=args.vocab_size,
+                on_step=lambda text: progress.update(task, description=text),
+            )
+
+        return asyncio.run(fit())
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    if args.trace:
+        return Workload(lines=trace.read(args.trace))
+    if args.rate <= 0:
+        raise ConfigError("say what is asked: --rate with --prompt-tokens and --output-tokens, or --trace")
+    prompt, output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
+    return Workload(rate=args.rate, burstiness=args.burstiness, prompt=prompt, output=output)
+
+
+def _size(text: str) -> Size:
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdigit() and 1 <= int(part) <= sizing.MAX_NODES for part in parts):
+        raise ConfigError(f"--size: {text} is not PREFILL:DECODE, each between 1 and {sizing.MAX_NODES}")
+    return Size(int(parts[0]), int(parts[1]))
+
+
+def _with(number: int, headroom: float) -> int:
+    return math.ceil(number * (1 + headroom) - 1e-9)
+
+
+def _hours(model: NodeModel, workload: Workload, speed: float, size: Size) -> list[Outcome]:
+    """The first 24 hours of a trace, hour by hour; nothing without a trace."""
+    if not workload.lines:
+        return []
+    start_ms = workload.lines[0].timestamp
+    lines = [line for line in workload.lines if line.timestamp - start_ms < _MAX_HOURS * _HOUR_MS]
+    asked = trace.requests(lines, speed)
+    fleet, requests = simulation.simulate(model, size.prefill, size.decode, asked, workload.block_size)
+    hours: dict[int, list[trace.SimulatedRequest]] = {}
+    for request in requests:
+        hours.setdefault(int(request.arrival_ms * speed // _HOUR_MS), []).append(request)
+    return [simulation.outcome(model, fleet, part) for part in hours.values()]
+
+
+def _plan_lines(args: argparse.Namespace, workload: Workload, at_peak: Size, size: Size) -> list[str]:
+    num_prompt, num_output = workload.mean_tokens
+    rate = workload.mean_rate * args.trace_speed
+    lines = [f"{rate:.2f} requests/s, {num_prompt:.0f} tokens in and {num_output:.0f} out on the average"]
+    if not args.size:
+        lines.append(f"at ×{args.peak_factor:g}: {at_peak.prefill} prefill + {at_peak.decode} decode nodes")
+    lines.append(f"nodes: {size.prefill} prefill + {size.decode} decode")
+    if args.gpus_per_node:
+        lines[-1] += f", {(size.prefill + size.decode) * args.gpus_per_node} GPUs"
+    cost = size.prefill * args.cost_prefill_hour + size.decode * args.cost_decode_hour
+    if cost:
+        per_million = cost / (rate * num_output * 3600 / 1e6)
+        lines.append(
+            f"cost: {cost:,.2f} an hour, {cost * 730:,.0f} a month, {per_million:,.2f} per million output tokens"
+        )
+    return lines
+
+
+def _outcome_lines(args: argparse.Namespace, found: Outcome) -> list[str]:
+    where = "simulated" if args.size else f"simulated at ×{args.peak_factor:g}, without headroom"
+    return [f"{where}: {_said(found)}"]
+
+
+def _hour_lines(hours: list[Outcome]) -> list[str]:
+    return [f"hour {number:>2}: {_said(found)}" for number, found in enumerate(hours)]
+
+
+def _said(found: Outcome) -> str:
+    return (
+        f"{found.requests_per_s:.2f} requests/s, {found.output_tokens_per_s:.0f} tokens/s, "
+        f"TTFT p50 {1000 * found.ttft_p50_s:.0f} p99 {1000 * found.ttft_p99_s:.0f} ms, "
+        f"TPOT p50 {1000 * found.tpot_p50_s:.1f} p99 {1000 * found.tpot_p99_s:.1f} ms, "
+        f"prefill busy {found.prefill_utilization:.0%}, {found.decode_running:.1f} requests on a decode node"
+    )
