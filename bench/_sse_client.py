@@ -63,6 +63,7 @@ class StreamClient(asyncio.Protocol):
         self._stream = Stream(0.0)
         self._rest = b""
         self._keeps = True
+        self._is_done = False  # the stream has said so
 
     @classmethod
     async def connect(cls, host: str, port: int, tls: ssl.SSLContext | None = None) -> "StreamClient":
@@ -89,7 +90,7 @@ class StreamClient(asyncio.Protocol):
         )
         head += f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._done = asyncio.get_running_loop().create_future()
-        self._rest = b""
+        self._rest, self._is_done = b"", False
         self._parser = httptools.HttpResponseParser(self)
         self._stream = stream = Stream(time.monotonic())
         self._transport.write(head.encode() + b"\r\n" + data)
@@ -142,11 +143,20 @@ class StreamClient(asyncio.Protocol):
         self._keeps = self._parser.should_keep_alive()
         if self._stream.status != 200:
             self._stream.error = self._rest.decode(errors="replace")[:200]
+        elif not self._is_done and not self._stream.error:
+            self._stream.error = "the stream ended without [DONE]"
+        elif not self._stream.times and self._stream.num_output_tokens:
+            self._stream.times.append(
+                time.monotonic()
+            )  # tokens that are no text: what is known is when they were all there
         if not self._done.done():
             self._done.set_result(None)
 
     def _take(self, event: bytes, now: float) -> None:
-        if not event.startswith(b"data:") or event == b"data: [DONE]":
+        if not event.startswith(b"data:"):
+            return
+        if event == b"data: [DONE]":
+            self._is_done = True
             return
         if self._stream.times and b'"usage":{' not in event and b'"usage": {' not in event and b'"error"' not in event:
             self._stream.times.append(now)  # the common case, unparsed

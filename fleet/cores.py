@@ -25,11 +25,15 @@ def available() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def share(cores: list[int], role: str, num_nodes: int, *, colocated: bool) -> Share:
-    """What one of `num_nodes` nodes of a pool gets."""
+def share(cores: list[int], role: str, num_nodes: int, *, colocated: bool, index: int = 0) -> Share:
+    """What the `index`-th of `num_nodes` nodes of a pool gets: cores of its own where they go round."""
     pool = _pool(cores, role, colocated)
+    each = max(1, len(pool) // max(1, num_nodes))
+    if num_nodes > 1:
+        first = index % max(1, len(pool) // each) * each
+        pool = pool[first : first + each]
     pinned = pool if len(cores) <= _FEW and hasattr(os, "sched_setaffinity") else []
-    return Share(frozenset(pinned), max(1, len(pool) // max(1, num_nodes)))
+    return Share(frozenset(pinned), each)
 
 
 def _pool(cores: list[int], role: str, colocated: bool) -> list[int]:

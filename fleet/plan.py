@@ -61,7 +61,7 @@ class Plan:
         """The `index`-th prefill or decode node, one of `num_nodes`."""
         name = f"{role}-{index}{self.suffix}"
         engine: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(EngineFlags)}
-        part = self._share(role, num_nodes)
+        part = self._share(role, index, num_nodes)
         gpu = self._gpu(role, index)
         engine |= {"model": str(self.model.path), "served_model_name": self.model.names}
         engine |= {"num_threads": part.num_threads, "kv_memory": self._kv_memory(gpu)}
@@ -98,10 +98,10 @@ class Plan:
     def _shared(self) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in _SHARED}
 
-    def _share(self, role: str, num_nodes: int) -> Share:
+    def _share(self, role: str, index: int, num_nodes: int) -> Share:
         if self.config.num_threads or self._gpus():
             return Share(frozenset(), self.config.num_threads)
-        return share(self.cores, role, num_nodes, colocated=self.config.colocated)
+        return share(self.cores, role, num_nodes, colocated=self.config.colocated, index=index)
 
     def _gpus(self) -> tuple[Gpu, ...]:
         return () if self.config.device == "cpu" else self.gpus

@@ -1,0 +1,183 @@
+"""Is it worth splitting? The same load on a split fleet and on as many colocated nodes; which side to run, by goodput.
+
+    baton bench disagg --nodes 2 --slo-ttft-ms 500 --slo-tpot-ms 20 --html disagg.html
+
+Three fleets take turns: split (half of the nodes prefill), colocated, and colocated with prompts computed whole, without
+chunks. Each gets every mix of prompt and output lengths at rising rates (goodput: requests within both limits), and then
+a storm: a few streams decode, first alone, then beside long prompts.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from baton.errors import BatonError, ConfigError
+from bench import _disagg_report, _fleets, serve
+from bench._load import arrivals, lengths, workload
+from bench._load.driver import Driver
+from bench._load.figures import figures, percentile
+from bench._load.target import Target, target_of
+from bench._load.workload import Shape
+
+TIMEOUT_S = 120.0
+UNCHUNKED = 1_000_000  # tokens in a step at most: every prompt in one
+STORM_STREAMS, STORM_STREAM_TOKENS, STORM_AT_A_TIME = 2, 128, 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to run the same nodes."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+def sides(num_nodes: int, model: str) -> list[Side]:
+    """Split, colocated, colocated without chunks."""
+    shared = ("--model", model) if model else ()
+    num_prefill = num_nodes // 2
+    together = ("--colocated", "--decode", str(num_nodes), *shared)
+    return [
+        Side("split", ("--prefill", str(num_prefill), "--decode", str(num_nodes - num_prefill), *shared)),
+        Side("colocated", together),
+        Side("unchunked", (*together, "--max-num-batched-tokens", str(UNCHUNKED))),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure all sides; exit code 1 where requests failed."""
+    args = _arguments(argv)
+    ratios = [_ratio(text) for text in args.ratios]
+    chosen = sides(args.nodes, args.model)
+    found: dict[str, dict[str, Any]] = {}
+    num_turns = len(chosen) * (len(ratios) * len(args.rates) + args.rounds)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("fleets", total=num_turns)
+        for side in chosen:
+            progress.update(task, description=side.name)
+            with tempfile.TemporaryDirectory(prefix="baton-disagg-") as folder:
+                with _fleets.started(Path(folder) / "home", *side.flags) as endpoint:
+                    found[side.name] = asyncio.run(
+                        _measure(args, target_of(endpoint), ratios, lambda: progress.advance(task))
+                    )
+    command = shlex.join(["baton", "bench", "disagg", *(sys.argv[1:] if argv is None else argv)])
+    report = {"machine": serve.machine(), "command": command, "nodes": args.nodes, "sides": found}
+    print(_disagg_report.text(report))
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+    if args.html:
+        _disagg_report.write_html(Path(args.html), report)
+    return 1 if any(run["failed"] for side in found.values() for run in side["runs"]) else 0
+
+
+async def _measure(
+    args: argparse.Namespace, target: Target, ratios: Sequence[tuple[int, int]], on_run: Any
+) -> dict[str, Any]:
+    model = await target.first_model()
+    shape = Shape(model=model, vocab_size=args.vocab_size)
+    await _closed(target, shape, 64, 16, number=8, at_a_time=4)  # the first ones warm up
+    runs = []
+    for (num_prompt, num_output), rate in itertools.product(ratios, args.rates):
+        runs.append(await _at_rate(args, target, model, num_prompt, num_output, rate))
+        on_run()
+    storms = []
+    for _ in range(args.rounds):
+        storms.append(await _storm(target, shape, args.storm_prompt_tokens, args.seconds))
+        on_run()
+    return {"runs": runs, "storms": storms}
+
+
+async def _at_rate(
+    args: argparse.Namespace, target: Target, model: str, num_prompt: int, num_output: int, work: float
+) -> dict[str, Any]:
+    """`work`: thousands of tokens per second, prompts and outputs together, so that mixes compare."""
+    prompt, output = lengths.parse(str(num_prompt)), lengths.parse(str(num_output))
+    shape = Shape(model=model, prompt=prompt, output=output, vocab_size=args.vocab_size)
+    rate = 1000 * work / (num_prompt + num_output)
+    asked = workload.conversations(shape, random.Random(0))
+    due = itertools.takewhile(lambda at_s: at_s < args.seconds, arrivals.times(rate, 1.0, random.Random(0)))
+    driver, began_s = Driver(target, TIMEOUT_S), time.monotonic()
+    await driver.open(zip(due, asked, strict=False))
+    limits = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
+    found = figures(driver.streams, max(args.seconds, time.monotonic() - began_s), **limits)
+    return {"prompt_tokens": num_prompt, "output_tokens": num_output, "work": work, "rate": rate} | {
+        name: found[name] for name in ("failed", "goodput_per_s", "good_share", "ttft_p99_s", "tpot_p99_s")
+    }
+
+
+async def _storm(target: Target, shape: Shape, num_prompt: int, seconds: float) -> dict[str, float]:
+    """TPOT p99 of streams: alone, and beside long prompts without end."""
+    alone = await _streams(target, shape, time.monotonic() + seconds)
+    prompts = Driver(target, TIMEOUT_S)
+    stop_s = time.monotonic() + seconds
+    long = _sized(shape, num_prompt, 1)
+    storm = prompts.closed(workload.conversations(long, random.Random()), STORM_AT_A_TIME, stop_s)
+    beside, _ = await asyncio.gather(_streams(target, shape, stop_s), storm)
+    p99s = [percentile([s.tpot_s for s in driver.streams if s.ok], 99) for driver in (alone, beside)]
+    return {"idle_s": p99s[0], "storm_s": p99s[1], "ratio": p99s[1] / p99s[0], "prompts": len(prompts.streams)}
+
+
+async def _streams(target: Target, shape: Shape, stop_s: float) -> Driver:
+    driver = Driver(target, TIMEOUT_S)
+    asked = workload.conversations(_sized(shape, 16, STORM_STREAM_TOKENS), random.Random())
+    await driver.closed(asked, STORM_STREAMS, stop_s)
+    return driver
+
+
+async def _closed(
+    target: Target, shape: Shape, num_prompt: int, num_output: int, *, number: int, at_a_time: int
+) -> None:
+    asked = workload.conversations(_sized(shape, num_prompt, num_output), random.Random())
+    await Driver(target, TIMEOUT_S).closed(list(itertools.islice(asked, number)), at_a_time)
+
+
+def _sized(shape: Shape, num_prompt: int, num_output: int) -> Shape:
+    return Shape(shape.model, lengths.parse(str(num_prompt)), lengths.parse(str(num_output)), shape.vocab_size)
+
+
+def _ratio(text: str) -> tuple[int, int]:
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--ratios: {text} is not PROMPT:OUTPUT, in tokens")
+    return int(parts[0]), int(parts[1])
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="baton bench disagg", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--model", default="", help="a checkpoint; the default model where none is given")
+    add("--nodes", type=int, default=2, help="of each fleet")
+    add("--ratios", nargs="+", default=["1024:16", "512:64", "128:128"], help="PROMPT:OUTPUT, in tokens")
+    add("--rates", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="thousands of tokens per second, in and out")
+    add("--seconds", type=float, default=10.0, help="of each run")
+    add("--rounds", type=int, default=2, help="of the storm")
+    add("--storm-prompt-tokens", type=int, default=1536, help="length of the storm's prompts")
+    add("--slo-ttft-ms", type=float, default=500.0)
+    add("--slo-tpot-ms", type=float, default=20.0)
+    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
+    add("--json", metavar="FILE", help="also write the figures there")
+    add("--html", metavar="FILE", help="also write a report with plots there")
+    args = parser.parse_args(argv)
+    if args.nodes < 2:
+        parser.error("--nodes: at least 2")
+    return args
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BatonError as failure:
+        sys.exit(f"baton: error: {failure.message}")

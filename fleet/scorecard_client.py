@@ -1,0 +1,96 @@
+"""How the scorecard asks: one request after the other, keeping whole answers."""
+
+import http.client
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from baton.errors import ConfigError
+from bench._load.target import Target
+
+_TIMEOUT_S = 60.0
+_MAX_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer. Header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    first_byte_s: float  # from the request to the first bytes of the body
+
+    @property
+    def json(self) -> Any:
+        """ValueError where it is not JSON."""
+        return json.loads(self.body)
+
+    @property
+    def error_code(self) -> str:
+        """Of `{"error": {"code": …}}`, else empty."""
+        try:
+            return str(self.json["error"]["code"])
+        except (ValueError, LookupError, TypeError):
+            return ""
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Of a stream, without [DONE]."""
+        lines = (line.removeprefix(b"data:").strip() for line in self.body.splitlines() if line.startswith(b"data:"))
+        return [json.loads(line) for line in lines if line != b"[DONE]"]
+
+
+class Client:
+    """Of one endpoint, with its key."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
+        """OSError where nobody answers. `key` "" sends none."""
+        target = self.target
+        if target.tls:
+            kind: http.client.HTTPConnection = http.client.HTTPSConnection(
+                target.host, target.port, timeout=_TIMEOUT_S, context=target.tls
+            )
+        else:
+            kind = http.client.HTTPConnection(target.host, target.port, timeout=_TIMEOUT_S)
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        if used := target.api_key if key is None else key:
+            sent["Authorization"] = f"Bearer {used}"
+        try:
+            began_s = time.monotonic()
+            data = json.dumps(body).encode() if body is not None else None
+            kind.request(method, target.base_path + path, body=data, headers=sent)
+            response = kind.getresponse()
+            first = response.read1(65536)
+            took_s = time.monotonic() - began_s
+            rest = response.read(_MAX_BYTES)
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{path}: {error or type(error).__name__}") from None
+        finally:
+            kind.close()
+        return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, first + rest, took_s)
+
+    def complete(self, model: str, prompt: Any, max_tokens: int, **more: Any) -> Reply:
+        """POST /v1/completions, greedy."""
+        body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
+        return self.ask("POST", "/v1/completions", body)
+
+    def first_model(self) -> str:
+        """ConfigError where the endpoint names none."""
+        try:
+            reply = self.ask("GET", "/v1/models")
+            return str(reply.json["data"][0]["id"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f"{self.target.url} names no model ({error}): is the key right?") from None
