@@ -2,9 +2,9 @@
 
     baton bench disagg --nodes 2 --slo-ttft-ms 500 --slo-tpot-ms 20 --html disagg.html
 
-Three fleets take turns: split (half of the nodes prefill), colocated, and colocated with prompts computed whole, without
-chunks. Each gets every mix of prompt and output lengths at rising rates (goodput: requests within both limits), and then
-a storm: a few streams decode, first alone, then beside long prompts.
+Three fleets take turns: split (half of the nodes prefill), colocated, and colocated with prompts computed whole,
+without chunks. Each gets every mix of prompt and output lengths at rising rates (goodput: requests within both limits),
+and then a storm: a few streams decode, first alone, then beside long prompts.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = progress.add_task("fleets", total=num_turns)
         for side in chosen:
             progress.update(task, description=side.name)
-            with tempfile.TemporaryDirectory(prefix="baton-disagg-") as folder:
-                with _fleets.started(Path(folder) / "home", *side.flags) as endpoint:
-                    found[side.name] = asyncio.run(
-                        _measure(args, target_of(endpoint), ratios, lambda: progress.advance(task))
-                    )
+            with tempfile.TemporaryDirectory(prefix="baton-disagg-") as folder, started(folder, side) as endpoint:
+                measuring = _measure(args, target_of(endpoint), ratios, lambda: progress.advance(task))
+                found[side.name] = asyncio.run(measuring)
     command = shlex.join(["baton", "bench", "disagg", *(sys.argv[1:] if argv is None else argv)])
     report = {"machine": serve.machine(), "command": command, "nodes": args.nodes, "sides": found}
     print(_disagg_report.text(report))
@@ -81,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.html:
         _disagg_report.write_html(Path(args.html), report)
     return 1 if any(run["failed"] for side in found.values() for run in side["runs"]) else 0
+
+
+def started(folder: str, side: Side) -> AbstractContextManager[str]:
+    """Its endpoint, while it runs."""
+    return _fleets.started(Path(folder) / "home", *side.flags)
 
 
 async def _measure(

@@ -4,8 +4,8 @@
     baton plan --node node.json --rate 40 --prompt-tokens 512 --output-tokens 128
     baton plan --node node.json --trace trace.jsonl --cost-prefill-hour 12 --cost-decode-hour 12
 
-Nodes are counted for the peak times --peak-factor, and --headroom on top. Outcomes come from a simulator: the router's own
-choices over fitted nodes, in virtual time. What it leaves to others: fitting, simulating, sizing (`bench/_plan`).
+Nodes are counted for the peak times --peak-factor, and --headroom on top. Outcomes come from a simulator: the
+router's own choices over fitted nodes, in virtual time. What it leaves to others: fitting, simulating, sizing (`bench/_plan`).
 """
 
 import argparse

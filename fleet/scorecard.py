@@ -1,7 +1,7 @@
-"""`baton scorecard`: twenty items of production readiness, checked on a fleet that runs; seventeen of them are critical.
+"""`baton scorecard`: twenty items of production readiness, seventeen of them critical, checked on a fleet that runs.
 
-Exit code 0 only where all seventeen passed. What a command cannot see, or may not do without --destructive, is not checked
-and says how to; it counts as not passed. docs/scorecard.md says what each item asks for.
+Exit code 0 only where all seventeen passed. What a command cannot see, or may not do without --destructive, is not
+checked and says how to; it counts as not passed. docs/scorecard.md says what each item asks for.
 """
 
 import argparse

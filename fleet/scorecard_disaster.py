@@ -1,4 +1,4 @@
-"""Items of the scorecard that harm: only with --destructive, only on a local fleet, and only where others can take over."""
+"""Items of the scorecard that harm: only with --destructive, and only on a local fleet."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Items of the scorecard about what operators look at: metrics, alerts, dashboards, room to spare, a recent load test."""
+"""Items of the scorecard about what operators look at: metrics, alerts, dashboards, headroom, load tests."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """Fits a node model from outside: probes of a fleet of one prefill and one decode node, a minute on two cores.
 
-prompts   several lengths, a few requests at a time, two tokens out: the prefill node is what limits, so time per request
-          is its work; with what TTFT of single requests has on top
+prompts   several lengths, a few requests at a time, two tokens out: the prefill node is what limits, so time per
+          request is its work; with what TTFT of single requests has on top
 decoding  several concurrencies, lengths and contexts: time per token, by how many decode at once on the average
 """
 
@@ -90,7 +90,7 @@ async def _fit_decoding(probe: "_Probe", longest: int, on_step: Callable[[str], 
         streams = await probe.run(kind.concurrency, kind.prompt_tokens, kind.output_tokens, kind.num_requests)
         rows.append(decode_row(kind, streams, time.monotonic() - began_s))
         values.append(1000 * statistics.median(stream.tpot_s for stream in streams))
-    return non_negative(rows, values)
+    return non_negative(rows, values, keep=1)  # there is no step without a base
 
 
 def decode_row(kind: Decoding, streams: Sequence[Stream], elapsed_s: float) -> tuple[float, float, float, float]:

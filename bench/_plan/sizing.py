@@ -1,7 +1,7 @@
 """How many nodes: an estimate from utilization, then the simulator until both limits hold.
 
-The estimate is queueing's plainest: prefill nodes busy for 70 % of the time, decode nodes with the largest batch whose steps
-are within the limit. The simulator then adds to whichever pool breaks its limit.
+The estimate is queueing's plainest: prefill nodes busy for 70 % of the time, decode nodes with the largest batch whose
+steps are within the limit. The simulator then adds to whichever pool breaks its limit.
 """
 
 import math
