@@ -5,7 +5,7 @@
     baton plan --node node.json --trace trace.jsonl --cost-prefill-hour 12 --cost-decode-hour 12
 
 Nodes are counted for the peak times --peak-factor, and --headroom on top. Outcomes come from a simulator: the
-router's own choices over fitted nodes, in virtual time. What it leaves to others: fitting, simulating, sizing (`bench/_plan`).
+router's own choices over fitted nodes, in virtual time. Fitting, simulating and sizing are `bench/_plan`.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Outcome, Workload
 from bench._plan.sizing import Limits, Size
 from router.simulated import trace
+from router.simulated.hardware import SimulatedRequest
 
 _HOUR_MS = 3_600_000.0
 _MAX_HOURS = 24
@@ -140,7 +141,7 @@ def _hours(model: NodeModel, workload: Workload, speed: float, size: Size) -> li
     lines = [line for line in workload.lines if line.timestamp - start_ms < _MAX_HOURS * _HOUR_MS]
     asked = trace.requests(lines, speed)
     fleet, requests = simulation.simulate(model, size.prefill, size.decode, asked, workload.block_size)
-    hours: dict[int, list[trace.SimulatedRequest]] = {}
+    hours: dict[int, list[SimulatedRequest]] = {}
     for request in requests:
         hours.setdefault(int(request.arrival_ms * speed // _HOUR_MS), []).append(request)
     return [simulation.outcome(model, fleet, part) for part in hours.values()]

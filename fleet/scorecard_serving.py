@@ -60,7 +60,7 @@ def prefixes_are_cached(context: Context) -> Result:
         first.append(_ttft(context, prompt).first_byte_s)
         second = _ttft(context, [*prompt, *_tokens(_SHORT)])
         again.append(second.first_byte_s)
-        usage = next((event["usage"] for event in second.events if event.get("usage")), {})
+        usage: dict[str, Any] = next((event["usage"] for event in second.events if event.get("usage")), {})
         hits = max(hits, int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0))
     before, after = statistics.median(first), statistics.median(again)
     said = f"TTFT of {number} tokens {before * 1000:.0f} ms, with them cached {after * 1000:.0f} ms, {hits} tokens hit"

@@ -73,9 +73,9 @@ def search(model: NodeModel, workload: Workload, speed: float, limits: Limits) -
     raise ConfigError(f"no fleet of up to {MAX_NODES} nodes keeps these limits: loosen them")
 
 
-def run(model: NodeModel, workload: Workload, speed: float, size: Size) -> Outcome:
-    """What a size does, on as many requests as tell."""
-    number = min(max(_MIN_REQUESTS, _REQUESTS_PER_NODE * (size.prefill + size.decode)), _MAX_REQUESTS)
+def run(model: NodeModel, workload: Workload, speed: float, size: Size, number: int = 0) -> Outcome:
+    """What a size does, on so many requests, or on as many as tell."""
+    number = number or min(max(_MIN_REQUESTS, _REQUESTS_PER_NODE * (size.prefill + size.decode)), _MAX_REQUESTS)
     block_size = workload.block_size
     fleet, requests = simulate(model, size.prefill, size.decode, workload.requests(speed, number), block_size)
     return outcome(model, fleet, requests)

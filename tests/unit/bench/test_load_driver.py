@@ -1,0 +1,172 @@
+"""The driver against an endpoint whose times are known, and against another client."""
+
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from bench._load import arrivals, lengths, workload
+from bench._load.driver import Driver
+from bench._load.figures import code_of, figures
+from bench._load.target import Target
+from bench._load.workload import Shape
+
+FIRST_S, GAP_S, NUM_TOKENS = 0.03, 0.01, 6
+SHAPE = Shape("m", lengths.parse("8"), lengths.parse(str(NUM_TOKENS)))
+
+
+class Paced:
+    """Answers with the first token after 30 ms, and one every 10 ms; or with what `answer` says."""
+
+    def __init__(self, answer: bytes = b"") -> None:
+        self.answer, self.num_open, self.most_open, self.num_connections = answer, 0, 0, 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(
+                    int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+                )
+                await reader.readexactly(length)
+                self.num_open += 1
+                self.most_open = max(self.most_open, self.num_open)
+                await self._answer(writer)
+                self.num_open -= 1
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, writer: asyncio.StreamWriter) -> None:
+        if self.answer:
+            writer.write(self.answer)
+            return
+        began_s = time.monotonic()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number in range(NUM_TOKENS):
+            await asyncio.sleep(began_s + FIRST_S + number * GAP_S - time.monotonic())
+            self._event(writer, json.dumps({"choices": [{"text": f"t{number}"}]}))
+        usage = {"prompt_tokens": 8, "completion_tokens": NUM_TOKENS}
+        self._event(writer, json.dumps({"choices": [], "usage": usage}))
+        self._event(writer, "[DONE]")
+        writer.write(b"0\r\n\r\n")
+
+    def _event(self, writer: asyncio.StreamWriter, data: str) -> None:
+        event = f"data: {data}\n\n".encode()
+        writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+
+
+async def serve(endpoint: Paced) -> AsyncIterator[Target]:
+    server = await asyncio.start_server(endpoint, "127.0.0.1", 0)
+    async with server:
+        yield Target("127.0.0.1", server.sockets[0].getsockname()[1])
+
+
+def asked(number: int) -> list[workload.Conversation]:
+    return list(itertools.islice(workload.conversations(SHAPE, random.Random(0)), number))
+
+
+def test_a_closed_loop_keeps_so_many_under_way_and_tells_the_right_times():
+    endpoint = Paced()
+
+    async def run() -> Driver:
+        async for target in serve(endpoint):
+            driver = Driver(target, 5.0)
+            await driver.closed(asked(12), 4)
+            return driver
+        raise AssertionError
+
+    found = figures(asyncio.run(run()).streams, 1.0, slo_ttft_s=0.001)
+    assert (endpoint.most_open, endpoint.num_connections) == (4, 4)
+    assert (found["requests"], found["failed"], found["output_tokens"]) == (12, 0, 12 * NUM_TOKENS)
+    assert found["ttft_p50_s"] == pytest.approx(FIRST_S, abs=0.01)
+    assert found["tpot_p50_s"] == pytest.approx(GAP_S, abs=0.003)
+    assert found["e2e_p50_s"] == pytest.approx(FIRST_S + (NUM_TOKENS - 1) * GAP_S, abs=0.02)
+    assert found["goodput_per_s"] == 0.0
+
+
+def test_an_open_loop_does_not_wait_for_answers():
+    endpoint = Paced()
+
+    async def run() -> Driver:
+        async for target in serve(endpoint):
+            driver = Driver(target, 5.0)
+            await driver.open(itertools.islice(zip(arrivals.times(200.0, 0, random.Random(0)), asked(20)), 20))  # noqa: B905
+            return driver
+        raise AssertionError
+
+    driver = asyncio.run(run())
+    assert len(driver.streams) == 20
+    assert all(stream.ok for stream in driver.streams)
+    assert endpoint.most_open > 8  # 80 ms each, one every 5 ms
+
+
+def test_what_has_not_ended_is_hung_up_on():
+    async def run() -> Driver:
+        async for target in serve(Paced()):
+            driver = Driver(target, 5.0)
+            due = zip((0.0, 0.0, 0.05), asked(3), strict=False)
+            await driver.open(due, finish=False)
+            return driver
+        raise AssertionError
+
+    driver = asyncio.run(run())
+    assert (len(driver.streams), len(driver.hung_up)) == (0, 3)
+    assert any(stream.times for stream in driver.hung_up)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"HTTP/1.1 429 Busy\r\nContent-Length: 4\r\n\r\nbusy", "429"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\ndata: {"error":{"a":1}}\n\n', "broken stream"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\ndata: {"choices":[{"text":"a"}]}', "broken stream"),
+        (b"nonsense\r\n\r\n", "no answer"),
+    ],
+)
+def test_what_goes_wrong_is_counted_by_what_it_is(answer: bytes, code: str):
+    async def run() -> Driver:
+        async for target in serve(Paced(answer)):
+            driver = Driver(target, 5.0)
+            await driver.closed(asked(2), 1)
+            return driver
+        raise AssertionError
+
+    assert [code_of(stream) for stream in asyncio.run(run()).streams] == [code, code]
+
+
+def test_nobody_there_is_no_answer():
+    driver = Driver(Target("127.0.0.1", 1), 2.0)
+    asyncio.run(driver.closed(asked(1), 1))
+    assert code_of(driver.streams[0]) == "no answer"
+
+
+def test_another_client_finds_the_same_times():
+    """httpx, written down as plainly as can be, on the same endpoint: within 5 %, and 2 ms of scheduling."""
+
+    async def theirs(client: httpx.AsyncClient, url: str) -> tuple[float, float]:
+        began_s = time.monotonic()
+        async with client.stream("POST", url, json=asked(1)[0].turns[0]) as answer:
+            times = [time.monotonic() async for line in answer.aiter_lines() if '"text"' in line]
+        return times[0] - began_s, (times[-1] - times[0]) / (len(times) - 1)
+
+    async def run() -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        async for target in serve(Paced()):
+            driver = Driver(target, 5.0)
+            await driver.closed(asked(10), 1)
+            async with httpx.AsyncClient() as client:
+                others = [await theirs(client, f"{target.url}/v1/completions") for _ in range(10)]
+            return [(stream.ttft_s, stream.tpot_s) for stream in driver.streams], others
+        raise AssertionError
+
+    mine, others = asyncio.run(run())
+    for at in (0, 1):
+        ours, other = (statistics.median(pair[at] for pair in pairs) for pairs in (mine, others))
+        assert ours == pytest.approx(other, rel=0.05, abs=0.002)
