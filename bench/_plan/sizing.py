@@ -13,7 +13,8 @@ from bench._plan.simulation import Outcome, Workload, outcome, simulate
 
 MAX_NODES = 1000
 _UTILIZATION = 0.7
-_MIN_REQUESTS, _REQUESTS_PER_NODE, _MAX_REQUESTS = 2000, 20, 20_000
+_MIN_REQUESTS, _REQUESTS_PER_NODE = 2000, 20
+_MAX_CHOICES = 3_000_000  # nodes times requests: a choice looks at every node
 _MAX_ROUNDS = 24
 
 
@@ -75,7 +76,8 @@ def search(model: NodeModel, workload: Workload, speed: float, limits: Limits) -
 
 def run(model: NodeModel, workload: Workload, speed: float, size: Size, number: int = 0) -> Outcome:
     """What a size does, on so many requests, or on as many as tell."""
-    number = number or min(max(_MIN_REQUESTS, _REQUESTS_PER_NODE * (size.prefill + size.decode)), _MAX_REQUESTS)
+    num_nodes = size.prefill + size.decode
+    number = number or min(max(_MIN_REQUESTS, _REQUESTS_PER_NODE * num_nodes), _MAX_CHOICES // num_nodes)
     block_size = workload.block_size
     fleet, requests = simulate(model, size.prefill, size.decode, workload.requests(speed, number), block_size)
     return outcome(model, fleet, requests)

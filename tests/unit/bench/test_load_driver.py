@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import random
-import statistics
 import time
 from collections.abc import AsyncIterator
 
@@ -17,12 +16,12 @@ from bench._load.figures import code_of, figures
 from bench._load.target import Target
 from bench._load.workload import Shape
 
-FIRST_S, GAP_S, NUM_TOKENS = 0.03, 0.01, 6
+FIRST_S, GAP_S, NUM_TOKENS = 0.08, 0.02, 4
 SHAPE = Shape("m", lengths.parse("8"), lengths.parse(str(NUM_TOKENS)))
 
 
 class Paced:
-    """Answers with the first token after 30 ms, and one every 10 ms; or with what `answer` says."""
+    """Answers with the first token after 80 ms, and one every 20 ms; or with what `answer` says."""
 
     def __init__(self, answer: bytes = b"") -> None:
         self.answer, self.num_open, self.most_open, self.num_connections = answer, 0, 0, 0
@@ -105,20 +104,21 @@ def test_an_open_loop_does_not_wait_for_answers():
     driver = asyncio.run(run())
     assert len(driver.streams) == 20
     assert all(stream.ok for stream in driver.streams)
-    assert endpoint.most_open > 8  # 80 ms each, one every 5 ms
+    assert endpoint.most_open > 8  # 140 ms each, one every 5 ms
 
 
 def test_what_has_not_ended_is_hung_up_on():
     async def run() -> Driver:
         async for target in serve(Paced()):
             driver = Driver(target, 5.0)
-            due = zip((0.0, 0.0, 0.05), asked(3), strict=False)
+            due = zip((0.0, 0.0, 0.1), asked(3), strict=False)
             await driver.open(due, finish=False)
             return driver
         raise AssertionError
 
     driver = asyncio.run(run())
-    assert (len(driver.streams), len(driver.hung_up)) == (0, 3)
+    assert not driver.streams
+    assert len(driver.hung_up) >= 2  # the last one may not have been sent
     assert any(stream.times for stream in driver.hung_up)
 
 
@@ -149,7 +149,7 @@ def test_nobody_there_is_no_answer():
 
 
 def test_another_client_finds_the_same_times():
-    """httpx, written down as plainly as can be, on the same endpoint: within 5 %, and 2 ms of scheduling."""
+    """httpx, written down as plainly as can be, on the same endpoint: within 5 %, and 1 ms of scheduling."""
 
     async def theirs(client: httpx.AsyncClient, url: str) -> tuple[float, float]:
         began_s = time.monotonic()
@@ -160,13 +160,13 @@ def test_another_client_finds_the_same_times():
     async def run() -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
         async for target in serve(Paced()):
             driver = Driver(target, 5.0)
-            await driver.closed(asked(10), 1)
+            await driver.closed(asked(8), 1)
             async with httpx.AsyncClient() as client:
-                others = [await theirs(client, f"{target.url}/v1/completions") for _ in range(10)]
+                others = [await theirs(client, f"{target.url}/v1/completions") for _ in range(8)]
             return [(stream.ttft_s, stream.tpot_s) for stream in driver.streams], others
         raise AssertionError
 
     mine, others = asyncio.run(run())
     for at in (0, 1):
-        ours, other = (statistics.median(pair[at] for pair in pairs) for pairs in (mine, others))
-        assert ours == pytest.approx(other, rel=0.05, abs=0.002)
+        ours, other = (min(pair[at] for pair in pairs) for pairs in (mine, others))
+        assert ours == pytest.approx(other, rel=0.05, abs=0.0015)

@@ -116,6 +116,6 @@ def test_a_trace_is_a_workload():
 
 
 def test_a_thousand_nodes_are_simulated():
-    found = sizing.run(MODEL, load(4000), 1.0, Size(400, 600), number=500)
-    assert found.num_requests == 500
+    found = sizing.run(MODEL, load(4000), 1.0, Size(400, 600), number=100)
+    assert found.num_requests == 100
     assert found.ttft_p99_s < 0.2

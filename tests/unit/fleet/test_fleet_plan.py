@@ -103,9 +103,18 @@ def test_a_colocated_fleet_computes_on_all_cores():
 
 @pytest.mark.parametrize(("num_nodes", "num_threads"), [(1, 4), (2, 2), (3, 1), (9, 1)])
 def test_nodes_of_a_pool_share_its_cores(num_nodes: int, num_threads: int):
-    part = share(list(range(8)), "prefill", num_nodes, colocated=False)
-    assert part.cores == {0, 1, 2, 3}
-    assert part.num_threads == num_threads
+    parts = [share(list(range(8)), "prefill", num_nodes, colocated=False, index=i) for i in range(num_nodes)]
+    assert {part.num_threads for part in parts} == {num_threads}
+    assert {len(part.cores) for part in parts} == {num_threads}
+    used = [core for part in parts for core in part.cores]
+    assert set(used) <= {0, 1, 2, 3}
+    assert num_nodes > 4 or len(used) == len(set(used))
+
+
+def test_colocated_nodes_have_a_core_each():
+    parts = [share([0, 1], "decode", 2, colocated=True, index=i) for i in range(2)]
+    assert [part.cores for part in parts] == [{0}, {1}]
+    assert a_plan(colocated=True, decode=2).node("decode", 1, 2).cores == {1}
 
 
 def test_one_core_is_everybodys_and_many_are_nobodys():

@@ -1,0 +1,141 @@
+"""What the phases of a load test look at, and how a verdict comes about."""
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import pytest
+
+from bench._load import lengths
+from bench._load.target import Target
+from bench._load.workload import Shape
+from bench._sse_client import Stream
+from fleet import loadtest_phases, loadtest_report, loadtest_watch
+from fleet.loadtest_phases import Run, Settings, Verdict
+from fleet.loadtest_site import RemoteSite, Site
+
+MIB = 2.0**20
+SETTINGS = Settings(Shape("m", lengths.parse("4"), lengths.parse("4")), 4, 5.0, total_s=100.0)
+
+
+class Known(Site):
+    """A fleet whose memory is known."""
+
+    def __init__(self, sizes: list[float]) -> None:
+        super().__init__(Target("127.0.0.1", 1))
+        self._sizes = iter(sizes)
+
+    def memory_bytes(self) -> dict[str, float]:
+        return {"decode-0": next(self._sizes)}
+
+    def kill(self) -> str:
+        return "nothing"
+
+    def is_whole(self) -> bool:
+        return True
+
+
+def watched(sizes: list[float]) -> loadtest_watch.MemoryWatch:
+    watch = loadtest_watch.MemoryWatch(Known(sizes), 10.0)
+    watch.samples = {"decode-0": sizes}
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_flat"),
+    [
+        ([100 * MIB] * 12, True),
+        ([50 * MIB] * 3 + [200 * MIB] * 9, True),  # it filled while it warmed up
+        ([200 * MIB + 10 * i * MIB for i in range(12)], False),
+        ([200 * MIB + i * MIB for i in range(12)], True),  # by 4 %
+    ],
+)
+def test_memory_that_grows_after_the_beginning_is_noticed(sizes: list[float], is_flat: bool):
+    assert watched(sizes).is_flat is is_flat
+
+
+def test_the_service_that_grew_most_is_named():
+    name, growth = watched([100 * MIB] * 6 + [150 * MIB] * 6).worst_growth()
+    assert (name, growth) == ("decode-0", 0.5)
+
+
+def test_memory_is_read_while_the_load_runs():
+    async def run() -> dict[str, list[float]]:
+        async with loadtest_watch.MemoryWatch(Known([1.0, 2.0, 3.0]), 0.1) as watch:
+            while not watch.samples:  # noqa: ASYNC110 - filled by a thread
+                await asyncio.sleep(0.01)
+        return watch.samples
+
+    assert asyncio.run(run())["decode-0"][0] == 1.0
+
+
+def streams(*times: list[float]) -> list[Stream]:
+    return [Stream(at[0] - 0.1, at, at[-1], 200, 4, 2 * len(at)) for at in times]
+
+
+def test_throughput_is_back_when_a_second_has_enough_tokens():
+    steady = [0.1 * i for i in range(60)]
+    slump = [at for at in steady if not 2.0 <= at < 4.0]
+    assert loadtest_watch.throughput_back_s(streams(slump), 2.0, tokens_per_s=20.0) == 2.0
+    assert loadtest_watch.throughput_back_s(streams(slump), 2.0, tokens_per_s=100.0) is None
+
+
+def test_silence_is_that_of_all_streams_together():
+    one, other = [0.0, 1.0, 6.0], [0.5, 3.0, 5.0]
+    assert loadtest_watch.longest_silence_s(streams(one), 1.0) == 5.0
+    assert loadtest_watch.longest_silence_s(streams(one, other), 1.0) == 2.0
+
+
+def test_tokens_of_what_was_hung_up_on_are_counted_by_its_events():
+    ended, cut = streams([0.0, 1.0]), [Stream(0.0, [0.1, 0.2, 0.3])]
+    assert loadtest_watch.tokens_of_unended(cut, ended) == 6.0
+
+
+def test_durations_are_in_the_proportions_of_the_checklist():
+    assert SETTINGS.seconds("sustained") == 60.0
+    assert sum(SETTINGS.seconds(name) for name in loadtest_phases.PHASES) == pytest.approx(100.0)
+    alone = Settings(SETTINGS.shape, 4, 5.0, 100.0, ("chaos",))
+    assert alone.seconds("chaos") == 100.0
+
+
+@pytest.mark.parametrize(("target", "levels"), [(2, [1, 2]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8, 12])])
+def test_levels_double_up_to_the_target(target: int, levels: list[int]):
+    assert loadtest_phases._levels(target) == levels
+
+
+def test_phases_fail_on_an_endpoint_that_is_not_there():
+    async def run() -> list[Verdict]:
+        site = Known([1.0] * 1000)
+        settings = Settings(SETTINGS.shape, 2, 0.5, 0.5, ("baseline", "chaos"))
+        original = Run.closed
+
+        async def bounded(self: Run, concurrency: int, seconds: float) -> object:
+            self._conversations = itertools.islice(self._conversations, 20)  # refusals come fast
+            return await original(self, concurrency, seconds)
+
+        Run.closed = bounded  # type: ignore[method-assign, assignment]
+        try:
+            return await loadtest_phases.run_all(site, settings, lambda verdict: None)
+        finally:
+            Run.closed = original  # type: ignore[method-assign]
+
+    assert [verdict.passed for verdict in asyncio.run(run())] == [False, False]
+
+
+def test_a_kill_command_runs_without_a_shell(tmp_path: Path):
+    site = RemoteSite(Target("127.0.0.1", 1), (), f"touch {tmp_path}/a;b")
+    assert site.kill()
+    assert (tmp_path / "a;b").exists()
+    assert RemoteSite(Target("127.0.0.1", 1), (), "").kill() == ""
+
+
+def test_a_report_tells_every_check(tmp_path: Path):
+    verdict = Verdict("baseline", timeline={"at_s": [1.0], "events_per_s": [2.0], "ttft_p50_s": [0.1]})
+    verdict.check(True, "fine")
+    verdict.check(False, "not fine")
+    assert not verdict.passed
+    assert loadtest_report.summary([verdict]) == "FAIL: baseline"
+    loadtest_report.write_html(tmp_path / "l.html", [verdict], ["m"])
+    text = (tmp_path / "l.html").read_text()
+    assert "not fine" in text
+    assert "class=bad" in text
