@@ -17,6 +17,7 @@ from fleet.scorecard_item import Context, Item, Result, failed, unknown, when
 _BACK_S = 60.0
 _TIMEOUT_S = 60.0
 _NUM_REQUESTS, _AT_A_TIME = 16, 4
+_VOCAB_SIZE = 256  # no vocabulary is smaller
 _HARM_AFTER_S = 0.3
 
 
@@ -48,7 +49,7 @@ def _harm(context: Context, role: str, number: signal.Signals) -> Result:
 
 
 async def _load_and(context: Context, harm: Callable[[], None]) -> Driver:
-    shape = workload.Shape(context.model, lengths.parse("64"), lengths.parse("96"), vocab_size=1000)
+    shape = workload.Shape(context.model, lengths.parse("64"), lengths.parse("96"), vocab_size=_VOCAB_SIZE)
     asked = list(itertools.islice(workload.conversations(shape, random.Random()), _NUM_REQUESTS))  # noqa: S311
     driver = Driver(context.client.target, _TIMEOUT_S)
     loading = asyncio.create_task(driver.closed(asked, _AT_A_TIME))
