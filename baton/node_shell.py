@@ -20,8 +20,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from redis.asyncio import Redis
 
-from baton import otel, rpc
-from baton.errors import ConfigError
+from baton import otel, rpc, tls
 from baton.exposition import Exposition
 from baton.lifecycle import Shutdown
 from baton.node_load import LoadBoard
@@ -71,10 +70,12 @@ class NodeShell:
         self._spans = otel.exporter(config.otlp_endpoint, identity)
         self.timelines = TimelineBook(on_end=self._spans.export if self._spans else None)
         self.server = rpc.server(config.service_token)
+        self.tls = tls.load(config)
         self.address = ""
         self.index = IndexWriter(redis, facts.model_fingerprint, self.node_id, self.epoch, cached)
         self._config, self._facts, self._redis = config, facts, redis
-        self._metrics = MetricsServer(config.host, config.metrics_port, config.service_token, Exposition(identity))
+        seen = config.host if config.service_token else "127.0.0.1"  # a scrape is plain HTTP, and has no certificate
+        self._metrics = MetricsServer(seen, config.metrics_port, config.service_token, Exposition(identity))
         self._health = health_aio.HealthServicer()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beats: asyncio.Task[None] | None = None
@@ -87,12 +88,10 @@ class NodeShell:
         trace_pb2_grpc.add_TraceServicer_to_server(TraceService(self.node_id, self.timelines), self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
-        wanted = rpc.bind_address(self._config.host, self._config.port, self._config.service_token)
-        try:
-            port = self.server.add_insecure_port(wanted)
-        except RuntimeError:
-            raise ConfigError(f"cannot listen on {wanted}: is the port taken?") from None
-        self.address = rpc.bind_address(self._config.host, port, self._config.service_token)
+        host, token = self._config.host, self._config.service_token
+        wanted = rpc.bind_address(host, self._config.port, token, self.tls)
+        port = rpc.open_port(self.server, wanted, self.tls)
+        self.address = rpc.bind_address(host, port, token, self.tls)
         metrics_url = await self._metrics.start()
         self._registration = Registration(self._redis, self._record(metrics_url))
         await self.server.start()

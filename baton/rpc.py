@@ -1,6 +1,6 @@
-"""gRPC as Baton uses it: keepalive that notices half-open links in 3 s, bounded messages, a token on calls.
+"""gRPC as Baton uses it: keepalive that notices half-open links in 3 s, bounded messages, a token on calls, mutual TLS.
 
-Without a token a server binds to loopback only (`bind_address` refuses anything else).
+Without a token and without TLS a server binds to loopback only (`bind_address` refuses anything else).
 """
 
 from __future__ import annotations  # grpc's types take parameters in their stubs alone
@@ -17,6 +17,7 @@ import grpc
 from grpc import aio
 
 from baton.errors import ConfigError
+from baton.tls import Identity
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 _TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header, not a secret
@@ -46,9 +47,13 @@ _SERVER_OPTIONS = [
 ]
 
 
-def channel(address: str) -> aio.Channel:
+def channel(address: str, tls: Identity | None = None) -> aio.Channel:
     """A client channel to `host:port`. Calls on it carry the token as `metadata`."""
-    return aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+    if tls is None:
+        return aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
+    named = [("grpc.ssl_target_name_override", tls.name)] if tls.name else []
+    return aio.secure_channel(address, credentials, options=[*_CLIENT_OPTIONS, *named])
 
 
 def metadata(token: str) -> aio.Metadata:
@@ -61,12 +66,23 @@ def server(token: str = "") -> aio.Server:
     return aio.server(options=_SERVER_OPTIONS, interceptors=[_RequireToken(token)] if token else [])
 
 
-def bind_address(host: str, port: int, token: str) -> str:
+def open_port(server: aio.Server, address: str, tls: Identity | None = None) -> int:
+    """Have `server` listen on `host:port`; the port, ConfigError where it is taken. TLS demands a certificate."""
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        pair = [(tls.key, tls.certificate)]
+        return server.add_secure_port(address, grpc.ssl_server_credentials(pair, tls.authority, True))  # noqa: FBT003
+    except RuntimeError:
+        raise ConfigError(f"cannot listen on {address}: is the port taken?") from None
+
+
+def bind_address(host: str, port: int, token: str, tls: Identity | None = None) -> str:
     """`host:port`, or ConfigError where that would offer an unauthenticated service to other hosts."""
-    if not token and not is_loopback(host):
+    if not token and tls is None and not is_loopback(host):
         raise ConfigError(
             f"refusing to listen on {host} without a service token: set BATON_SERVICE_TOKEN (the same on every "
-            "service of the fleet) or listen on 127.0.0.1"
+            "service of the fleet) or --tls-cert, --tls-key and --tls-ca, or listen on 127.0.0.1"
         )
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -66,7 +66,11 @@ class ServiceFlags:
 
     host: str = flag("127.0.0.1", "address to listen on, and by which the rest of the fleet finds this service")
     redis_url: str = flag("redis://127.0.0.1:6379/0", "where nodes register and the prefix index lives")
-    service_token: str = flag("", "shared by all services of a fleet; needed beyond loopback", secret=True)
+    service_token: str = flag("", "shared by all services of a fleet; beyond loopback it or TLS is needed", secret=True)
+    tls_cert: str = flag("", "certificate of this service, PEM, for mutual TLS between services", metavar="FILE")
+    tls_key: str = flag("", "its key", metavar="FILE")
+    tls_ca: str = flag("", "authority that has signed the certificates of all services of the fleet", metavar="FILE")
+    tls_name: str = flag("", "name that all these certificates carry; where none is given, each carries its address")
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
     log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
     otlp_endpoint: str = flag(

@@ -30,9 +30,16 @@ class DecodePeer:
     """One incarnation of a decode node. Connects once; when that is lost, the peer is over and a new one is needed."""
 
     def __init__(
-        self, address: str, epoch: int, token: str, hello: transfer_pb2.ConnectRequest, transports: Transports,
+        self,
+        address: str,
+        epoch: int,
+        channel: grpc.aio.Channel,
+        token: str,
+        hello: transfer_pb2.ConnectRequest,
+        transports: Transports,
         on_over: Callable[["DecodePeer"], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
+        """`channel` leads to `address`, and is closed with the peer; `token` is for calls on it."""
         self.address = address
         self.epoch = epoch
         self.outbox = Outbox()
@@ -41,7 +48,7 @@ class DecodePeer:
         self.transport = ""  # the name of the one that it is connected over
         self._transports = transports
         self._on_over = on_over
-        self._channel = rpc.channel(address)
+        self._channel = channel
         self._metadata = rpc.metadata(token)
         self._stub: transfer_pb2_grpc.TransferAsyncStub = transfer_pb2_grpc.TransferStub(self._channel)
         self._connection: Connection | None = None

@@ -3,7 +3,9 @@
 import asyncio
 import weakref
 
+from baton import rpc
 from baton.errors import TransferError
+from baton.tls import Identity
 from baton.v1 import transfer_pb2
 from kv_transfer.choose import Transports
 from kv_transfer.digest import Digester
@@ -17,7 +19,14 @@ class KVSender:
     """One per node process; create it in the node's event loop."""
 
     def __init__(
-        self, pool: Pool, node_id: str, epoch: int, transport: str, token: str, host: str = "127.0.0.1"
+        self,
+        pool: Pool,
+        node_id: str,
+        epoch: int,
+        transport: str,
+        token: str,
+        host: str = "127.0.0.1",
+        tls: Identity | None = None,
     ) -> None:
         """`transport`: a name, or `auto`; `host` is where this node is reached, and so which network it uses.
 
@@ -25,7 +34,7 @@ class KVSender:
         """
         self._pool = pool
         self._identity = (node_id, epoch)
-        self._token = token
+        self._token, self._tls = token, tls
         self._transports = Transports(transport, host)
         if len(self._transports.names) == 1:  # no matter of choice, and it may take a moment to start
             self._transports.get(self._transports.names[0])
@@ -67,7 +76,10 @@ class KVSender:
         hello = transfer_pb2.ConnectRequest(
             node_id=node_id, epoch=epoch, layout=self._pool.layout.to_proto(), host_id=host_id()
         )
-        peer = DecodePeer(grant.decode_address, grant.decode_epoch, self._token, hello, self._transports, self._over)
+        channel = rpc.channel(grant.decode_address, self._tls)
+        peer = DecodePeer(
+            grant.decode_address, grant.decode_epoch, channel, self._token, hello, self._transports, self._over
+        )
         self._peers[grant.decode_node_id] = peer
         return peer
 

@@ -44,7 +44,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
 
     step_loop = StepLoop(engine, on_output, on_crash)
     pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
-    sender = KVSender(pool, shell.node_id, shell.epoch, config.transport, config.service_token, config.host)
+    sender = KVSender(pool, shell.node_id, shell.epoch, config.transport, config.service_token, config.host, shell.tls)
     service = PrefillService(
         engine.layout, engine.num_blocks, step_loop, sender, shell.sessions, shell.board, shell.timelines
     )

@@ -29,6 +29,7 @@ from baton.redis_client import REDIS_ERRORS, TIMEOUT_S
 from baton.registry import NodeRecord, Registration, list_nodes, mint_epoch
 from baton.request import FinishReason, Generation
 from baton.timeline import TimelineBook
+from baton.tls import Identity
 from router.admission import Limits
 from router.attempt import Attempt, Refused
 from router.fleet_view import FleetView, ModelFacts
@@ -74,6 +75,7 @@ class Dispatcher:
         endpoint: str,
         router_id: str = "",
         service_token: str = "",
+        tls: Identity | None = None,
         models: tuple[str, ...] = (),
         metrics_url: str = "",
         config: DispatchConfig | None = None,
@@ -99,7 +101,7 @@ class Dispatcher:
             ),
         )
         self._replica = PrefixReplica(self._redis, self._stream_redis)
-        self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes)
+        self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes, tls)
         self._keys = itertools.count(1)
         self._placer = Placer(self._fleet, self._replica, self._config.limits)
         self._in_flight: dict[int, Running] = {}

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from baton import tasks
 from baton.redis_client import FAILURES, REDIS_ERRORS
 from baton.registry import NodeRecord, list_nodes
+from baton.tls import Identity
 from router.fleet_costs import FleetCosts
 from router.node_link import NodeLink
 
@@ -35,7 +36,12 @@ class FleetView:
     """Links to all nodes, of the model that this router serves."""
 
     def __init__(
-        self, redis: "Redis", router_id: str, service_token: str, on_nodes: Callable[["FleetView"], None]
+        self,
+        redis: "Redis",
+        router_id: str,
+        service_token: str,
+        on_nodes: Callable[["FleetView"], None],
+        tls: Identity | None = None,
     ) -> None:
         """`on_nodes` is called when nodes have come or gone."""
         self.facts: ModelFacts | None = None
@@ -43,7 +49,7 @@ class FleetView:
         self.num_routers = 1  # that live, this one included
         self._redis = redis
         self._router_id = router_id
-        self._service_token = service_token
+        self._service_token, self._tls = service_token, tls
         self._on_nodes = on_nodes
         self._links: dict[tuple[str, int], NodeLink] = {}
         self._undelivered: dict[tuple[str, int], dict[int, int]] = {}  # cancels for nodes that may only be frozen
@@ -117,7 +123,9 @@ class FleetView:
         for key in listed.keys() - self._links.keys():
             record = listed[key]
             cancels = self._undelivered.pop(key, None)
-            link = NodeLink(record, self._router_id, self._service_token, self._on_change, self.costs, cancels)
+            link = NodeLink(
+                record, self._router_id, self._service_token, self._on_change, self.costs, cancels, self._tls
+            )
             self._links[key] = link
             link.start()
             if record.role == "prefill":

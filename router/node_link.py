@@ -18,6 +18,7 @@ from grpc import aio
 from baton import rpc, tasks
 from baton.errors import BatonError, NodeUnavailable, TransferError
 from baton.registry import NodeRecord
+from baton.tls import Identity
 from baton.v1 import (
     decode_pb2,
     decode_pb2_grpc,
@@ -80,6 +81,7 @@ class NodeLink:
         on_change: Callable[[], None],
         costs: FleetCosts,
         cancels: dict[int, int] | None = None,
+        tls: Identity | None = None,
     ) -> None:
         """`on_change` is called whenever the node came, went, or told its load; `costs` is the fleet's.
 
@@ -95,7 +97,7 @@ class NodeLink:
         self._on_change = on_change
         self._costs = costs
         self.metadata = rpc.metadata(service_token)  # of every call
-        self._channel = rpc.channel(record.address)
+        self._channel = rpc.channel(record.address, tls)
         self._node = node_pb2_grpc.NodeStub(self._channel)
         self.prefill = prefill_pb2_grpc.PrefillStub(self._channel)
         self.decode = decode_pb2_grpc.DecodeStub(self._channel)

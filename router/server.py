@@ -18,7 +18,7 @@ from importlib.metadata import version
 import msgspec
 import uvicorn
 
-from baton import lifecycle, otel, redis_client, tasks
+from baton import lifecycle, otel, redis_client, tasks, tls
 from baton.errors import ConfigError
 from baton.exposition import Exposition
 from baton.lifecycle import Shutdown
@@ -54,6 +54,7 @@ class Loaded:
     admin_listener: socket.socket
     keys: APIKeys
     model: ServedModel
+    identity: tls.Identity | None  # by which nodes know this router
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +77,7 @@ def load(config: RouterConfig) -> Loaded:
         )
     raise_descriptor_limit()
     listener, admin_listener = listen(config.host, config.port), listen(config.admin_host, config.admin_port)
-    return Loaded(listener, admin_listener, keys, ServedModel.load(config, config))
+    return Loaded(listener, admin_listener, keys, ServedModel.load(config, config), tls.load(config))
 
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
@@ -94,6 +95,7 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         endpoint=address,
         router_id=router_id,
         service_token=config.service_token,
+        tls=loaded.identity,
         models=loaded.model.names,
         metrics_url=metrics_url,
         config=DispatchConfig(max_ttft_s=config.max_ttft_s, max_waiting=config.max_waiting),

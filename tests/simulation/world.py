@@ -106,7 +106,7 @@ def _put_in_place(world: World, stack: contextlib.ExitStack) -> None:
     def put(target: Any, name: str, value: Any) -> None:
         stack.enter_context(mock.patch.object(target, name, value))
 
-    put(baton.rpc, "channel", lambda address: SimChannel(network, address))
+    put(baton.rpc, "channel", lambda address, tls=None: SimChannel(network, address))
     put(baton.rpc, "server", lambda token="": SimServer(network))
     put(baton.redis_client, "connect", lambda url, timeout_s=0.05: RedisClient(world.fleet.redis, timeout_s))
     for module in [module for name, module in sys.modules.items() if name.startswith("kv_transfer.")]:

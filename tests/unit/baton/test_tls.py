@@ -1,0 +1,107 @@
+"""Mutual TLS between services: who is let in, and what is said of flags that do not fit."""
+
+import asyncio
+import shutil
+
+import grpc
+import pytest
+
+from baton import rpc, tls
+from baton.errors import ConfigError
+from baton.settings import ServiceFlags
+from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
+from tests.unit.baton.certificates import make_authority, make_identity
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
+
+
+class Decode(decode_pb2_grpc.DecodeServicer):
+    async def Generate(self, request, context):  # noqa: N802
+        return decode_pb2.GenerateReply()
+
+
+async def call(server_tls, client_tls, server_token="", client_token=""):
+    server = rpc.server(server_token)
+    decode_pb2_grpc.add_DecodeServicer_to_server(Decode(), server)
+    port = rpc.open_port(server, "127.0.0.1:0", server_tls)
+    await server.start()
+    try:
+        async with rpc.channel(f"127.0.0.1:{port}", client_tls) as channel:
+            stub = decode_pb2_grpc.DecodeStub(channel)
+            await stub.Generate(types_pb2.Generation(), timeout=5, metadata=rpc.metadata(client_token))
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    authority = make_authority(tmp_path_factory.mktemp("tls") / "ours")
+    return {
+        "node": make_identity(authority, "node"),
+        "router": make_identity(authority, "router"),
+        "named": make_identity(authority, "named", "DNS:baton.internal"),
+    }
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory, ours):
+    """A certificate of another authority, whose holder knows ours."""
+    flags = make_identity(make_authority(tmp_path_factory.mktemp("tls") / "theirs"), "stranger")
+    return tls.load(ServiceFlags(**(flags | {"tls_ca": ours["node"]["tls_ca"]})))
+
+
+def load(flags, name=""):
+    return tls.load(ServiceFlags(**flags, tls_name=name))
+
+
+def test_holders_of_a_certificate_are_let_in(ours):
+    asyncio.run(call(load(ours["node"]), load(ours["router"])))
+
+
+def test_token_and_certificate_go_together(ours):
+    asyncio.run(call(load(ours["node"]), load(ours["router"]), "secret", "secret"))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        asyncio.run(call(load(ours["node"]), load(ours["router"]), "secret", "wrong"))
+    assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_nobody_else_is(ours, stranger):
+    for client in (None, stranger):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            asyncio.run(call(load(ours["node"]), client))
+        assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_server_of_another_authority_is_not_believed(ours, stranger):
+    with pytest.raises(grpc.aio.AioRpcError):
+        asyncio.run(call(stranger, load(ours["router"])))
+
+
+def test_one_name_may_stand_for_all(ours):
+    with pytest.raises(grpc.aio.AioRpcError):
+        asyncio.run(call(load(ours["named"]), load(ours["router"])))
+    asyncio.run(call(load(ours["named"]), load(ours["router"], "baton.internal")))
+
+
+def test_it_replaces_the_token_beyond_loopback(ours):
+    with pytest.raises(ConfigError, match="--tls-cert"):
+        rpc.bind_address("0.0.0.0", 1, "")
+    assert rpc.bind_address("0.0.0.0", 1, "", load(ours["node"])) == "0.0.0.0:1"
+
+
+def test_nothing_asked_for_is_nothing():
+    assert tls.load(ServiceFlags()) is None
+
+
+def test_flags_that_do_not_fit_are_named(ours, tmp_path):
+    node, other = ours["node"], ours["router"]
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    for flags, said in (
+        ({"tls_cert": node["tls_cert"]}, "--tls-key, --tls-ca"),
+        (node | {"tls_key": other["tls_key"]}, "--tls-key"),
+        (node | {"tls_key": str(tmp_path / "none")}, "--tls-key: cannot read"),
+        (node | {"tls_ca": str(empty)}, "--tls-ca"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load(flags)
