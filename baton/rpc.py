@@ -72,7 +72,7 @@ def open_port(server: aio.Server, address: str, tls: Identity | None = None) -> 
         if tls is None:
             return server.add_insecure_port(address)
         pair = [(tls.key, tls.certificate)]
-        return server.add_secure_port(address, grpc.ssl_server_credentials(pair, tls.authority, True))  # noqa: FBT003
+        return server.add_secure_port(address, grpc.ssl_server_credentials(pair, tls.authority, True))
     except RuntimeError:
         raise ConfigError(f"cannot listen on {address}: is the port taken?") from None
 

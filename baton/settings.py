@@ -111,6 +111,7 @@ class RouterConfig(ModelFlags, OutputFlags, ServiceFlags):
     request_timeout_s: float = flag(600.0, "deadline of a request, waiting included")
     max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
     max_waiting: int = flag(1024, "requests of each priority class that may wait for a node")
+    max_connections_per_address: int = flag(4096, "open connections of one client address; 0: half of all there can be")
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
 

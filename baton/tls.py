@@ -1,7 +1,7 @@
 """Mutual TLS between services: who holds a key of the fleet's authority may speak, and nobody else can listen.
 
-Every service has one certificate, by which it serves and by which it calls. It is read once, at the start: a rotation is
-a rolling restart. KV blocks do not travel by gRPC, and are not encrypted by it (docs/security.md).
+Every service has one certificate, by which it serves and by which it calls. It is read once, at the start: a rotation
+is a rolling restart. KV blocks do not travel by gRPC, and are not encrypted by it (docs/security.md).
 """
 
 import ssl

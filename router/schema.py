@@ -21,7 +21,6 @@ MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 128
 MAX_INT32 = 2**31 - 1
-_MAX_NAME_CHARS = 64
 
 Label = Annotated[str, Meta(max_length=512)]
 Text = Annotated[str, Meta(max_length=2**23)]  # no body is longer
@@ -85,6 +84,7 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
 
 _SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
+_SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _INDEX = re.compile(r"\[\d+\]$")
 _OTHER_PARTS = frozenset({"image_url", "input_audio", "file", "file_data", "file_id", "file_url", "video_url"})
 _ONLY_TEXT = "Only text parts are supported"
@@ -133,11 +133,12 @@ def _invalid(said: str) -> InvalidRequest:
     what, path = (match["what"], match["path"] or "") if match else (said, "")
     param = path.removeprefix(".")
     if field := _FIELD.fullmatch(what):
-        param = f"{param}.{field['name'][:_MAX_NAME_CHARS]}".lstrip(".")
+        if _SANE_NAME.fullmatch(field["name"]):  # else it is no field's name that somebody got wrong
+            param = f"{param}.{field['name']}".lstrip(".")
         if field["name"] in _OTHER_PARTS:
-            return coded(InvalidRequest(_ONLY_TEXT, param=param), "unsupported_parameter")
+            return coded(InvalidRequest(_ONLY_TEXT, param=param or None), "unsupported_parameter")
         if what.startswith("Object contains"):
-            return coded(InvalidRequest("Unknown field", param=param), "unknown_parameter")
+            return coded(InvalidRequest("Unknown field", param=param or None), "unknown_parameter")
         return coded(InvalidRequest("Missing field", param=param), "missing_required_parameter")
     if _ONLY_NEUTRAL.match(what):
         return unsupported(_INDEX.sub("", param))

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import msgspec
@@ -32,7 +33,7 @@ from router.app import App
 from router.auth import APIKeys
 from router.dispatch import DispatchConfig, Dispatcher
 from router.generate import Generator
-from router.http_protocol import LimitedProtocol, raise_descriptor_limit
+from router.http_protocol import Connections, LimitedProtocol, raise_descriptor_limit
 from router.observer import Observer
 from router.quiet_server import QuietServer
 from router.rate_limit import RateLimiter
@@ -112,7 +113,7 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         limiter = RateLimiter(redis, lambda: dispatcher.num_routers)
         app = App(routes(generator), dispatcher, loaded.keys, described, limiter, observer)
         watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
-        http = HTTPServer(app, loaded.listener, config.drain_timeout_s)
+        http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
         await http.start()
         _announce(dispatcher.router_id, address, metrics_url)
         await http.run(shutdown, dispatcher.drain)
@@ -129,11 +130,15 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
 class HTTPServer:
     """The application on its socket."""
 
-    def __init__(self, app: App, listener: socket.socket, drain_timeout_s: float) -> None:
+    def __init__(
+        self, app: App, listener: socket.socket, drain_timeout_s: float, max_connections_per_address: int = 0
+    ) -> None:
         self._app = app
         self._listener = listener
         self._grace_s = min(DRAIN_GRACE_S, drain_timeout_s / 2)
-        self._server = QuietServer(_uvicorn_config(app, drain_timeout_s - self._grace_s))
+        self._server = QuietServer(
+            _uvicorn_config(app, drain_timeout_s - self._grace_s, Connections(max_connections_per_address))
+        )
 
     async def start(self) -> None:
         """Returns when clients can connect."""
@@ -188,11 +193,11 @@ _SOCKET_OPTIONS = [
 ]
 
 
-def _uvicorn_config(app: App, drain_s: float) -> uvicorn.Config:
+def _uvicorn_config(app: App, drain_s: float, connections: Connections) -> uvicorn.Config:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else any client can write into the log
     return uvicorn.Config(
         app,
-        http=LimitedProtocol,
+        http=partial(LimitedProtocol, connections),  # type: ignore[arg-type] # whatever makes a protocol will do
         ws="none",
         lifespan="off",
         log_config=None,

@@ -89,10 +89,10 @@ def make_app(served_model, dispatch):
 
 
 @contextlib.asynccontextmanager
-async def running(app, drain_timeout_s=2.0):
+async def running(app, drain_timeout_s=2.0, **limits):
     listener = server.listen("127.0.0.1", 0)
     shutdown = Shutdown()
-    http = server.HTTPServer(app, listener, drain_timeout_s)
+    http = server.HTTPServer(app, listener, drain_timeout_s, **limits)
     await http.start()
     task = asyncio.create_task(http.run(shutdown, leave))
     port = listener.getsockname()[1]

@@ -1,0 +1,74 @@
+"""Any bytes as a body, and any JSON in any field, at the level of ASGI: an answer of the known form, and never a 5xx."""
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.chat_schema import ChatBody
+from router.completion_schema import CompletionBody
+
+FIELDS = sorted({name for kind in (ChatBody, CompletionBody) for name in kind.__struct_fields__})
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+OBJECTS = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=5)
+BODIES = st.binary(max_size=200) | OBJECTS.map(
+    lambda fields: json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "x"}]} | fields).encode()
+)
+HEADERS = st.lists(
+    st.tuples(st.sampled_from([b"authorization", b"x-request-id", b"content-length"]), st.binary(max_size=40)),
+    max_size=3,
+)
+
+
+async def ask(app, path, body, headers):
+    """Status and body of the answer."""
+    sent, inbox = [], asyncio.Queue()
+    inbox.put_nowait({"type": "http.request", "body": body, "more_body": False})
+
+    async def send(message):
+        sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            inbox.put_nowait({"type": "http.disconnect"})
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    async with asyncio.timeout(20):
+        await app(scope | {"headers": headers}, inbox.get, send)
+    return sent[0], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def test_whatever_is_asked_is_answered(make_app):
+    app = make_app()
+
+    @settings(max_examples=250, deadline=None)
+    @given(path=st.sampled_from(PATHS), body=BODIES, headers=HEADERS)
+    def answered(path, body, headers):
+        start, answer = asyncio.run(ask(app, path, body, headers))
+        assert start["status"] < 500
+        assert all(b"\r" not in value and b"\n" not in value for _, value in start["headers"])
+        if start["status"] >= 400:
+            assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}
+
+    answered()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_client_that_leaves_before_its_body_is_there(make_app, path):
+    async def leave():
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pytest.fail("nobody reads this")
+
+        scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+        async with asyncio.timeout(5):
+            await make_app()(scope, receive, send)
+
+    asyncio.run(leave())
