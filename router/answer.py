@@ -37,6 +37,7 @@ class Answer(ABC):
         self._num_prompt_tokens = num_prompt_tokens
         self._choices_per_prompt = choices_per_prompt
         exchange.on_broken(self.drop)
+        exchange.sender.source = self
 
     def counts(self) -> TokenCounts:
         """What it cost so far. A prompt that several choices share was looked up for the first of them."""
@@ -57,6 +58,16 @@ class Answer(ABC):
         self.ended = True
         for choice in self.choices:
             choice.cancel()
+
+    def pause(self) -> None:
+        """The client has to catch up."""
+        for choice in self.choices:
+            choice.pause()
+
+    def resume(self) -> None:
+        """It has."""
+        for choice in self.choices:
+            choice.resume()
 
     def on_prompt(self, choice: Choice, result: PromptResult) -> None:
         """The format shows it."""

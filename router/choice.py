@@ -111,6 +111,16 @@ class Choice:
         if self.handle is not None:
             self.handle.cancel()
 
+    def pause(self) -> None:
+        """Want no tokens for a while."""
+        if self.handle is not None and not self.finish_reason:
+            self.handle.pause()
+
+    def resume(self) -> None:
+        """Want them again."""
+        if self.handle is not None:
+            self.handle.resume()
+
     def _on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         if self.finish_reason:
             return

@@ -3,7 +3,8 @@
     1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
     2. attempted   (`attempt`) both legs run; tokens go to the sink as they come. What is wanted of the prompt itself
                    (`prompt_attempt`) comes before, from one node alone.
-    3. replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
+    3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
+       replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
                    the next attempt number. Three failures end the request; a node that merely refuses is no failure.
     4. ended       finished, failed, cancelled, or out of time. Both nodes forget it.
 
@@ -38,7 +39,7 @@ from router.node_link import STATES, NodeLink
 from router.placement import Placement, Placer
 from router.prefix_replica import WAIT_S, PrefixReplica
 from router.prompt_attempt import PromptAttempt
-from router.running import Running
+from router.running import Paused, Running
 
 MAX_ATTEMPTS = 3
 
@@ -48,6 +49,9 @@ _IN_FLIGHT = Gauge("baton_router_requests_in_flight", "Requests between submissi
 _NODES = Gauge("baton_router_nodes", "Nodes as this router sees them", ["pool", "state"])
 _WAITING = Gauge("baton_router_requests_waiting", "Requests that no node has been chosen for yet")
 _WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Prompt tokens of those")
+_PAUSES = Counter(
+    "baton_router_pauses", "Requests taken off their nodes until a client that reads slowly has caught up"
+)
 _FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
 
 
@@ -231,16 +235,19 @@ class Dispatcher:
         for attempt in itertools.count():
             if (reason := running.reached_end) is not None:
                 return reason
+            await running.resumed()
             placement = await self._place(running, attempt)
             running.usage.num_attempts += 1
             try:
                 running.check_wanted()
-                leg = self._attempt(running, attempt, placement)
+                running.leg = leg = self._attempt(running, attempt, placement)
                 with placement.timed(running.timeline, "attempt", attempt):
                     reason = await leg.run()
                 if reason is not FinishReason.UNFINISHED:
                     self._learn(running, leg)
                     return reason
+            except Paused:
+                _PAUSES.inc()
             except Refused:
                 running.usage.num_attempts -= 1
                 _FAILOVERS.labels("refused").inc()
@@ -253,6 +260,7 @@ class Dispatcher:
                 if num_failures == MAX_ATTEMPTS:
                     raise NoCapacity("the nodes that served the request were lost, one after another") from None
             finally:
+                running.leg = None
                 placement.end()
         raise AssertionError("unreachable")
 

@@ -87,3 +87,9 @@ class Handle(Protocol):
 
     def cancel(self) -> None:
         """Drop the job wherever it is, on both legs. Idempotent, and harmless on a job that has ended."""
+
+    def pause(self) -> None:
+        """Let go of the nodes until `resume`; tokens that are under way still come. As harmless."""
+
+    def resume(self) -> None:
+        """Go on where `pause` left off. As harmless."""

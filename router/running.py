@@ -6,13 +6,25 @@ The truth of a stream is here: nodes come and go, and any of them can go on from
 import asyncio
 import logging
 import time
+from typing import Protocol
 
-from baton.errors import BatonError
+from baton.errors import BatonError, Cancelled
 from baton.request import FinishReason
 from baton.timeline import Timeline, Value
 from router.job import Job, PromptResult, Sink, TokenLogprobs, Usage
 
 _log = logging.getLogger(__name__)
+
+
+class Leg(Protocol):
+    """The attempt that is under way."""
+
+    def fail(self, error: BatonError) -> None:
+        """End it. Idempotent."""
+
+
+class Paused(Cancelled):
+    """The request's own wish: its client has to catch up first."""
 
 
 class Running:
@@ -29,6 +41,9 @@ class Running:
         self.task: asyncio.Task[None] | None = None
         self.timeline = Timeline(job.request_id, traceparent=job.traceparent)
         self.is_waiting = True  # for nodes to be chosen
+        self.leg: Leg | None = None
+        self._wanted = asyncio.Event()  # cleared while it is paused
+        self._wanted.set()
         self._sink: Sink | None = sink
         self._submitted_at = time.monotonic()
 
@@ -69,6 +84,20 @@ class Running:
         self._sink = None
         if self.task is not None:
             self.task.cancel()
+
+    def pause(self) -> None:
+        """Take it off its nodes: what it has sent so far is all that is needed to go on."""
+        self._wanted.clear()
+        if self.leg is not None and not self.wants_prompt:
+            self.leg.fail(Paused("the client reads too slowly"))
+
+    def resume(self) -> None:
+        """Place it again."""
+        self._wanted.set()
+
+    async def resumed(self) -> None:
+        """Return when it is not paused, or no more."""
+        await self._wanted.wait()
 
     def check_wanted(self) -> None:
         """Raise CancelledError where nobody waits for the outcome: a cancellation can get lost (`baton.tasks`)."""

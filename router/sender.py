@@ -2,31 +2,47 @@
 
 An output token comes in a callback of the event loop. Waking a task for each of hundreds of streams costs more than
 the write itself, and a server's `send` waits for nothing unless the client reads too slowly. So its coroutine is run
-right here; only one that stops to wait is handed to a task, and what comes meanwhile is kept until it goes on.
+right here; only one that stops to wait is handed to a task, and what comes meanwhile is kept until it goes on. Where
+that becomes too much, whoever makes it is told to pause, until the client has taken all of it.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, Protocol
 
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
 STALL_TIMEOUT_S = 60.0
 MAX_BACKLOG_BYTES = 2**20
+PAUSE_AT_MESSAGES = 256  # about as many tokens
+PAUSE_AT_BYTES = MAX_BACKLOG_BYTES // 2
 
 _log = logging.getLogger(__name__)
 
 
+class Source(Protocol):
+    """Whoever makes the body of a response, as it comes."""
+
+    def pause(self) -> None:
+        """The client reads too slowly: make no more, though a little may still come."""
+
+    def resume(self) -> None:
+        """It has taken all that there was."""
+
+
 class Sender:
     """One response. `on_broken` is called once if the client does not take it."""
+
+    source: Source | None = None
 
     def __init__(self, send: Send, on_broken: Callable[[], None]) -> None:
         self._send = send
         self._on_broken = on_broken
         self._backlog: list[Message] = []
         self._backlog_bytes = 0
+        self._paused = False
         self._task: asyncio.Task[None] | None = None
         self.started = False
         self.ended = False
@@ -69,6 +85,13 @@ class Sender:
         self._backlog_bytes += len(message.get("body", b""))
         if self._backlog_bytes > MAX_BACKLOG_BYTES:
             self._break()
+        elif len(self._backlog) > PAUSE_AT_MESSAGES or self._backlog_bytes > PAUSE_AT_BYTES:
+            self._pause()
+
+    def _pause(self) -> None:
+        if self.source is not None and not self._paused and not self.ended:
+            self._paused = True
+            self.source.pause()
 
     async def _catch_up(self, started: "_Started") -> None:
         try:
@@ -79,6 +102,9 @@ class Sender:
                 for message in _merged(backlog):
                     async with asyncio.timeout(STALL_TIMEOUT_S):
                         await self._send(message)
+                if self._paused and not self._backlog and not self.ended:
+                    async with asyncio.timeout(STALL_TIMEOUT_S):
+                        await self._send(_NOTHING)  # returns when the connection has room again
         except TimeoutError:
             self._break()
         except Exception:
@@ -86,6 +112,12 @@ class Sender:
             self._break()
         finally:
             self._task = None
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._paused and not self.broken and self.source is not None:
+            self._paused = False
+            self.source.resume()
 
     def _break(self) -> None:
         self.broken = True
@@ -93,6 +125,9 @@ class Sender:
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._on_broken()
+
+
+_NOTHING: Message = {"type": "http.response.body", "body": b"", "more_body": True}
 
 
 class _Started:

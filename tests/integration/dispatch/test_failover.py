@@ -390,3 +390,37 @@ async def test_a_frozen_redis_is_no_reason_to_be_slow(fragile_fleet: Any, redis_
         await sink.finished()
     assert time.monotonic() - began < 2.0
     redis_server.thaw()
+
+
+async def test_a_paused_request_leaves_its_nodes_and_goes_on(fleet: Any, until: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    await fleet.start()
+    decode.pause_at = 6
+    handle, sink = fleet.submit(PROMPT, 12)
+    await until(lambda: len(sink.tokens) == 6)
+    handle.pause()
+    await until(lambda: decode.cancelled)
+    assert fleet.dispatcher.num_in_flight == 1
+    num_calls = len(decode.calls)
+    decode.pause_at = 10**9
+    await asyncio.sleep(0.05)
+    assert len(decode.calls) == num_calls
+    handle.resume()
+    await sink.finished()
+    assert sink.tokens == output_of(PROMPT, 12)
+
+
+async def test_a_request_may_be_paused_before_it_is_placed(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    await fleet.add("decode")
+    await fleet.start()
+    handle, sink = fleet.submit(PROMPT, 12)
+    handle.pause()
+    await asyncio.sleep(0.05)
+    assert not sink.tokens
+    handle.resume()
+    await sink.finished()
+    assert sink.tokens == output_of(PROMPT, 12)
+    handle.pause()  # it has ended
+    handle.resume()

@@ -26,11 +26,19 @@ class ScriptedHandle:
     def __init__(self, job, sink, script):
         self.usage = Usage(num_prompt_tokens=len(job.token_ids), num_cached_tokens=3, timings={"queue_s": 0.001})
         self.cancelled = asyncio.Event()
+        self.wanted = asyncio.Event()
+        self.wanted.set()
         self.task = asyncio.create_task(script(job, sink, self))
 
     def cancel(self):
         self.cancelled.set()
         self.task.cancel()
+
+    def pause(self):
+        self.wanted.clear()
+
+    def resume(self):
+        self.wanted.set()
 
 
 class ScriptedDispatch:

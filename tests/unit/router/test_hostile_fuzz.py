@@ -1,4 +1,4 @@
-"""Any bytes as a body, and any JSON in any field, at the level of ASGI: an answer of the known form, and never a 5xx."""
+"""Any bytes as a body, and any JSON in any field, at ASGI's level: an answer of the known form, no 5xx."""
 
 import asyncio
 import json
