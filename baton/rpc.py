@@ -31,6 +31,7 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 1000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.bdp_probe", 0),
 ]
 _CLIENT_OPTIONS = [
     *_COMMON_OPTIONS,

@@ -49,9 +49,10 @@ def prompts_of(body: CompletionBody) -> list[str | list[int]]:
     prompt: Any = body.prompt
     if isinstance(prompt, str):
         return [prompt]
-    if all(isinstance(part, int) for part in prompt):
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
         return [prompt]
-    if all(isinstance(part, str) for part in prompt) or all(isinstance(part, list) for part in prompt):
+    if kinds in ({str}, {list}):
         if len(prompt) * (body.n or 1) > MAX_CHOICES:
             raise InvalidRequest(f"At most {MAX_CHOICES} choices: prompts times n", param="prompt")
         return list(prompt)

@@ -1,0 +1,146 @@
+"""The routers of `bench router`, each with what stands behind it, as processes on cores of their own."""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import tokenizers
+
+from fleet import embedded_redis
+
+START_TIMEOUT_S = 60.0
+_TEMPLATE = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A router by its command; `behind` are commands that have to run before it."""
+
+    name: str
+    command: tuple[str, ...]
+    port: int
+    behind: tuple[tuple[str, ...], ...]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def servers(args: argparse.Namespace, scratch: Path) -> list[Server]:
+    """All that is installed. Baton's comes first."""
+    listed = [_baton(scratch)]
+    for name, command in (("sglang-router", args.sglang_router), ("vllm-router", args.vllm_router)):
+        if command:
+            port, backend = _free_port(), _free_port()
+            flags = ("--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{backend}")
+            launch = ("launch",) if name == "sglang-router" else ()
+            more = ("--policy", "cache_aware", "--prometheus-port", str(_free_port()))
+            listed.append(Server(name, (command, *launch, *flags, *more), port, (_openai("server", backend),)))
+    if find_spec("fastapi") and find_spec("httpx"):
+        port, backend = _free_port(), _free_port()
+        proxy = (*_openai("proxy", port), f"http://127.0.0.1:{backend}")
+        listed.append(Server("fastapi+httpx", proxy, port, (_openai("server", backend),)))
+    return listed
+
+
+def _baton(scratch: Path) -> Server:
+    port, redis_port = _free_port(), _free_port()
+    redis = (embedded_redis.find_server(), "--port", str(redis_port), "--save", "", "--bind", "127.0.0.1")
+    url = f"redis://127.0.0.1:{redis_port}/0"
+    flags = ("--model", str(_model(scratch)), "--served-model-name", "mock", "--port", str(port))
+    nodes = (sys.executable, "-m", "bench._router_nodes", url)
+    command = (sys.executable, "-m", "router", *flags, "--redis-url", url, "--log-level", "warning")
+    return Server("baton", command, port, (redis, nodes))
+
+
+def _model(scratch: Path) -> Path:
+    """A directory with a tokenizer and a template, which is all that a router reads."""
+    path = scratch / "model"
+    path.mkdir()
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))  # noqa: S106
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": _TEMPLATE}))
+    config = {"vocab_size": 3, "max_position_embeddings": 65536, "eos_token_id": 2}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def _openai(what: str, port: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "bench._router_openai", what, str(port))
+
+
+class Running:
+    """A context in which a server runs, and is ready."""
+
+    def __init__(self, server: Server) -> None:
+        self.port = server.port
+        self._server = server
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def pid(self) -> int:
+        """Of the router."""
+        return self._processes[-1].pid
+
+    def __enter__(self) -> "Running":
+        *others, last = sorted(os.sched_getaffinity(0))
+        try:
+            for command in self._server.behind:
+                self._start(command, others or [last])
+                time.sleep(0.5)
+            self._start(self._server.command, [last])
+            os.sched_setaffinity(0, others or [last])
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            os.sched_setaffinity(0, [*others, last])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _start(self, command: tuple[str, ...], cores: list[int]) -> None:
+        env = os.environ | self._server.env
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(command, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
+        os.sched_setaffinity(process.pid, cores)
+        self._processes.append(process)
+
+    def _wait_until_ready(self) -> None:
+        """Until it generates: a router may answer before it has found a node."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        body = {"model": "mock", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+        url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
+        while time.monotonic() < deadline_s:
+            if self._processes[-1].poll() is not None:
+                raise ConnectionError(f"{self._server.name} ended instead of serving")
+            headers = {"content-type": "application/json"}
+            asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(asked, timeout=5):  # noqa: S310
+                    return
+            except (OSError, urllib.error.HTTPError):
+                time.sleep(0.2)
+        raise ConnectionError(f"{self._server.name} did not start within {START_TIMEOUT_S:.0f} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

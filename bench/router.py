@@ -1,0 +1,193 @@
+"""Baton's router beside other routers, each on one core before nodes that compute nothing: time and CPU that it adds.
+
+    baton bench router --sglang-router ~/peers/bin/sglang-router --vllm-router ~/peers/bin/vllm-router
+
+Each router is pinned to the last core; client and backends share the others. Its CPU time is read from /proc, and what
+is printed as requests per second is what one core would carry (1 / CPU per request): client and backends, on fewer
+cores than they want, say little. Baton's router talks gRPC to a prefill and a decode node, all others HTTP to one
+server; both emit a token of each stream every 10 ms. Routers take turns, and the best of the rounds counts.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import math
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.progress import Progress
+
+from bench import serve
+from bench._router_servers import Running, Server, servers
+from bench._sse_client import Stream, StreamClient
+
+CHAT = "/v1/chat/completions"
+TINY = {"model": "mock", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 1, "temperature": 0}
+LONG_TOKENS = 30_000
+TIMEOUT_S = 60.0
+COLUMNS = {
+    "tiny": ("tiny req/s", 1.0),
+    "ttft_p50": ("TTFT p50 ms", 1e3),
+    "ttft_p99": ("p99 ms", 1e3),
+    "token": ("µs/token", 1e6),
+    "tokens_per_s": ("at tok/s", 1.0),
+    "long": ("30k µs", 1e6),
+}
+
+Figures = dict[str, float]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure all that is installed; exit code 1 where a router did not start or a request failed."""
+    args = _parse(argv)
+    best: dict[str, Figures] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        listed = servers(args, Path(scratch))
+        with Progress(disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("routers", total=args.rounds * len(listed))
+            for _ in range(args.rounds):
+                for server in listed:
+                    progress.update(task, description=server.name)
+                    _keep_best(best.setdefault(server.name, {}), _measure(server, args))
+                    progress.advance(task)
+    report = f"{serve.machine()}, {_cpu_model()}\n{shlex.join(['baton', 'bench', 'router', *_plain(argv)])}\n\n{_table(best)}\n"
+    print(report)
+    if args.out:
+        Path(args.out).write_text(report)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="baton bench router", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sglang-router", help="its command", metavar="FILE")
+    parser.add_argument("--vllm-router", help="its command", metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each router")
+    parser.add_argument("--requests", type=int, default=3000, help="tiny requests in a turn")
+    parser.add_argument("--streams", type=int, default=250, help="at once, each of 100 tokens a second")
+    parser.add_argument("--stream-tokens", type=int, default=400)
+    parser.add_argument("--out", help="also write the table there", metavar="FILE")
+    return parser.parse_args(argv)
+
+
+def _measure(server: Server, args: argparse.Namespace) -> Figures:
+    with Running(server) as running:
+        return asyncio.run(_drive(running.port, psutil.Process(running.pid), args))
+
+
+async def _drive(port: int, router: psutil.Process, args: argparse.Namespace) -> Figures:
+    await _requests(port, 16, 200, TINY)  # warm
+    await asyncio.sleep(0.5)
+    cpu_s = _cpu_s(router)
+    await _requests(port, 16, args.requests, TINY)
+    figures = {"tiny": args.requests / (_cpu_s(router) - cpu_s)}
+    single = await _requests(port, 1, 300, {**TINY, "stream": True, "max_tokens": 2})
+    ttfts = [stream.ttft_s for stream in single]
+    figures |= {"ttft_p50": serve.percentile(ttfts, 50), "ttft_p99": serve.percentile(ttfts, 99)}
+    figures |= await _streams(port, router, args)
+    with contextlib.suppress(RuntimeError):  # not every router takes token ids
+        figures["long"] = await _long(port, router)
+    return figures
+
+
+async def _streams(port: int, router: psutil.Process, args: argparse.Namespace) -> Figures:
+    """CPU of a token while all streams flow; what it costs to begin and end them is left out."""
+    body = {**TINY, "stream": True, "max_tokens": args.stream_tokens}
+    flowing = asyncio.create_task(_requests(port, args.streams, args.streams, body))
+    await asyncio.sleep(1.5)
+    cpu_s, began_s = _cpu_s(router), time.monotonic()
+    await asyncio.sleep(max(1.0, args.stream_tokens / 100 - 2.5))
+    spent_s, ended_s = _cpu_s(router) - cpu_s, time.monotonic()
+    num_tokens = sum(began_s <= at < ended_s for stream in await flowing for at in stream.times)
+    if not num_tokens:
+        return {}
+    return {"token": spent_s / num_tokens, "tokens_per_s": num_tokens / (ended_s - began_s)}
+
+
+async def _long(port: int, router: psutil.Process) -> float:
+    """CPU of a prompt of LONG_TOKENS tokens above that of a tiny one; token ids, so that nothing is tokenized."""
+    costs = []
+    for num_tokens in (8, LONG_TOKENS):
+        prompts: list[dict[str, Any]] = [
+            {"model": "mock", "prompt": [1 + (i + at) % 2 for at in range(num_tokens)], "max_tokens": 1}
+            for i in range(2)
+        ]
+        await _requests(port, 1, 2, prompts[0], "/v1/completions")
+        cpu_s = _cpu_s(router)
+        await _requests(port, 2, 200, prompts[1], "/v1/completions")
+        costs.append((_cpu_s(router) - cpu_s) / 200)
+    return costs[1] - costs[0]
+
+
+async def _requests(
+    port: int, concurrency: int, num_requests: int, body: dict[str, Any], path: str = CHAT
+) -> list[Stream]:
+    """So many requests, over so many connections; RuntimeError where one of them fails."""
+    left, done = num_requests, []
+
+    async def client() -> None:
+        nonlocal left
+        connection = await StreamClient.connect("127.0.0.1", port)
+        while left > 0:
+            left -= 1
+            stream = await connection.post(path, body, "", TIMEOUT_S)
+            if stream.status != 200 or (body.get("stream") and not stream.times):
+                raise RuntimeError(stream.error or f"status {stream.status}")
+            done.append(stream)
+        connection.close()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(client())
+    return done
+
+
+def _cpu_s(router: psutil.Process) -> float:
+    total = 0.0
+    for process in (router, *router.children(recursive=True)):
+        times = process.cpu_times()
+        total += times.user + times.system
+    return total
+
+
+def _keep_best(best: Figures, new: Figures) -> None:
+    for name, value in new.items():
+        larger = name in ("tiny", "tokens_per_s")
+        best[name] = (max if larger else min)(value, best.get(name, value))
+
+
+def _plain(argv: Sequence[str]) -> list[str]:
+    return [Path(word).name for word in argv]
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown CPU"
+
+
+def _table(best: dict[str, Figures]) -> str:
+    lines = ["router        " + "".join(f"{title:>13}" for title, _ in COLUMNS.values())]
+    for name, figures in best.items():
+        cells = (figures.get(column, math.nan) * scale for column, (_, scale) in COLUMNS.items())
+        lines.append(f"{name:<14}" + "".join(f"{cell:>13.3f}" if cell < 10 else f"{cell:>13.0f}" for cell in cells))
+    ours = best.get("baton", {})
+    for name, figures in best.items():
+        if name != "baton":
+            shown = (
+                f"{figures[c] / ours[c] if c != 'tiny' else ours[c] / figures[c]:>12.2f}x"
+                if c in figures and c in ours and c != "tokens_per_s" and figures[c] > 0 and ours[c] > 0
+                else f"{'–':>13}"
+                for c in COLUMNS
+            )
+            lines.append(f"better than {name}: ".ljust(14) + "".join(shown))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
