@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - the names of RPCs
-"""A prefill and a decode node that compute nothing, over real gRPC: what stands behind Baton's router in `bench router`.
+"""A prefill and a decode node that compute nothing, over real gRPC: what is behind Baton's router in `bench router`.
 
     python -m bench._router_nodes REDIS_URL
 
@@ -16,7 +16,7 @@ from typing import Any
 import uvloop
 
 from baton import redis_client, rpc
-from baton.registry import NodeRecord, Registration
+from baton.registry import NodeRecord, Registration, Role
 from baton.request import FinishReason
 from baton.v1 import (
     decode_pb2,
@@ -38,7 +38,7 @@ _LIMIT = int(FinishReason.LENGTH.value)
 class Node:
     """Both roles' services. A prefill node commits to the decode node by a call in this process."""
 
-    def __init__(self, role: str, decode: "Node | None") -> None:
+    def __init__(self, role: Role, decode: "Node | None") -> None:
         self.role, self.decode = role, decode or self
         self.server = rpc.server()
         self._requests: dict[str, dict[int, list[int]]] = {}  # router -> key -> [attempt, next index, limit]
@@ -57,7 +57,7 @@ class Node:
         record = NodeRecord(
             node_id=self.role, role=self.role, epoch=1, state="ready", address=f"127.0.0.1:{port}",
             model_fingerprint="mock", block_size=16, max_model_len=65536,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         await Registration(redis, record).start()
 
     async def Attach(self, request: node_pb2.AttachRequest, context: Any) -> AsyncIterator[node_pb2.StepBatch]:
@@ -91,7 +91,7 @@ class Node:
             row[1] += 1
             if index + 1 >= limit:
                 del requests[key]
-                batch.finished.add(key=key, attempt=attempt, num_output_tokens=index + 1, reason=_LIMIT)  # type: ignore[arg-type]
+                batch.finished.add(key=key, attempt=attempt, num_output_tokens=index + 1, reason=_LIMIT)
 
     async def Reserve(self, request: decode_pb2.ReserveRequest, context: Any) -> transfer_pb2.Grant:
         grant_id = next(self._ids)
@@ -112,7 +112,7 @@ class Node:
         only = generation.sampling.max_tokens == 1
         reason = FinishReason.LENGTH if only else FinishReason.UNFINISHED
         index = len(generation.token_ids) - generation.num_prompt_tokens
-        first = prefill_pb2.FirstToken(token_id=TOKEN, index=index, finish_reason=reason.value)  # type: ignore[arg-type]
+        first = prefill_pb2.FirstToken(token_id=TOKEN, index=index, finish_reason=reason.value)
         yield prefill_pb2.RunEvent(first_token=first)
         if only:
             return

