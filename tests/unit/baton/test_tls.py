@@ -1,12 +1,14 @@
 """Mutual TLS between services: who is let in, and what is said of flags that do not fit."""
 
 import asyncio
+import contextlib
 import shutil
+import ssl
 
 import grpc
 import pytest
 
-from baton import rpc, tls
+from baton import redis_client, rpc, tls
 from baton.errors import ConfigError
 from baton.settings import ServiceFlags
 from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
@@ -105,3 +107,36 @@ def test_flags_that_do_not_fit_are_named(ours, tmp_path):
     ):
         with pytest.raises(ConfigError, match=said):
             load(flags)
+
+
+@contextlib.asynccontextmanager
+async def behind_tls(redis_url, flags):
+    """The address of that Redis behind TLS."""
+    _, _, address = redis_url.partition("://")
+    host, _, port = address.partition("/")[0].rpartition(":")
+
+    async def pump(reader, writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def forward(reader, writer):
+        to_reader, to_writer = await asyncio.open_connection(host.rpartition("@")[2], int(port))
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer), return_exceptions=True)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(flags["tls_cert"], flags["tls_key"])
+    server = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context)
+    yield f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    server.close()
+
+
+@pytest.mark.anyio
+async def test_redis_may_be_behind_tls(ours, redis_url):
+    async with behind_tls(redis_url, ours["node"]) as url:
+        redis = redis_client.connect(f"{url}?ssl_ca_certs={ours['node']['tls_ca']}", timeout_s=2)
+        await redis.set("baton:x", "y")
+        assert await redis.get("baton:x") == b"y"
+        await redis.aclose()
+        with pytest.raises(ConfigError, match="no Redis answers"):  # nobody of ours has signed for it
+            await redis_client.check(url)
