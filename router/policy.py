@@ -25,6 +25,7 @@ SCARCITY_MS = 500.0
 TIE_MS = 1.0  # differences that small are noise: spread the load instead
 TIE_SHARE = 0.01
 FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
+SHORT_MS = 50.0  # what a decode node with a prefill pool beside it computes of a prompt that is mostly new to it
 MAX_BACKLOG_MS = 1000.0  # twice what passes between two words of a node about its load
 PRESSURE = 2.0  # found on traces: less loses hits, more lets queues grow before a hot prefix is shared out
 _NEVER = float("inf")
@@ -112,7 +113,9 @@ def choose(
     missing = [num_missing_blocks(ask.num_tokens, cached, ask.block_size) for cached in decode_cached]
     decoding = [decode_ms(node, ask, num) for node, num in zip(decodes, missing, strict=True)]
     pair = _best_pair(ask, prefills, prefill_cached, missing, decoding) if prefills else None
-    alone = _best_alone(ask, decodes, decode_cached, missing, decoding) if may_be_alone or not prefills else None
+    alone = None
+    if may_be_alone or not prefills:
+        alone = _best_alone(ask, decodes, decode_cached, missing, decoding, takes_all=not prefills)
     if pair is None or (alone is not None and alone.cost_ms < pair.cost_ms):
         return alone
     return pair
@@ -186,9 +189,18 @@ def _best_pair(
 
 
 def _best_alone(
-    ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int], missing: Sequence[int], decoding: Sequence[float]
+    ask: Ask,
+    nodes: Sequence[NodeState],
+    cached: Sequence[int],
+    missing: Sequence[int],
+    decoding: Sequence[float],
+    *,
+    takes_all: bool,
 ) -> Choice | None:
-    """On one decode node; its running requests wait while the prompt is computed, and their steps lengthen that."""
+    """On one decode node; its running requests wait while the prompt is computed, and their steps lengthen that.
+
+    Unless it `takes_all`, only what is short, or the lesser part of a prompt: what is known of its load is not fresh.
+    """
     work, pressed = [], pressure(nodes)
     for node, num in zip(nodes, cached, strict=True):
         num_uncached = max(ask.num_tokens - num * ask.block_size, 1)
@@ -198,6 +210,8 @@ def _best_alone(
         work.append(prompt_ms(node, ask, num) + steps * mixed)
     costs = [
         ms + node.queue_ms + own * (1.0 + node.num_running + node.num_waiting + pressed) + (0.0 if num else FRESH_MS)
+        if takes_all or own <= SHORT_MS or 2 * num * ask.block_size >= ask.num_tokens
+        else _NEVER
         for node, num, own, ms in zip(nodes, cached, work, decoding, strict=True)
     ]
     at = cheapest(costs, ask.turn)
