@@ -255,16 +255,26 @@ async def test_a_pair_that_failed_is_left_alone(fleet: Any, output_of: Any) -> N
     assert (len(prefill.seen("run")), len(other.seen("run"))) == (1, 1)
 
 
+def lose_row(node: Any, number: int, num_attempts: int) -> None:
+    """Of each of the first attempts the node's row of that number never comes."""
+    seen: dict[int, int] = {}
+
+    def tamper(batch: Batch) -> list[Batch]:
+        node.tampers.append(tamper)
+        attempt = batch.attempts[0] if batch.attempts else num_attempts
+        seen[attempt] = seen.get(attempt, 0) + 1
+        if attempt < num_attempts and seen[attempt] == number:
+            for column in ("keys", "attempts", "indices", "token_ids"):
+                batch.ClearField(column)
+        return [batch]
+
+    node.tampers.append(tamper)
+
+
 async def test_three_failures_in_vain_end_a_request(fleet: Any) -> None:
     await fleet.add("prefill")
     decode = await fleet.add("decode")
-
-    def without_rows(batch: Batch) -> list[Batch]:
-        for column in ("keys", "attempts", "indices", "token_ids"):
-            batch.ClearField(column)
-        return [batch]
-
-    decode.tampers = [without_rows, lambda batch: [batch]] * 3
+    lose_row(decode, 1, 9)
     await fleet.start()
     _, sink = fleet.submit(PROMPT)
     assert isinstance(await sink.outcome(), NoCapacity)
@@ -273,14 +283,7 @@ async def test_three_failures_in_vain_end_a_request(fleet: Any) -> None:
 
 async def test_a_long_request_outlives_more_failures_as_long_as_it_gets_on(fleet: Any, output_of: Any) -> None:
     await fleet.add("prefill")
-    decode = await fleet.add("decode")
-
-    def without_rows(batch: Batch) -> list[Batch]:
-        for column in ("keys", "attempts", "indices", "token_ids"):
-            batch.ClearField(column)
-        return [batch]
-
-    decode.tampers = [lambda batch: [batch], lambda batch: [batch], without_rows, lambda batch: [batch]] * 5
+    lose_row(await fleet.add("decode"), 3, 5)
     await fleet.start()
     _, sink = fleet.submit(PROMPT, 40)
     assert (await sink.finished()).num_attempts == 6
