@@ -5,7 +5,6 @@ conversation no two questions share a prefix, so each prompt is computed and shi
 """
 
 import json
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,12 +1,16 @@
 """Named faults for tests, off unless armed: by a test, or by `BATON_KV_FAULTS=name:times,name` before a node starts.
 
-corrupt_message      a sender flips one bit of a message after its digest was taken
+corrupt_message      a sender flips one bit of a message, anywhere in it, after its digest was taken
 crash_mid_transfer   a sender is killed after its first message
 freeze_mid_transfer  a sender is stopped after its first message, until somebody continues it
 crash_before_commit  a sender is killed when all messages are out
+hold_message         a sender keeps a message back for a while
+hold_commit          a sender waits for a while when all messages are out
 """
 
+import asyncio
 import os
+import random
 import signal
 
 _SIGNALS = {
@@ -14,7 +18,8 @@ _SIGNALS = {
     "freeze_mid_transfer": signal.SIGSTOP,
     "crash_before_commit": signal.SIGKILL,
 }
-NAMES = frozenset({"corrupt_message", *_SIGNALS})
+_HELD_S = 10.0
+NAMES = frozenset({"corrupt_message", "hold_message", "hold_commit", *_SIGNALS})
 
 
 class Faults:
@@ -38,6 +43,18 @@ class Faults:
         if left:
             self._armed[name] = left - 1
         return left > 0
+
+    async def hold(self, name: str) -> None:
+        """Wait, if the fault happens now; whoever waits can be cancelled."""
+        if self.fires(name):
+            await asyncio.sleep(_HELD_S)
+
+    def flip(self, views: list[memoryview]) -> list[memoryview]:
+        """A copy in which one bit, drawn at random, is another."""
+        damaged = bytearray(b"".join(views))
+        bit = random.randrange(8 * len(damaged))  # noqa: S311
+        damaged[bit // 8] ^= 1 << bit % 8
+        return [memoryview(damaged)]
 
     def strike(self, *names: str) -> None:
         """Kill or stop this process, without any clean-up, if one of the faults happens now."""

@@ -119,7 +119,8 @@ class FleetView:
         for key in listed.keys() - self._links.keys():
             record = listed[key]
             cancels = self._undelivered.pop(key, None)
-            link = NodeLink(record, self._router_id, self._service_token, self._on_change, self.costs, cancels, self._may_suspect)
+            about = record, self._router_id, self._service_token, self._on_change, self.costs
+            link = NodeLink(*about, cancels, self._may_suspect)
             self._links[key] = link
             link.start()
             if record.role == "prefill":

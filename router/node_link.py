@@ -35,7 +35,7 @@ from router.fleet_costs import FleetCosts
 from router.node_state import NodeState
 
 TICK_S = 0.125
-SUSPECT_TICKS = 8  # ticks of our own loop, so a stall of this process suspects nobody; two lost packets are resent by then
+SUSPECT_TICKS = 8  # of our own loop, so a stall of this process suspects nobody; two lost packets are resent by then
 LOST_TICKS = 16
 STUCK_S = 30.0  # with requests running and not one step done; a step of a long chunk on a slow machine takes seconds
 AVOID_S = 1.0
@@ -128,6 +128,8 @@ class NodeLink:
         """One of STATES."""
         if not self.alive:
             return "lost" if self.load.num_blocks else "starting"
+        if self.suspected:
+            return "lost"
         if self.stuck:
             return "stuck"
         return _STATE_NAMES.get(self.load.state, "ready")
