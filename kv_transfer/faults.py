@@ -9,16 +9,21 @@ hold_commit          a sender waits for a while when all messages are out
 """
 
 import asyncio
+import logging
 import os
 import random
 import signal
+import time
+from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
 
 _SIGNALS = {
     "crash_mid_transfer": signal.SIGKILL,
     "freeze_mid_transfer": signal.SIGSTOP,
     "crash_before_commit": signal.SIGKILL,
 }
-_HELD_S = 10.0
+_HELD_S, _POLL_S = 10.0, 0.02
 NAMES = frozenset({"corrupt_message", "hold_message", "hold_commit", *_SIGNALS})
 
 
@@ -42,12 +47,15 @@ class Faults:
         left = self._armed.get(name, 0)
         if left:
             self._armed[name] = left - 1
+            _log.warning("fault %s happens now", name)
         return left > 0
 
-    async def hold(self, name: str) -> None:
-        """Wait, if the fault happens now; whoever waits can be cancelled."""
+    async def hold(self, name: str, is_over: Callable[[], bool]) -> None:
+        """Wait for some seconds, if the fault happens now, or until it makes no difference any more."""
+        until_s = time.monotonic() + _HELD_S
         if self.fires(name):
-            await asyncio.sleep(_HELD_S)
+            while time.monotonic() < until_s and not is_over():  # noqa: ASYNC110 - a test is not in a hurry
+                await asyncio.sleep(_POLL_S)
 
     def flip(self, views: list[memoryview]) -> list[memoryview]:
         """A copy in which one bit, drawn at random, is another."""

@@ -92,7 +92,7 @@ class OutgoingTransfer:
                 await self._peer.connected()
                 await self._all_sent()
                 FAULTS.strike("crash_before_commit")
-                await FAULTS.hold("hold_commit")
+                await FAULTS.hold("hold_commit", lambda: self.error is not None)
                 request.digests.extend([await self._digests[index] for index in range(len(self._plan))])
                 await self._peer.commit(request, timeout_s - (time.monotonic() - started_s))
         except TimeoutError:
@@ -131,7 +131,7 @@ class OutgoingTransfer:
         self._digests[index] = self._digester.start(views)
         if FAULTS.fires("corrupt_message"):
             views = FAULTS.flip(views)
-        await FAULTS.hold("hold_message")
+        await FAULTS.hold("hold_message", lambda: self.error is not None)
         return views
 
     def sent(self, index: int, error: TransferError | None) -> None:
