@@ -7,7 +7,6 @@ from baton.node_load import BLOCK_LEAKS, LoadBoard
 from engine.engine import Engine
 from engine.request import Request
 
-
 _log = logging.getLogger(__name__)
 
 

@@ -11,6 +11,8 @@
 import argparse
 import asyncio
 import random
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 where a promise is broken."""
     console = Console(width=_WIDTH, highlight=False, markup=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the fleets go as well then
     args.streams = args.streams or (_SHORT_STREAMS if args.short else _STREAMS)
     memory = Memory()
     with tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder:

@@ -56,7 +56,12 @@ async def ask(endpoint: str, question: Question, timeout_s: float, max_events: i
     reader = _Reader(question, max_events)
     try:
         async with asyncio.timeout(timeout_s):
-            await _talk(endpoint, question, reader)
+            try:
+                await _talk(endpoint, question, reader)
+            except ConnectionError:  # it waited in the line of a router that was killed: a balancer asks another one
+                if reader.has_begun:
+                    raise
+                await _talk(endpoint, question, reader)
     except TimeoutError:
         reader.answer.error = f"no end after {timeout_s:.0f} s"
     except (OSError, httptools.HttpParserError) as error:
@@ -94,6 +99,11 @@ class _Reader:
         self._began = time.monotonic()
         self._heard = dict.fromkeys(range(question.body.get("n", 1)), self._began)  # choice -> when it last spoke
         self._rest = b""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was answered."""
+        return self.parser.get_status_code() != 0
 
     def on_body(self, body: bytes) -> None:
         """Events, or the body of a refusal."""

@@ -4,7 +4,7 @@
     2. attempted   (`attempt`) both legs run; tokens go to the sink as they come. What is wanted of the prompt itself
                    (`prompt_attempt`) comes before, from one node alone.
     3. replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
-                   the next attempt number. Three failures in a row, none of which got on, end the request; a node that
+                   the next attempt number. Four failures in a row, none of which got on, end the request; a node that
                    merely refuses is no failure.
     4. ended       finished, failed, cancelled, or out of time. Both nodes forget it.
 
@@ -40,7 +40,7 @@ from router.prefix_replica import WAIT_S, PrefixReplica
 from router.prompt_attempt import PromptAttempt
 from router.running import Running
 
-MAX_ATTEMPTS = 3  # that decoded nothing; those that did may be many, where nodes keep dying under a long request
+MAX_ATTEMPTS = 4  # that decoded nothing; those that did may be many, where nodes keep dying under a long request
 MAX_FAILURES = 16
 
 _log = logging.getLogger(__name__)

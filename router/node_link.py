@@ -2,7 +2,7 @@
 
 A step batch is split into one call per request. Rows of older attempts and rows seen before are dropped; a missing row
 fails its leg. The node is alive while its stream speaks: 2 s of silence, the end of the stream, a missing message or
-another incarnation fail every leg at once, and the link attaches anew. After 1 s of silence the node is *suspected*:
+another incarnation fail every leg at once, and the link attaches anew. After 1.1 s of silence the node is *suspected*:
 where the rest of its pool speaks, its requests go there, and it gets no new ones until it speaks again, which costs a
 node that is merely slow nothing else. One that beats but no longer steps stays out until it does. What becomes of a
 request is decided above.
@@ -35,8 +35,10 @@ from router.fleet_costs import FleetCosts
 from router.node_state import NodeState
 
 TICK_S = 0.125
-SUSPECT_TICKS = 8  # of our own loop, so a stall of this process suspects nobody; two lost packets are resent by then
+SUSPECT_TICKS = 9  # of our own loop, so a stall of this process suspects nobody; two lost packets are resent by then
 LOST_TICKS = 16
+_UNUSUAL = 2.0  # times the longest silence of late
+_FORGETTING = 0.995  # of that, a message
 STUCK_S = 30.0  # with requests running and not one step done; a step of a long chunk on a slow machine takes seconds
 AVOID_S = 1.0
 MAX_BACKOFF_S = 1.0
@@ -111,6 +113,7 @@ class NodeLink:
         self.trace = trace_pb2_grpc.TraceStub(self._channel)
         self._next_sequence = 0
         self._silent_ticks = 0
+        self._usual_ticks = 0.0  # the longest silence of late: on a busy host words come late
         self._stepped_at = time.monotonic()
         self._avoid_until = float("-inf")
         self._cancels = cancels or {}  # key -> attempt
@@ -189,6 +192,7 @@ class NodeLink:
                 return
             raise NodeUnavailable("a message is missing")
         self._next_sequence += 1
+        self._usual_ticks = max(float(self._silent_ticks), self._usual_ticks * _FORGETTING)
         self._silent_ticks = 0
         self.suspected = False
         if batch.keys:
@@ -279,7 +283,8 @@ class NodeLink:
         while self._silent_ticks < LOST_TICKS:
             await asyncio.sleep(TICK_S)
             self._silent_ticks += 1
-            if self._silent_ticks >= SUSPECT_TICKS and not self.suspected and self._may_suspect(self):
+            is_unusual = self._silent_ticks >= max(SUSPECT_TICKS, _UNUSUAL * self._usual_ticks)
+            if is_unusual and not self.suspected and self._may_suspect(self):
                 self._suspect()
         call.cancel()
 

@@ -271,14 +271,14 @@ def lose_row(node: Any, number: int, num_attempts: int) -> None:
     node.tampers.append(tamper)
 
 
-async def test_three_failures_in_vain_end_a_request(fleet: Any) -> None:
+async def test_four_failures_in_vain_end_a_request(fleet: Any) -> None:
     await fleet.add("prefill")
     decode = await fleet.add("decode")
     lose_row(decode, 1, 9)
     await fleet.start()
     _, sink = fleet.submit(PROMPT)
     assert isinstance(await sink.outcome(), NoCapacity)
-    assert len(decode.calls) == 3
+    assert len(decode.calls) == 4
 
 
 async def test_a_long_request_outlives_more_failures_as_long_as_it_gets_on(fleet: Any, output_of: Any) -> None:
@@ -302,7 +302,7 @@ async def test_what_runs_on_a_silent_node_goes_to_those_that_speak(fleet: Any, u
     other.go.set()
     began = time.monotonic()
     assert sorted([(await sink.finished()).num_attempts for sink in sinks]) == [1, 2]
-    assert time.monotonic() - began < 1.8  # suspected after 1 s
+    assert time.monotonic() - began < 1.9  # suspected after 1.1 s
     link = next(link for link in dispatcher._fleet.links if link.record.node_id == silent.node_id)
     assert link.alive
     assert link.suspected
