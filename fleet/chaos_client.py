@@ -103,7 +103,7 @@ class _Reader:
     @property
     def has_begun(self) -> bool:
         """Whether anything was answered."""
-        return self.parser.get_status_code() != 0
+        return bool(self.parser.get_status_code())
 
     def on_body(self, body: bytes) -> None:
         """Events, or the body of a refusal."""
