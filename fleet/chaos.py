@@ -122,7 +122,9 @@ async def _suffer_all(
         if (now := fleet.num_blocks()) != num_blocks:
             outcome.num_lost_blocks = sum(num_blocks.values()) - sum(now.values())
         outcomes.append(outcome)
-        console.print(f"{fault.name}: {len(outcome.answers)} requests, recovered in {outcome.recovery_s:.1f} s")
+        num_failed = sum(answer.failed for answer in outcome.answers)
+        said = f"{len(outcome.answers)} requests, {num_failed} failed, longest stall {outcome.longest_stall_s:.1f} s"
+        console.print(f"{fault.name}: {said}, recovered in {outcome.recovery_s:.1f} s")
     return outcomes
 
 
