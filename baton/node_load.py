@@ -12,6 +12,7 @@ MAX_WAITING = 1024  # requests that wait for their first step
 
 _BLOCKS = Gauge("baton_kv_blocks", "KV blocks by what holds them; together the pool", ["state"])
 _USAGE = Gauge("baton_kv_usage_ratio", "Share of the KV blocks that requests hold, 0 to 1; cached blocks are free")
+BLOCK_LEAKS = Counter("baton_kv_block_leaks", "Times that an idle node found blocks which nobody accounts for")
 _RUNNING = Gauge("baton_requests_running", "Requests in the running batch")
 _PREEMPTIONS = Counter("baton_preemptions", "Running requests set back for want of blocks")
 _STEPS = Counter("baton_steps", "Engine steps")

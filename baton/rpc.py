@@ -1,4 +1,4 @@
-"""gRPC as Baton uses it: keepalive that notices half-open links in 3 s, bounded messages, a token on calls, mutual TLS.
+"""gRPC as Baton uses it: keepalive that notices half-open links in 2 s, bounded messages, a token on calls, mutual TLS.
 
 Without a token and without TLS a server binds to loopback only (`bind_address` refuses anything else).
 """
@@ -27,7 +27,7 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_time_ms", 1000),
     ("grpc.keepalive_timeout_ms", 1000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),

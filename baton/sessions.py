@@ -19,7 +19,7 @@ from baton.request import FinishReason, Generation
 from baton.v1 import node_pb2, types_pb2
 
 GONE_S = 5.0
-BEAT_S = 0.5
+BEAT_S = 0.25
 MAX_OUTBOX_ROWS = 65_536  # tokens, and alternatives among log-probabilities
 MAX_SESSIONS = 1024
 _MAX_TOMBSTONES = 16_384  # per router: legs that arrive after their own cancel, or a second time, are refused

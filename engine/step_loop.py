@@ -19,6 +19,8 @@ from engine.outputs import StepOutput
 
 Result = TypeVar("Result")
 
+IDLE_S = 0.5
+
 _log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,7 @@ class StepLoop:
 
     `on_output` hears, on the step thread, of every step that brought something forth; `on_crash`, also there, of an
     error in the engine itself or in `on_output`, after which the thread has ended and calls raise NodeUnavailable.
+    `on_idle` is called, there too, once each time that there has been nothing to do for IDLE_S.
     """
 
     def __init__(
@@ -34,10 +37,13 @@ class StepLoop:
         engine: Engine,
         on_output: Callable[[StepOutput], None],
         on_crash: Callable[[BaseException], None] = lambda error: None,
+        on_idle: Callable[[Engine], None] = lambda engine: None,
     ) -> None:
         self._engine = engine
         self._on_output = on_output
         self._on_crash = on_crash
+        self._on_idle = on_idle
+        self._was_idle = False
         self._calls: deque[tuple[Future[Any], Callable[[Engine], Any]]] = deque()
         self._condition = threading.Condition()
         self._is_stopping = False
@@ -102,7 +108,10 @@ class StepLoop:
         """Sleep while there is nothing to do; False when it is time to end."""
         with self._condition:
             while not (self._is_stopping or self._calls or (self._engine.has_work and not self._is_blocked)):
-                self._condition.wait()
+                if not self._condition.wait(None if self._was_idle else IDLE_S):
+                    self._was_idle = True
+                    self._on_idle(self._engine)
+            self._was_idle = False
             return not self._is_stopping
 
     def _run_calls(self) -> None:

@@ -11,6 +11,8 @@ import httptools
 
 from fleet.chaos_questions import Question
 
+_OK = 200
+
 
 @dataclass
 class Choice:
@@ -29,6 +31,8 @@ class Answer:
     choices: dict[int, Choice] = field(default_factory=dict)
     num_output_tokens: int = 0
     num_events: int = 0
+    local_port: int = 0  # of the connection: tells which router had it
+    on_victim: bool = False  # its router was killed: then it may break off
     longest_stall_s: float = 0.0  # of any choice; the first token counts too
     hung_up: bool = False  # on purpose
     complete: bool = False
@@ -37,11 +41,11 @@ class Answer:
     @property
     def failed(self) -> bool:
         """Whether it did not come to its end, nor was left by its client."""
-        return bool(self.error) or not (self.complete or self.hung_up)
+        return not self.on_victim and (bool(self.error) or not (self.complete or self.hung_up))
 
     def same_as(self, reference: "Answer") -> bool:
         """Whether all of it, or all that its client waited for, is what the reference says."""
-        if not self.hung_up:
+        if not (self.hung_up or self.on_victim):
             return (self.choices, self.num_output_tokens) == (reference.choices, reference.num_output_tokens)
         pairs = ((choice.text, reference.choices[index].text) for index, choice in self.choices.items())
         return all(whole.startswith(part) for part, whole in pairs)
@@ -52,11 +56,16 @@ async def ask(endpoint: str, question: Question, timeout_s: float, max_events: i
     reader = _Reader(question, max_events)
     try:
         async with asyncio.timeout(timeout_s):
-            await _talk(endpoint, question, reader)
+            try:
+                await _talk(endpoint, question, reader)
+            except ConnectionError:  # it waited in the line of a router that was killed: a balancer asks another one
+                if reader.has_begun:
+                    raise
+                await _talk(endpoint, question, reader)
     except TimeoutError:
         reader.answer.error = f"no end after {timeout_s:.0f} s"
     except (OSError, httptools.HttpParserError) as error:
-        reader.answer.error = str(error)
+        reader.answer.error = str(error) or type(error).__name__
     reader.settle()
     return reader.answer
 
@@ -65,10 +74,11 @@ async def _talk(endpoint: str, question: Question, reader: "_Reader") -> None:
     parts = urlsplit(endpoint)
     data = json.dumps(question.body).encode()
     head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: chaos\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"POST {question.path} HTTP/1.1\r\nHost: chaos\r\nConnection: close\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data)}\r\n\r\n"
     )
     stream, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    reader.answer.local_port = writer.get_extra_info("sockname")[1]
     try:
         writer.write(head.encode() + data)
         while not reader.is_over and (received := await stream.read(65536)):
@@ -84,10 +94,16 @@ class _Reader:
         self.answer = Answer(question)
         self.parser = httptools.HttpResponseParser(self)
         self.is_over = False
+        self._answer_is_streamed = bool(question.body.get("stream"))
         self._max_events = max_events
         self._began = time.monotonic()
         self._heard = dict.fromkeys(range(question.body.get("n", 1)), self._began)  # choice -> when it last spoke
         self._rest = b""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was answered."""
+        return bool(self.parser.get_status_code())
 
     def on_body(self, body: bytes) -> None:
         """Events, or the body of a refusal."""
@@ -98,6 +114,10 @@ class _Reader:
     def on_message_complete(self) -> None:
         """The server has nothing more to say."""
         self.is_over = True
+        if not self._answer_is_streamed and self.parser.get_status_code() == _OK:
+            self.answer.choices[0] = Choice(json.dumps(json.loads(self._rest)["data"]))
+            self.answer.complete = True
+            self._heard.clear()
 
     def settle(self) -> None:
         """A choice that never ended has been silent until now."""
@@ -127,9 +147,9 @@ class _Reader:
     def _take_choice(self, row: dict[str, Any]) -> None:
         index = row["index"]
         choice = self.answer.choices.setdefault(index, Choice())
-        choice.text += row["text"]
+        choice.text += row["text"] if "text" in row else row["delta"].get("content") or ""
         choice.finish_reason = row["finish_reason"] or choice.finish_reason
-        if row.get("logprobs"):
+        if row.get("logprobs") and "text" in row:
             choice.logprobs += zip(row["logprobs"]["tokens"], row["logprobs"]["token_logprobs"], strict=True)
         self._hear(index)
         if choice.finish_reason:

@@ -1,15 +1,17 @@
 """What `baton chaos` does to a fleet under load, and how it waits for the fleet to be itself again."""
 
 import asyncio
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
+from signal import SIGSTOP
 
+from fleet import chaos_acts as acts
+from fleet.chaos_acts import Act, signals
 from fleet.chaos_client import Answer
 from fleet.chaos_fleet import PrivateFleet
 from fleet.chaos_load import Load
+from fleet.chaos_memory import Memory
 
 BLOCKS_BACK_S = 10.0
 WHOLE_AGAIN_S = 120.0
@@ -19,33 +21,39 @@ _EARLY_S = 0.06
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal to services, clients that hang up, or both; or nothing: then it shows what the load alone does."""
+    """Something that is done to a fleet, clients that hang up, or both."""
 
     name: str
-    roles: tuple[str, ...] = ()  # one service of each
-    signal: Signals = SIGKILL
-    hold_s: float = 0.0  # a frozen service goes on after that
+    act: Act
     early: bool = False  # while prompts are computed and shipped, not while answers stream
     share_hanging_up: float = 0.0
     in_short: bool = False
+    max_failovers: int | None = None  # more are too many: nodes were given up that lived
+    may_wait: bool = False  # for a node to come back: its streams may stall until then
 
 
 FAULTS = (
-    Fault("none", hold_s=3),
-    Fault("prefill killed", ("prefill",), early=True, in_short=True),
-    Fault("prefill killed late", ("prefill",)),
-    Fault("decode killed early", ("decode",), early=True),
-    Fault("decode killed", ("decode",), in_short=True),
-    Fault("both killed", ("prefill", "decode"), early=True),
-    Fault("prefill frozen", ("prefill",), SIGSTOP, hold_s=10, early=True),
-    Fault("decode frozen early", ("decode",), SIGSTOP, hold_s=10, early=True),
-    Fault("decode frozen", ("decode",), SIGSTOP, hold_s=10),
-    Fault("decode frozen for 4 s", ("decode",), SIGSTOP, hold_s=4, in_short=True),
-    Fault("both frozen, clients hang up", ("prefill", "decode"), SIGSTOP, hold_s=4, early=True, share_hanging_up=0.5),
-    Fault("redis killed", ("redis",), in_short=True),
-    Fault("redis frozen", ("redis",), SIGSTOP, hold_s=5),
-    Fault("decode and redis killed", ("decode", "redis")),
-    Fault("clients hang up", hold_s=4, share_hanging_up=0.5),
+    Fault("none", acts.nothing),
+    Fault("prefill killed", signals(("prefill",)), early=True, in_short=True),
+    Fault("prefill killed late", signals(("prefill",))),
+    Fault("decode killed early", signals(("decode",)), early=True),
+    Fault("decode killed", signals(("decode",)), in_short=True),
+    Fault("both killed", signals(("prefill", "decode")), early=True),
+    Fault("prefill frozen", signals(("prefill",), SIGSTOP, 10), early=True),
+    Fault("decode frozen early", signals(("decode",), SIGSTOP, 10), early=True),
+    Fault("decode frozen", signals(("decode",), SIGSTOP, 10)),
+    Fault("decode frozen for 4 s", signals(("decode",), SIGSTOP, 4), in_short=True),
+    Fault("both frozen, clients hang up", signals(("prefill", "decode"), SIGSTOP, 4), True, share_hanging_up=0.5),
+    Fault("all prefill killed", acts.whole_pool_killed("prefill"), early=True, may_wait=True),
+    Fault("all decode killed", acts.whole_pool_killed("decode"), may_wait=True),
+    Fault("router killed", acts.router_killed, in_short=True),
+    Fault("rolling restart", acts.rolling_restart),
+    Fault("redis killed", signals(("redis",)), in_short=True),
+    Fault("redis frozen", signals(("redis",), SIGSTOP, 5)),
+    Fault("redis emptied", acts.redis_emptied),
+    Fault("redis refuses the password", acts.redis_refuses),
+    Fault("decode and redis killed", signals(("decode", "redis"))),
+    Fault("clients hang up", acts.nothing, share_hanging_up=0.5),
 )
 
 
@@ -57,6 +65,7 @@ class Outcome:
     answers: list[Answer] = field(default_factory=list)
     held: dict[str, tuple[int, int]] = field(default_factory=dict)  # service -> blocks, requests; in the end none
     num_lost_blocks: int = 0  # of no state at all
+    num_told_leaks: int = 0  # by the nodes themselves
     num_failovers: int = 0
     blocks_back_s: float = 0.0  # from the last answer
     recovery_s: float = 0.0  # from the fault, or its end, until every service is ready
@@ -69,33 +78,29 @@ class Outcome:
     @property
     def longest_stall_s(self) -> float:
         """Of all streams."""
-        return max((answer.longest_stall_s for answer in self.answers), default=0.0)
+        return max((answer.longest_stall_s for answer in self.answers if not answer.on_victim), default=0.0)
 
 
-async def suffer(fleet: PrivateFleet, fault: Fault, topic: str, num_clients: int, turn: int) -> Outcome:
+async def suffer(
+    fleet: PrivateFleet, fault: Fault, topic: str, num_clients: int, turn: int, memory: Memory | None = None
+) -> Outcome:
     """Do it while `num_clients` streams run; returns when all is as before, or time is up."""
     outcome, num_failovers = Outcome(fault), fleet.num_failovers()
     async with Load(fleet.endpoint, fleet.model, topic, num_clients, fault.share_hanging_up) as load:
         await (asyncio.sleep(_EARLY_S * (turn + 1)) if fault.early else load.more(num_clients // 2))
-        killed = await _do(fleet, fault, turn)
-        recovery = asyncio.create_task(_until_whole(fleet, killed))
+        done = await fault.act(fleet, turn)
+        recovery = asyncio.create_task(_until_whole(fleet, done.ended))
         await load.more(num_clients)
     outcome.answers = load.answers
+    for answer in outcome.answers:
+        answer.on_victim = answer.local_port in done.victims
     await _until_idle(fleet, outcome)
     outcome.recovery_s = await recovery
-    outcome.num_failovers = fleet.num_failovers() - num_failovers
+    outcome.num_failovers = max(fleet.num_failovers() - num_failovers, 0)
+    outcome.num_told_leaks = fleet.num_leaks()
+    if memory is not None:
+        memory.sample(fleet.services())
     return outcome
-
-
-async def _do(fleet: PrivateFleet, fault: Fault, turn: int) -> set[int]:
-    """The pids of processes that are no more."""
-    pids = {fleet.signal(role, turn, fault.signal) for role in fault.roles}
-    try:
-        await asyncio.sleep(fault.hold_s)
-    finally:
-        for pid in pids if fault.signal is SIGSTOP else ():
-            os.killpg(pid, SIGCONT)
-    return pids if fault.signal is SIGKILL else set()
 
 
 async def _until_idle(fleet: PrivateFleet, outcome: Outcome) -> None:
@@ -112,7 +117,7 @@ async def _until_idle(fleet: PrivateFleet, outcome: Outcome) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _until_whole(fleet: PrivateFleet, without: set[int]) -> float:
+async def _until_whole(fleet: PrivateFleet, without: frozenset[int]) -> float:
     """Seconds that it took."""
     began = time.monotonic()
     with suppress(TimeoutError):

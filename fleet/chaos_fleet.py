@@ -19,25 +19,33 @@ from fleet.home import Home
 
 _START_TIMEOUT_S = 180.0
 _SCRAPE_TIMEOUT_S = 2.0
-_HELD_BLOCKS = r'baton_kv_blocks\{state="(?:running|leased)"\}'
+_HELD_BLOCKS = r'baton_kv_blocks\{[^}]*state="(?:running|leased)"[^}]*\}'
 _REQUESTS = ("baton_requests_running", "baton_requests_waiting", "baton_router_requests_in_flight")
-_FAILOVERS = r'baton_router_failovers_total\{reason="(?!refused)\w+"\}'
-_BLOCKS = r'baton_kv_blocks\{state="[a-z]+"\}'
+_FAILOVERS = r'baton_router_failovers_total\{(?![^}]*reason="refused")[^}]*\}'
+_BLOCKS = r"baton_kv_blocks\{[^}]*\}"
+_LEAKS = r"baton_kv_block_leaks_total(?:\{[^}]*\})?"
 
 
 class PrivateFleet:
     """One that runs."""
+
+    token = ""  # that scrapers need
 
     def __init__(self, home: Path) -> None:
         self.home = Home(home)
         self.endpoint = state.running(self.home).endpoint
         self.model = state.running(self.home).served_model_name[0]
 
+    @property
+    def redis_url(self) -> str:
+        """Where its Redis is, password and all."""
+        return state.running(self.home).redis_url
+
     def services(self, role: str = "") -> list[state.ProcessState]:
         """Those of a role, or all."""
         return [process for process in state.running(self.home).processes if role in ("", process.role)]
 
-    def is_whole(self, without: set[int]) -> bool:
+    def is_whole(self, without: frozenset[int]) -> bool:
         """Whether every service is ready, and none of them is a process of `without`, which were killed."""
         return all(process.state == "ready" and process.pid not in without for process in self.services())
 
@@ -53,13 +61,17 @@ class PrivateFleet:
     def held(self) -> dict[str, tuple[int, int]]:
         """Service -> KV blocks held and requests known, of those that are ready. OSError where one does not answer."""
         return {
-            name: (_sum(_HELD_BLOCKS, page), sum(_sum(metric, page) for metric in _REQUESTS))
+            name: (_sum(_HELD_BLOCKS, page), sum(_sum(rf"{metric}(?:\{{[^}}]*\}})?", page) for metric in _REQUESTS))
             for name, page in self._pages()
         }
 
     def num_failovers(self) -> int:
         """Attempts at requests that were lost with their nodes, and made again."""
         return sum(_sum(_FAILOVERS, page) for _, page in self._pages())
+
+    def num_leaks(self) -> int:
+        """Blocks that nodes themselves say are held by nobody."""
+        return sum(_sum(_LEAKS, page) for _, page in self._pages())
 
     def num_blocks(self) -> dict[str, int]:
         """Service -> all of its KV blocks, whatever holds them."""
@@ -68,7 +80,9 @@ class PrivateFleet:
     def _pages(self) -> Iterator[tuple[str, str]]:
         for process in self.services():
             if process.metrics and process.state == "ready":
-                with urllib.request.urlopen(process.metrics, timeout=_SCRAPE_TIMEOUT_S) as answer:  # noqa: S310
+                bearer = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+                asked = urllib.request.Request(process.metrics, headers=bearer)  # noqa: S310
+                with urllib.request.urlopen(asked, timeout=_SCRAPE_TIMEOUT_S) as answer:  # noqa: S310
                     yield process.id, answer.read().decode()
 
 

@@ -7,7 +7,7 @@ import random
 from fleet.chaos_client import Answer, ask
 from fleet.chaos_questions import Question, question
 
-NUM_TOPIC_QUESTIONS = 60  # then from the beginning again, out of the caches
+NUM_TOPIC_QUESTIONS = 48  # then from the beginning again, out of the caches
 ANSWER_TIMEOUT_S = 60.0
 _THINK_S = 0.15
 _HANG_UP_AFTER = (1, 2, 7, 30)  # events

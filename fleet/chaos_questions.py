@@ -1,8 +1,10 @@
 """What the clients of `baton chaos` ask: prompts from a few tokens to many blocks, greedy and seeded, all repeatable.
 
-No two questions share a prefix, so each prompt is computed and shipped when it is first asked, and cached from then on.
+Completions, conversations of several turns, answers that follow a schema, and embeddings. But for the turns of a
+conversation no two questions share a prefix, so each prompt is computed and shipped when it is first asked.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,14 @@ _KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.8, "logprobs": 1, "n": 2},
 )
 _NUM_OUTPUT_TOKENS = (96, 160, 40)
+_SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "minLength": 8, "maxLength": 24}, "legs": {"enum": [0, 2, 4, 6]}},
+    "required": ["name", "legs"],
+    "additionalProperties": False,
+}
+_FORMAT = {"type": "json_schema", "json_schema": {"name": "animal", "schema": _SCHEMA, "strict": True}}
+_EVERY = 4  # of so many questions one is no completion
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Question:
 
     name: str
     body: dict[str, Any]
+    path: str = "/v1/completions"
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -33,14 +44,47 @@ class Question:
 def question(model: str, topic: str, index: int) -> Question:
     """The same for the same arguments. Kinds, lengths and topics come in all combinations as `index` grows."""
     name = f"{index} {topic}"
+    if index % _EVERY == _EVERY - 1:
+        return (_turn, _structured, _embedding)[index // _EVERY % 3](model, name, topic, index)
     num_chars = _NUM_CHARS[index % len(_NUM_CHARS)]
-    body = {
-        "model": model,
+    body = _streamed(model, index) | {
         "prompt": f"{name}: {_WORDS[:num_chars]}",
         "max_tokens": _NUM_OUTPUT_TOKENS[index // 2 % len(_NUM_OUTPUT_TOKENS)],
         "ignore_eos": True,
-        "seed": index,
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
     return Question(name, body | _KINDS[index % len(_KINDS)])
+
+
+def answers_schema(text: str) -> bool:
+    """Whether a whole answer to a structured question is what its schema allows."""
+    try:
+        found = json.loads(text)
+        return set(found) == {"name", "legs"} and 8 <= len(found["name"]) <= 24 and found["legs"] in (0, 2, 4, 6)
+    except (ValueError, TypeError):
+        return False
+
+
+def _streamed(model: str, index: int) -> dict[str, Any]:
+    return {"model": model, "seed": index, "stream": True, "stream_options": {"include_usage": True}}
+
+
+def _turn(model: str, name: str, topic: str, index: int) -> Question:
+    """Of a conversation: each one begins with what the ones before it said."""
+    num_turns = 1 + index // (3 * _EVERY) % 4
+    said = [{"role": "user", "content": f"{topic}: {_WORDS[:200]}"}]
+    for turn in range(num_turns - 1):
+        said.append({"role": "assistant", "content": f"answer {turn}: {_WORDS[turn : turn + 60]}"})
+        said.append({"role": "user", "content": f"turn {turn}: {_WORDS[turn : turn + 80]}"})
+    body = _streamed(model, index) | {"messages": said, "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+    return Question(name, body, "/v1/chat/completions")
+
+
+def _structured(model: str, name: str, topic: str, index: int) -> Question:
+    asked = [{"role": "user", "content": f"{name}: {_WORDS[:120]}"}]
+    temperature = 0.8 * (index % 2)
+    body = _streamed(model, index) | {"messages": asked, "max_tokens": 120, "temperature": temperature}
+    return Question(name, body | {"response_format": _FORMAT}, "/v1/chat/completions")
+
+
+def _embedding(model: str, name: str, topic: str, index: int) -> Question:
+    return Question(name, {"model": model, "input": f"{name}: {_WORDS[:300]}"}, "/v1/embeddings")

@@ -1,5 +1,6 @@
 """The table of `baton chaos`, and the promises that were broken."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from rich.table import Table
 
 from fleet.chaos_client import Answer, Choice
 from fleet.chaos_faults import Outcome
-from fleet.chaos_questions import Question
+from fleet.chaos_questions import Question, answers_schema
 
 _COLUMNS = ("requests", "failovers", "failed", "differing", "stall s", "blocks leaked", "blocks back s", "recovery s")
 _MAX_EXAMPLES = 5
@@ -41,8 +42,8 @@ def table(outcomes: list[Outcome], reference: Mapping[Question, Answer]) -> Tabl
 
 
 def broken_promises(outcomes: list[Outcome], reference: Mapping[Question, Answer], max_stall_s: float) -> list[str]:
-    """One line for each. A stream may stall for `max_stall_s` longer than any did while nothing happened."""
-    max_stall_s += max((answer.longest_stall_s for answer in reference.values()), default=0.0)
+    """One line for each. A stream may stall for `max_stall_s` longer than is usual while nothing happens."""
+    max_stall_s += statistics.median([answer.longest_stall_s for answer in reference.values()] or [0.0])
     found = [f"reference: {answer.question.name}: {answer.error}" for answer in reference.values() if answer.failed]
     for outcome in outcomes:
         name = outcome.fault.name
@@ -52,15 +53,30 @@ def broken_promises(outcomes: list[Outcome], reference: Mapping[Question, Answer
             f"{name}: differs: {_difference(answer, reference[answer.question])}"
             for answer in differing(outcome, reference)[:_MAX_EXAMPLES]
         ]
-        if outcome.longest_stall_s > max_stall_s:
+        found += [
+            f"{name}: breaks its schema: {answer.question.name}" for answer in outcome.answers if _invalid(answer)
+        ]
+        if outcome.longest_stall_s > max_stall_s and not outcome.fault.may_wait:
             found.append(f"{name}: a stream stalled for {outcome.longest_stall_s:.2f} s")
         found += [
             f"{name}: {service} holds {blocks} blocks and {requests} requests {outcome.blocks_back_s:.0f} s afterwards"
             for service, (blocks, requests) in outcome.held.items()
         ]
+        most = outcome.fault.max_failovers
+        if most is not None and outcome.num_failovers > most:
+            found.append(f"{name}: {outcome.num_failovers} attempts were given up, and nothing had died")
+        if outcome.num_told_leaks:
+            found.append(f"{name}: nodes say that {outcome.num_told_leaks} blocks are held by nobody")
         if outcome.num_lost_blocks:
             found.append(f"{name}: {outcome.num_lost_blocks} blocks are in no state at all")
     return found
+
+
+def _invalid(answer: Answer) -> bool:
+    """An answer that was to follow a schema, came to its end, and does not."""
+    asked = answer.question.body.get("response_format")
+    ends = [choice for choice in answer.choices.values() if choice.finish_reason == "stop"]
+    return asked is not None and not all(answers_schema(choice.text) for choice in ends)
 
 
 def _difference(answer: Answer, reference: Answer) -> str:

@@ -1,20 +1,30 @@
 """Named faults for tests, off unless armed: by a test, or by `BATON_KV_FAULTS=name:times,name` before a node starts.
 
-corrupt_message      a sender flips one bit of a message after its digest was taken
+corrupt_message      a sender flips one bit of a message, anywhere in it, after its digest was taken
 crash_mid_transfer   a sender is killed after its first message
 freeze_mid_transfer  a sender is stopped after its first message, until somebody continues it
 crash_before_commit  a sender is killed when all messages are out
+hold_message         a sender keeps a message back for a while
+hold_commit          a sender waits for a while when all messages are out
 """
 
+import asyncio
+import logging
 import os
+import random
 import signal
+import time
+from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
 
 _SIGNALS = {
     "crash_mid_transfer": signal.SIGKILL,
     "freeze_mid_transfer": signal.SIGSTOP,
     "crash_before_commit": signal.SIGKILL,
 }
-NAMES = frozenset({"corrupt_message", *_SIGNALS})
+_HELD_S, _POLL_S = 10.0, 0.02
+NAMES = frozenset({"corrupt_message", "hold_message", "hold_commit", *_SIGNALS})
 
 
 class Faults:
@@ -37,7 +47,22 @@ class Faults:
         left = self._armed.get(name, 0)
         if left:
             self._armed[name] = left - 1
+            _log.warning("fault %s happens now", name)
         return left > 0
+
+    async def hold(self, name: str, is_over: Callable[[], bool]) -> None:
+        """Wait for some seconds, if the fault happens now, or until it makes no difference any more."""
+        until_s = time.monotonic() + _HELD_S
+        if self.fires(name):
+            while time.monotonic() < until_s and not is_over():  # noqa: ASYNC110 - a test is not in a hurry
+                await asyncio.sleep(_POLL_S)
+
+    def flip(self, views: list[memoryview]) -> list[memoryview]:
+        """A copy in which one bit, drawn at random, is another."""
+        damaged = bytearray(b"".join(views))
+        bit = random.randrange(8 * len(damaged))  # noqa: S311
+        damaged[bit // 8] ^= 1 << bit % 8
+        return [memoryview(damaged)]
 
     def strike(self, *names: str) -> None:
         """Kill or stop this process, without any clean-up, if one of the faults happens now."""

@@ -20,8 +20,8 @@ from kv_transfer.plan import Message
 from kv_transfer.pool import Landing, Pool
 from kv_transfer.transport import Peer, Slot
 
-_CANCEL_GRACE_S = 2.0  # for messages under way to end by themselves, before the connection is closed for everyone
-_MISSING_S = 3.0  # after a commit, a message that still does not come for so long is missing
+_CANCEL_GRACE_S = 1.0  # for messages under way to end by themselves, before the connection is closed for everyone
+_MISSING_S = 2.0  # after a commit, a message that still does not come for so long is missing
 
 
 class TransferState(enum.Enum):

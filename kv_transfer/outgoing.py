@@ -20,7 +20,7 @@ from kv_transfer.peer import DecodePeer
 from kv_transfer.plan import messages
 from kv_transfer.pool import Loan, Pool
 
-_ABORT_GRACE_S = 2.0  # for messages under way to end by themselves, before the connection is closed for everyone
+_ABORT_GRACE_S = 1.0  # for messages under way to end by themselves, before the connection is closed for everyone
 
 
 class TransferStats(NamedTuple):
@@ -92,6 +92,7 @@ class OutgoingTransfer:
                 await self._peer.connected()
                 await self._all_sent()
                 FAULTS.strike("crash_before_commit")
+                await FAULTS.hold("hold_commit", lambda: self.error is not None)
                 request.digests.extend([await self._digests[index] for index in range(len(self._plan))])
                 await self._peer.commit(request, timeout_s - (time.monotonic() - started_s))
         except TimeoutError:
@@ -129,9 +130,8 @@ class OutgoingTransfer:
         views = await self._loans[index].views()
         self._digests[index] = self._digester.start(views)
         if FAULTS.fires("corrupt_message"):
-            damaged = bytearray(b"".join(views))
-            damaged[len(damaged) // 2] ^= 1
-            views = [memoryview(damaged)]
+            views = FAULTS.flip(views)
+        await FAULTS.hold("hold_message", lambda: self.error is not None)
         return views
 
     def sent(self, index: int, error: TransferError | None) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 SECRET_BYTES = 32
-CONNECT_TIMEOUT_S = 3.0
-STALL_S = 2.5  # a receiver that hears nothing, or a sender that gets nothing out, closes the connection
-HEARTBEAT_S = 0.75  # senders say at least that often that they live
+CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s
+STALL_S = 1.5  # a receiver that hears nothing, or a sender that gets nothing out, closes the connection
+HEARTBEAT_S = 0.4  # senders say at least that often that they live
 
 
 class Peer(NamedTuple):

@@ -42,7 +42,10 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     def on_crash(error: BaseException) -> None:
         loop.call_soon_threadsafe(shell.fail, error)
 
-    step_loop = StepLoop(engine, on_output, on_crash)
+    def on_idle(engine: Engine) -> None:
+        service.outputs.audit(engine)
+
+    step_loop = StepLoop(engine, on_output, on_crash, on_idle)
     pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
     sender = KVSender(pool, shell.node_id, shell.epoch, config.transport, config.service_token, config.host, shell.tls)
     service = PrefillService(

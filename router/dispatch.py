@@ -5,7 +5,8 @@
                    (`prompt_attempt`) comes before, from one node alone.
     3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
        replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
-                   the next attempt number. Three failures end the request; a node that merely refuses is no failure.
+                   the next attempt number. Four failures in a row, none of which got on, end the request; a node that
+                   merely refuses is no failure.
     4. ended       finished, failed, cancelled, or out of time. Both nodes forget it.
 
 Steps 1 to 3 are one task per request, asleep while tokens flow. The router owns what a stream is made of: prompt,
@@ -41,7 +42,8 @@ from router.prefix_replica import WAIT_S, PrefixReplica
 from router.prompt_attempt import PromptAttempt
 from router.running import Paused, Running
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 4  # that decoded nothing; those that did may be many, where nodes keep dying under a long request
+MAX_FAILURES = 16
 
 _log = logging.getLogger(__name__)
 
@@ -231,12 +233,13 @@ class Dispatcher:
         return DeadlineExceeded("the request took longer than its deadline")
 
     async def _until_finished(self, running: Running) -> FinishReason:
-        num_failures = 0
+        num_failures = num_in_vain = 0
         for attempt in itertools.count():
             if (reason := running.reached_end) is not None:
                 return reason
             await running.resumed()
             placement = await self._place(running, attempt)
+            num_before = len(running.output)
             running.usage.num_attempts += 1
             try:
                 running.check_wanted()
@@ -244,7 +247,7 @@ class Dispatcher:
                 with placement.timed(running.timeline, "attempt", attempt):
                     reason = await leg.run()
                 if reason is not FinishReason.UNFINISHED:
-                    self._learn(running, leg)
+                    self._learn(running, leg, placement)
                     return reason
             except Paused:
                 _PAUSES.inc()
@@ -254,10 +257,11 @@ class Dispatcher:
                 self._placer.check_patience(running)
             except (NodeUnavailable, TransferError, Cancelled) as error:
                 num_failures += 1
+                num_in_vain = 1 if len(running.output) > num_before + 1 else num_in_vain + 1  # 1: the prefill node's
                 if isinstance(error, TransferError):
-                    running.troubled.update(placement.node_ids)
+                    self._note_trouble(running, placement)
                 self._log_failure(running, error, num_failures)
-                if num_failures == MAX_ATTEMPTS:
+                if num_in_vain == MAX_ATTEMPTS or num_failures == MAX_FAILURES:
                     raise NoCapacity("the nodes that served the request were lost, one after another") from None
             finally:
                 running.leg = None
@@ -270,6 +274,11 @@ class Dispatcher:
         running.is_waiting = False
         running.timeline.add("route", asked_s, attempt=attempt, **placement.described)
         return placement
+
+    def _note_trouble(self, running: Running, placement: Placement) -> None:
+        running.troubled.update(placement.node_ids)
+        if placement.prefill is not None and placement.decode is not None:
+            self._fleet.cut_pairs.failed(placement.prefill.record, placement.decode.record)
 
     def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt | PromptAttempt:
         job = running.job
@@ -292,20 +301,21 @@ class Dispatcher:
             )
         return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
 
-    def _learn(self, running: Running, leg: Attempt | PromptAttempt) -> None:
+    def _learn(self, running: Running, leg: Attempt | PromptAttempt, placement: Placement) -> None:
         """What a finished request tells about the next ones."""
         costs = self._fleet.costs
         if running.output:
             costs.note_output(len(running.output))
         if isinstance(leg, Attempt) and leg.transferred is not None:
             costs.transfer.note(leg.transferred.num_blocks, 1000 * leg.prefill_s, 1000 * leg.transferred.tail_s)
+            if placement.prefill is not None and placement.decode is not None and leg.transferred.num_blocks:
+                self._fleet.cut_pairs.carried(placement.prefill.record, placement.decode.record)
 
     def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:
         _FAILOVERS.labels(str(error.code)).inc()
         _log.warning(
-            "attempt failed (%d of %d) after %d tokens: %s",
+            "attempt failed (%d) after %d tokens: %s",
             num_failures,
-            MAX_ATTEMPTS,
             len(running.output),
             error.message,
             extra={"request_id": running.job.request_id},

@@ -15,6 +15,7 @@ from baton import tasks
 from baton.redis_client import FAILURES, REDIS_ERRORS
 from baton.registry import NodeRecord, list_nodes
 from baton.tls import Identity
+from router.cut_pairs import CutPairs
 from router.fleet_costs import FleetCosts
 from router.node_link import NodeLink
 
@@ -46,6 +47,7 @@ class FleetView:
         """`on_nodes` is called when nodes have come or gone."""
         self.facts: ModelFacts | None = None
         self.costs = FleetCosts()
+        self.cut_pairs = CutPairs()
         self.num_routers = 1  # that live, this one included
         self._redis = redis
         self._router_id = router_id
@@ -123,9 +125,8 @@ class FleetView:
         for key in listed.keys() - self._links.keys():
             record = listed[key]
             cancels = self._undelivered.pop(key, None)
-            link = NodeLink(
-                record, self._router_id, self._service_token, self._on_change, self.costs, cancels, self._tls
-            )
+            about = record, self._router_id, self._service_token, self._on_change, self.costs
+            link = NodeLink(*about, cancels, self._tls, self._may_suspect)
             self._links[key] = link
             link.start()
             if record.role == "prefill":
@@ -133,6 +134,11 @@ class FleetView:
             _log.info("found %s node %s at %s", record.role, record.node_id, record.address)
         for link in gone:
             await link.close()
+
+    def _may_suspect(self, link: NodeLink) -> bool:
+        """Where more than half of a pool is silent it is rather this host, or the network, that is slow."""
+        pool = [other for other in self._links.values() if other.alive and other.record.role == link.record.role]
+        return 2 * sum(other.speaks for other in pool if other is not link) >= len(pool)
 
     def _drop(self, link: NodeLink) -> None:
         key = link.record.node_id, link.record.epoch

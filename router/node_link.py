@@ -2,8 +2,10 @@
 
 A step batch is split into one call per request. Rows of older attempts and rows seen before are dropped; a missing row
 fails its leg. The node is alive while its stream speaks: 2 s of silence, the end of the stream, a missing message or
-another incarnation fail every leg at once, and the link attaches anew. So does a node that beats but no longer steps,
-which then stays out until it does. What becomes of a request is decided above.
+another incarnation fail every leg at once, and the link attaches anew. After 1.1 s of silence the node is *suspected*:
+where the rest of its pool speaks, its requests go there, and it gets no new ones until it speaks again, which costs a
+node that is merely slow nothing else. One that beats but no longer steps stays out until it does. What becomes of a
+request is decided above.
 """
 
 import asyncio
@@ -33,8 +35,11 @@ from baton.v1.types_pb2 import TokenLogprobs
 from router.fleet_costs import FleetCosts
 from router.node_state import NodeState
 
-TICK_S = 0.25
-SUSPECT_TICKS = 8  # ticks of our own loop, so a stall of this process suspects nobody
+TICK_S = 0.125
+SUSPECT_TICKS = 9  # of our own loop, so a stall of this process suspects nobody; two lost packets are resent by then
+LOST_TICKS = 16
+_UNUSUAL = 2.0  # times the longest silence of late
+_FORGETTING = 0.995  # of that, a message
 STUCK_S = 30.0  # with requests running and not one step done; a step of a long chunk on a slow machine takes seconds
 AVOID_S = 1.0
 MAX_BACKOFF_S = 1.0
@@ -82,20 +87,25 @@ class NodeLink:
         costs: FleetCosts,
         cancels: dict[int, int] | None = None,
         tls: Identity | None = None,
+        may_suspect: Callable[["NodeLink"], bool] = lambda _: False,
     ) -> None:
         """`on_change` is called whenever the node came, went, or told its load; `costs` is the fleet's.
+
+        `may_suspect` says whether others of the pool can take what runs on a silent node.
 
         `cancels` are those that an earlier link to the same incarnation could not deliver.
         """
         self.record = record
         self.alive = False
         self.stuck = False
+        self.suspected = False
         self.load = types_pb2.Load()
         self.state = NodeState()
         self.legs: dict[int, Leg] = {}
         self._router_id = router_id
         self._on_change = on_change
         self._costs = costs
+        self._may_suspect = may_suspect
         self.metadata = rpc.metadata(service_token)  # of every call
         self._channel = rpc.channel(record.address, tls)
         self._node = node_pb2_grpc.NodeStub(self._channel)
@@ -105,6 +115,7 @@ class NodeLink:
         self.trace = trace_pb2_grpc.TraceStub(self._channel)
         self._next_sequence = 0
         self._silent_ticks = 0
+        self._usual_ticks = 0.0  # the longest silence of late: on a busy host words come late
         self._stepped_at = time.monotonic()
         self._avoid_until = float("-inf")
         self._cancels = cancels or {}  # key -> attempt
@@ -114,7 +125,7 @@ class NodeLink:
     @property
     def accepting(self) -> bool:
         """Whether a new request may go there."""
-        ready = self.alive and not self.stuck and self.load.state not in _CLOSED_STATES
+        ready = self.alive and not (self.stuck or self.suspected) and self.load.state not in _CLOSED_STATES
         return ready and time.monotonic() >= self._avoid_until
 
     @property
@@ -122,9 +133,16 @@ class NodeLink:
         """One of STATES."""
         if not self.alive:
             return "lost" if self.load.num_blocks else "starting"
+        if self.suspected:
+            return "lost"
         if self.stuck:
             return "stuck"
         return _STATE_NAMES.get(self.load.state, "ready")
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it has been heard just now."""
+        return self.alive and self._silent_ticks < SUSPECT_TICKS
 
     @property
     def draining(self) -> bool:
@@ -176,7 +194,9 @@ class NodeLink:
                 return
             raise NodeUnavailable("a message is missing")
         self._next_sequence += 1
+        self._usual_ticks = max(float(self._silent_ticks), self._usual_ticks * _FORGETTING)
         self._silent_ticks = 0
+        self.suspected = False
         if batch.keys:
             self._on_rows(batch)
         for started in batch.started:
@@ -262,15 +282,25 @@ class NodeLink:
             call.cancel()
 
     async def _watch(self, call: "aio.UnaryStreamCall[node_pb2.AttachRequest, node_pb2.StepBatch]") -> None:
-        while self._silent_ticks < SUSPECT_TICKS:
+        while self._silent_ticks < LOST_TICKS:
             await asyncio.sleep(TICK_S)
             self._silent_ticks += 1
+            is_unusual = self._silent_ticks >= max(SUSPECT_TICKS, _UNUSUAL * self._usual_ticks)
+            if is_unusual and not self.suspected and self._may_suspect(self):
+                self._suspect()
         call.cancel()
+
+    def _suspect(self) -> None:
+        """What runs there is begun elsewhere; the stream stays, for a node that was only slow."""
+        _log.warning("node %s is silent (%d requests on it)", self.record.node_id, len(self.legs))
+        self.suspected = True
+        self._fail_legs()
+        self._on_change()
 
     def _down(self, why: str) -> None:
         if self.alive:
             _log.warning("lost node %s: %s (%d requests on it)", self.record.node_id, why, len(self.legs))
-        self.alive = False
+        self.alive = self.suspected = False
         self._fail_legs()
         self._on_change()
 

@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 from prometheus_client import Counter
@@ -245,13 +246,22 @@ class Placer:
         prefills = [] if alone else self._accepting("prefill", running)
         if not (prefills or alone):
             return None
-        choice = policy.choose(
-            self._ask(running, facts),
-            [link.state for link in prefills],
-            _held(prefills, cached),
-            [link.state for link in decodes],
-            _held(decodes, cached),
-        )
+        place = partial(self._cheapest, running, self._ask(running, facts), cached)
+        found, cut = place(prefills, decodes), self._fleet.cut_pairs
+        if cut and found is not None and found.prefill and found.decode:
+            if not cut.has(found.prefill.record, found.decode.record):
+                return found
+            apart = [[link for link in prefills if not cut.has(link.record, to.record)] for to in decodes]
+            options = [place(left, [to]) for left, to in zip(apart, decodes, strict=True)]
+            found = min(filter(None, options), key=lambda option: option.choice.cost_ms, default=None)
+        return found
+
+    def _cheapest(
+        self, running: Running, ask: Ask, cached: dict[str, int], prefills: list[NodeLink], decodes: list[NodeLink]
+    ) -> Placement | None:
+        """On one of each, or on one of `decodes` alone."""
+        states = [link.state for link in prefills], [link.state for link in decodes]
+        choice = policy.choose(ask, states[0], _held(prefills, cached), states[1], _held(decodes, cached))
         if choice is None:
             return None
         prefill = None if choice.prefill is None else prefills[choice.prefill]

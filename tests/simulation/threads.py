@@ -59,6 +59,10 @@ class SimThread:
         self._loop.call_at(self._loop.time() + delay_s, self._turn, context=self._context)
         self.pause()
 
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """On the thread itself; the callback runs in the event loop."""
+        return self._loop.call_at(self._loop.time() + delay_s, callback, context=self._context)
+
     def pause(self) -> None:
         """On the thread itself: until somebody wakes it."""
         self._back.release()
@@ -114,10 +118,23 @@ class SimCondition:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def wait(self) -> None:
-        """Until notified."""
-        self._waiting.append(_current.thread)
-        _current.thread.pause()
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until notified; False where that took longer than `timeout` seconds."""
+        thread, timed_out = _current.thread, False
+
+        def give_up() -> None:
+            nonlocal timed_out
+            if thread in self._waiting:
+                self._waiting.remove(thread)
+                timed_out = True
+                thread._turn()
+
+        timer = None if timeout is None else thread.call_later(timeout, give_up)
+        self._waiting.append(thread)
+        thread.pause()
+        if timer is not None:
+            timer.cancel()
+        return not timed_out
 
     def notify(self) -> None:
         """Wake whoever waits."""

@@ -239,20 +239,77 @@ async def test_a_lost_last_message_is_noticed_by_the_next_one(fleet: Any, output
     assert sink.tokens == output_of(PROMPT, 12)
 
 
-async def test_a_failed_transfer_is_tried_again_twice(fleet: Any, output_of: Any) -> None:
-    prefill = await fleet.add("prefill")
-    decode = await fleet.add("decode")
+async def test_a_pair_that_failed_is_left_alone(fleet: Any, output_of: Any) -> None:
+    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
     await fleet.start()
-    prefill.transfer_errors = [TransferError("digest"), TransferError("digest")]
+    prefill.transfer_errors = [TransferError("digest")]
+    for n in range(3):
+        _, sink = fleet.submit([n, *PROMPT])
+        assert (await sink.finished()).num_attempts == (2 if n == 0 else 1)
+        assert sink.tokens == output_of([n, *PROMPT], 12)
+    assert (len(prefill.seen("run")), len(decode.seen("generate"))) == (1, 3)  # there is no other pair
+    other = await fleet.add("prefill")
+    await fleet.alive(3)
+    _, sink = fleet.submit([9, *PROMPT])
+    assert (await sink.finished()).num_attempts == 1
+    assert (len(prefill.seen("run")), len(other.seen("run"))) == (1, 1)
+
+
+def lose_row(node: Any, number: int, num_attempts: int) -> None:
+    """Of each of the first attempts the node's row of that number never comes."""
+    seen: dict[int, int] = {}
+
+    def tamper(batch: Batch) -> list[Batch]:
+        node.tampers.append(tamper)
+        attempt = batch.attempts[0] if batch.attempts else num_attempts
+        seen[attempt] = seen.get(attempt, 0) + 1
+        if attempt < num_attempts and seen[attempt] == number:
+            for column in ("keys", "attempts", "indices", "token_ids"):
+                batch.ClearField(column)
+        return [batch]
+
+    node.tampers.append(tamper)
+
+
+async def test_four_failures_in_vain_end_a_request(fleet: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    lose_row(decode, 1, 9)
+    await fleet.start()
     _, sink = fleet.submit(PROMPT)
-    assert (await sink.finished()).num_attempts == 3
-    assert sink.tokens == output_of(PROMPT, 12)
-    prefill.transfer_errors = [TransferError("digest")] * 3
-    _, sink = fleet.submit(PROMPT)
-    error = await sink.outcome()
-    assert isinstance(error, NoCapacity)
-    assert not prefill.transfer_errors
-    assert len(decode.seen("reserve")) == 6
+    assert isinstance(await sink.outcome(), NoCapacity)
+    assert len(decode.calls) == 4
+
+
+async def test_a_long_request_outlives_more_failures_as_long_as_it_gets_on(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    lose_row(await fleet.add("decode"), 3, 5)
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT, 40)
+    assert (await sink.finished()).num_attempts == 6
+    assert sink.tokens == output_of(PROMPT, 40)
+
+
+async def test_what_runs_on_a_silent_node_goes_to_those_that_speak(fleet: Any, until: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    silent, other = await fleet.add("decode"), await fleet.add("decode")
+    for node in (silent, other):
+        node.pause_at = 5
+    dispatcher = await fleet.start()
+    sinks = [fleet.submit([n, *PROMPT])[1] for n in range(2)]
+    await until(lambda: all(len(sink.tokens) == 5 for sink in sinks))
+    silent.warm.clear()
+    other.go.set()
+    began = time.monotonic()
+    assert sorted([(await sink.finished()).num_attempts for sink in sinks]) == [1, 2]
+    assert time.monotonic() - began < 1.9  # suspected after 1.1 s
+    link = next(link for link in dispatcher._fleet.links if link.record.node_id == silent.node_id)
+    assert link.alive
+    assert link.suspected
+    silent.warm.set()
+    await until(lambda: link.accepting)
+    assert [sink.tokens for sink in sinks] == [output_of([n, *PROMPT], 12) for n in range(2)]
+    assert len(silent.streams) == 1
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -166,3 +166,33 @@ async def test_a_request_error_goes_on_and_an_engine_error_is_told(make_engine, 
     with pytest.raises(NodeUnavailable):
         await loop.call(lambda engine: None)
     await loop.stop()
+
+
+async def test_an_idle_node_finds_blocks_that_nobody_accounts_for(make_engine, monkeypatch, caplog):
+    from baton.node_load import BLOCK_LEAKS, LoadBoard
+    from engine import step_loop
+    from engine.owners import Owners
+
+    monkeypatch.setattr(step_loop, "IDLE_S", 0.02)
+    engine, audits = make_engine(), []
+    owners = Owners(LoadBoard())
+
+    def audit(engine):
+        owners.audit(engine)
+        audits.append(BLOCK_LEAKS._value.get())
+
+    async def audited(num):
+        async with asyncio.timeout(10):
+            while len(audits) < num:  # noqa: ASYNC110 - the step thread appends
+                await asyncio.sleep(0.01)
+
+    before = BLOCK_LEAKS._value.get()
+    loop = StepLoop(engine, lambda step: None, on_idle=audit)
+    loop.start()
+    await audited(1)
+    await loop.call(lambda engine: engine.blocks._free.popleft())  # held by nobody, and not free
+    await audited(2)
+    await asyncio.sleep(0.1)
+    assert audits == [before, before + 1]  # once for each time that it got idle
+    assert "do not add up" in caplog.text
+    await loop.stop()

@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from fleet import chaos_report
+from fleet.chaos_acts import nothing
 from fleet.chaos_client import Answer, Choice, ask
-from fleet.chaos_faults import FAULTS, Outcome
-from fleet.chaos_questions import Question, question
+from fleet.chaos_faults import FAULTS, Fault, Outcome
+from fleet.chaos_memory import Memory
+from fleet.chaos_questions import Question, answers_schema, question
+from fleet.state import ProcessState
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +48,7 @@ def event(text: str, index: int = 0, finish_reason: str | None = None) -> bytes:
 
 USAGE = b'data: {"choices":[],"usage":{"completion_tokens":4}}\n\n'
 DONE = b"data: [DONE]\n\n"
-ASKED = Question("0 topic", {"prompt": "x"})
+ASKED = Question("0 topic", {"prompt": "x", "stream": True})
 
 
 def outcome(*answers: Answer) -> Outcome:
@@ -61,7 +65,7 @@ def answer(text: str = "abcd", **fields: object) -> Answer:
 async def test_a_stream_is_put_together_choice_by_choice():
     pieces = [event("a"), event("x", 1), event("b", 0, "length"), event("y", 1, "stop"), USAGE, DONE]
     async with endpoint(*pieces) as url:
-        got = await ask(url, Question("0 topic", {"n": 2}), 5)
+        got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
     assert got.choices == {0: Choice("ab", "length"), 1: Choice("xy", "stop")}
     assert (got.failed, got.complete, got.num_output_tokens) == (False, True, 4)
 
@@ -69,7 +73,7 @@ async def test_a_stream_is_put_together_choice_by_choice():
 async def test_silence_counts_for_the_choice_that_is_silent():
     pieces = [event("a"), event("x", 1), 0.2, event("b", 0, "length"), 0.2, event("y", 1, "length"), DONE]
     async with endpoint(*pieces) as url:
-        got = await ask(url, Question("0 topic", {"n": 2}), 5)
+        got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
     assert 0.4 <= got.longest_stall_s < 2
 
 
@@ -123,6 +127,64 @@ async def test_a_broken_promise_is_named(seen: Outcome, said: str):
     assert said in broken[0]
 
 
-async def test_no_two_questions_begin_alike():
-    heads = {question("m", topic, index).body["prompt"][:12] for topic in ("a", "b") for index in range(60)}
-    assert len(heads) == 120
+async def test_no_two_completions_begin_alike():
+    asked = [question("m", topic, index) for topic in ("a", "b") for index in range(60)]
+    heads = [one.body["prompt"][:12] for one in asked if one.path == "/v1/completions"]
+    assert len(set(heads)) == len(heads) == 90
+    assert {one.path for one in asked} == {"/v1/completions", "/v1/chat/completions", "/v1/embeddings"}
+    assert asked == [question("m", topic, index) for topic in ("a", "b") for index in range(60)]
+
+
+async def test_each_turn_begins_with_the_turns_before():
+    asked = (question("m", "a", index).body for index in range(48))
+    turns = [body["messages"] for body in asked if "messages" in body and "response_format" not in body]
+    longest = max(turns, key=len)
+    assert len(longest) == 7
+    assert all(longest[: len(turn)] == turn for turn in turns)
+
+
+async def test_an_embedding_is_an_answer_too():
+    body = b'{"data":[{"embedding":[0.5,-1.0]}],"usage":{"prompt_tokens":3}}'
+    async with endpoint(body, status=f"200 OK\r\nContent-Length: {len(body)}") as url:
+        got = await ask(url, Question("0 topic", {"input": "x"}, "/v1/embeddings"), 5)
+    assert (got.failed, got.choices[0].text) == (False, '[{"embedding": [0.5, -1.0]}]')
+
+
+async def test_chats_and_schemas():
+    delta = {"choices": [{"index": 0, "delta": {"content": '{"name":"otteronly","legs":5}'}, "finish_reason": "stop"}]}
+    async with endpoint(b"data: " + json.dumps(delta).encode() + b"\n\n", DONE) as url:
+        asked = Question("0 topic", {"messages": [], "response_format": {}, "stream": True}, "/v1/chat/completions")
+        got = await ask(url, asked, 5)
+    assert not got.failed
+    broken = chaos_report.broken_promises([outcome(got)], {asked: got}, 3.0)
+    assert broken == ["none: breaks its schema: 0 topic"]
+    assert answers_schema('{"name":"otteronly","legs":4}')
+    assert not answers_schema('{"name":"otter","legs":4}')
+
+
+async def test_a_killed_routers_own_streams_may_break_off():
+    cut = answer("ab", complete=False, error="reset", on_victim=True, longest_stall_s=9.0)
+    assert chaos_report.broken_promises([outcome(cut)], {ASKED: answer()}, 3.0) == []
+    wrong = answer("aX", complete=False, error="reset", on_victim=True)
+    assert "differs" in chaos_report.broken_promises([outcome(wrong)], {ASKED: answer()}, 3.0)[0]
+
+
+async def test_nodes_given_up_though_only_packets_were_lost():
+    fault = Fault("loss", nothing, max_failovers=0)
+    assert "given up" in chaos_report.broken_promises([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
+
+
+def test_memory_that_grows_is_told_from_caches_that_fill():
+    memory = Memory()
+    memory.samples["decode-0", 1] = [100.0 + 10 * i for i in range(8)] + [180.0 + i % 3 for i in range(16)]
+    memory.samples["decode-1", 2] = [100.0 + 5 * i for i in range(24)]
+    memory.samples["router-0", 3] = [100.0, 900.0]  # did not live long
+    assert [line.partition(" ")[0] for line in memory.grown()] == ["decode-1"]
+    assert len(memory.growth()) == 2
+
+
+def test_memory_is_that_of_processes_and_their_children():
+    memory = Memory()
+    memory.sample([ProcessState("me", "router", os.getpid(), "ready"), ProcessState("none", "router", None, "ready")])
+    ((_, (sample,)),) = memory.samples.items()
+    assert sample > 10

@@ -1,0 +1,53 @@
+"""A pair between which nothing travels is left alone, for longer each time, until something does."""
+
+from baton.registry import NodeRecord
+from router.cut_pairs import MAX_PAUSE_S, MIN_PAUSE_S, CutPairs
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def node(node_id: str, epoch: int = 1) -> NodeRecord:
+    role = node_id.partition("-")[0]
+    return NodeRecord(node_id=node_id, role=role, epoch=epoch, state="ready", address="127.0.0.1:1")
+
+
+P, D = node("prefill-0"), node("decode-0")
+
+
+def test_pauses_grow_and_end():
+    clock = Clock()
+    pairs = CutPairs(clock)
+    assert not pairs
+    lengths = []
+    for _ in range(6):
+        pairs.failed(P, D)
+        pairs.failed(P, D)  # of the same pause
+        began_s = clock.now_s
+        while pairs.has(P, D):
+            clock.now_s += 0.5
+        lengths.append(clock.now_s - began_s)
+    assert lengths == [5, 10, 20, 40, 60, 60] == [min(MIN_PAUSE_S * 2**n, MAX_PAUSE_S) for n in range(6)]
+
+
+def test_it_is_the_pair_of_these_incarnations_only():
+    pairs = CutPairs(Clock())
+    pairs.failed(P, D)
+    others = [(P, node("decode-1")), (node("prefill-1"), D), (P, node("decode-0", 2)), (node("prefill-0", 2), D)]
+    assert pairs.has(P, D)
+    assert not any(pairs.has(*pair) for pair in others)
+
+
+def test_what_was_accepted_clears_the_record():
+    clock = Clock()
+    pairs = CutPairs(clock)
+    pairs.failed(P, D)
+    pairs.carried(P, D)
+    assert not pairs.has(P, D)
+    pairs.failed(P, D)
+    clock.now_s += MIN_PAUSE_S
+    assert not pairs.has(P, D)
