@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 from rich.progress import Progress
 
-from bench import serve
+from bench._load.figures import percentile
 from bench._router_servers import Running, Server, servers
 from bench._sse_client import Stream, StreamClient
 
@@ -90,7 +90,7 @@ async def _drive(port: int, router: psutil.Process, args: argparse.Namespace) ->
     figures = {"tiny": args.requests / (_cpu_s(router) - cpu_s)}
     single = await _requests(port, 1, 300, {**TINY, "stream": True, "max_tokens": 2})
     ttfts = [stream.ttft_s for stream in single]
-    figures |= {"ttft_p50": serve.percentile(ttfts, 50), "ttft_p99": serve.percentile(ttfts, 99)}
+    figures |= {"ttft_p50": percentile(ttfts, 50), "ttft_p99": percentile(ttfts, 99)}
     figures |= await _streams(port, router, args)
     with contextlib.suppress(RuntimeError):  # not every router takes token ids
         figures["long"] = await _long(port, router)

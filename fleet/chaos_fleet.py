@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class PrivateFleet:
         """Those of a role, or all."""
         return [process for process in state.running(self.home).processes if role in ("", process.role)]
 
-    def is_whole(self, without: frozenset[int]) -> bool:
+    def is_whole(self, without: Set[int]) -> bool:
         """Whether every service is ready, and none of them is a process of `without`, which were killed."""
         return all(process.state == "ready" and process.pid not in without for process in self.services())
 
