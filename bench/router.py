@@ -27,6 +27,7 @@ from rich.progress import Progress
 from bench._load.figures import percentile
 from bench._router_servers import Running, Server, servers
 from bench._sse_client import Stream, StreamClient
+from bench.serve import machine
 
 CHAT = "/v1/chat/completions"
 TINY = {"model": "mock", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 1, "temperature": 0}
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
                     _keep_best(best.setdefault(server.name, {}), _measure(server, args))
                     progress.advance(task)
     command = shlex.join(["baton", "bench", "router", *_plain(argv)])
-    report = f"{serve.machine()}, {_cpu_model()}\n{command}\n\n{_table(best)}\n"
+    report = f"{machine()}, {_cpu_model()}\n{command}\n\n{_table(best)}\n"
     print(report)
     if args.out:
         Path(args.out).write_text(report)
