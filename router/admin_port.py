@@ -15,6 +15,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,7 +32,7 @@ from router.dispatch import Dispatcher
 from router.error_format import Header, MethodNotAllowed, NotFound
 from router.exchange import ClientGone, Exchange, Receive, Scope
 from router.fleet_report import FleetReport
-from router.http_protocol import LimitedProtocol
+from router.http_protocol import Connections, LimitedProtocol
 from router.node_rates import NodeRates
 from router.pages import SAFE_HEADERS, page
 from router.peers import Peers
@@ -43,6 +44,7 @@ _TRACE = "/admin/trace/"
 _DASHBOARD = "/dashboard"
 _HTML = b"text/html; charset=utf-8"
 _BACKLOG = 64
+_MAX_CONNECTIONS = 256  # of one address
 _STOP_S = 2.0
 
 _log = logging.getLogger(__name__)
@@ -175,7 +177,7 @@ class AdminPort:
 def _uvicorn_config(app: AdminApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=LimitedProtocol,
+        http=partial(LimitedProtocol, Connections(_MAX_CONNECTIONS)),  # type: ignore[arg-type] # whatever makes a protocol will do
         ws="none",
         lifespan="off",
         log_config=None,

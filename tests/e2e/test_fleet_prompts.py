@@ -232,7 +232,7 @@ def test_scores_are_cosines(fleet: Fleet, reference: Any, encode: Any):
         ("/v1/embeddings", {"input": "a", "dimensions": 65}, "dimensions", "invalid_value"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, "encoding_format", "invalid_value"),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_2", "invalid_value"),
-        ("/v1/score", {"text_1": "a"}, "text_2", "invalid_value"),
+        ("/v1/score", {"text_1": "a"}, "text_2", "missing_required_parameter"),
         ("/v1/completions", {"prompt": [5] * 513, "echo": True, "max_tokens": 0}, "prompt", "context_length_exceeded"),
         ("/v1/completions", {"prompt": [5] * 512, "echo": True, "max_tokens": 1}, "prompt", "context_length_exceeded"),
     ],

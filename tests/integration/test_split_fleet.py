@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -135,12 +136,21 @@ def first_event(connection: http.client.HTTPConnection) -> None:
     response = connection.getresponse()
     while not (line := response.readline()).startswith(b"data:"):
         assert line, "the stream ended"
+    threading.Thread(target=read_on, args=(response,), daemon=True).start()
+
+
+def read_on(response: http.client.HTTPResponse) -> None:
+    """As a client does that keeps up: else its request is paused."""
+    with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+        while response.read1(65536):
+            pass
 
 
 def leave(fleet: Fleet, connection: http.client.HTTPConnection, phase: str) -> None:
     """Hang up, and see both legs end: no work after 1 s, no blocks after 2 s."""
     assert any(node.busy() or node.held() for node in fleet.nodes) or phase == "queued"
-    assert connection.sock is None or connection.sock.fileno() >= 0
+    if connection.sock is not None:
+        connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     fleet.until(lambda: not any(node.busy() for node in fleet.nodes), 1.5)  # 1 s, and a busy machine's scrapes
     fleet.until(lambda: not any(node.held() for node in fleet.nodes), 1.0)
@@ -162,6 +172,7 @@ def held(fleet: Fleet, fault: str) -> http.client.HTTPConnection:
             running = any(node.metric("baton_requests_running") for node in fleet.decodes)
         if not running:
             return connection
+        connection.sock.shutdown(socket.SHUT_RDWR)
         connection.close()
         fleet.until(lambda: not any(node.busy() for node in fleet.nodes), 5)
     raise AssertionError("no request was shipped")
@@ -181,7 +192,8 @@ def test_a_client_that_leaves_ends_both_legs_in_every_phase(fleet: Fleet) -> Non
     leave(fleet, connection, "prefilling")
 
 
-def test_a_client_that_reads_nothing_and_leaves(fleet: Fleet) -> None:
+def test_a_client_that_reads_nothing_holds_nothing(fleet: Fleet) -> None:
+    pauses = fleet.router.metric("baton_router_pauses_total")
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         host, _, port = fleet.router.facts["address"].partition(":")
@@ -190,9 +202,10 @@ def test_a_client_that_reads_nothing_and_leaves(fleet: Fleet) -> None:
         data = json.dumps(body | {"logprobs": 5}).encode()
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         slow.sendall(b"Content-Length: %d\r\n\r\n" % len(data) + data)
-        fleet.until(lambda: any(node.metric("baton_requests_running") for node in fleet.decodes), 10)
-    fleet.until(lambda: not any(node.busy() for node in fleet.nodes), 1.5)
-    fleet.until(lambda: not any(node.held() for node in fleet.nodes), 1.0)
+        fleet.until(lambda: fleet.router.metric("baton_router_pauses_total") > pauses, 15)
+        fleet.until(lambda: not any(node.busy() for node in fleet.nodes), 1.5)
+        fleet.until(lambda: not any(node.held() for node in fleet.nodes), 1.0)
+    fleet.until(lambda: fleet.router.metric("baton_router_requests_in_flight") == 0, 2.0)
 
 
 def test_a_client_that_leaves_while_the_router_waits_for_a_node(fleet: Fleet) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from baton.errors import BatonError, Cancelled, InvalidRequest, NumericalError, Overloaded
 from baton.request import Grammar, GrammarKind
+from router.dispatch import MAX_ATTEMPTS
 from router.job import PromptWork
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -75,7 +76,7 @@ async def test_lost_positions_are_noticed(fleet: Any) -> None:
         outcome = await sink.outcome()
         assert isinstance(outcome, BatonError)
         assert sink.prompts == []
-    assert len(node.seen("prompt")) == 6  # three attempts each
+    assert len(node.seen("prompt")) == 2 * MAX_ATTEMPTS
 
 
 async def test_embeddings_are_retried_and_come_once(fleet: Any) -> None:
