@@ -141,7 +141,7 @@ def first_event(connection: http.client.HTTPConnection) -> None:
 
 def read_on(response: http.client.HTTPResponse) -> None:
     """As a client does that keeps up: else its request is paused."""
-    with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+    with contextlib.suppress(OSError, http.client.HTTPException, ValueError, AttributeError):  # closed meanwhile
         while response.read1(65536):
             pass
 
