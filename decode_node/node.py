@@ -13,7 +13,7 @@ from engine.engine import Engine
 from engine.outputs import StepOutput
 from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
-from kv_transfer.pool import pool_of
+from kv_transfer.pools import pool_of
 from kv_transfer.receiver import KVReceiver
 
 

@@ -71,15 +71,6 @@ class Pool(Protocol):
         ...
 
 
-def pool_of(buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> Pool:
-    """The pool that lies in `buffer`: flat uint8, `layout.pool_bytes(num_blocks)` long, on whatever device."""
-    if buffer.device.type == "cpu":
-        return KVPool(buffer, layout, num_blocks)
-    from kv_transfer.staged_pool import StagedPool
-
-    return StagedPool(buffer, layout, num_blocks)
-
-
 def check_buffer(buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> None:
     """Raise ConfigError unless it can be such a pool."""
     if buffer.element_size() != 1 or not buffer.is_contiguous():
@@ -94,7 +85,7 @@ class KVPool:
     """A view on a pool in host memory that lives as long as the node; neither copies nor clears it."""
 
     def __init__(self, buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> None:
-        """`buffer` as for `pool_of`, on the CPU."""
+        """`buffer`: flat uint8 on the CPU, `layout.pool_bytes(num_blocks)` long."""
         if buffer.device.type != "cpu":
             raise ConfigError("this pool is not in host memory")
         check_buffer(buffer, layout, num_blocks)

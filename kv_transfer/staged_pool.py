@@ -45,7 +45,7 @@ class StagedPool:
         self, buffer: Tensor, layout: KVLayout, num_blocks: int,
         max_lent_bytes: int = MAX_LENT_BYTES, max_landing_bytes: int = MAX_LANDING_BYTES,
     ) -> None:  # fmt: skip
-        """`buffer` as for `pool_of`."""
+        """`buffer`: flat uint8 on any device, `layout.pool_bytes(num_blocks)` long."""
         check_buffer(buffer, layout, num_blocks)
         self.layout = layout
         self.num_blocks = num_blocks

@@ -7,7 +7,7 @@ import torch
 
 from baton.kv_layout import KVLayout
 from kv_transfer.digest import Digester, digest
-from kv_transfer.pool import pool_of
+from kv_transfer.pools import pool_of
 from kv_transfer.staged_pool import StagedPool
 
 pytestmark = [

@@ -9,7 +9,8 @@ import torch
 from baton.errors import ConfigError, TransferError
 from baton.kv_layout import KVLayout
 from kv_transfer.digest import Digester, digest
-from kv_transfer.pool import KVPool, pool_of
+from kv_transfer.pool import KVPool
+from kv_transfer.pools import pool_of
 from kv_transfer.staged_pool import StagedPool
 
 LAYOUT = KVLayout(
