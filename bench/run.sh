@@ -15,7 +15,7 @@ served() {
     "$baton" up --detach --port 8765 "$@" >/dev/null
     {
         echo "baton up $*" | sed "s|$work/||g"
-        "$baton" bench serve --url http://127.0.0.1:8765 --seed 0
+        "$baton" bench serve --base-url http://127.0.0.1:8765 --seed 0
     } | tee "$results/$name.txt"
     "$baton" down >/dev/null
 }
