@@ -167,12 +167,14 @@ def held(fleet: Fleet, fault: str) -> http.client.HTTPConnection:
     for number in range(1, 8):
         connection = fleet.post("/v1/completions", prompt=f"{number} {fault}: {_WORDS * 8 * number}", **LONG)
         first_event(connection)
-        running = False
+        running, until_s = False, time.monotonic() + 5.0
         while not running and not fleet.prefill.said(f"fault {fault} happens"):
             running = any(node.metric("baton_requests_running") for node in fleet.decodes)
+            running |= time.monotonic() > until_s  # it has ended before anybody looked
         if not running:
             return connection
-        connection.sock.shutdown(socket.SHUT_RDWR)
+        if connection.sock is not None:
+            connection.sock.shutdown(socket.SHUT_RDWR)
         connection.close()
         fleet.until(lambda: not any(node.busy() for node in fleet.nodes), 5)
     raise AssertionError("no request was shipped")
