@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from typing import Any
 
 import psutil
 import pytest
@@ -32,6 +33,22 @@ async def restarted(transport: UcxTransport, victim: int) -> None:
     await transport._alive()
 
 
+async def ship(p: Any, sender: KVSender, to: list[int], blocks: list[int]) -> None:
+    """As a router makes attempts: the first may meet an old connection, or have no time on a busy machine."""
+    for last in (False, False, True):
+        incoming = p.grant(to)
+        outgoing = sender.open(incoming.grant, blocks)
+        all_ready(outgoing, len(blocks))
+        try:
+            await commit(outgoing, 15.0)
+            break
+        except TransferError:
+            await outgoing.abort()
+            await incoming.cancel()
+            if last:
+                raise
+
+
 @pytest.mark.parametrize("side", ["receiver", "sender"])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
 def test_an_end_in_the_middle_of_a_transfer(side: str, end: signal.Signals):
@@ -39,10 +56,7 @@ def test_an_end_in_the_middle_of_a_transfer(side: str, end: signal.Signals):
         source, ids = new_pool(1), list(range(NUM_BLOCKS))
         async with pair("ucx", max_message_bytes=200_000) as p:
             sender = p.sender(source)
-            first = p.grant([1])
-            outgoing = sender.open(first.grant, [1])
-            all_ready(outgoing, 1)
-            await commit(outgoing)
+            await ship(p, sender, [1], [1])
             transport = ucx_of(p.receiver if side == "receiver" else sender)
             before, victim = RESTARTS._value.get(), transport.pid
             incoming = p.grant(ids)
@@ -57,18 +71,7 @@ def test_an_end_in_the_middle_of_a_transfer(side: str, end: signal.Signals):
                 await incoming.cancel()
             p.fill(ids, 9)
             await restarted(transport, victim)
-            for last in (False, False, True):  # as a router makes attempts: the first may meet the old connection
-                again = p.grant([5, 6])
-                outgoing = sender.open(again.grant, [1, 2])
-                all_ready(outgoing, 2)
-                try:
-                    await commit(outgoing, 15.0)
-                    break
-                except TransferError:
-                    await outgoing.abort()
-                    await again.cancel()
-                    if last:
-                        raise
+            await ship(p, sender, [5, 6], [1, 2])
             assert p.filled([5, 6], source, [1, 2])
             assert p.untouched([b for b in ids if b not in (5, 6)], 9)
             assert RESTARTS._value.get() == before + 1
@@ -83,10 +86,7 @@ def test_the_end_of_one_process_is_not_the_end_of_its_peers():
     async def main():
         async with pair("ucx") as p:
             sender = p.sender(new_pool(1))
-            incoming = p.grant([1])
-            outgoing = sender.open(incoming.grant, [2])
-            all_ready(outgoing, 1)
-            await commit(outgoing)
+            await ship(p, sender, [1], [2])
             victim, other = ucx_of(p.receiver), ucx_of(sender)
             pid, closing = other.pid, other._process._closing
             os.kill(victim.pid, signal.SIGKILL)
@@ -106,10 +106,7 @@ def test_a_process_that_dies_again_and_again_is_started_again():
                 victim = transport.pid
                 os.kill(victim, signal.SIGKILL)
                 await restarted(transport, victim)
-            incoming = p.grant([1])
-            outgoing = p.sender(new_pool(1)).open(incoming.grant, [2])
-            all_ready(outgoing, 1)
-            await commit(outgoing, 15.0)
+            await ship(p, p.sender(new_pool(1)), [1], [2])
             assert p.filled([1], new_pool(1), [2])
 
     run(main())
