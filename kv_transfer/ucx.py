@@ -15,6 +15,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -39,8 +40,9 @@ _TCP_ENVIRONMENT = {"UCX_RNDV_SCHEME": "put_zcopy", "UCX_RNDV_THRESH": "32k", "U
 _log = logging.getLogger(__name__)
 
 
+@cache
 def why_unavailable() -> str:
-    """Empty where UCX can be used, else the reason. Asks a process, so this one does not load UCX."""
+    """Empty where UCX can be used, else the reason. Asks a process, once, so this one does not load UCX."""
     try:
         asked = subprocess.run(
             [*COMMAND, "--check"], env=environment("localhost"), stdin=subprocess.DEVNULL, capture_output=True,

@@ -17,6 +17,7 @@ def without_ucxx(monkeypatch, tmp_path):
     """For the processes that load it."""
     (tmp_path / "ucxx.py").write_text("raise ImportError('libucp.so.0: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(choose, "why_unavailable", choose.why_unavailable.__wrapped__)
 
 
 def test_auto_tries_the_best_first_and_a_name_is_that_alone():

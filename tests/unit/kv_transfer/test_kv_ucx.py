@@ -27,6 +27,7 @@ def test_it_is_available():
 def without_ucxx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ucxx.py").write_text("raise ImportError('libucp.so.0: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(ucx, "why_unavailable", ucx.why_unavailable.__wrapped__)
 
 
 @pytest.mark.usefixtures("without_ucxx")

@@ -74,7 +74,7 @@ def rope(head_dim: int, num_kv_heads: int, group: int, *, planes: int = 2, norm:
 
 def launch() -> None:
     kernels = TritonKernels()
-    for head_dim, num_kv_heads, group in [(64, 8, 8), (80, 8, 4), (128, 8, 4), (192, 8, 4), (256, 8, 2)]:
+    for head_dim, num_kv_heads, group in [(64, 8, 8), (80, 8, 4), (128, 8, 4), (112, 8, 4), (256, 8, 2), (64, 1, 64)]:
         attention(head_dim, num_kv_heads, group)
     attention(576, 1, 128, planes=1)
     attention(64, 8, 8, window=128, sinks=floats(64))
