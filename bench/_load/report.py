@@ -112,4 +112,7 @@ def _over_time(run: Run, report: dict[str, Any]) -> list[str]:
 
 
 def _ms(seconds: float) -> str:
-    return "–" if not math.isfinite(seconds) else f"{1000 * seconds:.1f} ms"
+    """Three digits."""
+    if not math.isfinite(seconds):
+        return "–"
+    return f"{seconds:.2f} s" if seconds >= 1.0 else f"{1000 * seconds:.{0 if seconds >= 0.1 else 1}f} ms"
