@@ -12,6 +12,8 @@ from codecs import utf_8_decode
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+import msgspec
+
 from baton.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -28,6 +30,10 @@ class Detokenizer(Protocol):
     def finish(self) -> str:
         """What is left at the end: an incomplete character shows as U+FFFD."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether a token with an entry in `TokenTexts.pieces` may go past it: nothing is held back or cut off."""
+
 
 class TokenTexts:
     """What each token of a tokenizer stands for; shared by all outputs, filled as tokens occur."""
@@ -39,6 +45,8 @@ class TokenTexts:
         self._to_bytes, self._num_stripped = _conversion(tokenizer.decoder)
         self._bytes = _Cache(self._bytes_of)
         self._texts = _Cache(self._text_of)
+        self.pieces: dict[int, bytes | None] = _Cache(self._piece_of)
+        """What a token's text is within a JSON string; None where it is none, or depends on other tokens."""
 
     def detokenizer(self, *, at_start: bool) -> Detokenizer:
         """For a new output; `at_start` where it stands alone, and is not the continuation of a text."""
@@ -65,6 +73,10 @@ class TokenTexts:
         except UnicodeDecodeError:
             return None
 
+    def _piece_of(self, token_id: int) -> bytes | None:
+        text = None if self._to_bytes is None else self._texts[token_id]
+        return msgspec.json.encode(text)[1:-1] if text else None
+
 
 class _Cache(dict[int, Any]):
     def __init__(self, compute: Callable[[int], Any]) -> None:
@@ -82,6 +94,10 @@ class _ByteDetokenizer:
         self._texts = texts
         self._num_stripped = num_stripped  # spaces that the first text loses
         self._rest = b""  # the beginning of a character
+
+    @property
+    def is_settled(self) -> bool:
+        return not (self._rest or self._num_stripped)
 
     def push(self, token_id: int) -> str:
         text: str | None = None if self._rest else self._texts[token_id]
@@ -107,6 +123,10 @@ class _WindowDetokenizer:
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._num_read = 0  # tokens of the window whose text has been returned
+
+    @property
+    def is_settled(self) -> bool:
+        return False
 
     def push(self, token_id: int) -> str:
         self._window.append(token_id)

@@ -68,8 +68,9 @@ def _model(scratch: Path) -> Path:
     """A directory with a tokenizer and a template, which is all that a router reads."""
     path = scratch / "model"
     path.mkdir()
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))  # noqa: S106
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "Ġb": 1, "Ġc": 2}, unk_token="a"))  # noqa: S106
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()  # as nearly all models have it
     words.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": _TEMPLATE}))
     config = {"vocab_size": 3, "max_position_embeddings": 65536, "eos_token_id": 2}

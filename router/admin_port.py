@@ -30,14 +30,13 @@ from router.admin_auth import AdminAuth
 from router.auth import APIKeys
 from router.dispatch import Dispatcher
 from router.error_format import Header, MethodNotAllowed, NotFound
-from router.exchange import ClientGone, Exchange, Receive, Scope
+from router.exchange import ClientGone, Exchange, Receive, Scope, Send
 from router.fleet_report import FleetReport
 from router.http_protocol import Connections, LimitedProtocol
 from router.node_rates import NodeRates
 from router.pages import SAFE_HEADERS, page
 from router.peers import Peers
 from router.quiet_server import QuietServer
-from router.sender import Send
 from router.trace import Traces
 
 _TRACE = "/admin/trace/"
@@ -66,7 +65,7 @@ class AdminApp:
         """One request."""
         if scope["type"] != "http":
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive)
         try:
             await self._answer(exchange, scope.get("query_string", b""))
         except ClientGone:

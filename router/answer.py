@@ -15,6 +15,7 @@ from router.choice import Choice, TokenEntry
 from router.error_format import Header
 from router.exchange import Exchange
 from router.job import PromptResult
+from router.outlet import Insert
 from router.recent import RECENT
 
 _STREAM_HEADERS: list[Header] = [
@@ -81,6 +82,10 @@ class Answer(ABC):
             http_metrics.TIME_TO_FIRST_TOKEN.observe(ttft_s, exemplar(self._exchange.request_id))
             RECENT.ttft(ttft_s)
             self._exchange.timeline.mark("first token sent")
+
+    def inserter(self, choice: Choice) -> Insert | None:
+        """Only streams have one."""
+        return None
 
     @abstractmethod
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
@@ -150,11 +155,16 @@ class StreamedAnswer(Answer):
         super().on_begin(choice)
         if self.ended:
             return
-        if not self._exchange.status:
-            self._exchange.start(200, list(_STREAM_HEADERS))
         opening = self._format.begin(choice.index)
-        if opening:
+        if not self._exchange.status:
+            self._exchange.start(200, list(_STREAM_HEADERS), opening)
+        elif opening:
             self._exchange.sender.write(opening)
+
+    def inserter(self, choice: Choice) -> Insert | None:
+        """Where all events of the choice differ only in their text."""
+        around = None if self.ended else self._format.around(choice.index)
+        return around and self._exchange.sender.inserter(*around)
 
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
         """Sent on."""

@@ -54,6 +54,12 @@ class Format(Protocol):
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """New text of a choice; nothing where it does not show yet."""
 
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """After `begin`: what is before and after the text in an event that tells nothing else.
+
+        None where text of the choice does not always show as it is.
+        """
+
     def end(self, index: int, finish_reason: str) -> bytes:
         """A choice is complete."""
 
@@ -75,6 +81,10 @@ class Frame:
         self._fields = {"id": answer_id, "object": kind, "created": created, "model": model}
         self._head = b"data: " + _encode(self._fields)[:-1] + b',"choices":['
         self._tail = b"]%s}\n\n" % (b',"usage":null' if stream_usage else b"")
+
+    def around(self, before: bytes, after: bytes) -> tuple[bytes, bytes]:
+        """An event whose choice begins and ends with these."""
+        return self._head + before, after + self._tail
 
     def event(self, choice: bytes) -> bytes:
         """With one choice, as JSON."""
@@ -109,16 +119,14 @@ class ChatFormat:
     ) -> None:
         self.prompts = prompts
         self._frame = Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
-        self._deltas: dict[int, tuple[bytes, bytes]] = {}
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         self.finish = self._frame.finish
         self.failure = self._frame.failure
 
     def begin(self, index: int) -> bytes:
         """The role comes first."""
-        before = b'{"index":%d,"delta":{"content":' % index
-        after = b'},"logprobs":null,"finish_reason":null}'
-        head, tail = self._frame.event(b"\0").split(b"\0")
-        self._deltas[index] = (head + before, after + tail)
+        before, after = b'{"index":%d,"delta":{"content":"' % index, b'"},"logprobs":null,"finish_reason":null}'
+        self._around[index] = self._frame.around(before, after)
         return self._frame.event(
             b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % index
         )
@@ -126,10 +134,14 @@ class ChatFormat:
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """New text of a choice."""
         if not entries:
-            before, after = self._deltas[index]
-            return before + _encode(text) + after
+            before, after = self._around[index]
+            return before + _encode(text)[1:-1] + after
         choice = {"index": index, "delta": {"content": text}, "logprobs": chat_logprobs(entries)}
         return self._frame.event(_encode({**choice, "finish_reason": None}))
+
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """Of content."""
+        return self._around[index]
 
     def end(self, index: int, finish_reason: str) -> bytes:
         """A choice is complete."""
@@ -166,20 +178,30 @@ class CompletionFormat:
     ) -> None:
         self.prompts = prompts
         self._frame = Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         self.finish = self._frame.finish
         self.failure = self._frame.failure
 
     def begin(self, index: int) -> bytes:
         """The prompt, if it is to be echoed."""
+        before, after = b'{"index":%d,"text":"' % index, b'","logprobs":null,"finish_reason":null}'
+        self._around[index] = self._frame.around(before, after)
         prompt = self.prompts[index]
         return self._delta(index, prompt.echo, prompt.entries) if prompt.echo else b""
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """New text of a choice."""
-        return self._delta(index, text, _moved(entries, len(self.prompts[index].echo)))
+        return self._delta(index, text, _moved(entries, len(self.prompts[index].echo)) if entries else ())
+
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """Of text."""
+        return self._around[index]
 
     def _delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        logprobs = _encode(_completion_logprobs(entries)) if entries else b"null"
+        if not entries:
+            before, after = self._around[index]
+            return before + _encode(text)[1:-1] + after
+        logprobs = _encode(_completion_logprobs(entries))
         return self._frame.event(
             b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":null}' % (index, _encode(text), logprobs)
         )

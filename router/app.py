@@ -14,11 +14,10 @@ from router import http_metrics
 from router.account import Account
 from router.auth import APIKeys
 from router.error_format import MethodNotAllowed
-from router.exchange import ClientGone, Exchange, Receive, Scope
+from router.exchange import ClientGone, Exchange, Message, Receive, Scope, Send
 from router.generate import Dispatch
 from router.observer import Observer
 from router.rate_limit import RateLimiter
-from router.sender import Message, Send
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
@@ -53,7 +52,7 @@ class App:
         """One request."""
         if scope["type"] != "http":
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive)
         exchange.closing = self.draining
         if exchange.path in _PROBES and exchange.method not in _READING:
             exchange.send_error(MethodNotAllowed("This path takes GET", _READING))

@@ -14,6 +14,7 @@ from baton.errors import BatonError
 from baton.request import FinishReason, SamplingParams
 from baton.stop_strings import StopStrings
 from router.job import Handle, PromptResult, TokenLogprobs, Usage
+from router.outlet import Insert
 
 _MIN_LOGPROB = -9999.0  # JSON has no infinity
 _log = logging.getLogger(__name__)
@@ -36,6 +37,12 @@ class Listener(Protocol):
 
     def on_begin(self, choice: "Choice") -> None:
         """The first token is here; its text may still be held back."""
+
+    def inserter(self, choice: "Choice") -> Insert | None:
+        """After `on_begin`: what takes text as it stands in a JSON string, where that is all that a delta tells.
+
+        It does not take it (False) where it would have to wait; then the text goes the usual way.
+        """
 
     def on_delta(self, choice: "Choice", text: str, entries: list[TokenEntry]) -> None:
         """New text; `entries` are those of the tokens that begin in it, where logprobs were asked for."""
@@ -75,6 +82,9 @@ class Choice:
         self._min_tokens = sampling.min_tokens
         self._hidden: tuple[int, TokenLogprobs | None] | None = None  # the last token, if it may be the end
         self._entries: list[TokenEntry] = []  # of text that is held back
+        self._pieces = token_texts.pieces
+        self._insert: Insert | None = None
+        self._short: Insert | None = None  # the same, while the next tokens need nothing but their pieces
         self._num_chars = 0  # produced
         self._num_sent = 0  # of them sent
 
@@ -86,7 +96,14 @@ class Choice:
     def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         """The next output tokens."""
         try:
+            short = self._short
+            if short is not None and len(tokens) == 1 and logprobs is None:
+                text = self._pieces[tokens[0]]
+                if text is not None and tokens[0] not in self._hidden_ids and short(text):
+                    self.num_tokens += 1
+                    return
             self._on_tokens(tokens, logprobs)
+            self._short = self._insert if self._detokenizer.is_settled and self._hidden is None else None
         except Exception:  # an edge: this answer fails, the router goes on
             _log.exception("cannot make text of the output")
             self._listener.on_failure(BatonError("internal error"))
@@ -108,6 +125,7 @@ class Choice:
 
     def cancel(self) -> None:
         """Drop the job. Idempotent."""
+        self._insert = self._short = None
         if self.handle is not None:
             self.handle.cancel()
 
@@ -126,6 +144,7 @@ class Choice:
             return
         if not self.num_tokens:
             self._listener.on_begin(self)
+            self._insert = self._listener.inserter(self) if self._stops is None else None
         if logprobs is None and self._stops is None and self._hidden is None and self._hidden_ids.isdisjoint(tokens):
             self.num_tokens += len(tokens)  # the same as below, in a third of the time
             text = "".join(map(self._detokenizer.push, tokens))
@@ -187,7 +206,7 @@ class Choice:
         self._listener.on_end(self)
 
     def _finish(self, reason: str) -> None:
-        text = ""
+        text, self._short = "", None
         if self._hidden is not None and reason == "length":
             text = self._push(*self._hidden)
         text, found = self._through_stops(text + self._detokenizer.finish())

@@ -22,10 +22,13 @@ from router.error_format import (
     error_headers,
     error_json,
 )
-from router.sender import Message, Send, Sender
+from router.outlet import Outlet
+from router.sender import Sender
 
 Scope = dict[str, Any]
+Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 8 * 2**20
 _MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
@@ -40,12 +43,14 @@ _log = logging.getLogger(__name__)
 class Exchange:
     """Made when the headers are there. Everything but `read_body` and `gone` sends at once, without waiting."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        """Takes the connection's `baton.outlet` out of the scope, else the two would keep each other alive."""
         self.arrived_s = time.monotonic()
         self._receive = receive
-        self._abort = scope.get("extensions", {}).get("baton.abort", {}).get("call", _nothing)
+        outlet: Outlet = scope["extensions"].pop("baton.outlet")
+        self._abort = outlet.abort
         self._on_broken: Callable[[], None] = _nothing
-        self.sender = Sender(send, self._broken)
+        self.sender = Sender(outlet, self._broken)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -95,13 +100,13 @@ class Exchange:
         self.start(status, [(b"content-type", content_type), length, *headers])
         self.sender.write(b"" if self.method == "HEAD" else body, more=False)
 
-    def start(self, status: int, headers: list[Header]) -> None:
-        """Status and headers of an answer whose body follows."""
+    def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
+        """Status and headers of an answer, and how its body begins."""
         self.status = status
         own = [(b"x-request-id", self.request_id.encode()), *self.account.headers]
         if self.closing:
             own.append((b"connection", b"close"))
-        self.sender.start(status, headers + own)
+        self.sender.start(status, headers + own, opening)
 
     def send_error(self, error: BatonError) -> None:
         """An error as the whole answer."""

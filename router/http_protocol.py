@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from baton.errors import BatonError, InvalidRequest
 from router.error_format import HeadersTooLarge, RequestTimeout, error_json
 from router.exchange import mint_request_id
+from router.outlet import Outlet
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 32 * 1024
@@ -48,7 +49,7 @@ class Connections:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One client connection. The scope offers `baton.abort`, which drops the connection without a flush."""
+    """One client connection. The scope's `baton.outlet` takes its answers."""
 
     _head_bytes = 0  # of the request whose head is being read
     _reading_head = True
@@ -91,8 +92,6 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins, perhaps on a connection that was idle."""
         super().on_message_begin()
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope["extensions"] = {"baton.abort": {"call": self.transport.abort}}
         self._num_bytes = 0
         if self._head_timer is None:
             self._expect_head()
@@ -113,6 +112,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._reading_head = False
         self._check_head()
         super().on_headers_complete()
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        scope["extensions"] = {"baton.outlet": Outlet(self.cycle)}
 
     def on_message_complete(self) -> None:
         """Whatever follows is another head."""

@@ -89,6 +89,10 @@ class MessageFormat(ChatFormat):
         self._entries.setdefault(index, []).extend(entries)
         return self._events(index, parser.push(text))
 
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """A parser looks at everything."""
+        return None
+
     def end(self, index: int, finish_reason: str) -> bytes:
         """What was held back, and the end."""
         parser = self._parsers.get(index)

@@ -47,6 +47,10 @@ class ResponsesFormat:
         self._entries.extend(entries)
         return b"".join(map(self._take, self._parser.push(text)))
 
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """Events are numbered."""
+        return None
+
     def end(self, index: int, finish_reason: str) -> bytes:
         """What was held back; and the last item is complete."""
         self._finish_reason = finish_reason

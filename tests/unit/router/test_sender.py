@@ -9,95 +9,172 @@ pytestmark = pytest.mark.anyio
 
 
 class Connection:
-    """Takes messages until it is `full`; then `send` waits, as a server's does."""
+    """Takes everything until it is full, and more when there is room."""
 
     def __init__(self):
-        self.room = asyncio.Event()
-        self.room.set()
-        self.messages, self.broken = [], 0
-        self.sender = Sender(self.send, self.on_broken)
+        self.has_room = asyncio.Event()
+        self.has_room.set()
+        self.written, self.heads, self.num_broken, self.error, self.is_held = [], [], 0, None, False
+        self.sender = Sender(self, self.on_broken)
 
-    async def send(self, message):
-        await self.room.wait()
-        await asyncio.sleep(0) if not self.room.is_set() else None
-        self.messages.append(message)
+    @property
+    def is_full(self):
+        return not self.has_room.is_set()
+
+    async def room(self):
+        await self.has_room.wait()
+
+    def start(self, status, headers):
+        self.heads.append((status, headers))
+
+    def write(self, data, *, more):
+        if self.error:
+            raise self.error
+        self.written.append((data, more))
+
+    def inserter(self, before, after):
+        def insert(text):
+            if self.is_held or self.is_full:
+                return False
+            self.written.append((before + text + after, True))
+            return True
+
+        return insert
 
     def on_broken(self):
-        self.broken += 1
+        self.num_broken += 1
 
     @property
     def body(self):
-        return b"".join(m.get("body", b"") for m in self.messages)
+        return b"".join(data for data, _ in self.written)
+
+
+class Source:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def pause(self):
+        self.told.append("pause")
+
+    def resume(self):
+        self.told.append("resume")
 
 
 async def test_sends_at_once_where_there_is_room():
     connection = Connection()
-    connection.sender.start(200, [])
+    connection.sender.start(200, [], b"o")
     connection.sender.write(b"a")
     connection.sender.write(b"b", more=False)
-    assert [m["type"] for m in connection.messages] == ["http.response.start", *["http.response.body"] * 2]
-    assert [m.get("more_body") for m in connection.messages] == [None, True, False]
-    assert (connection.sender.started, connection.sender.ended, connection.broken) == (True, True, 0)
+    assert connection.heads == [(200, [])]
+    assert connection.written == [(b"oa", True), (b"b", False)]
+    sent = connection.sender
+    assert (sent.started, sent.ended, sent.broken, connection.num_broken) == (True, True, False, 0)
 
 
-async def test_keeps_order_where_there_is_none_and_merges_what_waited():
+async def test_a_head_and_an_opening_that_nothing_follows_go_alone():
     connection = Connection()
-    connection.room.clear()
-    connection.sender.start(200, [])
+    connection.sender.start(200, [], b"o")
+    assert connection.written == []
+    await asyncio.sleep(0)
+    assert connection.written == [(b"o", True)]
+    connection.sender.write(b"a")
+    await asyncio.sleep(0)
+    assert connection.written == [(b"o", True), (b"a", True)]
+
+
+async def test_keeps_order_where_there_is_none_and_joins_what_waited():
+    connection = Connection()
+    connection.has_room.clear()
+    connection.sender.start(200, [], b"o,")
     for i in range(100):
         connection.sender.write(b"%d," % i)
     connection.sender.write(b"", more=False)
-    assert connection.messages == []
-    connection.room.set()
+    await asyncio.sleep(0)
+    assert connection.written == []
+    connection.has_room.set()
     await connection.sender.flush()
-    assert connection.body == b"".join(b"%d," % i for i in range(100))
-    assert len(connection.messages) == 2
-    assert connection.messages[-1]["more_body"] is False
+    assert connection.written == [(b"o," + b"".join(b"%d," % i for i in range(100)), False)]
 
 
 async def test_goes_back_to_sending_at_once():
     connection = Connection()
-    connection.room.clear()
+    connection.has_room.clear()
     connection.sender.write(b"a")
     connection.sender.write(b"b")
-    connection.room.set()
+    connection.has_room.set()
     await connection.sender.flush()
     connection.sender.write(b"c")
     assert connection.body == b"abc"
 
 
+async def test_nothing_is_inserted_before_what_came_earlier():
+    connection = Connection()
+    insert = connection.sender.inserter(b"<", b">")
+    connection.sender.start(200, [], b"o")
+    assert not insert(b"1")
+    await asyncio.sleep(0)
+    assert insert(b"2")
+    connection.has_room.clear()
+    assert not insert(b"3")
+    connection.sender.write(b"a")
+    connection.has_room.set()
+    assert not insert(b"4")  # there is room, and `a` has not been written yet
+    await connection.sender.flush()
+    assert insert(b"5")
+    assert connection.body == b"o<2>a<5>"
+
+
+@pytest.mark.parametrize("limit", [("PAUSE_AT_PARTS", 10), ("PAUSE_AT_BYTES", 10)])
+async def test_the_source_pauses_until_the_client_has_taken_all_of_it(monkeypatch, limit):
+    monkeypatch.setattr(sender, *limit)
+    connection, source = Connection(), Source()
+    connection.sender.source = source
+    connection.has_room.clear()
+    for _ in range(11):
+        assert source.told == []
+        connection.sender.write(b"x")
+    assert source.told == ["pause"]
+    connection.has_room.set()
+    await connection.sender.flush()
+    assert source.told == ["pause", "resume"]
+    assert connection.body == b"x" * 11
+
+
 async def test_a_full_backlog_gives_the_client_up(monkeypatch):
     monkeypatch.setattr(sender, "MAX_BACKLOG_BYTES", 1000)
     connection = Connection()
-    connection.room.clear()
+    connection.has_room.clear()
+    insert = connection.sender.inserter(b"<", b">")
     for _ in range(2000):
         connection.sender.write(b"x")
-    assert connection.broken == 1
+    assert connection.num_broken == 1
     await connection.sender.flush()
-    connection.room.set()
+    connection.has_room.set()
     connection.sender.write(b"y")
-    assert connection.messages == []
+    assert not insert(b"z")
+    assert connection.written == []
 
 
 async def test_time_gives_the_client_up(monkeypatch):
     monkeypatch.setattr(sender, "STALL_TIMEOUT_S", 0.05)
     connection = Connection()
-    connection.room.clear()
+    connection.has_room.clear()
     connection.sender.write(b"x")
     await connection.sender.flush()
-    assert connection.broken == 1
+    assert connection.num_broken == 1
+    assert connection.is_held
 
 
 @pytest.mark.parametrize("full", [False, True])
-async def test_a_send_that_fails_gives_the_client_up(full, caplog):
+async def test_a_write_that_fails_gives_the_client_up(full, caplog):
     connection = Connection()
-
-    async def fail(message):
-        if full:
-            await asyncio.sleep(0)
-        raise RuntimeError("broken pipe")
-
-    connection.sender = Sender(fail, connection.on_broken)
+    connection.error = RuntimeError("broken pipe")
+    if full:
+        connection.has_room.clear()
     connection.sender.write(b"x")
+    connection.has_room.set()
     await connection.sender.flush()
-    assert connection.broken == 1
+    assert connection.num_broken == 1
+    assert "cannot send" in caplog.text
