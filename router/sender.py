@@ -94,7 +94,7 @@ class Sender:
         self._keep(data)
 
     def inserter(self, before: bytes, after: bytes) -> Insert | None:
-        """What sends a text between these two; False of it, and nothing is sent: that has to wait. None: there is none."""
+        """What sends a text between these two; False of it, and nothing is sent: not now. None: there is none."""
         return self._connection.inserter(before, after)
 
     async def flush(self) -> None:
