@@ -39,7 +39,7 @@ class Listener(Protocol):
         """The first token is here; its text may still be held back."""
 
     def inserter(self, choice: "Choice") -> Insert | None:
-        """After `on_begin`: what takes text as it stands in a JSON string, where that is all that a delta tells.
+        """After `on_begin`: what takes text as it stands in a JSON string, if from now on a delta tells nothing else.
 
         It does not take it (False) where it would have to wait; then the text goes the usual way.
         """
@@ -103,7 +103,7 @@ class Choice:
                     self.num_tokens += 1
                     return
             self._on_tokens(tokens, logprobs)
-            self._short = self._insert if self._detokenizer.is_settled and self._hidden is None else None
+            self._short = self._find_short()
         except Exception:  # an edge: this answer fails, the router goes on
             _log.exception("cannot make text of the output")
             self._listener.on_failure(BatonError("internal error"))
@@ -139,12 +139,19 @@ class Choice:
         if self.handle is not None:
             self.handle.resume()
 
+    def _find_short(self) -> Insert | None:
+        """The short way, if the next token may go it."""
+        if self._hidden is not None or self._stops is not None or self.finish_reason:
+            return None
+        if self._insert is None:
+            self._insert = self._listener.inserter(self)
+        return self._insert if self._detokenizer.is_settled else None
+
     def _on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         if self.finish_reason:
             return
         if not self.num_tokens:
             self._listener.on_begin(self)
-            self._insert = self._listener.inserter(self) if self._stops is None else None
         if logprobs is None and self._stops is None and self._hidden is None and self._hidden_ids.isdisjoint(tokens):
             self.num_tokens += len(tokens)  # the same as below, in a third of the time
             text = "".join(map(self._detokenizer.push, tokens))

@@ -78,40 +78,50 @@ class MessageFormat(ChatFormat):
         self._make_parser = parser
         self._calls_style = calls_style
         self._parsers: dict[int, Parser] = {}
+        self._around_reasoning: dict[int, tuple[bytes, bytes]] = {}
         self._num_calls: dict[int, int] = {}
         self._entries: dict[int, list[TokenEntry]] = {}  # of text that does not show yet
+
+    def begin(self, index: int) -> bytes:
+        """The role comes first."""
+        before = b'{"index":%d,"delta":{"reasoning_content":"' % index
+        self._around_reasoning[index] = self._frame.around(before, b'"},"logprobs":null,"finish_reason":null}')
+        return super().begin(index)
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """What is certain now."""
         parser = self._parsers.get(index)
         if parser is None:
             parser = self._parsers[index] = self._make_parser()
-        self._entries.setdefault(index, []).extend(entries)
+        if entries:
+            self._entries.setdefault(index, []).extend(entries)
         return self._events(index, parser.push(text))
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """A parser looks at everything."""
-        return None
+        """Of content, once the parser has nothing more to look for."""
+        parser = self._parsers.get(index)
+        return super().around(index) if parser is not None and parser.passes else None
 
     def end(self, index: int, finish_reason: str) -> bytes:
         """What was held back, and the end."""
         parser = self._parsers.get(index)
         events = self._events(index, parser.finish()) if parser else b""
         if entries := self._entries.get(index):
-            events += self._event(index, {"content": ""}, entries)
+            events += self._event(index, Content(""), entries)
         reason = _reason(finish_reason, called=bool(self._num_calls.get(index)))
         return events + super().end(index, reason)
 
     def _events(self, index: int, parts: Sequence[Part]) -> bytes:
-        events = []
-        for part in parts:
-            entries = self._entries.pop(index, [])
-            events.append(self._event(index, self._delta(index, part), entries))
-        return b"".join(events)
+        return b"".join([self._event(index, part, self._entries.pop(index, ())) for part in parts])
 
-    def _event(self, index: int, delta: dict[str, Any], entries: Sequence[TokenEntry]) -> bytes:
+    def _event(self, index: int, part: Part, entries: Sequence[TokenEntry]) -> bytes:
+        if not entries and isinstance(part, Content):
+            return super().delta(index, part.text, ())
+        if not entries and isinstance(part, Reasoning):
+            before, after = self._around_reasoning[index]
+            return before + _encode(part.text)[1:-1] + after
         logprobs = chat_logprobs(entries) if entries else None
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        choice = {"index": index, "delta": self._delta(index, part), "logprobs": logprobs, "finish_reason": None}
         return self._frame.event(_encode(choice))
 
     def _delta(self, index: int, part: Part) -> dict[str, Any]:

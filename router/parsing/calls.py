@@ -16,6 +16,8 @@ _SPACE = " \t\r\n"
 class CallParser(ABC):
     """Each state is a method that takes text, adds parts, and returns what the next state is to look at."""
 
+    passes = False
+
     def __init__(self, names: Collection[str]) -> None:
         """`names` are those of the tools."""
         self._names = frozenset(names)

@@ -8,10 +8,13 @@ class Until:
 
     def __init__(self, *markers: str) -> None:
         self._markers = markers
+        self._firsts = frozenset(marker[0] for marker in markers)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str, str]:
         """The text before a marker, the marker (empty while none was found), and what follows it."""
+        if not self._held and self._firsts.isdisjoint(text):  # nearly all text
+            return text, "", ""
         text = self._held + text
         self._held = ""
         found = [(start, -len(marker), marker) for marker in self._markers if (start := text.find(marker)) >= 0]

@@ -39,6 +39,10 @@ Part: TypeAlias = Content | Reasoning | CallBegin | CallArguments
 class Parser(Protocol):
     """Of one output. `push` and `finish` may hold text back, and never lose any that is not markup."""
 
+    @property
+    def passes(self) -> bool:
+        """Whether whatever is still to come is content as it stands, and nothing is held back."""
+
     def push(self, text: str) -> list[Part]:
         """What is certain now."""
 
@@ -48,6 +52,8 @@ class Parser(Protocol):
 
 class PlainParser:
     """For an output that is nothing but content."""
+
+    passes = True
 
     def push(self, text: str) -> list[Part]:
         """As it is."""

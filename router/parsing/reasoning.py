@@ -24,6 +24,11 @@ class ReasoningParser:
         self._at_edge = opened  # line breaks are dropped
         self._passing = False
 
+    @property
+    def passes(self) -> bool:
+        """After the block, if nothing else is looked for."""
+        return self._passing and self._then.passes
+
     def push(self, text: str) -> list[Part]:
         """What is certain now."""
         if self._passing:

@@ -65,6 +65,7 @@ class _FirstCall:
 
     def __init__(self, parser: Parser) -> None:
         self._parser = parser
+        self.passes = parser.passes
         self._num_calls = 0
 
     def push(self, text: str) -> list[Part]:

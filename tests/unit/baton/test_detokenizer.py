@@ -1,3 +1,4 @@
+import json
 import time
 
 import pytest
@@ -39,6 +40,31 @@ def test_a_text_streams_back_whole(tokenizers_of, style, text):
     assert "".join(pieces) == tokenizer.decode(token_ids)
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@given(token_ids=st.lists(st.integers(0, 720), max_size=40))
+def test_pieces_are_the_text_where_nothing_is_held_back(tokenizers_of, style, token_ids):
+    tokenizer = tokenizers_of[style]
+    texts = TokenTexts(tokenizer)
+    detokenizer, streamed = texts.detokenizer(at_start=True), ""
+    for token_id in token_ids:
+        if detokenizer.is_settled and (piece := texts.pieces[token_id]) is not None:
+            streamed += json.loads(b'"%b"' % piece)
+        else:
+            streamed += detokenizer.push(token_id)
+    streamed += detokenizer.finish()
+    assert streamed == "".join(stream(tokenizer, token_ids))
+
+
+def test_what_depends_on_others_or_shows_nothing_has_no_piece(tokenizers_of):
+    tokenizer = tokenizers_of["chatml"]
+    texts = TokenTexts(tokenizer)
+    *parts, _ = tokenizer.encode("🎈")
+    assert [texts.pieces[token_id] for token_id in (*parts, *tokenizer.special_ids, 10**6)] == [None] * (
+        len(parts) + len(tokenizer.special_ids) + 1
+    )
+    assert texts.pieces[tokenizer.encode('"')[0]] == b'\\"'
 
 
 def test_a_character_is_never_split(tokenizers_of):

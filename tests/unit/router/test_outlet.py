@@ -1,16 +1,11 @@
-"""Answers on the wire: framing by version and method, and that tokens which go the short way make the same bytes."""
+"""Answers on the wire: framing by version and method, and what comes in one piece."""
 
 import asyncio
 import json
-import random
-import re
 
 import pytest
 
-from baton.request import FinishReason
-from router import chat, completions
 from router.outlet import Outlet
-from router.sender import Sender
 
 pytestmark = pytest.mark.anyio
 
@@ -90,73 +85,3 @@ async def test_the_head_comes_where_the_first_token_shows_nothing(router, dispat
 
     dispatch.script = say_nothing
     assert b'"role":"assistant"' in await talk(router, request(CHAT), until=b"\n\n")
-
-
-class Babbler:
-    """Says random tokens in random portions: whole words, parts of characters, what is to be escaped, specials."""
-
-    def __init__(self, dispatch, seed):
-        self.dispatch, self.seed = dispatch, seed
-
-    async def say(self, job, sink, handle):
-        rng = random.Random(f"{self.seed} {job.sampling.seed}")
-        tokenizer = self.dispatch.model.tokenizer
-        odd = tokenizer.encode_chat('"quoted" \\ back\n\ttab é 🎉 \x01 end')
-        num_left = rng.randint(1, 60)
-        while num_left:
-            num = min(num_left, rng.choice([1, 1, 1, 2, 5]))
-            num_left -= num
-            tokens = [rng.choice([*odd, rng.randrange(tokenizer.num_tokens)]) for _ in range(num)]
-            tokens = [token for token in tokens if token != self.dispatch.eos] or [odd[0]]
-            sink.on_tokens(tokens, self.logprobs(job, tokens))
-            if rng.random() < 0.5:
-                await asyncio.sleep(0)
-        reason = rng.choice([FinishReason.STOP, FinishReason.LENGTH])
-        if reason is FinishReason.STOP:
-            sink.on_tokens([self.dispatch.eos], self.logprobs(job, [self.dispatch.eos]))
-        sink.on_finish(reason, handle.usage)
-
-    def logprobs(self, job, tokens):
-        rows = [self.dispatch.logprobs(job, at, token) for at, token in enumerate(tokens)]
-        return None if None in rows else [row for one in rows for row in one]
-
-
-KINDS = [
-    CHAT,
-    COMPLETION,
-    {**CHAT, "stream_options": {"include_usage": True}},
-    {**CHAT, "stop": ["e", "zq"]},
-    {**CHAT, "logprobs": True, "top_logprobs": 2},
-    {**COMPLETION, "echo": True},
-]
-
-
-@pytest.mark.parametrize("body", KINDS)
-async def test_both_ways_make_the_same_bytes(router, dispatch, monkeypatch, body):
-    for module in (chat, completions):
-        monkeypatch.setattr(module, "answer_id", lambda prefix: f"{prefix}-0")
-        monkeypatch.setattr(module.time, "time", lambda: 1_700_000_000)
-    num_inserted = 0
-    inserter = Sender.inserter
-
-    def counted(self, before, after):
-        insert = inserter(self, before, after)
-
-        def wrapped(text):
-            nonlocal num_inserted
-            done = insert(text)
-            num_inserted += done
-            return done
-
-        return wrapped
-
-    async def transcript(seed):
-        dispatch.script = Babbler(dispatch, seed).say
-        answer = await talk(router, request({**body, "seed": seed}, Connection="close"))
-        return re.sub(rb"date: [^\r]*\r\n", b"", answer)
-
-    monkeypatch.setattr(Sender, "inserter", counted)
-    short = [await transcript(seed) for seed in range(15)]
-    monkeypatch.setattr(Sender, "inserter", lambda *_: None)
-    assert short == [await transcript(seed) for seed in range(15)]
-    assert (num_inserted > 100) == ("stop" not in body and "logprobs" not in body)

@@ -38,7 +38,11 @@ def joined(parts):
 
 def parse(kind, *pieces):
     parser = PARSERS[kind]()
-    parts = [part for piece in pieces for part in parser.push(piece)]
+    parts = []
+    for piece in pieces:
+        passed = parser.passes
+        parts += (told := parser.push(piece))
+        assert not passed or (parser.passes and told == [Content(piece)] * bool(piece))
     return joined([*parts, *parser.finish()])
 
 
@@ -147,3 +151,16 @@ def test_arguments_come_out_as_they_were_written(value):
     output = json.dumps({"name": "time", "arguments": "?"}).replace('"?"', arguments)
     for kind, text in (("hermes", f"<tool_call>{output}</tool_call>"), ("llama3", output), ("list", f"[{output}]")):
         assert parse(kind, text) == call("time", arguments)
+
+
+def test_a_parser_passes_once_there_is_nothing_to_look_for():
+    assert PlainParser().passes
+    parser, passed = PARSERS["think"](), []
+    for piece in ("<think>a", "</think>", "\n", "b", "c"):
+        parser.push(piece)
+        passed.append(parser.passes)
+    assert passed == [False, False, False, True, True]
+    for kind in ("hermes", "llama3", "mistral", "think+hermes"):
+        parser = PARSERS[kind]()
+        parser.push("text")
+        assert not parser.passes

@@ -1,0 +1,122 @@
+"""Tokens whose text is only looked up make the same bytes as those that go through everything."""
+
+import asyncio
+import json
+import random
+import re
+
+import pytest
+
+from baton.request import FinishReason
+from baton.settings import ModelFlags
+from router import chat, completions, message_format
+from router.sender import Sender
+from router.served_model import ServedModel
+
+pytestmark = pytest.mark.anyio
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n{% if tools %}<tool_call>{% endif %}{% if false %}<think>{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "time"}}
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+COMPLETION = {"model": "tiny", "prompt": "hello", "stream": True}
+BODIES = [
+    CHAT,
+    COMPLETION,
+    {**CHAT, "stream_options": {"include_usage": True}},
+    {**CHAT, "tools": [TOOL]},
+    {**CHAT, "stop": ["e", "zq"]},
+    {**CHAT, "logprobs": True, "top_logprobs": 2},
+    {**CHAT, "n": 3},
+    {**COMPLETION, "echo": True},
+]
+NUM_SEEDS = 15
+
+
+@pytest.fixture(scope="module", params=["plain", "thinking"])
+def served_model(request, model_dirs, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    for file in model_dirs["chatml"].iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    if request.param == "thinking":
+        (path / "chat_template.jinja").write_text(THINKING)
+    return ServedModel.load(ModelFlags(model=str(path), served_model_name=("tiny",)))
+
+
+class Babbler:
+    """Says random tokens in random portions: whole words, parts of characters, what is to be escaped, specials."""
+
+    def __init__(self, dispatch, seed):
+        self.dispatch, self.seed = dispatch, seed
+
+    async def say(self, job, sink, handle):
+        rng = random.Random(f"{self.seed} {job.sampling.seed}")
+        tokenizer = self.dispatch.model.tokenizer
+        odd = tokenizer.encode_chat('"quoted" \\ back\n\ttab é 🎉 \x01 end <think></think> <tool_call>')
+        if rng.random() < 0.5:
+            sink.on_tokens((at_first := tokenizer.encode_chat("<think>so\n</think>\n")), self.logprobs(job, at_first))
+        num_left = rng.randint(1, 50)
+        while num_left:
+            num = min(num_left, rng.choice([1, 1, 1, 2, 5]))
+            num_left -= num
+            tokens = [rng.choice([*odd, rng.randrange(tokenizer.num_tokens)]) for _ in range(num)]
+            tokens = [token for token in tokens if token != self.dispatch.eos] or [odd[0]]
+            sink.on_tokens(tokens, self.logprobs(job, tokens))
+            if rng.random() < 0.5:
+                await asyncio.sleep(0)
+        reason = rng.choice([FinishReason.STOP, FinishReason.LENGTH])
+        if reason is FinishReason.STOP:
+            sink.on_tokens([self.dispatch.eos], self.logprobs(job, [self.dispatch.eos]))
+        sink.on_finish(reason, handle.usage)
+
+    def logprobs(self, job, tokens):
+        rows = [self.dispatch.logprobs(job, at, token) for at, token in enumerate(tokens)]
+        return None if None in rows else [row for one in rows for row in one]
+
+
+async def transcript(router, body, dispatch, seed):
+    dispatch.script = Babbler(dispatch, seed).say
+    data = json.dumps({**body, "seed": seed}).encode()
+    path = "chat/completions" if "messages" in body else "completions"
+    head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: me\r\nConnection: close\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return re.sub(rb"date: [^\r]*\r\n", b"", answer)
+
+
+@pytest.fixture
+def same_names(monkeypatch):
+    """Whatever differs from one answer to the next does not."""
+    for module in (chat, completions):
+        monkeypatch.setattr(module, "answer_id", lambda prefix: f"{prefix}-0")
+        monkeypatch.setattr(module.time, "time", lambda: 1_700_000_000)
+    monkeypatch.setattr(message_format, "mint_call_id", lambda _: "call_0")
+
+
+@pytest.mark.parametrize("body", BODIES)
+async def test_both_ways_make_the_same_bytes(router, dispatch, served_model, monkeypatch, same_names, body):
+    num_inserted = 0
+    inserter = Sender.inserter
+
+    def counted(self, before, after):
+        insert = inserter(self, before, after)
+
+        def wrapped(text):
+            nonlocal num_inserted
+            done = insert(text)
+            num_inserted += done
+            return done
+
+        return wrapped
+
+    monkeypatch.setattr(Sender, "inserter", counted)
+    short = [await transcript(router, body, dispatch, seed) for seed in range(NUM_SEEDS)]
+    monkeypatch.setattr(Sender, "inserter", lambda *_: None)
+    assert short == [await transcript(router, body, dispatch, seed) for seed in range(NUM_SEEDS)]
+    takes_apart = served_model.style.calls and "tools" in body
+    assert (num_inserted > 100) == (not takes_apart and "stop" not in body and "logprobs" not in body)
