@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from baton.errors import BatonError, InvalidRequest
 from router.error_format import HeadersTooLarge, RequestTimeout, error_json
 from router.exchange import mint_request_id
-from router.outlet import Outlet
+from router.outlet import Gate, Outlet
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 32 * 1024
@@ -60,6 +60,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def __init__(self, open_connections: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._open_connections = open_connections
+        self._gate = Gate()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse connections of which there are too many; start the clock for the others."""
@@ -73,6 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
+        self._gate.set("lost", shut=True)
         self._stop_clock()
         if self._address is not None:
             self._open_connections.leave(self._address)
@@ -88,6 +90,16 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._reading_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._reason = _HEADERS_TOO_LARGE
             self.send_400_response("")
+
+    def pause_writing(self) -> None:
+        """The client is behind by more than the transport wants to keep."""
+        self._gate.set("full", shut=True)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._gate.set("full", shut=False)
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """A request begins, perhaps on a connection that was idle."""
@@ -113,7 +125,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._check_head()
         super().on_headers_complete()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope["extensions"] = {"baton.outlet": Outlet(self.cycle)}
+        scope["extensions"] = {"baton.outlet": Outlet(self.cycle, self._gate)}
 
     def on_message_complete(self) -> None:
         """Whatever follows is another head."""

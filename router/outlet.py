@@ -15,21 +15,37 @@ from router.error_format import Header
 Insert = Callable[[bytes], bool]
 
 _BODILESS = (204, 304)
+_SIZE_LINES = [b"%x\r\n" % size for size in range(1024)]
+
+
+class Gate:
+    """Of one connection: whether a chunk may be written right now. It is asked for every token: one look must do."""
+
+    __slots__ = ("_reasons", "is_shut")
+
+    def __init__(self) -> None:
+        self.is_shut = False
+        self._reasons: set[str] = set()
+
+    def set(self, reason: str, *, shut: bool) -> None:
+        """There is, or no longer is, this reason against it."""
+        (self._reasons.add if shut else self._reasons.discard)(reason)
+        self.is_shut = bool(self._reasons)
 
 
 class Outlet:
     """Made when the headers of a request are there. Nothing is written to a connection that is lost."""
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle, gate: Gate) -> None:
         scope: Any = cycle.scope
         self._cycle = cycle
+        self._gate = gate
         self._flow: FlowControl = cycle.flow
         self._transport = cycle.transport
         self._has_body: bool = scope["method"] != "HEAD"
         self._knows_chunks: bool = scope["http_version"] == "1.1"
         self._is_chunked = False
         self._head = b""
-        self.is_held = False  # whether parts wait elsewhere that come before what is inserted
         self.abort = cycle.transport.abort  # drops the connection without a flush
 
     @property
@@ -41,6 +57,10 @@ class Outlet:
         """Return when it is not full."""
         if self.is_full:
             await self._flow.drain()
+
+    def hold(self, held: bool) -> None:
+        """Insert nothing while parts wait elsewhere that come before it."""
+        self._gate.set("held", shut=held)
 
     def start(self, status: int, headers: list[Header]) -> None:
         """Status and headers; they go out with the next part, which may be empty."""
@@ -76,16 +96,21 @@ class Outlet:
             self._complete()
 
     def inserter(self, before: bytes, after: bytes) -> Insert | None:
-        """What writes a chunk around a text, in one frame and with few objects to fetch. None: nothing is chunked."""
+        """What writes a chunk around a text, in one frame and with few objects to fetch. None: nothing is chunked.
+
+        It returns False, and writes nothing, where the connection is full, lost or held.
+        """
         if not self._is_chunked:
             return None
-        flow, cycle, write = self._flow, self._cycle, self._transport.write
-        size, ending = len(before) + len(after), after + b"\r\n"
+        gate, write = self._gate, self._transport.write
+        size_around, ending = len(before) + len(after), after + b"\r\n"
 
         def insert(text: bytes) -> bool:
-            if self.is_held or flow.write_paused or cycle.disconnected:
+            if gate.is_shut:
                 return False
-            write(b"%x\r\n%b%b%b" % (size + len(text), before, text, ending))
+            size = size_around + len(text)
+            line = _SIZE_LINES[size] if size < len(_SIZE_LINES) else b"%x\r\n" % size
+            write(b"".join((line, before, text, ending)))
             return True
 
         return insert

@@ -51,8 +51,8 @@ class Connection(Protocol):
     def inserter(self, before: bytes, after: bytes) -> Insert | None:
         """What writes a text between these two; False of it: not now. None where there cannot be one."""
 
-    is_held: bool
-    """Set while nothing may be inserted."""
+    def hold(self, held: bool) -> None:
+        """Insert nothing while parts wait elsewhere that come before it."""
 
 
 class Sender:
@@ -67,6 +67,7 @@ class Sender:
         self._backlog_bytes = 0
         self._paused = False
         self._task: asyncio.Task[None] | None = None
+        self._held = False
         self._opening: bytes | None = None  # of the body, while status and headers are not written yet
         self.started = False
         self.ended = False
@@ -74,8 +75,8 @@ class Sender:
 
     def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
         """Status and headers, and how the body begins. They go out with what follows at once, or without it."""
-        self.started = self._connection.is_held = True
-        self._opening = opening
+        self.started, self._opening = True, opening
+        self._hold(True)
         self._connection.start(status, headers)
         asyncio.get_running_loop().call_soon(self._start_alone)
 
@@ -105,16 +106,21 @@ class Sender:
     def _write(self, data: bytes) -> None:
         try:
             self._connection.write(data, more=not self.ended)
-            self._connection.is_held = self._task is not None
+            self._hold(self._task is not None)
         except Exception:
             self._fail()
+
+    def _hold(self, held: bool) -> None:
+        if held != self._held:
+            self._held = held
+            self._connection.hold(held)
 
     def _start_alone(self) -> None:
         if self._opening is not None:
             self.write(b"")
 
     def _keep(self, data: bytes) -> None:
-        self._connection.is_held = True
+        self._hold(True)
         self._backlog.append(data)
         self._backlog_bytes += len(data)
         if self._backlog_bytes > MAX_BACKLOG_BYTES:
@@ -138,7 +144,8 @@ class Sender:
         except TimeoutError:
             self._break()
         finally:
-            self._task, self._connection.is_held = None, self.broken
+            self._task = None
+            self._hold(self.broken)
         self._resume()
 
     async def _room(self) -> None:
@@ -155,7 +162,8 @@ class Sender:
         self._break()
 
     def _break(self) -> None:
-        self.broken = self._connection.is_held = True
+        self.broken = True
+        self._hold(True)
         self._backlog.clear()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()

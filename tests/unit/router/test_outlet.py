@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from router.outlet import Outlet
+from router.outlet import Gate, Outlet
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,7 @@ def test_a_line_break_never_gets_into_a_head():
     cycle.flow = cycle.keep_alive = None
     cycle.transport = type("Transport", (), {"abort": None})()
     with pytest.raises(ValueError, match="line break"):
-        Outlet(cycle).start(200, [(b"a", b"b\r\nc: d")])
+        Outlet(cycle, Gate()).start(200, [(b"a", b"b\r\nc: d")])
 
 
 async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):

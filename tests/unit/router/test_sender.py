@@ -41,6 +41,9 @@ class Connection:
 
         return insert
 
+    def hold(self, held):
+        self.is_held = held
+
     def on_broken(self):
         self.num_broken += 1
 
