@@ -54,6 +54,11 @@ class TokenTexts:
             return _WindowDetokenizer(self._tokenizer)
         return _ByteDetokenizer(self._bytes, self._texts, self._num_stripped if at_start else 0)
 
+    def pieces_without(self, characters: Collection[str]) -> dict[int, bytes | None]:
+        """Those of `pieces` that have none of these characters, for one output."""
+        barred = frozenset(characters)
+        return _Cache(lambda i: self.pieces[i] if barred.isdisjoint(self._texts[i] or "") else None)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token alone; of a special token its name."""
         if token_id in self._tokenizer.special_ids:

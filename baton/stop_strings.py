@@ -14,6 +14,8 @@ class StopStrings:
         """`stops` are not empty."""
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops))
+        self.firsts = frozenset(stop[0] for stop in self._stops)
+        """A text that follows nothing held back goes through whole if it has none of these characters."""
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -26,6 +28,11 @@ class StopStrings:
         cut = self._first_possible_start(text)
         self._held = text[cut:]
         return text[:cut], False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is held back."""
+        return not self._held
 
     def finish(self) -> str:
         """What was held back: the text has ended without a stop string."""

@@ -82,7 +82,7 @@ class Choice:
         self._min_tokens = sampling.min_tokens
         self._hidden: tuple[int, TokenLogprobs | None] | None = None  # the last token, if it may be the end
         self._entries: list[TokenEntry] = []  # of text that is held back
-        self._pieces = token_texts.pieces
+        self._pieces = token_texts.pieces_without(self._stops.firsts) if self._stops else token_texts.pieces
         self._insert: Insert | None = None
         self._short: Insert | None = None  # the same, while the next tokens need nothing but their pieces
         self._num_chars = 0  # produced
@@ -141,7 +141,7 @@ class Choice:
 
     def _find_short(self) -> Insert | None:
         """The short way, if the next token may go it."""
-        if self._hidden is not None or self._stops is not None or self.finish_reason:
+        if self.finish_reason or self._hidden is not None or not (self._stops is None or self._stops.is_settled):
             return None
         if self._insert is None:
             self._insert = self._listener.inserter(self)

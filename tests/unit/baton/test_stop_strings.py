@@ -61,3 +61,15 @@ def test_hostile_stop_strings_stay_cheap():
     stop = StopStrings([f"{'a' * (1000 + i)}b" for i in range(16)])
     for _ in range(500):
         stop.push("a")
+
+
+@given(
+    stops=st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3),
+    text=st.text("abxyz", max_size=6),
+)
+def test_what_has_no_first_character_goes_through_whole(stops, text):
+    stop = StopStrings(stops)
+    assert stop.is_settled
+    result = stop.push(text)
+    if stop.firsts.isdisjoint(text):
+        assert (result, stop.is_settled) == ((text, False), True)

@@ -27,7 +27,8 @@ BODIES = [
     COMPLETION,
     {**CHAT, "stream_options": {"include_usage": True}},
     {**CHAT, "tools": [TOOL]},
-    {**CHAT, "stop": ["e", "zq"]},
+    {**CHAT, "stop": ["e", "zq"], "min_tokens": 12},
+    {**CHAT, "stop": ["end\n", "\x01q", "🎉🎉"]},
     {**CHAT, "logprobs": True, "top_logprobs": 2},
     {**CHAT, "n": 3},
     {**COMPLETION, "echo": True},
@@ -119,4 +120,4 @@ async def test_both_ways_make_the_same_bytes(router, dispatch, served_model, mon
     monkeypatch.setattr(Sender, "inserter", lambda *_: None)
     assert short == [await transcript(router, body, dispatch, seed) for seed in range(NUM_SEEDS)]
     takes_apart = served_model.style.calls and "tools" in body
-    assert (num_inserted > 100) == (not takes_apart and "stop" not in body and "logprobs" not in body)
+    assert (num_inserted > 100) == (not takes_apart and "logprobs" not in body and "min_tokens" not in body)
