@@ -7,6 +7,8 @@ error is one event, and no `[DONE]` follows.
 import time
 from abc import ABC, abstractmethod
 
+import msgspec
+
 from baton.errors import BatonError
 from baton.exposition import exemplar
 from router import http_metrics
@@ -83,9 +85,9 @@ class Answer(ABC):
             RECENT.ttft(ttft_s)
             self._exchange.timeline.mark("first token sent")
 
+    @abstractmethod
     def inserter(self, choice: Choice) -> Insert | None:
-        """Only streams have one."""
-        return None
+        """Of `Listener`."""
 
     @abstractmethod
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
@@ -125,16 +127,26 @@ class WholeAnswer(Answer):
     def __init__(self, exchange: Exchange, form: Format, num_prompt_tokens: int, choices_per_prompt: int) -> None:
         super().__init__(exchange, form, num_prompt_tokens, choices_per_prompt)
         self._texts: dict[int, ChoiceText] = {}
-        self._pieces: dict[int, list[str]] = {}
+        self._pieces: dict[int, list[bytes]] = {}  # as they stand in a JSON string
+
+    def inserter(self, choice: Choice) -> Insert | None:
+        """Text only has to be kept."""
+        pieces = self._pieces.setdefault(choice.index, [])
+
+        def insert(text: bytes) -> bool:
+            pieces.append(text)
+            return True
+
+        return insert
 
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
         """Kept."""
-        self._pieces.setdefault(choice.index, []).append(text)
+        self._pieces.setdefault(choice.index, []).append(msgspec.json.encode(text)[1:-1])
         self._text(choice).entries.extend(entries)
 
     def _choice_ended(self, choice: Choice) -> None:
         collected = self._text(choice)
-        collected.text = "".join(self._pieces.pop(choice.index, ()))
+        collected.text = msgspec.json.decode(b'"%b"' % b"".join(self._pieces.pop(choice.index, ())), type=str)
         collected.finish_reason = choice.finish_reason
         if self._complete and not self.ended:
             self.ended = True

@@ -10,7 +10,7 @@ import pytest
 from baton.request import FinishReason
 from baton.settings import ModelFlags
 from router import chat, completions, message_format
-from router.sender import Sender
+from router.choice import Choice
 from router.served_model import ServedModel
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +32,9 @@ BODIES = [
     {**CHAT, "logprobs": True, "top_logprobs": 2},
     {**CHAT, "n": 3},
     {**COMPLETION, "echo": True},
+    {**CHAT, "stream": False},
+    {**CHAT, "stream": False, "tools": [TOOL]},
+    {**COMPLETION, "stream": False, "n": 2, "stop": ["end", "🎉🎉"]},
 ]
 NUM_SEEDS = 15
 
@@ -101,23 +104,23 @@ def same_names(monkeypatch):
 
 @pytest.mark.parametrize("body", BODIES)
 async def test_both_ways_make_the_same_bytes(router, dispatch, served_model, monkeypatch, same_names, body):
-    num_inserted = 0
-    inserter = Sender.inserter
+    num_short = 0
+    find = Choice._find_short
 
-    def counted(self, before, after):
-        insert = inserter(self, before, after)
+    def counted(choice):
+        short = find(choice)
 
         def wrapped(text):
-            nonlocal num_inserted
-            done = insert(text)
-            num_inserted += done
+            nonlocal num_short
+            done = short(text)
+            num_short += done
             return done
 
-        return wrapped
+        return short and wrapped
 
-    monkeypatch.setattr(Sender, "inserter", counted)
+    monkeypatch.setattr(Choice, "_find_short", counted)
     short = [await transcript(router, body, dispatch, seed) for seed in range(NUM_SEEDS)]
-    monkeypatch.setattr(Sender, "inserter", lambda *_: None)
+    monkeypatch.setattr(Choice, "_find_short", lambda _: None)
     assert short == [await transcript(router, body, dispatch, seed) for seed in range(NUM_SEEDS)]
-    takes_apart = served_model.style.calls and "tools" in body
-    assert (num_inserted > 100) == (not takes_apart and "logprobs" not in body and "min_tokens" not in body)
+    takes_apart = served_model.style.calls and "tools" in body and body["stream"]
+    assert (num_short > 100) == (not takes_apart and "logprobs" not in body and "min_tokens" not in body)
