@@ -1,13 +1,23 @@
 """Answers on the wire: framing by version and method, and what comes in one piece."""
 
 import asyncio
+import itertools
 import json
+import socket
+import struct
 
 import pytest
 
 from router.outlet import Gate, Outlet
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request):
+    """A router runs on uvloop, whose transports take a write after their end for an error."""
+    return "asyncio", {"use_uvloop": request.param}
+
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "stream": True}
 COMPLETION = {"model": "tiny", "prompt": "hello", "stream": True}
@@ -85,3 +95,25 @@ async def test_the_head_comes_where_the_first_token_shows_nothing(router, dispat
 
     dispatch.script = say_nothing
     assert b'"role":"assistant"' in await talk(router, request(CHAT), until=b"\n\n")
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+async def test_a_client_that_resets_while_tokens_come_harms_nobody(router, dispatch, caplog, at_once):
+    async def say_on(job, sink, handle):
+        for _ in itertools.count():
+            for _ in range(at_once):  # also while nobody has been told yet that the connection is lost
+                sink.on_tokens([dispatch.reply[0]], None)
+            await asyncio.sleep(0)
+
+    dispatch.script = say_on
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(request(CHAT))
+    await reader.readuntil(b"\n\n")
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+    async with asyncio.timeout(5):
+        await dispatch.handles[0].cancelled.wait()
+    assert not [record for record in caplog.records if record.name != "asyncio"]
+    dispatch.script = dispatch.say
+    assert b"[DONE]" in await talk(router, request(CHAT), until=b"[DONE]")

@@ -11,6 +11,13 @@ from router import sender
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend():
+    """As a router runs."""
+    return "asyncio", {"use_uvloop": True}
+
+
 BODY = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 100_000, "stream": True}).encode()
 HEAD = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
 NUM_TOKENS = 40_000
