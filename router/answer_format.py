@@ -11,6 +11,7 @@ import msgspec
 from baton.errors import BatonError
 from router.choice import TokenEntry
 from router.error_format import error_json
+from router.logprobs_format import chat_logprobs, completion_logprobs, moved
 from router.prompt_part import PromptPart
 
 DONE = b"data: [DONE]\n\n"
@@ -191,7 +192,7 @@ class CompletionFormat:
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """New text of a choice."""
-        return self._delta(index, text, _moved(entries, len(self.prompts[index].echo)) if entries else ())
+        return self._delta(index, text, moved(entries, len(self.prompts[index].echo)) if entries else ())
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
         """Of text."""
@@ -201,7 +202,7 @@ class CompletionFormat:
         if not entries:
             before, after = self._around[index]
             return before + _encode(text)[1:-1] + after
-        logprobs = _encode(_completion_logprobs(entries))
+        logprobs = _encode(completion_logprobs(entries))
         return self._frame.event(
             b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":null}' % (index, _encode(text), logprobs)
         )
@@ -219,52 +220,11 @@ class CompletionFormat:
 
     def _choice(self, index: int, choice: ChoiceText) -> dict[str, Any]:
         prompt = self.prompts[index]
-        entries = [*prompt.entries, *_moved(choice.entries, len(prompt.echo))]
+        entries = [*prompt.entries, *moved(choice.entries, len(prompt.echo))]
         fields = {
             "index": index,
             "text": prompt.echo + choice.text,
-            "logprobs": _completion_logprobs(entries) if entries else None,
+            "logprobs": completion_logprobs(entries) if entries else None,
             "finish_reason": choice.finish_reason,
         }
         return fields if prompt.logprobs is None else {**fields, "prompt_logprobs": prompt.logprobs}
-
-
-def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    """Of a chat's choice."""
-    content = [
-        {
-            **_token_logprob(entry.token, entry.logprob or 0.0),
-            "top_logprobs": [_token_logprob(*top) for top in entry.top],
-        }
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token_logprob(token: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": _text(token), "logprob": logprob, "bytes": list(token)}
-
-
-def _moved(entries: Sequence[TokenEntry], num_chars: int) -> Sequence[TokenEntry]:
-    """The same tokens after an echo of so many characters."""
-    if not num_chars:
-        return entries
-    return [msgspec.structs.replace(entry, offset=entry.offset + num_chars) for entry in entries]
-
-
-def _completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    return {
-        "text_offset": [entry.offset for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "tokens": [_text(entry.token) for entry in entries],
-        "top_logprobs": [
-            None
-            if entry.logprob is None
-            else {_text(token): logprob for token, logprob in (*entry.top, (entry.token, entry.logprob))}
-            for entry in entries
-        ],
-    }
-
-
-def _text(token: bytes) -> str:
-    return token.decode(errors="replace")

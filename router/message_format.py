@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from router.answer_format import ChatFormat, ChoiceText, chat_logprobs
+from router.answer_format import ChatFormat, ChoiceText
 from router.choice import TokenEntry
+from router.logprobs_format import chat_logprobs
 from router.parsing.parts import CallArguments, CallBegin, Content, Parser, Part, Reasoning
 from router.prompt_part import PromptPart
 

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from baton.errors import BatonError
-from router.answer_format import ChoiceText, TokenCounts, chat_logprobs
+from router.answer_format import ChoiceText, TokenCounts
 from router.choice import TokenEntry
+from router.logprobs_format import chat_logprobs
 from router.message_format import mint_call_id
 from router.parsing.parts import CallArguments, CallBegin, Content, Parser, Part, Reasoning
 from router.prompt_part import PromptPart
