@@ -113,7 +113,9 @@ def _max_tokens(body: ChatBody | CompletionBody, num_prompt_tokens: int, max_mod
 
 
 def _check_ids(token_ids: Iterable[int], facts: ModelFacts, param: str) -> None:
-    if facts.vocab_size and any(token_id >= facts.vocab_size for token_id in token_ids):
+    if (
+        facts.vocab_size and max(token_ids, default=0) >= facts.vocab_size
+    ):  # `any` takes twice the time of a long prompt
         raise InvalidRequest(f"Token ids are below {facts.vocab_size}", param=param)
 
 
