@@ -113,3 +113,25 @@ class LayoutMismatch(TransferError):
     """Two nodes whose KV pools differ; the message names every differing field with both values."""
 
     code = "layout_mismatch"
+
+
+def from_code(code: str, message: str, param: str | None = None) -> BatonError:
+    """The error that another service told by its `code`; one that is not known here is internal."""
+    return _BY_CODE.get(code, BatonError)(message, param=param or None)
+
+
+_BY_CODE: dict[str, type[BatonError]] = {
+    str(kind.code): kind
+    for kind in (
+        InvalidRequest,
+        ContextLengthExceeded,
+        Overloaded,
+        NoCapacity,
+        DeadlineExceeded,
+        Cancelled,
+        NumericalError,
+        NodeUnavailable,
+        TransferError,
+        LayoutMismatch,
+    )
+}

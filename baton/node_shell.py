@@ -24,7 +24,7 @@ from baton import otel, rpc, tls
 from baton.exposition import Exposition
 from baton.lifecycle import Shutdown
 from baton.node_load import LoadBoard
-from baton.node_service import NodeService
+from baton.node_service import Legs, NodeService
 from baton.prefix_hash import BlockHash
 from baton.prefix_index import IndexWriter
 from baton.registry import NodeRecord, Registration, Role, mint_epoch
@@ -33,7 +33,7 @@ from baton.settings import NodeConfig
 from baton.telemetry import MetricsServer
 from baton.timeline import TimelineBook
 from baton.trace_service import TraceService
-from baton.v1 import node_pb2, node_pb2_grpc, trace_pb2_grpc, types_pb2
+from baton.v1 import node_pb2_grpc, trace_pb2_grpc, types_pb2
 
 _STOP_GRACE_S = 1.0
 _POLL_S = 0.05
@@ -81,13 +81,12 @@ class NodeShell:
         self._beats: asyncio.Task[None] | None = None
         self._registration: Registration | None = None
 
-    async def listen(self) -> None:
+    async def listen(self, legs: Legs) -> None:
         """Open the ports, not yet known to anybody. Raises ConfigError where one is taken."""
-        names = (*self._facts.services, node_pb2.DESCRIPTOR.services_by_name["Node"].full_name)
-        node_pb2_grpc.add_NodeServicer_to_server(NodeService(self.sessions), self.server)
+        node_pb2_grpc.add_NodeServicer_to_server(NodeService(self.sessions, legs), self.server)
         trace_pb2_grpc.add_TraceServicer_to_server(TraceService(self.node_id, self.timelines), self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
+        reflection.enable_server_reflection((*self._facts.services, reflection.SERVICE_NAME), self.server)
         host, token = self._config.host, self._config.service_token
         wanted = rpc.bind_address(host, self._config.port, token, self.tls)
         port = rpc.open_port(self.server, wanted, self.tls)

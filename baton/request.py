@@ -1,9 +1,12 @@
 """A generation as it travels between services, in plain Python; `to_proto` and `from_proto` are its only wire forms."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import msgspec
 
+from baton import token_ids as ids
+from baton.errors import InvalidRequest
 from baton.v1 import types_pb2
 
 
@@ -84,7 +87,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     key: int  # names the request in this router's step batches
     attempt: int = 0
-    token_ids: list[int]  # the prompt, then the output tokens of earlier attempts
+    token_ids: Sequence[int]  # the prompt, then the output tokens of earlier attempts
     num_prompt_tokens: int
     sampling: SamplingParams
     cache_salt: bytes = b""
@@ -98,14 +101,35 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.token_ids) - self.num_prompt_tokens
 
     def to_proto(self) -> types_pb2.Generation:
-        """The same on the wire."""
-        values = {name: getattr(self, name) for name in self.__struct_fields__ if name != "sampling"}
-        return types_pb2.Generation(sampling=self.sampling.to_proto(), **values)
+        """The same on the wire, where whoever carries it says which router it is from."""
+        return types_pb2.Generation(
+            request_id=self.request_id,
+            key=self.key,
+            attempt=self.attempt,
+            token_ids=ids.to_bytes(self.token_ids),
+            num_prompt_tokens=self.num_prompt_tokens,
+            sampling=self.sampling.to_proto(),
+            cache_salt=self.cache_salt,
+            timeout_ms=self.timeout_ms,
+            traceparent=self.traceparent,
+        )
 
     @classmethod
-    def from_proto(cls, proto: types_pb2.Generation) -> "Generation":
-        """The wire's values, unchecked: the router has validated them."""
-        values = {name: getattr(proto, name) for name in cls.__struct_fields__}
-        values["token_ids"] = list(proto.token_ids)
-        values["sampling"] = SamplingParams.from_proto(proto.sampling)
-        return cls(**values)
+    def from_proto(cls, proto: types_pb2.Generation, router_id: str) -> "Generation":
+        """The wire's values. Raises InvalidRequest where they make no generation; the router has checked the rest."""
+        try:
+            sampling = SamplingParams.from_proto(proto.sampling)
+        except ValueError:
+            raise InvalidRequest("this kind of grammar is not known", param="grammar") from None
+        return cls(
+            request_id=proto.request_id,
+            key=proto.key,
+            attempt=proto.attempt,
+            token_ids=ids.from_bytes(proto.token_ids),
+            num_prompt_tokens=proto.num_prompt_tokens,
+            sampling=sampling,
+            cache_salt=proto.cache_salt,
+            timeout_ms=proto.timeout_ms,
+            router_id=router_id,
+            traceparent=proto.traceparent,
+        )

@@ -13,15 +13,14 @@ from grpc import aio
 from baton.errors import (
     BatonError,
     Cancelled,
-    ContextLengthExceeded,
     DeadlineExceeded,
     InvalidRequest,
     LayoutMismatch,
     NoCapacity,
     NodeUnavailable,
-    NumericalError,
     Overloaded,
     TransferError,
+    from_code,
 )
 
 _CODE, _PARAM = "baton-code", "baton-param"
@@ -37,10 +36,6 @@ _STATUS: tuple[tuple[type[BatonError], grpc.StatusCode], ...] = (
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Cancelled, grpc.StatusCode.CANCELLED),
 )
-_BY_CODE: dict[str, type[BatonError]] = {
-    str(kind.code): kind
-    for kind in (ContextLengthExceeded, InvalidRequest, LayoutMismatch, TransferError, NumericalError, Overloaded)
-}
 
 
 def status_of(error: BatonError) -> grpc.StatusCode:
@@ -59,8 +54,9 @@ def error_of(rpc_error: aio.AioRpcError) -> BatonError:
     """The BatonError behind a failed call; a peer that is gone is NodeUnavailable."""
     metadata = dict(rpc_error.trailing_metadata() or ())
     message, param = rpc_error.details() or "", metadata.get(_PARAM)
-    kind = _BY_CODE.get(str(metadata.get(_CODE)))
-    if kind is None:
-        status = rpc_error.code()
-        kind = next((kind for kind, other in _STATUS if other is status), BatonError)
-    return kind(message, param=str(param) if param else None)
+    param = str(param) if param else None
+    if code := metadata.get(_CODE):
+        return from_code(str(code), message, param)
+    status = rpc_error.code()
+    kind = next((kind for kind, other in _STATUS if other is status), BatonError)
+    return kind(message, param=param)

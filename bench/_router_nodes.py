@@ -3,13 +3,13 @@
 
     python -m bench._router_nodes REDIS_URL
 
-Every STEP_S the decode node gives each of its requests one token, in one message per router, as a real one does.
+Every STEP_S the decode node gives each of its requests one token, in one message per router, as a real one does; all
+else is answered in the next turn of the event loop.
 """
 
 import asyncio
 import itertools
 import sys
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,37 +18,25 @@ import uvloop
 from baton import redis_client, rpc
 from baton.registry import NodeRecord, Registration, Role
 from baton.request import FinishReason
-from baton.v1 import (
-    decode_pb2,
-    decode_pb2_grpc,
-    node_pb2,
-    node_pb2_grpc,
-    prefill_pb2,
-    prefill_pb2_grpc,
-    transfer_pb2,
-    types_pb2,
-)
+from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
 
 STEP_S = 0.01
 BEAT_S = 0.5
 TOKEN = 1
+_ID_BYTES = 4
 _LIMIT = int(FinishReason.LENGTH.value)
 
 
 class Node:
-    """Both roles' services. A prefill node commits to the decode node by a call in this process."""
+    """Either role. A prefill node commits to the decode node by a call in this process."""
 
     def __init__(self, role: Role, decode: "Node | None") -> None:
         self.role, self.decode = role, decode or self
         self.server = rpc.server()
-        self._requests: dict[str, dict[int, list[int]]] = {}  # router -> key -> [attempt, next index, limit]
-        self._finished: dict[str, deque[types_pb2.Finished]] = {}
-        self._started: dict[str, deque[types_pb2.Started]] = {}
-        self._granted: dict[int, types_pb2.Generation] = {}
+        self._sessions: dict[str, Session] = {}
         self._ids = itertools.count(1)
+        self._granted: dict[int, tuple[Session, types_pb2.Generation]] = {}
         node_pb2_grpc.add_NodeServicer_to_server(self, self.server)  # type: ignore[arg-type]
-        decode_pb2_grpc.add_DecodeServicer_to_server(self, self.server)  # type: ignore[arg-type]
-        prefill_pb2_grpc.add_PrefillServicer_to_server(self, self.server)  # type: ignore[arg-type]
 
     async def start(self, redis: Any) -> None:
         """Serve, and be found."""
@@ -60,73 +48,104 @@ class Node:
         )  # fmt: skip
         await Registration(redis, record).start()
 
-    async def Attach(self, request: node_pb2.AttachRequest, context: Any) -> AsyncIterator[node_pb2.StepBatch]:
-        router = request.router_id
-        requests = self._requests.setdefault(router, {})
-        load = types_pb2.Load(state=types_pb2.NODE_STATE_READY, num_blocks=10**6, num_free_blocks=10**6)
-        loop = asyncio.get_running_loop()
-        next_beat = loop.time()
-        for sequence in itertools.count():
-            batch = node_pb2.StepBatch(epoch=1, sequence=sequence)
-            while True:
-                self._step(router, requests, batch)
-                if loop.time() >= next_beat:
-                    next_beat = loop.time() + BEAT_S
-                    batch.load.CopyFrom(load)
-                    break
-                if batch.keys or batch.started:
-                    break
-                await asyncio.sleep(STEP_S)
-            yield batch
-            await asyncio.sleep(STEP_S)
+    async def Attach(self, requests: AsyncIterator[node_pb2.RouterBatch], context: Any) -> None:
+        router_id = (await anext(requests)).router_id
+        session = self._sessions[router_id] = Session()
+        beside = [asyncio.create_task(session.step()), asyncio.create_task(self._read(session, requests))]
+        try:
+            for sequence in itertools.count():
+                await session.wake.wait()
+                session.wake.clear()
+                batch, session.batch = session.batch, node_pb2.StepBatch()
+                batch.epoch, batch.sequence = 1, sequence
+                await context.write(batch)
+        finally:
+            for task in beside:
+                task.cancel()
 
-    def _step(self, router: str, requests: dict[int, list[int]], batch: node_pb2.StepBatch) -> None:
-        batch.started.extend(self._started.pop(router, ()))
-        for key, row in list(requests.items()):
-            attempt, index, limit = row
-            batch.keys.append(key)
-            batch.attempts.append(attempt)
-            batch.indices.append(index)
-            batch.token_ids.append(TOKEN)
-            row[1] += 1
-            if index + 1 >= limit:
-                del requests[key]
-                batch.finished.add(key=key, attempt=attempt, num_output_tokens=index + 1, reason=_LIMIT)
+    async def _read(self, session: "Session", requests: AsyncIterator[node_pb2.RouterBatch]) -> None:
+        async for batch in requests:
+            for key in batch.cancelled_keys:
+                session.requests.pop(key, None)
+            for start in batch.starts:
+                self._begin(session, start)
+            for granted in batch.grants:
+                self._ship(session, granted)
+            session.wake.set()
 
-    async def Reserve(self, request: decode_pb2.ReserveRequest, context: Any) -> transfer_pb2.Grant:
-        grant_id = next(self._ids)
-        self._granted[grant_id] = request.generation
-        return transfer_pb2.Grant(grant_id=grant_id, decode_node_id=self.role, decode_epoch=1)
-
-    async def Generate(self, request: types_pb2.Generation, context: Any) -> decode_pb2.GenerateReply:
-        self.begin(request)
-        return decode_pb2.GenerateReply()
-
-    async def Cancel(self, request: decode_pb2.CancelRequest, context: Any) -> decode_pb2.CancelReply:
-        for key in request.keys:
-            self._requests.get(request.router_id, {}).pop(key, None)
-        return decode_pb2.CancelReply()
-
-    async def Run(self, requests: Any, context: Any) -> AsyncIterator[prefill_pb2.RunEvent]:
-        generation = (await anext(requests)).generation
-        only = generation.sampling.max_tokens == 1
-        reason = FinishReason.LENGTH if only else FinishReason.UNFINISHED
-        index = len(generation.token_ids) - generation.num_prompt_tokens
-        first = prefill_pb2.FirstToken(token_id=TOKEN, index=index, finish_reason=reason.value)
-        yield prefill_pb2.RunEvent(first_token=first)
-        if only:
+    def _begin(self, session: "Session", start: node_pb2.Start) -> None:
+        generation = start.generation
+        if self.role == "prefill":
+            session.batch.first_tokens.append(_first_token(generation))
             return
-        grant = (await anext(requests)).grant
-        self.decode.begin(self.decode._granted.pop(grant.grant_id), drawn=1)
-        yield prefill_pb2.RunEvent(transferred=prefill_pb2.Transferred())
+        grant = None
+        if start.prefill_node_id:
+            grant = transfer_pb2.Grant(grant_id=next(self._ids), decode_node_id=self.role, decode_epoch=1)
+            self._granted[grant.grant_id] = session, generation
+        else:
+            session.begin(generation)
+        session.batch.granted.add(key=generation.key, attempt=generation.attempt, grant=grant)
+
+    def _ship(self, session: "Session", granted: node_pb2.Granted) -> None:
+        there, generation = self.decode._granted.pop(granted.grant.grant_id)
+        there.begin(generation, drawn=1)
+        session.batch.transferred.add(key=granted.key, attempt=granted.attempt)
+
+
+class Session:
+    """A router."""
+
+    def __init__(self) -> None:
+        self.batch = node_pb2.StepBatch()
+        self.wake = asyncio.Event()
+        self.requests: dict[int, list[int]] = {}  # key -> [attempt, next index, limit]
 
     def begin(self, generation: types_pb2.Generation, drawn: int = 0) -> None:
         """The request joins the batch; `drawn` tokens of it are there already."""
-        index = len(generation.token_ids) - generation.num_prompt_tokens + drawn
-        row = [generation.attempt, index, generation.sampling.max_tokens]
-        self._requests.setdefault(generation.router_id, {})[generation.key] = row
-        started = types_pb2.Started(key=generation.key, attempt=generation.attempt)
-        self._started.setdefault(generation.router_id, deque()).append(started)
+        index = _num_output(generation) + drawn
+        self.requests[generation.key] = [generation.attempt, index, generation.sampling.max_tokens]
+        self.batch.started.add(key=generation.key, attempt=generation.attempt)
+
+    async def step(self) -> None:
+        """For ever."""
+        load = types_pb2.Load(state=types_pb2.NODE_STATE_READY, num_blocks=10**6, num_free_blocks=10**6)
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time()
+        while True:
+            for key, row in list(self.requests.items()):
+                self._give_token(key, row)
+            if loop.time() >= next_beat:
+                next_beat = loop.time() + BEAT_S
+                self.batch.load.CopyFrom(load)
+            if self.batch.ByteSize():
+                self.wake.set()
+            await asyncio.sleep(STEP_S)
+
+    def _give_token(self, key: int, row: list[int]) -> None:
+        (attempt, index, limit), batch = row, self.batch
+        batch.keys.append(key)
+        batch.attempts.append(attempt)
+        batch.indices.append(index)
+        batch.token_ids.append(TOKEN)
+        row[1] += 1
+        if index + 1 >= limit:
+            del self.requests[key]
+            batch.finished.add(key=key, attempt=attempt, num_output_tokens=index + 1, reason=_LIMIT)
+
+
+def _num_output(generation: types_pb2.Generation) -> int:
+    return len(generation.token_ids) // _ID_BYTES - generation.num_prompt_tokens
+
+
+def _first_token(generation: types_pb2.Generation) -> types_pb2.FirstToken:
+    only = generation.sampling.max_tokens == 1
+    return types_pb2.FirstToken(
+        key=generation.key,
+        attempt=generation.attempt,
+        token_id=TOKEN,
+        index=_num_output(generation),
+        finish_reason=types_pb2.FINISH_REASON_LENGTH if only else types_pb2.FINISH_REASON_UNSPECIFIED,
+    )
 
 
 async def serve(redis_url: str) -> None:

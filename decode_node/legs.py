@@ -5,7 +5,7 @@ import time
 
 from baton.request import Generation
 from baton.timeline import Timeline
-from baton.v1 import transfer_pb2, types_pb2
+from baton.v1 import types_pb2
 from engine.grammar.state import GrammarState
 from engine.request import Request
 from kv_transfer.incoming import IncomingTransfer
@@ -25,7 +25,7 @@ class DecodeLeg:
         self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
         self.incoming: IncomingTransfer | None = None
-        self.accepted: asyncio.Future[transfer_pb2.Grant | None] = loop.create_future()  # what the RPC waits for
+        self.is_accepted = False  # its router has been told so
         self.over: asyncio.Future[None] = loop.create_future()  # its last token is out
         self.last_block_hash = b""  # of the last full block of its tokens
         self.is_shipped = False  # nothing is written into its blocks any more, and all of it is there

@@ -6,7 +6,7 @@ from baton import redis_client
 from baton.lifecycle import Shutdown
 from baton.node_shell import NodeShell
 from baton.settings import NodeConfig
-from baton.v1 import decode_pb2, decode_pb2_grpc, prompt_pb2_grpc
+from baton.v1 import prompt_pb2_grpc
 from decode_node.service import DecodeService
 from engine import hosting
 from engine.engine import Engine
@@ -21,7 +21,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     """Serve until drained."""
     redis = redis_client.connect(config.redis_url)
     loop = asyncio.get_running_loop()
-    facts = hosting.facts(config, engine, "decode", decode_pb2.DESCRIPTOR.services_by_name["Decode"].full_name)
+    facts = hosting.facts(config, engine, "decode")
     shell = NodeShell(config, facts, redis, lambda: step_loop.call(lambda engine: engine.blocks.published()))
 
     def on_output(step: StepOutput) -> None:
@@ -48,9 +48,8 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     )
     prompts = PromptService(step_loop, shell.sessions, shell.board, shell.timelines)
     prompt_pb2_grpc.add_PromptServicer_to_server(prompts, shell.server)
-    decode_pb2_grpc.add_DecodeServicer_to_server(service, shell.server)
     try:
-        await shell.listen()
+        await shell.listen(service)
         receiver.address = shell.address
         await receiver.start()
         step_loop.start()

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from baton.node_load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
 from baton.request import FinishReason
-from baton.sessions import Session, Sessions
+from baton.session import Session
+from baton.sessions import Sessions
 from decode_node.legs import DecodeLeg
 from engine.outputs import StepOutput
 from engine.owners import Owners

@@ -2,7 +2,7 @@
 
 A request whose KV is shipped here passes these states; its owner task (`_receive`) walks through them:
 
-    queued      Reserve has come, blocks for its prompt are not free yet (reservations)
+    queued      the router's start has come, blocks for its prompt are not free yet (reservations)
     granted     blocks allocated, receives posted, the grant is on its way: router -> prefill node
     committed   the prefill node has sent all of it, and its digests are right
     running     in the continuous batch; tokens go to the router's session, from the second output token on
@@ -10,8 +10,9 @@ A request whose KV is shipped here passes these states; its owner task (`_receiv
 
 From each of them it can go to *over* at once: cancelled by its router, replaced by a newer attempt, its router gone,
 its time up, its transfer failed. Blocks into which a transfer may still write are released only when the transfer says
-that nothing can (`IncomingTransfer.cancel` has returned). A request that is prefilled here (Generate) is queued in the
-engine and then running. The router hears of a leg's end by Finished, unless it asked for it itself.
+that nothing can (`IncomingTransfer.cancel` has returned). A request that is prefilled here (no prefill node is named)
+is queued in the engine and then running. The router hears of a leg's end by Finished, or by Failed where it was never
+taken up, unless it asked for it itself.
 """
 
 import asyncio
@@ -19,17 +20,15 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from grpc import aio
-
-from baton import rpc_errors
 from baton.errors import BatonError, Cancelled, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
 from baton.legs import within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
+from baton.session import Leg
 from baton.sessions import Sessions
 from baton.timeline import TimelineBook
-from baton.v1 import decode_pb2, decode_pb2_grpc, transfer_pb2, types_pb2
+from baton.v1 import transfer_pb2
 from decode_node.legs import DecodeLeg
 from decode_node.outputs import Outputs
 from decode_node.reservations import Reservations
@@ -43,8 +42,8 @@ from kv_transfer.receiver import KVReceiver
 MAX_LEASE_S = 120.0
 
 
-class DecodeService(decode_pb2_grpc.DecodeServicer):
-    """The servicer."""
+class DecodeService:
+    """What routers start here (`node_service.Legs`), and what becomes of it."""
 
     def __init__(
         self,
@@ -63,29 +62,26 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         self.outputs = Outputs(sessions, board)
         self._legs: set[DecodeLeg] = set()
 
-    async def Reserve(  # noqa: N802
-        self, request: decode_pb2.ReserveRequest, context: aio.ServicerContext[Any, Any]
-    ) -> transfer_pb2.Grant:
-        """Answers when there are blocks."""
-        leg = DecodeLeg(Generation.from_proto(request.generation))
-        grant = await self._accept(leg, self._receive(leg, request.prefill_node_id, request.prefill_epoch), context)
-        return grant or transfer_pb2.Grant()
+    def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
+        """Grant blocks to that prefill node; where none is named, compute the prompt here."""
+        leg = DecodeLeg(generation)
+        try:
+            self._check(generation)
+            self._sessions.open(leg)
+        except Cancelled:  # its router has given it up, or this is a copy of what is here
+            return
+        except BatonError as error:
+            ERRORS.labels(error.code).inc()
+            self._sessions.refuse(generation, error)
+            return
+        self._timelines.add(leg.timeline)
+        self._legs.add(leg)
+        walk = self._receive(leg, prefill_node_id, prefill_epoch) if prefill_node_id else self._generate(leg)
+        leg.owner = asyncio.create_task(self._own(leg, walk), name=f"leg {generation.request_id}")
+        leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
 
-    async def Generate(  # noqa: N802
-        self, request: types_pb2.Generation, context: aio.ServicerContext[Any, Any]
-    ) -> decode_pb2.GenerateReply:
-        """Answers when the engine has queued the request."""
-        leg = DecodeLeg(Generation.from_proto(request))
-        await self._accept(leg, self._generate(leg), context)
-        return decode_pb2.GenerateReply()
-
-    async def Cancel(  # noqa: N802
-        self, request: decode_pb2.CancelRequest, context: aio.ServicerContext[Any, Any]
-    ) -> decode_pb2.CancelReply:
-        """Ends those attempts and older ones, also where they have not come yet."""
-        for key, attempt in zip(request.keys, request.attempts, strict=False):
-            self._sessions.cancel(request.router_id, key, attempt)
-        return decode_pb2.CancelReply()
+    def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
+        """Nothing is shipped from here."""
 
     def deliver(self, step: StepOutput) -> None:
         """In the event loop, after each step."""
@@ -100,29 +96,11 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         if legs:
             await asyncio.wait([leg.owner for leg in legs])
 
-    async def _accept(
-        self, leg: DecodeLeg, walk: Coroutine[Any, Any, None], context: aio.ServicerContext[Any, Any]
-    ) -> transfer_pb2.Grant | None:
-        """Give the leg its owner task, and wait until the leg is accepted; a caller that goes before takes it along."""
-        self._timelines.add(leg.timeline)
-        self._legs.add(leg)
-        leg.owner = asyncio.create_task(self._own(leg, walk), name=f"leg {leg.generation.request_id}")
-        leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
-        try:
-            return await asyncio.shield(leg.accepted)
-        except BatonError as error:
-            await rpc_errors.abort(context, error)
-        except asyncio.CancelledError:
-            leg.cancel()
-            raise
-
     async def _own(self, leg: DecodeLeg, walk: Coroutine[Any, Any, None]) -> None:
         """Walk a leg through its states, then give back what it holds, whatever happened."""
         error: BatonError | None = None
         try:
             async with within_time(leg.generation):
-                self._check(leg.generation)
-                self._sessions.open(leg)
                 await walk
         except BatonError as raised:
             error = raised
@@ -134,14 +112,18 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
             await leg.incoming.cancel()
         self._step_loop.submit(lambda engine: self._release(engine, leg))
 
+    def _accept(self, leg: DecodeLeg, grant: transfer_pb2.Grant | None) -> None:
+        leg.is_accepted = True
+        leg.timeline.reply()
+        self._sessions.grant(leg, grant)
+
     def _tell_end(self, leg: DecodeLeg, error: BatonError | None) -> None:
-        if not leg.accepted.done():
-            leg.accepted.set_exception(error or Cancelled("ended before it was accepted"))
-            leg.accepted.exception()  # the caller may be gone
-        elif error is not None:
-            self._sessions.finish(leg, leg.num_output_tokens, FinishReason.ERROR, error.code or "", error.message)
         if error is not None:
             ERRORS.labels(error.code).inc()
+            if leg.is_accepted:
+                self._sessions.finish(leg, leg.num_output_tokens, FinishReason.ERROR, error.code or "", error.message)
+            else:
+                self._sessions.fail(leg, error)
         self._sessions.close(leg)
 
     def _check(self, generation: Generation) -> None:
@@ -164,8 +146,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         )
         granted_s = time.monotonic()
         leg.timeline.add("wait for blocks", leg.arrived_s, num_cached_blocks=request.num_present_blocks)
-        leg.timeline.reply()
-        leg.accepted.set_result(incoming.grant)
+        self._accept(leg, incoming.grant)
         commit = await incoming.committed()
         leg.timeline.add("wait for KV", granted_s, num_blocks=incoming.grant.num_missing_blocks, peer=prefill_node_id)
         leg.begin_decoding()
@@ -192,8 +173,7 @@ class DecodeService(decode_pb2_grpc.DecodeServicer):
         self._board.check_room()
         leg.grammar = await self._step_loop.prepare(leg.generation)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
-        leg.timeline.reply()
-        leg.accepted.set_result(None)
+        self._accept(leg, None)
         await leg.over
 
     def _add(self, engine: Engine, leg: DecodeLeg) -> None:

@@ -7,10 +7,11 @@ from baton import gpu_metrics, redis_client
 from baton.node_shell import NodeFacts, say_progress
 from baton.registry import Role
 from baton.settings import NodeConfig
-from baton.v1 import prompt_pb2
+from baton.v1 import node_pb2, prompt_pb2
 from engine import passing_thread
 from engine.engine import Engine
 
+_SERVICES = (node_pb2.DESCRIPTOR.services_by_name["Node"], prompt_pb2.DESCRIPTOR.services_by_name["Prompt"])
 _SWITCH_INTERVAL_S = 0.001  # the event loop gets the interpreter back soon, also where it shares a core with steps
 
 
@@ -24,11 +25,11 @@ def load(config: NodeConfig) -> Engine:
     return engine
 
 
-def facts(config: NodeConfig, engine: Engine, role: Role, service: str) -> NodeFacts:
-    """Of a node that has this gRPC service, beside the one for prompts."""
+def facts(config: NodeConfig, engine: Engine, role: Role) -> NodeFacts:
+    """Of a node of that pool."""
     return NodeFacts(
         role=role,
-        services=(service, prompt_pb2.DESCRIPTOR.services_by_name["Prompt"].full_name),
+        services=tuple(service.full_name for service in _SERVICES),
         models=config.served_model_name,
         model_fingerprint=engine.layout.model_fingerprint,
         block_size=engine.config.block_size,

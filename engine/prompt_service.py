@@ -39,7 +39,7 @@ class PromptLeg:
     """
 
     def __init__(self, proto: prompt_pb2.PromptRequest, task: "asyncio.Task[Any] | None") -> None:
-        self._generation = generation = Generation.from_proto(proto.generation)
+        self._generation = generation = Generation.from_proto(proto.generation, proto.router_id)
         self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
         self._task = task
         self.work = PromptWork(proto.num_logprobs if proto.scores else -1, proto.embeds)
@@ -74,7 +74,10 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
     ) -> None:
         """One leg, in this task."""
         task = asyncio.current_task()
-        leg = PromptLeg(request, task)
+        try:
+            leg = PromptLeg(request, task)
+        except InvalidRequest as error:
+            await rpc_errors.abort(context, error)
         self._timelines.add(leg.timeline)
         if task is not None:
             self._tasks.add(task)

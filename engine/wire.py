@@ -1,7 +1,7 @@
 """What the engine says of a request, as the messages that travel to routers."""
 
 from baton.request import Generation
-from baton.v1 import prefill_pb2, types_pb2
+from baton.v1 import types_pb2
 from engine.outputs import Output
 from engine.sampling.sampler import Logprobs
 
@@ -18,10 +18,12 @@ def token_logprobs(generation: Generation, index: int, logprobs: Logprobs) -> ty
     )
 
 
-def first_token(output: Output) -> prefill_pb2.FirstToken:
+def first_token(output: Output) -> types_pb2.FirstToken:
     """Of a prefill-only request."""
     request, logprobs = output.request, output.logprobs
-    return prefill_pb2.FirstToken(
+    return types_pb2.FirstToken(
+        key=request.key,
+        attempt=request.attempt,
         token_id=output.token_id,
         index=output.index,
         finish_reason=output.finish_reason.value,

@@ -114,7 +114,7 @@ def rates_are_limited(context: Context) -> Result:
 async def _attach(address: str) -> grpc.StatusCode | None:
     """The code with which a stream ends that was opened without the token."""
     async with grpc.aio.insecure_channel(address) as channel:
-        call = node_pb2_grpc.NodeStub(channel).Attach(node_pb2.AttachRequest(), timeout=_RPC_TIMEOUT_S)
+        call = node_pb2_grpc.NodeStub(channel).Attach(timeout=_RPC_TIMEOUT_S)
         try:
             await call.read()
         except grpc.aio.AioRpcError as error:

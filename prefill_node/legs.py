@@ -1,13 +1,17 @@
 """A request's part on a prefill node: what the engine and the transfer say of it, brought together.
 
 Progress comes from the step thread, one layer group of one step at a time; the grant comes from the router, before,
-during or after that. `attach` replays to the transfer what was computed before it was there.
+during or after that. Where both the grant and the blocks are known the transfer is opened, and told what was computed
+before it was there.
 """
 
 import asyncio
+from collections.abc import Callable
 
+from baton.errors import BatonError
 from baton.request import Generation
 from baton.timeline import Timeline
+from baton.v1 import transfer_pb2
 from engine.grammar.state import GrammarState
 from engine.outputs import Output
 from engine.request import Request
@@ -19,16 +23,25 @@ class PrefillLeg:
 
     owner: asyncio.Task[None]
 
-    def __init__(self, generation: Generation, num_layer_groups: int) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        num_layer_groups: int,
+        open_transfer: Callable[[transfer_pb2.Grant, list[int]], OutgoingTransfer],
+    ) -> None:
+        """`open_transfer` gets the grant and the block ids; it may raise TransferError."""
         self._loop = asyncio.get_running_loop()
         self._generation = generation
         self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
         self._num_ready_blocks = [0] * num_layer_groups
         self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
-        self.scheduled: asyncio.Future[list[int]] = self._loop.create_future()  # its block ids, in order, all of them
+        self._open_transfer = open_transfer
+        self._grant: transfer_pb2.Grant | None = None
+        self._block_ids: list[int] = []  # in order, all of them, once it is scheduled
         self.output: asyncio.Future[Output] = self._loop.create_future()
         self.transfer: OutgoingTransfer | None = None
+        self.opened: asyncio.Future[None] = self._loop.create_future()  # the transfer is, or cannot be
         self.last_block_hash = b""  # of the last full block of its tokens
         self.is_ending = False  # the owner cleans up: that must not be interrupted
 
@@ -43,18 +56,33 @@ class PrefillLeg:
 
     def advance(self, layer_group: int, num_blocks: int, block_ids: list[int]) -> None:
         """Blocks [0, num_blocks) of a layer group are computed and will not change."""
-        if not self.scheduled.done():
-            self.scheduled.set_result(block_ids)
         self._num_ready_blocks[layer_group] = num_blocks
         if self.transfer is not None:
             self.transfer.ready(layer_group, num_blocks)
+        elif not self._block_ids:
+            self._block_ids = block_ids
+            self._open_if_ready()
 
-    def attach(self, transfer: OutgoingTransfer) -> None:
-        """The grant has come, and the transfer is open."""
-        self.transfer = transfer
+    def take_grant(self, grant: transfer_pb2.Grant) -> None:
+        """From the decode node, by way of the router. The first one counts."""
+        if self._grant is None and not self.is_ending:
+            self.timeline.mark("grant", num_blocks=grant.num_missing_blocks)
+            self._grant = grant
+            self._open_if_ready()
+
+    def _open_if_ready(self) -> None:
+        if self._grant is None or not self._block_ids or self.is_ending or self.opened.done():
+            return
+        try:
+            transfer = self.transfer = self._open_transfer(self._grant, self._block_ids)
+        except BatonError as error:
+            self.opened.set_exception(error)
+            self.opened.exception()  # nobody may come to ask
+            return
         for layer_group, num_blocks in enumerate(self._num_ready_blocks):
             if num_blocks:
                 transfer.ready(layer_group, num_blocks)
+        self.opened.set_result(None)
 
     def _cancel_owner(self) -> None:
         if not self.is_ending:

@@ -7,7 +7,7 @@ from baton import redis_client
 from baton.lifecycle import Shutdown
 from baton.node_shell import NodeShell
 from baton.settings import NodeConfig
-from baton.v1 import prefill_pb2, prefill_pb2_grpc, prompt_pb2_grpc
+from baton.v1 import prompt_pb2_grpc
 from engine import hosting
 from engine.engine import Engine
 from engine.outputs import StepOutput
@@ -27,7 +27,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     """Serve until drained."""
     redis = redis_client.connect(config.redis_url)
     loop = asyncio.get_running_loop()
-    facts = hosting.facts(config, engine, "prefill", prefill_pb2.DESCRIPTOR.services_by_name["Prefill"].full_name)
+    facts = hosting.facts(config, engine, "prefill")
     shell = NodeShell(config, facts, redis, lambda: step_loop.call(lambda engine: engine.blocks.published()))
 
     def on_output(step: StepOutput) -> None:
@@ -54,9 +54,8 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     engine.steps.on_layer_group = service.outputs.on_layer_group
     prompts = PromptService(step_loop, shell.sessions, shell.board, shell.timelines)
     prompt_pb2_grpc.add_PromptServicer_to_server(prompts, shell.server)
-    prefill_pb2_grpc.add_PrefillServicer_to_server(service, shell.server)
     try:
-        await shell.listen()
+        await shell.listen(service)
         step_loop.start()
         await step_loop.call(service.outputs.publish)
         await shell.run(shutdown)

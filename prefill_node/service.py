@@ -7,28 +7,25 @@
     committing   the last blocks are sent; the decode node checks and accepts
     over         the router is told, the blocks are released (and stay cached)
 
-Where token 0 is also the last one nothing is transferred. From each state it can go to *over* at once: the router ends
-the stream or is gone, a newer attempt comes, the time is up, the transfer fails. The blocks are released only when
+Where token 0 is also the last one nothing is transferred. From each state it can go to *over* at once: its router
+cancels it or is gone, a newer attempt comes, the time is up, the transfer fails. The blocks are released only when
 nothing reads them any more: after the commit, or when `OutgoingTransfer.abort` has returned.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from typing import Any
 
-from grpc import aio
-
-from baton import rpc_errors
 from baton.errors import BatonError, Cancelled, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
 from baton.legs import within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
+from baton.session import Leg
 from baton.sessions import Sessions
 from baton.timeline import TimelineBook
-from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from baton.v1 import node_pb2, transfer_pb2
 from engine.engine import Engine
+from engine.outputs import Output
 from engine.request_events import events
 from engine.step_loop import StepLoop
 from engine.wire import first_token
@@ -36,14 +33,9 @@ from kv_transfer.sender import KVSender
 from prefill_node.legs import PrefillLeg
 from prefill_node.outputs import Outputs
 
-_FIRST_MESSAGE_S = 5.0
 
-_Messages = AsyncIterator[prefill_pb2.RunMessage]
-_Context = aio.ServicerContext[Any, Any]
-
-
-class PrefillService(prefill_pb2_grpc.PrefillServicer):
-    """The servicer."""
+class PrefillService:
+    """What routers start here (`node_service.Legs`), and what becomes of it."""
 
     def __init__(
         self,
@@ -61,24 +53,27 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         self.outputs = Outputs(board)
         self._legs: set[PrefillLeg] = set()
 
-    async def Run(  # type: ignore[override]  # noqa: N802
-        self, request_iterator: _Messages, context: _Context
-    ) -> None:
-        """One leg. Its owner task outlives this call where that is what cleaning up takes."""
-        messages = aiter(request_iterator)
+    def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
+        """Compute a prompt and ship its KV; a prefill node is only named to decode nodes."""
+        leg = PrefillLeg(generation, self._layout.num_layer_groups, self._sender.open)
         try:
-            leg = PrefillLeg(await _read_generation(messages), self._layout.num_layer_groups)
-            self._timelines.add(leg.timeline)
-            self._legs.add(leg)
-            leg.owner = asyncio.create_task(self._own(leg, messages, context), name=leg.generation.request_id)
-            leg.owner.add_done_callback(lambda owner: self._over(leg, owner))
-            try:
-                await asyncio.shield(leg.owner)
-            except asyncio.CancelledError:
-                leg.cancel()
-                raise
+            self._check(generation)
+            self._sessions.open(leg)
+        except Cancelled:  # its router has given it up, or this is a copy of what is here
+            return
         except BatonError as error:
-            await rpc_errors.abort(context, error)
+            ERRORS.labels(error.code).inc()
+            self._sessions.refuse(generation, error)
+            return
+        self._timelines.add(leg.timeline)
+        self._legs.add(leg)
+        leg.owner = asyncio.create_task(self._own(leg), name=f"leg {generation.request_id}")
+        leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
+
+    def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
+        """The decode node's, for a leg that is here."""
+        if isinstance(leg, PrefillLeg):
+            leg.take_grant(grant)
 
     async def close(self) -> None:
         """Cancel what is left, and return when all blocks are given back."""
@@ -88,44 +83,37 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
         if legs:
             await asyncio.wait([leg.owner for leg in legs])
 
-    def _over(self, leg: PrefillLeg, owner: asyncio.Task[None]) -> None:
-        self._legs.discard(leg)
-        if not owner.cancelled():
-            owner.exception()  # its call may be gone: then nobody else asks
-
-    async def _own(self, leg: PrefillLeg, messages: _Messages, context: _Context) -> None:
-        """Walk a leg through its states, then give back what it holds, whatever happened. Raises BatonErrors only."""
-        code = ""
+    async def _own(self, leg: PrefillLeg) -> None:
+        """Walk a leg through its states, then give back what it holds, whatever happened."""
+        error: BatonError | None = None
         try:
             async with within_time(leg.generation):
-                self._check(leg.generation)
-                self._sessions.open(leg)
-                await self._walk(leg, messages, context)
-        except BatonError as error:
-            code = error.code or ""
-            ERRORS.labels(code).inc()
-            raise
-        finally:
-            leg.is_ending = True
-            leg.timeline.end(code)
-            self._sessions.close(leg)
-            if leg.transfer is not None:
-                await leg.transfer.abort()  # nothing to do after a commit
-            self._step_loop.submit(lambda engine: self._release(engine, leg))
+                await self._walk(leg)
+        except BatonError as raised:
+            error = raised
+            ERRORS.labels(error.code).inc()
+        leg.is_ending = True
+        leg.timeline.end("" if error is None else error.code or "")
+        if error is not None:
+            self._sessions.fail(leg, error)
+        self._sessions.close(leg)
+        if leg.transfer is not None:
+            await leg.transfer.abort()  # nothing to do after a commit
+        self._step_loop.submit(lambda engine: self._release(engine, leg))
 
-    async def _walk(self, leg: PrefillLeg, messages: _Messages, context: _Context) -> None:
-        self._board.check_room()
+    async def _walk(self, leg: PrefillLeg) -> None:
         leg.grammar = await self._step_loop.prepare(leg.generation)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
-        opening = asyncio.create_task(self._open_transfer(leg, messages), name="grant")
-        try:
-            is_last = await self._send_first_token(leg, context)
-            if not is_last:
-                await opening
-                await self._commit(leg, context)
-        finally:
-            opening.cancel()
-            await asyncio.wait([opening])
+        output = await leg.output
+        if output.error is not None:
+            raise output.error
+        leg.timeline.mark("first token")
+        leg.timeline.reply()
+        if (session := self._sessions.of(leg)) is not None:
+            session.add_first_token(first_token(output))
+        if output.finish_reason is FinishReason.UNFINISHED:
+            await leg.opened
+            await self._commit(leg, output)
 
     def _add(self, engine: Engine, leg: PrefillLeg) -> None:
         request = leg.request = engine.add(leg.generation, prefill_only=True, grammar=leg.grammar)
@@ -142,30 +130,13 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
             engine.release(leg.request)
             self.outputs.publish(engine)
 
-    async def _open_transfer(self, leg: PrefillLeg, messages: _Messages) -> None:
-        message = await anext(messages, None)
-        if message is None or message.WhichOneof("message") != "grant":
-            raise Cancelled("the router sent no grant")
-        leg.timeline.mark("grant", num_blocks=message.grant.num_missing_blocks)
-        leg.attach(self._sender.open(message.grant, await asyncio.shield(leg.scheduled)))
-
-    async def _send_first_token(self, leg: PrefillLeg, context: _Context) -> bool:
-        """Whether it is also the last."""
-        output = await asyncio.shield(leg.output)
-        if output.error is not None:
-            raise output.error
-        leg.timeline.mark("first token")
-        leg.timeline.reply()
-        await context.write(prefill_pb2.RunEvent(first_token=first_token(output)))
-        return output.finish_reason is not FinishReason.UNFINISHED
-
-    async def _commit(self, leg: PrefillLeg, context: _Context) -> None:
-        transfer, output = leg.transfer, leg.output.result()
+    async def _commit(self, leg: PrefillLeg, output: Output) -> None:
+        transfer, generation = leg.transfer, leg.generation
         if transfer is None:
             raise RuntimeError("no transfer to commit")
         committed_s = time.monotonic()
         stats = await transfer.commit(
-            len(leg.generation.token_ids), leg.last_block_hash, output.token_id, leg.generation.timeout_ms / 1000
+            len(generation.token_ids), leg.last_block_hash, output.token_id, generation.timeout_ms / 1000
         )
         leg.timeline.add(
             "transfer",
@@ -175,24 +146,21 @@ class PrefillService(prefill_pb2_grpc.PrefillServicer):
             transport=stats.transport,
             tail_ms=round(1000 * stats.tail_s, 3),
         )
-        transferred = prefill_pb2.Transferred(
-            num_bytes=stats.num_bytes, num_blocks=stats.num_blocks, tail_s=stats.tail_s, transport=stats.transport
-        )
-        await context.write(prefill_pb2.RunEvent(transferred=transferred))
+        if (session := self._sessions.of(leg)) is not None:
+            session.add_transferred(
+                node_pb2.Transferred(
+                    key=generation.key,
+                    attempt=generation.attempt,
+                    num_bytes=stats.num_bytes,
+                    num_blocks=stats.num_blocks,
+                    tail_s=stats.tail_s,
+                    transport=stats.transport,
+                )
+            )
 
     def _check(self, generation: Generation) -> None:
+        self._board.check_room()
         if not generation.token_ids:
             raise InvalidRequest("a request without tokens")
         if len(generation.token_ids) > self._num_blocks * self._layout.block_size:
             raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
-
-
-async def _read_generation(messages: _Messages) -> Generation:
-    try:
-        async with asyncio.timeout(_FIRST_MESSAGE_S):
-            message = await anext(messages, None)
-    except TimeoutError:
-        raise InvalidRequest("no generation came") from None
-    if message is None or message.WhichOneof("message") != "generation":
-        raise InvalidRequest("the generation comes first")
-    return Generation.from_proto(message.generation)

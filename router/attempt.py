@@ -1,49 +1,31 @@
 """One attempt at a request, on a prefill and a decode node, or on a decode node alone.
 
-    1. Prefill.Run and Decode.Reserve start at once; the grant that Reserve returns is written into the Run stream.
+    1. Both legs are started at once; the grant that comes back from the decode node goes on to the prefill node.
     2. The prefill node's first token goes to the client. If it is the last one as well, the reservation is cancelled.
     3. The decode node has the KV: its tokens come through its link, in step batches, up to Finished.
 
-On a decode node alone, Decode.Generate takes the place of 1 and 2. An attempt ends once: finished, failed, or dropped
-by its owner; whichever it is, both nodes are told at once. Whether there is another attempt is decided in `dispatch`.
+Where the decode node is alone it computes the prompt too, and 1 and 2 fall away. An attempt ends once: finished,
+failed, or dropped by its owner; whichever it is, both nodes are told at once. It lives in calls of its links and has no
+task. Whether there is another attempt is decided in `serving`.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from grpc import StatusCode, aio
-
-from baton import rpc_errors
-from baton.errors import (
-    BatonError,
-    Cancelled,
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    InvalidRequest,
-    LayoutMismatch,
-    NodeUnavailable,
-    NumericalError,
-    Overloaded,
-    TransferError,
-)
+from baton.errors import BatonError, NodeUnavailable, NumericalError, Overloaded, TransferError
 from baton.request import FinishReason, Generation
 from baton.timeline import Value
-from baton.v1 import decode_pb2, prefill_pb2, types_pb2
+from baton.v1 import node_pb2, types_pb2
 from baton.v1.types_pb2 import TokenLogprobs
+from router.leg import Leg
+from router.node_errors import Refused, failed_error, finished_error
 from router.node_link import NodeLink
 from router.recent import RECENT
 
-_log = logging.getLogger(__name__)
-
-_LATE_WRITE = "Internal error from Core"  # grpc.aio: a write failed because the call had just ended, whyever that was
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
-_RETRIED_CODES = {kind.code for kind in (NodeUnavailable, TransferError, LayoutMismatch, Overloaded, Cancelled)}
-_FINAL_KINDS: dict[str | None, type[BatonError]] = {
-    kind.code: kind for kind in (NumericalError, ContextLengthExceeded, InvalidRequest, DeadlineExceeded)
-}
+_LOST_ROWS = "tokens were lost between node and router"
 
 
 class Owner(Protocol):
@@ -59,12 +41,8 @@ class Owner(Protocol):
         """For its timeline: this happens now."""
 
 
-class Refused(BatonError):
-    """A node did not take the attempt up. Another one may, or this one later."""
-
-
-class Attempt:
-    """Also the leg that both nodes' links know. `run` may be cancelled at any time."""
+class Attempt(Leg):
+    """A leg of both nodes' links. `run` may be cancelled at any time."""
 
     def __init__(
         self,
@@ -79,36 +57,61 @@ class Attempt:
         self.attempt = generation.attempt
         self.fresh: list[int] = []
         self._generation = generation.to_proto()
-        self._timeout_s = generation.timeout_ms / 1000
         self._first_index = generation.num_output_tokens
         self._wants_logprobs = generation.sampling.num_logprobs >= 0
         self._prefill, self._decode = prefill, decode
         self._owner = owner
         self._on_first_token = on_first_token
-        self._prefill_matters = prefill is not None
+        self._prefill_matters = self._prefill_runs = prefill is not None
         self._expects_first = prefill is not None  # the prefill node's token, which comes before all others
         self.next_index = self._first_index + self._expects_first
         self._held: list[Callable[[], None]] = []  # what the decode node said before that token was here
         self._ended: asyncio.Future[FinishReason] = asyncio.get_running_loop().create_future()
-        self._generation_sent = asyncio.Event()
-        self._decode_done = decode is None
+        self._decode_runs = decode is not None
         self.prefill_s = 0.0
-        self.transferred: prefill_pb2.Transferred | None = None
-        self._run_call: aio.StreamStreamCall[prefill_pb2.RunMessage, prefill_pb2.RunEvent] | None = None
+        self.transferred: node_pb2.Transferred | None = None
 
     async def run(self) -> FinishReason:
         """Returns when the request has finished. Raises Refused, or a BatonError: of the request, or of a node."""
-        tasks = []
         try:
-            for link in (self._prefill, self._decode):
-                if link is not None:
-                    link.attach(self)
-            tasks = [asyncio.create_task(leg) for leg in self._legs()]
-            for task in tasks:
-                task.add_done_callback(self._leg_ended)
+            self._start()
             return await self._ended
         finally:
-            self._drop(tasks)
+            self._drop()
+
+    def on_granted(self, granted: node_pb2.Granted) -> None:
+        """The decode node's word that it has taken the request up."""
+        if self._prefill is None:
+            self._owner.mark("accepted", attempt=self.attempt)
+            return
+        self._owner.mark("grant", attempt=self.attempt)
+        self._prefill.grant(granted)
+
+    def on_first_token(self, first: types_pb2.FirstToken) -> None:
+        """The prefill node's."""
+        if not self._expects_first or self._ended.done():
+            return
+        self._on_first_token()
+        self._owner.mark("first token", attempt=self.attempt)
+        reason = FinishReason(first.finish_reason)
+        if reason is FinishReason.ERROR:
+            self.fail(NumericalError("the model produced invalid numbers for this request"))
+            return
+        if first.index != self._first_index:
+            self.fail(TransferError("the first token is not the one that was asked for"))
+            return
+        self._take_first(first, reason)
+
+    def on_transferred(self, transferred: node_pb2.Transferred) -> None:
+        """The prefill node has done its part."""
+        self.transferred = transferred
+        self._prefill_matters = self._prefill_runs = False
+        self._owner.note(0, transfer_s=transferred.tail_s)
+        num_bytes = transferred.num_bytes
+        self._owner.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transferred.transport)
+        if self._prefill is not None and self._decode is not None:
+            RECENT.transfer(self._prefill.record.node_id, self._decode.record.node_id, num_bytes)
+            self._prefill.detach(self)
 
     def on_tokens(self, logprobs: list[TokenLogprobs] | None) -> None:
         """Tokens from the decode node."""
@@ -132,35 +135,60 @@ class Attempt:
             timings |= {"queue_s": started.queue_s, "prefill_s": started.prefill_s}
             self._on_first_token()
         elif not self._expects_first:
-            self._prefill_done()
+            self._prefill_matters = False
         self._owner.note(started.num_cached_tokens if self._prefill is None else 0, **timings)
 
     def on_finished(self, finished: types_pb2.Finished) -> None:
         """The decode node's last word."""
-        self._decode_done = True
+        self._decode_runs = False
         if self._expects_first and FinishReason(finished.reason) in _GOOD_ENDS:
             self._held.append(partial(self._finish, finished))
         else:
             self._finish(finished)
+
+    def on_failed(self, failed: node_pb2.Failed, link: NodeLink) -> None:
+        """Where the prefill node's part no longer matters, neither does its failure."""
+        error = failed_error(failed, link)
+        if link is self._decode:
+            self._decode_runs = False
+            self.fail(error)
+            return
+        self._prefill_runs = False
+        if self._prefill_matters:
+            self.fail(error)
+
+    def on_rows_lost(self) -> None:
+        """Another attempt has to begin where the last row was."""
+        self.fail(TransferError(_LOST_ROWS))
+
+    def on_lost(self, link: NodeLink) -> None:
+        """From the end of the transfer on the prefill node may die without harm."""
+        if link is self._decode or self._prefill_matters:
+            self.fail(NodeUnavailable("the node was lost"))
 
     def fail(self, error: BatonError) -> None:
         """The attempt is over without having finished. Idempotent."""
         if not self._ended.done():
             self._ended.set_exception(error)
 
-    def _legs(self) -> list[Coroutine[Any, Any, None]]:
-        if self._prefill is None:
-            return [self._generate()]
-        return [self._run_prefill()] if self._decode is None else [self._run_prefill(), self._reserve()]
+    def _start(self) -> None:
+        prefill, decode = self._prefill, self._decode
+        try:
+            if prefill is not None:
+                prefill.start(self, self._generation)
+            if decode is not None:
+                decode.start(self, self._generation, None if prefill is None else prefill.record)
+        except Overloaded as error:
+            raise Refused(error.message) from None
 
     def _finish(self, finished: types_pb2.Finished) -> None:
         reason = FinishReason(finished.reason)
         if reason is FinishReason.ERROR:
-            self.fail(_request_error(finished.error_code, finished.error_message))
+            self.fail(finished_error(finished))
         elif reason is FinishReason.ABORT:
             self.fail(NodeUnavailable("the node gave the request up"))
         elif finished.num_output_tokens != self.next_index:
-            self.fail(TransferError("tokens were lost between node and router"))
+            self.fail(TransferError(_LOST_ROWS))
         else:
             self._succeed(reason)
 
@@ -168,81 +196,13 @@ class Attempt:
         if not self._ended.done():
             self._ended.set_result(reason)
 
-    async def _generate(self) -> None:
-        link = _present(self._decode)
-        try:
-            await link.decode.Generate(self._generation, timeout=self._timeout_s, metadata=link.metadata)
-        except aio.AioRpcError as error:
-            raise rpc_error(error, link) from None
-        self._owner.mark("accepted", attempt=self.attempt)
-
-    async def _reserve(self) -> None:
-        link, prefill = _present(self._decode), _present(self._prefill)
-        request = decode_pb2.ReserveRequest(
-            generation=self._generation,
-            prefill_node_id=prefill.record.node_id,
-            prefill_epoch=prefill.record.epoch,
-        )
-        try:
-            grant = await link.decode.Reserve(request, timeout=self._timeout_s, metadata=link.metadata)
-        except aio.AioRpcError as error:
-            raise rpc_error(error, link) from None
-        self._owner.mark("grant", attempt=self.attempt)
-        await self._generation_sent.wait()
-        await self._write(prefill_pb2.RunMessage(grant=grant))
-
-    async def _run_prefill(self) -> None:
-        link = _present(self._prefill)
-        self._run_call = call = link.prefill.Run(timeout=self._timeout_s, metadata=link.metadata)
-        try:
-            await self._write(prefill_pb2.RunMessage(generation=self._generation))
-            self._generation_sent.set()
-            async for event in call:
-                self._on_run_event(event)
-        except aio.AioRpcError as error:
-            if self._prefill_matters:
-                raise rpc_error(error, link) from None
-        if self._prefill_matters and not self._ended.done():
-            raise TransferError("the prefill node ended early")
-
-    async def _write(self, message: prefill_pb2.RunMessage) -> None:
-        try:
-            await _present(self._run_call).write(message)
-        except (asyncio.InvalidStateError, aio.AioRpcError):  # the call is over; whoever reads it learns why
-            return
-
-    def _on_run_event(self, event: prefill_pb2.RunEvent) -> None:
-        if event.HasField("first_token"):
-            self._on_token_zero(event.first_token)
-        elif event.HasField("transferred"):
-            self.transferred = event.transferred
-            self._note_transfer(event.transferred)
-            self._prefill_done()
-
-    def _note_transfer(self, transferred: prefill_pb2.Transferred) -> None:
-        self._owner.note(0, transfer_s=transferred.tail_s)
-        num_bytes = transferred.num_bytes
-        self._owner.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transferred.transport)
-        if self._prefill is not None and self._decode is not None:
-            RECENT.transfer(self._prefill.record.node_id, self._decode.record.node_id, num_bytes)
-
-    def _on_token_zero(self, first: prefill_pb2.FirstToken) -> None:
-        if not self._expects_first or self._ended.done():
-            return
-        self._on_first_token()
-        self._owner.mark("first token", attempt=self.attempt)
-        reason = FinishReason(first.finish_reason)
-        if reason is FinishReason.ERROR:
-            self.fail(_request_error("numerical_error", "the model produced invalid numbers for this request"))
-            return
-        if first.index != self._first_index:
-            self.fail(TransferError("the first token is not the one that was asked for"))
-            return
+    def _take_first(self, first: types_pb2.FirstToken, reason: FinishReason) -> None:
         self.prefill_s = first.prefill_s
         self._owner.note(first.num_cached_tokens, queue_s=first.queue_s, prefill_s=first.prefill_s)
         self._expects_first = False
         self._owner.emit([first.token_id], [first.logprobs] if self._wants_logprobs else None)
         if reason is not FinishReason.UNFINISHED:
+            self._prefill_runs = False
             self._succeed(reason)
         elif self._decode is None:
             self._succeed(FinishReason.LENGTH)
@@ -250,61 +210,14 @@ class Attempt:
         for call in held:
             call()
 
-    def _prefill_done(self) -> None:
-        """From here on the prefill node may die without harm."""
-        self._prefill_matters = False
-        if self._prefill is not None:
-            self._prefill.detach(self)
-
-    def _leg_ended(self, task: "asyncio.Task[None]") -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is None:
-            return
-        if not isinstance(error, BatonError):
-            _log.error("a leg failed", exc_info=error)
-            error = BatonError("internal error")
-        self.fail(error)
-
-    def _drop(self, tasks: "list[asyncio.Task[None]]") -> None:
+    def _drop(self) -> None:
         """Both nodes forget the attempt, whatever it had come to."""
         if not self._ended.done():
             self._ended.cancel()
         elif not self._ended.cancelled():
             self._ended.exception()  # seen, also where the owner was cancelled at the same time
-        if self._run_call is not None:
-            self._run_call.cancel()
-        for task in tasks:
-            task.cancel()
-        for link in (self._prefill, self._decode):
+        for link, runs in ((self._prefill, self._prefill_runs), (self._decode, self._decode_runs)):
             if link is not None:
                 link.detach(self)
-        if self._decode is not None and not self._decode_done:
-            self._decode.cancel(self.key, self.attempt)
-
-
-def _present(value: Any) -> Any:
-    if value is None:
-        raise RuntimeError("a leg without its node")
-    return value
-
-
-def _request_error(code: str, message: str) -> BatonError:
-    """What a node says of one request: trouble of nodes is for another attempt, anything else for the client."""
-    if code in _RETRIED_CODES:
-        return TransferError(message)
-    return _FINAL_KINDS.get(code, BatonError)(message or "the request failed on its node")
-
-
-def rpc_error(error: aio.AioRpcError, link: NodeLink) -> BatonError:
-    """What the end of a call means. Where the node has not said so itself, it is the node's end, not the request's."""
-    known, status = rpc_errors.error_of(error), error.code()
-    said = any(name == "baton-code" for name, _ in error.trailing_metadata() or ())
-    if status is StatusCode.RESOURCE_EXHAUSTED or (said and status is StatusCode.UNAVAILABLE):
-        link.avoid()
-        return Refused(known.message)
-    if status is StatusCode.INTERNAL and error.details() == _LATE_WRITE:
-        return Refused("refused while the grant was written")
-    if said or isinstance(known, InvalidRequest | DeadlineExceeded | TransferError):
-        return known
-    link.avoid()
-    return NodeUnavailable(status.name)
+                if runs:
+                    link.cancel(self)

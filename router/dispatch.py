@@ -1,8 +1,8 @@
 """The life of a request in the router, from `submit` to the last call on its sink.
 
     1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
-    2. attempted   (`attempt`) both legs run; tokens go to the sink as they come. What is wanted of the prompt itself
-                   (`prompt_attempt`) comes before, from one node alone.
+    2. attempted   (`serving`, `attempt`) both legs run; tokens go to the sink as they come. What is wanted of the
+                   prompt itself (`prompt_attempt`) comes before, from one node alone.
     3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
        replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
                    the next attempt number. Four failures in a row, none of which got on, end the request; a node that
@@ -23,27 +23,22 @@ import uuid
 from functools import partial
 
 import msgspec
-from prometheus_client import Counter, Gauge
+from prometheus_client import Gauge
 
 from baton import redis_client, tasks
-from baton.errors import BatonError, Cancelled, DeadlineExceeded, NoCapacity, NodeUnavailable, Overloaded, TransferError
+from baton.errors import BatonError, DeadlineExceeded, NoCapacity, Overloaded
 from baton.redis_client import REDIS_ERRORS, TIMEOUT_S
 from baton.registry import NodeRecord, Registration, list_nodes, mint_epoch
-from baton.request import FinishReason, Generation
 from baton.timeline import TimelineBook
 from baton.tls import Identity
 from router.admission import Limits
-from router.attempt import Attempt, Refused
 from router.fleet_view import FleetView, ModelFacts
 from router.job import Job, Sink
 from router.node_link import STATES, NodeLink
-from router.placement import Placement, Placer
+from router.placer import Placer
 from router.prefix_replica import WAIT_S, PrefixReplica
-from router.prompt_attempt import PromptAttempt
-from router.running import Paused, Running
-
-MAX_ATTEMPTS = 4  # that decoded nothing; those that did may be many, where nodes keep dying under a long request
-MAX_FAILURES = 16
+from router.running import Running
+from router.serving import Serving
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +46,6 @@ _IN_FLIGHT = Gauge("baton_router_requests_in_flight", "Requests between submissi
 _NODES = Gauge("baton_router_nodes", "Nodes as this router sees them", ["pool", "state"])
 _WAITING = Gauge("baton_router_requests_waiting", "Requests that no node has been chosen for yet")
 _WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Prompt tokens of those")
-_PAUSES = Counter(
-    "baton_router_pauses", "Requests taken off their nodes until a client that reads slowly has caught up"
-)
-_FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
 
 
 class DispatchConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +101,7 @@ class Dispatcher:
         self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes, tls)
         self._keys = itertools.count(1)
         self._placer = Placer(self._fleet, self._replica, self._config.limits)
+        self._serving = Serving(self.router_id, self._fleet, self._placer)
         self._in_flight: dict[int, Running] = {}
         self.timelines = timelines or TimelineBook()
         _WAITING.set_function(lambda: len(self.waiting()))
@@ -215,7 +207,7 @@ class Dispatcher:
     async def _serve(self, running: Running) -> None:
         try:
             async with asyncio.timeout(running.job.deadline_s - time.monotonic()):
-                running.finish(await self._until_finished(running))
+                running.finish(await self._serving.run(running))
         except TimeoutError:
             running.fail(self._timeout_error(running))
         except BatonError as error:
@@ -232,108 +224,11 @@ class Dispatcher:
             return NoCapacity("no node could take the request before its deadline")
         return DeadlineExceeded("the request took longer than its deadline")
 
-    async def _until_finished(self, running: Running) -> FinishReason:
-        num_failures = num_in_vain = 0
-        for attempt in itertools.count():
-            if (reason := running.reached_end) is not None:
-                return reason
-            await running.resumed()
-            placement = await self._place(running, attempt)
-            num_before = len(running.output)
-            running.usage.num_attempts += 1
-            try:
-                running.check_wanted()
-                running.leg = leg = self._attempt(running, attempt, placement)
-                with placement.timed(running.timeline, "attempt", attempt):
-                    reason = await leg.run()
-                if reason is not FinishReason.UNFINISHED:
-                    self._learn(running, leg, placement)
-                    return reason
-            except Paused:
-                _PAUSES.inc()
-            except Refused:
-                running.usage.num_attempts -= 1
-                _FAILOVERS.labels("refused").inc()
-                self._placer.check_patience(running)
-            except (NodeUnavailable, TransferError, Cancelled) as error:
-                num_failures += 1
-                num_in_vain = 1 if len(running.output) > num_before + 1 else num_in_vain + 1  # 1: the prefill node's
-                if isinstance(error, TransferError):
-                    self._note_trouble(running, placement)
-                self._log_failure(running, error, num_failures)
-                if num_in_vain == MAX_ATTEMPTS or num_failures == MAX_FAILURES:
-                    raise NoCapacity("the nodes that served the request were lost, one after another") from None
-            finally:
-                running.leg = None
-                placement.end()
-        raise AssertionError("unreachable")
-
-    async def _place(self, running: Running, attempt: int) -> Placement:
-        asked_s, running.is_waiting = time.monotonic(), True
-        placement = await self._placer.place(running)
-        running.is_waiting = False
-        running.timeline.add("route", asked_s, attempt=attempt, **placement.described)
-        return placement
-
-    def _note_trouble(self, running: Running, placement: Placement) -> None:
-        running.troubled.update(placement.node_ids)
-        if placement.prefill is not None and placement.decode is not None:
-            self._fleet.cut_pairs.failed(placement.prefill.record, placement.decode.record)
-
-    def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt | PromptAttempt:
-        job = running.job
-        generation = Generation(
-            request_id=job.request_id,
-            key=running.key,
-            attempt=number,
-            token_ids=running.token_ids,
-            num_prompt_tokens=len(job.token_ids),
-            sampling=job.sampling,
-            cache_salt=job.cache_salt,
-            timeout_ms=max(int(1000 * (job.deadline_s - time.monotonic())), 1),
-            router_id=self.router_id,
-            traceparent=job.traceparent,
-        )
-        if running.wants_prompt and job.prompt_work is not None and placement.prefill is not None:
-            running.computed_by = placement.prefill.record.node_id
-            return PromptAttempt(
-                _of_prompt(generation), job.prompt_work, placement.prefill, running, placement.computed
-            )
-        return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
-
-    def _learn(self, running: Running, leg: Attempt | PromptAttempt, placement: Placement) -> None:
-        """What a finished request tells about the next ones."""
-        costs = self._fleet.costs
-        if running.output:
-            costs.note_output(len(running.output))
-        if isinstance(leg, Attempt) and leg.transferred is not None:
-            costs.transfer.note(leg.transferred.num_blocks, 1000 * leg.prefill_s, 1000 * leg.transferred.tail_s)
-            if placement.prefill is not None and placement.decode is not None and leg.transferred.num_blocks:
-                self._fleet.cut_pairs.carried(placement.prefill.record, placement.decode.record)
-
-    def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:
-        _FAILOVERS.labels(str(error.code)).inc()
-        _log.warning(
-            "attempt failed (%d) after %d tokens: %s",
-            num_failures,
-            len(running.output),
-            error.message,
-            extra={"request_id": running.job.request_id},
-        )
-
     def _on_nodes(self, fleet: FleetView) -> None:
         if fleet.facts is not None:
             nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
             self._replica.follow(fleet.facts.model_fingerprint, nodes)
         self._placer.nodes_changed()
-
-
-def _of_prompt(generation: Generation) -> Generation:
-    """For the node that works on the prompt. Where a grammar governs the output, it draws no token of it."""
-    if generation.sampling.grammar is None:
-        return generation
-    sampling = msgspec.structs.replace(generation.sampling, max_tokens=0, grammar=None)
-    return msgspec.structs.replace(generation, sampling=sampling)
 
 
 def _seen(link: NodeLink) -> NodeRecord:

@@ -20,7 +20,6 @@ from router.fleet_costs import FleetCosts
 from router.node_link import NodeLink
 
 POLL_S = 0.5
-MAX_DROPPED = 64  # nodes whose cancels are kept
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ class FleetView:
         self._service_token, self._tls = service_token, tls
         self._on_nodes = on_nodes
         self._links: dict[tuple[str, int], NodeLink] = {}
-        self._undelivered: dict[tuple[str, int], dict[int, int]] = {}  # cancels for nodes that may only be frozen
         self._prefill_lost = False
         self._change = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -119,16 +117,15 @@ class FleetView:
     async def _reconcile(self, listed: dict[tuple[str, int], NodeRecord]) -> None:
         gone = [link for key, link in self._links.items() if key not in listed and not link.alive]
         for link in gone:
-            self._drop(link)
+            del self._links[link.record.node_id, link.record.epoch]
             if link.record.role == "prefill":
                 self._prefill_lost = not link.draining
         for key in listed.keys() - self._links.keys():
             record = listed[key]
-            cancels = self._undelivered.pop(key, None)
             about = record, self._router_id, self._service_token, self._on_change, self.costs
-            link = NodeLink(*about, cancels, self._tls, self._may_suspect)
+            link = NodeLink(*about, self._tls, self._may_suspect)
             self._links[key] = link
-            link.start()
+            link.open()
             if record.role == "prefill":
                 self._prefill_lost = False
             _log.info("found %s node %s at %s", record.role, record.node_id, record.address)
@@ -139,14 +136,6 @@ class FleetView:
         """Where more than half of a pool is silent it is rather this host, or the network, that is slow."""
         pool = [other for other in self._links.values() if other.alive and other.record.role == link.record.role]
         return 2 * sum(other.speaks for other in pool if other is not link) >= len(pool)
-
-    def _drop(self, link: NodeLink) -> None:
-        key = link.record.node_id, link.record.epoch
-        del self._links[key]
-        if cancels := link.undelivered_cancels:
-            self._undelivered[key] = cancels
-            if len(self._undelivered) > MAX_DROPPED:
-                del self._undelivered[next(iter(self._undelivered))]  # the oldest has most likely died
 
     def _on_change(self) -> None:
         self._adopt_model()

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from grpc import aio
 
-from baton.errors import BatonError, TransferError
+from baton.errors import BatonError, NodeUnavailable, TransferError
 from baton.request import FinishReason, Generation
-from baton.v1 import prompt_pb2, types_pb2
+from baton.v1 import prompt_pb2
 from baton.v1.types_pb2 import TokenLogprobs
-from router.attempt import rpc_error
 from router.job import PromptResult, PromptWork
+from router.leg import Leg
+from router.node_errors import rpc_error
 from router.node_link import NodeLink
 
 
@@ -32,10 +33,8 @@ class Owner(Protocol):
         """How long a part took, in seconds."""
 
 
-class PromptAttempt:
-    """Also the leg that the node's link knows, which tells it no more than that the node was lost."""
-
-    next_index = 0
+class PromptAttempt(Leg):
+    """The node's link tells it no more than that the node was lost."""
 
     def __init__(
         self, generation: Generation, work: PromptWork, link: NodeLink, owner: Owner, on_computed: Callable[[], None]
@@ -67,17 +66,12 @@ class PromptAttempt:
         self._on_computed()
         return self._tell(result, computed)
 
-    def on_tokens(self, logprobs: list[TokenLogprobs] | None) -> None:
-        """Nothing of it comes in step batches."""
-
-    def on_started(self, started: types_pb2.Started) -> None:
-        """Nothing of it comes in step batches."""
-
-    def on_finished(self, finished: types_pb2.Finished) -> None:
-        """Nothing of it comes in step batches."""
+    def on_lost(self, link: NodeLink) -> None:
+        """Another node has to do it."""
+        self.fail(NodeUnavailable("the node was lost"))
 
     def fail(self, error: BatonError) -> None:
-        """The node was lost. Idempotent."""
+        """It is over. Idempotent."""
         if not self._lost.done():
             self._lost.set_exception(error)
 
@@ -96,6 +90,7 @@ class PromptAttempt:
             num_logprobs=max(work.num_logprobs, 0),
             embeds=work.embeds,
             dimensions=work.dimensions,
+            router_id=self._generation.router_id,
         )
         call = link.prompt.Compute(request, timeout=self._generation.timeout_ms / 1000, metadata=link.metadata)
         try:

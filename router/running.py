@@ -6,11 +6,13 @@ The truth of a stream is here: nodes come and go, and any of them can go on from
 import asyncio
 import logging
 import time
+from array import array
 from typing import Protocol
 
 from baton.errors import BatonError, Cancelled
 from baton.request import FinishReason
 from baton.timeline import Timeline, Value
+from baton.token_ids import packed
 from router.job import Job, PromptResult, Sink, TokenLogprobs, Usage
 
 _log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Running:
         self.key = key
         self.usage = Usage(num_prompt_tokens=len(job.token_ids), num_attempts=0, timings={})
         self.output: list[int] = []
+        self._prompt = packed(job.token_ids)
         self.wants_prompt = job.prompt_work is not None  # that work is still to be done
         self.computed_by = ""  # the node that has done it, and holds the prompt's blocks
         self.troubled: set[str] = set()  # nodes between which a transfer of this request has failed
@@ -48,9 +51,9 @@ class Running:
         self._submitted_at = time.monotonic()
 
     @property
-    def token_ids(self) -> list[int]:
-        """What the next attempt begins with."""
-        return self.job.token_ids + self.output
+    def token_ids(self) -> "array[int]":
+        """What the next attempt begins with; not to be changed."""
+        return self._prompt + packed(self.output) if self.output else self._prompt
 
     @property
     def num_tokens(self) -> int:

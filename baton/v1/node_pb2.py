@@ -22,20 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from baton.v1 import transfer_pb2 as baton_dot_v1_dot_transfer__pb2
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x61ton/v1/node.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\"\n\rAttachRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x83\x02\n\tStepBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04keys\x18\x03 \x03(\x04\x12\x10\n\x08\x61ttempts\x18\x04 \x03(\r\x12\x0f\n\x07indices\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x12)\n\x08logprobs\x18\x07 \x03(\x0b\x32\x17.baton.v1.TokenLogprobs\x12\"\n\x07started\x18\x08 \x03(\x0b\x32\x11.baton.v1.Started\x12$\n\x08\x66inished\x18\t \x03(\x0b\x32\x12.baton.v1.Finished\x12\x1c\n\x04load\x18\n \x01(\x0b\x32\x0e.baton.v1.Load2@\n\x04Node\x12\x38\n\x06\x41ttach\x12\x17.baton.v1.AttachRequest\x1a\x13.baton.v1.StepBatch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x61ton/v1/node.proto\x12\x08\x62\x61ton.v1\x1a\x17\x62\x61ton/v1/transfer.proto\x1a\x14\x62\x61ton/v1/types.proto\"\xb9\x01\n\x0bRouterBatch\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61ncelled_keys\x18\x04 \x03(\x04\x12\x1a\n\x12\x63\x61ncelled_attempts\x18\x05 \x03(\r\x12\x1f\n\x06starts\x18\x06 \x03(\x0b\x32\x0f.baton.v1.Start\x12!\n\x06grants\x18\x07 \x03(\x0b\x32\x11.baton.v1.Granted\"a\n\x05Start\x12(\n\ngeneration\x18\x01 \x01(\x0b\x32\x14.baton.v1.Generation\x12\x17\n\x0fprefill_node_id\x18\x02 \x01(\t\x12\x15\n\rprefill_epoch\x18\x03 \x01(\x04\"\xa1\x03\n\tStepBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04keys\x18\x03 \x03(\x04\x12\x10\n\x08\x61ttempts\x18\x04 \x03(\r\x12\x0f\n\x07indices\x18\x05 \x03(\r\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x12)\n\x08logprobs\x18\x07 \x03(\x0b\x32\x17.baton.v1.TokenLogprobs\x12\"\n\x07started\x18\x08 \x03(\x0b\x32\x11.baton.v1.Started\x12$\n\x08\x66inished\x18\t \x03(\x0b\x32\x12.baton.v1.Finished\x12\x1c\n\x04load\x18\n \x01(\x0b\x32\x0e.baton.v1.Load\x12\"\n\x07granted\x18\x0b \x03(\x0b\x32\x11.baton.v1.Granted\x12*\n\x0c\x66irst_tokens\x18\x0c \x03(\x0b\x32\x14.baton.v1.FirstToken\x12*\n\x0btransferred\x18\r \x03(\x0b\x32\x15.baton.v1.Transferred\x12 \n\x06\x66\x61iled\x18\x0e \x03(\x0b\x32\x10.baton.v1.Failed\"G\n\x07Granted\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1e\n\x05grant\x18\x03 \x01(\x0b\x32\x0f.baton.v1.Grant\"u\n\x0bTransferred\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\x12\x0e\n\x06tail_s\x18\x03 \x01(\x01\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"T\n\x06\x46\x61iled\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05param\x18\x05 \x01(\t2@\n\x04Node\x12\x38\n\x06\x41ttach\x12\x15.baton.v1.RouterBatch\x1a\x13.baton.v1.StepBatch(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTACHREQUEST']._serialized_start=55
-  _globals['_ATTACHREQUEST']._serialized_end=89
-  _globals['_STEPBATCH']._serialized_start=92
-  _globals['_STEPBATCH']._serialized_end=351
-  _globals['_NODE']._serialized_start=353
-  _globals['_NODE']._serialized_end=417
+  _globals['_ROUTERBATCH']._serialized_start=81
+  _globals['_ROUTERBATCH']._serialized_end=266
+  _globals['_START']._serialized_start=268
+  _globals['_START']._serialized_end=365
+  _globals['_STEPBATCH']._serialized_start=368
+  _globals['_STEPBATCH']._serialized_end=785
+  _globals['_GRANTED']._serialized_start=787
+  _globals['_GRANTED']._serialized_end=858
+  _globals['_TRANSFERRED']._serialized_start=860
+  _globals['_TRANSFERRED']._serialized_end=977
+  _globals['_FAILED']._serialized_start=979
+  _globals['_FAILED']._serialized_end=1063
+  _globals['_NODE']._serialized_start=1065
+  _globals['_NODE']._serialized_end=1129
 # @@protoc_insertion_point(module_scope)

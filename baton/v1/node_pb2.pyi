@@ -3,6 +3,7 @@
 isort:skip_file
 What every node, of either pool, offers to routers."""
 
+from baton.v1 import transfer_pb2 as _transfer_pb2
 from baton.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -20,28 +21,91 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class AttachRequest(_message.Message):
+class RouterBatch(_message.Message):
+    """What came up in one turn of the router's event loop, in several messages where it is much. Cancels take effect first,
+    then starts, then grants.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROUTER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    CANCELLED_KEYS_FIELD_NUMBER: _builtins.int
+    CANCELLED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
+    """in the first message of a stream, which says nothing else"""
+    epoch: _builtins.int
+    """the node's incarnation that is meant"""
+    sequence: _builtins.int
+    """0, 1, 2 … in this stream"""
+    @_builtins.property
+    def cancelled_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Columns of equal length. Idempotent: ends those attempts and older ones, also where they have not come yet."""
+
+    @_builtins.property
+    def cancelled_attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Start]: ...
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Granted]:
+        """of decode nodes, for legs of this prefill node"""
+
     def __init__(
         self,
         *,
         router_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        cancelled_keys: _abc.Iterable[_builtins.int] | None = ...,
+        cancelled_attempts: _abc.Iterable[_builtins.int] | None = ...,
+        starts: _abc.Iterable[Global___Start] | None = ...,
+        grants: _abc.Iterable[Global___Granted] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_attempts", b"cancelled_attempts", "cancelled_keys", b"cancelled_keys", "epoch", b"epoch", "grants", b"grants", "router_id", b"router_id", "sequence", b"sequence", "starts", b"starts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+Global___RouterBatch: _TypeAlias = RouterBatch  # noqa: Y015
+
+@_typing.final
+class Start(_message.Message):
+    """A leg. A prefill node computes the prompt and the first token, and ships the KV as soon as there is a grant. A decode
+    node allocates blocks and grants them; where no prefill node is named, it computes the prompt as well.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PREFILL_NODE_ID_FIELD_NUMBER: _builtins.int
+    PREFILL_EPOCH_FIELD_NUMBER: _builtins.int
+    prefill_node_id: _builtins.str
+    prefill_epoch: _builtins.int
+    @_builtins.property
+    def generation(self) -> _types_pb2.Generation: ...
+    def __init__(
+        self,
+        *,
+        generation: _types_pb2.Generation | None = ...,
+        prefill_node_id: _builtins.str = ...,
+        prefill_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "prefill_epoch", b"prefill_epoch", "prefill_node_id", b"prefill_node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Start: _TypeAlias = Start  # noqa: Y015
 
 @_typing.final
 class StepBatch(_message.Message):
     """Columns of equal length: row i says that request keys[i], in its attempts[i]-th attempt, has token_ids[i] at
-    output position indices[i].
+    output position indices[i]. All that came up in one turn of the node's event loop; the load twice a second at least.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -56,6 +120,10 @@ class StepBatch(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    FIRST_TOKENS_FIELD_NUMBER: _builtins.int
+    TRANSFERRED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """the node's incarnation"""
     sequence: _builtins.int
@@ -78,6 +146,14 @@ class StepBatch(_message.Message):
     def load(self) -> _types_pb2.Load:
         """in heartbeats"""
 
+    @_builtins.property
+    def granted(self) -> _containers.RepeatedCompositeFieldContainer[Global___Granted]: ...
+    @_builtins.property
+    def first_tokens(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.FirstToken]: ...
+    @_builtins.property
+    def transferred(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transferred]: ...
+    @_builtins.property
+    def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failed]: ...
     def __init__(
         self,
         *,
@@ -91,11 +167,114 @@ class StepBatch(_message.Message):
         started: _abc.Iterable[_types_pb2.Started] | None = ...,
         finished: _abc.Iterable[_types_pb2.Finished] | None = ...,
         load: _types_pb2.Load | None = ...,
+        granted: _abc.Iterable[Global___Granted] | None = ...,
+        first_tokens: _abc.Iterable[_types_pb2.FirstToken] | None = ...,
+        transferred: _abc.Iterable[Global___Transferred] | None = ...,
+        failed: _abc.Iterable[Global___Failed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "epoch", b"epoch", "finished", b"finished", "indices", b"indices", "keys", b"keys", "load", b"load", "logprobs", b"logprobs", "sequence", b"sequence", "started", b"started", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "epoch", b"epoch", "failed", b"failed", "finished", b"finished", "first_tokens", b"first_tokens", "granted", b"granted", "indices", b"indices", "keys", b"keys", "load", b"load", "logprobs", b"logprobs", "sequence", b"sequence", "started", b"started", "token_ids", b"token_ids", "transferred", b"transferred"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
+
+@_typing.final
+class Granted(_message.Message):
+    """A decode node has taken a leg up. Without a grant it computes the prompt itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    key: _builtins.int
+    attempt: _builtins.int
+    @_builtins.property
+    def grant(self) -> _transfer_pb2.Grant: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        grant: _transfer_pb2.Grant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "grant", b"grant", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Granted: _TypeAlias = Granted  # noqa: Y015
+
+@_typing.final
+class Transferred(_message.Message):
+    """A prefill node's last word on a leg that went well: the decode node has accepted the commit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    TAIL_S_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    num_bytes: _builtins.int
+    num_blocks: _builtins.int
+    tail_s: _builtins.float
+    """from the end of the prefill to the accepted commit: what disaggregation adds"""
+    transport: _builtins.str
+    key: _builtins.int
+    attempt: _builtins.int
+    def __init__(
+        self,
+        *,
+        num_bytes: _builtins.int = ...,
+        num_blocks: _builtins.int = ...,
+        tail_s: _builtins.float = ...,
+        transport: _builtins.str = ...,
+        key: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "key", b"key", "num_blocks", b"num_blocks", "num_bytes", b"num_bytes", "tail_s", b"tail_s", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transferred: _TypeAlias = Transferred  # noqa: Y015
+
+@_typing.final
+class Failed(_message.Message):
+    """The last word on a leg that was not taken up, or that a prefill node could not bring to its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    PARAM_FIELD_NUMBER: _builtins.int
+    key: _builtins.int
+    attempt: _builtins.int
+    code: _builtins.str
+    """stable, as in answers to clients"""
+    message: _builtins.str
+    param: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        param: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "code", b"code", "key", b"key", "message", b"message", "param", b"param"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failed: _TypeAlias = Failed  # noqa: Y015

@@ -34,9 +34,9 @@ class NodeStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Attach = channel.unary_stream(
+        self.Attach = channel.stream_stream(
                 '/baton.v1.Node/Attach',
-                request_serializer=baton_dot_v1_dot_node__pb2.AttachRequest.SerializeToString,
+                request_serializer=baton_dot_v1_dot_node__pb2.RouterBatch.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_node__pb2.StepBatch.FromString,
                 _registered_method=True)
 
@@ -44,9 +44,9 @@ class NodeStub:
 class NodeServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def Attach(self, request, context):
-        """One stream per router and node. It carries tokens, one message per step for all of the router's requests,
-        and a heartbeat with the load twice a second. The router's requests live no longer than it (and a lease).
+    def Attach(self, request_iterator, context):
+        """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
+        router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -55,9 +55,9 @@ class NodeServicer:
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Attach': grpc.unary_stream_rpc_method_handler(
+            'Attach': grpc.stream_stream_rpc_method_handler(
                     servicer.Attach,
-                    request_deserializer=baton_dot_v1_dot_node__pb2.AttachRequest.FromString,
+                    request_deserializer=baton_dot_v1_dot_node__pb2.RouterBatch.FromString,
                     response_serializer=baton_dot_v1_dot_node__pb2.StepBatch.SerializeToString,
             ),
     }
@@ -72,7 +72,7 @@ class Node:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Attach(request,
+    def Attach(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -82,11 +82,11 @@ class Node:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/baton.v1.Node/Attach',
-            baton_dot_v1_dot_node__pb2.AttachRequest.SerializeToString,
+            baton_dot_v1_dot_node__pb2.RouterBatch.SerializeToString,
             baton_dot_v1_dot_node__pb2.StepBatch.FromString,
             options,
             channel_credentials,

@@ -31,28 +31,28 @@ class NodeStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> NodeAsyncStub: ...
-    Attach: _grpc.UnaryStreamMultiCallable[_node_pb2.AttachRequest, _node_pb2.StepBatch]
-    """One stream per router and node. It carries tokens, one message per step for all of the router's requests,
-    and a heartbeat with the load twice a second. The router's requests live no longer than it (and a lease).
+    Attach: _grpc.StreamStreamMultiCallable[_node_pb2.RouterBatch, _node_pb2.StepBatch]
+    """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
+    router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
     """
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Attach: _aio.UnaryStreamMultiCallable[_node_pb2.AttachRequest, _node_pb2.StepBatch]  # type: ignore[assignment]
-    """One stream per router and node. It carries tokens, one message per step for all of the router's requests,
-    and a heartbeat with the load twice a second. The router's requests live no longer than it (and a lease).
+    Attach: _aio.StreamStreamMultiCallable[_node_pb2.RouterBatch, _node_pb2.StepBatch]  # type: ignore[assignment]
+    """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
+    router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
     """
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Attach(
         self,
-        request: _node_pb2.AttachRequest,
+        request_iterator: _MaybeAsyncIterator[_node_pb2.RouterBatch],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.StepBatch], _abc.AsyncIterator[_node_pb2.StepBatch]]:
-        """One stream per router and node. It carries tokens, one message per step for all of the router's requests,
-        and a heartbeat with the load twice a second. The router's requests live no longer than it (and a lease).
+        """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
+        router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
         """
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,25 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from baton.v1 import prefill_pb2 as baton_dot_v1_dot_prefill__pb2
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/prompt.proto\x12\x08\x62\x61ton.v1\x1a\x16\x62\x61ton/v1/prefill.proto\x1a\x14\x62\x61ton/v1/types.proto\"\x83\x01\n\rPromptRequest\x12(\n\ngeneration\x18\x01 \x01(\x0b\x32\x14.baton.v1.Generation\x12\x0e\n\x06scores\x18\x02 \x01(\x08\x12\x14\n\x0cnum_logprobs\x18\x03 \x01(\r\x12\x0e\n\x06\x65mbeds\x18\x04 \x01(\x08\x12\x12\n\ndimensions\x18\x05 \x01(\r\"l\n\x0bPromptEvent\x12,\n\x08logprobs\x18\x01 \x01(\x0b\x32\x18.baton.v1.PromptLogprobsH\x00\x12&\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x12.baton.v1.ComputedH\x00\x42\x07\n\x05\x65vent\"\x81\x01\n\x0ePromptLogprobs\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\r\n\x05ranks\x18\x03 \x03(\r\x12\x0f\n\x07num_top\x18\x04 \x01(\r\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"\x87\x01\n\x08\x43omputed\x12)\n\x0b\x66irst_token\x18\x01 \x01(\x0b\x32\x14.baton.v1.FirstToken\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01\x12\x11\n\tprefill_s\x18\x04 \x01(\x01\x12\x11\n\tembedding\x18\x05 \x01(\x0c\x32\x45\n\x06Prompt\x12;\n\x07\x43ompute\x12\x17.baton.v1.PromptRequest\x1a\x15.baton.v1.PromptEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/prompt.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\x96\x01\n\rPromptRequest\x12(\n\ngeneration\x18\x01 \x01(\x0b\x32\x14.baton.v1.Generation\x12\x0e\n\x06scores\x18\x02 \x01(\x08\x12\x14\n\x0cnum_logprobs\x18\x03 \x01(\r\x12\x0e\n\x06\x65mbeds\x18\x04 \x01(\x08\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12\x11\n\trouter_id\x18\x06 \x01(\t\"l\n\x0bPromptEvent\x12,\n\x08logprobs\x18\x01 \x01(\x0b\x32\x18.baton.v1.PromptLogprobsH\x00\x12&\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x12.baton.v1.ComputedH\x00\x42\x07\n\x05\x65vent\"\x81\x01\n\x0ePromptLogprobs\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\r\n\x05ranks\x18\x03 \x03(\r\x12\x0f\n\x07num_top\x18\x04 \x01(\r\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"\x87\x01\n\x08\x43omputed\x12)\n\x0b\x66irst_token\x18\x01 \x01(\x0b\x32\x14.baton.v1.FirstToken\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01\x12\x11\n\tprefill_s\x18\x04 \x01(\x01\x12\x11\n\tembedding\x18\x05 \x01(\x0c\x32\x45\n\x06Prompt\x12;\n\x07\x43ompute\x12\x17.baton.v1.PromptRequest\x1a\x15.baton.v1.PromptEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.prompt_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROMPTREQUEST']._serialized_start=82
-  _globals['_PROMPTREQUEST']._serialized_end=213
-  _globals['_PROMPTEVENT']._serialized_start=215
-  _globals['_PROMPTEVENT']._serialized_end=323
-  _globals['_PROMPTLOGPROBS']._serialized_start=326
-  _globals['_PROMPTLOGPROBS']._serialized_end=455
-  _globals['_COMPUTED']._serialized_start=458
-  _globals['_COMPUTED']._serialized_end=593
-  _globals['_PROMPT']._serialized_start=595
-  _globals['_PROMPT']._serialized_end=664
+  _globals['_PROMPTREQUEST']._serialized_start=58
+  _globals['_PROMPTREQUEST']._serialized_end=208
+  _globals['_PROMPTEVENT']._serialized_start=210
+  _globals['_PROMPTEVENT']._serialized_end=318
+  _globals['_PROMPTLOGPROBS']._serialized_start=321
+  _globals['_PROMPTLOGPROBS']._serialized_end=450
+  _globals['_COMPUTED']._serialized_start=453
+  _globals['_COMPUTED']._serialized_end=588
+  _globals['_PROMPT']._serialized_start=590
+  _globals['_PROMPT']._serialized_end=659
 # @@protoc_insertion_point(module_scope)

@@ -3,7 +3,6 @@
 isort:skip_file
 Work on a prompt alone, which any node of either pool does: no transfer, no decode node."""
 
-from baton.v1 import prefill_pb2 as _prefill_pb2
 from baton.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -29,6 +28,7 @@ class PromptRequest(_message.Message):
     NUM_LOGPROBS_FIELD_NUMBER: _builtins.int
     EMBEDS_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
     scores: _builtins.bool
     """whether log-probabilities are wanted"""
     num_logprobs: _builtins.int
@@ -37,6 +37,7 @@ class PromptRequest(_message.Message):
     """only with max_tokens 0"""
     dimensions: _builtins.int
     """of the embedding, which is cut and scaled anew; 0: all"""
+    router_id: _builtins.str
     @_builtins.property
     def generation(self) -> _types_pb2.Generation:
         """where max_tokens is 0 no token is drawn"""
@@ -49,10 +50,11 @@ class PromptRequest(_message.Message):
         num_logprobs: _builtins.int = ...,
         embeds: _builtins.bool = ...,
         dimensions: _builtins.int = ...,
+        router_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "embeds", b"embeds", "generation", b"generation", "num_logprobs", b"num_logprobs", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "embeds", b"embeds", "generation", b"generation", "num_logprobs", b"num_logprobs", "router_id", b"router_id", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -147,13 +149,13 @@ class Computed(_message.Message):
     embedding: _builtins.bytes
     """fp32, little-endian, of length 1"""
     @_builtins.property
-    def first_token(self) -> _prefill_pb2.FirstToken:
+    def first_token(self) -> _types_pb2.FirstToken:
         """missing where none was to be drawn"""
 
     def __init__(
         self,
         *,
-        first_token: _prefill_pb2.FirstToken | None = ...,
+        first_token: _types_pb2.FirstToken | None = ...,
         num_cached_tokens: _builtins.int = ...,
         queue_s: _builtins.float = ...,
         prefill_s: _builtins.float = ...,

@@ -225,24 +225,20 @@ class Generation(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
-    ROUTER_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     key: _builtins.int
     """names the request in this router's step batches"""
     attempt: _builtins.int
     """attempt epoch: what an older attempt still sends is dropped"""
+    token_ids: _builtins.bytes
+    """little-endian uint32: the prompt, then the output tokens of earlier attempts"""
     num_prompt_tokens: _builtins.int
     cache_salt: _builtins.bytes
     """tenants with different salts share no blocks"""
     timeout_ms: _builtins.int
-    router_id: _builtins.str
     traceparent: _builtins.str
     """W3C; empty where nobody traces"""
-    @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """the prompt, then the output tokens of earlier attempts"""
-
     @_builtins.property
     def sampling(self) -> Global___SamplingParams: ...
     def __init__(
@@ -251,17 +247,16 @@ class Generation(_message.Message):
         request_id: _builtins.str = ...,
         key: _builtins.int = ...,
         attempt: _builtins.int = ...,
-        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _builtins.bytes = ...,
         num_prompt_tokens: _builtins.int = ...,
         sampling: Global___SamplingParams | None = ...,
         cache_salt: _builtins.bytes = ...,
         timeout_ms: _builtins.int = ...,
-        router_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "key", b"key", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "router_id", b"router_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "key", b"key", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,6 +301,54 @@ class TokenLogprobs(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenLogprobs: _TypeAlias = TokenLogprobs  # noqa: Y015
+
+@_typing.final
+class FirstToken(_message.Message):
+    """What a node that computed a prompt drew from it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUE_S_FIELD_NUMBER: _builtins.int
+    PREFILL_S_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    index: _builtins.int
+    """output position: the number of output tokens of earlier attempts"""
+    finish_reason: Global___FinishReason.ValueType
+    """set where the first token is also the last: then nothing is transferred"""
+    num_cached_tokens: _builtins.int
+    queue_s: _builtins.float
+    prefill_s: _builtins.float
+    key: _builtins.int
+    attempt: _builtins.int
+    @_builtins.property
+    def logprobs(self) -> Global___TokenLogprobs: ...
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        index: _builtins.int = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        logprobs: Global___TokenLogprobs | None = ...,
+        num_cached_tokens: _builtins.int = ...,
+        queue_s: _builtins.float = ...,
+        prefill_s: _builtins.float = ...,
+        key: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "finish_reason", b"finish_reason", "index", b"index", "key", b"key", "logprobs", b"logprobs", "num_cached_tokens", b"num_cached_tokens", "prefill_s", b"prefill_s", "queue_s", b"queue_s", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FirstToken: _TypeAlias = FirstToken  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):

@@ -14,8 +14,8 @@ ESTRANGED_S = 30.0
 class Faults:
     """Breaks a fleet; `kinds` are names of methods."""
 
-    ALL = ("kill", "kill_router", "freeze", "partition", "one_way", "isolate", "hang_up", "lose", "repeat", "corrupt",
-           "forget", "drain", "estrange")  # fmt: skip
+    ALL = ("kill", "kill_router", "freeze", "partition", "one_way", "isolate", "hang_up", "lose", "repeat", "skip",
+           "corrupt", "forget", "drain", "estrange")  # fmt: skip
 
     def __init__(self, fleet: Fleet, network: Network, rng: random.Random) -> None:
         self._fleet, self._network, self._rng = fleet, network, rng
@@ -83,6 +83,9 @@ class Faults:
 
     def repeat(self) -> None:
         self._share("duplicates", self._rng.uniform(0.1, 0.5))
+
+    def skip(self) -> None:
+        self._share("skips", self._rng.uniform(0.002, 0.02))
 
     def corrupt(self) -> None:
         self._share("corruption", self._rng.uniform(0.002, 0.1))

@@ -118,6 +118,7 @@ class Network:
         self.trace = trace
         self.loss = 0.0  # share of segments that have to be sent again
         self.duplicates = 0.0  # share of calls and stream messages that come twice
+        self.skips = 0.0  # share of stream messages that something on the way swallows
         self.corruption = 0.0  # share of pieces of KV messages in which a bit flips
         self._blocked: dict[tuple[str, str], int] = {}
         self._ends: dict[End, None] = {}

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-from baton.sessions import Session, Sessions
+from baton.node_service import NodeService
+from baton.session import Session
+from baton.sessions import Sessions
 from baton.v1 import node_pb2
 from engine.blocks import BlockManager
 from engine.engine import Engine
 from kv_transfer.incoming import IncomingTransfer, TransferState
 from kv_transfer.outgoing import OutgoingTransfer
+from router import step_batch
 from router.attempt import Attempt
+from router.leg import Leg
 from router.node_link import NodeLink
 from router.running import Running
 from tests.simulation.loop import Violation
@@ -25,7 +29,7 @@ from tests.simulation.scenario import STORM, Scenario, simulate
 class Plant(NamedTuple):
     """A bug: attributes of classes and what to put in their place, and the faults that show it."""
 
-    patches: list[tuple[type, str, Any]]
+    patches: list[tuple[Any, str, Any]]
     kinds: tuple[str, ...]
     strict: bool = False  # it shows in requests that fail
 
@@ -75,13 +79,17 @@ def _any_sequence(original: Any, self: NodeLink, batch: node_pb2.StepBatch) -> N
     original(self, batch)
 
 
-def _any_row(self: NodeLink, batch: node_pb2.StepBatch) -> None:
+def _any_row(batch: node_pb2.StepBatch, legs: dict[int, Leg]) -> None:
     for key, attempt, index, token_id in zip(batch.keys, batch.attempts, batch.indices, batch.token_ids, strict=True):
-        leg = self.legs.get(key)
+        leg = legs.get(key)
         if leg is not None and leg.attempt == attempt:
             leg.next_index = index + 1
             leg.fresh.append(token_id)
             leg.on_tokens(list(batch.logprobs))
+
+
+def _skip_nothing(self: NodeService, batch: node_pb2.RouterBatch, expected: int) -> None:
+    """What is missing is not missed."""
 
 
 def _open_whatever_the_attempt(self: Session, leg: Any) -> None:
@@ -95,19 +103,18 @@ def _never_over(self: Session, leg: Any) -> None:
         del self.legs[leg.generation.key]
 
 
-def _drop_prefill_only(original: Any, self: Attempt, tasks: Any) -> None:
-    self._decode_done = True
-    original(self, tasks)
+def _drop_prefill_only(original: Any, self: Attempt) -> None:
+    self._decode_runs = False
+    original(self)
 
 
-def _forget_cancels(original: Any, self: NodeLink, key: int, attempt: int) -> None:
-    if self.alive:
-        original(self, key, attempt)
+def _keep_what_was_there(original: Any, self: Sessions, router_id: str) -> Any:
+    with mock.patch.object(Session, "cancel_all", lambda self: None):
+        return original(self, router_id)
 
 
-async def _send_cancels_once(original: Any, self: NodeLink) -> None:
-    await original(self)
-    self._cancels = {}
+def _grant_whatever_the_attempt(self: Session, key: int, attempt: int) -> Any:
+    return self.legs.get(key)
 
 
 def _publish_early(original: Any, self: Engine, *args: Any) -> Any:
@@ -152,12 +159,12 @@ PLANTS: dict[str, Plant] = {
     "another incarnation taken for the old one": Plant([_forwarding(NodeLink, "on_batch", _any_epoch)],
                                                        ("kill",), strict=True),
     "repeated messages not dropped": Plant([_forwarding(NodeLink, "on_batch", _any_sequence),
-                                            (NodeLink, "_on_rows", _any_row)], ("repeat",)),
+                                            (step_batch, "_hand_out", _any_row)], ("repeat",)),
     "attempt number ignored": Plant([(Session, "open", _open_whatever_the_attempt)], ("repeat", "hang_up")),
     "a leg that is over opened again": Plant([(Session, "close", _never_over)], ("repeat",)),
-    "a cancel that finds its link down forgotten": Plant([_forwarding(NodeLink, "cancel", _forget_cancels),
-                                                          _forwarding(NodeLink, "_send_cancels", _send_cancels_once)],
-                                                         ("partition", "hang_up")),
+    "a new stream leaves what was begun on the old one": Plant([_forwarding(Sessions, "attach", _keep_what_was_there)],
+                                                               ("partition", "hang_up")),
+    "a router's message lost, and not missed": Plant([(NodeService, "_check_sequence", _skip_nothing)], ("skip",)),
     "a cancel reaches one leg only": Plant([_forwarding(Attempt, "_drop", _drop_prefill_only)], ("hang_up",)),
     "a router that died never noticed": Plant([(Sessions, "sweep", lambda self: None)], ("kill_router",)),
     "a resumed request begins anew": Plant([(Running, "token_ids", property(lambda self: self.job.token_ids))],

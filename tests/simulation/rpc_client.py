@@ -16,6 +16,7 @@ from tests.simulation.rpc_wire import Wire
 
 CONNECT_S = 1.0
 BACKOFF_S = (0.1, 1.0)
+MAX_UNARRIVED = 64  # messages that a stream may be ahead of the network
 
 
 class SimChannel:
@@ -239,5 +240,12 @@ class StreamCall(Call):
             await self._change()
             if self.done():
                 self._raise_for_status()
-        self._wire.send("data", self._number, self._serialize(message))
+        data, network = self._serialize(message), self._channel.network
+        if not network.happens(network.skips):
+            self._wire.send("data", self._number, data)
+        if network.happens(network.duplicates):
+            self._wire.send("data", self._number, data)
         await asyncio.sleep(0)
+        wire = self._wire
+        while not self.done() and wire.end.num_unarrived > MAX_UNARRIVED:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

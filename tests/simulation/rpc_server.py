@@ -120,7 +120,8 @@ class ServerCall:
     async def write(self, message: Any) -> None:
         data = self._handler.response_serializer(message)
         network = self._server.network
-        self._send("data", data)
+        if not network.happens(network.skips):
+            self._send("data", data)
         if network.happens(network.duplicates):
             self._send("data", data)
         await asyncio.sleep(0)

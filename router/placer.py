@@ -1,0 +1,153 @@
+"""When a request's next attempt goes, and where: the line, and the nodes that would serve the one at its head.
+
+A new request gets in line (`admission`); whose turn it is is placed as soon as some node has room. One that would wait
+longer than it wants to is sent away at once. A request that some node had already taken up does not get in line again.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+
+from prometheus_client import Counter
+
+from baton.errors import Overloaded
+from router import policy
+from router.admission import AdmissionQueue, Drain, Limits, Waiting, check_ttft, overloaded
+from router.candidates import Candidates
+from router.fleet_view import FleetView
+from router.node_link import NodeLink
+from router.placement import Placement
+from router.policy import Choice
+from router.prefix_replica import PrefixReplica
+from router.prompt_hashes import PromptHashes
+from router.running import Running
+
+RECHECK_S = 0.25  # nodes that were avoided come back without saying so
+
+_REFUSED = Counter("baton_router_requests_refused", "Requests sent away instead of being placed", ["reason"])
+
+
+class Placer:
+    """Places the requests of one router."""
+
+    def __init__(self, fleet: FleetView, replica: PrefixReplica, limits: Limits) -> None:
+        self._fleet = fleet
+        self._limits = limits
+        self._candidates = Candidates(fleet, replica, self.nodes_changed)
+        self._queue = AdmissionQueue(limits.max_waiting)
+        self._drain = Drain()
+        self._wakes: dict[int, asyncio.Event] = {}  # by id() of a place in line
+
+    async def place(self, running: Running) -> Placement:
+        """Waits for nodes to come or to have room. Raises Overloaded. The deadline is the caller's."""
+        hashes = PromptHashes(running)
+        if running.usage.num_attempts > 0:
+            while (placement := await self._candidates.place(running, hashes)) is None:
+                if self._fleet.ready:
+                    self.check_patience(running)
+                await self._fleet_changed()
+            placement.begin()
+            return placement
+        entry = await self._get_in_line(running, hashes)
+        try:
+            return await self._wait_for_turn(entry, running, hashes)
+        finally:
+            self._leave_line(entry, is_served=False)
+
+    def nodes_changed(self) -> None:
+        """A node has come, gone, told its load, or has less to do: whose turn it is may try again."""
+        head = self._queue.head()
+        if head is not None and (wake := self._wakes.get(id(head))):
+            wake.set()
+
+    def check_patience(self, running: Running) -> None:
+        """Raise Overloaded for a request that has waited long enough. One that has begun is carried to its end."""
+        limit_s = min(self._limits.max_full_wait_s, self._limit_s(running))
+        if running.age_s > limit_s and not running.output:
+            _REFUSED.labels("waited").inc()
+            raise overloaded("all nodes are full at present", self._predicted_wait_s(running, 0.0))
+
+    async def _get_in_line(self, running: Running, hashes: PromptHashes) -> Waiting:
+        """Raises Overloaded where there is no place in it, or where the wait would be too long."""
+        choice = await self._best(running, hashes)
+        work_ms = choice.prompt_ms if choice is not None else self._longest_ms(running)
+        wait_s = self._predicted_wait_s(running, work_ms)
+        if choice is not None and not len(self._queue):
+            wait_s = choice.queue_ms / 1000
+        limit_s = self._limit_s(running)
+        entry = Waiting(
+            tenant=running.job.tenant,
+            priority=running.job.priority,
+            deadline_s=min(running.job.deadline_s, time.monotonic() + limit_s),
+            num_tokens=running.num_tokens + running.job.sampling.max_tokens,
+            work_ms=work_ms,
+        )
+        try:
+            if self._fleet.ready:
+                check_ttft(wait_s + work_ms / 1000, limit_s)
+            self._queue.push(entry, wait_s)
+        except Overloaded:
+            _REFUSED.labels("predicted" if len(self._queue) < self._limits.max_waiting else "line_full").inc()
+            raise
+        if len(self._queue) == 1:
+            self._drain.begin(time.monotonic())
+        self._wakes[id(entry)] = asyncio.Event()
+        return entry
+
+    async def _wait_for_turn(self, entry: Waiting, running: Running, hashes: PromptHashes) -> Placement:
+        wake = self._wakes[id(entry)]
+        while True:
+            wake.clear()
+            if self._queue.head() is entry and not self._holds_back():
+                placement = await self._candidates.place(running, hashes)
+                if placement is not None and self._queue.head() is entry:
+                    placement.begin()
+                    self._drain.placed(entry.work_ms, time.monotonic())
+                    self._leave_line(entry, is_served=True)
+                    return placement
+            if self._fleet.ready:  # else it is capacity that lacks, and may come back until the deadline
+                self.check_patience(running)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S):
+                    await wake.wait()
+
+    def _leave_line(self, entry: Waiting, *, is_served: bool) -> None:
+        self._queue.remove(entry, is_served=is_served)
+        self._wakes.pop(id(entry), None)
+        self.nodes_changed()
+
+    def _holds_back(self) -> bool:
+        """Whether every node has enough to do for now."""
+        computing = self._computing()
+        return bool(computing) and policy.all_backlogged([link.state for link in computing])
+
+    def _computing(self) -> list[NodeLink]:
+        return self._fleet.accepting("prefill" if self._fleet.expects_prefill else "decode")
+
+    def _limit_s(self, running: Running) -> float:
+        """How long its first token may take."""
+        return min((s for s in (running.job.max_ttft_s, self._limits.max_ttft_s) if s > 0), default=math.inf)
+
+    def _predicted_wait_s(self, running: Running, work_ms: float) -> float:
+        computing = self._computing()
+        ahead_ms = self._queue.ahead_ms(running.job.tenant, running.job.priority, work_ms)
+        backlog_ms = policy.least_queue_ms([link.state for link in computing])
+        return (self._drain.wait_ms(ahead_ms, len(computing)) + backlog_ms) / 1000
+
+    def _longest_ms(self, running: Running) -> float:
+        """Computing all of the prompt, on any node."""
+        computing = self._computing()
+        if not computing:
+            return 0.0
+        state = computing[0].state
+        return state.cost.prefill_ms(running.num_tokens, 0, state.chunk_tokens)
+
+    async def _best(self, running: Running, hashes: PromptHashes) -> Choice | None:
+        placement = await self._candidates.place(running, hashes, expect=False)
+        return None if placement is None else placement.choice
+
+    async def _fleet_changed(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK_S):
+                await self._fleet.changed()
