@@ -115,8 +115,9 @@ class _RequireToken(aio.ServerInterceptor):
         return _REFUSE
 
 
-async def _refuse(request: Any, context: aio.ServicerContext[Any, Any]) -> None:
+async def _refuse(requests: Any, context: aio.ServicerContext[Any, Any]) -> None:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong service token")
 
 
-_REFUSE: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(_refuse)
+# A handler of streams, which reads nothing: one of single requests would wait for the first message of a stream.
+_REFUSE: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(_refuse)

@@ -25,16 +25,13 @@ class Candidates:
         self._fleet, self._replica, self._on_change = fleet, replica, on_change
         self._turns = itertools.count()
 
-    async def place(self, running: Running, hashes: PromptHashes, *, expect: bool = True) -> Placement | None:
+    async def place(self, running: Running, hashes: PromptHashes) -> Placement | None:
         """Where the request would go now, None where it has to wait."""
         if self._fleet.facts is None or not (self._fleet.ready or running.wants_prompt):
             return None
         cached = await self._lookup(running, hashes)
         facts = self._fleet.facts
-        placement = None if facts is None else self._choose(running, facts, cached)
-        if placement is not None and expect and placement.prefill is not None:
-            self._replica.expect(placement.prefill.record.node_id, hashes.of(facts))
-        return placement
+        return None if facts is None else self._choose(running, facts, cached)
 
     async def _lookup(self, running: Running, hashes: PromptHashes) -> dict[str, int]:
         facts = self._fleet.facts

@@ -25,17 +25,12 @@ class ExpectedBlocks:
         room = MAX_BLOCKS - len(self._young)
         self._young.update(hashes[: max(room, 0)])
 
-    def extend(self, hashes: Sequence[Any], num_leading: int, held: Container[Any], now_s: float) -> int:
+    def extend(self, hashes: Sequence[Any], num_leading: int, now_s: float) -> int:
         """`num_leading` of `hashes` are held: how many with those that are expected."""
-        if not (self._young or self._old):
-            return num_leading
         self._turn(now_s)
-        young, old, end = self._young, self._old, len(hashes)
-        while num_leading < end:
-            block = hashes[num_leading]
-            if not (block in young or block in old or block in held):
-                break
-            num_leading += 1
+        for blocks in (self._young, self._old):
+            if blocks and num_leading < len(hashes) and hashes[num_leading] in blocks:
+                num_leading = num_leading_of(hashes, blocks)
         return num_leading
 
     def _turn(self, now_s: float) -> None:
@@ -43,3 +38,19 @@ class ExpectedBlocks:
             self._old = self._young if now_s - self._turned_s < 2 * TURN_S else set()
             self._young = set()
             self._turned_s = now_s
+
+
+def num_leading_of(hashes: Sequence[Any], blocks: Container[Any]) -> int:
+    """How many of the first `hashes` (one at least) are in a set that holds, with each block, all those before it."""
+    if hashes[0] not in blocks:
+        return 0
+    if hashes[-1] in blocks:
+        return len(hashes)
+    low, high = 1, len(hashes) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if hashes[middle - 1] in blocks:
+            low = middle
+        else:
+            high = middle - 1
+    return low

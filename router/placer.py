@@ -18,7 +18,6 @@ from router.candidates import Candidates
 from router.fleet_view import FleetView
 from router.node_link import NodeLink
 from router.placement import Placement
-from router.policy import Choice
 from router.prefix_replica import PrefixReplica
 from router.prompt_hashes import PromptHashes
 from router.running import Running
@@ -33,6 +32,7 @@ class Placer:
 
     def __init__(self, fleet: FleetView, replica: PrefixReplica, limits: Limits) -> None:
         self._fleet = fleet
+        self._replica = replica
         self._limits = limits
         self._candidates = Candidates(fleet, replica, self.nodes_changed)
         self._queue = AdmissionQueue(limits.max_waiting)
@@ -47,11 +47,11 @@ class Placer:
                 if self._fleet.ready:
                     self.check_patience(running)
                 await self._fleet_changed()
-            placement.begin()
+            self._begin(placement, hashes)
             return placement
-        entry = await self._get_in_line(running, hashes)
+        entry, found = await self._get_in_line(running, hashes)
         try:
-            return await self._wait_for_turn(entry, running, hashes)
+            return await self._wait_for_turn(entry, running, hashes, found)
         finally:
             self._leave_line(entry, is_served=False)
 
@@ -68,13 +68,14 @@ class Placer:
             _REFUSED.labels("waited").inc()
             raise overloaded("all nodes are full at present", self._predicted_wait_s(running, 0.0))
 
-    async def _get_in_line(self, running: Running, hashes: PromptHashes) -> Waiting:
-        """Raises Overloaded where there is no place in it, or where the wait would be too long."""
-        choice = await self._best(running, hashes)
-        work_ms = choice.prompt_ms if choice is not None else self._longest_ms(running)
-        wait_s = self._predicted_wait_s(running, work_ms)
-        if choice is not None and not len(self._queue):
-            wait_s = choice.queue_ms / 1000
+    async def _get_in_line(self, running: Running, hashes: PromptHashes) -> tuple[Waiting, Placement | None]:
+        """And where it would go now. Raises Overloaded where there is no place in it, or the wait would be too long."""
+        found = await self._candidates.place(running, hashes)
+        work_ms = found.choice.prompt_ms if found is not None else self._longest_ms(running)
+        if found is not None and not len(self._queue):
+            wait_s = found.choice.queue_ms / 1000
+        else:
+            wait_s = self._predicted_wait_s(running, work_ms)
         limit_s = self._limit_s(running)
         entry = Waiting(
             tenant=running.job.tenant,
@@ -93,19 +94,23 @@ class Placer:
         if len(self._queue) == 1:
             self._drain.begin(time.monotonic())
         self._wakes[id(entry)] = asyncio.Event()
-        return entry
+        return entry, found
 
-    async def _wait_for_turn(self, entry: Waiting, running: Running, hashes: PromptHashes) -> Placement:
+    async def _wait_for_turn(
+        self, entry: Waiting, running: Running, hashes: PromptHashes, found: Placement | None
+    ) -> Placement:
+        """`found` is where it would go at this moment."""
         wake = self._wakes[id(entry)]
         while True:
             wake.clear()
             if self._queue.head() is entry and not self._holds_back():
-                placement = await self._candidates.place(running, hashes)
-                if placement is not None and self._queue.head() is entry:
-                    placement.begin()
+                found = found or await self._candidates.place(running, hashes)
+                if found is not None and self._queue.head() is entry:
+                    self._begin(found, hashes)
                     self._drain.placed(entry.work_ms, time.monotonic())
                     self._leave_line(entry, is_served=True)
-                    return placement
+                    return found
+            found = None
             if self._fleet.ready:  # else it is capacity that lacks, and may come back until the deadline
                 self.check_patience(running)
             with contextlib.suppress(TimeoutError):
@@ -143,9 +148,10 @@ class Placer:
         state = computing[0].state
         return state.cost.prefill_ms(running.num_tokens, 0, state.chunk_tokens)
 
-    async def _best(self, running: Running, hashes: PromptHashes) -> Choice | None:
-        placement = await self._candidates.place(running, hashes, expect=False)
-        return None if placement is None else placement.choice
+    def _begin(self, placement: Placement, hashes: PromptHashes) -> None:
+        placement.begin()
+        if placement.prefill is not None:
+            self._replica.expect(placement.prefill.record.node_id, hashes.of(self._fleet.facts))
 
     async def _fleet_changed(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -7,8 +7,7 @@ that Redis has not confirmed for a while is not used either. Then there are no h
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from redis.asyncio import Redis
 
@@ -16,7 +15,7 @@ from baton import prefix_index, tasks
 from baton.prefix_hash import BlockHash
 from baton.prefix_index import Event
 from baton.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
-from router.expected_blocks import ExpectedBlocks
+from router.expected_blocks import ExpectedBlocks, num_leading_of
 
 WAIT_S = 0.5  # the stream's client has to have a longer timeout than this
 STALE_S = 30.0
@@ -96,8 +95,8 @@ class PrefixReplica:
         unknown: dict[str, int] = {}
         for node_id, holder in self._holders.items():
             if fresh and holder.loaded:
-                num_held = num_leading(hashes, holder.blocks)
-                found[node_id] = holder.expected.extend(hashes, num_held, holder.blocks, now_s)
+                num_held = num_leading_of(hashes, holder.blocks)
+                found[node_id] = holder.expected.extend(hashes, num_held, now_s)
             else:
                 unknown[node_id] = holder.epoch
         if unknown and self._breaker.closed:
@@ -168,19 +167,3 @@ class PrefixReplica:
     def _store(self, holder: _Holder, blocks: list[BlockHash]) -> None:
         room = self._max_blocks - self.num_blocks
         holder.blocks.update(blocks if len(blocks) <= room else blocks[: max(room, 0)])
-
-
-def num_leading(hashes: Sequence[Any], held: Container[Any]) -> int:
-    """How many of the first `hashes` (one at least) are held, by bisection: who holds a block holds those before it."""
-    if hashes[0] not in held:
-        return 0
-    if hashes[-1] in held:
-        return len(hashes)
-    low, high = 1, len(hashes) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if hashes[middle - 1] in held:
-            low = middle
-        else:
-            high = middle - 1
-    return low

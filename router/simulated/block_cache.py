@@ -3,8 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from router.expected_blocks import ExpectedBlocks
-from router.prefix_replica import num_leading
+from router.expected_blocks import ExpectedBlocks, num_leading_of
 
 
 class BlockCache:
@@ -21,8 +20,8 @@ class BlockCache:
         """How many leading blocks are there, or expected."""
         if not hashes:
             return 0
-        num_held = num_leading(hashes, self._blocks)
-        return num_held if expected is None else expected.extend(hashes, num_held, self._blocks, now_s)
+        num_held = num_leading_of(hashes, self._blocks)
+        return num_held if expected is None else expected.extend(hashes, num_held, now_s)
 
     def touch(self, hashes: Sequence[int]) -> None:
         """They are used, or newly there. The last one is the first that may go."""

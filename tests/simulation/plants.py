@@ -109,7 +109,7 @@ def _drop_prefill_only(original: Any, self: Attempt) -> None:
 
 
 def _keep_what_was_there(original: Any, self: Sessions, router_id: str) -> Any:
-    with mock.patch.object(Session, "cancel_all", lambda self: None):
+    with mock.patch.object(Session, "cancel_all"):
         return original(self, router_id)
 
 

@@ -74,6 +74,25 @@ async def _index(fleet: Any, node: Any, token_ids: list[int]) -> IndexWriter:
     return writer
 
 
+async def test_all_that_comes_up_in_a_turn_travels_in_one_message(fleet: Any, until: Any) -> None:
+    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
+    prefill.compute.clear()
+    await fleet.start()
+    holders = fleet.dispatcher._replica._holders.values()
+    await until(lambda: all(holder.loaded for holder in holders))  # else each placement waits for Redis
+    sinks = [fleet.submit([n, *PROMPT])[1] for n in range(12)]
+    for handle, _ in [fleet.submit([n, *PROMPT]) for n in range(3)]:
+        handle.cancel()
+    prefill.compute.set()
+    for sink in sinks:
+        await sink.finished()
+    for node in (prefill, decode):
+        assert [len(batch.starts) for batch in node.batches if batch.starts] == [12]
+    assert sum(len(batch.grants) for batch in prefill.batches) == 12
+    assert sum(bool(batch.grants) for batch in prefill.batches) <= 2
+    assert not [batch for node in (prefill, decode) for batch in node.batches if batch.cancelled_keys]
+
+
 async def test_one_token_needs_no_decode_node(fleet: Any, output_of: Any) -> None:
     prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
     await fleet.start()
@@ -200,7 +219,7 @@ async def test_errors_of_a_request_go_to_the_client_and_are_not_retried(fleet: A
     assert isinstance(await fleet.submit(PROMPT)[1].outcome(), NumericalError)
     assert [g.attempt for g in prefill.seen("run")] == [0]
     decode.finish_error = ""
-    prefill.refusals = [InvalidRequest("too odd", param="prompt")] * 100  # grpc.aio may hide the first of them
+    prefill.refusals = [InvalidRequest("too odd", param="prompt")]
     error = await fleet.submit(PROMPT)[1].outcome()
     assert isinstance(error, InvalidRequest)
     assert (error.message, error.param) == ("too odd", "prompt")

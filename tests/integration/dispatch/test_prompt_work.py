@@ -6,7 +6,7 @@ import pytest
 
 from baton.errors import BatonError, Cancelled, InvalidRequest, NumericalError, Overloaded
 from baton.request import Grammar, GrammarKind
-from router.dispatch import MAX_ATTEMPTS
+from router.serving import MAX_ATTEMPTS
 from router.job import PromptWork
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -123,5 +123,5 @@ async def test_where_a_grammar_governs_the_output_the_prompts_node_draws_nothing
     await sink.finished()
     assert sink.tokens == output_of(PROMPT, 4)
     [scored], [run] = prefill.seen("prompt"), prefill.seen("run")
-    assert (scored.sampling.max_tokens, scored.sampling.HasField("grammar")) == (0, False)
-    assert (run.sampling.max_tokens, run.sampling.HasField("grammar")) == (4, True)
+    assert (scored.sampling.max_tokens, scored.sampling.grammar) == (0, None)
+    assert (run.sampling.max_tokens, run.sampling.grammar is not None) == (4, True)

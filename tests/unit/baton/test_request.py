@@ -1,9 +1,13 @@
 """Requests and layouts cross the wire unchanged."""
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.errors import InvalidRequest
 from baton.request import FinishReason, Generation, Grammar, GrammarKind, SamplingParams
+from baton.token_ids import packed
 from baton.v1 import types_pb2
 
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=50)
@@ -37,10 +41,30 @@ def test_a_generation_survives_the_wire(params, tokens, key, num_output):
         router_id="router-0",
     )
     wire = types_pb2.Generation.FromString(generation.to_proto().SerializeToString())
-    assert Generation.from_proto(wire) == generation
+    assert Generation.from_proto(wire, "router-0") == generation
+    assert msgspec.structs.replace(generation, token_ids=packed(generation.token_ids)).to_proto() == wire
     assert generation.num_output_tokens == num_output
 
 
 def test_finish_reasons_and_kinds_are_the_wires():
     assert {reason.value for reason in FinishReason} == set(types_pb2.FinishReason.values())
     assert {kind.value for kind in GrammarKind} == set(types_pb2.GrammarKind.values()) - {0}
+
+
+def test_token_ids_travel_as_little_endian_words():
+    generation = Generation(
+        request_id="r", key=1, token_ids=[1, 258], num_prompt_tokens=2, sampling=SamplingParams(), router_id="router"
+    )
+    assert generation.to_proto().token_ids == b"\1\0\0\0\2\1\0\0"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        types_pb2.Generation(token_ids=b"\1\0\0\0\2"),
+        types_pb2.Generation(sampling=types_pb2.SamplingParams(grammar=types_pb2.Grammar(kind=77))),  # type: ignore[arg-type]
+    ],
+)
+def test_what_makes_no_generation_is_refused(bad):
+    with pytest.raises(InvalidRequest):
+        Generation.from_proto(bad, "router")

@@ -11,26 +11,26 @@ import pytest
 from baton import redis_client, rpc, tls
 from baton.errors import ConfigError
 from baton.settings import ServiceFlags
-from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
+from baton.v1 import node_pb2, node_pb2_grpc
 from tests.unit.baton.certificates import make_authority, make_identity
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
 
 
-class Decode(decode_pb2_grpc.DecodeServicer):
-    async def Generate(self, request, context):  # noqa: N802
-        return decode_pb2.GenerateReply()
+class Node(node_pb2_grpc.NodeServicer):
+    async def Attach(self, requests, context):  # noqa: N802
+        yield node_pb2.StepBatch()
 
 
 async def call(server_tls, client_tls, server_token="", client_token=""):
     server = rpc.server(server_token)
-    decode_pb2_grpc.add_DecodeServicer_to_server(Decode(), server)
+    node_pb2_grpc.add_NodeServicer_to_server(Node(), server)
     port = rpc.open_port(server, "127.0.0.1:0", server_tls)
     await server.start()
     try:
         async with rpc.channel(f"127.0.0.1:{port}", client_tls) as channel:
-            stub = decode_pb2_grpc.DecodeStub(channel)
-            await stub.Generate(types_pb2.Generation(), timeout=5, metadata=rpc.metadata(client_token))
+            stream = node_pb2_grpc.NodeStub(channel).Attach(timeout=5, metadata=rpc.metadata(client_token))
+            await stream.read()
     finally:
         await server.stop(None)
 

@@ -1,89 +1,251 @@
-"""Node.Attach over real gRPC."""
+"""Node.Attach over real gRPC, in both directions."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 
 from baton import rpc
+from baton.errors import BatonError
 from baton.node_service import NodeService
+from baton.request import Generation, SamplingParams
+from baton.session import Leg
 from baton.sessions import Sessions
-from baton.v1 import node_pb2, node_pb2_grpc, types_pb2
+from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
 
 pytestmark = pytest.mark.anyio
+
+EPOCH = 7
+
+
+class HeldLeg:
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class HoldingLegs:
+    """Takes everything up and does nothing with it."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+        self.begun: list[HeldLeg] = []
+        self.grants: list[tuple[int, int, int]] = []
+        self.stale: list[Generation] = []
+
+    def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
+        leg = HeldLeg(generation)
+        try:
+            self.sessions.open(leg)
+        except BatonError:
+            self.stale.append(generation)
+        else:
+            self.begun.append(leg)
+
+    def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
+        self.grants.append((leg.generation.key, leg.generation.attempt, grant.grant_id))
+
+    @property
+    def keys(self) -> list[tuple[int, int]]:
+        return [(leg.generation.key, leg.generation.attempt) for leg in self.begun]
+
+
+class Stream:
+    """What a router has of it."""
+
+    def __init__(self, node: Any, router_id: str = "router") -> None:
+        self.call = node.Attach()
+        self.router_id = router_id
+        self.sequence = 0
+
+    async def say(self, **fields: Any) -> None:
+        values = {"epoch": EPOCH, "sequence": self.sequence} | fields
+        self.sequence = values["sequence"] + 1
+        await self.call.write(node_pb2.RouterBatch(**values))
+
+    async def open(self) -> node_pb2.StepBatch:
+        await self.say(router_id=self.router_id)
+        return await self.read()
+
+    async def read(self) -> Any:
+        return await asyncio.wait_for(self.call.read(), 2)
+
+    async def end(self) -> tuple[grpc.StatusCode, str]:
+        with contextlib.suppress(aio.AioRpcError):
+            while await self.read() is not aio.EOF:
+                pass
+        return await self.call.code(), await self.call.details()
 
 
 @pytest.fixture
 async def sessions() -> AsyncIterator[Sessions]:
-    sessions = Sessions(7, lambda: types_pb2.Load(num_steps=3))
+    sessions = Sessions(EPOCH, lambda: types_pb2.Load(num_steps=3))
     beats = asyncio.create_task(sessions.run())
     yield sessions
     beats.cancel()
 
 
 @pytest.fixture
-async def node(sessions: Sessions) -> AsyncIterator["node_pb2_grpc.NodeAsyncStub"]:
+async def legs(sessions: Sessions) -> HoldingLegs:
+    return HoldingLegs(sessions)
+
+
+@pytest.fixture
+async def attach(sessions: Sessions, legs: HoldingLegs) -> AsyncIterator[Callable[..., Stream]]:
     server = rpc.server()
-    node_pb2_grpc.add_NodeServicer_to_server(NodeService(sessions), server)
+    node_pb2_grpc.add_NodeServicer_to_server(NodeService(sessions, legs), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with rpc.channel(f"127.0.0.1:{port}") as channel:
-        yield node_pb2_grpc.NodeStub(channel)
+        yield lambda router_id="router": Stream(node_pb2_grpc.NodeStub(channel), router_id)
     await server.stop(0)
 
 
-def attach(node: "node_pb2_grpc.NodeAsyncStub", router_id: str = "router") -> "aio.UnaryStreamCall":
-    return node.Attach(node_pb2.AttachRequest(router_id=router_id))
+def start(key: int, attempt: int = 0, token_ids: list[int] | None = None) -> node_pb2.Start:
+    generation = Generation(
+        request_id=f"r{key}", key=key, attempt=attempt, token_ids=token_ids or [5], num_prompt_tokens=1,
+        sampling=SamplingParams(), router_id="",
+    )  # fmt: skip
+    return node_pb2.Start(generation=generation.to_proto())
 
 
-async def test_the_first_message_and_then_two_a_second_carry_the_load(node: "node_pb2_grpc.NodeAsyncStub") -> None:
-    stream = attach(node)
-    batches = [await asyncio.wait_for(stream.read(), 2) for _ in range(3)]
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_the_first_message_and_then_four_a_second_carry_the_load(attach: Callable[..., Stream]) -> None:
+    stream = attach()
+    batches = [await stream.open(), await stream.read(), await stream.read()]
     assert [batch.sequence for batch in batches] == [0, 1, 2]
-    assert all(batch.epoch == 7 and batch.load.num_steps == 3 for batch in batches)
+    assert all(batch.epoch == EPOCH and batch.load.num_steps == 3 for batch in batches)
 
 
-async def test_an_older_stream_ends_when_its_router_attaches_anew(node: "node_pb2_grpc.NodeAsyncStub") -> None:
-    old = attach(node)
-    await old.read()
-    new = attach(node)
-    assert (await new.read()).sequence == 0
-    with contextlib.suppress(aio.AioRpcError):
-        while await old.read() is not aio.EOF:
-            pass
-    assert await old.code() is grpc.StatusCode.ABORTED
+async def test_what_comes_in_one_message_is_done_in_order(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+    stream = attach()
+    await stream.open()
+    grants = [node_pb2.Granted(key=key, attempt=1, grant=transfer_pb2.Grant(grant_id=40 + key)) for key in (1, 2, 3)]
+    await stream.say(starts=[start(1), start(2, 1), start(3, 2), start(4)], grants=grants)
+    await until(lambda: bool(legs.begun))
+    assert legs.keys == [(1, 0), (2, 1), (3, 2), (4, 0)]
+    assert legs.grants == [(2, 1, 42)]  # those of other attempts are nobody's
+    assert [leg.generation.router_id for leg in legs.begun] == ["router"] * 4
+    await stream.say(cancelled_keys=[1, 3, 9], cancelled_attempts=[0, 1, 0], starts=[start(9), start(9, 1)])
+    await until(lambda: len(legs.begun) == 5)
+    assert [leg.is_cancelled for leg in legs.begun] == [True, False, False, False, False]
+    assert [(generation.key, generation.attempt) for generation in legs.stale] == [(9, 0)]
+
+
+async def test_a_message_that_comes_twice_counts_once(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+    stream = attach()
+    await stream.open()
+    for sequence in (1, 1, 2, 1, 2, 3):
+        await stream.say(sequence=sequence, starts=[start(sequence)])
+    await until(lambda: len(legs.begun) == 3)
+    assert legs.keys == [(1, 0), (2, 0), (3, 0)]
+    assert not legs.stale
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "details"),
+    [
+        ({"sequence": 2, "starts": [start(1)]}, grpc.StatusCode.UNAVAILABLE, "a message is missing"),
+        ({"epoch": 6}, grpc.StatusCode.UNAVAILABLE, "another incarnation of this node is meant"),
+        ({"cancelled_keys": [1]}, grpc.StatusCode.INVALID_ARGUMENT, "columns of different lengths"),
+    ],
+)
+async def test_what_cannot_be_ends_the_stream(
+    attach: Callable[..., Stream], legs: HoldingLegs, fields: Any, code: grpc.StatusCode, details: str
+) -> None:
+    stream = attach()
+    await stream.open()
+    await stream.say(**fields)
+    assert await stream.end() == (code, details)
+    assert not legs.begun
+
+
+@pytest.mark.parametrize("hello", [{}, {"router_id": "router", "sequence": 1}, {"router_id": "router", "epoch": 6}])
+async def test_a_stream_that_does_not_begin_well_is_refused(attach: Callable[..., Stream], hello: Any) -> None:
+    stream = attach()
+    await stream.say(**hello)
+    code, _ = await stream.end()
+    assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_a_start_that_makes_no_generation_fails_alone(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+    stream = attach()
+    await stream.open()
+    bad = start(1, attempt=2)
+    bad.generation.token_ids += b"\0"
+    await stream.say(starts=[bad, start(2)])
+    failed: list[node_pb2.Failed] = []
+    while not failed:
+        failed += (await stream.read()).failed
+    assert [(word.key, word.attempt, word.code, word.param) for word in failed] == [(1, 2, "invalid_value", "prompt")]
+    assert legs.keys == [(2, 0)]
+
+
+async def test_an_older_stream_ends_when_its_router_attaches_anew(
+    attach: Callable[..., Stream], legs: HoldingLegs
+) -> None:
+    old, new = attach(), attach()
+    await old.open()
+    await old.say(starts=[start(1)])
+    await until(lambda: bool(legs.begun))
+    assert (await new.open()).sequence == 0
+    assert (await old.end())[0] is grpc.StatusCode.ABORTED
+    assert legs.begun[0].is_cancelled  # a new stream begins with nothing
+    await new.say(starts=[start(2)])
+    await until(lambda: len(legs.begun) == 2)
     assert (await new.read()).sequence == 1
+    assert not legs.begun[1].is_cancelled
 
 
 async def test_shutting_sends_what_is_left_and_ends_the_stream(
-    node: "node_pb2_grpc.NodeAsyncStub", sessions: Sessions
+    attach: Callable[..., Stream], sessions: Sessions
 ) -> None:
-    stream = attach(node)
-    await stream.read()
+    stream = attach()
+    await stream.open()
     sessions.session("router").add_finished(types_pb2.Finished(key=5))
     sessions.shut()
     rest = []
-    while (batch := await asyncio.wait_for(stream.read(), 2)) is not aio.EOF:
+    while (batch := await stream.read()) is not aio.EOF:
         rest.append(batch)
     assert [finished.key for batch in rest for finished in batch.finished] == [5]
-    assert await stream.code() is grpc.StatusCode.OK
+    assert await stream.call.code() is grpc.StatusCode.OK
+
+
+async def test_a_router_that_goes_has_a_while_to_come_back(
+    attach: Callable[..., Stream], sessions: Sessions, legs: HoldingLegs
+) -> None:
+    stream = attach()
+    await stream.open()
+    await stream.say(starts=[start(1)])
+    await until(lambda: bool(legs.begun))
+    stream.call.cancel()
+    await until(lambda: sessions.session("router").stream is None)
+    assert not legs.begun[0].is_cancelled
 
 
 async def test_a_router_that_stops_reading_is_detached(
-    node: "node_pb2_grpc.NodeAsyncStub", sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    attach: Callable[..., Stream], sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.node_service._WRITE_TIMEOUT_S", 0.2)
-    stream = attach(node)
-    await stream.read()
+    stream = attach()
+    await stream.open()
     session = sessions.session("router")
     filler = types_pb2.Finished(error_message="x" * 1_000_000)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(20):
             while session.stream is not None:
                 session.add_finished(filler)
-                session.wake.set()
                 await asyncio.sleep(0.005)
     assert session.stream is None

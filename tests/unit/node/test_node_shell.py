@@ -14,20 +14,32 @@ from baton.errors import ConfigError
 from baton.lifecycle import Shutdown
 from baton.node_shell import NodeFacts, NodeShell
 from baton.prefix_hash import BlockHash
+from baton.request import Generation, SamplingParams
+from baton.session import Leg
 from baton.settings import NodeConfig
-from baton.v1 import types_pb2
+from baton.v1 import transfer_pb2, types_pb2
 
 pytestmark = pytest.mark.anyio
 
 FACTS = NodeFacts(
     role="prefill",
-    services=("baton.v1.Prefill",),
+    services=("baton.v1.Node", "baton.v1.Prompt"),
     models=("m",),
     model_fingerprint="f",
     block_size=16,
     max_model_len=512,
     num_blocks=10,
 )
+
+
+class NoLegs:
+    """Takes nothing up."""
+
+    def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
+        raise NotImplementedError
+
+    def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
+        raise NotImplementedError
 
 
 async def no_blocks() -> list[BlockHash]:
@@ -44,7 +56,7 @@ async def redis(redis_url: str) -> AsyncIterator[redis_client.Redis]:
 @pytest.fixture
 async def shell(redis: redis_client.Redis) -> AsyncIterator[NodeShell]:
     shell = NodeShell(NodeConfig(node_id="p0", drain_timeout_s=0.3), FACTS, redis, no_blocks)
-    await shell.listen()
+    await shell.listen(NoLegs())
     yield shell
     await shell.leave()
     await shell.close()
@@ -52,7 +64,7 @@ async def shell(redis: redis_client.Redis) -> AsyncIterator[NodeShell]:
 
 async def health(shell: NodeShell) -> int:
     async with rpc.channel(shell.address) as channel:
-        request = health_pb2.HealthCheckRequest(service="baton.v1.Prefill")
+        request = health_pb2.HealthCheckRequest(service="baton.v1.Prompt")
         with contextlib.suppress(grpc.aio.AioRpcError):  # it says NOT_FOUND of a service that it does not know
             return int((await health_pb2_grpc.HealthStub(channel).Check(request)).status)
     return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
@@ -82,7 +94,9 @@ async def test_a_node_is_found_only_while_it_runs(shell: NodeShell, redis: redis
 
 async def test_a_drain_ends_when_its_time_is_up(shell: NodeShell) -> None:
     class Leg:
-        generation = types_pb2.Generation(key=1, router_id="r")
+        generation = Generation(
+            request_id="r1", key=1, token_ids=[], num_prompt_tokens=0, sampling=SamplingParams(), router_id="r"
+        )
 
         def cancel(self) -> None:
             pass
@@ -104,7 +118,7 @@ async def test_what_the_step_thread_dies_of_ends_the_node(shell: NodeShell) -> N
 async def test_a_node_closes_right_after_it_changed_its_record(shell: NodeShell, redis: redis_client.Redis) -> None:
     for num_turns in range(4):
         another = NodeShell(NodeConfig(node_id=f"p{num_turns}"), FACTS, redis, no_blocks)
-        await another.listen()
+        await another.listen(NoLegs())
         shutdown = Shutdown()
         shutdown.request()
         async with asyncio.timeout(3):
@@ -119,7 +133,7 @@ async def test_a_node_closes_right_after_it_changed_its_record(shell: NodeShell,
 async def test_a_taken_port_is_a_config_error(shell: NodeShell, redis: redis_client.Redis) -> None:
     port = int(shell.address.rpartition(":")[2])
     with pytest.raises(ConfigError, match=str(port)):
-        await NodeShell(NodeConfig(port=port), FACTS, redis, no_blocks).listen()
+        await NodeShell(NodeConfig(port=port), FACTS, redis, no_blocks).listen(NoLegs())
 
 
 async def test_reflection_names_the_services(shell: NodeShell) -> None:
@@ -129,4 +143,4 @@ async def test_reflection_names_the_services(shell: NodeShell) -> None:
         answer = await call.read()
         call.cancel()
     names = {service.name for service in answer.list_services_response.service}
-    assert {"baton.v1.Node", "baton.v1.Prefill"} <= names
+    assert {"baton.v1.Node", "baton.v1.Prompt"} <= names

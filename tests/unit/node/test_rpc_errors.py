@@ -7,7 +7,7 @@ import pytest
 from grpc import aio
 
 from baton import errors, rpc, rpc_errors
-from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
+from baton.v1 import trace_pb2, trace_pb2_grpc
 
 pytestmark = pytest.mark.anyio
 
@@ -24,29 +24,23 @@ CASES = [
 ]
 
 
-class Failing(decode_pb2_grpc.DecodeServicer):
+class Failing(trace_pb2_grpc.TraceServicer):
     error = errors.BatonError("unset")
 
-    async def Reserve(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def Generate(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Find(self, request: Any, context: Any) -> Any:  # noqa: N802
         await rpc_errors.abort(context, self.error)
-
-    async def Cancel(self, request: Any, context: Any) -> decode_pb2.CancelReply:  # noqa: N802
-        raise NotImplementedError
 
 
 async def test_errors_cross_the_wire() -> None:
     server, servicer = rpc.server(), Failing()
-    decode_pb2_grpc.add_DecodeServicer_to_server(servicer, server)
+    trace_pb2_grpc.add_TraceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with rpc.channel(f"127.0.0.1:{port}") as channel:
         for error, status in CASES:
             servicer.error = error
             with pytest.raises(aio.AioRpcError) as raised:
-                await decode_pb2_grpc.DecodeStub(channel).Generate(types_pb2.Generation())
+                await trace_pb2_grpc.TraceStub(channel).Find(trace_pb2.TraceRequest())
             assert raised.value.code() is status
             back = rpc_errors.error_of(raised.value)
             assert (back.message, back.param) == (error.message, error.param)
@@ -57,5 +51,5 @@ async def test_errors_cross_the_wire() -> None:
 async def test_a_peer_that_is_gone_is_unavailable() -> None:
     async with rpc.channel("127.0.0.1:1") as channel:
         with pytest.raises(aio.AioRpcError) as raised:
-            await decode_pb2_grpc.DecodeStub(channel).Generate(types_pb2.Generation())
+            await trace_pb2_grpc.TraceStub(channel).Find(trace_pb2.TraceRequest())
     assert isinstance(rpc_errors.error_of(raised.value), errors.NodeUnavailable)

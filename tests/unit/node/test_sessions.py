@@ -1,9 +1,10 @@
 import pytest
 
-from baton.errors import Cancelled, NodeUnavailable
+from baton.errors import Cancelled, InvalidRequest, NodeUnavailable, Overloaded
 from baton.request import FinishReason, Generation, SamplingParams
-from baton.sessions import GONE_S, MAX_OUTBOX_ROWS, Sessions
-from baton.v1 import types_pb2
+from baton.session import MAX_OUTBOX_ROWS
+from baton.sessions import GONE_S, Sessions
+from baton.v1 import transfer_pb2, types_pb2
 
 pytestmark = pytest.mark.anyio
 
@@ -124,20 +125,24 @@ async def test_a_router_gone_for_long_loses_its_requests(sessions: Sessions, clo
     assert sessions.num_legs == 1
 
 
-async def test_a_router_that_attaches_anew_in_time_keeps_requests_and_tokens(sessions: Sessions, clock: Clock) -> None:
-    leg = FakeLeg(1)
+async def test_a_router_that_attaches_anew_begins_with_nothing(sessions: Sessions, clock: Clock) -> None:
+    leg, later, others = FakeLeg(1), FakeLeg(2), FakeLeg(1, router_id="other")
     session, stream = sessions.attach("router")
-    sessions.open(leg)
-    sessions.lose(session, stream)
+    for each in (leg, others):
+        sessions.open(each)
     session.add_tokens([leg.generation.key], [0], [0], [11])
     again, newer = sessions.attach("router")
+    assert again is session
+    assert (leg.num_cancels, others.num_cancels) == (1, 0)
+    assert session.is_empty
+    with pytest.raises(Cancelled):
+        sessions.open(FakeLeg(1))  # what is still on its way from the old stream
+    sessions.open(later)
     sessions.lose(again, stream)  # the old stream's end, noticed late
     clock.now += 2 * GONE_S
     sessions.sweep()
-    assert again is session
     assert session.stream is newer
-    assert leg.num_cancels == 0
-    assert list(session.take().token_ids) == [11]
+    assert later.num_cancels == 0
 
 
 async def test_a_router_that_never_attached_counts_as_gone(sessions: Sessions, clock: Clock) -> None:
@@ -201,3 +206,38 @@ async def test_a_late_copy_of_a_call_does_not_open_its_leg_again(sessions: Sessi
         sessions.open(FakeLeg(1, attempt=1))
     sessions.open(FakeLeg(1, attempt=2))
     assert sessions.num_legs == 1
+
+
+async def test_legs_are_granted_and_fail_in_words_of_their_own(sessions: Sessions) -> None:
+    session, _ = sessions.attach("router")
+    granted, failed = FakeLeg(1, attempt=1), FakeLeg(2)
+    for leg in (granted, failed):
+        sessions.open(leg)
+    sessions.grant(granted, transfer_pb2.Grant(grant_id=9))
+    sessions.fail(failed, InvalidRequest("too odd", param="top_k"))
+    sessions.fail(failed, InvalidRequest("once is enough"))
+    sessions.refuse(FakeLeg(3).generation, Overloaded("full"))
+    assert session.wake.is_set()
+    batch = session.take()
+    assert [(word.key, word.attempt, word.grant.grant_id) for word in batch.granted] == [(1, 1, 9)]
+    said = [(word.key, word.code, word.message, word.param) for word in batch.failed]
+    assert said == [(2, "invalid_value", "too odd", "top_k"), (3, "overloaded", "full", "")]
+    assert sessions.num_legs == 1
+
+
+async def test_a_leg_is_found_by_its_key_and_attempt(sessions: Sessions) -> None:
+    session, _ = sessions.attach("router")
+    leg = FakeLeg(1, attempt=2)
+    sessions.open(leg)
+    assert [session.leg(1, attempt) for attempt in (1, 2, 3)] == [None, leg, None]
+    assert session.leg(2, 2) is None
+
+
+async def test_a_beat_drops_a_router_whose_outbox_is_full(sessions: Sessions) -> None:
+    leg = FakeLeg(1)
+    session, _ = sessions.attach("router")
+    sessions.open(leg)
+    for _ in range(MAX_OUTBOX_ROWS + 1):
+        session.add_failed(5, 0, Overloaded("full"))
+    sessions.beat()
+    assert (leg.num_cancels, session.stream) == (1, None)

@@ -1,10 +1,11 @@
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from baton.errors import TransferError
 from baton.request import Generation, SamplingParams
-from kv_transfer.outgoing import OutgoingTransfer
+from baton.v1 import transfer_pb2
 from prefill_node.legs import PrefillLeg
 
 pytestmark = pytest.mark.anyio
@@ -18,23 +19,65 @@ class Transfer:
         self.calls.append((layer_group, num_blocks))
 
 
-def make_leg() -> PrefillLeg:
+def make_leg(open_transfer: Any = None) -> PrefillLeg:
     generation = Generation(
         request_id="r", key=1, token_ids=[1], num_prompt_tokens=1, sampling=SamplingParams(), router_id="router"
     )
-    return PrefillLeg(generation, num_layer_groups=3)
+    return PrefillLeg(generation, 3, open_transfer or (lambda grant, block_ids: Transfer()))
+
+
+BLOCKS = [7, 8, 9, 3, 5]
+GRANT = transfer_pb2.Grant(grant_id=4)
 
 
 async def test_what_was_computed_before_the_grant_is_told_when_it_comes() -> None:
-    leg, transfer = make_leg(), Transfer()
-    leg.advance(0, 4, [7, 8, 9, 3, 5])
-    leg.advance(1, 4, [7, 8, 9, 3, 5])
-    leg.advance(0, 5, [7, 8, 9, 3, 5])
-    leg.attach(cast(OutgoingTransfer, transfer))
+    leg = make_leg()
+    leg.advance(0, 4, BLOCKS)
+    leg.advance(1, 4, BLOCKS)
+    leg.advance(0, 5, BLOCKS)
+    assert not leg.opened.done()
+    leg.take_grant(GRANT)
+    assert leg.opened.done()
+    transfer = cast(Transfer, leg.transfer)
     assert transfer.calls == [(0, 5), (1, 4)]
-    assert leg.scheduled.result() == [7, 8, 9, 3, 5]
-    leg.advance(2, 4, [7, 8, 9, 3, 5])
+    leg.advance(2, 4, BLOCKS)
     assert transfer.calls[2:] == [(2, 4)]
+
+
+async def test_a_grant_that_comes_first_waits_for_the_blocks() -> None:
+    opened = []
+
+    def open_transfer(grant: transfer_pb2.Grant, block_ids: list[int]) -> Transfer:
+        opened.append((grant.grant_id, block_ids))
+        return Transfer()
+
+    leg = make_leg(open_transfer)
+    leg.take_grant(GRANT)
+    assert opened == []
+    leg.advance(0, 4, BLOCKS)
+    leg.take_grant(transfer_pb2.Grant(grant_id=5))  # a second one counts for nothing
+    leg.advance(1, 4, BLOCKS)
+    assert opened == [(4, BLOCKS)]
+    assert cast(Transfer, leg.transfer).calls == [(0, 4), (1, 4)]
+
+
+async def test_a_grant_that_does_not_fit_fails_whoever_waits_for_the_transfer() -> None:
+    def refuse(grant: transfer_pb2.Grant, block_ids: list[int]) -> Transfer:
+        raise TransferError("too few blocks")
+
+    leg = make_leg(refuse)
+    leg.advance(0, 4, BLOCKS)
+    leg.take_grant(GRANT)
+    with pytest.raises(TransferError, match="too few"):
+        await leg.opened
+
+
+async def test_a_leg_that_ends_opens_no_transfer_any_more() -> None:
+    leg = make_leg()
+    leg.advance(0, 4, BLOCKS)
+    leg.is_ending = True
+    leg.take_grant(GRANT)
+    assert leg.transfer is None
 
 
 async def test_a_cancel_reaches_an_owner_that_has_not_begun_yet() -> None:

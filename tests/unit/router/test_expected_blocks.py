@@ -3,18 +3,18 @@ from router.expected_blocks import MAX_BLOCKS, TURN_S, ExpectedBlocks
 
 def test_expected_blocks_lengthen_a_prefix() -> None:
     expected = ExpectedBlocks()
-    assert expected.extend("abcd", 1, {"a"}, 0.0) == 1
+    assert expected.extend("abcd", 1, 0.0) == 1
     expected.add("abc", 0.0)
-    assert expected.extend("abcd", 1, {"a"}, 0.0) == 3
-    assert expected.extend("abcd", 1, {"a", "d"}, 0.0) == 4
-    assert expected.extend("xbc", 0, set(), 0.0) == 0
+    assert [expected.extend("abcd", num_held, 0.0) for num_held in range(5)] == [3, 3, 3, 3, 4]
+    assert expected.extend("ab", 0, 0.0) == 2
+    assert expected.extend("xbc", 0, 0.0) == 0
 
 
 def test_what_never_comes_is_forgotten() -> None:
     expected = ExpectedBlocks()
     expected.add("ab", 100.0)
-    assert expected.extend("ab", 0, set(), 100.0 + TURN_S) == 2
-    assert expected.extend("ab", 0, set(), 100.0 + 3 * TURN_S) == 0
+    assert expected.extend("ab", 0, 100.0 + TURN_S) == 2
+    assert expected.extend("ab", 0, 100.0 + 3 * TURN_S) == 0
 
 
 def test_it_is_bounded() -> None:

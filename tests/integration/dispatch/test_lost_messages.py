@@ -1,0 +1,159 @@
+"""Messages and rows that come late, twice or never: the client sees every token once."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from baton.errors import NoCapacity
+from baton.v1 import node_pb2
+
+pytestmark = pytest.mark.anyio
+
+PROMPT = list(range(10, 30))
+Batch = node_pb2.StepBatch
+
+
+async def test_tokens_that_overtake_the_first_one_wait_for_it(fleet: Any, until: Any, output_of: Any) -> None:
+    prefill = await fleet.add("prefill")
+    await fleet.add("decode")
+    prefill.first_token_held = asyncio.Event()
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT, num_logprobs=0)
+    links = fleet.dispatcher._fleet.links
+    await until(lambda: any(len(leg._held) == 12 for link in links for leg in link.legs.values()))
+    assert sink.tokens == []
+    prefill.first_token_held.set()
+    assert (await sink.finished()).num_attempts == 1
+    assert sink.tokens == output_of(PROMPT, 12)
+    assert sink.logprobs == [-float(index) for index in range(12)]
+
+
+async def test_messages_and_rows_that_come_twice_are_dropped(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+
+    def twice(batch: Batch) -> list[Batch]:
+        return [batch, batch]
+
+    def rows_twice(batch: Batch) -> list[Batch]:
+        doubled = Batch()
+        doubled.CopyFrom(batch)
+        for column in ("keys", "attempts", "indices", "token_ids"):
+            getattr(doubled, column).extend(getattr(batch, column))
+        return [doubled]
+
+    decode.tampers = [twice, rows_twice, twice, rows_twice]
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert (await sink.finished()).num_attempts == 1
+    assert sink.tokens == output_of(PROMPT, 12)
+
+
+async def test_rows_of_other_attempts_are_dropped(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+
+    def with_strangers(batch: Batch) -> list[Batch]:
+        batch.keys.extend([batch.keys[0], 777])
+        batch.attempts.extend([batch.attempts[0] + 1, 0])
+        batch.indices.extend([batch.indices[0] + 1, 0])
+        batch.token_ids.extend([5, 5])
+        batch.finished.add(key=batch.keys[0], attempt=batch.attempts[0] + 1, num_output_tokens=1, reason=1)
+        return [batch]
+
+    decode.tampers = [lambda batch: [batch], with_strangers, with_strangers]
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert (await sink.finished()).num_attempts == 1
+    assert sink.tokens == output_of(PROMPT, 12)
+
+
+async def test_a_lost_row_makes_a_new_attempt(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+
+    def without_rows(batch: Batch) -> list[Batch]:
+        for column in ("keys", "attempts", "indices", "token_ids"):
+            batch.ClearField(column)
+        return [batch]
+
+    decode.tampers = [lambda batch: [batch], without_rows]
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert (await sink.finished()).num_attempts == 2
+    assert sink.tokens == output_of(PROMPT, 12)
+    assert (1, 0) in decode.cancelled
+
+
+async def test_a_lost_last_row_makes_a_new_attempt(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+
+    def without_the_last(batch: Batch) -> list[Batch]:
+        if batch.finished:
+            for column in ("keys", "attempts", "indices", "token_ids"):
+                batch.ClearField(column)
+        return [batch]
+
+    decode.tampers = [without_the_last] * 11
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert (await sink.finished()).num_attempts == 2
+    assert sink.tokens == output_of(PROMPT, 12)
+
+
+async def test_a_lost_message_makes_new_attempts_of_all_on_that_node(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    decode.tampers = [lambda batch: [batch], lambda batch: []]
+    await fleet.start()
+    sinks = [fleet.submit([n, *PROMPT])[1] for n in range(3)]
+    for n, sink in enumerate(sinks):
+        await sink.finished()
+        assert sink.tokens == output_of([n, *PROMPT], 12)
+
+
+async def test_a_lost_last_message_is_noticed_by_the_next_one(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    decode.tampers = [lambda batch: [] if batch.finished else [batch]] * 11
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert (await sink.finished()).num_attempts == 2
+    assert sink.tokens == output_of(PROMPT, 12)
+
+
+def lose_row(node: Any, number: int, num_attempts: int) -> None:
+    """Of each of the first attempts the node's row of that number never comes."""
+    seen: dict[int, int] = {}
+
+    def tamper(batch: Batch) -> list[Batch]:
+        node.tampers.append(tamper)
+        attempt = batch.attempts[0] if batch.attempts else num_attempts
+        seen[attempt] = seen.get(attempt, 0) + 1
+        if attempt < num_attempts and seen[attempt] == number:
+            for column in ("keys", "attempts", "indices", "token_ids"):
+                batch.ClearField(column)
+        return [batch]
+
+    node.tampers.append(tamper)
+
+
+async def test_four_failures_in_vain_end_a_request(fleet: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    lose_row(decode, 1, 9)
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert isinstance(await sink.outcome(), NoCapacity)
+    assert len(decode.calls) == 4
+
+
+async def test_a_long_request_outlives_more_failures_as_long_as_it_gets_on(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    lose_row(await fleet.add("decode"), 3, 5)
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT, 40)
+    assert (await sink.finished()).num_attempts == 6
+    assert sink.tokens == output_of(PROMPT, 40)

@@ -1,0 +1,97 @@
+"""Nodes that refuse, drain or fail a transfer, and clients that pause: requests are placed elsewhere, or later."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from baton.errors import NodeUnavailable, Overloaded, TransferError
+from baton.v1 import node_pb2, types_pb2
+
+pytestmark = pytest.mark.anyio
+
+PROMPT = list(range(10, 30))
+Batch = node_pb2.StepBatch
+
+
+async def test_a_pair_that_failed_is_left_alone(fleet: Any, output_of: Any) -> None:
+    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
+    await fleet.start()
+    prefill.transfer_errors = [TransferError("digest")]
+    for n in range(3):
+        _, sink = fleet.submit([n, *PROMPT])
+        assert (await sink.finished()).num_attempts == (2 if n == 0 else 1)
+        assert sink.tokens == output_of([n, *PROMPT], 12)
+    assert (len(prefill.seen("run")), len(decode.seen("generate"))) == (1, 3)  # there is no other pair
+    other = await fleet.add("prefill")
+    await fleet.alive(3)
+    _, sink = fleet.submit([9, *PROMPT])
+    assert (await sink.finished()).num_attempts == 1
+    assert (len(prefill.seen("run")), len(other.seen("run"))) == (1, 1)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_node_that_refuses_is_avoided(fleet: Any, output_of: Any, role: str) -> None:
+    await fleet.add("prefill")
+    await fleet.add("decode")
+    refusing = await fleet.add(role)
+    refusing.refusals = [NodeUnavailable("drains")] * 100
+    await fleet.start()
+    sinks = [fleet.submit(PROMPT)[1] for _ in range(8)]
+    for sink in sinks:
+        assert (await sink.finished()).num_attempts == 1  # a refusal is none
+        assert sink.tokens == output_of(PROMPT, 12)
+
+
+async def test_a_node_that_says_that_it_drains_gets_nothing_new(fleet: Any, until: Any) -> None:
+    await fleet.add("prefill")
+    leaving, staying = await fleet.add("decode"), await fleet.add("decode")
+    await fleet.start()
+    leaving.load.state = types_pb2.NODE_STATE_DRAINING
+    await until(lambda: "draining" in [node.state for node in fleet.dispatcher.nodes()])
+    for sink in [fleet.submit(PROMPT)[1] for _ in range(4)]:
+        await sink.finished()
+    assert (leaving.calls, len(staying.seen("reserve"))) == ([], 4)
+
+
+async def test_nodes_that_are_full_for_long_mean_overloaded(fleet: Any) -> None:
+    prefill = await fleet.add("prefill")
+    prefill.compute.clear()
+    decode = await fleet.add("decode")
+    decode.refusals = [Overloaded("full")] * 100
+    await fleet.start(max_full_wait_s=0.5)
+    assert isinstance(await fleet.submit(PROMPT)[1].outcome(), Overloaded)
+
+
+async def test_a_paused_request_leaves_its_nodes_and_goes_on(fleet: Any, until: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    await fleet.start()
+    decode.pause_at = 6
+    handle, sink = fleet.submit(PROMPT, 12)
+    await until(lambda: len(sink.tokens) == 6)
+    handle.pause()
+    await until(lambda: decode.cancelled)
+    assert fleet.dispatcher.num_in_flight == 1
+    num_calls = len(decode.calls)
+    decode.pause_at = 10**9
+    await asyncio.sleep(0.05)
+    assert len(decode.calls) == num_calls
+    handle.resume()
+    await sink.finished()
+    assert sink.tokens == output_of(PROMPT, 12)
+
+
+async def test_a_request_may_be_paused_before_it_is_placed(fleet: Any, output_of: Any) -> None:
+    await fleet.add("prefill")
+    await fleet.add("decode")
+    await fleet.start()
+    handle, sink = fleet.submit(PROMPT, 12)
+    handle.pause()
+    await asyncio.sleep(0.05)
+    assert not sink.tokens
+    handle.resume()
+    await sink.finished()
+    assert sink.tokens == output_of(PROMPT, 12)
+    handle.pause()  # it has ended
+    handle.resume()
