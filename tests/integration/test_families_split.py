@@ -12,19 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from grpc import aio
 
 import decode_node.node
 import prefill_node.node
-from baton import redis_client, registry, rpc
+from baton import redis_client, registry
 from baton.kv_layout import KVLayout
 from baton.lifecycle import Shutdown
 from baton.registry import NodeRecord
 from baton.request import Generation, SamplingParams
 from baton.settings import NodeConfig
-from baton.v1 import decode_pb2, decode_pb2_grpc, node_pb2, node_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from engine.engine import Engine
 from kv_transfer.staged_pool import StagedPool
+from tests.node_stream import NodeStream
 
 pytestmark = pytest.mark.anyio
 
@@ -80,32 +79,22 @@ async def registered(config: NodeConfig, serving: "asyncio.Task[None]") -> NodeR
 
 async def apart(prefill: NodeRecord, decode: NodeRecord) -> list[int]:
     """Prefill there, decode here, as a router asks for it: all output tokens."""
-    async with rpc.channel(prefill.address) as to_prefill, rpc.channel(decode.address) as to_decode:
-        stream = node_pb2_grpc.NodeStub(to_decode).Attach(node_pb2.AttachRequest(router_id="router"))
-        rest = asyncio.create_task(read_tokens(stream))
-        run = prefill_pb2_grpc.PrefillStub(to_prefill).Run(timeout=30)
-        await run.write(prefill_pb2.RunMessage(generation=generation().to_proto()))
-        reservation = decode_pb2.ReserveRequest(
-            generation=generation().to_proto(), prefill_node_id=prefill.node_id, prefill_epoch=prefill.epoch
-        )
-        grant = await decode_pb2_grpc.DecodeStub(to_decode).Reserve(reservation, timeout=30)
-        assert grant.num_missing_blocks == -(-len(PROMPT) // 8)
-        await run.write(prefill_pb2.RunMessage(grant=grant))
-        first = (await run.read()).first_token.token_id
-        assert (await run.read()).HasField("transferred")
-        await run.done_writing()
-        tokens = await asyncio.wait_for(rest, 30)
-        stream.cancel()
-        return [first, *tokens]
-
-
-async def read_tokens(stream: "aio.UnaryStreamCall[Any, node_pb2.StepBatch]") -> list[int]:
-    tokens: dict[int, int] = {}
-    async for batch in stream:
-        tokens |= dict(zip(batch.indices, batch.token_ids, strict=True))
-        if batch.finished:
-            break
-    return [tokens[index] for index in sorted(tokens)]
+    to_prefill, to_decode = (NodeStream(node.address, node.epoch, "router") for node in (prefill, decode))
+    for stream in (to_prefill, to_decode):
+        await stream.attach()
+    asked = generation().to_proto()
+    await to_prefill.start(asked)
+    await to_decode.start(asked, (prefill.node_id, prefill.epoch))
+    grant = await to_decode.granted(asked)
+    assert grant.num_missing_blocks == -(-len(PROMPT) // 8)
+    await to_prefill.grant(asked, grant)
+    first = await to_prefill.first_token(asked)
+    await to_prefill.word("transferred", asked)
+    await to_decode.word("finished", asked)
+    for stream in (to_prefill, to_decode):
+        await stream.close()
+    tokens = to_decode.tokens(asked)
+    return [first.token_id, *(tokens[index] for index in sorted(tokens))]
 
 
 async def split(directory: Path, redis_url: str, runs_ahead: bool = False, device: str = "cpu") -> None:

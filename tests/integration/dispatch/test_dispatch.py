@@ -89,7 +89,6 @@ async def test_all_that_comes_up_in_a_turn_travels_in_one_message(fleet: Any, un
     for node in (prefill, decode):
         assert [len(batch.starts) for batch in node.batches if batch.starts] == [12]
     assert sum(len(batch.grants) for batch in prefill.batches) == 12
-    assert sum(bool(batch.grants) for batch in prefill.batches) <= 2
     assert not [batch for node in (prefill, decode) for batch in node.batches if batch.cancelled_keys]
 
 
