@@ -33,7 +33,7 @@ class NodeStream:
         self.moved = asyncio.Event()
 
     async def attach(self) -> "NodeStream":
-        self.call = node_pb2_grpc.NodeStub(self.channel).Attach(metadata=self.metadata)
+        self.call = node_pb2_grpc.NodeStub(self.channel).Attach(metadata=self.metadata, wait_for_ready=True)
         self.reader = asyncio.create_task(self._read())
         self.sequences = itertools.count()
         await self.say(router_id=self.router_id)

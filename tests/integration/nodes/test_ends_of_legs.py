@@ -127,7 +127,6 @@ async def test_a_request_whose_time_is_up_is_told_so(router: Router) -> None:
 async def attempt_that_fails(router: Router, generation: types_pb2.Generation) -> types_pb2.Finished:
     """Through a prefill node with a fault; the decode node's last word."""
     await router.begin_apart(generation)
-    await router.prefill.first_token(generation)
     finished: types_pb2.Finished = await router.wait_for(lambda: router.finished(generation))
     with pytest.raises(LegFailed, match=r"transfer_failed|node_unavailable"):
         await router.prefill.word("transferred", generation)
