@@ -1,0 +1,129 @@
+"""What a link has to tell its node: how it is packed, and what becomes of it where nobody reads."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from baton.v1 import node_pb2, transfer_pb2, types_pb2
+from router import outbox
+from router.outbox import Outbox
+
+pytestmark = pytest.mark.anyio
+
+
+class Call:
+    """Takes messages while it is open, as a node that reads."""
+
+    def __init__(self) -> None:
+        self.written: list[node_pb2.RouterBatch] = []
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def write(self, batch: node_pb2.RouterBatch) -> None:
+        await self.reads.wait()
+        self.written.append(batch)
+
+
+@pytest.fixture
+async def call() -> Call:
+    return Call()
+
+
+@pytest.fixture
+async def box(call: Call) -> Any:
+    """An outbox whose stream is open."""
+    box = Outbox("router", 7)
+    writing = asyncio.create_task(box.write_to(call))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    yield box
+    writing.cancel()
+
+
+def start(key: int, num_bytes: int = 100) -> tuple[node_pb2.Start, int]:
+    generation = types_pb2.Generation(key=key, token_ids=bytes(num_bytes))
+    return node_pb2.Start(generation=generation), num_bytes
+
+
+def keys(batch: node_pb2.RouterBatch) -> list[int]:
+    return [each.generation.key for each in batch.starts]
+
+
+async def test_a_stream_begins_with_who_speaks_and_a_turn_is_a_message(box: Outbox, call: Call) -> None:
+    box.start(*start(1))
+    box.cancel(9, 3)
+    box.grant(node_pb2.Granted(key=5, attempt=1, grant=transfer_pb2.Grant(grant_id=4)))
+    box.start(*start(2))
+    await box.drain(1.0)
+    box.cancel(2, 0)
+    await box.drain(1.0)
+    hello, first, second = call.written
+    assert (hello.router_id, hello.epoch, hello.sequence) == ("router", 7, 0)
+    assert keys(first) == [1, 2]
+    assert (list(first.cancelled_keys), list(first.cancelled_attempts)) == ([9], [3])
+    assert [word.grant.grant_id for word in first.grants] == [4]
+    assert [(batch.epoch, batch.sequence) for batch in (first, second)] == [(7, 1), (7, 2)]
+    assert list(second.cancelled_keys) == [2]
+
+
+async def test_what_comes_up_while_a_message_is_written_gathers(box: Outbox, call: Call) -> None:
+    call.reads.clear()
+    for key in range(3):
+        box.start(*start(key))
+        await asyncio.sleep(0.001)
+    call.reads.set()
+    await box.drain(1.0)
+    assert [keys(batch) for batch in call.written[1:]] == [[0], [1, 2]]
+
+
+async def test_long_prompts_of_one_turn_are_split(box: Outbox, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_BATCH_BYTES", 1000)
+    for key, num_bytes in enumerate((400, 500, 200, 3000, 900)):
+        box.start(*start(key, num_bytes))
+    box.cancel(1, 0)
+    await box.drain(1.0)
+    assert [keys(batch) for batch in call.written[1:]] == [[0, 1], [2], [3], [4]]
+    assert [batch.sequence for batch in call.written] == [0, 1, 2, 3, 4]
+    assert list(call.written[-1].cancelled_keys) == [1]
+
+
+async def test_a_node_that_does_not_read_counts_as_full_and_then_as_stuck(
+    box: Outbox, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_BYTES", 1000)
+    await box.drain(1.0)
+    call.reads.clear()
+    box.start(*start(1, 900))
+    await asyncio.sleep(0.001)  # it is being written, and counts until it is
+    assert (box.is_full, box.is_stuck) == (False, False)
+    box.start(*start(2, 100))
+    assert (box.is_full, box.is_stuck) == (True, False)
+    monkeypatch.setattr(outbox, "STUCK_S", 0.0)
+    assert box.is_stuck
+    call.reads.set()
+    await box.drain(1.0)
+    assert (box.is_full, box.is_stuck) == (False, False)
+
+
+async def test_with_its_stream_ends_what_was_not_said(call: Call) -> None:
+    box = Outbox("router", 7)
+    for key in (1, 2):
+        writing = asyncio.create_task(box.write_to(call))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        call.reads.clear()
+        box.start(*start(key))
+        await asyncio.sleep(0)
+        if key == 1:
+            writing.cancel()
+            box.close()
+        call.reads.set()
+        await box.drain(1.0)
+    writing.cancel()
+    assert [(batch.router_id, keys(batch)) for batch in call.written] == [("router", []), ("router", []), ("", [2])]
+
+
+async def test_a_drain_has_an_end(box: Outbox, call: Call) -> None:
+    call.reads.clear()
+    box.start(*start(1))
+    await box.drain(0.01)
+    assert len(call.written) == 1
