@@ -31,6 +31,7 @@ class NodeStream:
         self.metadata = rpc.metadata(token)
         self.batches: list[node_pb2.StepBatch] = []
         self.moved = asyncio.Event()
+        self.writing = asyncio.Lock()
 
     async def attach(self) -> "NodeStream":
         self.call = node_pb2_grpc.NodeStub(self.channel).Attach(metadata=self.metadata, wait_for_ready=True)
@@ -40,7 +41,8 @@ class NodeStream:
         return self
 
     async def say(self, **words: Any) -> None:
-        await self.call.write(node_pb2.RouterBatch(epoch=self.epoch, sequence=next(self.sequences), **words))
+        async with self.writing:  # gRPC takes one message of a stream at a time
+            await self.call.write(node_pb2.RouterBatch(epoch=self.epoch, sequence=next(self.sequences), **words))
 
     async def start(self, generation: types_pb2.Generation, prefill: tuple[str, int] = ("", 0)) -> None:
         start = node_pb2.Start(generation=generation, prefill_node_id=prefill[0], prefill_epoch=prefill[1])
