@@ -84,17 +84,14 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def _read(self, session: Session, stream: object, messages: _Messages) -> BatonError | None:
         """Do what the router says. Why it cannot go on is returned; whichever way it ends, so does the stream."""
-        next_sequence = 1
         try:
             async for batch in messages:
                 if session.stream is not stream:
                     break
-                if batch.sequence < next_sequence:
-                    continue
                 self._check_epoch(batch)
-                self._check_sequence(batch, next_sequence)
-                next_sequence += 1
-                self._take(session, batch)
+                if self._is_next(batch, session.num_heard):
+                    session.num_heard += 1
+                    self._take(session, batch)
         except BatonError as error:
             return error
         except Exception:  # an edge: this router attaches anew, the node goes on
@@ -109,9 +106,11 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if batch.epoch != self._sessions.epoch:
             raise NodeUnavailable("another incarnation of this node is meant")
 
-    def _check_sequence(self, batch: node_pb2.RouterBatch, expected: int) -> None:
-        if batch.sequence != expected:
+    def _is_next(self, batch: node_pb2.RouterBatch, expected: int) -> bool:
+        """False for a message that comes a second time."""
+        if batch.sequence > expected:
             raise NodeUnavailable("a message is missing")
+        return batch.sequence == expected
 
     def _take(self, session: Session, batch: node_pb2.RouterBatch) -> None:
         if len(batch.cancelled_keys) != len(batch.cancelled_attempts):
@@ -140,6 +139,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             batch = session.take()
             if beat:
                 batch.load.CopyFrom(self._sessions.load())
+                batch.num_heard = session.num_heard
             batch.epoch, batch.sequence = self._sessions.epoch, sequence
             sequence += 1
             async with asyncio.timeout(_WRITE_TIMEOUT_S):

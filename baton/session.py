@@ -37,6 +37,7 @@ class Session:
         self.wake = asyncio.Event()  # something is in the outbox, or the stream is to end
         self.beat_due = True  # the next message carries the load
         self.stream: object | None = None  # the Attach call that empties the outbox, and fills `legs`
+        self.num_heard = 0  # messages taken on this stream
         self.gone_since = now  # meaningful while there is no stream
         self._tombstones: OrderedDict[int, int] = OrderedDict()  # key -> newest attempt that is over
         self._batch, self._num_rows = node_pb2.StepBatch(), 0

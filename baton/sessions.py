@@ -120,7 +120,7 @@ class Sessions:
         """A new stream for that router, and its token. The one before it ends, and so does what was begun on it."""
         session = self.session(router_id)
         session.cancel_all()
-        session.stream = object()
+        session.stream, session.num_heard = object(), 1
         session.beat_due = True
         session.wake.set()
         return session, session.stream

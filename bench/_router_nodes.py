@@ -57,7 +57,7 @@ class Node:
                 await session.wake.wait()
                 session.wake.clear()
                 batch, session.batch = session.batch, node_pb2.StepBatch()
-                batch.epoch, batch.sequence = 1, sequence
+                batch.epoch, batch.sequence, batch.num_heard = 1, sequence, session.num_heard
                 await context.write(batch)
         finally:
             for task in beside:
@@ -65,6 +65,7 @@ class Node:
 
     async def _read(self, session: "Session", requests: AsyncIterator[node_pb2.RouterBatch]) -> None:
         async for batch in requests:
+            session.num_heard += 1
             for key in batch.cancelled_keys:
                 session.requests.pop(key, None)
             for start in batch.starts:
@@ -98,6 +99,7 @@ class Session:
     def __init__(self) -> None:
         self.batch = node_pb2.StepBatch()
         self.wake = asyncio.Event()
+        self.num_heard = 1
         self.requests: dict[int, list[int]] = {}  # key -> [attempt, next index, limit]
 
     def begin(self, generation: types_pb2.Generation, drawn: int = 0) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import psutil
 
-from baton.v1 import node_pb2, node_pb2_grpc
+from baton.v1 import node_pb2_grpc
 from fleet.scorecard_item import Context, Item, Result, failed, passed, unknown, when
 
 ROUTES = (

@@ -173,6 +173,7 @@ class NodeLink:
         if self.legs:
             tell_legs(batch, self.legs, self)
         if batch.HasField("load"):
+            self._outbox.heard(batch.num_heard)
             self._on_load(batch.load)
 
     def _on_load(self, load: types_pb2.Load) -> None:

@@ -1,7 +1,8 @@
 """What this router has to tell one node: all that comes up in a turn of the event loop leaves in one message.
 
 While a message is being written the next ones gather. A node that does not read fills the outbox: then nothing more is
-begun there (`is_full`), as on a node that is overloaded, and a write that gets nowhere for STUCK_S ends the stream.
+begun there (`is_full`), as on a node that is overloaded. A write that gets nowhere for STUCK_S ends the stream, and so
+does a message that the node has not heard of by then.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ class Outbox:
         self._written = asyncio.Event()  # all of it is
         self._written.set()
         self._writing_since_s: float | None = None
+        self._unheard: deque[tuple[int, float]] = deque()  # number of each message, and when it was written
 
     @property
     def is_full(self) -> bool:
@@ -42,8 +44,9 @@ class Outbox:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the node does not read."""
-        return self._writing_since_s is not None and time.monotonic() - self._writing_since_s > STUCK_S
+        """Whether the node does not read, or something on the way has lost a message."""
+        since_s = self._unheard[0][1] if self._unheard else self._writing_since_s
+        return since_s is not None and time.monotonic() - since_s > STUCK_S
 
     def start(self, start: node_pb2.Start, num_bytes: int) -> None:
         """Begin a leg, which takes so many bytes on the wire; MAX_START_BYTES at most."""
@@ -69,8 +72,14 @@ class Outbox:
         self._batches.clear()
         self._num_bytes = 0
         self._filled.clear()
+        self._unheard.clear()
         self._written.set()
         self._writing_since_s = None
+
+    def heard(self, num_messages: int) -> None:
+        """So many messages of this stream the node has taken."""
+        while self._unheard and self._unheard[0][0] < num_messages:
+            self._unheard.popleft()
 
     async def drain(self, timeout_s: float) -> None:
         """Return when all of it is written, or time is up."""
@@ -101,6 +110,7 @@ class Outbox:
         self._writing_since_s = time.monotonic()
         await call.write(batch)
         self._writing_since_s = None
+        self._unheard.append((batch.sequence, time.monotonic()))
 
     def _last(self) -> "_Batch":
         if not self._batches:

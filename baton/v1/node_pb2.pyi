@@ -124,10 +124,13 @@ class StepBatch(_message.Message):
     FIRST_TOKENS_FIELD_NUMBER: _builtins.int
     TRANSFERRED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    NUM_HEARD_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """the node's incarnation"""
     sequence: _builtins.int
     """0, 1, 2 … in this stream"""
+    num_heard: _builtins.int
+    """messages of the router that have been taken on this stream, in heartbeats"""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -171,10 +174,11 @@ class StepBatch(_message.Message):
         first_tokens: _abc.Iterable[_types_pb2.FirstToken] | None = ...,
         transferred: _abc.Iterable[Global___Transferred] | None = ...,
         failed: _abc.Iterable[Global___Failed] | None = ...,
+        num_heard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "epoch", b"epoch", "failed", b"failed", "finished", b"finished", "first_tokens", b"first_tokens", "granted", b"granted", "indices", b"indices", "keys", b"keys", "load", b"load", "logprobs", b"logprobs", "sequence", b"sequence", "started", b"started", "token_ids", b"token_ids", "transferred", b"transferred"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "epoch", b"epoch", "failed", b"failed", "finished", b"finished", "first_tokens", b"first_tokens", "granted", b"granted", "indices", b"indices", "keys", b"keys", "load", b"load", "logprobs", b"logprobs", "num_heard", b"num_heard", "sequence", b"sequence", "started", b"started", "token_ids", b"token_ids", "transferred", b"transferred"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

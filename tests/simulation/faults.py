@@ -85,7 +85,7 @@ class Faults:
         self._share("duplicates", self._rng.uniform(0.1, 0.5))
 
     def skip(self) -> None:
-        self._share("skips", self._rng.uniform(0.002, 0.02))
+        self._share("skips", self._rng.uniform(0.003, 0.02))
 
     def corrupt(self) -> None:
         self._share("corruption", self._rng.uniform(0.002, 0.1))

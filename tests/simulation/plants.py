@@ -21,6 +21,7 @@ from router import step_batch
 from router.attempt import Attempt
 from router.leg import Leg
 from router.node_link import NodeLink
+from router.outbox import Outbox
 from router.running import Running
 from tests.simulation.loop import Violation
 from tests.simulation.scenario import STORM, Scenario, simulate
@@ -69,11 +70,6 @@ async def _accept_before_all_is_there(self: IncomingTransfer, request: Any) -> N
         self._forget(self)
 
 
-def _any_epoch(original: Any, self: NodeLink, batch: node_pb2.StepBatch) -> None:
-    batch.epoch = self.record.epoch
-    original(self, batch)
-
-
 def _any_sequence(original: Any, self: NodeLink, batch: node_pb2.StepBatch) -> None:
     batch.sequence = self._next_sequence
     original(self, batch)
@@ -88,8 +84,12 @@ def _any_row(batch: node_pb2.StepBatch, legs: dict[int, Leg]) -> None:
             leg.on_tokens(list(batch.logprobs))
 
 
-def _skip_nothing(self: NodeService, batch: node_pb2.RouterBatch, expected: int) -> None:
-    """What is missing is not missed."""
+def _miss_nothing(self: NodeService, batch: node_pb2.RouterBatch, expected: int) -> bool:
+    return batch.sequence >= expected
+
+
+def _take_again(self: NodeService, batch: node_pb2.RouterBatch, expected: int) -> bool:
+    return True
 
 
 def _open_whatever_the_attempt(self: Session, leg: Any) -> None:
@@ -113,8 +113,12 @@ def _keep_what_was_there(original: Any, self: Sessions, router_id: str) -> Any:
         return original(self, router_id)
 
 
-def _grant_whatever_the_attempt(self: Session, key: int, attempt: int) -> Any:
-    return self.legs.get(key)
+def _leg_whatever_the_attempt(word: Any, legs: dict[int, Leg]) -> Leg | None:
+    return legs.get(word.key)
+
+
+def _hear_all(self: Outbox, num_messages: int) -> None:
+    self._unheard.clear()
 
 
 def _publish_early(original: Any, self: Engine, *args: Any) -> Any:
@@ -156,19 +160,22 @@ PLANTS: dict[str, Plant] = {
     "commit accepted before all has come": Plant([(IncomingTransfer, "accept", _accept_before_all_is_there)], ()),
     "blocks sent before they are computed": Plant([_forwarding(OutgoingTransfer, "ready", _ready_at_once)], ()),
     "blocks offered to others before their KV has come": Plant([_forwarding(Engine, "reserve", _publish_early)], ()),
-    "another incarnation taken for the old one": Plant([_forwarding(NodeLink, "on_batch", _any_epoch)],
-                                                       ("kill",), strict=True),
     "repeated messages not dropped": Plant([_forwarding(NodeLink, "on_batch", _any_sequence),
                                             (step_batch, "_hand_out", _any_row)], ("repeat",)),
-    "attempt number ignored": Plant([(Session, "open", _open_whatever_the_attempt)], ("repeat", "hang_up")),
-    "a leg that is over opened again": Plant([(Session, "close", _never_over)], ("repeat",)),
+    "attempt number ignored": Plant([(Session, "open", _open_whatever_the_attempt),
+                                      (NodeService, "_is_next", _take_again)], ("repeat", "hang_up"), strict=True),
+    "a leg that is over opened again": Plant([(Session, "close", _never_over),
+                                          (NodeService, "_is_next", _take_again)], ("repeat",)),
     "a new stream leaves what was begun on the old one": Plant([_forwarding(Sessions, "attach", _keep_what_was_there)],
                                                                ("partition", "hang_up")),
-    "a router's message lost, and not missed": Plant([(NodeService, "_check_sequence", _skip_nothing)], ("skip",)),
+    "a router's message lost, and not missed": Plant([(NodeService, "_is_next", _miss_nothing),
+                                                      (Outbox, "heard", _hear_all)], ("skip",), strict=True),
+    "words of another attempt believed": Plant([(step_batch, "_leg", _leg_whatever_the_attempt)],
+                                               ("freeze", "lose", "estrange", "one_way")),
     "a cancel reaches one leg only": Plant([_forwarding(Attempt, "_drop", _drop_prefill_only)], ("hang_up",)),
-    "a router that died never noticed": Plant([(Sessions, "sweep", lambda self: None)], ("kill_router",)),
+    "a router that died never noticed": Plant([(Sessions, "sweep", lambda self: None)], ("kill_router", "partition")),
     "a resumed request begins anew": Plant([(Running, "token_ids", property(lambda self: self.job.token_ids))],
-                                           ("kill", "hang_up")),
+                                           ("kill", "hang_up", "freeze")),
     "tokens overtake the first one": Plant([_forwarding(Attempt, "on_tokens", _emit_before_the_first)], ("lose",)),
     "blocks given back twice": Plant([(BlockManager, "release", _release_and_keep),
                                       _forwarding(Engine, "release", _release_before_the_end)], ()),

@@ -244,8 +244,13 @@ class StreamCall(Call):
         if not network.happens(network.skips):
             self._wire.send("data", self._number, data)
         if network.happens(network.duplicates):
-            self._wire.send("data", self._number, data)
+            self._loop.call_later(network.rng.random() ** 3 * 8, self._come_again, data)
         await asyncio.sleep(0)
         wire = self._wire
         while not self.done() and wire.end.num_unarrived > MAX_UNARRIVED:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+    def _come_again(self, data: bytes) -> None:
+        """Something on the way has kept a copy."""
+        if not self.done() and self._wire is not None:
+            self._wire.send("data", self._number, data)

@@ -97,7 +97,7 @@ class Node:
             self._cancel(key, attempt)  # a stream begins with nothing
         queue = self.streams[router_id] = asyncio.Queue()
         reading = asyncio.create_task(self._read(router_id, requests))
-        sequence = 0
+        sequence, self.num_heard = 0, 1
         try:
             while True:
                 try:
@@ -108,7 +108,7 @@ class Node:
                     batch.load.CopyFrom(self.load)
                 self.loads_told.append(batch.load.num_free_blocks)
                 await self.warm.wait()
-                batch.epoch, batch.sequence = self.epoch, sequence
+                batch.epoch, batch.sequence, batch.num_heard = self.epoch, sequence, self.num_heard
                 sequence += 1
                 batches = [batch]
                 if (batch.keys or batch.finished) and self.tampers:
@@ -122,6 +122,7 @@ class Node:
         async for batch in requests:
             await self.warm.wait()
             self.batches.append(batch)
+            self.num_heard += 1
             assert (batch.epoch, batch.sequence > 0) == (self.epoch, True)
             for key, attempt in zip(batch.cancelled_keys, batch.cancelled_attempts, strict=True):
                 self._cancel(key, attempt)

@@ -102,7 +102,11 @@ async def test_a_node_that_does_not_read_counts_as_full_and_then_as_stuck(
     assert box.is_stuck
     call.reads.set()
     await box.drain(1.0)
-    assert (box.is_full, box.is_stuck) == (False, False)
+    assert (box.is_full, box.is_stuck) == (False, True)  # written, and not heard of yet
+    box.heard(2)
+    assert box.is_stuck
+    box.heard(3)
+    assert not box.is_stuck
 
 
 async def test_with_its_stream_ends_what_was_not_said(call: Call) -> None:
