@@ -113,8 +113,8 @@ def _keep_what_was_there(original: Any, self: Sessions, router_id: str) -> Any:
         return original(self, router_id)
 
 
-def _leg_whatever_the_attempt(word: Any, legs: dict[int, Leg]) -> Leg | None:
-    return legs.get(word.key)
+def _leg_of_anybody(self: Session, key: int, attempt: int) -> Any:
+    return next(reversed(self.legs.values()), None)
 
 
 def _hear_all(self: Outbox, num_messages: int) -> None:
@@ -170,8 +170,7 @@ PLANTS: dict[str, Plant] = {
                                                                ("partition", "hang_up")),
     "a router's message lost, and not missed": Plant([(NodeService, "_is_next", _miss_nothing),
                                                       (Outbox, "heard", _hear_all)], ("skip",), strict=True),
-    "words of another attempt believed": Plant([(step_batch, "_leg", _leg_whatever_the_attempt)],
-                                               ("freeze", "lose", "estrange", "one_way")),
+    "a grant handed to whichever request is there": Plant([(Session, "leg", _leg_of_anybody)], (), strict=True),
     "a cancel reaches one leg only": Plant([_forwarding(Attempt, "_drop", _drop_prefill_only)], ("hang_up",)),
     "a router that died never noticed": Plant([(Sessions, "sweep", lambda self: None)], ("kill_router", "partition")),
     "a resumed request begins anew": Plant([(Running, "token_ids", property(lambda self: self.job.token_ids))],
