@@ -33,8 +33,6 @@ AVOID_S = 1.0
 MAX_BACKOFF_S = 1.0
 _CLOSE_S = 0.5
 
-_CLOSED_STATES = (types_pb2.NODE_STATE_STARTING, types_pb2.NODE_STATE_DRAINING)
-
 _STATE_NAMES = {types_pb2.NODE_STATE_STARTING: "starting", types_pb2.NODE_STATE_DRAINING: "draining"}
 STATES = ("ready", "starting", "draining", "stuck", "lost")  # lost: it answered once, and is silent now
 
@@ -54,10 +52,7 @@ class NodeLink:
         tls: Identity | None = None,
         may_suspect: Callable[["NodeLink"], bool] = lambda _: False,
     ) -> None:
-        """`on_change` is called whenever the node came, went, or told its load; `costs` is the fleet's.
-
-        `may_suspect` says whether others of the pool can take what runs on a silent node.
-        """
+        """`on_change` hears of news; `may_suspect` says whether others can take what runs on a silent node."""
         self.record = record
         self.alive = False
         self.stuck = False
@@ -78,12 +73,12 @@ class NodeLink:
         self._silence = Silence()
         self._stepped_at = time.monotonic()
         self._avoid_until = float("-inf")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def accepting(self) -> bool:
         """Whether a new request may go there."""
-        ready = self.alive and not (self.stuck or self.suspected) and self.load.state not in _CLOSED_STATES
+        ready = self.alive and not (self.stuck or self.suspected) and self.load.state not in _STATE_NAMES
         return ready and time.monotonic() >= self._avoid_until and not self._outbox.is_full
 
     @property
@@ -109,12 +104,13 @@ class NodeLink:
 
     def open(self) -> None:
         """Attach, and stay attached until `close`."""
-        self._spawn(self._stay_attached())
+        self._task = asyncio.create_task(self._stay_attached())
 
     async def close(self) -> None:
         """Let go of the node, once it has been told what it had to be told; legs that depend on it fail."""
         await self._outbox.drain(_CLOSE_S)
-        await asyncio.gather(*(tasks.end(task) for task in self._tasks))
+        if self._task is not None:
+            await tasks.end(self._task)
         self._down("dropped")
         await self._channel.close()
 
@@ -252,9 +248,3 @@ class NodeLink:
         legs, self.legs = list(self.legs.values()), {}
         for leg in legs:
             leg.on_lost(self)
-
-    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> "asyncio.Task[None]":
-        task: asyncio.Task[None] = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
