@@ -10,7 +10,17 @@ import pytest
 @pytest.mark.timeout(330)
 def test_no_request_fails_or_differs_whatever_dies():
     env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
-    argv = [sys.executable, "-m", "fleet", "chaos", "--short", "--max-stall-s", "15"]  # other tests may run beside it
+    argv = [
+        sys.executable,
+        "-m",
+        "fleet",
+        "chaos",
+        "--short",
+        "--streams",
+        "6",
+        "--max-stall-s",
+        "15",
+    ]  # others run beside it
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=310)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every promise kept" in done.stdout

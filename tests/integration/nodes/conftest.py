@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine import random_checkpoint
+from tests.conftest import RedisServer
 from tests.integration.nodes.routing import TOKEN, NodeProcess, Router, idle
 
 
@@ -16,9 +16,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def fleet_redis(_shared_redis: Any) -> str:
-    """URL of a Redis that lives as long as the nodes. Other tests may empty it at any time; nodes have to bear that."""
-    return str(_shared_redis.url)
+def fleet_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Redis that lives as long as the nodes, and that no other test looks into."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.kill()
 
 
 @pytest.fixture(scope="package")
