@@ -264,6 +264,6 @@ class Node:
                 computed.first_token.token_id = next_token(list(generation.token_ids))
                 computed.first_token.finish_reason = FinishReason.LENGTH if last else FinishReason.UNFINISHED
             yield prompt_pb2.PromptEvent(computed=computed)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # while it waits, or while a row is written
             self.num_broken_runs += 1
             raise
