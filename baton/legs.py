@@ -1,14 +1,34 @@
-"""What surrounds the work of every leg: it ends in time, and where it does not end well, it ends in a BatonError."""
+"""What surrounds the work of every leg: how it begins, and that it ends in time, or else in a BatonError."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
-from baton.errors import BatonError, DeadlineExceeded, NodeUnavailable
+from baton.errors import BatonError, Cancelled, DeadlineExceeded, NodeUnavailable
+from baton.node_load import ERRORS
 from baton.request import Generation
+from baton.session import Leg
+from baton.sessions import Sessions
 
 _log = logging.getLogger(__name__)
+
+
+def entered(leg: Leg, sessions: Sessions, check: Callable[[Generation], None]) -> bool:
+    """Whether the node has the leg now. Else its router has been told why, where it still wants to know.
+
+    `check` raises for what this node cannot serve.
+    """
+    try:
+        check(leg.generation)
+        sessions.open(leg)
+    except Cancelled:  # its router has given it up, or this is a copy of what is here
+        return False
+    except BatonError as error:
+        ERRORS.labels(error.code).inc()
+        sessions.refuse(leg.generation, error)
+        return False
+    return True
 
 
 @contextlib.asynccontextmanager

@@ -20,9 +20,9 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from baton.errors import BatonError, Cancelled, ContextLengthExceeded, InvalidRequest
+from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
-from baton.legs import within_time
+from baton.legs import entered, within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.session import Leg
@@ -65,14 +65,7 @@ class DecodeService:
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
         """Grant blocks to that prefill node; where none is named, compute the prompt here."""
         leg = DecodeLeg(generation)
-        try:
-            self._check(generation)
-            self._sessions.open(leg)
-        except Cancelled:  # its router has given it up, or this is a copy of what is here
-            return
-        except BatonError as error:
-            ERRORS.labels(error.code).inc()
-            self._sessions.refuse(generation, error)
+        if not entered(leg, self._sessions, self._check):
             return
         self._timelines.add(leg.timeline)
         self._legs.add(leg)

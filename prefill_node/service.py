@@ -15,9 +15,9 @@ nothing reads them any more: after the commit, or when `OutgoingTransfer.abort` 
 import asyncio
 import time
 
-from baton.errors import BatonError, Cancelled, ContextLengthExceeded, InvalidRequest
+from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
-from baton.legs import within_time
+from baton.legs import entered, within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.session import Leg
@@ -56,14 +56,7 @@ class PrefillService:
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
         """Compute a prompt and ship its KV; a prefill node is only named to decode nodes."""
         leg = PrefillLeg(generation, self._layout.num_layer_groups, self._sender.open)
-        try:
-            self._check(generation)
-            self._sessions.open(leg)
-        except Cancelled:  # its router has given it up, or this is a copy of what is here
-            return
-        except BatonError as error:
-            ERRORS.labels(error.code).inc()
-            self._sessions.refuse(generation, error)
+        if not entered(leg, self._sessions, self._check):
             return
         self._timelines.add(leg.timeline)
         self._legs.add(leg)
