@@ -1,8 +1,9 @@
 """How near kernels on a GPU come to what the GPU can do: `baton bench gpu_kernels`.
 
-Decode attention and what only moves data are held against a plain copy of as many bytes, prefill attention against
-torch's fastest attention over the same tokens in one piece. Figures are medians over CUDA events; the decode step as a
-whole is `gpu_decode`.
+What moves data is held against a plain copy of as many bytes; decode attention and mixtures of experts against the
+slower of copying what they read and multiplying what they multiply; prefill attention against torch's fastest attention
+over the same tokens in one piece. Kernels are replayed from CUDA graphs, as in decode steps, so what Python takes to
+launch them is not in the figures: medians over CUDA events. The decode step as a whole is `gpu_decode`.
 """
 
 import argparse
@@ -23,8 +24,12 @@ from kernels.triton.sampling import draw
 
 DEVICE = "cuda"
 BLOCK_SIZE = 16
-NUM_TOKENS, HIDDEN, FFN, VOCAB = 4096, 4096, 14336, 128256  # of an 8B model
+CALLS = 8  # that a graph holds
+NUM_TOKENS, HIDDEN, FFN, VOCAB = 16384, 4096, 14336, 128256  # of an 8B model
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
+MATMUL = 8192
 POOL_BLOCKS, BLOCK_BYTES, PACKED_BLOCKS, STAGED_BLOCKS = 2048, 1 << 18, 1024, 16
+EXPERT_SHAPES = [(64, 128, 8, 2048, 768), (8192, 128, 8, 2048, 768)]  # tokens, experts, of a token, H, F
 DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension, planes
     (1, 32768, 8, 4, 128, 2),
     (64, 1024, 8, 4, 128, 2),
@@ -50,26 +55,48 @@ def main(argv: list[str]) -> int:
         return 1
     print(f"baton bench gpu_kernels {' '.join(argv)}".rstrip())
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16\n")
-    copy_rate = copy_bandwidth(args.repeats)
-    print(f"copy {copy_rate / 1e9:.0f} GB/s, bytes read and written")
-    for lines in (decode_lines, moving_lines):
-        for line in lines(args.repeats, copy_rate):
+    copy_rate, flops = copy_bandwidth(args.repeats), matmul_flops(args.repeats)
+    print(f"copy {copy_rate / 1e9:.0f} GB/s, bytes read and written; matmul {flops / 1e12:.0f} TFLOP/s")
+    for lines in (
+        decode_lines(args.repeats, copy_rate, flops),
+        expert_lines(args.repeats, copy_rate, flops),
+        moving_lines(args.repeats, copy_rate),
+        staging_lines(args.repeats),
+        prefill_lines(args.repeats),
+    ):
+        for line in lines:
             print(line, flush=True)
-    for line in (*staging_lines(args.repeats), *prefill_lines(args.repeats)):
-        print(line, flush=True)
     return 0
 
 
-def decode_lines(repeats: int, copy_rate: float) -> Iterator[str]:
-    """Bytes of KV over seconds, as a share of the bytes that a copy reads and writes in a second."""
-    yield "\ndecode attention                         GB/s   of copy"
+def decode_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
+    """Bytes of KV over seconds, and how near that is to what copying them or multiplying them takes at least."""
+    yield "\ndecode attention                         GB/s   of roofline"
     for num_seqs, seq_len, num_kv_heads, group, head_dim, planes in DECODE_SHAPES:
         kv, meta = paged(num_seqs, seq_len, 1, num_kv_heads, head_dim, planes)
         q = randn(num_seqs, num_kv_heads * group, head_dim)
         attend_s = seconds(partial(attend, q, kv, meta), repeats)
-        rate = num_seqs * seq_len * planes * num_kv_heads * head_dim * 2 / attend_s
+        num_bytes = num_seqs * seq_len * planes * num_kv_heads * head_dim * 2
+        num_products = 2 * num_seqs * seq_len * num_kv_heads * group * head_dim
+        bound_s = max(num_bytes / copy_rate, 2 * num_products / flops)
         shape = f"{num_seqs} x {seq_len}, {num_kv_heads} x {group} heads of {head_dim}"
-        yield f"{shape:36} {rate / 1e9:8.0f}   {rate / copy_rate:.0%}"
+        yield f"{shape:36} {num_bytes / attend_s / 1e9:8.0f}   {bound_s / attend_s:.0%}"
+
+
+def expert_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
+    """TFLOP/s, and how near that is to what reading the weights once or multiplying takes at least."""
+    yield "\nmixture of experts                    TFLOP/s   of roofline"
+    for num_tokens, num_experts, per_token, hidden, ffn in EXPERT_SHAPES:
+        gate_up, down = randn(num_experts, 2 * ffn, hidden), randn(num_experts, hidden, ffn)
+        experts = TritonKernels().pack_experts(gate_up, down, "silu")
+        x, weights = randn(num_tokens, hidden), torch.rand(num_tokens, per_token, device=DEVICE)
+        chosen = torch.rand(num_tokens, num_experts, device=DEVICE).topk(per_token).indices
+        num_bytes = (gate_up.nbytes + down.nbytes) * len(chosen.unique()) / num_experts
+        num_flops = 2 * num_tokens * per_token * 3 * hidden * ffn
+        experts_s = seconds(partial(experts, x, chosen, weights), repeats)
+        bound_s = max(num_bytes / copy_rate, num_flops / flops)
+        shape = f"{num_tokens} tokens, {per_token} of {num_experts}, {hidden} to {ffn}"
+        yield f"{shape:36} {num_flops / experts_s / 1e12:8.0f}   {bound_s / experts_s:.0%}"
 
 
 def prefill_lines(repeats: int) -> Iterator[str]:
@@ -87,17 +114,19 @@ def prefill_lines(repeats: int) -> Iterator[str]:
 
 
 def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
-    """What only moves data, at the shapes of 4,096 tokens of an 8B model: as a share of a copy."""
+    """What only moves data, at the shapes of an 8B model: as a share of a copy."""
     yield "\nmoving data                              GB/s   of copy"
     kernels = TritonKernels()
     x, residual, weight = randn(NUM_TOKENS, HIDDEN), randn(NUM_TOKENS, HIDDEN), torch.ones(HIDDEN, device=DEVICE)
-    gate_up, logits = randn(NUM_TOKENS, 2 * FFN), torch.randn(NUM_TOKENS // 16, VOCAB, device=DEVICE)
+    gate_up, logits = randn(NUM_TOKENS, 2 * FFN), torch.randn(NUM_TOKENS // 64, VOCAB, device=DEVICE)
     keys = torch.zeros(len(logits), 2, dtype=torch.int32, device=DEVICE)
     temperature = torch.ones(len(logits), device=DEVICE)
     pool, ids, packed = blocks(PACKED_BLOCKS)
+    qkv, rotate = rotation()
     moves: list[tuple[str, Callable[[], object], int]] = [
         ("rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6), 2 * x.nbytes),
         ("add_rms_norm", lambda: kernels.add_rms_norm(x, residual, weight, 1e-6), 4 * x.nbytes),
+        ("rope and cache", rotate, 2 * qkv.nbytes),
         ("gated silu", lambda: kernels.gated(gate_up, "silu"), gate_up.nbytes * 3 // 2),
         (f"draw, {len(logits)} rows of {VOCAB}", lambda: draw(logits, temperature, keys), logits.nbytes),
         (f"pack {PACKED_BLOCKS} blocks", lambda: pack_blocks(pool, ids, packed), 2 * packed.nbytes),
@@ -126,6 +155,16 @@ def blocks(num_packed: int) -> tuple[Tensor, Tensor, Tensor]:
     """(blocks of a layer group, ids of some of them, room for these)."""
     pool = torch.zeros(POOL_BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device=DEVICE)
     return pool, torch.randperm(POOL_BLOCKS, device=DEVICE)[:num_packed], torch.empty_like(pool[:num_packed])
+
+
+def rotation() -> tuple[Tensor, Callable[[], object]]:
+    """(heads of all tokens, what rotates them and writes them to the KV)."""
+    qkv = randn(NUM_TOKENS, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)
+    kv = randn(NUM_TOKENS // BLOCK_SIZE, 2, 2, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)[:, 1]
+    where = torch.arange(NUM_TOKENS, device=DEVICE)
+    angles = torch.rand(NUM_TOKENS, HEAD_DIM, device=DEVICE)
+    heads = NUM_HEADS, NUM_KV_HEADS
+    return qkv, lambda: TritonKernels().rope_and_cache(qkv, angles, where, where, kv, *heads)
 
 
 def attend(q: Tensor, kv: Tensor, meta: AttentionMeta) -> Tensor:
@@ -161,6 +200,7 @@ def paged(
         block_tables=torch.randperm(num_blocks, device=DEVICE).int().view(num_seqs, -1),
         max_query_len=num_queries,
         max_seq_len=seq_len,
+        min_query_len=num_queries,
     )
     return pool[:, 1], meta
 
@@ -172,16 +212,34 @@ def randn(*shape: int) -> Tensor:
 
 def copy_bandwidth(repeats: int) -> float:
     """Bytes read plus bytes written per second."""
-    source = torch.zeros(1 << 30, dtype=torch.uint8, device=DEVICE)
+    source = torch.randint(256, (1 << 30,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / seconds(lambda: target.copy_(source), repeats)
+    took_s = _median_s(lambda: target.copy_(source), repeats)  # in a graph it would be another kind of copy, and slower
+    return 2 * source.nbytes / took_s
+
+
+def matmul_flops(repeats: int) -> float:
+    """Of torch's product of large matrices."""
+    a, b = randn(MATMUL, MATMUL), randn(MATMUL, MATMUL)
+    return 2 * MATMUL**3 / seconds(lambda: a @ b, repeats)
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median of one call on the device."""
-    for _ in range(3):
+    """Median of one call on the device, replayed from a graph."""
+    run()  # compiles
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
         run()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(CALLS):
+            run()
+    return _median_s(graph.replay, repeats) / CALLS
+
+
+def _median_s(run: Callable[[], object], repeats: int) -> float:
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]  # type: ignore[no-untyped-call]
+    run()
     for start, end in events:
         start.record()
         run()

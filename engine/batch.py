@@ -78,7 +78,9 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
     num_blocks = -(-max_seq_len // block_size)
     seq_lens_on = to_device(seq_lens.astype(np.int32), device)
     tables_on = to_device(rows.block_tables[row, :num_blocks], device)
-    meta = AttentionMeta(to_device(query_start, device), seq_lens_on, tables_on, max_query_len, max_seq_len)
+    meta = AttentionMeta(
+        to_device(query_start, device), seq_lens_on, tables_on, max_query_len, max_seq_len, int(lengths.min())
+    )
     last, wanted_start, last_meta = None, query_start, meta
     if not one_each and (num_wanted := np.where(rows.scores_prompt[row], lengths, 1)).sum() < len(positions):
         wanted_start = _prefix_sums(num_wanted)

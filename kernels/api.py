@@ -49,6 +49,7 @@ class AttentionMeta:
     block_tables: Tensor  # [B, max_blocks] int32; entries past a sequence's last block are never read
     max_query_len: int
     max_seq_len: int
+    min_query_len: int = 1  # more than 1 says that no sequence has a single query
 
 
 class Kernels(Protocol):

@@ -15,7 +15,6 @@ from kernels.api import Attention, AttentionMeta
 from kernels.triton.tile import attend, dot_type, find, head_tiles, load_rows, score_factors, store_rows
 
 NUM_PROGRAMS = 528  # four for each of an H100's 132 multiprocessors
-MIN_SPLIT = 128  # keys of a split, but of the last
 MAX_SPLITS = 32  # of a sequence: a longer one is cut into longer splits
 
 
@@ -79,10 +78,10 @@ def decode_kernel(
         high = tl.minimum(low + length, seq_len)
         token = tl.load(query_start_ptr + seq).to(tl.int64)
         head = token * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + row
-        q = load_rows(q_ptr, head * HEAD_DIM, row < GROUP, 0, DIM, HEAD_DIM, True).to(DOT)
+        q = load_rows(q_ptr + head * HEAD_DIM, row < GROUP, 0, DIM, HEAD_DIM, True).to(DOT)
         q_rest = q
         if REST > 0:
-            q_rest = load_rows(q_ptr, head * HEAD_DIM, row < GROUP, DIM, REST, HEAD_DIM, True).to(DOT)
+            q_rest = load_rows(q_ptr + head * HEAD_DIM, row < GROUP, DIM, REST, HEAD_DIM, True).to(DOT)
 
         row_max, row_sum, acc, acc_rest = attend(
             q,
@@ -112,9 +111,9 @@ def decode_kernel(
             DOT,
         )
         partial = (head * num_splits + index) * (HEAD_DIM + 2)
-        store_rows(partial_ptr, partial, acc, row < GROUP, 0, DIM, HEAD_DIM)
+        store_rows(partial_ptr + partial, acc, row < GROUP, 0, DIM, HEAD_DIM)
         if REST > 0:
-            store_rows(partial_ptr, partial, acc_rest, row < GROUP, DIM, REST, HEAD_DIM)
+            store_rows(partial_ptr + partial, acc_rest, row < GROUP, DIM, REST, HEAD_DIM)
         tl.store(partial_ptr + partial + HEAD_DIM, row_max, mask=row < GROUP)
         tl.store(partial_ptr + partial + HEAD_DIM + 1, row_sum, mask=row < GROUP)
 
@@ -169,13 +168,13 @@ def decode_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, at
     num_tokens, num_heads, head_dim = q.shape
     _, planes, num_kv_heads, block_size, _ = kv.shape
     num_seqs, group = meta.seq_lens.shape[0], num_heads // num_kv_heads
-    num_splits = min(MAX_SPLITS, triton.cdiv(meta.max_seq_len, MIN_SPLIT))
+    num_splits = min(MAX_SPLITS, triton.cdiv(meta.max_seq_len, min_split(head_dim)))
     dim, rest = head_tiles(head_dim)
     rows, keys, num_warps, num_stages = _shape(head_dim, group, q.element_size())
     scale, cap = score_factors(attention.scale, attention.softcap)
     items = num_seqs * num_splits * num_kv_heads * triton.cdiv(group, rows)
     partial = torch.empty((num_tokens, num_heads, num_splits, head_dim + 2), dtype=torch.float32, device=q.device)
-    cut = {"KEYS": keys, "SPLIT": MIN_SPLIT, "SPLITS": MAX_SPLITS, "WINDOW": attention.window > 0}
+    cut = {"KEYS": keys, "SPLIT": min_split(head_dim), "SPLITS": MAX_SPLITS, "WINDOW": attention.window > 0}
     decode_kernel[(min(NUM_PROGRAMS, items),)](
         *(q, kv, partial, meta.query_start, meta.seq_lens, meta.block_tables),
         *(meta.block_tables.stride(0), kv.stride(0), scale, cap, attention.window, num_seqs, num_splits),
@@ -206,6 +205,11 @@ def decode_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, at
     )
 
 
+def min_split(head_dim: int) -> int:
+    """Keys of a split, but of a sequence's last: enough for their loads to overlap."""
+    return 512 if head_dim <= 64 else 256
+
+
 def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int]:
     """(ROWS, KEYS, num_warps, num_stages): several programs fit a multiprocessor, and in 16 bits no register spills."""
     rows = min(64, max(16, triton.next_power_of_2(group)))
@@ -213,7 +217,10 @@ def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int
         return 16, 16 if head_dim > 256 else 32, 4, 2
     if head_dim > 256:
         return min(rows, 32), 32, 8, 2
-    if head_dim <= 64 and 32 < group <= 64:  # eight warps would spill on sm_80
+    if head_dim <= 64 and rows == 64:  # eight warps would spill on sm_80
         return rows, 32, 4, 3
-    is_small = head_dim <= 128 and rows < 64
-    return rows, 64 if is_small and head_dim in (64, 128) else 32, 4 if is_small else 8, 3
+    if 96 < head_dim <= 128 and rows == 16:
+        return rows, 64, 2, 2
+    if rows == 64 or head_dim > 128 or 64 < head_dim < 96:
+        return rows, 32, 8, 3
+    return rows, 64 if head_dim in (64, 128) else 32, 4, 3

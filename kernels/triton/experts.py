@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.api import Activation
 from kernels.triton.activation import gate
-from kernels.triton.tile import dot_type, find
+from kernels.triton.tile import dot_type, find, has_wgmma
 
 CHUNK = 1024  # pairs that a sorting program looks at together
 COLUMNS = 1024  # of a row that a summing program adds up
@@ -189,4 +189,6 @@ def _shape(num_pairs: int, num_experts: int, itemsize: int) -> tuple[int, int, i
     """(ROWS, COLS, INNER, num_warps, num_stages): few rows per expert want their weights streamed, many want reuse."""
     if itemsize == 4:
         return 16, 32, 32, 4, 2
-    return (16, 64, 128, 4, 3) if num_pairs <= 16 * num_experts else (128, 64, 64, 8, 3)
+    if num_pairs <= 16 * num_experts:
+        return 16, 64, 128, 4, 3
+    return 128, 128 if has_wgmma() else 64, 64, 8, 3

@@ -55,7 +55,7 @@ class TritonKernels:
         out = torch.empty_like(q)
         if meta.max_query_len > 1:
             prefill_attention(q, kv, out, meta, attention)
-        if q.shape[0]:
+        if q.shape[0] and meta.min_query_len == 1:
             decode_attention(q, kv, out, meta, attention)
         return out
 

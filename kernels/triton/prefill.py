@@ -63,10 +63,10 @@ def prefill_kernel(
     head = kv_head * GROUP + row % GROUP
     present = query < num_queries
     at = ((query_start + query).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * HEAD_DIM
-    q = load_rows(q_ptr, at, present, 0, DIM, HEAD_DIM, True).to(DOT)
+    q = load_rows(q_ptr + at, present, 0, DIM, HEAD_DIM, True).to(DOT)
     q_rest = q
     if REST > 0:
-        q_rest = load_rows(q_ptr, at, present, DIM, REST, HEAD_DIM, True).to(DOT)
+        q_rest = load_rows(q_ptr + at, present, DIM, REST, HEAD_DIM, True).to(DOT)
 
     first_query = first_row // GROUP
     last_query = tl.minimum((first_row + ROWS - 1) // GROUP, num_queries - 1)
@@ -106,10 +106,17 @@ def prefill_kernel(
         WINDOW,
         DOT,
     )
+    # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take
+    # registers from the loops.
+    again = tl.load(query_start_ptr + seq, volatile=True)
+    row = first_row + again - query_start + tl.arange(0, ROWS)
+    query = row // GROUP
+    present = query < num_queries
+    at = ((again + query).to(tl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP) * HEAD_DIM
     row_sum = tl.where(present, row_sum, 1.0)
-    store_rows(out_ptr, at, acc / row_sum[:, None], present, 0, DIM, HEAD_DIM)
+    store_rows(out_ptr + at, acc / row_sum[:, None], present, 0, DIM, HEAD_DIM)
     if REST > 0:
-        store_rows(out_ptr, at, acc_rest / row_sum[:, None], present, DIM, REST, HEAD_DIM)
+        store_rows(out_ptr + at, acc_rest / row_sum[:, None], present, DIM, REST, HEAD_DIM)
 
 
 def prefill_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, attention: Attention) -> None:
@@ -153,5 +160,5 @@ def _shape(dim: int, rest: int, num_rows: int, itemsize: int) -> tuple[int, int,
     if width > 256:
         return 32, 32, 8, 2
     if width > 128:
-        return (128, 32, 8, 2) if has_wgmma() else (64, 16 if rest else 32, 8, 2)
+        return (128, 32 if rest else 64, 8, 2) if has_wgmma() else (64, 16 if rest else 32, 8, 2)
     return 128, 64 if has_wgmma() or width <= 64 else 32, 8, 3

@@ -1,10 +1,12 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
-# ruff: noqa: N803, SIM102
-"""Norm of the heads, rotation, and the write to the KV, in one kernel: one program per token and head."""
+# ruff: noqa: N803
+"""Norm of the heads, rotation, and the write to the KV, in one kernel: a program takes some heads of one token."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+TILE = 1024  # pairs of dimensions that one program rotates
 
 
 @triton.jit
@@ -24,60 +26,60 @@ def rope_and_cache_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     PLANES: tl.constexpr,
+    HEADS: tl.constexpr,
     HALF: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
 ):
-    """Heads come as q | k | v, or q | k: q goes to `q_ptr`, k and v to their slot.
+    """Program (token, tile of heads): these come as q | k | v, or q | k; q goes to `q_ptr`, k and v to their slot.
 
     `HALF` is HEAD_DIM / 2, to a power of two.
     """
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     num_rows: tl.constexpr = NUM_HEADS + PLANES * NUM_KV_HEADS
-    is_q = head < NUM_HEADS
+    is_q, is_kv = head < NUM_HEADS, head >= NUM_HEADS
     is_v = head >= NUM_HEADS + NUM_KV_HEADS
-    slot = tl.load(slots_ptr + token)
-    if (slot < 0) & (head >= NUM_HEADS):
-        return
-
     half: tl.constexpr = HEAD_DIM // 2
     column = tl.arange(0, HALF)
     inside = column < half
-    source = qkv_ptr + (token * num_rows + head) * HEAD_DIM
-    first = tl.load(source + column, mask=inside, other=0.0)
-    second = tl.load(source + half + column, mask=inside, other=0.0)
+    present = (head < num_rows)[:, None] & inside[None, :]
+    source = qkv_ptr + ((token * num_rows + head) * HEAD_DIM)[:, None] + column[None, :]
+    first = tl.load(source, mask=present, other=0.0)
+    second = tl.load(source + half, mask=present, other=0.0)
+    if Q_NORM:
+        first, second = norm_halves(first, second, is_q, q_norm_ptr, column, inside, half, eps)
+    if K_NORM:
+        is_k = is_kv & (head < NUM_HEADS + NUM_KV_HEADS)
+        first, second = norm_halves(first, second, is_k, k_norm_ptr, column, inside, half, eps)
 
-    if is_q:
-        target = q_ptr + (token * NUM_HEADS + head) * HEAD_DIM
-        if Q_NORM:
-            first, second = norm_halves(first, second, q_norm_ptr, column, inside, half, eps)
-    else:
-        plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
-        target = kv_ptr + slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM + (head - NUM_HEADS) * plane
-        if K_NORM:
-            if not is_v:
-                first, second = norm_halves(first, second, k_norm_ptr, column, inside, half, eps)
+    angle = cos_sin_ptr + tl.load(positions_ptr + token) * HEAD_DIM + column
+    cos = tl.load(angle, mask=inside, other=0.0)[None, :]
+    sin = tl.load(angle + half, mask=inside, other=0.0)[None, :]
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    first = tl.where(is_v[:, None], first, (a * cos - b * sin).to(first.dtype))
+    second = tl.where(is_v[:, None], second, (b * cos + a * sin).to(second.dtype))
 
-    if not is_v:
-        angle = cos_sin_ptr + tl.load(positions_ptr + token) * HEAD_DIM
-        cos = tl.load(angle + column, mask=inside, other=0.0)
-        sin = tl.load(angle + half + column, mask=inside, other=0.0)
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        first = (a * cos - b * sin).to(q_ptr.dtype.element_ty)
-        second = (b * cos + a * sin).to(q_ptr.dtype.element_ty)
-    tl.store(target + column, first, mask=inside)
-    tl.store(target + half + column, second, mask=inside)
+    target = q_ptr + ((token * NUM_HEADS + head) * HEAD_DIM)[:, None] + column[None, :]
+    tl.store(target, first, mask=present & is_q[:, None])
+    tl.store(target + half, second, mask=present & is_q[:, None])
+    slot = tl.load(slots_ptr + token)
+    plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
+    block = kv_ptr + slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * HEAD_DIM
+    target = block + ((head - NUM_HEADS) * plane)[:, None] + column[None, :]
+    written = present & (is_kv & (head * 0 + slot >= 0))[:, None]
+    tl.store(target, first, mask=written)
+    tl.store(target + half, second, mask=written)
 
 
 @triton.jit
-def norm_halves(first, second, weight_ptr, column, inside, half, eps):
-    """RMSNorm of a head that comes as two halves; weights fp32."""
+def norm_halves(first, second, chosen, weight_ptr, column, inside, half, eps):
+    """RMSNorm of the `chosen` of some heads that come as two halves; weights fp32."""
     a, b = first.to(tl.float32), second.to(tl.float32)
-    inverse = 1.0 / tl.sqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / (2 * half) + eps)
-    a *= inverse * tl.load(weight_ptr + column, mask=inside, other=0.0)
-    b *= inverse * tl.load(weight_ptr + half + column, mask=inside, other=0.0)
-    return a.to(first.dtype), b.to(first.dtype)
+    inverse = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * half) + eps)
+    a *= inverse[:, None] * tl.load(weight_ptr + column, mask=inside, other=0.0)[None, :]
+    b *= inverse[:, None] * tl.load(weight_ptr + half + column, mask=inside, other=0.0)[None, :]
+    return tl.where(chosen[:, None], a.to(first.dtype), first), tl.where(chosen[:, None], b.to(second.dtype), second)
 
 
 def rope_and_cache(
@@ -97,16 +99,19 @@ def rope_and_cache(
     num_tokens, half = qkv.shape[0], triton.next_power_of_2(head_dim // 2)
     q = qkv.new_empty((num_tokens, num_heads, head_dim))
     if num_tokens:
-        rope_and_cache_kernel[(num_tokens, num_heads + planes * num_kv_heads)](
+        num_rows = num_heads + planes * num_kv_heads
+        heads = min(max(1, TILE // half), triton.next_power_of_2(num_rows))
+        rope_and_cache_kernel[(num_tokens, triton.cdiv(num_rows, heads))](
             *(qkv, cos_sin, positions, slots, kv, q, q_norm, k_norm, eps, kv.stride(0)),
             NUM_HEADS=num_heads,
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,
             BLOCK_SIZE=block_size,
             PLANES=planes,
+            HEADS=heads,
             HALF=half,
             Q_NORM=q_norm is not None,
             K_NORM=k_norm is not None,
-            num_warps=max(1, half // 128),
+            num_warps=max(1, heads * half // 256),
         )
     return q

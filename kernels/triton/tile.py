@@ -50,54 +50,72 @@ def attend(
     acc = tl.zeros([ROWS, DIM], tl.float32)
     acc_rest = tl.zeros([ROWS, REST if REST > 0 else 16], tl.float32)
     all_masked: tl.constexpr = WINDOW or DIM >= 512  # large tiles have no registers to spare for a second loop
+    row = tl.arange(0, KEYS)
     for masked in tl.static_range(1 if all_masked else 0, 2):
         begin = low if all_masked or not masked else whole
         end = high if masked else whole
-        key = begin + tl.arange(0, KEYS)
-        block = tl.load(table_ptr + key // BLOCK_SIZE, mask=key < end, other=0)
+        block = find_blocks(table_ptr, begin, row, end, masked, KEYS, BLOCK_SIZE)
         for start in range(begin, end, KEYS):
-            key = start + tl.arange(0, KEYS)
+            key = start + row
             present = key < end
-            at = block.to(tl.int64) * block_stride + key % BLOCK_SIZE * HEAD_DIM
+            offset = (row if KEYS % BLOCK_SIZE == 0 else key) % BLOCK_SIZE * HEAD_DIM
+            at = kv_ptr + offset + block.to(tl.int64) * block_stride
             # A step ahead, so that loads of keys need not wait for it.
-            block = tl.load(table_ptr + (key + KEYS) // BLOCK_SIZE, mask=key + KEYS < end, other=0)
-            k = load_rows(kv_ptr, at, present, 0, DIM, HEAD_DIM, masked).to(DOT)
+            block = find_blocks(table_ptr, start + KEYS, row, end, masked, KEYS, BLOCK_SIZE)
+            k = load_rows(at, present, 0, DIM, HEAD_DIM, masked).to(DOT)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee")
             if REST > 0:
-                k_rest = load_rows(kv_ptr, at, present, DIM, REST, HEAD_DIM, masked).to(DOT)
+                k_rest = load_rows(at, present, DIM, REST, HEAD_DIM, masked).to(DOT)
                 scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
-            scores *= scale
+            factor = scale  # not applied yet: with the subtraction of the maximum it is one instruction
             if SOFTCAP:
-                scores = cap - 2 * cap / (1 + tl.exp2(scores))
+                scores = cap - 2 * cap / (1 + tl.exp2(scores * scale))
+                factor = 1.0
             if masked:
                 visible = present[None, :] & (key[None, :] <= position[:, None])
                 if WINDOW:
                     visible = visible & (key[None, :] > position[:, None] - window)
                 scores = tl.where(visible, scores, float("-inf"))
 
-            new_max = tl.maximum(row_max, tl.max(scores, 1))
-            safe = tl.where(new_max == float("-inf"), 0.0, new_max)
-            weights = tl.exp2(scores - safe[:, None])
+            new_max = tl.maximum(row_max, tl.max(scores, 1) * factor)
+            safe = new_max
+            if masked:
+                safe = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weights = tl.exp2(scores * factor - safe[:, None])
             keep = tl.exp2(row_max - safe)
             row_sum = row_sum * keep + tl.sum(weights, 1)
             row_max = new_max
             if PLANES == 1:
                 v = k
             else:
-                v = load_rows(kv_ptr + plane, at, present, 0, DIM, HEAD_DIM, masked).to(DOT)
+                v = load_rows(at + plane, present, 0, DIM, HEAD_DIM, masked).to(DOT)
             acc = tl.dot(weights.to(DOT), v, acc * keep[:, None], input_precision="ieee")
             if REST > 0:
                 if PLANES == 1:
                     v_rest = k_rest
                 else:
-                    v_rest = load_rows(kv_ptr + plane, at, present, DIM, REST, HEAD_DIM, masked).to(DOT)
+                    v_rest = load_rows(at + plane, present, DIM, REST, HEAD_DIM, masked).to(DOT)
                 acc_rest = tl.dot(weights.to(DOT), v_rest, acc_rest * keep[:, None], input_precision="ieee")
     return row_max, row_sum, acc, acc_rest
 
 
 @triton.jit
+def find_blocks(table_ptr, start, row, end, MASKED: tl.constexpr, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """[KEYS]: the blocks of keys [start, start + KEYS), as far as they are below `end`: where not MASKED, all or none.
+
+    `start` is a multiple of KEYS, `row` is `tl.arange(0, KEYS)`. What does not change from tile to tile is apart, so
+    that it leaves the loop.
+    """
+    if KEYS % BLOCK_SIZE == 0:
+        place = start // BLOCK_SIZE + row // BLOCK_SIZE
+    else:
+        place = (start + row) // BLOCK_SIZE
+    first = start if not MASKED else start + row
+    return tl.load(table_ptr + place, mask=row * 0 + first < end, other=0)
+
+
+@triton.jit
 def load_rows(
-    ptr,
     at,  # [N], where each row begins
     present,  # [N]
     FIRST: tl.constexpr,
@@ -107,7 +125,7 @@ def load_rows(
 ):
     """[N, SIZE]: dimensions [FIRST, FIRST + SIZE) of rows; zero past HEAD_DIM and in rows that are not present."""
     dim = FIRST + tl.arange(0, SIZE)
-    where = ptr + at[:, None] + dim[None, :]
+    where = at[:, None] + dim[None, :]
     if FIRST + SIZE > HEAD_DIM:
         rows = tl.load(where, mask=present[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
     elif MASKED:
@@ -118,11 +136,11 @@ def load_rows(
 
 
 @triton.jit
-def store_rows(ptr, at, rows, present, FIRST: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
+def store_rows(at, rows, present, FIRST: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
     """The opposite of `load_rows`."""
     dim = FIRST + tl.arange(0, SIZE)
     mask = present[:, None] & (dim < HEAD_DIM)[None, :]
-    tl.store(ptr + at[:, None] + dim[None, :], rows.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(at[:, None] + dim[None, :], rows.to(at.dtype.element_ty), mask=mask)
 
 
 @triton.jit

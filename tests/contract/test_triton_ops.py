@@ -17,9 +17,8 @@ from engine.sampling.noise import gumbel, make_keys
 from engine.sampling.sampler import Sampler
 from kernels.api import Attention, AttentionMeta
 from kernels.reference import ReferenceKernels
-from kernels.triton import TritonKernels
+from kernels.triton import TritonKernels, decode
 from kernels.triton.blocks import pack_blocks, unpack_blocks
-from kernels.triton.decode import MAX_SPLITS, MIN_SPLIT
 from kernels.triton.sampling import draw
 from kernels.triton.tile import head_tiles
 
@@ -49,9 +48,10 @@ def decode_batch(seq_lens, *, num_kv_heads=1, group=2, head_dim=16, block_size=1
     return torch.randn(len(seq_lens), num_kv_heads * group, head_dim).to(DEVICE), kv.to(DEVICE), meta
 
 
-@pytest.mark.parametrize("window", [0, 5000])
-def test_a_sequence_too_long_for_the_number_of_splits_gets_longer_ones(window):
-    seq_len = MIN_SPLIT * MAX_SPLITS + 700
+@pytest.mark.parametrize("window", [0, 3000])
+def test_a_sequence_too_long_for_the_number_of_splits_gets_longer_ones(window, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_SPLITS", 4)
+    seq_len = 4 * decode.min_split(head_dim=16) + 700
     q, kv, meta = decode_batch([seq_len, 3])
     attention = Attention(0.3, window, sinks=torch.randn(2).to(DEVICE))
     expected = ReferenceKernels().paged_attention(q, kv, meta, attention)
@@ -59,9 +59,9 @@ def test_a_sequence_too_long_for_the_number_of_splits_gets_longer_ones(window):
 
 
 def test_decode_has_the_same_bits_in_any_batch_and_under_any_bound():
-    q, kv, meta = decode_batch([700, 1, 300, 129, 128])
+    q, kv, meta = decode_batch([1700, 1, 513, 129, 512])
     together = KERNELS.paged_attention(q, kv, meta, Attention(0.3))
-    for seq, bound in enumerate([5000, 1, 300, 4096, 1000]):
+    for seq, bound in enumerate([5000, 1, 600, 4096, 1000]):
         alone = AttentionMeta(
             query_start=meta.query_start[:2],
             seq_lens=meta.seq_lens[seq : seq + 1],

@@ -36,10 +36,12 @@ def test_every_line_of_the_kernels_is_computed(monkeypatch):
         return time.perf_counter() - start_s
 
     small = {"DEVICE": "cpu", "seconds": seconds, "NUM_TOKENS": 32, "HIDDEN": 64, "FFN": 48, "VOCAB": 300}
+    small |= {"NUM_HEADS": 2, "NUM_KV_HEADS": 1, "HEAD_DIM": 16, "MATMUL": 16, "EXPERT_SHAPES": [(5, 4, 2, 32, 24)]}
     small |= {"POOL_BLOCKS": 8, "BLOCK_BYTES": 512, "PACKED_BLOCKS": 4, "STAGED_BLOCKS": 2}
     small |= {"DECODE_SHAPES": [(2, 40, 1, 2, 16, 2)], "PREFILL_SHAPES": [(2, 40, 1, 2, 16)]}
     for name, value in small.items():
         monkeypatch.setattr(gpu_kernels, name, value)
-    lines = [*gpu_kernels.decode_lines(1, 1e9), *gpu_kernels.moving_lines(1, 1e9)]
-    lines += [*gpu_kernels.staging_lines(1), *gpu_kernels.prefill_lines(1)]
-    assert len(lines) == 2 + 7 + 3 + 2
+    lines = [*gpu_kernels.decode_lines(1, 1e9, 1e12), *gpu_kernels.expert_lines(1, 1e9, 1e12)]
+    lines += [*gpu_kernels.moving_lines(1, 1e9), *gpu_kernels.staging_lines(1), *gpu_kernels.prefill_lines(1)]
+    assert gpu_kernels.matmul_flops(1) > 0
+    assert len(lines) == 2 + 2 + 8 + 3 + 2
