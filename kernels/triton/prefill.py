@@ -161,4 +161,6 @@ def _shape(dim: int, rest: int, num_rows: int, itemsize: int) -> tuple[int, int,
         return 32, 32, 8, 2
     if width > 128:
         return (128, 32 if rest else 64, 8, 2) if has_wgmma() else (64, 16 if rest else 32, 8, 2)
+    if width == 128 and has_wgmma():
+        return 64, 64, 4, 3  # two programs to a multiprocessor: one multiplies while the other takes exponentials
     return 128, 64 if has_wgmma() or width <= 64 else 32, 8, 3

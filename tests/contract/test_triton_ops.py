@@ -1,5 +1,6 @@
 """What the Triton backend has beside `Kernels`, and what it promises beyond it: in the interpreter, or on a GPU."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -56,6 +57,16 @@ def test_a_sequence_too_long_for_the_number_of_splits_gets_longer_ones(window, m
     attention = Attention(0.3, window, sinks=torch.randn(2).to(DEVICE))
     expected = ReferenceKernels().paged_attention(q, kv, meta, attention)
     torch.testing.assert_close(KERNELS.paged_attention(q, kv, meta, attention), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_chunks_alone_need_no_decode(monkeypatch):
+    """And what is launched writes every row."""
+    monkeypatch.delattr("kernels.triton.kernels.decode_attention")
+    q, kv, meta = decode_batch([40, 64])
+    meta = dataclasses.replace(meta, query_start=meta.query_start * 5, max_query_len=5, min_query_len=5)
+    q = q.repeat(5, 1, 1)
+    expected = ReferenceKernels().paged_attention(q, kv, meta, Attention(0.3))
+    torch.testing.assert_close(KERNELS.paged_attention(q, kv, meta, Attention(0.3)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_decode_has_the_same_bits_in_any_batch_and_under_any_bound():

@@ -36,9 +36,14 @@ def test_mixed_batch(build):
     meta = batch.meta
     assert (meta.query_start.tolist(), meta.seq_lens.tolist()) == ([0, 3, 4], [5, 5])
     assert (meta.max_query_len, meta.max_seq_len, meta.block_tables.tolist()) == (3, 5, [[7, 3], [5, 6]])
+    assert meta.min_query_len == 1
     assert (batch.last_meta.query_start.tolist(), batch.last_meta.max_query_len) == ([0, 1, 2], 1)
     assert {tensor.dtype for tensor in (batch.token_ids, batch.positions, batch.slots)} == {torch.int64}
     assert {tensor.dtype for tensor in (meta.query_start, meta.seq_lens, meta.block_tables)} == {torch.int32}
+
+
+def test_a_batch_of_chunks_alone_says_so(build):
+    assert build(([1] * 6, 2, [7, 3], 3), ([2] * 5, 0, [5, 6], 5)).meta.min_query_len == 3
 
 
 def test_decode_batch(build):
