@@ -91,7 +91,7 @@ def expert_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
         experts = TritonKernels().pack_experts(gate_up, down, "silu")
         x, weights = randn(num_tokens, hidden), torch.rand(num_tokens, per_token, device=DEVICE)
         chosen = torch.rand(num_tokens, num_experts, device=DEVICE).topk(per_token).indices
-        num_bytes = (gate_up.nbytes + down.nbytes) * len(chosen.unique()) / num_experts
+        num_bytes = (gate_up.nbytes + down.nbytes) * len(set(chosen.flatten().tolist())) / num_experts
         num_flops = 2 * num_tokens * per_token * 3 * hidden * ffn
         experts_s = seconds(partial(experts, x, chosen, weights), repeats)
         bound_s = max(num_bytes / copy_rate, num_flops / flops)
