@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress
+
 from bench import serve
 from bench._load import workload
 from bench._load.figures import figures
@@ -29,22 +32,29 @@ SHOWN = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "e2e_p9
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; exit code 1 where the two disagree."""
     args = _arguments(argv)
-    ours, theirs = [], []
-    for number in range(args.rounds + 1):
-        shared = ["--url", args.base_url, "--seed", str(number), "--requests", str(args.requests)]
-        load = serve.parse(
-            [*shared, "--output-tokens", str(args.output_tokens), "--concurrency", str(args.concurrency)]
-        )
-        load.model = args.model = args.model or asyncio.run(load.target.first_model())
-        mine = asyncio.run(serve.measure(load, args.concurrency))
-        load.seed = 1000 + number  # other prompts: the same ones would be cached by now
-        other = asyncio.run(_with_openai(load, args.concurrency))
-        if number:  # the round before the first one warms up
-            ours.append(mine)
-            theirs.append(other)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        numbers = progress.track(range(args.rounds + 1), description="rounds")
+        _, *rounds = [_round(args, number) for number in numbers]  # the first one warms up
+    ours, theirs = zip(*rounds, strict=True)
     print(f"{serve.machine()}\n\n{'':<22}{'ours':>10}{'openai':>10}{'ratio':>8}")
     ratios = [_compare(name, ours, theirs) for name in SHOWN]
     return 0 if all(abs(ratio - 1) <= args.tolerance for ratio in ratios) else 1
+
+
+def _round(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures of one load with our client, and of another one like it with the other client."""
+    asked = {
+        "--url": args.base_url,
+        "--seed": number,
+        "--requests": args.requests,
+        "--output-tokens": args.output_tokens,
+        "--concurrency": args.concurrency,
+    }
+    load = serve.parse([str(part) for flag in asked.items() for part in flag])
+    load.model = args.model = args.model or asyncio.run(load.target.first_model())
+    mine = asyncio.run(serve.measure(load, args.concurrency))
+    load.seed = 1000 + number  # other prompts: the same ones would be cached by now
+    return mine, asyncio.run(_with_openai(load, args.concurrency))
 
 
 def _compare(name: str, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> float:
@@ -99,9 +109,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--requests", type=int, default=48, help="of each client in each round")
     parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="at least 1")
     parser.add_argument("--tolerance", type=float, default=0.05)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error("--rounds: at least 1")
+    return args
 
 
 if __name__ == "__main__":

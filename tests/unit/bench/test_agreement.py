@@ -1,0 +1,42 @@
+"""Two clients against an endpoint whose times are known: the table, and what the exit code says."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bench import agreement
+from tests.unit.bench.test_load_driver import Paced
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[Paced, str]]:
+    """A server on a thread of its own, since the bench has its own event loops; and its address."""
+    loop, paced = asyncio.new_event_loop(), Paced()
+    server = loop.run_until_complete(asyncio.start_server(paced, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield paced, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.mark.parametrize(("tolerance", "code"), [(10.0, 0), (0.0, 1)])
+def test_both_clients_ask_the_same_and_the_code_tells_whether_they_agree(endpoint, capsys, tolerance, code):
+    paced, url = endpoint
+    flags = {"--base-url": url, "--model": "m", "--rounds": 1, "--requests": 2, "--concurrency": 2}
+    flags |= {"--output-tokens": 4, "--tolerance": tolerance}
+    assert agreement.main([str(part) for flag in flags.items() for part in flag]) == code
+    assert len(paced.sent) == 2 * 2 * 2  # requests, clients, rounds with the one that warms up
+    table = capsys.readouterr().out
+    for name in agreement.SHOWN:
+        assert name.removesuffix("_s") in table
+
+
+def test_no_round_is_no_measurement(capsys):
+    with pytest.raises(SystemExit):
+        agreement.main(["--rounds", "0"])
+    assert "at least 1" in capsys.readouterr().err
