@@ -33,7 +33,8 @@ class Answer:
     num_events: int = 0
     local_port: int = 0  # of the connection: tells which router had it
     on_victim: bool = False  # its router was killed: then it may break off
-    longest_stall_s: float = 0.0  # of any choice; the first token counts too
+    longest_wait_s: float = 0.0  # of any choice, for its first token; of an embedding for all of it
+    longest_stall_s: float = 0.0  # of any choice that had begun
     hung_up: bool = False  # on purpose
     complete: bool = False
     error: str = ""
@@ -98,6 +99,7 @@ class _Reader:
         self._max_events = max_events
         self._began = time.monotonic()
         self._heard = dict.fromkeys(range(question.body.get("n", 1)), self._began)  # choice -> when it last spoke
+        self._begun: set[int] = set()  # choices that have spoken
         self._rest = b""
 
     @property
@@ -117,6 +119,7 @@ class _Reader:
         if not self._answer_is_streamed and self.parser.get_status_code() == _OK:
             self.answer.choices[0] = Choice(json.dumps(json.loads(self._rest)["data"]))
             self.answer.complete = True
+            self._hear(0)
             self._heard.clear()
 
     def settle(self) -> None:
@@ -156,7 +159,12 @@ class _Reader:
             self._heard.pop(index, None)
 
     def _hear(self, index: int) -> None:
+        if index not in self._heard:
+            return
         now = time.monotonic()
-        if index in self._heard:
-            self.answer.longest_stall_s = max(self.answer.longest_stall_s, now - self._heard[index])
-            self._heard[index] = now
+        silence_s, self._heard[index] = now - self._heard[index], now
+        if index in self._begun:
+            self.answer.longest_stall_s = max(self.answer.longest_stall_s, silence_s)
+        else:
+            self._begun.add(index)
+            self.answer.longest_wait_s = max(self.answer.longest_wait_s, silence_s)

@@ -25,7 +25,6 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     role: (sys.executable, "-P", "-m", module)
     for role, module in MODULES.items()
 }
-ROUTER_DRAIN_S = 4.0  # of the 10 s in which a stopped fleet is gone
 _NO_ENV: Mapping[str, str] = {}
 _PASSED_ON = ("BATON_FAULT",)
 _SHARED = ("log_level", "log_format", "otlp_endpoint")  # flags of every service
@@ -85,7 +84,6 @@ class Plan:
             max_ttft_s=self.config.max_ttft_s,
             admin_port=self.admin_ports[index] if self.admin_ports else 0,
             log_prompts=self.config.log_prompts,
-            drain_timeout_s=ROUTER_DRAIN_S,
             **self._shared(),
         )
         return self._command("router", name, to_args(flags), frozenset())

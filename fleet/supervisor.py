@@ -23,10 +23,11 @@ from fleet import embedded_redis, state
 from fleet.console import Reporter
 from fleet.home import Home
 from fleet.member import Member, Probe
-from fleet.plan import ROUTER_DRAIN_S, Plan
+from fleet.plan import Plan
 from fleet.process import Process
 from fleet.router_probe import until_ready
 
+ROUTER_STOP_S = 4.3  # for streams to end, of the 10 s in which a stopped fleet is gone; a router alone waits for longer
 NODE_STOP_S = 2.5
 REDIS_STOP_S = 0.3
 NODE_DRAIN_S = 65.0  # a little longer than a node's own limit
@@ -81,7 +82,7 @@ class Fleet:
         for role in _STOP_ORDER:  # nothing that dies from now on is to come back
             for member in by_role[role]:
                 member.expect_end()
-        await self._stop_all(by_role["router"], ROUTER_DRAIN_S + 0.3)
+        await self._stop_all(by_role["router"], ROUTER_STOP_S)
         await self._stop_all(by_role["prefill"] + by_role["decode"], NODE_STOP_S)
         await self._stop_all(by_role["redis"], REDIS_STOP_S)
         for task in self._draining:

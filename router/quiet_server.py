@@ -1,4 +1,4 @@
-"""uvicorn's server as a part of a process: it says when it listens, and leaves signals to `lifecycle`."""
+"""uvicorn's server as a part of a process: it says when it listens, leaves signals to `lifecycle`, and ends politely."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,8 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+
+LATECOMERS_S = 0.25  # for whoever had connected when the port closed, and has not asked yet
 
 
 class QuietServer(uvicorn.Server):
@@ -20,7 +22,29 @@ class QuietServer(uvicorn.Server):
         await super().startup(sockets)
         self.listening.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As its parent, which resets who is not accepted yet, and hangs up on who has not asked yet: we serve both."""
+        waiting = [connection for listener in sockets or () for connection in _accepted(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(LATECOMERS_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take none."""
         yield
+
+
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """Those whose connection stands, as far as the kernel is concerned."""
+    with contextlib.suppress(OSError):
+        while True:
+            yield listener.accept()[0]

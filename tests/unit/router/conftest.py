@@ -105,7 +105,7 @@ async def running(app, drain_timeout_s=2.0, **limits):
     task = asyncio.create_task(http.run(shutdown, leave))
     port = listener.getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        yield SimpleNamespace(app=app, port=port, client=client, shutdown=shutdown, task=task)
+        yield SimpleNamespace(app=app, http=http, port=port, client=client, shutdown=shutdown, task=task)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

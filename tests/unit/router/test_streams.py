@@ -242,6 +242,33 @@ async def test_a_drain_ends(make_app, serve, dispatch):
     assert dispatch.handles[0].cancelled.is_set()
 
 
+async def test_nobody_who_has_connected_is_turned_away_by_a_drain(make_app, serve):
+    """One asks late, others wait to be accepted while the loop is busy with the end: all of them get their answer."""
+    async with serve(make_app()) as router:
+        late = await asyncio.open_connection("127.0.0.1", router.port)
+        waiting = []
+
+        def connect():  # within the turn that closes the port, so the loop cannot accept them
+            waiting.extend(socket.create_connection(("127.0.0.1", router.port)) for _ in range(8))
+
+        closing = router.http._server.shutdown
+        router.http._server.shutdown = lambda sockets: (connect(), closing(sockets))[1]
+        router.shutdown.request()
+        await until(lambda: waiting)
+        others = [await asyncio.open_connection(sock=connection) for connection in waiting]
+        for reader, writer in (late, *others):
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(5):
+                answer = (await reader.read()).lower()
+            assert answer.startswith(b"http/1.1 200")
+            assert b"connection: close" in answer
+            writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", router.port)
+        async with asyncio.timeout(2):
+            await router.task
+
+
 async def test_metrics_of_a_request(router, dispatch):
     before = {
         n: metric(n) for n in ("baton_router_generation_tokens_total", "baton_router_prefix_cache_hit_tokens_total")
