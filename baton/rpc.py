@@ -1,4 +1,4 @@
-"""gRPC as Baton uses it: keepalive that notices half-open links in 2 s, bounded messages, a token on calls, mutual TLS.
+"""gRPC as Baton uses it: pings that notice half-open links in 2 s and frozen peers in 2.5 s, bounded messages, tokens, TLS.
 
 Without a token and without TLS a server binds to loopback only (`bind_address` refuses anything else).
 """
@@ -28,7 +28,8 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.keepalive_time_ms", 1000),
-    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 1000),  # without a sign of the other kernel
+    ("grpc.http2.ping_timeout_ms", 1500),  # without one of the other process, be it frozen; a minute otherwise
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.bdp_probe", 0),

@@ -137,6 +137,11 @@ class Engine:
             return None
         return await self._grammars.compile(generation)
 
+    def warm(self) -> None:
+        """Start what would be slow to start when it is wanted."""
+        if self._grammars is not None:
+            self._grammars.warm()
+
     def close(self) -> None:
         """End what runs beside the engine. Idempotent."""
         if self._grammars is not None:

@@ -20,6 +20,7 @@ def load(config: NodeConfig) -> Engine:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     asyncio.run(redis_client.check(config.redis_url))
     engine = passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
+    engine.warm()
     if engine.config.device.startswith("cuda"):
         gpu_metrics.register()
     return engine

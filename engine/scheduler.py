@@ -1,10 +1,10 @@
 """Which requests run in a step, and how many tokens of each: the same on prefill, decode and colocated nodes.
 
 A step is a mixed batch under a budget of tokens: first the running requests, oldest first (one token each in decoding,
-a chunk where a prompt is not done), then newcomers. A request gets the blocks of all its tokens when it is admitted, so
-a prompt once begun is never stuck; only decoding grows. Where blocks run out, the latest running request is preempted:
-it gives its blocks back and is computed anew later. Prefill-only requests are never preempted: their blocks may be on
-the wire.
+a chunk where a prompt is not done), then newcomers, and of those first the ones that had begun elsewhere. A request
+gets the blocks of all its tokens when it is admitted, so a prompt once begun is never stuck; only decoding grows. Where
+blocks run out, the latest running request is preempted: it gives its blocks back and is computed anew later.
+Prefill-only requests are never preempted: their blocks may be on the wire.
 
 A request that stops running while a step with it is under way keeps its row, and its blocks, until that step has
 landed: it still writes to them (`let_go`).
@@ -59,8 +59,12 @@ class Scheduler:
         return self._blocks.num_free_blocks >= len(self.running) + len(self.ready)
 
     def add(self, request: Request) -> None:
-        """Queue a request without blocks."""
-        self.waiting.append(request)
+        """Queue a request without blocks. One that goes on after a failover has a client who waits in mid-stream."""
+        if not request.num_output_tokens:
+            self.waiting.append(request)
+            return
+        begun = (other.num_output_tokens or other.num_preemptions for other in self.waiting)
+        self.waiting.insert(next((place for place, has in enumerate(begun) if not has), len(self.waiting)), request)
 
     def reserve(self, request: Request) -> bool:
         """Give the request all its blocks at once; False if there are not enough, or preempted requests need them."""

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--transport", default="auto", choices=("auto", "shm", "ucx", "tcp"))
     parser.add_argument(
-        "--max-stall-s", type=float, default=3.0, help="what a fault may add to the longest silence of a stream"
+        "--max-stall-s", type=float, default=3.0, help="what a fault may add to a stream's silence, or to a first token"
     )
 
 

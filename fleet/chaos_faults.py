@@ -77,8 +77,13 @@ class Outcome:
 
     @property
     def longest_stall_s(self) -> float:
-        """Of all streams."""
+        """Of all streams that had begun."""
         return max((answer.longest_stall_s for answer in self.answers if not answer.on_victim), default=0.0)
+
+    @property
+    def longest_wait_s(self) -> float:
+        """Of all requests, for their first token."""
+        return max((answer.longest_wait_s for answer in self.answers if not answer.on_victim), default=0.0)
 
 
 async def suffer(

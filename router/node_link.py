@@ -1,11 +1,11 @@
 """One node as this router sees it: a channel, the Attach stream on it, and the legs that depend on the node.
 
 What the router wants of the node goes out in batches (`outbox`), what it says comes in step batches, of which each leg
-hears its own part. The node is alive while its stream speaks: 2 s of silence, the end of the stream, a missing message,
-one that the node does not read, or another incarnation fail every leg at once, and the link attaches anew; the node
-then cancels what it had. After 1.1 s of silence the node is *suspected*: where the rest of its pool speaks, its
-requests go there, and it gets no new ones until it speaks again, which costs a node that is merely slow nothing else.
-One that beats but no longer steps stays out until it does. What becomes of a request is decided above.
+hears its own part. The node is alive while its stream speaks: 2 s of silence (5 s where nobody else speaks either, and
+its gRPC answers pings), the end of the stream, a missing message, one that the node does not read, or another
+incarnation fail every leg at once, and the link attaches anew; the node then cancels what it had. After 1.1 s it is
+*suspected*: where the rest of its pool speaks, its requests go there, and it gets no new ones until it speaks, which
+costs a node that is merely slow nothing else. One that beats but no longer steps stays out until it does.
 """
 
 import asyncio
@@ -223,10 +223,11 @@ class NodeLink:
             self._outbox.close()
 
     async def _watch(self, call: "aio.StreamStreamCall[node_pb2.RouterBatch, node_pb2.StepBatch]") -> None:
-        while not (self._silence.is_final or self._outbox.is_stuck):
+        silence = self._silence  # of a frozen process, or one cut off, gRPC's pings end the stream after 2 s
+        while not (self._outbox.is_stuck or silence.is_hopeless or (silence.is_final and self._may_suspect(self))):
             await asyncio.sleep(TICK_S)
-            self._silence.tick()
-            if self._silence.is_unusual and not self.suspected and self._may_suspect(self):
+            silence.tick()
+            if silence.is_unusual and not self.suspected and self._may_suspect(self):
                 self._suspect()
         call.cancel()
 

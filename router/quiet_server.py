@@ -1,4 +1,4 @@
-"""uvicorn's server as a part of a process: it says when it listens, leaves signals to `lifecycle`, and ends politely."""
+"""uvicorn's server as a part of a process: it says when it listens, leaves signals to others, and ends politely."""
 
 import asyncio
 import contextlib

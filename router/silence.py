@@ -3,6 +3,7 @@
 TICK_S = 0.125
 SUSPECT_TICKS = 9  # two lost packets are resent by then
 LOST_TICKS = 16
+HOPELESS_TICKS = 40
 _UNUSUAL = 2.0  # times the longest silence of late: on a busy host words come late
 _FORGETTING = 0.995  # of that, a message
 
@@ -26,8 +27,13 @@ class Silence:
 
     @property
     def is_final(self) -> bool:
-        """Whether nobody waits any longer."""
+        """Whether nobody waits any longer who has anywhere else to go."""
         return self._ticks >= LOST_TICKS
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nobody waits any longer at all."""
+        return self._ticks >= HOPELESS_TICKS
 
     def begin(self) -> None:
         """A new stream."""

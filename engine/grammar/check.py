@@ -1,5 +1,6 @@
-"""The node's end of `jail`: starts that process when first asked, and again where it has been lost."""
+"""The node's end of `jail`: starts that process beforehand or when first asked, and again where it is lost."""
 
+import contextlib
 import os
 import select
 import subprocess
@@ -43,6 +44,12 @@ class GrammarCheck:
                 self._stop()
                 raise BatonError("the node cannot compile grammars at present")
             return msgspec.json.decode(answer, type=Verdict)
+
+    def warm(self) -> None:
+        """Start the process, which takes a second where cores are busy: not while somebody waits for a grammar."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._process is None:
+                self._start()
 
     def close(self) -> None:
         """End the process, and with it a `run` that waits for it. Idempotent."""

@@ -70,6 +70,11 @@ class Grammars:
             return None
         return GrammarMasks(self._vocab_size, self.tokens.token_ids, self._eos_token_ids, device, num_threads)
 
+    def warm(self) -> None:
+        """Be ready for the first grammar. Returns at once."""
+        if self.tokens is not None:
+            self._idle_checks[-1].warm()
+
     def close(self) -> None:
         """End the processes. Idempotent."""
         for check in self._checks:

@@ -1,5 +1,6 @@
 """Nodes that die or freeze: the client sees time pass and nothing else."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from baton.errors import NoCapacity
 from baton.v1 import node_pb2, types_pb2
-from router import fleet_view, node_link
+from router import fleet_view, node_link, silence
 
 pytestmark = pytest.mark.anyio
 
@@ -133,6 +134,26 @@ async def test_what_runs_on_a_silent_node_goes_to_those_that_speak(fleet: Any, u
     await until(lambda: link.accepting)
     assert [sink.tokens for sink in sinks] == [output_of([n, *PROMPT], 12) for n in range(2)]
     assert len(silent.streams) == 1
+
+
+@pytest.mark.parametrize(("hopeless_ticks", "num_attempts"), [(40, 1), (8, 2)])
+async def test_the_last_of_a_pool_is_given_longer(
+    fleet: Any, until: Any, output_of: Any, monkeypatch: pytest.MonkeyPatch, hopeless_ticks: int, num_attempts: int
+) -> None:
+    monkeypatch.setattr(silence, "LOST_TICKS", 4)  # 0.5 s
+    monkeypatch.setattr(silence, "HOPELESS_TICKS", hopeless_ticks)
+    await fleet.add("prefill")
+    last = await fleet.add("decode")
+    last.pause_at = 5
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    await until(lambda: len(sink.tokens) == 5)
+    last.warm.clear()
+    await asyncio.sleep(1.5)
+    last.warm.set()
+    last.go.set()
+    assert (await sink.finished()).num_attempts == num_attempts
+    assert sink.tokens == output_of(PROMPT, 12)
 
 
 async def test_a_node_that_beats_but_does_not_step_is_left_until_it_does(

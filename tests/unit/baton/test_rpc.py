@@ -1,6 +1,10 @@
 """The service token, and where a service may listen without one."""
 
 import asyncio
+import signal
+import subprocess
+import sys
+import time
 
 import grpc
 import pytest
@@ -55,6 +59,45 @@ async def check_health(rpc_name: str) -> health_pb2.HealthCheckResponse:
             return await (call if rpc_name == "Check" else call.read())
     finally:
         await server.stop(None)
+
+
+SERVER = """
+import asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio
+from baton import rpc
+
+async def main():
+    server = rpc.server()
+    health_pb2_grpc.add_HealthServicer_to_server(aio.HealthServicer(), server)
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    await server.start()
+    await server.wait_for_termination()
+
+asyncio.run(main())
+"""
+
+
+async def watch_what_freezes(port: int, process: "subprocess.Popen[str]") -> float:
+    """Seconds after which a stream from the process ends that is frozen."""
+    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+        stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        await stream.read()
+        process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        async with asyncio.timeout(10):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stream.read()
+        return time.monotonic() - began
+
+
+def test_a_frozen_peer_is_noticed_though_its_kernel_answers():
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert asyncio.run(watch_what_freezes(int(process.stdout.readline()), process)) < 3.0
+        finally:
+            process.kill()
 
 
 def test_a_probe_needs_no_token():

@@ -191,6 +191,18 @@ def test_a_frozen_process_is_given_up_and_replaced(tiny_model, num_chars):
         check.close()
 
 
+def test_a_process_that_is_warm_is_the_one_that_is_asked(tiny_model):
+    grammars = Grammars(tiny_model, VOCAB, [EOS])
+    try:
+        grammars.warm()
+        started = [check._process for check in grammars._checks if check._process is not None]
+        assert len(started) == 1
+        assert not isinstance(grammars._compile_in_lane(Grammar(GrammarKind.REGEX, "a", "p")), str)
+        assert [check._process for check in grammars._checks if check._process is not None] == started
+    finally:
+        grammars.close()
+
+
 def test_closing_ends_a_wait(tiny_model):
     check = GrammarCheck(tiny_model, VOCAB, [EOS])
     check.run(Grammar(GrammarKind.REGEX, "a", "p"))

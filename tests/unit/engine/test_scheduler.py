@@ -129,6 +129,20 @@ def test_preempted_request_goes_before_newcomers(make_request):
     assert list(node.scheduler.waiting) == [second, third]
 
 
+def test_what_had_begun_elsewhere_goes_before_what_has_not(make_request):
+    node = Node()
+    new, begun, other, gave_way = (make_request([i] * 11, max_tokens=12) for i in range(4))
+    for request in (begun, other):
+        request.generation.token_ids.append(7)
+        request.append(7)
+    gave_way.num_preemptions = 1
+    node.scheduler.waiting.extend((gave_way, new))
+    node.scheduler.add(begun)
+    node.scheduler.add(other)
+    assert list(node.scheduler.waiting) == [gave_way, begun, other, new]
+    assert [request for request, _ in node.step()] == [gave_way, begun]
+
+
 def test_prefill_only_requests_are_never_preempted(make_request):
     node = Node(num_blocks=7, max_num_batched_tokens=3)
     decoding, shipped = make_request([1] * 4, max_tokens=20), make_request([2] * 20, prefill_only=True)

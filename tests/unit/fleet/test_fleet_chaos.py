@@ -74,7 +74,14 @@ async def test_silence_counts_for_the_choice_that_is_silent():
     pieces = [event("a"), event("x", 1), 0.2, event("b", 0, "length"), 0.2, event("y", 1, "length"), DONE]
     async with endpoint(*pieces) as url:
         got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
-    assert 0.4 <= got.longest_stall_s < 2
+    assert got.longest_wait_s < 0.2 < 0.4 <= got.longest_stall_s < 2
+
+
+async def test_a_first_token_is_waited_for_before_there_is_a_stream():
+    pieces = [event("a"), 0.3, event("x", 1), event("b", 0, "length"), event("y", 1, "length"), DONE]
+    async with endpoint(0.2, *pieces) as url:
+        got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
+    assert 0.3 <= got.longest_stall_s < 0.5 <= got.longest_wait_s < 2
 
 
 @pytest.mark.parametrize(
@@ -117,12 +124,13 @@ async def test_every_promise_kept():
         (outcome(answer("bc", hung_up=True, complete=False)), "from character 0"),
         (outcome(answer(error="lost", complete=False)), "failed: 0 topic: lost"),
         (outcome(answer(longest_stall_s=3.2)), "stalled for 3.20 s"),
+        (outcome(answer(longest_wait_s=5.2)), "a first token took 5.20 s"),
         (Outcome(FAULTS[0], held={"decode-0": (2, 0)}), "decode-0 holds 2 blocks and 0 requests"),
         (Outcome(FAULTS[0], num_lost_blocks=2), "2 blocks are in no state"),
     ],
 )
 async def test_a_broken_promise_is_named(seen: Outcome, said: str):
-    broken = chaos_report.broken_promises([seen], {ASKED: answer(longest_stall_s=0.1)}, 3.0)
+    broken = chaos_report.broken_promises([seen], {ASKED: answer(longest_stall_s=0.1, longest_wait_s=1.0)}, 3.0)
     assert len(broken) == 1
     assert said in broken[0]
 
@@ -148,6 +156,7 @@ async def test_an_embedding_is_an_answer_too():
     async with endpoint(body, status=f"200 OK\r\nContent-Length: {len(body)}") as url:
         got = await ask(url, Question("0 topic", {"input": "x"}, "/v1/embeddings"), 5)
     assert (got.failed, got.choices[0].text) == (False, '[{"embedding": [0.5, -1.0]}]')
+    assert got.longest_wait_s > got.longest_stall_s == 0.0
 
 
 async def test_chats_and_schemas():
@@ -163,7 +172,7 @@ async def test_chats_and_schemas():
 
 
 async def test_a_killed_routers_own_streams_may_break_off():
-    cut = answer("ab", complete=False, error="reset", on_victim=True, longest_stall_s=9.0)
+    cut = answer("ab", complete=False, error="reset", on_victim=True, longest_stall_s=9.0, longest_wait_s=9.0)
     assert chaos_report.broken_promises([outcome(cut)], {ASKED: answer()}, 3.0) == []
     wrong = answer("aX", complete=False, error="reset", on_victim=True)
     assert "differs" in chaos_report.broken_promises([outcome(wrong)], {ASKED: answer()}, 3.0)[0]
