@@ -1,4 +1,4 @@
-"""gRPC as Baton uses it: pings that notice half-open links in 2 s and frozen peers in 2.5 s, bounded messages, tokens, TLS.
+"""gRPC as Baton uses it: pings that notice half-open links in 2 s, frozen peers in 2.5 s; limits, tokens, mutual TLS.
 
 Without a token and without TLS a server binds to loopback only (`bind_address` refuses anything else).
 """

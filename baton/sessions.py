@@ -2,9 +2,8 @@
 
 A router owns its requests: each *leg* (a request's part on this node) lives in the session of its router, under its key
 and attempt. A router that does not read what the session's outbox holds for it loses its requests, and nobody else
-notices. So does one whose stream has been gone for GONE_S, and one that begins a new stream: what it had on the old one
-it has given up, and perhaps could not say so. Everything here runs in the event loop; what a leg does when it is
-cancelled is its node's business.
+notices. So does one whose stream ends: it has died, or has given them up and perhaps could not say so. Everything here
+runs in the event loop; what a leg does when it is cancelled is its node's business.
 """
 
 import asyncio
@@ -126,9 +125,9 @@ class Sessions:
         return session, session.stream
 
     def lose(self, session: Session, stream: object) -> None:
-        """That stream has ended; the router has GONE_S to attach anew. Nothing where a newer one is there."""
+        """That stream has ended, and with it what was begun on it. Nothing where a newer one is there."""
         if session.stream is stream:
-            session.stream, session.gone_since = None, self._clock()
+            self.detach(session)
 
     def detach(self, session: Session) -> None:
         """Give a router up: its stream ends, its legs are cancelled."""
@@ -152,7 +151,7 @@ class Sessions:
             self.beat()
 
     def sweep(self) -> None:
-        """Forget the routers whose stream has been gone for GONE_S, and cancel their legs."""
+        """Forget the routers that have had no stream for GONE_S, and what they asked for without one."""
         now = self._clock()
         for session in list(self._by_router.values()):
             if session.stream is None and now - session.gone_since > GONE_S:

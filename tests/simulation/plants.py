@@ -48,6 +48,11 @@ def _forwarding(kind: type, name: str, change: Callable[..., Any]) -> tuple[type
     return kind, name, lambda self, *args, **options: change(original, self, *args, **options)
 
 
+def _lose_and_keep(self: Sessions, session: Session, stream: object) -> None:
+    if session.stream is stream:
+        session.stream, session.gone_since = None, self._clock()
+
+
 async def _cancel_at_once(self: IncomingTransfer) -> None:
     self.fail("cancelled", "the decode node cancelled it")
     self._forget(self)
@@ -166,13 +171,14 @@ PLANTS: dict[str, Plant] = {
                                       (NodeService, "_is_next", _take_again)], ("repeat", "hang_up"), strict=True),
     "a leg that is over opened again": Plant([(Session, "close", _never_over),
                                           (NodeService, "_is_next", _take_again)], ("repeat",)),
-    "a new stream leaves what was begun on the old one": Plant([_forwarding(Sessions, "attach", _keep_what_was_there)],
-                                                               ("partition", "hang_up")),
+    "what was begun on a stream outlives it": Plant([_forwarding(Sessions, "attach", _keep_what_was_there),
+                                                     (Sessions, "lose", _lose_and_keep)], ("partition", "hang_up")),
     "a router's message lost, and not missed": Plant([(NodeService, "_is_next", _miss_nothing),
                                                       (Outbox, "heard", _hear_all)], ("skip",), strict=True),
     "a grant handed to whichever request is there": Plant([(Session, "leg", _leg_of_anybody)], (), strict=True),
     "a cancel reaches one leg only": Plant([_forwarding(Attempt, "_drop", _drop_prefill_only)], ("hang_up",)),
-    "a router that died never noticed": Plant([(Sessions, "sweep", lambda self: None)], ("kill_router", "partition")),
+    "a router that died never noticed": Plant([(Sessions, "lose", lambda self, session, stream: None)],
+                                              ("kill_router", "partition")),
     "a resumed request begins anew": Plant([(Running, "token_ids", property(lambda self: self.job.token_ids))],
                                            ("kill", "hang_up", "freeze")),
     "tokens overtake the first one": Plant([_forwarding(Attempt, "on_tokens", _emit_before_the_first)], ("lose",)),
