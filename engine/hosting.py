@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from baton import gpu_metrics, redis_client
+from baton import gpu_metrics, heap, redis_client
 from baton.node_shell import NodeFacts, say_progress
 from baton.registry import Role
 from baton.settings import NodeConfig
@@ -21,6 +21,7 @@ def load(config: NodeConfig) -> Engine:
     asyncio.run(redis_client.check(config.redis_url))
     engine = passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
     engine.warm()
+    heap.settle()
     if engine.config.device.startswith("cuda"):
         gpu_metrics.register()
     return engine

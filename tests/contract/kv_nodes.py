@@ -2,21 +2,21 @@
 
 import asyncio
 import gc
-import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 import torch
 import uvloop
+from forks import Forked, wait_to_be_forked
 
 from baton import rpc
 from baton.errors import TransferError
 from baton.kv_layout import KVLayout
 from baton.v1 import transfer_pb2
+from kv_transfer.faults import FAULTS
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.pool import KVPool
@@ -160,12 +160,7 @@ class Child:
     """This file as a process of its own, to be killed and frozen: `send` or `receive`, a line in for a line out."""
 
     def __init__(self, role: str, transport: str, faults: str = "") -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, role, transport],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "BATON_KV_FAULTS": faults},
-        )
+        self.process = Forked(__file__, role, transport, faults)
 
     def tell(self, line: str) -> None:
         self.process.stdin.write(line.encode() + b"\n")
@@ -174,12 +169,12 @@ class Child:
     async def hear(self) -> str:
         return (await asyncio.to_thread(self.process.stdout.readline)).decode().strip()
 
-    def finish(self) -> int:
+    def finish(self, timeout_s: float = 10) -> int:
         """Its exit code, after it was let go on."""
         try:
             self.process.send_signal(signal.SIGCONT)
             self.process.stdin.close()
-            return self.process.wait(10)
+            return self.process.wait(timeout_s)
         finally:
             self.process.kill()
             self.process.stdout.close()
@@ -219,4 +214,7 @@ async def exit_in_the_middle(transport: str) -> None:
 
 if __name__ == "__main__":
     roles = {"send": send_what_is_granted, "receive": grant_what_is_asked, "exit": exit_in_the_middle}
-    uvloop.run(roles[sys.argv[1]](sys.argv[2]))
+    role, transport, *faults = wait_to_be_forked()
+    for fault in filter(None, faults):
+        FAULTS.arm(fault)
+    uvloop.run(roles[role](transport))

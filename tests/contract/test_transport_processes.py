@@ -2,10 +2,7 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 
-import kv_nodes
 import pytest
 from kv_nodes import (
     BETWEEN_PROCESSES,
@@ -137,4 +134,4 @@ def test_abort_towards_a_frozen_decode_node(transport):
 @pytest.mark.parametrize("transport", BETWEEN_PROCESSES)
 def test_process_ends_cleanly_without_close(transport):
     """A process that just ends, in the middle of a transfer, neither hangs nor aborts."""
-    assert subprocess.run([sys.executable, kv_nodes.__file__, "exit", transport], timeout=20).returncode == 0
+    assert Child("exit", transport).finish(20) == 0
