@@ -63,7 +63,13 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=DTYPES, ids=str)
 def backend(name: str, request: pytest.FixtureRequest) -> Backend:
     torch.manual_seed(0)
-    return triton_backend(request.param) if name == "triton" else cpu_backend(name, request.param)
+    if name != "triton":
+        return cpu_backend(name, request.param)
+    made = triton_backend(request.param)
+    others = [index for param, index in request.node.callspec.indices.items() if param not in ("name", "backend")]
+    if made.device.type == "cpu" and made.dtype == torch.float16 and any(others):
+        pytest.skip("in the interpreter fp16 is fp32 and a few casts: the first of a test's cases will do")
+    return made
 
 
 @pytest.fixture(params=DTYPES, ids=str)
