@@ -20,6 +20,8 @@ import psutil
 import pytest
 
 from engine import random_checkpoint
+from fleet import state
+from fleet.home import Home
 
 START_TIMEOUT_S = 100
 QUESTION = "Tell me, in so many words, what a baton is passed on for. " * 4
@@ -47,15 +49,20 @@ class LocalFleet:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def nodes(self) -> dict[str, dict[str, Any]]:
-        return {node["id"]: node for node in self.status()["nodes"]}
+    @property
+    def endpoint(self) -> str:
+        return state.running(Home(self.home)).endpoint
+
+    def nodes(self) -> dict[str, state.ProcessState]:
+        """As the supervisor sees them. `baton status` would take a core each time that a node needs to start."""
+        return {one.id: one for one in state.running(Home(self.home)).processes if one.role != "redis"}
 
     def processes(self) -> list[psutil.Process]:
-        supervisor = psutil.Process(self.status()["supervisor"]["pid"])
+        supervisor = psutil.Process(state.running(Home(self.home)).pid)
         return [supervisor, *supervisor.children(recursive=True)]
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.status()["endpoint"] + "/v1", api_key="none", max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=self.endpoint + "/v1", api_key="none", max_retries=0, timeout=60)
 
     def logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in (self.home / "logs").iterdir())
@@ -127,8 +134,8 @@ class Load:
 def scrape(fleet: LocalFleet, metric: str) -> dict[str, float]:
     """Label text -> value of a metric, over all nodes."""
     found: dict[str, float] = {}
-    for node in fleet.status()["nodes"]:
-        with urllib.request.urlopen(node["metrics"], timeout=10) as answer:
+    for node in fleet.nodes().values():
+        with urllib.request.urlopen(node.metrics or "", timeout=10) as answer:
             text = answer.read().decode()
         for labels, value in re.findall(rf"^{metric}(\{{.*\}})? (\S+)$", text, re.MULTILINE):
             found[labels] = found.get(labels, 0.0) + float(value)
@@ -207,11 +214,11 @@ def test_a_killed_node_comes_back_and_no_request_fails(fleet: LocalFleet, name: 
     load = Load(fleet)
     load.more(4)
     before = fleet.nodes()[name]
-    os.kill(before["pid"], signal.SIGKILL)
+    os.kill(before.pid or 0, signal.SIGKILL)
 
     def is_back() -> bool:
         node = fleet.nodes()[name]
-        return node["state"] == "ready" and node["epoch"] != before["epoch"]
+        return node.state == "ready" and node.epoch != before.epoch
 
     until(is_back)
     load.more(4)
@@ -223,7 +230,7 @@ def test_a_killed_node_comes_back_and_no_request_fails(fleet: LocalFleet, name: 
 def test_bench_serve_measures_the_fleet(fleet: LocalFleet, tmp_path: Path):
     out = tmp_path / "figures.json"
     flags = ["--concurrency", "1", "4", "--requests", "4", "--prompt-tokens", "48", "--output-tokens", "8"]
-    flags += ["--vocab-size", "500", "--url", fleet.status()["endpoint"], "--json", str(out)]
+    flags += ["--vocab-size", "500", "--url", fleet.endpoint, "--json", str(out)]
     done = fleet.baton("bench", "serve", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads(out.read_text())["runs"]
@@ -231,18 +238,23 @@ def test_bench_serve_measures_the_fleet(fleet: LocalFleet, tmp_path: Path):
     assert {"queue", "prefill", "transfer", "first_decode"} >= set(runs[0]["phases_s"]) > set()
 
 
-def test_colocated_and_split_fleets_say_the_same(fleet: LocalFleet, model: Path, tmp_path: Path):
-    colocated = started(tmp_path, model, "--colocated")
+def test_a_colocated_fleet_says_the_same_and_does_not_outlive_a_killed_supervisor(
+    fleet: LocalFleet, model: Path, tmp_path: Path
+):
+    colocated = started(tmp_path, model, "--colocated", "--decode", "2")
+    processes = colocated.processes()
     try:
-        assert {node["role"] for node in colocated.status()["nodes"]} == {"decode", "router"}
+        assert {node.role for node in colocated.nodes().values()} == {"decode", "router"}
         texts = [f"{i} {QUESTION[i:]}" for i in range(4)]
         assert [ask(colocated.client(), text) for text in texts] == [ask(fleet.client(), text) for text in texts]
     finally:
-        colocated.baton("down")
+        processes[0].kill()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
 
 
-def test_sigterm_leaves_nothing_behind(model: Path, tmp_path: Path):
-    fleet = started(tmp_path, model)
+def test_sigterm_leaves_nothing_behind(fleet: LocalFleet):
+    """The last test of the fleet that all the others ask."""
     processes, shared = fleet.processes(), set()
     ask(fleet.client())
     for process in processes:
@@ -259,14 +271,6 @@ def test_sigterm_leaves_nothing_behind(model: Path, tmp_path: Path):
 def sysv_segments_of(pids: set[int]) -> list[str]:
     lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
     return [line for line in lines if int(line.split()[4]) in pids]
-
-
-def test_services_do_not_outlive_a_killed_supervisor(model: Path, tmp_path: Path):
-    fleet = started(tmp_path, model, "--colocated", "--decode", "2")
-    processes = fleet.processes()
-    processes[0].kill()
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    assert alive == []
 
 
 def test_a_broken_checkpoint_is_one_line(model: Path, tmp_path: Path):

@@ -16,6 +16,9 @@ import msgspec
 import openai
 import pytest
 
+from fleet import state
+from fleet.home import Home
+
 MODEL = Path(__file__).parents[2] / "examples" / "pydoc_chat" / "model"
 START_TIMEOUT_S = 100
 QUESTION: list[Any] = [{"role": "user", "content": "What does itertools.chain do?"}]
@@ -25,6 +28,7 @@ class Fleet:
     """One BATON_HOME and what runs in it."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         own = {"BATON_HOME": str(home), "NO_COLOR": "1"}
         self._env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")} | own
 
@@ -34,8 +38,8 @@ class Fleet:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def status(self) -> dict[str, Any]:
-        return json.loads(self.baton("status", "--json"))
+    def status(self) -> state.FleetState:
+        return state.running(Home(self.home))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def client(fleet: Fleet) -> openai.OpenAI:
-    return openai.OpenAI(base_url=fleet.status()["endpoint"] + "/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=fleet.status().endpoint + "/v1", api_key="none", max_retries=0, timeout=60)
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True):
@@ -179,7 +183,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_refused_is_a_400_and_disturbs_nobody(fleet: Fleet, client: openai.OpenAI, stream: bool):
-    nodes = {node["id"]: node["pid"] for node in fleet.status()["nodes"]}
+    pids = {one.id: one.pid for one in fleet.status().processes}
     bystander = client.chat.completions.create(model="model", messages=QUESTION, max_tokens=300, stream=True)
     for form, param in REFUSED:
         began = time.monotonic()
@@ -188,7 +192,7 @@ def test_what_is_refused_is_a_400_and_disturbs_nobody(fleet: Fleet, client: open
         assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
         assert time.monotonic() - began < 10  # half a second on a quiet machine, minutes without limits
     assert list(bystander)[-1].choices[0].finish_reason in ("stop", "length")
-    assert {node["id"]: node["pid"] for node in fleet.status()["nodes"]} == nodes
+    assert {one.id: one.pid for one in fleet.status().processes} == pids
 
 
 def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: Fleet, client: openai.OpenAI):
@@ -196,8 +200,8 @@ def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: Fleet, clien
         "model": "model",
         "messages": QUESTION,
         "temperature": 0,
-        "max_tokens": 1500,
-        "extra_body": {"guided_regex": r"([a-z]{1,8} [0-9]{1,4}; ){120}end"},
+        "max_tokens": 800,
+        "extra_body": {"guided_regex": r"([a-z]{1,8} [0-9]{1,4}; ){60}end"},
     }
     undisturbed = client.chat.completions.create(**options).choices[0]
     assert undisturbed.finish_reason == "stop"
@@ -206,10 +210,10 @@ def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: Fleet, clien
         text += chunk.choices[0].delta.content or ""
         if not killed and len(text) > 60:
             killed = True
-            node = next(node for node in fleet.status()["nodes"] if node["role"] == "decode")
-            os.kill(node["pid"], signal.SIGKILL)
+            decode = next(one for one in fleet.status().processes if one.role == "decode")
+            os.kill(decode.pid or 0, signal.SIGKILL)
     assert killed
-    assert re.fullmatch(r"([a-z]{1,8} [0-9]{1,4}; ){120}end", text)
+    assert re.fullmatch(r"([a-z]{1,8} [0-9]{1,4}; ){60}end", text)
     assert text == undisturbed.message.content
 
 
