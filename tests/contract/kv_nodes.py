@@ -1,6 +1,7 @@
 """Prefill and decode nodes for tests of transfers: in the test's own process, or in ones to be killed and frozen."""
 
 import asyncio
+import functools
 import gc
 import random
 import signal
@@ -23,6 +24,8 @@ from kv_transfer.pool import KVPool
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.staged_pool import StagedPool
+
+gc.freeze()  # what `run` looks through after each test is what tests have made
 
 TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]
 BETWEEN_PROCESSES = ["shm", "tcp", "ucx"]
@@ -56,8 +59,12 @@ def new_pool(seed: int = 0, layout: KVLayout = LAYOUT, num_blocks: int = NUM_BLO
     size = layout.pool_bytes(num_blocks)
     if not seed:
         return Pool(torch.zeros(size, dtype=torch.uint8), layout, num_blocks)
-    generator = torch.Generator().manual_seed(seed)
-    return Pool(torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator), layout, num_blocks)
+    return Pool(_random_bytes(seed, size).clone(), layout, num_blocks)
+
+
+@functools.lru_cache(4)
+def _random_bytes(seed: int, size: int) -> torch.Tensor:
+    return torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 class Staged(StagedPool):
@@ -102,7 +109,7 @@ class Pair:
     def filled(self, block_ids: list[int], source: KVPool, source_ids: list[int]) -> bool:
         """Whether the target's blocks hold the source's bytes."""
         return all(
-            self.target.view(group, here, 1) == source.view(group, there, 1)
+            bytes(self.target.view(group, here, 1)) == bytes(source.view(group, there, 1))
             for group in range(LAYOUT.num_layer_groups)
             for here, there in zip(block_ids, source_ids, strict=True)
         )
@@ -110,7 +117,7 @@ class Pair:
     def untouched(self, block_ids: list[int], byte: int = 0, groups: int = LAYOUT.num_layer_groups) -> bool:
         expected = bytes([byte]) * LAYOUT.block_group_bytes
         return all(
-            self.target.view(group, block_id, 1) == expected for group in range(groups) for block_id in block_ids
+            bytes(self.target.view(group, block_id, 1)) == expected for group in range(groups) for block_id in block_ids
         )
 
     def fill(self, block_ids: list[int], byte: int) -> None:
