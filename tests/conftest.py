@@ -1,6 +1,7 @@
 """Fixtures that many rooms need: a real Redis of the test's own."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -13,9 +14,17 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+gc.disable()  # until all is imported: half a million objects, which all stay
+
 # What a machine under load takes is no failure.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+
+def pytest_collection_finish() -> None:
+    """Tests that collect garbage, and those that happen to be running then, look through their own only."""
+    gc.freeze()
+    gc.enable()
 
 
 def redis_executable() -> str:

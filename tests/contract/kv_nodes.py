@@ -25,8 +25,6 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.staged_pool import StagedPool
 
-gc.freeze()  # what `run` looks through after each test is what tests have made
-
 TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]
 BETWEEN_PROCESSES = ["shm", "tcp", "ucx"]
 LAYOUT = KVLayout(
