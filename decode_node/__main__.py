@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from baton import lifecycle  # heap first
+from baton import heap, lifecycle  # noqa: F401 - importing `heap` is what it is for
 from baton.model_source import settle
 from baton.settings import NodeConfig
 from decode_node.node import serve
