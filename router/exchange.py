@@ -121,6 +121,11 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    def close(self) -> None:
+        """It is over: let go of whoever made the answer. Else they hold one another until the collector comes by."""
+        self._on_broken = _nothing
+        self.sender.close()
+
     async def _read(self) -> bytes:
         chunks, num_bytes = [], 0
         while True:

@@ -114,6 +114,7 @@ class Generator:
             exchange.left = exchange.sender.broken or not answer.ended
             answer.drop()
             self._record(exchange, answer)
+            answer.choices.clear()  # which hold on to it
 
     def _submit(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> None:
         deadline_s, tenant = self.deadline_s(exchange), exchange.account.tenant
