@@ -84,7 +84,7 @@ class Placer:
         return True
 
     def _get_in_line(self, running: Running, found: Placement | None) -> Waiting:
-        """`found` is where it would go now. Raises Overloaded where there is no place, or the wait would be too long."""
+        """Raises Overloaded where there is no place, or the wait would be too long. `found`: where it would go now."""
         work_ms = found.choice.prompt_ms if found is not None else self._longest_ms(running)
         if found is not None and not len(self._queue):
             wait_s = found.choice.queue_ms / 1000
