@@ -163,9 +163,7 @@ def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
 
 def _from_string(environment: jinja2.Environment, source: str) -> jinja2.Template:
     template = environment.from_string(source)
-    template.globals = dict(
-        template.globals
-    )  # every rendering copies it, which takes a chain of maps ten times as long
+    template.globals = dict(template.globals)  # each rendering copies it: a chain of maps takes ten times as long
     return template
 
 

@@ -6,6 +6,7 @@ block 0, so they are part of every hash of the chain.
 
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
 from typing import NewType, cast
@@ -20,6 +21,7 @@ _EACH = Struct(f"{HASH_BYTES}s")
 _chain = hash_chain.fastest()
 
 
+@lru_cache(maxsize=1024)
 def root_hash(model_fingerprint: str, cache_salt: bytes = b"") -> BlockHash:
     """The parent of a request's first block. Each part is length-prefixed, so no two different pairs collide."""
     parts = (_SEED, model_fingerprint.encode(), cache_salt)

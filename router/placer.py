@@ -75,7 +75,10 @@ class Placer:
     def _passes(self, running: Running, found: Placement) -> bool:
         """Whether it goes at once, as nobody waits. Most do: it counts for its tenant as if it had been in line."""
         choice, job = found.choice, running.job
-        if len(self._queue) or choice.ttft_ms / 1000 > self._limit_s(running) or self._holds_back():
+        if len(self._queue) or choice.ttft_ms / 1000 > self._limit_s(running):
+            return False
+        has_time = found.prefill is not None and choice.queue_ms <= policy.MAX_BACKLOG_MS  # so not all are backlogged
+        if not has_time and self._holds_back():
             return False
         self._queue.passed(job.tenant, job.priority, running.num_tokens + job.sampling.max_tokens)
         now_s = time.monotonic()
@@ -146,7 +149,7 @@ class Placer:
 
     def _limit_s(self, running: Running) -> float:
         """How long its first token may take."""
-        return min((s for s in (running.job.max_ttft_s, self._limits.max_ttft_s) if s > 0), default=math.inf)
+        return min(running.job.max_ttft_s or math.inf, self._limits.max_ttft_s or math.inf)
 
     def _predicted_wait_s(self, running: Running, work_ms: float) -> float:
         computing = self._computing()
