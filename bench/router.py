@@ -211,7 +211,7 @@ def _table(best: dict[str, Figures]) -> str:
     lines = ["router        " + "".join(f"{title:>13}" for title, _ in COLUMNS.values())]
     for name, figures in best.items():
         cells = (figures.get(column, math.nan) * scale for column, (_, scale) in COLUMNS.items())
-        lines.append(f"{name:<14}" + "".join(f"{cell:>13.3f}" if cell < 10 else f"{cell:>13.0f}" for cell in cells))
+        lines.append(f"{name:<14}" + "".join(map(_cell, cells)))
     ours = best.get("baton", {})
     for name, figures in best.items():
         if name != "baton":
@@ -223,6 +223,12 @@ def _table(best: dict[str, Figures]) -> str:
             )
             lines.append(f"better than {name}: ".ljust(14) + "".join(shown))
     return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    if math.isnan(value):
+        return f"{'–':>13}"
+    return f"{value:>13.3f}" if value < 10 else f"{value:>13.0f}"
 
 
 if __name__ == "__main__":
