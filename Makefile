@@ -57,6 +57,7 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV) (about 2 GB; a few minutes where downloads are slow)"
 	$(PIP) install -c constraints.txt -e .
+	$(BIN)/python -m baton.hash_chain
 	$(BIN)/python -m kernels.cpu.build
 	@touch $@
 

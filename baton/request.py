@@ -67,9 +67,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_proto(self) -> types_pb2.SamplingParams:
         """The same on the wire."""
-        values = {name: getattr(self, name) for name in self.__struct_fields__}
-        values["grammar"] = None if self.grammar is None else self.grammar.to_proto()
-        return types_pb2.SamplingParams(**values)
+        values = {name: value for name, value in zip(_SAMPLING, msgspec.structs.astuple(self), strict=True) if value}
+        if self.grammar is not None:
+            values["grammar"] = self.grammar.to_proto()
+        return types_pb2.SamplingParams(**values)  # where zero is what is not set
 
     @classmethod
     def from_proto(cls, proto: types_pb2.SamplingParams) -> "SamplingParams":
@@ -79,6 +80,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         values["logit_bias"] = dict(proto.logit_bias)
         values["grammar"] = Grammar.from_proto(proto.grammar) if proto.HasField("grammar") else None
         return cls(**values)
+
+
+_SAMPLING = SamplingParams.__struct_fields__
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

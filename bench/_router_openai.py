@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
             return
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         self._transport.write(head + _chunk(_EVENT))
-        self.streams[self] = asked["max_tokens"] - 1
+        self.streams[self] = (asked.get("max_tokens") or asked["max_completion_tokens"]) - 1  # some rename it
 
     def step(self) -> None:
         """One token, or the end."""

@@ -22,12 +22,13 @@ _TEMPLATE = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfo
 
 @dataclass(frozen=True)
 class Server:
-    """A router by its command; `behind` are commands that have to run before it."""
+    """A router by its command; `behind` are commands that have to run before it, `backend` is where they answer."""
 
     name: str
     command: tuple[str, ...]
     port: int
     behind: tuple[tuple[str, ...], ...]
+    backend: str  # http://PORT of an OpenAI server, or the URL of the Redis in which nodes are registered
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -40,11 +41,11 @@ def servers(args: argparse.Namespace, scratch: Path) -> list[Server]:
             flags = ("--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{backend}")
             launch = ("launch",) if name == "sglang-router" else ()
             more = ("--policy", "cache_aware", "--prometheus-port", str(_free_port()))
-            listed.append(Server(name, (command, *launch, *flags, *more), port, (_openai("server", backend),)))
+            listed.append(Server(name, (command, *launch, *flags, *more), port, *_server(backend)))
     if find_spec("fastapi") and find_spec("httpx"):
         port, backend = _free_port(), _free_port()
         proxy = (*_openai("proxy", port), f"http://127.0.0.1:{backend}")
-        listed.append(Server("fastapi+httpx", proxy, port, (_openai("server", backend),)))
+        listed.append(Server("fastapi+httpx", proxy, port, *_server(backend)))
     return listed
 
 
@@ -55,7 +56,7 @@ def _baton(scratch: Path) -> Server:
     flags = ("--model", str(_model(scratch)), "--served-model-name", "mock", "--port", str(port))
     nodes = (sys.executable, "-m", "bench._router_nodes", url)
     command = (sys.executable, "-m", "router", *flags, "--redis-url", url, "--log-level", "warning")
-    return Server("baton", command, port, (redis, nodes))
+    return Server("baton", command, port, (redis, nodes), url)
 
 
 def _redis_server() -> str:
@@ -76,6 +77,11 @@ def _model(scratch: Path) -> Path:
     config = {"vocab_size": 3, "max_position_embeddings": 65536, "eos_token_id": 2}
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def _server(port: int) -> tuple[tuple[tuple[str, ...], ...], str]:
+    """The server behind a router that speaks HTTP, and where it answers."""
+    return (_openai("server", port),), f"http://{port}"
 
 
 def _openai(what: str, port: int) -> tuple[str, ...]:

@@ -5,7 +5,9 @@
 Each router is pinned to the last core; client and backends share the others. Its CPU time is read from /proc, and what
 is printed as requests per second is what one core would carry (1 / CPU per request): client and backends, on fewer
 cores than they want, say little. Baton's router talks gRPC to a prefill and a decode node, all others HTTP to one
-server; both emit a token of each stream every 10 ms. Routers take turns, and the best of the rounds counts.
+server; both emit a token of each stream every 10 ms. TTFT is that of one request at a time; what a router adds is
+without the time that its node or server takes when it is called directly. Routers take turns, and the best of the
+rounds counts. What a router fails at is left out, and said.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import psutil
 from rich.progress import Progress
 
 from bench._load.figures import percentile
+from bench._router_direct import node_ttfts
 from bench._router_servers import Running, Server, servers
 from bench._sse_client import Stream, StreamClient
 from bench.serve import machine
@@ -33,11 +36,13 @@ CHAT = "/v1/chat/completions"
 TINY = {"model": "mock", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 1, "temperature": 0}
 LONG_TOKENS = 30_000
 TIMEOUT_S = 60.0
+NUM_SINGLE = 300
 RAMP_S, STREAMS_S = 3.0, 2.0  # a stream of 600 tokens lasts for 6 s
 COLUMNS = {
     "tiny": ("tiny req/s", 1.0),
     "ttft_p50": ("TTFT p50 ms", 1e3),
     "ttft_p99": ("p99 ms", 1e3),
+    "added_p50": ("added p50 ms", 1e3),
     "token": ("µs/token", 1e6),
     "tokens_per_s": ("at tok/s", 1.0),
     "long": ("30k µs", 1e6),
@@ -81,22 +86,37 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _measure(server: Server, args: argparse.Namespace) -> Figures:
     with Running(server) as running:
-        return asyncio.run(_drive(running.port, psutil.Process(running.pid), args))
+        return asyncio.run(_drive(server, psutil.Process(running.pid), args))
 
 
-async def _drive(port: int, router: psutil.Process, args: argparse.Namespace) -> Figures:
+async def _drive(server: Server, router: psutil.Process, args: argparse.Namespace) -> Figures:
+    port = server.port
     await _requests(port, 16, 200, TINY)  # warm
     await asyncio.sleep(0.5)
     cpu_s = _cpu_s(router)
     await _requests(port, 16, args.requests, TINY)
     figures = {"tiny": args.requests / (_cpu_s(router) - cpu_s)}
-    single = await _requests(port, 1, 300, {**TINY, "stream": True, "max_tokens": 2})
-    ttfts = [stream.ttft_s for stream in single]
-    figures |= {"ttft_p50": percentile(ttfts, 50), "ttft_p99": percentile(ttfts, 99)}
-    figures |= await _streams(port, router, args)
-    with contextlib.suppress(RuntimeError):  # not every router takes token ids
-        figures["long"] = await _long(port, router)
+    for measured in (_first_tokens(server), _streams(port, router, args), _long(port, router)):
+        try:
+            figures |= await measured
+        except RuntimeError as error:  # not every router takes token ids, say
+            if server.name == "baton":
+                raise
+            sys.stderr.write(f"{server.name}: {error}\n")
     return figures
+
+
+async def _first_tokens(server: Server) -> Figures:
+    ttfts = await _ttfts(server.port)
+    kind, _, where = server.backend.partition("://")
+    direct = await (_ttfts(int(where)) if kind == "http" else node_ttfts(server.backend, NUM_SINGLE))
+    median = percentile(ttfts, 50)
+    return {"ttft_p50": median, "ttft_p99": percentile(ttfts, 99), "added_p50": median - percentile(direct, 50)}
+
+
+async def _ttfts(port: int) -> list[float]:
+    single = await _requests(port, 1, NUM_SINGLE, {**TINY, "stream": True, "max_tokens": 2})
+    return [stream.ttft_s for stream in single]
 
 
 async def _streams(port: int, router: psutil.Process, args: argparse.Namespace) -> Figures:
@@ -125,7 +145,7 @@ async def _streams(port: int, router: psutil.Process, args: argparse.Namespace) 
     return {"token": spent_s / num_tokens, "tokens_per_s": num_tokens / (ended_s - began_s)}
 
 
-async def _long(port: int, router: psutil.Process) -> float:
+async def _long(port: int, router: psutil.Process) -> Figures:
     """CPU of a prompt of LONG_TOKENS tokens above that of a tiny one; token ids, so that nothing is tokenized."""
     costs = []
     for num_tokens in (8, LONG_TOKENS):
@@ -137,7 +157,7 @@ async def _long(port: int, router: psutil.Process) -> float:
         cpu_s = _cpu_s(router)
         await _requests(port, 2, 200, prompts[1], "/v1/completions")
         costs.append((_cpu_s(router) - cpu_s) / 200)
-    return costs[1] - costs[0]
+    return {"long": costs[1] - costs[0]}
 
 
 async def _requests(
@@ -155,7 +175,7 @@ async def _requests(
             if stream.error == "the server closed the connection":  # some do, after each stream
                 connection = await StreamClient.connect("127.0.0.1", port)
                 stream = await connection.post(path, body, "", TIMEOUT_S)
-            if stream.status != 200 or (body.get("stream") and not stream.times):
+            if stream.status != 200 or (body.get("stream") and not stream.ok):
                 raise RuntimeError(stream.error or f"status {stream.status}")
             done.append(stream)
         connection.close()
@@ -191,7 +211,7 @@ def _table(best: dict[str, Figures]) -> str:
     lines = ["router        " + "".join(f"{title:>13}" for title, _ in COLUMNS.values())]
     for name, figures in best.items():
         cells = (figures.get(column, math.nan) * scale for column, (_, scale) in COLUMNS.items())
-        lines.append(f"{name:<14}" + "".join(f"{cell:>13.3f}" if cell < 10 else f"{cell:>13.0f}" for cell in cells))
+        lines.append(f"{name:<14}" + "".join(map(_cell, cells)))
     ours = best.get("baton", {})
     for name, figures in best.items():
         if name != "baton":
@@ -203,6 +223,12 @@ def _table(best: dict[str, Figures]) -> str:
             )
             lines.append(f"better than {name}: ".ljust(14) + "".join(shown))
     return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    if math.isnan(value):
+        return f"{'–':>13}"
+    return f"{value:>13.3f}" if value < 10 else f"{value:>13.0f}"
 
 
 if __name__ == "__main__":

@@ -81,6 +81,11 @@ class _Class:
             del self.tenants[entry.tenant]
             self._rest(entry.tenant, tenant.started)
 
+    def passed(self, tenant: str, num_tokens: int) -> None:
+        """In and out at once, with nobody else there."""
+        self._virtual = max(self._virtual, self._idle.pop(tenant, 0.0))
+        self._rest(tenant, self._virtual + num_tokens)
+
     def head(self) -> Waiting | None:
         tenants = self.tenants.values()
         return min(tenants, key=lambda t: (t.started, t.waiting[0][:2])).waiting[0][2] if tenants else None
@@ -119,6 +124,10 @@ class AdmissionQueue:
         if line.num_waiting >= self._max_waiting:
             raise overloaded("too many requests wait at present", retry_after_s)
         line.push(entry, next(self._order))
+
+    def passed(self, tenant: str, priority: int, num_tokens: int) -> None:
+        """Nobody waits, and a newcomer is placed at once."""
+        self._classes[priority].passed(tenant, num_tokens)
 
     def remove(self, entry: Waiting, *, is_served: bool) -> None:
         """It has been placed, or has given up. Idempotent."""

@@ -63,6 +63,7 @@ class App:
         else:
             await self._authenticated(exchange, scope, receive, send)
         await exchange.sender.flush()
+        exchange.close()
 
     def _readiness(self) -> tuple[int, bytes]:
         if self.draining:

@@ -27,7 +27,7 @@ class Candidates:
 
     async def place(self, running: Running, hashes: PromptHashes) -> Placement | None:
         """Where the request would go now, None where it has to wait."""
-        if self._fleet.facts is None or not (self._fleet.ready or running.wants_prompt):
+        if self._fleet.facts is None:
             return None
         cached = await self._lookup(running, hashes)
         facts = self._fleet.facts
@@ -48,7 +48,7 @@ class Candidates:
         if running.wants_prompt:
             return self._choose_one(running, facts, cached, decodes if alone else self._fleet.accepting("prefill"))
         prefills = [] if alone else self._accepting("prefill", running)
-        if not (prefills or alone):
+        if not (decodes and (prefills or alone)):
             return None
         place = partial(self._cheapest, running, self._ask(running, facts), cached)
         found, cut = place(prefills, decodes), self._fleet.cut_pairs

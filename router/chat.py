@@ -74,7 +74,7 @@ class Chat:
         """
         model, limit, n = self._model, self._generator.max_model_len, body.n or 1
         token_ids = await model.encode_chat(given, limit)
-        check_prompt(token_ids, model.facts, limit, given.param)
+        check_prompt(token_ids, limit, given.param)
         opened = model.style.thinks and model.opens_reasoning(token_ids)
         grammar, reasons = self._shape(body, tools, opened=opened)
         if grammar is not None and grammar.param in names:

@@ -7,7 +7,7 @@ from router.completion_schema import CompletionBody, parse_completion, prompts_o
 from router.exchange import Exchange
 from router.generate import Generator, Plan, answer_id
 from router.prompt_part import PromptPart
-from router.sampling import check_prompt, num_logprobs, sampling_params, stops
+from router.sampling import check_ids, check_prompt, num_logprobs, sampling_params, stops
 from router.schema import wants_usage
 from router.structured_output import grammar_of
 
@@ -48,7 +48,9 @@ class Completions:
 
     async def _encode(self, prompt: str | list[int], limit: int, *, num_output_tokens: int) -> list[int]:
         token_ids = prompt if isinstance(prompt, list) else await self._model.encode_text(prompt, limit)
-        check_prompt(token_ids, self._model.facts, limit, "prompt", num_output_tokens=num_output_tokens)
+        check_prompt(token_ids, limit, "prompt", num_output_tokens=num_output_tokens)
+        if token_ids is prompt:
+            check_ids(token_ids, self._model.facts, "prompt")
         return token_ids
 
     def _part(self, body: CompletionBody, token_ids: list[int], prompt: str | list[int]) -> PromptPart:

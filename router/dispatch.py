@@ -201,6 +201,7 @@ class Dispatcher:
 
     def _forget(self, running: Running) -> None:
         running.timeline.end()
+        running.task = None  # what a cancelled one was doing holds on to `running`
         del self._in_flight[running.key]
         _IN_FLIGHT.set(len(self._in_flight))
 

@@ -22,7 +22,7 @@ from router.embedding_schema import inputs_of, parse_embedding, parse_score, tex
 from router.exchange import ClientGone, Exchange
 from router.generate import Generator
 from router.job import Job, PromptResult, PromptWork, TokenLogprobs, Usage
-from router.sampling import check_prompt
+from router.sampling import check_ids, check_prompt
 from router.served_model import ServedModel
 
 MAX_IN_FLIGHT = 64  # jobs of one request
@@ -101,7 +101,9 @@ class Embedder:
     async def _encode(self, given: str | list[int], param: str) -> list[int]:
         limit = self._generator.max_model_len
         token_ids = given if isinstance(given, list) else await self._model.encode_text(given, limit)
-        check_prompt(token_ids, self._model.facts, limit, param, num_output_tokens=0)
+        check_prompt(token_ids, limit, param, num_output_tokens=0)
+        if token_ids is given:
+            check_ids(token_ids, self._model.facts, param)
         await asyncio.sleep(0)  # others have their turn between one text and the next
         return token_ids
 

@@ -48,7 +48,7 @@ class Exchange:
         self.arrived_s = time.monotonic()
         self._receive = receive
         outlet: Outlet = scope["extensions"].pop("baton.outlet")
-        self._abort = outlet.abort
+        self._outlet = outlet
         self._on_broken: Callable[[], None] = _nothing
         self.sender = Sender(outlet, self._broken)
         self.method: str = scope["method"]
@@ -87,6 +87,8 @@ class Exchange:
         if num_declared > _MAX_SKIPPED_BYTES:
             self.closing = True
             raise _too_large()
+        if self._outlet.has_body:
+            return await self._read()
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
                 return await self._read()
@@ -121,11 +123,15 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    def close(self) -> None:
+        """It is over: let go of whoever made the answer. Else they hold one another until the collector comes by."""
+        self._on_broken = _nothing
+        self.sender.close()
+
     async def _read(self) -> bytes:
         chunks, num_bytes = [], 0
         while True:
-            async with asyncio.timeout(_CHUNK_TIMEOUT_S):
-                message = await self._receive()
+            message = await self._receive_soon()
             if message["type"] == "http.disconnect":
                 raise ClientGone("the client left")
             chunk: bytes = message.get("body", b"")
@@ -143,9 +149,15 @@ class Exchange:
             raise _too_large()
         return b"".join(chunks)
 
+    async def _receive_soon(self) -> Message:
+        if self._outlet.has_body:  # then a deadline would cost more than all else
+            return await self._receive()
+        async with asyncio.timeout(_CHUNK_TIMEOUT_S):
+            return await self._receive()
+
     def _broken(self) -> None:
         _log.info("the client does not read its answer", extra={"request_id": self.request_id})
-        self._abort()
+        self._outlet.abort()
         self._on_broken()
 
 

@@ -65,8 +65,9 @@ class FleetView:
     @property
     def expects_prefill(self) -> bool:
         """Whether this fleet has a prefill pool, be it dead at present. One that drains has gone on purpose."""
-        prefills = [link for link in self._links.values() if link.record.role == "prefill"]
-        return self._prefill_lost or any(not link.draining for link in prefills)
+        if self._prefill_lost:
+            return True
+        return any(link.record.role == "prefill" and not link.draining for link in self._links.values())
 
     @property
     def ready(self) -> bool:

@@ -114,13 +114,16 @@ class Generator:
             exchange.left = exchange.sender.broken or not answer.ended
             answer.drop()
             self._record(exchange, answer)
+            answer.choices.clear()  # which hold on to it
 
     def _submit(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> None:
         deadline_s, tenant = self.deadline_s(exchange), exchange.account.tenant
         exchange.timeline.add("parse and tokenize", exchange.arrived_s, num_prompt_tokens=sum(map(len, plan.prompts)))
         jobs: list[tuple[Job, Choice]] = []
         for token_ids, sampling in zip(plan.prompts, plan.samplings, strict=True):
-            sampling = msgspec.structs.replace(sampling, max_tokens=exchange.account.max_tokens(sampling.max_tokens))
+            max_tokens = exchange.account.max_tokens(sampling.max_tokens)
+            if max_tokens != sampling.max_tokens:
+                sampling = msgspec.structs.replace(sampling, max_tokens=max_tokens)
             for i in range(plan.n):
                 seeded = msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, i)) if i else sampling
                 choice = Choice(len(jobs), answer, plan.texts, seeded, plan.stops, at_start=plan.at_start)

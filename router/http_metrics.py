@@ -1,6 +1,7 @@
 """What the HTTP side measures. What nodes and the control side measure is theirs."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -39,4 +40,15 @@ def observe_phases(timings: Mapping[str, float]) -> None:
     for phase in PHASES:
         seconds = timings.get(f"{phase}_s")
         if seconds is not None:
-            PHASE.labels(phase).observe(seconds)
+            _phase(phase).observe(seconds)
+
+
+@cache
+def _phase(name: str) -> Histogram:
+    return PHASE.labels(name)
+
+
+@cache
+def requests(model: str, status: int) -> Counter:
+    """The series of REQUESTS: looking it up costs more than counting. `model` is one that is served, or empty."""
+    return REQUESTS.labels(model, status)

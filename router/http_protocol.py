@@ -84,12 +84,14 @@ class LimitedProtocol(HttpToolsProtocol):
         """Count what comes before a body: the parser itself would collect without end."""
         if self._reading_head:
             self._head_bytes += len(data)
-            if self._head_timer is None:  # blank lines, say, after which nothing comes
-                self._expect_head(len(data))
         super().data_received(data)
-        if self._reading_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if not self._reading_head or self.transport.is_closing():
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
             self._reason = _HEADERS_TOO_LARGE
             self.send_400_response("")
+        elif self._head_timer is None and self._head_bytes:  # most heads come whole, and need no clock
+            self._expect_head(self._head_bytes)
 
     def pause_writing(self) -> None:
         """The client is behind by more than the transport wants to keep."""
@@ -105,8 +107,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """A request begins, perhaps on a connection that was idle."""
         super().on_message_begin()
         self._num_bytes = 0
-        if self._head_timer is None:
-            self._expect_head()
+        self._head_bytes = self._head_bytes or 1  # another one has begun behind the one before
 
     def on_url(self, url: bytes) -> None:
         """A part of the request line."""

@@ -49,6 +49,11 @@ class Outlet:
         self.abort = cycle.transport.abort  # drops the connection without a flush
 
     @property
+    def has_body(self) -> bool:
+        """Whether the request is here to its end: there is nothing to wait for."""
+        return not self._cycle.more_body
+
+    @property
     def is_full(self) -> bool:
         """Whether the client has to read first."""
         return self._flow.write_paused and not self._cycle.disconnected

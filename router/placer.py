@@ -49,7 +49,11 @@ class Placer:
                 await self._fleet_changed()
             self._begin(placement, hashes)
             return placement
-        entry, found = await self._get_in_line(running, hashes)
+        found = await self._candidates.place(running, hashes)
+        if found is not None and self._passes(running, found):
+            self._begin(found, hashes)
+            return found
+        entry = self._get_in_line(running, found)
         try:
             return await self._wait_for_turn(entry, running, hashes, found)
         finally:
@@ -68,9 +72,22 @@ class Placer:
             _REFUSED.labels("waited").inc()
             raise overloaded("all nodes are full at present", self._predicted_wait_s(running, 0.0))
 
-    async def _get_in_line(self, running: Running, hashes: PromptHashes) -> tuple[Waiting, Placement | None]:
-        """And where it would go now. Raises Overloaded where there is no place in it, or the wait would be too long."""
-        found = await self._candidates.place(running, hashes)
+    def _passes(self, running: Running, found: Placement) -> bool:
+        """Whether it goes at once, as nobody waits. Most do: it counts for its tenant as if it had been in line."""
+        choice, job = found.choice, running.job
+        if len(self._queue) or choice.ttft_ms / 1000 > self._limit_s(running):
+            return False
+        has_time = found.prefill is not None and choice.queue_ms <= policy.MAX_BACKLOG_MS  # so not all are backlogged
+        if not has_time and self._holds_back():
+            return False
+        self._queue.passed(job.tenant, job.priority, running.num_tokens + job.sampling.max_tokens)
+        now_s = time.monotonic()
+        self._drain.begin(now_s)
+        self._drain.placed(choice.prompt_ms, now_s)
+        return True
+
+    def _get_in_line(self, running: Running, found: Placement | None) -> Waiting:
+        """Raises Overloaded where there is no place, or the wait would be too long. `found`: where it would go now."""
         work_ms = found.choice.prompt_ms if found is not None else self._longest_ms(running)
         if found is not None and not len(self._queue):
             wait_s = found.choice.queue_ms / 1000
@@ -94,7 +111,7 @@ class Placer:
         if len(self._queue) == 1:
             self._drain.begin(time.monotonic())
         self._wakes[id(entry)] = asyncio.Event()
-        return entry, found
+        return entry
 
     async def _wait_for_turn(
         self, entry: Waiting, running: Running, hashes: PromptHashes, found: Placement | None
@@ -132,7 +149,7 @@ class Placer:
 
     def _limit_s(self, running: Running) -> float:
         """How long its first token may take."""
-        return min((s for s in (running.job.max_ttft_s, self._limits.max_ttft_s) if s > 0), default=math.inf)
+        return min(running.job.max_ttft_s or math.inf, self._limits.max_ttft_s or math.inf)
 
     def _predicted_wait_s(self, running: Running, work_ms: float) -> float:
         computing = self._computing()

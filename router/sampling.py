@@ -17,12 +17,10 @@ _MASK = 2**64 - 1
 Value = TypeVar("Value")
 
 
-def check_prompt(
-    token_ids: list[int], facts: ModelFacts, max_model_len: int, param: str, *, num_output_tokens: int = 1
-) -> None:
+def check_prompt(token_ids: list[int], max_model_len: int, param: str, *, num_output_tokens: int = 1) -> None:
     """Raise InvalidRequest for a prompt that no node could take, with so many output tokens at least.
 
-    A `max_model_len` of 0 is none.
+    A `max_model_len` of 0 is none. Ids that a client gives need `check_ids`, too; a tokenizer's are the model's.
     """
     if not token_ids:
         raise InvalidRequest("The prompt is empty", param=param)
@@ -33,7 +31,11 @@ def check_prompt(
             f"{max_model_len} tokens",
             param=param,
         )
-    if facts.vocab_size and max(token_ids) >= facts.vocab_size:
+
+
+def check_ids(token_ids: Iterable[int], facts: ModelFacts, param: str) -> None:
+    """Raise InvalidRequest where the model has no such token."""
+    if facts.vocab_size and max(token_ids, default=0) >= facts.vocab_size:  # `any` takes twice as long
         raise InvalidRequest(f"Token ids are below {facts.vocab_size}", param=param)
 
 
@@ -48,8 +50,8 @@ def sampling_params(
     max_tokens = _max_tokens(body, num_prompt_tokens, max_model_len)
     if (body.min_tokens or 0) > max_tokens:
         raise InvalidRequest(f"min_tokens is above max_tokens, which is {max_tokens}", param="min_tokens")
-    _check_ids(body.stop_token_ids or (), facts, "stop_token_ids")
-    _check_ids(body.logit_bias or (), facts, "logit_bias")
+    check_ids(body.stop_token_ids or (), facts, "stop_token_ids")
+    check_ids(body.logit_bias or (), facts, "logit_bias")
     if grammar is not None and body.ignore_eos:
         raise InvalidRequest(
             "ignore_eos does not go together with a form of output, which has an end", param="ignore_eos"
@@ -110,13 +112,6 @@ def _max_tokens(body: ChatBody | CompletionBody, num_prompt_tokens: int, max_mod
             param=name,
         )
     return int(asked)
-
-
-def _check_ids(token_ids: Iterable[int], facts: ModelFacts, param: str) -> None:
-    if (
-        facts.vocab_size and max(token_ids, default=0) >= facts.vocab_size
-    ):  # `any` takes twice the time of a long prompt
-        raise InvalidRequest(f"Token ids are below {facts.vocab_size}", param=param)
 
 
 def _or(value: Value | None, default: Value) -> Value:

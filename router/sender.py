@@ -103,6 +103,10 @@ class Sender:
         while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
 
+    def close(self) -> None:
+        """Let go of whoever made the body; nothing comes any more."""
+        self.source, self._on_broken = None, _nothing
+
     def _write(self, data: bytes) -> None:
         try:
             self._connection.write(data, more=not self.ended)
@@ -168,3 +172,7 @@ class Sender:
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._on_broken()
+
+
+def _nothing() -> None:
+    pass

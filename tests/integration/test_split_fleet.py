@@ -86,6 +86,8 @@ class Fleet:
         for service in (*self.nodes, self.router):
             service.wait_ready()
         self.until(lambda: self.status() == 200, 20)
+        known = r'baton_router_nodes{.*state="ready".*}'  # else the first requests stay on the decode node found first
+        self.until(lambda: self.router.metric(known) == len(self.nodes), 20)
 
     def status(self) -> int:
         try:

@@ -70,6 +70,19 @@ def test_a_tenant_that_comes_back_has_neither_credit_nor_a_clean_slate() -> None
     assert [entry.tenant for entry in served(queue)].index("c") <= 1  # "c" gets no ten turns for its absence
 
 
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 100)), max_size=30), st.data())
+def test_who_passes_an_empty_line_counts_as_if_it_had_been_in_it(served_before: Any, data: Any) -> None:
+    through, past = AdmissionQueue(), AdmissionQueue()
+    for tenant, tokens in served_before:
+        through.push(entry := waiting(tenant, tokens=tokens))
+        through.remove(entry, is_served=True)
+        past.passed(tenant, 1, tokens)
+    for tenant in data.draw(st.lists(st.sampled_from("abcd"), max_size=10)):
+        through.push(waiting(tenant))
+        past.push(waiting(tenant))
+    assert [entry.tenant for entry in served(past)] == [entry.tenant for entry in served(through)]
+
+
 def test_giving_up_costs_nothing_and_is_idempotent() -> None:
     first, second = waiting(deadline_s=1), waiting(deadline_s=2)
     queue = line(first, second)

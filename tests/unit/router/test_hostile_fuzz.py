@@ -31,6 +31,7 @@ class Outlet:
     """A connection that keeps the answer."""
 
     is_full = False
+    has_body = True
 
     def __init__(self, on_end):
         self.on_end, self.status, self.headers, self.body = on_end, 0, [], b""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import struct
@@ -12,6 +13,9 @@ from prometheus_client import REGISTRY
 from baton.errors import BatonError, DeadlineExceeded, NoCapacity, Overloaded
 from baton.request import FinishReason
 from router import sender
+from router.answer import StreamedAnswer, WholeAnswer
+from router.choice import Choice
+from router.exchange import Exchange
 
 pytestmark = pytest.mark.anyio
 
@@ -287,3 +291,21 @@ async def test_metrics_of_a_request(router, dispatch):
     assert metric("baton_time_to_first_token_seconds_count") > 0
     assert metric("baton_time_per_output_token_seconds_count") > 0
     assert "baton_requests_total" in (await router.client.get("/metrics")).text
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM, {**STREAM, "n": 2, "logprobs": True}, {**CHAT, "max_tokens": 1}])
+async def test_nothing_of_an_answered_request_waits_for_the_garbage_collector(router, dispatch, body):
+    kinds = {Exchange, StreamedAnswer, WholeAnswer, Choice}
+
+    def left():
+        return {id(found) for found in gc.get_objects() if type(found) in kinds}
+
+    gc.collect()
+    gc.disable()
+    before = left()
+    try:
+        assert (await router.client.post(CHAT_PATH, json=body)).status_code == 200
+        dispatch.handles.clear()
+        await until(lambda: left() <= before)
+    finally:
+        gc.enable()

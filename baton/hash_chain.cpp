@@ -1,0 +1,110 @@
+// Chained SHA-256 of equal blocks: digest[i] = sha256(digest[i - 1] || block[i])[:16]. FIPS 180-4, with the processor's
+// SHA instructions where it has them. Everything about the chain, and the proof that it is hashlib's: hash_chain.py.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr size_t kDigest = 16, kChunk = 64, kLength = 8;
+
+alignas(16) constexpr uint32_t kRounds[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+using Compress = void (*)(uint32_t *state, const uint8_t *chunk);
+
+uint32_t rotated(uint32_t x, int by) { return x >> by | x << (32 - by); }
+
+void compress_portably(uint32_t *state, const uint8_t *chunk) {
+    uint32_t w[64];
+    for (int i = 0; i < 16; ++i, chunk += 4)
+        w[i] = uint32_t(chunk[0]) << 24 | uint32_t(chunk[1]) << 16 | uint32_t(chunk[2]) << 8 | chunk[3];
+    for (int i = 16; i < 64; ++i) {
+        const uint32_t x = w[i - 15], y = w[i - 2];
+        w[i] = w[i - 16] + (rotated(x, 7) ^ rotated(x, 18) ^ x >> 3) + w[i - 7] +
+               (rotated(y, 17) ^ rotated(y, 19) ^ y >> 10);
+    }
+    uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+    uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+    for (int i = 0; i < 64; ++i) {
+        const uint32_t chosen = (e & f) ^ (~e & g);
+        const uint32_t t = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + chosen + kRounds[i] + w[i];
+        const uint32_t u = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+        h = g, g = f, f = e, e = d + t, d = c, c = b, b = a, a = t + u;
+    }
+    const uint32_t sums[8] = {a, b, c, d, e, f, g, h};
+    for (int i = 0; i < 8; ++i) state[i] += sums[i];
+}
+
+#if defined(__x86_64__)
+__attribute__((target("sha,ssse3,sse4.1"))) void compress_with_sha(uint32_t *state, const uint8_t *chunk) {
+    const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+    __m128i *const halves = reinterpret_cast<__m128i *>(state);
+    const __m128i cdab = _mm_shuffle_epi32(_mm_loadu_si128(halves), 0xb1);
+    const __m128i efgh = _mm_shuffle_epi32(_mm_loadu_si128(halves + 1), 0x1b);
+    const __m128i abef_before = _mm_alignr_epi8(cdab, efgh, 8), cdgh_before = _mm_blend_epi16(efgh, cdab, 0xf0);
+    __m128i abef = abef_before, cdgh = cdgh_before, w[4];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {  // four rounds each
+        __m128i &now = w[i % 4];
+        const __m128i before = w[(i + 3) % 4];
+        if (i < 4) {
+            now = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(chunk) + i), big_endian);
+        } else {
+            const __m128i seventh = _mm_alignr_epi8(before, w[(i + 2) % 4], 4);
+            now = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(now, w[(i + 1) % 4]), seventh), before);
+        }
+        const __m128i k = _mm_load_si128(reinterpret_cast<const __m128i *>(kRounds) + i);
+        const __m128i sum = _mm_add_epi32(now, k);
+        cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
+        abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0e));
+    }
+    const __m128i feba = _mm_shuffle_epi32(_mm_add_epi32(abef, abef_before), 0x1b);
+    const __m128i dchg = _mm_shuffle_epi32(_mm_add_epi32(cdgh, cdgh_before), 0xb1);
+    _mm_storeu_si128(halves, _mm_blend_epi16(feba, dchg, 0xf0));
+    _mm_storeu_si128(halves + 1, _mm_alignr_epi8(dchg, feba, 8));
+}
+
+bool has_sha() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1) && __builtin_cpu_supports("sse4.1");
+}
+
+Compress fastest() { return has_sha() ? compress_with_sha : compress_portably; }
+#else
+Compress fastest() { return compress_portably; }
+#endif
+
+}  // namespace
+
+// `digests` has room for num_blocks of 16 bytes each; `blocks` are of block_bytes each.
+// `portably`: without SHA instructions.
+extern "C" void baton_hash_chain(const uint8_t *parent, const uint8_t *blocks, size_t num_blocks, size_t block_bytes,
+                                 uint8_t *digests, int portably) {
+    const Compress compress = portably ? compress_portably : fastest();
+    const size_t num_bytes = kDigest + block_bytes;
+    std::vector<uint8_t> message((num_bytes + 1 + kLength + kChunk - 1) / kChunk * kChunk);
+    message[num_bytes] = 0x80;
+    for (size_t i = 0; i < kLength; ++i) message[message.size() - 1 - i] = uint8_t(uint64_t(num_bytes) * 8 >> (8 * i));
+    for (size_t at = 0; at < num_blocks; ++at, parent = digests, digests += kDigest, blocks += block_bytes) {
+        std::memcpy(message.data(), parent, kDigest);
+        std::memcpy(message.data() + kDigest, blocks, block_bytes);
+        uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                             0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+        for (size_t chunk = 0; chunk < message.size(); chunk += kChunk) compress(state, message.data() + chunk);
+        for (size_t i = 0; i < kDigest; ++i) digests[i] = uint8_t(state[i / 4] >> (24 - 8 * (i % 4)));
+    }
+}

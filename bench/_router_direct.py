@@ -1,0 +1,52 @@
+"""What stands behind a router, called directly: the time to its first token is no router's doing.
+
+Of an OpenAI server it is a stream over HTTP, of Baton's nodes a start on the stream between services, without a router.
+"""
+
+import asyncio
+import itertools
+import time
+from typing import Any
+
+from baton import redis_client, rpc
+from baton.registry import list_nodes
+from baton.request import Generation, SamplingParams
+from baton.v1 import node_pb2, node_pb2_grpc
+
+NUM_WARM = 20
+
+
+async def node_ttfts(redis_url: str, num_requests: int) -> list[float]:
+    """Seconds from a start to its first token, one request at a time, of the prefill node that is registered there."""
+    redis = redis_client.connect(redis_url)
+    records = await list_nodes(redis)
+    await redis.aclose()
+    address = next(record.address for record in records if record.role == "prefill")
+    channel = rpc.channel(address, None)
+    call = node_pb2_grpc.NodeStub(channel).Attach()
+    try:
+        async with asyncio.timeout(60):
+            await call.write(node_pb2.RouterBatch(router_id="direct", epoch=1))
+            return [await _first_token_s(call, key) for key in range(1, NUM_WARM + num_requests + 1)][NUM_WARM:]
+    finally:
+        call.cancel()
+        await channel.close()
+
+
+async def _first_token_s(call: Any, key: int) -> float:
+    generation = Generation(
+        request_id=f"direct-{key}",
+        key=key,
+        token_ids=[0, 1],
+        num_prompt_tokens=2,
+        sampling=SamplingParams(max_tokens=2),
+        router_id="direct",
+    )
+    began_s = time.monotonic()
+    start = node_pb2.Start(generation=generation.to_proto())
+    await call.write(node_pb2.RouterBatch(epoch=1, sequence=key, starts=[start]))
+    for _ in itertools.count():
+        batch = await call.read()
+        if any(first.key == key for first in batch.first_tokens):
+            break
+    return time.monotonic() - began_s
