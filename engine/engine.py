@@ -138,7 +138,7 @@ class Engine:
         return await self._grammars.compile(generation)
 
     def warm(self) -> None:
-        """Start what would be slow to start when it is wanted."""
+        """Start what would be slow to start when it is wanted, and wait for it."""
         if self._grammars is not None:
             self._grammars.warm()
 

@@ -15,7 +15,7 @@ import msgspec
 
 from baton.errors import BatonError
 from baton.request import Grammar
-from engine.grammar.jail import Verdict
+from engine.grammar.jail import ANY_OBJECT, Verdict
 
 _ANSWER_S = 3.0  # the jail has limits of its own; they do not count what starves it
 _START_S = 30.0  # reading a large tokenizer
@@ -46,10 +46,9 @@ class GrammarCheck:
             return msgspec.json.decode(answer, type=Verdict)
 
     def warm(self) -> None:
-        """Start the process, which takes a second where cores are busy: not while somebody waits for a grammar."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._process is None:
-                self._start()
+        """Start the process, and wait for its first answer: where cores are busy that takes seconds."""
+        with contextlib.suppress(BatonError):  # whoever asks for a grammar then will hear of it
+            self.run(ANY_OBJECT)
 
     def close(self) -> None:
         """End the process, and with it a `run` that waits for it. Idempotent."""

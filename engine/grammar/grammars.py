@@ -71,7 +71,7 @@ class Grammars:
         return GrammarMasks(self._vocab_size, self.tokens.token_ids, self._eos_token_ids, device, num_threads)
 
     def warm(self) -> None:
-        """Be ready for the first grammar. Returns at once."""
+        """Be ready for the first grammar. Blocks until then: before requests come, nobody has to wait for it."""
         if self.tokens is not None:
             self._idle_checks[-1].warm()
 

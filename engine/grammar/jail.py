@@ -30,7 +30,7 @@ from engine.grammar import tokens as vocabulary
 Result = TypeVar("Result")
 
 TOO_COMPLEX = "The grammar is too complex"
-_ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}', "")
+ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}', "")
 _NICENESS = 2
 _NUM_TRIED_TOKENS = 16
 _MAX_REASON_CHARS = 200
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tokens = vocabulary.load(model_dir, int(vocab_size), [int(i) for i in eos_token_ids.split(",")])
-    any_fork = _judge_in_fork(_ANY_OBJECT, tokens.tokenizer).num_bytes
+    any_fork = _judge_in_fork(ANY_OBJECT, tokens.tokenizer).num_bytes
     for line in sys.stdin.buffer:
         verdict = _judge_in_fork(msgspec.json.decode(line, type=Grammar), tokens.tokenizer)
         verdict = msgspec.structs.replace(verdict, num_bytes=max(0, verdict.num_bytes - any_fork))

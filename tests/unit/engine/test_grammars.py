@@ -197,6 +197,9 @@ def test_a_process_that_is_warm_is_the_one_that_is_asked(tiny_model):
         grammars.warm()
         started = [check._process for check in grammars._checks if check._process is not None]
         assert len(started) == 1
+        assert (
+            grammars._checks[-1]._timeout_s < 5
+        )  # of a process that has answered: a request need not wait for its start
         assert not isinstance(grammars._compile_in_lane(Grammar(GrammarKind.REGEX, "a", "p")), str)
         assert [check._process for check in grammars._checks if check._process is not None] == started
     finally:
