@@ -25,7 +25,7 @@ from engine.engine import Engine
 from kv_transfer.staged_pool import StagedPool
 from tests.node_stream import NodeStream
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_late")]
 
 PROMPT = [(7 * i * i + 3 * i) % 199 for i in range(53)]
 NUM_TOKENS = 9
