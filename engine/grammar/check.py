@@ -32,18 +32,23 @@ class GrammarCheck:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._timeout_s = _START_S
+        self._is_closed = False
 
     def run(self, grammar: Grammar) -> Verdict:
-        """The verdict. Raises BatonError where the jail cannot be asked."""
+        """The verdict, of a new process where the one at hand does not answer. Raises BatonError where none does."""
+        line = msgspec.json.encode(grammar) + b"\n"
         with self._lock:
-            try:
-                answer = self._ask(self._process or self._start(), msgspec.json.encode(grammar) + b"\n")
-            except OSError:  # it cannot be started, or has died since
-                answer = b""
-            if not answer:
-                self._stop()
-                raise BatonError("the node cannot compile grammars at present")
-            return msgspec.json.decode(answer, type=Verdict)
+            is_new = False
+            while not (is_new or self._is_closed):
+                is_new = self._process is None
+                try:
+                    answer = self._ask(self._process or self._start(), line)
+                except OSError:  # it cannot be started, or has died since
+                    answer = b""
+                if answer:
+                    return msgspec.json.decode(answer, type=Verdict)
+                self._stop()  # it has died, or was frozen with all of this node
+            raise BatonError("the node cannot compile grammars at present")
 
     def warm(self) -> None:
         """Start the process, and wait for its first answer: where cores are busy that takes seconds."""
@@ -52,6 +57,7 @@ class GrammarCheck:
 
     def close(self) -> None:
         """End the process, and with it a `run` that waits for it. Idempotent."""
+        self._is_closed = True
         if (process := self._process) is not None:
             process.kill()
         with self._lock:
