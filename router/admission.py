@@ -17,6 +17,7 @@ from baton.errors import Overloaded
 
 CLASSES = ("high", "normal", "low")
 MAX_RETRY_AFTER_S = 300.0
+TTFT_MARGIN = 1.1
 _FADING_S = 10.0
 _MAX_IDLE_TENANTS = 4096
 
@@ -148,7 +149,7 @@ class AdmissionQueue:
 
 
 class Drain:
-    """How fast the line moves: work placed per time in which somebody waited, lately."""
+    """How fast the line moves: work placed per time in which somebody waited, lately. Who did not wait says nothing."""
 
     def __init__(self) -> None:
         self._work_ms = self._time_ms = 0.0
@@ -175,9 +176,14 @@ class Drain:
 
 
 def check_ttft(predicted_s: float, limit_s: float) -> None:
-    """Raise Overloaded, with a time after which there is less to wait for, where a first token would come too late."""
-    if predicted_s > limit_s:
-        raise overloaded("the first token would come later than it is wanted", predicted_s - limit_s)
+    """Raise Overloaded, with a time after which there is less to wait for, where a first token would come too late.
+
+    With a margin: half of all waits are longer than predicted, and a token that comes too late costs as much as one in
+    time.
+    """
+    late_s = TTFT_MARGIN * predicted_s - limit_s
+    if late_s > 0:
+        raise overloaded("the first token would come later than it is wanted", late_s)
 
 
 def overloaded(message: str, retry_after_s: float) -> Overloaded:

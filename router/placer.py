@@ -81,9 +81,6 @@ class Placer:
         if not has_time and self._holds_back():
             return False
         self._queue.passed(job.tenant, job.priority, running.num_tokens + job.sampling.max_tokens)
-        now_s = time.monotonic()
-        self._drain.begin(now_s)
-        self._drain.placed(choice.prompt_ms, now_s)
         return True
 
     def _get_in_line(self, running: Running, found: Placement | None) -> Waiting:

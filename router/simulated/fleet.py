@@ -135,7 +135,8 @@ class SimulatedFleet:
                 return
             del self._waiting[id(entry)]
             self.queue.remove(entry, is_served=True)
-            self._drain.placed(entry.work_ms, self.clock.now_s)
+            if request.arrival_ms < self.clock.now_ms:
+                self._drain.placed(entry.work_ms, self.clock.now_s)
             self._send(request, choice)
 
     def _choose(self, request: SimulatedRequest) -> Choice | None:

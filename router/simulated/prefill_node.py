@@ -11,6 +11,8 @@ from router.simulated.block_cache import BlockCache
 from router.simulated.clock import VirtualClock
 from router.simulated.hardware import Hardware, SimulatedRequest
 
+_SMOOTHING = 0.1  # as `engine.speed` has it
+
 Done = Callable[[float], None]  # gets the time at which the prompt began
 
 
@@ -26,6 +28,7 @@ class PrefillNode:
         self._waiting_tokens = 0
         self._free_at_ms = 0.0
         self._is_busy = False
+        self._tokens_per_ms = 1 / hardware.cost.prefill_token_ms
 
     def submit(self, request: SimulatedRequest, done: Done) -> None:
         """Compute the prompt some time."""
@@ -41,8 +44,7 @@ class PrefillNode:
 
     def load(self) -> types_pb2.Load:
         """What a node would say of itself. A queued prompt's hits are not known yet, so all of it counts."""
-        cost = self._hardware.cost
-        remaining_tokens = (self._free_at_ms - self._clock.now_ms) / cost.prefill_token_ms if self._is_busy else 0.0
+        remaining_tokens = (self._free_at_ms - self._clock.now_ms) * self._tokens_per_ms if self._is_busy else 0.0
         return types_pb2.Load(
             num_running=int(self._is_busy),
             num_waiting=len(self._waiting),
@@ -50,6 +52,7 @@ class PrefillNode:
             num_blocks=self._hardware.num_blocks,
             num_free_blocks=self._hardware.num_blocks,
             max_num_batched_tokens=self._hardware.chunk_tokens,
+            prefill_tokens_per_s=1000 * self._tokens_per_ms,
             step_cost=step_cost(self._hardware),
         )
 
@@ -60,6 +63,8 @@ class PrefillNode:
         began_ms = self._clock.now_ms
         work_ms = begin_prompt(request, self.cache, self._hardware, self._rng)
         self.work_ms += work_ms
+        num_tokens = request.num_prompt_tokens - request.num_cached_blocks * self._hardware.block_size
+        self._tokens_per_ms += _SMOOTHING * (max(num_tokens, 1) / work_ms - self._tokens_per_ms)
         self._free_at_ms = began_ms + work_ms
         self._clock.at(self._free_at_ms, lambda: self._end(request, done, began_ms))
 

@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 def goodput(fleet_and_requests: tuple[SimulatedFleet, list[SimulatedRequest]], limit_ms: float) -> float:
     """Tokens of prompts whose first token came in time, per second."""
     _, requests = fleet_and_requests
-    good = sum(r.num_prompt_tokens for r in requests if r.refused_ms < 0 and r.ttft_ms <= 1.5 * limit_ms)
+    good = sum(r.num_prompt_tokens for r in requests if r.refused_ms < 0 and r.ttft_ms <= limit_ms)
     return 1000 * good / max(requests[-1].arrival_ms, 1.0)
 
 
@@ -117,10 +117,14 @@ def test_overload_costs_no_goodput_and_is_over_at_once(overload: float) -> None:
         goodput(run(place_by_cost, iter(fresh(share * CAPACITY_PER_S, 120, LIMIT_MS))), LIMIT_MS)
         for share in (0.8, 1.0)
     )
-    storm = fresh(overload * CAPACITY_PER_S, 120, LIMIT_MS)
+    before = fresh(0.6 * CAPACITY_PER_S, 60, LIMIT_MS)  # most are placed at once: that says nothing of how a line moves
+    storm = fresh(overload * CAPACITY_PER_S, 120, LIMIT_MS, start_ms=before[-1].arrival_ms)
     calm = fresh(0.5 * CAPACITY_PER_S, 60, LIMIT_MS, start_ms=storm[-1].arrival_ms)
-    fleet, requests = run(place_by_cost, iter(storm + calm))
-    assert goodput((fleet, requests[: len(storm)]), LIMIT_MS) >= 0.9 * peak
+    _, requests = run(place_by_cost, iter(before + storm + calm))
+    served = [request for request in storm if request.refused_ms < 0]
+    in_time = [request for request in served if request.ttft_ms <= LIMIT_MS]
+    assert len(in_time) >= 0.95 * len(served)
+    assert 1000 * sum(r.num_prompt_tokens for r in in_time) / (calm[0].arrival_ms - storm[0].arrival_ms) >= 0.9 * peak
     refused = [request for request in requests if request.refused_ms >= 0]
     assert refused
     assert all(request.refused_ms == request.arrival_ms for request in refused)  # at once
