@@ -1,20 +1,25 @@
-"""Whether the figures of `baton bench serve` are those of an independent client: the openai package, on the same load.
+"""Whether the figures of `baton bench serve` are those of an independent client: curl and its timestamps, same load.
 
     baton bench agreement --base-url http://127.0.0.1:8000 --concurrency 4 --rounds 3
 
-Both send the same prompts in turns; each figure is the median of its rounds. Exit code 1 where one differs by more than
-`--tolerance`. The other client takes more of the CPU: keep the concurrency low where client and
-services share cores.
+Both send like prompts in turns; each figure is the median of its rounds. Exit code 1 where one differs by more than
+`--tolerance`, 2 without curl. Clients in Python take so much more of the CPU that, on cores they share with the
+services, they measure themselves.
 """
 
 import argparse
 import asyncio
+import json
 import random
+import re
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,16 +32,21 @@ from bench._load.workload import Body
 from bench._sse_client import Stream
 
 SHOWN = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "e2e_p99_s")
+_STAMP = re.compile(r"^(\d\d):(\d\d):(\d\d\.\d+) (=> Send header|<= Recv data)", re.MULTILINE)
+_DAY_S = 86400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; exit code 1 where the two disagree."""
     args = _arguments(argv)
+    if shutil.which("curl") is None:
+        sys.stderr.write("baton bench agreement: curl is what it compares with, and it is not on the PATH\n")
+        return 2
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         numbers = progress.track(range(args.rounds + 1), description="rounds")
         _, *rounds = [_round(args, number) for number in numbers]  # the first one warms up
     ours, theirs = zip(*rounds, strict=True)
-    print(f"{serve.machine()}\n\n{'':<22}{'ours':>10}{'openai':>10}{'ratio':>8}")
+    print(f"{serve.machine()}\n\n{'':<22}{'ours':>10}{'curl':>10}{'ratio':>8}")
     ratios = [_compare(name, ours, theirs) for name in SHOWN]
     return 0 if all(abs(ratio - 1) <= args.tolerance for ratio in ratios) else 1
 
@@ -54,7 +64,7 @@ def _round(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], dict[
     load.model = args.model = args.model or asyncio.run(load.target.first_model())
     mine = asyncio.run(serve.measure(load, args.concurrency))
     load.seed = 1000 + number  # other prompts: the same ones would be cached by now
-    return mine, asyncio.run(_with_openai(load, args.concurrency))
+    return mine, asyncio.run(_with_curl(load, args.concurrency))
 
 
 def _compare(name: str, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> float:
@@ -68,37 +78,52 @@ def _compare(name: str, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[st
     return float(first / second)
 
 
-async def _with_openai(load: argparse.Namespace, concurrency: int) -> dict[str, Any]:
-    from openai import AsyncOpenAI
-
+async def _with_curl(load: argparse.Namespace, concurrency: int) -> dict[str, Any]:
     shape = workload.Shape(model=load.model, prompt=load.prompt, output=load.output)
     asked = workload.conversations(shape, random.Random(load.seed))
     bodies = [turn for conversation in islice(asked, load.requests) for turn in conversation.turns]
     streams: list[Stream] = []
-    client = AsyncOpenAI(base_url=load.target.url + "/v1", api_key=load.target.api_key or "none", max_retries=0)
 
-    async def work() -> None:
+    async def work(folder: Path) -> None:
         while bodies:
-            streams.append(await _ask(client, bodies.pop()))
+            streams.append(await _ask(load, bodies.pop(), folder / str(len(bodies))))
 
-    async with client:
+    with tempfile.TemporaryDirectory() as folder:
         began_s = time.monotonic()
-        await asyncio.gather(*(work() for _ in range(concurrency)))
+        await asyncio.gather(*(work(Path(folder)) for _ in range(concurrency)))
         return figures(streams, time.monotonic() - began_s)
 
 
-async def _ask(client: Any, body: Body) -> Stream:
-    known = {key: value for key, value in body.items() if key != "ignore_eos"}
-    stream = Stream(time.monotonic(), status=200)
-    async for chunk in await client.completions.create(**known, extra_body={"ignore_eos": True}):
-        if any(choice.text for choice in chunk.choices):
-            stream.times.append(time.monotonic())
-        if chunk.usage:
-            stream.num_prompt_tokens, stream.num_output_tokens = (
-                chunk.usage.prompt_tokens,
-                chunk.usage.completion_tokens,
-            )
-    stream.ended = time.monotonic()
+async def _ask(load: argparse.Namespace, body: Body, trace: Path) -> Stream:
+    """One request by a curl of its own, whose trace says when each piece came."""
+    key = f'header = "Authorization: Bearer {load.target.api_key}"\n' if load.target.api_key else ""
+    config = trace.with_suffix(".curl")
+    config.write_text(key + 'header = "Content-Type: application/json"\n')
+    process = await asyncio.create_subprocess_exec(
+        *("curl", "--silent", "--no-buffer", "--max-time", str(load.timeout_s), "--config", str(config)),
+        *("--trace-ascii", str(trace), "--trace-time", "--data-binary", "@-", load.target.url + "/v1/completions"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    answer, _ = await process.communicate(json.dumps(body).encode())
+    return _stream(answer.decode(), trace)
+
+
+def _stream(answer: str, trace: Path) -> Stream:
+    """What curl saw; of the times of tokens only the first and the last."""
+    stamps = [
+        (int(hours) * 3600 + int(minutes) * 60 + float(seconds), what)
+        for hours, minutes, seconds, what in _STAMP.findall(trace.read_text(errors="replace"))
+    ]
+    sent_s = next((at_s for at_s, what in stamps if what.startswith("=>")), 0.0)
+    came_s = [(at_s - sent_s) % _DAY_S for at_s, what in stamps if what.startswith("<=")]
+    is_whole = "data: [DONE]" in answer
+    stream = Stream(0.0, status=200 if is_whole else 0, error="" if is_whole else answer[:200] or "no answer")
+    if is_whole:
+        stream.times = [came_s[0], came_s[-1]]
+        stream.ended = came_s[-1]
+        stream.num_prompt_tokens = int(re.findall(r'"prompt_tokens": ?(\d+)', answer)[-1])
+        stream.num_output_tokens = int(re.findall(r'"completion_tokens": ?(\d+)', answer)[-1])
     return stream
 
 
