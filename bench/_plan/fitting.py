@@ -1,11 +1,15 @@
 """Fits a node model from outside: probes of a fleet of one prefill and one decode node, a minute on two cores.
 
 prompts   several lengths, a few requests at a time, two tokens out: the prefill node is what limits, so time per
-          request is its work; with what TTFT of single requests has on top
+          request is its work
+alone     the same lengths, one request now and then: what TTFT has on top, and how much it varies. A node that was
+          idle takes longer for a prompt than a busy one, so this grows with the prompt
 decoding  several concurrencies, lengths and contexts: time per token, by how many decode at once on the average
 """
 
+import asyncio
 import itertools
+import math
 import random
 import statistics
 import time
@@ -25,6 +29,8 @@ from bench._sse_client import Stream
 TIMEOUT_S = 120.0
 PROMPT_AT_A_TIME = 4
 PROMPTS = 24  # of each length
+PROMPTS_ALONE = 8
+PAUSE_S = (0.1, 0.4)
 CHUNK_TOKENS = 2048
 
 
@@ -57,14 +63,13 @@ async def fit(
     probe = _Probe(target, model, vocab_size)
     await probe.run(2, 64, 8, 8)  # the first ones warm up
     prompt_lengths = sorted({max(max_prompt_tokens // part, 16) for part in (1, 4, 16, 32)})
-    works, singles = [], []
+    works, alone = [], []
     for number in prompt_lengths:
         on_step(f"prompts of {number} tokens")
         began_s = time.monotonic()
         await probe.run(PROMPT_AT_A_TIME, number, 2, PROMPTS)
         works.append(1000 * (time.monotonic() - began_s) / PROMPTS)
-        alone = await probe.run(1, number, 2, 6)
-        singles.append(1000 * statistics.median(stream.ttft_s for stream in alone))
+        alone.append(await probe.alone(number))
     base, token, context = non_negative([_prompt_row(number) for number in prompt_lengths], works)
     latency, decode_base, request, decode_token = await _fit_decoding(probe, max_prompt_tokens, on_step)
     cost = StepCost(
@@ -75,11 +80,22 @@ async def fit(
         decode_request_ms=request,
         decode_token_ms=decode_token,
     )
-    rest = [
-        single - cost.prefill_ms(number, 0, CHUNK_TOKENS)
-        for number, single in zip(prompt_lengths, singles, strict=True)
-    ]
-    return NodeModel(cost=cost, overhead_ms=max(statistics.median(rest), 0.0), latency_ms=latency)
+    overhead, per_token = on_top(
+        prompt_lengths,
+        [
+            statistics.median(ttft) - cost.prefill_ms(number, 0, CHUNK_TOKENS)
+            for number, ttft in zip(prompt_lengths, alone, strict=True)
+        ],
+    )
+    noise = statistics.pstdev(math.log(ms / statistics.median(ttft)) for ttft in alone for ms in ttft)
+    return NodeModel(cost=cost, overhead_ms=overhead, overhead_token_ms=per_token, noise=noise, latency_ms=latency)
+
+
+def on_top(prompt_lengths: Sequence[int], rests_ms: Sequence[float]) -> tuple[float, float]:
+    """What comes on top of each prompt's cost, and of each of its tokens; neither is below zero."""
+    first, base = prompt_lengths[0], max(rests_ms[0], 0.0)
+    slopes = [(rest - base) / (number - first) for number, rest in zip(prompt_lengths[1:], rests_ms[1:], strict=True)]
+    return base, max(statistics.median(slopes), 0.0) if slopes else 0.0
 
 
 async def _fit_decoding(probe: "_Probe", longest: int, on_step: Callable[[str], None]) -> list[float]:
@@ -108,6 +124,14 @@ class _Probe:
     def __init__(self, target: Target, model: str, vocab_size: int) -> None:
         self._target, self._model, self._vocab_size = target, model, vocab_size
         self._random = random.Random()
+
+    async def alone(self, num_prompt: int) -> list[float]:
+        """TTFT of each, in milliseconds."""
+        found = []
+        for _ in range(PROMPTS_ALONE):
+            await asyncio.sleep(self._random.uniform(*PAUSE_S))
+            found += [1000 * stream.ttft_s for stream in await self.run(1, num_prompt, 2, 1)]
+        return found
 
     async def run(self, concurrency: int, num_prompt: int, num_output: int, number: int) -> list[Stream]:
         prompt, output = lengths.parse(str(num_prompt)), lengths.parse(str(num_output))

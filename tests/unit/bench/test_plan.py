@@ -9,7 +9,7 @@ from baton.errors import ConfigError
 from baton.step_cost import StepCost
 from bench._load import lengths
 from bench._plan import node_model, sizing
-from bench._plan.fitting import decode_row, decodings
+from bench._plan.fitting import decode_row, decodings, on_top
 from bench._plan.least_squares import non_negative
 from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Workload
@@ -48,6 +48,25 @@ def test_rows_of_probes_find_a_nodes_costs_again():
         rows.append(decode_row(kind, streams, took_s))
         values.append(1000 * streams[0].tpot_s)
     assert non_negative(rows, values) == pytest.approx([latency, base, request, token], rel=0.01)
+
+
+def test_what_ttft_has_on_top_is_a_base_and_a_share_of_the_tokens():
+    assert on_top([16, 32, 512], [4.0, 5.6, 53.6]) == pytest.approx((4.0, 0.1))
+    assert on_top([16, 32, 512], [4.0, 2.0, 0.0]) == (4.0, 0.0)
+    assert on_top([16], [-1.0]) == (0.0, 0.0)
+
+
+def test_a_prompt_that_comes_to_an_idle_node_takes_what_was_measured():
+    slow = NodeModel(cost=MODEL.cost, overhead_ms=3, overhead_token_ms=0.05, noise=0.0)
+    assert sizing.run(slow, load(0.2), 1.0, Size(1, 1)).ttft_p50_s == pytest.approx((5 + 40 + 3 + 20) / 1000, rel=0.01)
+
+
+def test_times_vary_as_much_as_measured():
+    p99s = [
+        sizing.run(NodeModel(cost=MODEL.cost, noise=noise), load(0.2), 1.0, Size(1, 1)).ttft_p99_s
+        for noise in (0.0, 0.3)
+    ]
+    assert 1.5 * p99s[0] < p99s[1]
 
 
 def test_models_are_written_and_read(tmp_path: Path):
