@@ -165,7 +165,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", default="", help="a checkpoint; the default model where none is given")
     add("--nodes", type=int, default=2, help="of each fleet")
     add("--ratios", nargs="+", default=["1024:16", "512:64", "128:128"], help="PROMPT:OUTPUT, in tokens")
-    add("--rates", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="thousands of tokens per second, in and out")
+    add("--rates", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="thousands of tokens per second, in and out")
     add("--seconds", type=float, default=10.0, help="of each run")
     add("--rounds", type=int, default=2, help="of the storm")
     add("--storm-prompt-tokens", type=int, default=1536, help="length of the storm's prompts")

@@ -1,6 +1,7 @@
 """Two clients against an endpoint whose times are known: the table, and what the exit code says."""
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ def endpoint() -> Iterator[tuple[Paced, str]]:
     loop.close()
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize(("tolerance", "code"), [(10.0, 0), (0.0, 1)])
 def test_both_clients_ask_the_same_and_the_code_tells_whether_they_agree(endpoint, capsys, tolerance, code):
     paced, url = endpoint
@@ -40,3 +42,32 @@ def test_no_round_is_no_measurement(capsys):
     with pytest.raises(SystemExit):
         agreement.main(["--rounds", "0"])
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_without_curl_there_is_nothing_to_compare_with(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert agreement.main([]) == 2
+    assert "curl" in capsys.readouterr().err
+
+
+TRACE = """23:59:59.900000 == Info: Connected
+23:59:59.999000 => Send header, 170 bytes (0xaa)
+00:00:00.000000 => Send data, 20 bytes (0x14)
+00:00:00.049000 <= Recv header, 17 bytes (0x11)
+00:00:00.049500 <= Recv data, 80 bytes (0x50)
+0000: data: {"choices": [{"text": "a"}]}
+00:00:00.109000 <= Recv data, 80 bytes (0x50)
+"""
+
+
+def test_times_are_those_of_the_trace_even_over_midnight(tmp_path):
+    (tmp_path / "trace").write_text(TRACE)
+    usage = 'data: {"usage": {"prompt_tokens": 7, "completion_tokens": 4}}'
+    stream = agreement._stream(f"{usage}\n\ndata: [DONE]\n\n", tmp_path / "trace")
+    assert (stream.num_prompt_tokens, stream.num_output_tokens) == (7, 4)
+    assert (stream.ttft_s, stream.e2e_s) == (pytest.approx(0.0505), pytest.approx(0.11))
+
+
+def test_an_answer_without_an_end_is_no_answer(tmp_path):
+    (tmp_path / "trace").write_text(TRACE)
+    assert not agreement._stream('{"error": "full"}', tmp_path / "trace").ok
