@@ -17,7 +17,9 @@ from baton.errors import Overloaded
 
 CLASSES = ("high", "normal", "low")
 MAX_RETRY_AFTER_S = 300.0
-TTFT_MARGIN = 1.1
+TTFT_MARGIN = 1.1  # half of all waits are longer than predicted
+_MAX_MARGIN = 4.0
+_RISE, _FALL = 0.2, 0.005  # of the margin, with a first token later or earlier than it allows
 _FADING_S = 10.0
 _MAX_IDLE_TENANTS = 4096
 
@@ -38,6 +40,7 @@ class Waiting(msgspec.Struct, kw_only=True, eq=False):
     deadline_s: float
     num_tokens: int
     work_ms: float  # of computing its prompt, as predicted
+    ttft_s: float = 0.0  # predicted when it came
     is_gone: bool = False
 
 
@@ -149,9 +152,14 @@ class AdmissionQueue:
 
 
 class Drain:
-    """How fast the line moves: work placed per time in which somebody waited, lately. Who did not wait says nothing."""
+    """How fast the line moves: work placed per time in which somebody waited, lately. Who did not wait says nothing.
+
+    And how far predictions can be trusted: nodes slow down under load, a prompt ends with the batch that it is in. A
+    first token that comes too late has cost as much as one in time, so the margin rises fast and falls slowly.
+    """
 
     def __init__(self) -> None:
+        self.margin = TTFT_MARGIN  # on a predicted TTFT
         self._work_ms = self._time_ms = 0.0
         self._noted_s = 0.0
 
@@ -168,22 +176,23 @@ class Drain:
         self._time_ms = self._time_ms * keep + 1000 * elapsed_s
         self._noted_s = now_s
 
+    def came(self, predicted_s: float, ttft_s: float) -> None:
+        """The first token of somebody who had waited is here."""
+        if predicted_s > 0:
+            off = min(ttft_s / predicted_s, _MAX_MARGIN) - self.margin
+            self.margin = max(self.margin + (_RISE if off > 0 else _FALL) * off, 1.0)
+
+    def check_ttft(self, predicted_s: float, limit_s: float) -> None:
+        """Raise Overloaded, with a time after which there is less to wait for, where a first token would be late."""
+        late_s = self.margin * predicted_s - limit_s
+        if late_s > 0:
+            raise overloaded("the first token would come later than it is wanted", late_s)
+
     def wait_ms(self, ahead_ms: float, num_nodes: int) -> float:
         """Until so much work ahead is placed. Before anything was seen every node is taken to work all the time."""
         assumed_ms = 1000.0  # of such work, mixed with what was seen
         rate = (self._work_ms + assumed_ms * max(num_nodes, 1)) / (self._time_ms + assumed_ms)
         return ahead_ms / rate
-
-
-def check_ttft(predicted_s: float, limit_s: float) -> None:
-    """Raise Overloaded, with a time after which there is less to wait for, where a first token would come too late.
-
-    With a margin: half of all waits are longer than predicted, and a token that comes too late costs as much as one in
-    time.
-    """
-    late_s = TTFT_MARGIN * predicted_s - limit_s
-    if late_s > 0:
-        raise overloaded("the first token would come later than it is wanted", late_s)
 
 
 def overloaded(message: str, retry_after_s: float) -> Overloaded:

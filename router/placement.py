@@ -20,6 +20,7 @@ class Placement(msgspec.Struct, eq=False):
     choice: Choice
     num_tokens: int
     on_change: Callable[[], None]
+    on_computed: Callable[[], None] | None = None
     is_computed: bool = False
 
     def begin(self) -> None:
@@ -31,10 +32,9 @@ class Placement(msgspec.Struct, eq=False):
 
     def computed(self) -> None:
         """The prompt is computed. Idempotent."""
-        if self._computing is not None and not self.is_computed:
-            self._computing.state.prompt_done(self.choice.prompt_ms)
-            self.on_change()
-        self.is_computed = True
+        if self.on_computed is not None and not self.is_computed:
+            self.on_computed()
+        self._prompt_done()
 
     @property
     def node_ids(self) -> list[str]:
@@ -43,7 +43,7 @@ class Placement(msgspec.Struct, eq=False):
 
     def end(self) -> None:
         """The attempt is over."""
-        self.computed()
+        self._prompt_done()
         if self.decode is not None:
             self.decode.state.decode_done(self.num_tokens, self.choice.num_missing_blocks)
             self.on_change()
@@ -68,6 +68,12 @@ class Placement(msgspec.Struct, eq=False):
             raise
         finally:
             timeline.add(name, began_s, attempt=attempt, **self._names, **error)
+
+    def _prompt_done(self) -> None:
+        if self._computing is not None and not self.is_computed:
+            self._computing.state.prompt_done(self.choice.prompt_ms)
+            self.on_change()
+        self.is_computed = True
 
     @property
     def _names(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from prometheus_client import Counter
 
 from baton.errors import Overloaded
 from router import policy
-from router.admission import AdmissionQueue, Drain, Limits, Waiting, check_ttft, overloaded
+from router.admission import AdmissionQueue, Drain, Limits, Waiting, overloaded
 from router.candidates import Candidates
 from router.fleet_view import FleetView
 from router.node_link import NodeLink
@@ -97,10 +97,11 @@ class Placer:
             deadline_s=min(running.job.deadline_s, time.monotonic() + limit_s),
             num_tokens=running.num_tokens + running.job.sampling.max_tokens,
             work_ms=work_ms,
+            ttft_s=wait_s + work_ms / 1000,
         )
         try:
             if self._fleet.ready:
-                check_ttft(wait_s + work_ms / 1000, limit_s)
+                self._drain.check_ttft(entry.ttft_s, limit_s)
             self._queue.push(entry, wait_s)
         except Overloaded:
             _REFUSED.labels("predicted" if len(self._queue) < self._limits.max_waiting else "line_full").inc()
@@ -120,6 +121,7 @@ class Placer:
             if self._queue.head() is entry and not self._holds_back():
                 found = found or await self._candidates.place(running, hashes)
                 if found is not None and self._queue.head() is entry:
+                    found.on_computed = lambda: self._drain.came(entry.ttft_s, running.age_s)
                     self._begin(found, hashes)
                     self._drain.placed(entry.work_ms, time.monotonic())
                     self._leave_line(entry, is_served=True)

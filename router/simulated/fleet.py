@@ -12,7 +12,7 @@ import msgspec
 from baton.errors import Overloaded
 from baton.step_cost import StepCost
 from router import policy
-from router.admission import AdmissionQueue, Drain, Waiting, check_ttft
+from router.admission import AdmissionQueue, Drain, Waiting
 from router.fleet_costs import FleetCosts
 from router.node_state import NodeState
 from router.policy import Ask, Choice
@@ -111,10 +111,10 @@ class SimulatedFleet:
             work_ms=work_ms,
         )
         wait_ms = self._drain.wait_ms(ahead_ms, len(computing)) + policy.least_queue_ms(computing)
+        entry.ttft_s = ((choice.queue_ms if choice and not len(self.queue) else wait_ms) + work_ms) / 1000
         try:
             if request.max_ttft_ms:
-                soonest_ms = choice.queue_ms if choice and not len(self.queue) else wait_ms
-                check_ttft((soonest_ms + work_ms) / 1000, request.max_ttft_ms / 1000)
+                self._drain.check_ttft(entry.ttft_s, request.max_ttft_ms / 1000)
             if not len(self.queue):
                 self._drain.begin(self.clock.now_s)
             self.queue.push(entry)
@@ -135,9 +135,10 @@ class SimulatedFleet:
                 return
             del self._waiting[id(entry)]
             self.queue.remove(entry, is_served=True)
-            if request.arrival_ms < self.clock.now_ms:
+            waited = request.arrival_ms < self.clock.now_ms
+            if waited:
                 self._drain.placed(entry.work_ms, self.clock.now_s)
-            self._send(request, choice)
+            self._send(request, choice, entry.ttft_s if waited else 0.0)
 
     def _choose(self, request: SimulatedRequest) -> Choice | None:
         hashes = request.hashes
@@ -156,7 +157,7 @@ class SimulatedFleet:
         )
         return self._place(ask, pools)
 
-    def _send(self, request: SimulatedRequest, choice: Choice) -> None:
+    def _send(self, request: SimulatedRequest, choice: Choice, predicted_s: float) -> None:
         self._num_turns += 1
         decode = None if choice.decode is None else self.decodes[choice.decode]
         states = self.prefill_states if choice.prefill is not None else self.decode_states
@@ -175,6 +176,7 @@ class SimulatedFleet:
 
         def computed() -> None:
             computing.prompt_done(choice.prompt_ms)
+            self._drain.came(predicted_s, (self.clock.now_ms - request.arrival_ms) / 1000)
             self._place_waiting()
 
         if choice.prefill is None:

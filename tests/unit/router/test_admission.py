@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import Overloaded
-from router.admission import MAX_RETRY_AFTER_S, TTFT_MARGIN, AdmissionQueue, Drain, Waiting, check_ttft
+from router.admission import MAX_RETRY_AFTER_S, TTFT_MARGIN, AdmissionQueue, Drain, Waiting
 
 
 def waiting(
@@ -126,6 +126,7 @@ def test_the_wait_follows_how_fast_the_line_moves() -> None:
 
 
 def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
+    check_ttft = Drain().check_ttft
     check_ttft(5.0 / TTFT_MARGIN, 5.0)
     with pytest.raises(Overloaded) as refusal:
         check_ttft(9.5 / TTFT_MARGIN, 5.0)
@@ -133,6 +134,26 @@ def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
     with pytest.raises(Overloaded) as refusal:
         check_ttft(1e9, 5.0)
     assert refusal.value.retry_after_s == MAX_RETRY_AFTER_S
+
+
+def test_predictions_are_trusted_as_far_as_they_held() -> None:
+    drain = Drain()
+    for _ in range(50):
+        drain.came(1.0, 1.5)
+    assert drain.margin == pytest.approx(1.5, abs=0.02)
+    drain.check_ttft(1.0, 1.6)
+    with pytest.raises(Overloaded):
+        drain.check_ttft(1.0, 1.4)
+    for _ in range(50):
+        drain.came(1.0, 0.9)
+    assert 1.3 < drain.margin < 1.4  # falls slowly
+    drain.came(1.0, 1e9)
+    assert drain.margin < 2
+    for _ in range(1000):
+        drain.came(1.0, 0.01)
+    assert drain.margin == 1.0
+    drain.came(0.0, 5.0)  # nothing was predicted
+    assert drain.margin == 1.0
 
 
 ENTRIES = st.lists(
