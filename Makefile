@@ -11,9 +11,9 @@ PROTOS := $(wildcard proto/baton/v1/*.proto)
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-install: $(VENV)/installed  ## the `baton` command and what it needs, into .venv
+install: $(VENV)/built  ## the `baton` command and what it needs, into .venv
 
-install-dev: $(VENV)/installed-dev  ## the same, and what tests and checks need
+install-dev: $(VENV)/installed-dev $(VENV)/built  ## the same, and what tests and checks need
 
 run: install  ## a whole fleet on this machine, serving the default model (ARGS="--decode 2" passes flags)
 	@$(BIN)/baton up $(ARGS)
@@ -57,6 +57,9 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV) (about 2 GB; a few minutes where downloads are slow)"
 	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed
 	$(BIN)/python -m baton.hash_chain
 	$(BIN)/python -m kernels.cpu.build
 	@touch $@
