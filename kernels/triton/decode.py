@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.api import Attention, AttentionMeta
-from kernels.triton.tile import attend, dot_type, find, head_tiles, load_rows, score_factors, store_rows
+from kernels.triton.tile import attend, dot_type, find, has_wgmma, head_tiles, load_rows, score_factors, store_rows
 
 NUM_PROGRAMS = 528  # four for each of an H100's 132 multiprocessors
 MAX_SPLITS = 32  # of a sequence: a longer one is cut into longer splits
@@ -216,7 +216,7 @@ def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int
     if itemsize == 4:
         return 16, 16 if head_dim > 256 else 32, 4, 2
     if head_dim > 256:
-        return min(rows, 32), 32, 8, 2
+        return min(rows, 32), 32, 8, 2 if has_wgmma() else 3  # two would spill on sm_80
     if head_dim <= 64 and rows == 64:  # eight warps would spill on sm_80
         return rows, 32, 4, 3
     if 96 < head_dim <= 128 and rows == 16:
