@@ -53,6 +53,7 @@ class NodeFacts:
     block_size: int  # tokens
     max_model_len: int  # tokens
     num_blocks: int
+    stretches_after: int = 0  # tokens beyond which a request's blocks have other hashes; 0: none
 
 
 class NodeShell:
@@ -194,6 +195,7 @@ class NodeShell:
             model_fingerprint=facts.model_fingerprint,
             block_size=facts.block_size,
             max_model_len=facts.max_model_len,
+            stretches_after=facts.stretches_after,
             num_blocks=facts.num_blocks,
             num_free_blocks=facts.num_blocks,
         )

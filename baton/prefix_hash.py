@@ -28,6 +28,11 @@ def root_hash(model_fingerprint: str, cache_salt: bytes = b"") -> BlockHash:
     return BlockHash(sha256(b"".join(len(p).to_bytes(4, "little") + p for p in parts)).digest()[:HASH_BYTES])
 
 
+def stretched_root(root: BlockHash) -> BlockHash:
+    """The parent of the first block of a request whose rotary embedding is stretched: its KV is another."""
+    return BlockHash(sha256(root + b"stretched").digest()[:HASH_BYTES])
+
+
 def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
     """Hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
     digests = _chain(parent, array("I", token_ids).tobytes(), block_size * 4)

@@ -66,6 +66,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     model_fingerprint: str = ""
     block_size: int = 0  # tokens
     max_model_len: int = 0  # tokens
+    stretches_after: int = 0  # tokens beyond which a request's blocks have other hashes; 0: none
     num_blocks: int = 0
     num_free_blocks: int = 0
     num_running: int = 0

@@ -32,7 +32,7 @@ class Batch:
 
     schedule: Schedule
     token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64
+    positions: Tensor  # [T] int64, rows of the rotary tables
     slots: Tensor  # [T] int64
     meta: AttentionMeta
     last: Tensor | None  # [W] int64, index of each wanted token; None where all are
@@ -91,7 +91,7 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
     return Batch(
         schedule=schedule,
         token_ids=_token_ids_on(device, schedule, rows, computed, query_start, tokens_of_rows),
-        positions=to_device(positions, device),
+        positions=to_device(positions + rows.rope_start[row_of_token], device),
         slots=to_device(slots, device),
         meta=meta,
         last=last,

@@ -16,6 +16,7 @@ class EngineConfig:
     device: str
     num_threads: int = 0
     quantization: str = "none"
+    stretches_after: int = 0  # tokens beyond which a request's rotary embedding is another; 0: it never is
     runs_ahead: bool = False  # a step is launched before the results of the one before are there
 
     @property

@@ -246,6 +246,7 @@ class Engine:
             prompt_work=prompt_work,
             eos_token_ids=self.model_config.eos_token_ids,
             max_model_len=self.config.max_model_len,
+            stretches_after=self.config.stretches_after,
             grammar=grammar,
         )
 

@@ -37,4 +37,5 @@ def facts(config: NodeConfig, engine: Engine, role: Role) -> NodeFacts:
         block_size=engine.config.block_size,
         max_model_len=engine.config.max_model_len,
         num_blocks=engine.num_blocks,
+        stretches_after=engine.config.stretches_after,
     )

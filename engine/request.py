@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton.errors import BatonError
-from baton.prefix_hash import BlockHash, block_hashes
+from baton.prefix_hash import BlockHash, block_hashes, stretched_root
 from baton.request import FinishReason, Generation, SamplingParams
 from engine.grammar.state import GrammarState
 from engine.sampling.token_counts import TokenCounts
@@ -64,6 +64,7 @@ class Request:
         prompt_work: PromptWork = NO_PROMPT_WORK,
         eos_token_ids: Set[int] = frozenset(),
         max_model_len: int = 2**31,
+        stretches_after: int = 0,
         grammar: GrammarState | None = None,
     ) -> None:
         sampling = generation.sampling
@@ -93,9 +94,13 @@ class Request:
         self.first_token_s = 0.0
         self.chunks: list[Chunk] = []  # for its timeline
         self.last_step = -1  # the step after its last one, once it runs no more
+        self.is_stretched = False  # rotates as long requests do
+        self.stretches_after = stretches_after  # tokens; 0: never
         self._block_size = block_size
         self._root = root
         self._hashes: list[BlockHash] = []
+        if 0 < stretches_after < self.num_tokens:
+            self.stretch()
 
     @property
     def request_id(self) -> str:
@@ -145,6 +150,11 @@ class Request:
     def is_finished(self) -> bool:
         """Whether it will never run again."""
         return self.state in (RequestState.FINISHED, RequestState.HELD)
+
+    def stretch(self) -> None:
+        """All its KV is another from now on, and none of it is there."""
+        self.is_stretched = True
+        self._root, self._hashes = stretched_root(self._root), []
 
     def append(self, token_id: int) -> None:
         """An output token, whose KV is not there yet."""

@@ -48,6 +48,7 @@ def resolve(flags: EngineFlags, model_dir: str | Path) -> EngineConfig:
         device=device,
         num_threads=flags.num_threads or len(os.sched_getaffinity(0)),
         quantization=flags.quantization,
+        stretches_after=model.stretches_after,
         runs_ahead=device != "cpu",  # there, a step is over when it has been launched
     )
 
@@ -94,13 +95,7 @@ def _max_model_len(flags: EngineFlags, model: ModelConfig) -> int:
         raise ConfigError(
             f"--max-model-len {flags.max_model_len} is more than the {model.rope.max_length} positions of the model"
         )
-    length = flags.max_model_len or model.rope.default_length
-    if model.rope.kind == "longrope" and not flags.max_model_len and length < model.rope.max_length:
-        _log.warning(
-            "max_model_len is %d: up to %d may be asked for, with the RoPE factors for long contexts then",
-            *(length, model.rope.max_length),
-        )
-    return length
+    return flags.max_model_len or model.rope.default_length
 
 
 def _shortened(flags: EngineFlags, max_model_len: int, num_blocks: int, block_bytes: int) -> int:

@@ -20,6 +20,7 @@ from engine.sampling.logit_adjust import adjusts_logits
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy: dividing by less overflows
 UNKNOWN = -1  # a last token that is on the device only
 _NO_STOP = -2
+_NEVER = 2**62
 
 
 class Schedule(NamedTuple):
@@ -64,6 +65,8 @@ class Rows:
         self.last_token: NDArray[np.int64] = np.zeros(num_rows, np.int64)
         self.length_limit: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # num_tokens at which the request ends
         self.stop_token_ids: NDArray[np.int64] = np.full((num_rows, 1), _NO_STOP, np.int64)  # as wide as is needed
+        self.stretch_at: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # num_tokens beyond which its KV is another
+        self.rope_start: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # of its positions, in the rotary tables
         self.num_published: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # full blocks offered to others
         self.prefill_only: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
         self.scores_prompt: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # wants its prompt's log-probabilities
@@ -150,6 +153,10 @@ class Rows:
         """Whether these rows have all the tokens that they may."""
         return self.num_tokens[row] >= self.length_limit[row]
 
+    def is_outgrown(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the KV that these rows have is of no use for their next token."""
+        return self.num_tokens[row] > self.stretch_at[row]
+
     def check(self, requests: Sequence[Request]) -> None:
         """Raise RuntimeError unless these running requests are as far as their rows say; but for those under way."""
         for request in requests:
@@ -167,6 +174,9 @@ class Rows:
         self.num_uncomputed[row] = request.num_uncomputed_tokens
         self.last_token[row] = request.token_ids[-1]
         self.length_limit[row] = request.length_limit
+        can_stretch = request.stretches_after and not request.is_stretched
+        self.stretch_at[row] = request.stretches_after if can_stretch else _NEVER
+        self.rope_start[row] = request.stretches_after * request.is_stretched
         self.num_published[row] = len(request.chain)
         self.prefill_only[row] = request.prefill_only
         self.scores_prompt[row] = request.prompt_work.num_logprobs >= 0

@@ -124,6 +124,7 @@ class Scheduler:
     def schedule(self) -> Schedule:
         """The next step; empty if nothing can run. Preempts where blocks run out."""
         self._admit_ready()
+        self._stretch()
         num_preemptions = self.num_preemptions
         num_tokens = self._schedule_running()
         if num_preemptions == self.num_preemptions or not len(num_tokens):
@@ -161,6 +162,15 @@ class Scheduler:
     def _admit_ready(self) -> None:
         while self.ready and len(self.running) < self._config.max_num_seqs:
             self._run(self.ready.popleft())
+
+    def _stretch(self) -> None:
+        """Requests that have grown too long for how they rotate are computed anew."""
+        if not self._config.stretches_after:
+            return
+        requests, row = self._in_order()
+        for place in places(self._rows.is_outgrown(row)).tolist():
+            requests[place].stretch()
+            self._preempt(requests[place])
 
     def _schedule_running(self) -> NDArray[np.int64]:
         """How many tokens of each of the first requests in `running`, which have the blocks for them."""

@@ -104,7 +104,10 @@ class Steps:
     def _may_run_ahead(self) -> bool:
         """Whether the next step does not depend on what the one under way brings."""
         flight = self._flight
-        return flight is None or (self._scheduler.can_grow and not self._rows.waits[flight.batch.rows].any())
+        if flight is None:
+            return True
+        row = flight.batch.rows
+        return self._scheduler.can_grow and not (self._rows.waits[row] | self._rows.is_outgrown(row)).any()
 
     def _launch(self, output: StepOutput) -> Flight | None:
         """None where nothing can run. An error in it ends the requests of the step only."""

@@ -30,6 +30,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     model_fingerprint: str
     block_size: int  # tokens
     max_model_len: int  # tokens
+    stretches_after: int = 0  # tokens beyond which a request's blocks have other hashes; 0: none
 
 
 class FleetView:
@@ -150,4 +151,4 @@ class FleetView:
         if not records or (self.facts and any(r.model_fingerprint == self.facts.model_fingerprint for r in records)):
             return
         first = records[0]
-        self.facts = ModelFacts(first.model_fingerprint, first.block_size, first.max_model_len)
+        self.facts = ModelFacts(first.model_fingerprint, first.block_size, first.max_model_len, first.stretches_after)

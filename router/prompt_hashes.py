@@ -1,6 +1,6 @@
 """Block hashes of a request's prompt, for looking up who holds how much of it."""
 
-from baton.prefix_hash import BlockHash, block_hashes, root_hash
+from baton.prefix_hash import BlockHash, block_hashes, root_hash, stretched_root
 from router.fleet_view import ModelFacts
 from router.running import Running
 
@@ -16,7 +16,9 @@ class PromptHashes:
     def of(self, facts: ModelFacts | None) -> list[BlockHash]:
         """In order; valid until the request goes on."""
         if facts is not None and facts.model_fingerprint != self._fingerprint:
-            root = root_hash(facts.model_fingerprint, self._running.job.cache_salt)
-            self._hashes = block_hashes(self._running.token_ids, facts.block_size, root)
+            root, token_ids = root_hash(facts.model_fingerprint, self._running.job.cache_salt), self._running.token_ids
+            if 0 < facts.stretches_after < len(token_ids):
+                root = stretched_root(root)
+            self._hashes = block_hashes(token_ids, facts.block_size, root)
             self._fingerprint = facts.model_fingerprint
         return self._hashes

@@ -57,6 +57,11 @@ class ModelConfig:
     dtype: str  # of the checkpoint
     eos_token_ids: frozenset[int]
 
+    @property
+    def stretches_after(self) -> int:
+        """Tokens beyond which all positions of a request rotate otherwise; 0: they never do."""
+        return self.rope.stretches_after or self.local_rope.stretches_after
+
     @classmethod
     def load(cls, model_dir: str | Path) -> "ModelConfig":
         """Read `config.json` (and `generation_config.json`); CheckpointError names the file and the field."""

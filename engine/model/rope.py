@@ -78,9 +78,7 @@ class RopeConfig:
 
     @property
     def default_length(self) -> int:
-        """Context where none is asked for. Where a longer one would change all numbers, the longest that does not."""
-        if self.kind == "longrope":
-            return min(self.original_length, self.max_length)
+        """Context where none is asked for. Dynamic scaling knows no end, so it has to be asked for."""
         return self.max_position_embeddings if self.kind == "dynamic" else self.max_length
 
     @property
@@ -89,13 +87,16 @@ class RopeConfig:
         all_dim = self.values.get("mscale_all_dim")
         return mscale(self.factor, all_dim) ** 2 if all_dim and self.kind != "default" else 1.0
 
+    @property
+    def stretches_after(self) -> int:
+        """Tokens beyond which a request is stretched: all its positions rotate otherwise. 0: none ever is."""
+        if self.kind == "longrope":
+            return self.original_length
+        return self.max_position_embeddings if self.kind == "dynamic" else 0
+
     def variant(self, length: int) -> str:
         """What of the frequencies follows from the longest request (`length`); "" where nothing does."""
-        if self.kind == "dynamic":
-            return f"rope over {max(length, self.max_position_embeddings)}"
-        if self.kind == "longrope":
-            return "long rope" if length > self.original_length else "short rope"
-        return ""
+        return f"rope over {length}" if self.kind == "dynamic" and length > self.stretches_after else ""
 
     def check(self, path: Path, rotary_dim: int) -> None:
         """CheckpointError unless a head's `rotary_dim` dimensions can be rotated as this says."""

@@ -6,6 +6,7 @@ dimension i of a head turns with dimension i + D/2. `rotary_order` says how to b
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,21 +29,30 @@ def rotary_order(head_dim: int, rotary_dim: int, *, interleaved: bool) -> Tensor
 
 
 def layer_tables(model: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The table [length, head_dim] of each layer; layers that rotate alike share theirs."""
-    whole = cos_sin_table(model.rope, model.rotary_dim, model.head_dim, length).to(device)
-    local = whole
-    if model.local_rope != model.rope:
-        local = cos_sin_table(model.local_rope, model.rotary_dim, model.head_dim, length).to(device)
+    """The table [rows, head_dim] of each layer; layers that rotate alike share theirs.
+
+    Row p is position p. Rows of stretched requests follow, where there can be any: from `model.stretches_after` on.
+    """
+
+    def table(rope: RopeConfig) -> Tensor:
+        of_rope = partial(cos_sin_table, rope, model.rotary_dim, model.head_dim)
+        num_plain = model.stretches_after
+        if not 0 < num_plain < length:
+            return of_rope(length).to(device)
+        return torch.cat((of_rope(num_plain), of_rope(length, stretched=True))).to(device)
+
+    whole = table(model.rope)
+    local = whole if model.local_rope == model.rope else table(model.local_rope)
     return tuple(local if window else whole for window in model.windows)
 
 
-def cos_sin_table(rope: RopeConfig, rotary_dim: int, head_dim: int, length: int) -> Tensor:
+def cos_sin_table(rope: RopeConfig, rotary_dim: int, head_dim: int, length: int, *, stretched: bool = False) -> Tensor:
     """[length, head_dim] fp32: cosines of each frequency, then sines; what does not turn has cosine 1 and sine 0.
 
-    Dynamic scaling grows the base with the sequence, LongRoPE changes its factors with it. A cached key cannot be
-    rotated again, so one choice holds for all requests: that of the longest (`length`).
+    LongRoPE has other factors for `stretched` requests. Dynamic scaling would have another base for each length; a
+    cached key cannot be rotated again, so all stretched requests have that of the longest (`length`).
     """
-    frequencies, attention_factor = _frequencies(rope, rotary_dim, length)
+    frequencies, attention_factor = _frequencies(rope, rotary_dim, length if stretched else 0)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     still = (head_dim - rotary_dim) // 2
     cos = functional.pad(angles.cos() * attention_factor, (0, still), value=1.0)
@@ -50,19 +60,19 @@ def cos_sin_table(rope: RopeConfig, rotary_dim: int, head_dim: int, length: int)
     return torch.cat((cos, sin), dim=-1)
 
 
-def _frequencies(rope: RopeConfig, rotary_dim: int, length: int) -> tuple[Tensor, float]:
-    """[rotary_dim / 2] radians per position, and the factor on cosines and sines."""
+def _frequencies(rope: RopeConfig, rotary_dim: int, stretched_to: int) -> tuple[Tensor, float]:
+    """[rotary_dim / 2] radians per position, and the factor on cosines and sines. `stretched_to` 0: not at all."""
     plain = _plain(rope.theta, rotary_dim)
     if rope.kind == "linear":
         return plain / rope.factor, 1.0
     if rope.kind == "dynamic":
-        return _plain(_dynamic_theta(rope, rotary_dim, length), rotary_dim), 1.0
+        return _plain(_dynamic_theta(rope, rotary_dim, stretched_to), rotary_dim), 1.0
     if rope.kind == "llama3":
         return _llama3(rope, rotary_dim), 1.0
     if rope.kind == "yarn":
         return _yarn(rope, rotary_dim), _yarn_attention_factor(rope)
     if rope.kind == "longrope":
-        name = "long_factor" if length > rope.original_length else "short_factor"
+        name = "long_factor" if stretched_to else "short_factor"
         return plain / torch.tensor(rope.values[name], dtype=torch.float32), _longrope_attention_factor(rope)
     return plain, 1.0
 

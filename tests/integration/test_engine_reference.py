@@ -9,10 +9,10 @@ import random
 import statistics
 import warnings
 
+import msgspec
 import pytest
 import torch
 
-from baton.errors import ContextLengthExceeded
 from baton.request import Generation, SamplingParams
 from baton.settings import EngineFlags
 from engine.engine import Engine
@@ -82,6 +82,18 @@ def assert_same(model, request: Request, logprobs: list[Logprobs] | None = None,
         values, ids = row.topk(5)
         assert found.top_token_ids == ids.tolist()
         assert torch.allclose(torch.tensor(found.top_logprobs), values, rtol=0, atol=close)
+
+
+def assert_same_step_by_step(model, request: Request, logprobs: list[Logprobs]) -> None:
+    """The same, each step as transformers takes it: over no more tokens than there are then."""
+    first = request.num_tokens - len(logprobs)
+    for end, found in enumerate(logprobs, first):
+        with torch.inference_mode():
+            row = model(torch.tensor([request.token_ids[:end]])).logits[0, -1].log_softmax(-1)
+        values, ids = row.topk(5)
+        assert request.token_ids[end] == ids[0]
+        assert found.top_token_ids == ids.tolist()
+        assert torch.allclose(torch.tensor(found.top_logprobs), values, rtol=0, atol=CLOSE)
 
 
 @pytest.fixture(params=["reference", "compiled"])
@@ -181,29 +193,52 @@ def test_logits_in_bfloat16_are_close(name, tmp_path, save_family):
 
 
 def test_dynamic_rope_beyond_the_trained_length(tmp_path, save_family):
-    """One base serves all lengths: that of max_model_len, at which transformers comes to the same."""
+    """One base serves all longer requests: that of max_model_len, at which transformers comes to the same."""
     model = save_family(tmp_path, "llama-dynamic")
     engine = engine_of(tmp_path, max_model_len=200)
-    [prompt] = prompts(199)
+    [prompt, short] = prompts(199, 100)
     request = engine.add(generation(prompt, max_tokens=1))
-    run(engine)
+    plain = engine.add(generation(short, 1))
+    logprobs = run(engine)
+    assert_same(model, plain, logprobs["r1"])
     inputs = torch.tensor([[*prompt, 0]])  # 200 positions: the base that the engine uses throughout
     with torch.inference_mode():
         wanted = model(inputs).logits[0, -2].argmax().item()
     assert outputs(request) == [wanted]
 
 
-def test_longrope_has_its_long_factors_where_more_is_asked_for(tmp_path, save_family):
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_longrope_stretches_each_request_that_grows_long(tmp_path, save_family, runs_ahead):
+    """Its factors follow from a request's own length, now: 96 tokens are short, and one more computes all anew."""
     model = save_family(tmp_path, "phi3-longrope")
-    [short, long] = prompts(40, 100)
     engine = engine_of(tmp_path)
-    with pytest.raises(ContextLengthExceeded):
-        engine.add(generation(long))
-    stretched = engine_of(tmp_path, max_model_len=128)
-    assert stretched.layout.model_fingerprint != engine.layout.model_fingerprint
-    request = stretched.add(generation(long))
-    stretched.add(generation(short, 1))
-    assert_same(model, request, run(stretched)["r0"])
+    engine = ahead(engine) if runs_ahead else engine
+    [text] = prompts(112)
+    lengths = (40, 90, 96, 97, 112)
+    requests = [engine.add(generation(text[:length], key)) for key, length in enumerate(lengths)]
+    logprobs = run(engine)
+    assert [request.num_preemptions for request in requests] == [0, 1, 1, 0, 0]
+    for request in requests:
+        assert_same_step_by_step(model, request, logprobs[request.request_id])
+    again = engine.add(generation(text, 9))  # finds the stretched blocks, and not the others
+    assert run(engine)["r9"] == logprobs["r4"]
+    assert again.num_cached_tokens == 104
+
+
+@pytest.mark.parametrize("length", [50, 92, 96, 97])
+def test_longrope_of_shipped_requests(tmp_path, save_family, length):
+    """Also where the first token, drawn elsewhere, is one too many for the KV that came."""
+    model = save_family(tmp_path, "phi3-longrope")
+    prefill, decode = engine_of(tmp_path), engine_of(tmp_path)
+    [text] = prompts(length)
+    decode.add(generation(text[:40], 1, max_tokens=2))
+    run(decode)
+    target = hand_over(prefill, decode, text, MAX_TOKENS)
+    assert target.num_present_blocks == (5 if length <= 96 else 0)
+    assert_same_step_by_step(model, target, run(decode)["r0"])
+    resumed = msgspec.structs.replace(generation(text, 2), token_ids=target.token_ids[:-3])
+    again = engine_of(tmp_path).add(resumed)
+    assert again.is_stretched == (length + MAX_TOKENS - 3 > 96)
 
 
 def test_kv_shipped_to_another_engine_continues_the_same(family):

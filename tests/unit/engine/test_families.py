@@ -86,12 +86,12 @@ def test_partial_and_interleaved_rotation(load):
         load("Phi3ForCausalLM", head_dim=32, partial_rotary_factor=0.1)
 
 
-def test_longrope_is_short_unless_more_is_asked_for(load):
+def test_longrope_stretches_what_is_longer_than_it_was_trained_on(load):
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     fields = {"rope_scaling": factors | {"type": "su"}, "original_max_position_embeddings": 128}
     rope = load("Phi3ForCausalLM", **fields).rope
-    assert (rope.kind, rope.default_length, rope.max_length) == ("longrope", 128, 512)
-    assert (rope.variant(128), rope.variant(129)) == ("short rope", "long rope")
+    assert (rope.kind, rope.default_length, rope.max_length, rope.stretches_after) == ("longrope", 512, 512, 128)
+    assert rope.variant(512) == ""
 
 
 def test_olmo2_norms_after_its_blocks_only(load):

@@ -44,15 +44,13 @@ def test_a_small_pool_shortens_the_default_length(tiny_model, flags, caplog):
     assert "160" in caplog.text
 
 
-def test_longrope_says_that_more_may_be_asked_for(tmp_path, caplog):
+def test_longrope_has_its_whole_length_and_stretches_what_is_long(tmp_path):
     factors = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     changes = {"architectures": ["Phi3ForCausalLM"], "rope_scaling": factors, "original_max_position_embeddings": 64}
     (tmp_path / "config.json").write_text(json.dumps(TINY | changes))
     flags = EngineFlags(model=str(tmp_path), device="cpu", kv_memory="4MiB")
-    with caplog.at_level(logging.WARNING):
-        assert resolve(flags, tmp_path).max_model_len == 64
-    assert "max_model_len is 64: up to 512 may be asked for" in caplog.text
-    assert resolve(replace(flags, max_model_len=512), tmp_path).max_model_len == 512
+    config = resolve(flags, tmp_path)
+    assert (config.max_model_len, config.stretches_after) == (512, 64)
 
 
 @pytest.mark.parametrize(

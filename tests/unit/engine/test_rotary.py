@@ -42,11 +42,18 @@ def test_what_does_not_turn_is_not_scaled_either():
     assert torch.equal(table[0, 0, :2], torch.full((2,), 3.0))
 
 
-@pytest.mark.parametrize(("length", "name"), [(8, "short_factor"), (9, "long_factor")])
-def test_longrope_chooses_its_factors_by_the_longest_request(length, name):
+@pytest.mark.parametrize(("stretched", "name"), [(False, "short_factor"), (True, "long_factor")])
+def test_longrope_has_other_factors_for_stretched_requests(stretched, name):
     values = {"short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0], "original_max_position_embeddings": 8}
     rope = RopeConfig(kind="longrope", max_position_embeddings=64, values=values)
     scale = 2.0  # sqrt(1 + ln(64 / 8) / ln 8)^2 = 2, so cosines are scaled by its root
     frequencies = torch.tensor([1.0, 0.01]) / torch.tensor(values[name])
-    cos = torch.outer(torch.arange(float(length)), frequencies).cos() * scale**0.5
-    assert torch.allclose(cos_sin_table(rope, 4, 4, length)[:, :2], cos, atol=1e-6)
+    cos = torch.outer(torch.arange(9.0), frequencies).cos() * scale**0.5
+    assert torch.allclose(cos_sin_table(rope, 4, 4, 9, stretched=stretched)[:, :2], cos, atol=1e-6)
+
+
+def test_dynamic_scaling_is_for_stretched_requests_alone():
+    rope = RopeConfig(kind="dynamic", max_position_embeddings=8, values={"factor": 2.0})
+    assert torch.equal(cos_sin_table(rope, 4, 4, 20), cos_sin_table(RopeConfig(), 4, 4, 20))
+    stretched = RopeConfig(theta=10000.0 * (2 * 20 / 8 - 1) ** 2)
+    assert torch.equal(cos_sin_table(rope, 4, 4, 20, stretched=True), cos_sin_table(stretched, 4, 4, 20))
