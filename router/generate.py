@@ -84,9 +84,9 @@ class Generator:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of a request; 0 where nobody names a limit."""
-        facts = self._dispatch.facts
-        return min(filter(None, (self.model.facts.max_model_len, facts.max_model_len if facts else 0)), default=0)
+        """Tokens of a request; 0 where nobody names a limit. What config.json says holds until a node is found."""
+        facts, default = self._dispatch.facts, self.model.facts.max_model_len
+        return min(filter(None, (self.model.max_model_len, facts.max_model_len)), default=default) if facts else default
 
     def deadline_s(self, exchange: Exchange) -> float:
         """When a request has to be answered, on the monotonic clock."""

@@ -39,9 +39,12 @@ class ServedModel:
         template: ChatTemplate | None,
         facts: ModelFacts,
         style: OutputStyle,
+        max_model_len: int = 0,
     ) -> None:
+        """`max_model_len` is the operator's; 0 leaves it to the nodes, which know how far RoPE reaches."""
         self.names = tuple(names)
         self.facts = facts
+        self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self.style = style
         self.token_texts = TokenTexts(tokenizer)
@@ -58,14 +61,14 @@ class ServedModel:
         if not path.is_dir():
             raise CheckpointError(f"--model: {path} is no directory")
         facts = load_facts(path)
-        max_model_len = min(filter(None, (flags.max_model_len, facts.max_model_len)), default=0)
         tokenizer = Tokenizer.load(path)
         _check_vocabulary(path, tokenizer, facts.vocab_size)
+        max_model_len = flags.max_model_len or facts.max_model_len
         facts = ModelFacts(facts.vocab_size or tokenizer.num_tokens, max_model_len, facts.eos_token_ids)
         names = flags.served_model_name or (path.resolve().name,)
         template = ChatTemplate.load(path)
         style = detect(template.source if template else "", output.tool_parser, output.reasoning_parser)
-        return cls(names, tokenizer, template, facts, style)
+        return cls(names, tokenizer, template, facts, style, flags.max_model_len)
 
     def check_name(self, name: str) -> None:
         """Raise ModelNotFound unless this is one of the names."""
@@ -129,7 +132,8 @@ class ServedModel:
 
 
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
-    largest = max(tokenizer.token_ids(), default=-1)
+    # Special tokens may have none: clients cannot write them, and where a template does the nodes refuse the request.
+    largest = max(tokenizer.token_ids() - tokenizer.special_ids, default=-1)
     if vocab_size and largest >= vocab_size:
         raise CheckpointError(
             f"{path / 'tokenizer.json'} does not match the model: token {largest} has no row in tensor "

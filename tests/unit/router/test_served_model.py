@@ -1,29 +1,54 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from baton.errors import CheckpointError
 from baton.settings import ModelFlags
+from baton.tokenizer import Tokenizer
+from router.generate import Generator
 from router.served_model import ServedModel
 
 
-@pytest.mark.parametrize("added", [False, True])
-def test_a_tokenizer_with_tokens_that_the_model_lacks(model_dirs, tmp_path, added):
-    directory = shutil.copytree(model_dirs["chatml"], tmp_path / "model")
-    model = ServedModel.load(ModelFlags(model=str(directory)))
-    largest = max(model.tokenizer.token_ids())
-    config = json.loads((directory / "config.json").read_text()) | {"vocab_size": largest + 1}
-    (directory / "config.json").write_text(json.dumps(config))
-    ServedModel.load(ModelFlags(model=str(directory)))
-    if added:
-        path = directory / "tokenizer_config.json"
-        token = {str(largest + 1): {"content": "<pad>", "special": True}}
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens_decoder": token}))
-    else:
-        (directory / "config.json").write_text(json.dumps(config | {"vocab_size": largest}))
-    message = (
-        rf"tokenizer\.json does not match.*token {largest + added} has no row in tensor model\.embed_tokens\.weight"
-    )
-    with pytest.raises(CheckpointError, match=message):
-        ServedModel.load(ModelFlags(model=str(directory)))
+@pytest.fixture
+def cut(model_dirs, tmp_path):
+    """Loads a model whose vocabulary lacks the tokenizer's last rows, and all of what is added to the tokenizer."""
+
+    def load(num_lacking=0, **added):
+        directory = shutil.copytree(model_dirs["chatml"], tmp_path / "model", dirs_exist_ok=True)
+        largest = max(Tokenizer.load(directory).token_ids())
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | {"vocab_size": largest + 1 - num_lacking}))
+        if added:
+            path = directory / "tokenizer_config.json"
+            tokens = {"added_tokens_decoder": {str(largest + 1): {"content": "<image>", **added}}}
+            path.write_text(json.dumps(json.loads(path.read_text()) | tokens))
+        return ServedModel.load(ModelFlags(model=str(directory))), largest
+
+    return load
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks(cut):
+    _, largest = cut()
+    for changes, lacking in (({"num_lacking": 1}, largest), ({"special": False}, largest + 1)):
+        message = rf"tokenizer\.json does not match.*token {lacking} has no row in tensor model\.embed_tokens\.weight"
+        with pytest.raises(CheckpointError, match=message):
+            cut(**changes)
+
+
+def test_special_tokens_may_have_no_row(cut):
+    """As Gemma 3's for images, or a padding token: no text has them."""
+    model, largest = cut(special=True)
+    assert model.tokenizer.token_id("<image>") == largest + 1 == model.facts.vocab_size
+    assert largest + 1 not in model.tokenizer.encode("an <image> here")
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_nodes", "limit"), [(0, 2048, 2048), (100, 2048, 100), (0, None, 512), (0, 0, 512)]
+)
+def test_how_long_a_request_may_be_is_for_the_nodes_to_say(model_dirs, asked, of_nodes, limit):
+    """RoPE scaling reaches beyond max_position_embeddings, and nodes may have less memory."""
+    model = ServedModel.load(ModelFlags(model=str(model_dirs["chatml"]), max_model_len=asked))
+    facts = None if of_nodes is None else SimpleNamespace(max_model_len=of_nodes)
+    assert Generator(model, SimpleNamespace(facts=facts), 1.0).max_model_len == limit
