@@ -25,6 +25,7 @@ from baton.model_dir import read_json, read_text
 TIMEOUT_S = 5.0
 _MAX_REASON_CHARS = 300
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_WITH_TOOLS = Path("additional_chat_templates", "tool_use.jinja")
 _NO_VARIABLES: Mapping[str, Any] = {}
 _RENDER_ERRORS = (
     jinja2.TemplateError,
@@ -60,7 +61,7 @@ class ChatTemplate:
         """The template of a model directory; None where it has none."""
         config = read_json(model_dir / "tokenizer_config.json", required=False)
         path = model_dir / "chat_template.jinja"
-        source, with_tools = read_text(path, required=False), None
+        source, with_tools = read_text(path, required=False), read_text(model_dir / _WITH_TOOLS, required=False)
         if source is None:
             path = model_dir / "tokenizer_config.json"
             source, with_tools = _templates(path, config.get("chat_template"))
@@ -83,7 +84,7 @@ class ChatTemplate:
         `tools` are as OpenAI's clients send them; `variables` are what the template may know besides. Raises
         InvalidRequest where the template refuses the conversation, ContextLengthExceeded beyond `max_chars`.
         """
-        given = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        given = [_fields(message) for message in messages]
         try:
             return self._render_within(given, max_chars, {"tools": tools, **variables})
         except _Refused as error:
@@ -165,6 +166,12 @@ def _from_string(environment: jinja2.Environment, source: str) -> jinja2.Templat
     template = environment.from_string(source)
     template.globals = dict(template.globals)  # each rendering copies it: a chain of maps takes ten times as long
     return template
+
+
+def _fields(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message has; its reasoning also under the name that GPT-OSS' template reads."""
+    fields = {name: value for name, value in message.items() if value is not None}
+    return {"thinking": fields["reasoning_content"], **fields} if "reasoning_content" in fields else fields
 
 
 def _raise_exception(message: object) -> None:

@@ -22,6 +22,7 @@ HUB_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "*.safetensors",
     "model.safetensors.index.json",
 )

@@ -49,7 +49,8 @@ TOOL = {
 }
 
 
-def test_tools_equal_transformers(model_dirs, tmp_path):
+@pytest.mark.parametrize("in_files", [False, True])
+def test_tools_equal_transformers(model_dirs, tmp_path, in_files):
     """Written by the one template, or by that which is meant for tools."""
     messages = [{"role": "user", "content": "Hi!"}]
     config = json.loads((model_dirs["mistral"] / "tokenizer_config.json").read_text())
@@ -60,6 +61,9 @@ def test_tools_equal_transformers(model_dirs, tmp_path):
     for file in model_dirs["mistral"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if in_files:
+        AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        assert (tmp_path / "additional_chat_templates").is_dir()
     for path in (model_dirs["llama3"], tmp_path):
         reference, template = AutoTokenizer.from_pretrained(path), ChatTemplate.load(path)
         for tools in ([TOOL, TOOL], None):
@@ -95,6 +99,7 @@ ODD_TEMPLATES = [
     "{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(messages[0]['content']) | upper }}",
     "{{ messages[0].content.split('</think>')[-1].lstrip('\\n') }}",
     "{% set ns = namespace(self=1, b=2) %}{% set ns.b = 3 %}{{ ns.b }}{{ dict(a=1) }}",
+    "{% for m in messages %}{{ m.thinking }}|{{ m.reasoning_content }}|{{ m.thinking is defined }}{% endfor %}",
 ]
 
 
@@ -102,6 +107,7 @@ ODD_TEMPLATES = [
 def test_odd_templates_equal_transformers(model_dirs, source):
     reference = AutoTokenizer.from_pretrained(model_dirs["llama3"])
     messages = [{"role": "user", "content": "<think>é</think>\n<&>", "name": None}, {"role": "user", "content": "b"}]
+    messages += [{"role": "assistant", "content": "c", "reasoning_content": "why"}]
     expected = reference.apply_chat_template(messages, chat_template=source, tokenize=False, add_generation_prompt=True)
     template = ChatTemplate(source, {"bos_token": reference.bos_token, "eos_token": reference.eos_token})
     assert render(template, messages) == expected
