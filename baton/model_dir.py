@@ -10,6 +10,25 @@ from typing import Any
 
 from baton.errors import CheckpointError
 
+_RANGES = {
+    "temperature": (0, 2),
+    "top_p": (1e-6, 1),
+    "top_k": (-1, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (1e-6, 10),
+}
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Parameters of a request that leaves them out. These are OpenAI's; generation_config.json may recommend others."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -18,6 +37,7 @@ class ModelFacts:
     vocab_size: int  # token ids below it may be sent to a node
     max_model_len: int  # tokens; 0 where the model names no limit
     eos_token_ids: frozenset[int]
+    sampling: SamplingDefaults = SamplingDefaults()
 
 
 def load_facts(model_dir: Path) -> ModelFacts:
@@ -29,6 +49,7 @@ def load_facts(model_dir: Path) -> ModelFacts:
         vocab_size=_count(model_dir, config, "vocab_size"),
         max_model_len=_count(model_dir, config, "max_position_embeddings"),
         eos_token_ids=eos_token_ids(model_dir),
+        sampling=_recommended(model_dir),
     )
 
 
@@ -68,6 +89,20 @@ def read_text(path: Path, *, required: bool = True) -> str | None:
         raise CheckpointError(f"{path}: not UTF-8 text") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+
+
+def _recommended(model_dir: Path) -> SamplingDefaults:
+    """What of it generation_config.json says; whether it wants to sample at all (`do_sample`) is not asked."""
+    path = model_dir / "generation_config.json"
+    config = read_json(path, required=False)
+    found = {name: config[name] for name in _RANGES if config.get(name) is not None}
+    for name, value in found.items():
+        low, high = _RANGES[name]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise CheckpointError(f"{path}: {name} is no number from {low} to {high}: {value!r}")
+    return SamplingDefaults(
+        **{name: max(int(value), 0) if name == "top_k" else float(value) for name, value in found.items()}
+    )
 
 
 def _count(model_dir: Path, config: dict[str, Any], name: str) -> int:

@@ -16,7 +16,13 @@ class ModelFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
-    """How a model's output is taken apart."""
+    """How a model's output is drawn where a client does not say, and how it is taken apart."""
+
+    sampling_defaults: str = flag(
+        "model",
+        "parameters that a request leaves out: as the model's generation_config.json recommends, or OpenAI's",
+        choices=("model", "openai"),
+    )
 
     tool_parser: str = flag(
         "auto",

@@ -76,6 +76,7 @@ class Plan:
             model=str(self.model.path),
             served_model_name=self.model.names,
             max_model_len=self.config.max_model_len,
+            sampling_defaults=self.config.sampling_defaults,
             tool_parser=self.config.tool_parser,
             reasoning_parser=self.config.reasoning_parser,
             host=self.config.host,

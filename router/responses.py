@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from baton.errors import InvalidRequest
+from baton.model_dir import SamplingDefaults
 from router.answer_format import Format
 from router.chat import Chat
 from router.chat_schema import ChatBody
@@ -38,6 +41,7 @@ class Responses:
         body = parse_responses(await exchange.read_body())
         self._model.check_name(body.model)
         exchange.model = body.model
+        body = _complete(body, self._model.facts.sampling)
         tools = tools_of(body)
         given = Conversation(
             messages=messages_of(body),
@@ -54,6 +58,12 @@ class Responses:
         except InvalidRequest as error:
             error.param = _NAMES.get(error.param or "", error.param)
             raise
+
+
+def _complete(body: ResponsesBody, default: SamplingDefaults) -> ResponsesBody:
+    """With the parameters that the answer repeats."""
+    temperature = default.temperature if body.temperature is None else body.temperature
+    return replace(body, temperature=temperature, top_p=default.top_p if body.top_p is None else body.top_p)
 
 
 def chat_body(body: ResponsesBody) -> ChatBody:

@@ -56,15 +56,16 @@ def sampling_params(
         raise InvalidRequest(
             "ignore_eos does not go together with a form of output, which has an end", param="ignore_eos"
         )
+    default = facts.sampling
     eos = () if body.ignore_eos else facts.eos_token_ids
     return SamplingParams(
-        temperature=_or(body.temperature, 1.0),
-        top_p=_or(body.top_p, 1.0),
-        top_k=max(0, body.top_k or 0),
-        min_p=body.min_p or 0.0,
+        temperature=_or(body.temperature, default.temperature),
+        top_p=_or(body.top_p, default.top_p),
+        top_k=max(0, _or(body.top_k, default.top_k)),
+        min_p=_or(body.min_p, default.min_p),
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        repetition_penalty=_or(body.repetition_penalty, default.repetition_penalty),
         seed=secrets.randbits(64) if body.seed is None else body.seed & _MASK,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,

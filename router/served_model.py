@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from baton.chat_template import ChatTemplate
 from baton.detokenizer import TokenTexts
 from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
-from baton.model_dir import ModelFacts, load_facts
+from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
 from baton.settings import ModelFlags, OutputFlags
 from baton.tokenizer import Tokenizer
 from router.conversation import Conversation
@@ -64,7 +64,8 @@ class ServedModel:
         tokenizer = Tokenizer.load(path)
         _check_vocabulary(path, tokenizer, facts.vocab_size)
         max_model_len = flags.max_model_len or facts.max_model_len
-        facts = ModelFacts(facts.vocab_size or tokenizer.num_tokens, max_model_len, facts.eos_token_ids)
+        sampling = facts.sampling if output.sampling_defaults == "model" else SamplingDefaults()
+        facts = ModelFacts(facts.vocab_size or tokenizer.num_tokens, max_model_len, facts.eos_token_ids, sampling)
         names = flags.served_model_name or (path.resolve().name,)
         template = ChatTemplate.load(path)
         style = detect(template.source if template else "", output.tool_parser, output.reasoning_parser)
