@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class Checkpoint:
     def tensor(self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS) -> Tensor:
         """The tensor of that name, which must have that shape and one of the types (safetensors' names for them).
 
-        It is a view of the file, valid while that is mapped.
+        Values are finite where they are in FLOATS. It is a view of the file, valid while that is mapped.
         """
         path = self._file_of.get(name)
         if path is None:
@@ -61,7 +62,14 @@ class Checkpoint:
         if part.get_dtype() not in types:
             raise CheckpointError(f"{path}: tensor {name} has type {part.get_dtype()}, not one of {', '.join(types)}")
         tensor: Tensor = self._shard(path).get_tensor(name)
+        if part.get_dtype() in FLOATS:
+            self.check_finite(name, tensor)
         return tensor
+
+    def check_finite(self, name: str, values: Tensor) -> None:
+        """CheckpointError unless all `values`, which come from the tensor of that name, are finite."""
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
+            raise CheckpointError(f"{self._file_of[name]}: tensor {name} holds NaN or infinite values")
 
     def _slice(self, path: Path, name: str) -> Any:
         try:

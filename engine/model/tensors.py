@@ -64,4 +64,6 @@ class TensorReader:
             return weight
         num_blocks = [-(-size // block) for size, block in zip(shape, self._fp8_block, strict=True)]
         scales = self.checkpoint.tensor(f"{name}_scale_inv", num_blocks)
-        return fp8(weight.to(self.device), scales.to(self.device), self._fp8_block)
+        wide = fp8(weight.to(self.device), scales.to(self.device), self._fp8_block)
+        self.checkpoint.check_finite(name, wide)
+        return wide

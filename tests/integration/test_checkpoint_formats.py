@@ -148,6 +148,10 @@ def test_fp8_blocks_are_their_values(stored):
     quantization = {"quant_method": "fp8", "weight_block_size": [16, 32]}
     narrow = changed(directory, in_fp8, quantization_config=quantization)
     assert logprobs(narrow) == wanted
+    spoilt = in_fp8(load_file(directory / "model.safetensors"))
+    spoilt["model.layers.1.self_attn.o_proj.weight"].view(torch.uint8)[3, 5] = 0x7F
+    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.1\.self_attn\.o_proj\.weight holds NaN"):
+        load(changed(narrow, lambda _: spoilt))
     scale = "model.layers.2.self_attn.o_proj.weight_scale_inv"
     broken = changed(narrow, without(scale))
     with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {scale} is missing"):

@@ -76,6 +76,17 @@ def test_untied_model_without_head(single):
         load(single)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_that_are_none(single, value, dtype):
+    name = "model.layers.2.self_attn.k_proj.weight"
+    weight = load_file(single / "model.safetensors")[name].to(dtype)
+    weight[31, 63] = value
+    change(single / "model.safetensors", **{name: weight})
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {name} holds NaN or infinite values"):
+        load(single)
+
+
 def test_wrong_shape(single):
     change(single / "model.safetensors", **{"model.norm.weight": torch.ones(63)})
     with pytest.raises(CheckpointError, match=r"safetensors: tensor model\.norm\.weight has shape \[63\].*\[64\]"):
