@@ -31,13 +31,13 @@ PROMPT = [(7 * i * i + 3 * i) % 199 for i in range(53)]
 NUM_TOKENS = 9
 
 
-def generation() -> Generation:
+def generation(prompt: list[int]) -> Generation:
     sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     return Generation(
         request_id="r",
         key=1,
-        token_ids=PROMPT,
-        num_prompt_tokens=len(PROMPT),
+        token_ids=prompt,
+        num_prompt_tokens=len(prompt),
         sampling=sampling,
         router_id="router",
         timeout_ms=30_000,
@@ -77,16 +77,16 @@ async def registered(config: NodeConfig, serving: "asyncio.Task[None]") -> NodeR
     raise AssertionError("the node has ended")
 
 
-async def apart(prefill: NodeRecord, decode: NodeRecord) -> list[int]:
+async def apart(prefill: NodeRecord, decode: NodeRecord, prompt: list[int]) -> list[int]:
     """Prefill there, decode here, as a router asks for it: all output tokens."""
     to_prefill, to_decode = (NodeStream(node.address, node.epoch, "router") for node in (prefill, decode))
     for stream in (to_prefill, to_decode):
         await stream.attach()
-    asked = generation().to_proto()
+    asked = generation(prompt).to_proto()
     await to_prefill.start(asked)
     await to_decode.start(asked, (prefill.node_id, prefill.epoch))
     grant = await to_decode.granted(asked)
-    assert grant.num_missing_blocks == -(-len(PROMPT) // 8)
+    assert grant.num_missing_blocks == -(-len(prompt) // 8)
     await to_prefill.grant(asked, grant)
     first = await to_prefill.first_token(asked)
     await to_prefill.word("transferred", asked)
@@ -97,7 +97,9 @@ async def apart(prefill: NodeRecord, decode: NodeRecord) -> list[int]:
     return [first.token_id, *(tokens[index] for index in sorted(tokens))]
 
 
-async def split(directory: Path, redis_url: str, runs_ahead: bool = False, device: str = "cpu") -> None:
+async def split(
+    directory: Path, redis_url: str, runs_ahead: bool = False, device: str = "cpu", prompt: list[int] = PROMPT
+) -> None:
     """Both nodes on this checkpoint say what one engine says."""
     config = {"model": str(directory), "redis_url": redis_url, "transport": "tcp", "device": device}
     config |= {"kv_memory": "2MiB", "block_size": 8, "num_threads": 1, "max_num_batched_tokens": 24}
@@ -107,17 +109,24 @@ async def split(directory: Path, redis_url: str, runs_ahead: bool = False, devic
         running(decode_node.node, decode, runs_ahead) as second,
     ):
         assert first.model_fingerprint == second.model_fingerprint
-        tokens = await apart(first, second)
+        tokens = await apart(first, second, prompt)
     alone = Engine.load(directory, decode)
-    request = alone.add(generation())
+    request = alone.add(generation(prompt))
     while alone.has_work:
         alone.step()
     assert len(tokens) == NUM_TOKENS
-    assert tokens == request.token_ids[len(PROMPT) :]
+    assert tokens == request.token_ids[len(prompt) :]
 
 
 async def test_same_tokens_as_one_engine_alone(family, redis_url):
     await split(family.directory, redis_url)
+
+
+@pytest.mark.parametrize("length", [92, 96, 100])
+async def test_longrope_beyond_its_first_length(length, tmp_path, save_family, redis_url):
+    """96 tokens: a request gets there while it is decoded, with its first token, or is there from the start."""
+    save_family(tmp_path, "phi3-longrope")
+    await split(tmp_path, redis_url, prompt=[(7 * i * i + 3 * i) % 199 for i in range(length)])
 
 
 @pytest.mark.parametrize("name", ["llama", "deepseek-v3"])
