@@ -1,0 +1,35 @@
+"""Linear layers against exact products, rounded weights included."""
+
+import pytest
+
+from kernels import quantize
+from tests.contract.kernels.backends import Backend
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"), [(1, 96, 64), (5, 50, 33), (27, 333, 100), (400, 64, 96), (0, 8, 8)]
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(backend: Backend, rows: int, outputs: int, inputs: int, bias: bool) -> None:
+    x, weight = backend.randn(rows, inputs), backend.randn(outputs, inputs) / inputs**0.5
+    added = backend.randn(outputs) if bias else None
+    exact = x.double() @ weight.double().T + (0 if added is None else added.double())
+    backend.check(backend.kernels.pack_linear(weight, added)(x), exact.to(backend.dtype))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 96, 64), (5, 50, 32), (27, 333, 96)])
+def test_quantized_linear(backend: Backend, rows: int, outputs: int, inputs: int, bits: int) -> None:
+    x, weight = backend.randn(rows, inputs), backend.randn(outputs, inputs) / inputs**0.5
+    bias = backend.randn(outputs)
+    stands_for = quantize.dequantized(*quantize.quantized(weight, bits)).double()
+    assert (stands_for - weight).abs().max() > 1e-3
+    exact = x.double() @ stands_for.T + bias.double()
+    backend.check(backend.kernels.pack_linear(weight, bias, bits)(x), exact.to(backend.dtype))
+
+
+def test_weights_that_cannot_be_quantized(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="multiples of 32, not 40"):
+        backend.kernels.pack_linear(backend.randn(8, 40), None, 4)
+    with pytest.raises(ValueError, match="8 or 4 bits, not 3"):
+        backend.kernels.pack_linear(backend.randn(8, 32), None, 3)
