@@ -100,9 +100,8 @@ def _recommended(model_dir: Path) -> SamplingDefaults:
         low, high = _RANGES[name]
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
             raise CheckpointError(f"{path}: {name} is no number from {low} to {high}: {value!r}")
-    return SamplingDefaults(
-        **{name: max(int(value), 0) if name == "top_k" else float(value) for name, value in found.items()}
-    )
+    top_k = int(found.pop("top_k", 0))
+    return SamplingDefaults(top_k=max(top_k, 0), **{name: float(value) for name, value in found.items()})
 
 
 def _count(model_dir: Path, config: dict[str, Any], name: str) -> int:
