@@ -58,7 +58,7 @@ def eos_token_ids(model_dir: Path) -> frozenset[int]:
     ids: set[int] = set()
     for name, required in (("config.json", True), ("generation_config.json", False)):
         value = read_json(model_dir / name, required=required).get("eos_token_id")
-        ids.update(i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int))
+        ids.update(i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and i >= 0)
     return frozenset(ids)
 
 

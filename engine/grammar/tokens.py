@@ -20,13 +20,12 @@ class GrammarTokens(NamedTuple):
 
 def load(model_dir: str | Path, vocab_size: int, eos_token_ids: Collection[int]) -> GrammarTokens:
     """Read the tokenizer for a model of `vocab_size`. Raises CheckpointError where grammars cannot be had with it."""
-    if not eos_token_ids:
+    ends = sorted(token_id for token_id in eos_token_ids if token_id < vocab_size)
+    if not ends:
         raise CheckpointError("the model names no end-of-sequence token")
     tokenizer = Tokenizer.load(Path(model_dir))
     try:
-        wrapped = llguidance.LLTokenizer(
-            _within(tokenizer, vocab_size), n_vocab=vocab_size, eos_token=sorted(eos_token_ids)
-        )
+        wrapped = llguidance.LLTokenizer(_within(tokenizer, vocab_size), n_vocab=vocab_size, eos_token=ends)
     except Exception as error:  # the library raises nothing more precise
         raise CheckpointError(f"{Path(model_dir) / 'tokenizer.json'}: {error}") from None
     return GrammarTokens(wrapped, tokenizer.token_ids())

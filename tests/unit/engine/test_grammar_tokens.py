@@ -16,5 +16,6 @@ def test_added_tokens_without_a_row_are_left_out(tiny_model, tmp_path):
     (directory / "tokenizer.json").write_text(json.dumps(spec))
     assert tokens.load(directory, 512, [2]).tokenizer.vocab_size == 512
     assert tokens.load(directory, 640, [2]).tokenizer.vocab_size == 640  # padded
+    assert tokens.load(directory, 640, [2, 700]).tokenizer.eos_token == 2
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         tokens.load(directory, 511, [2])

@@ -76,6 +76,7 @@ def test_longest_context(load, scaling, longest, default):
 
 def test_eos_ids_of_both_files(load):
     assert load({"eos_token_id": [2, 5]}, {"eos_token_id": 7}).eos_token_ids == {2, 5, 7}
+    assert load({"eos_token_id": -1}, {"eos_token_id": None}).eos_token_ids == frozenset()
 
 
 def test_no_eos_at_all(load):
