@@ -152,7 +152,7 @@ class AdmissionQueue:
 
 
 class Drain:
-    """How fast the line moves: work placed per time in which somebody waited, lately. Who did not wait says nothing.
+    """How fast the line moves while its head is held back: work placed per time, lately. Other times say nothing.
 
     And how far predictions can be trusted: nodes slow down under load, a prompt ends with the batch that it is in. A
     first token that comes too late has cost as much as one in time, so the margin rises fast and falls slowly.
@@ -162,19 +162,27 @@ class Drain:
         self.margin = TTFT_MARGIN  # on a predicted TTFT
         self._work_ms = self._time_ms = 0.0
         self._noted_s = 0.0
+        self._is_held = False
 
-    def begin(self, now_s: float) -> None:
-        """Somebody begins to wait where nobody did: that time tells nothing, and what was known gets old."""
-        keep = max(1.0 - (now_s - self._noted_s) / _FADING_S, 0.0)
-        self._work_ms, self._time_ms, self._noted_s = self._work_ms * keep, self._time_ms * keep, now_s
+    def held_back(self, now_s: float) -> None:
+        """No node has room for the head of the line. What was known gets old meanwhile."""
+        if not self._is_held:
+            keep = max(1.0 - (now_s - self._noted_s) / _FADING_S, 0.0)
+            self._work_ms, self._time_ms, self._noted_s = self._work_ms * keep, self._time_ms * keep, now_s
+        self._is_held = True
+
+    def emptied(self) -> None:
+        """Nobody waits any more."""
+        self._is_held = False
 
     def placed(self, work_ms: float, now_s: float) -> None:
-        """Somebody who had waited was placed."""
-        elapsed_s = max(now_s - self._noted_s, 0.0)
-        keep = max(1.0 - elapsed_s / _FADING_S, 0.0)
-        self._work_ms = self._work_ms * keep + work_ms
-        self._time_ms = self._time_ms * keep + 1000 * elapsed_s
-        self._noted_s = now_s
+        """Somebody who was in line was placed."""
+        if self._is_held:
+            elapsed_s = max(now_s - self._noted_s, 0.0)
+            keep = max(1.0 - elapsed_s / _FADING_S, 0.0)
+            self._work_ms = self._work_ms * keep + work_ms
+            self._time_ms = self._time_ms * keep + 1000 * elapsed_s
+            self._noted_s = now_s
 
     def came(self, predicted_s: float, ttft_s: float) -> None:
         """The first token of somebody who had waited is here."""

@@ -106,8 +106,6 @@ class Placer:
         except Overloaded:
             _REFUSED.labels("predicted" if len(self._queue) < self._limits.max_waiting else "line_full").inc()
             raise
-        if len(self._queue) == 1:
-            self._drain.begin(time.monotonic())
         self._wakes[id(entry)] = asyncio.Event()
         return entry
 
@@ -118,9 +116,11 @@ class Placer:
         wake = self._wakes[id(entry)]
         while True:
             wake.clear()
-            if self._queue.head() is entry and not self._holds_back():
-                found = found or await self._candidates.place(running, hashes)
-                if found is not None and self._queue.head() is entry:
+            if self._queue.head() is entry:
+                found = None if self._holds_back() else found or await self._candidates.place(running, hashes)
+                if found is None:
+                    self._held_back()
+                elif self._queue.head() is entry:
                     found.on_computed = lambda: self._drain.came(entry.ttft_s, running.age_s)
                     self._begin(found, hashes)
                     self._drain.placed(entry.work_ms, time.monotonic())
@@ -136,7 +136,16 @@ class Placer:
     def _leave_line(self, entry: Waiting, *, is_served: bool) -> None:
         self._queue.remove(entry, is_served=is_served)
         self._wakes.pop(id(entry), None)
+        if not len(self._queue):
+            self._drain.emptied()
         self.nodes_changed()
+
+    def _held_back(self) -> None:
+        """Time without nodes tells nothing of how fast they are."""
+        if self._fleet.ready:
+            self._drain.held_back(time.monotonic())
+        else:
+            self._drain.emptied()
 
     def _holds_back(self) -> bool:
         """Whether every node has enough to do for now."""

@@ -115,8 +115,6 @@ class SimulatedFleet:
         try:
             if request.max_ttft_ms:
                 self._drain.check_ttft(entry.ttft_s, request.max_ttft_ms / 1000)
-            if not len(self.queue):
-                self._drain.begin(self.clock.now_s)
             self.queue.push(entry)
         except Overloaded:
             request.refused_ms = self.clock.now_ms
@@ -127,18 +125,18 @@ class SimulatedFleet:
 
     def _place_waiting(self) -> None:
         while (entry := self.queue.head()) is not None:
-            if policy.all_backlogged(self.prefill_states or self.decode_states):
-                return
             request = self._waiting[id(entry)]
-            choice = self._choose(request)
+            choice = None
+            if not policy.all_backlogged(self.prefill_states or self.decode_states):
+                choice = self._choose(request)
             if choice is None:
+                self._drain.held_back(self.clock.now_s)
                 return
             del self._waiting[id(entry)]
             self.queue.remove(entry, is_served=True)
-            waited = request.arrival_ms < self.clock.now_ms
-            if waited:
-                self._drain.placed(entry.work_ms, self.clock.now_s)
-            self._send(request, choice, entry.ttft_s if waited else 0.0)
+            self._drain.placed(entry.work_ms, self.clock.now_s)
+            self._send(request, choice, entry.ttft_s if request.arrival_ms < self.clock.now_ms else 0.0)
+        self._drain.emptied()
 
     def _choose(self, request: SimulatedRequest) -> Choice | None:
         hashes = request.hashes

@@ -116,11 +116,14 @@ def test_what_is_ahead_of_a_newcomer() -> None:
 def test_the_wait_follows_how_fast_the_line_moves() -> None:
     drain = Drain()
     assert drain.wait_ms(1000.0, 2) == 500
-    drain.begin(0.0)
+    drain.placed(1e6, 0.0)  # who never was held back says nothing
+    assert drain.wait_ms(1000.0, 2) == 500
+    drain.held_back(0.0)
     for i in range(1, 60):
         drain.placed(100.0, i * 0.5)  # a fifth of what one node could do
     assert drain.wait_ms(1000.0, 1) == pytest.approx(5000, rel=0.35)
-    drain.begin(1000.0)
+    drain.emptied()
+    drain.held_back(1000.0)
     drain.placed(100.0, 1000.1)
     assert drain.wait_ms(1000.0, 1) < 1200
 
