@@ -8,6 +8,7 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from router.schema import (
     MAX_TOP_LOGPROBS,
+    CacheHint,
     CommonBody,
     Label,
     NoList,
@@ -23,7 +24,7 @@ from router.tool_schema import MAX_TOOLS, CallID, FunctionName, Tool, ToolChoice
 
 _MAX_CALLS = 256
 
-Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity: TypeAlias = Literal["low", "medium", "high"]
 
 
@@ -32,6 +33,7 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: CacheHint | None = None  # accepted and ignored
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -83,12 +85,14 @@ class ChatBody(CommonBody, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     # accepted and ignored
+    prompt_cache_options: CacheHint | None = None
     verbosity: Verbosity | None = None
     modalities: Annotated[list[Literal["text"]], Meta(max_length=1)] | None = None
     # have to be empty
     audio: Nothing = None
     function_call: Literal["none", "auto"] | None = None
     functions: NoList | None = None
+    moderation: Nothing = None
     prediction: Nothing = None
     web_search_options: Nothing = None
 

@@ -9,6 +9,7 @@ from baton.errors import InvalidRequest
 from router.chat_schema import Effort, Verbosity
 from router.schema import (
     MAX_TOP_LOGPROBS,
+    CacheHint,
     Label,
     Metadata,
     NoList,
@@ -36,6 +37,13 @@ class ContentPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     text: Text
     annotations: NoList | None = None
     logprobs: list[Any] | None = None
+    prompt_cache_breakpoint: CacheHint | None = None  # accepted and ignored
+
+
+class Direct(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who calls functions: the model itself, and no program of its."""
+
+    type: Literal["direct"]
 
 
 class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -54,12 +62,22 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     status: Label | None = None
     phase: Label | None = None
     encrypted_content: Text | None = None
+    caller: Direct | None = None
+    # have to be empty
+    run_async: Nothing = msgspec.field(name="async", default=None)
+    async_: Nothing = None  # as OpenAI's Python client dumps its items
+    namespace: Nothing = None
 
 
 class FunctionTool(Function, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A tool; functions are the only kind."""
 
     type: Literal["function"]
+    allowed_callers: list[Literal["direct"]] | None = None
+    # have to be empty
+    run_async: Nothing = msgspec.field(name="async", default=None)
+    defer_loading: Nothing = None
+    output_schema: Nothing = None
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="function"):
@@ -102,6 +120,9 @@ class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     """How much to think. Summaries are never made."""
 
     effort: Effort | None = None
+    mode: Literal["standard"] | None = None
+    # accepted and ignored
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
@@ -134,6 +155,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     max_tool_calls: NumTokens | None = None
     metadata: Metadata | None = None
     prompt_cache_key: Label | None = None
+    prompt_cache_options: CacheHint | None = None
     prompt_cache_retention: Label | None = None
     safety_identifier: Label | None = None
     service_tier: Label | None = None
@@ -142,8 +164,12 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     user: Label | None = None
     # have to be empty
     background: Annotated[bool, Meta(extra_json_schema={"enum": [False]})] | None = None
+    access_programs: Nothing = None
+    background_options: Nothing = None
     context_management: Nothing = None
     conversation: Nothing = None
+    image: Nothing = None
+    moderation: Nothing = None
     previous_response_id: Nothing = None
     prompt: Nothing = None
 

@@ -6,7 +6,7 @@ endpoint has a schema module of its own.
 """
 
 import re
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -47,6 +47,13 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class CacheHint(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How long OpenAI is to cache what comes before. Caches here know by themselves."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Label | None = None
 
 
 class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_only=True):
