@@ -82,6 +82,8 @@ class Exchange:
         kind = self.header(b"content-type").partition(";")[0].strip().lower()
         if kind and kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("send the body as application/json")
+        if self.header(b"content-encoding").strip().lower() not in ("", "identity"):
+            raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
         declared = self.header(b"content-length")
         num_declared = int(declared) if declared.isascii() and declared.isdigit() else 0
         if num_declared > _MAX_SKIPPED_BYTES:
