@@ -1,5 +1,6 @@
 """Body of POST /v1/chat/completions."""
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -7,6 +8,7 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.schema import (
+    MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
     CacheHint,
     CommonBody,
@@ -68,6 +70,16 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     refusal: NoText | None = None
 
     @property
+    def sizes(self) -> "Iterator[int]":
+        """Characters of its parts, as far as they may be many or long."""
+        yield len(self.reasoning_content or "")
+        if isinstance(self.content, list):
+            yield from (len(part.text) for part in self.content)
+        else:
+            yield len(self.content or "")
+        yield from (len(call.function.arguments) for call in self.tool_calls or ())
+
+    @property
     def text(self) -> str:
         """All of the content."""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
@@ -76,7 +88,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 class ChatBody(CommonBody, frozen=True, kw_only=True):
     """Of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: NumTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -103,22 +115,22 @@ _CHAT = msgspec.json.Decoder(ChatBody)
 def parse_chat(data: bytes) -> ChatBody:
     """Raises InvalidRequest, whose `param` is the field's path."""
     body = decode(_CHAT, data)
-    for i, message in enumerate(body.messages):
-        check_message(message, f"messages[{i}].")
+    check_messages(body.messages)
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     check_common(body)
     return body
 
 
-def check_message(message: Message, path: str) -> None:
-    """Raise for what no single field of it tells."""
-    if message.tool_calls and message.role != "assistant":
-        raise InvalidRequest("Only an assistant calls tools", param=f"{path}tool_calls")
-    if message.content is None and not message.tool_calls:
-        raise _missing(f"{path}content")
-    if message.role == "tool" and message.tool_call_id is None:
-        raise _missing(f"{path}tool_call_id")
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise for what no single field tells."""
+    for i, message in enumerate(messages):
+        if message.tool_calls and message.role != "assistant":
+            raise InvalidRequest("Only an assistant calls tools", param=f"messages[{i}].tool_calls")
+        if message.content is None and not message.tool_calls:
+            raise _missing(f"messages[{i}].content")
+        if message.role == "tool" and message.tool_call_id is None:
+            raise _missing(f"messages[{i}].tool_call_id")
 
 
 def _missing(param: str) -> InvalidRequest:

@@ -1,5 +1,6 @@
 """Body of POST /v1/responses. Nothing is stored: what refers to an earlier response is refused."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -8,6 +9,7 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from router.chat_schema import Effort, Verbosity
 from router.schema import (
+    MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
     CacheHint,
     Label,
@@ -23,7 +25,7 @@ from router.schema import (
     unsupported,
 )
 from router.structured_output import JSONObjectFormat, JSONSchemaFormat, NamedSchema, RawSchema, TextFormat
-from router.tool_schema import MAX_TOOLS, CallID, Function, FunctionName, Tools, chosen, tool_spec
+from router.tool_schema import MAX_TOOLS, CallID, Function, FunctionName, Tools, chosen, tool_specs
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -67,6 +69,16 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     run_async: Nothing = msgspec.field(name="async", default=None)
     async_: Nothing = None  # as OpenAI's Python client dumps its items
     namespace: Nothing = None
+
+    @property
+    def sizes(self) -> Iterator[int]:
+        """Characters of its parts, as far as they may be many or long."""
+        yield len(self.arguments or "")
+        for field in (self.content, self.output):
+            if isinstance(field, list):
+                yield from (len(part.text) for part in field)
+            else:
+                yield len(field or "")
 
 
 class FunctionTool(Function, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -137,7 +149,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     """Of POST /v1/responses."""
 
     model: str
-    input: Annotated[str, Meta(min_length=1)] | Annotated[list[InputItem], Meta(min_length=1)]
+    input: Annotated[str, Meta(min_length=1)] | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: NumTokens | None = None
     temperature: Temperature | None = None
@@ -200,7 +212,7 @@ def parse_responses(data: bytes) -> ResponsesBody:
 
 def tools_of(body: ResponsesBody) -> Tools:
     """What may be called."""
-    specs = [tool_spec(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())]
+    specs = tool_specs((f"tools[{i}]", tool) for i, tool in enumerate(body.tools or ()))
     match body.tool_choice:
         case NamedFunction(name=name):
             return chosen(specs, "required", [name], parallel=False)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from baton.errors import InvalidRequest
+from baton.errors import ContextLengthExceeded, InvalidRequest
 from router.conversation import conversation
 from router.exchange import Exchange
 from router.generate import Generator
@@ -32,7 +32,9 @@ class Tokenization:
         """The text of token ids, special tokens included."""
         body = parse_detokenize(await exchange.read_body())
         self._check_model(exchange, body.model)
-        vocab_size = self._model.facts.vocab_size
+        vocab_size, limit = self._model.facts.vocab_size, self._generator.max_model_len
+        if limit and len(body.tokens) > limit:
+            raise ContextLengthExceeded(f"The model takes at most {limit} tokens", param="tokens")
         if vocab_size and max(body.tokens, default=0) >= vocab_size:
             raise InvalidRequest(f"Token ids are below {vocab_size}", param="tokens")
         exchange.send(200, msgspec.json.encode({"prompt": await self._model.decode(body.tokens)}))
@@ -40,6 +42,7 @@ class Tokenization:
     async def _encode(self, body: TokenizeBody) -> list[int]:
         limit = self._generator.max_model_len
         if body.messages is not None:
+            self._model.check_sizes(body.messages, limit, "messages")
             tools = tools_of(body.tools, None, parallel=None)
             return await self._model.encode_chat(conversation(body.messages, tools), limit)
         framed = body.add_special_tokens is not False
