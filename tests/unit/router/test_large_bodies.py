@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from baton.errors import NoCapacity
+
 pytestmark = pytest.mark.anyio
 
 
@@ -62,3 +64,26 @@ async def longest_absence(router, path, body):
 async def test_a_long_list_of_ids_is_too_long_and_nothing_else(router):
     answer = await router.client.post("/v1/completions", content=filled('"prompt":', "1", 250_000))
     assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_many_prompts_are_begun_by_and_by(router, dispatch, served_model):
+    """The loop is not away for as long as all of them take."""
+    prompts = [f"{i} " + "some words " * 8 for i in range(128)]
+    request = asyncio.create_task(router.client.post("/v1/completions", json={"model": "tiny", "prompt": prompts}))
+    most, last = 0, 0
+    while not request.done():
+        await asyncio.sleep(0)
+        most, last = max(most, len(dispatch.jobs) - last), len(dispatch.jobs)
+    assert len((await request).json()["choices"]) == len(dispatch.jobs) == 128
+    assert most <= 8
+
+
+async def test_no_more_of_them_are_begun_once_one_has_failed(router, dispatch):
+    async def fail(job, sink, handle):
+        sink.on_error(NoCapacity("none"))
+
+    dispatch.script = fail
+    answer = await router.client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 128})
+    assert answer.status_code == 503
+    assert len(dispatch.jobs) <= 16
+    assert all(handle.cancelled.is_set() for handle in dispatch.handles)
