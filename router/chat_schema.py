@@ -12,6 +12,7 @@ from router.schema import (
     MAX_TOP_LOGPROBS,
     CacheHint,
     CommonBody,
+    Ignored,
     Label,
     NoList,
     NoText,
@@ -43,6 +44,7 @@ class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     name: FunctionName
     arguments: Text
+    parsed_arguments: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
 
 
 class ToolCall(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -63,6 +65,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     tool_call_id: CallID | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=_MAX_CALLS)] | None = None
     reasoning_content: Text | None = None
+    parsed: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
     # have to be empty
     annotations: NoList | None = None
     audio: Nothing = None

@@ -12,6 +12,7 @@ from router.schema import (
     MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
     CacheHint,
+    Ignored,
     Label,
     Metadata,
     NoList,
@@ -39,7 +40,9 @@ class ContentPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     text: Text
     annotations: NoList | None = None
     logprobs: list[Any] | None = None
-    prompt_cache_breakpoint: CacheHint | None = None  # accepted and ignored
+    # accepted and ignored
+    prompt_cache_breakpoint: CacheHint | None = None
+    parsed: Ignored = msgspec.UNSET
 
 
 class Direct(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -65,6 +68,7 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     phase: Label | None = None
     encrypted_content: Text | None = None
     caller: Direct | None = None
+    parsed_arguments: Ignored = msgspec.UNSET
     # have to be empty
     run_async: Nothing = msgspec.field(name="async", default=None)
     async_: Nothing = None  # as OpenAI's Python client dumps its items

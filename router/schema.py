@@ -37,6 +37,7 @@ LogitBias = Annotated[
     Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}}),
 ]
 Metadata = Annotated[dict[str, Label], Meta(max_length=16)]
+Ignored: TypeAlias = Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "Anything"})] | msgspec.UnsetType
 Nothing: TypeAlias = None  # of a field that is known, and refused with any value
 NoList = Annotated[list[None], Meta(max_length=0)]
 NoText = Annotated[str, Meta(max_length=0)]
