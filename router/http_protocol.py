@@ -22,6 +22,7 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
 MAX_CHUNKS = 2**14  # of a body; each costs a call
 MAX_PIPELINED = 1024
+_MAX_WISHES = 16  # for other protocols, in what is read at once: each is a copy
 _SINGLE_HEADERS = (b"host", b"authorization", b"content-type")
 
 
@@ -160,16 +161,21 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """What asks for another protocol is parsed again, without the wish."""
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            head = [
-                b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-            ]
-            head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self._parse(b"".join([*head, b"\r\n", data[upgrade.args[0] :]]))
+        for _ in range(_MAX_WISHES):
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._head_without_wish() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        raise httptools.HttpParserError("too many wishes at once")
+
+    def _head_without_wish(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        others = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"".join([first, *others, b"\r\n"])
 
     def _check_head(self) -> None:
         """Refuse what a proxy before us may understand otherwise."""

@@ -53,6 +53,12 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(router, dis
     assert statuses(await talk(router, GET + upgrade + b"\r\n" + GET + upgrade + b"\r\n" + LAST)) == [200, 200, 200]
 
 
+async def test_wishes_are_bounded(router):
+    """Each is parsed again with all that was read behind it."""
+    answer = await talk(router, (GET + H2C + b"\r\n") * 40)
+    assert len(statuses(answer)) < 20
+
+
 async def test_a_tunnel_is_none(router):
     assert statuses(await talk(router, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + LAST)) == [400]
 
