@@ -28,11 +28,12 @@ from baton.exposition import Exposition
 from baton.settings import RouterConfig
 from router.admin_auth import AdminAuth
 from router.auth import APIKeys
+from router.connections import Connections
 from router.dispatch import Dispatcher
 from router.error_format import Header, MethodNotAllowed, NotFound
 from router.exchange import ClientGone, Exchange, Receive, Scope, Send
 from router.fleet_report import FleetReport
-from router.http_protocol import Connections, LimitedProtocol
+from router.http_protocol import LimitedProtocol
 from router.node_rates import NodeRates
 from router.pages import SAFE_HEADERS, page
 from router.peers import Peers

@@ -78,6 +78,8 @@ class App:
             return
         handler = self._handlers.get(exchange.path)
         if handler is None:
+            if exchange.method == "HEAD":  # a GET, of whose answer uvicorn leaves the body out
+                scope = {**scope, "method": "GET"}
             await self._admin(scope, receive, _with_request_id(send, exchange.request_id))
         elif exchange.method != "POST":
             exchange.send_error(MethodNotAllowed("This path takes POST", allowed=("POST",)))

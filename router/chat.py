@@ -42,11 +42,17 @@ class Chat:
         self._generator = generator
         self._model = generator.model
 
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of a request."""
+        return self._generator.max_model_len
+
     async def chat(self, exchange: Exchange, cache_salt: bytes) -> None:
         """One request."""
         body = parse_chat(await exchange.read_body())
         self._model.check_name(body.model)
         exchange.model = body.model
+        self._model.check_sizes(body.messages, self.max_model_len, "messages")
         tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
 
         def form(parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
@@ -72,7 +78,7 @@ class Chat:
 
         `names` are what a client calls fields of `body`, for errors of the nodes.
         """
-        model, limit, n = self._model, self._generator.max_model_len, body.n or 1
+        model, limit, n = self._model, self.max_model_len, body.n or 1
         token_ids = await model.encode_chat(given, limit)
         check_prompt(token_ids, limit, given.param)
         opened = model.style.thinks and model.opens_reasoning(token_ids)

@@ -1,5 +1,6 @@
 """Body of POST /v1/chat/completions."""
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -7,8 +8,11 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.schema import (
+    MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
+    CacheHint,
     CommonBody,
+    Ignored,
     Label,
     NoList,
     NoText,
@@ -23,7 +27,7 @@ from router.tool_schema import MAX_TOOLS, CallID, FunctionName, Tool, ToolChoice
 
 _MAX_CALLS = 256
 
-Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity: TypeAlias = Literal["low", "medium", "high"]
 
 
@@ -32,6 +36,7 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: CacheHint | None = None  # accepted and ignored
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -39,6 +44,7 @@ class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     name: FunctionName
     arguments: Text
+    parsed_arguments: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
 
 
 class ToolCall(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -59,11 +65,22 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     tool_call_id: CallID | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=_MAX_CALLS)] | None = None
     reasoning_content: Text | None = None
+    parsed: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
     # have to be empty
     annotations: NoList | None = None
     audio: Nothing = None
     function_call: Nothing = None
     refusal: NoText | None = None
+
+    @property
+    def sizes(self) -> "Iterator[int]":
+        """Characters of its parts, as far as they may be many or long."""
+        yield len(self.reasoning_content or "")
+        if isinstance(self.content, list):
+            yield from (len(part.text) for part in self.content)
+        else:
+            yield len(self.content or "")
+        yield from (len(call.function.arguments) for call in self.tool_calls or ())
 
     @property
     def text(self) -> str:
@@ -74,7 +91,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 class ChatBody(CommonBody, frozen=True, kw_only=True):
     """Of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: NumTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -83,12 +100,14 @@ class ChatBody(CommonBody, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     # accepted and ignored
+    prompt_cache_options: CacheHint | None = None
     verbosity: Verbosity | None = None
     modalities: Annotated[list[Literal["text"]], Meta(max_length=1)] | None = None
     # have to be empty
     audio: Nothing = None
     function_call: Literal["none", "auto"] | None = None
     functions: NoList | None = None
+    moderation: Nothing = None
     prediction: Nothing = None
     web_search_options: Nothing = None
 
@@ -99,22 +118,22 @@ _CHAT = msgspec.json.Decoder(ChatBody)
 def parse_chat(data: bytes) -> ChatBody:
     """Raises InvalidRequest, whose `param` is the field's path."""
     body = decode(_CHAT, data)
-    for i, message in enumerate(body.messages):
-        check_message(message, f"messages[{i}].")
+    check_messages(body.messages)
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     check_common(body)
     return body
 
 
-def check_message(message: Message, path: str) -> None:
-    """Raise for what no single field of it tells."""
-    if message.tool_calls and message.role != "assistant":
-        raise InvalidRequest("Only an assistant calls tools", param=f"{path}tool_calls")
-    if message.content is None and not message.tool_calls:
-        raise _missing(f"{path}content")
-    if message.role == "tool" and message.tool_call_id is None:
-        raise _missing(f"{path}tool_call_id")
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise for what no single field tells."""
+    for i, message in enumerate(messages):
+        if message.tool_calls and message.role != "assistant":
+            raise InvalidRequest("Only an assistant calls tools", param=f"messages[{i}].tool_calls")
+        if message.content is None and not message.tool_calls:
+            raise _missing(f"messages[{i}].content")
+        if message.role == "tool" and message.tool_call_id is None:
+            raise _missing(f"messages[{i}].tool_call_id")
 
 
 def _missing(param: str) -> InvalidRequest:

@@ -69,7 +69,10 @@ class Choice:
         *,
         at_start: bool,
     ) -> None:
-        """`at_start`: the text stands alone, as a message does; not the continuation of a prompt."""
+        """`at_start`: the text stands alone, as a message does; not the continuation of a prompt.
+
+        The token that ends a continuation is in its logprobs: who scores a prompt takes the last one for the output.
+        """
         self.index = index
         self.num_tokens = 0
         self.finish_reason = ""
@@ -77,6 +80,7 @@ class Choice:
         self._listener = listener
         self._texts = token_texts
         self._detokenizer = token_texts.detokenizer(at_start=at_start)
+        self._tells_end = not at_start
         self._stops = StopStrings(stops) if stops else None
         self._hidden_ids = frozenset(sampling.stop_token_ids)
         self._min_tokens = sampling.min_tokens
@@ -214,8 +218,12 @@ class Choice:
 
     def _finish(self, reason: str) -> None:
         text, self._short = "", None
-        if self._hidden is not None and reason == "length":
-            text = self._push(*self._hidden)
+        if self._hidden is not None:
+            token_id, row = self._hidden
+            if reason == "length":
+                text = self._push(token_id, row)
+            elif self._tells_end and row is not None:
+                self._entries.append(self._entry(token_id, row))
         text, found = self._through_stops(text + self._detokenizer.finish())
         if found:
             reason = "stop"

@@ -1,5 +1,6 @@
 """POST /v1/completions: the text that follows one or several prompts."""
 
+import asyncio
 import time
 
 from router.answer_format import CompletionFormat
@@ -25,7 +26,11 @@ class Completions:
         self._model.check_name(body.model)
         exchange.model = body.model
         given, limit = prompts_of(body), self._generator.max_model_len
-        prompts = [await self._encode(prompt, limit, num_output_tokens=int(body.max_tokens != 0)) for prompt in given]
+        prompts: list[list[int]] = []
+        for prompt in given:
+            if prompts:
+                await asyncio.sleep(0)  # others have their turn
+            prompts.append(await self._encode(prompt, limit, num_output_tokens=int(body.max_tokens != 0)))
         parts = [
             self._part(body, token_ids, prompt)
             for token_ids, prompt in zip(prompts, given, strict=True)

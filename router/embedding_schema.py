@@ -61,10 +61,11 @@ def inputs_of(body: EmbeddingBody) -> list[str | list[int]]:
     given: Any = body.input
     if isinstance(given, str):
         return [given]
-    if all(isinstance(part, int) for part in given):
+    kinds = set(map(type, given))
+    if kinds == {int}:
         return [given]
     if len(given) > MAX_INPUTS:
         raise InvalidRequest(f"At most {MAX_INPUTS} inputs", param="input")
-    if all(isinstance(part, str) for part in given) or all(isinstance(part, list) for part in given):
+    if kinds in ({str}, {list}):
         return list(given)
     raise InvalidRequest("Expected texts, token ids or lists of token ids, not a mixture", param="input")

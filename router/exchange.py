@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from baton.errors import BatonError
+from baton.errors import BatonError, Overloaded
 from baton.timeline import MAX_PARTS, Timeline
 from router.account import Account
 from router.error_format import (
@@ -32,6 +32,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 8 * 2**20
 _MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
+MAX_HELD_BYTES = 512 * 2**20  # of all bodies that are not here to their end
 _CHUNK_TIMEOUT_S = 10.0
 _BODY_TIMEOUT_S = 60.0
 _JSON = b"application/json"
@@ -55,6 +56,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = _request_id(self.headers)
+        self._num_held = 0  # bytes of a body that is not here to its end
         self.status = 0  # 0: nothing sent yet
         self.left = False  # whether the client went away before its answer was complete
         self.closing = False  # whether the connection is to end with this answer
@@ -82,6 +84,8 @@ class Exchange:
         kind = self.header(b"content-type").partition(";")[0].strip().lower()
         if kind and kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("send the body as application/json")
+        if self.header(b"content-encoding").strip().lower() not in ("", "identity"):
+            raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
         declared = self.header(b"content-length")
         num_declared = int(declared) if declared.isascii() and declared.isdigit() else 0
         if num_declared > _MAX_SKIPPED_BYTES:
@@ -95,6 +99,8 @@ class Exchange:
         except TimeoutError:
             self.closing = True
             raise RequestTimeout("the body did not arrive in time") from None
+        finally:
+            self._keep(-self._num_held)
 
     def send(self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()) -> None:
         """A whole answer."""
@@ -129,7 +135,7 @@ class Exchange:
         self.sender.close()
 
     async def _read(self) -> bytes:
-        chunks, num_bytes = [], 0
+        chunks, num_bytes, is_crowded = [], 0, False
         while True:
             message = await self._receive_soon()
             if message["type"] == "http.disconnect":
@@ -139,15 +145,23 @@ class Exchange:
             if num_bytes > _MAX_SKIPPED_BYTES:
                 self.closing = True
                 raise _too_large()
-            if num_bytes <= MAX_BODY_BYTES:
+            is_crowded = is_crowded or _HELD.num_bytes > MAX_HELD_BYTES
+            if num_bytes <= MAX_BODY_BYTES and not is_crowded:
                 chunks.append(chunk)
             else:
                 chunks.clear()
             if not message.get("more_body", False):
                 break
+            self._keep(len(chunk) if chunks else -self._num_held)
         if num_bytes > MAX_BODY_BYTES:
             raise _too_large()
+        if is_crowded:
+            raise Overloaded("Too many bodies are on their way at present")
         return b"".join(chunks)
+
+    def _keep(self, num_bytes: int) -> None:
+        self._num_held += num_bytes
+        _HELD.num_bytes += num_bytes
 
     async def _receive_soon(self) -> Message:
         if self._outlet.has_body:  # then a deadline would cost more than all else
@@ -159,6 +173,15 @@ class Exchange:
         _log.info("the client does not read its answer", extra={"request_id": self.request_id})
         self._outlet.abort()
         self._on_broken()
+
+
+class _Held:
+    """What this process keeps of bodies that it waits for: each is small enough, and thousands of them are not."""
+
+    num_bytes = 0
+
+
+_HELD = _Held()
 
 
 class ClientGone(BatonError):

@@ -1,19 +1,18 @@
-"""uvicorn's HTTP protocol with the limits that it lacks: bytes and seconds before the body, and open connections.
+"""uvicorn's HTTP protocol with the limits that it lacks: bytes and seconds before the body, pieces, open connections.
 
 A body whose request has been answered already is read to its end for a while, so that the client sees the answer.
-Idle connections, once they have been answered, are uvicorn's own business (`timeout_keep_alive`).
+Idle connections, once they have been answered, are uvicorn's own business (`timeout_keep_alive`). Who asks for another
+protocol (Java's own client does, for HTTP/2) is answered in this one; the parser would leave its body out.
 """
 
 import asyncio
-import ipaddress
-import resource
-from collections import Counter
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from baton.errors import BatonError, InvalidRequest
+from router.connections import Connections, counted_address
 from router.error_format import HeadersTooLarge, RequestTimeout, error_json
 from router.exchange import mint_request_id
 from router.outlet import Gate, Outlet
@@ -21,37 +20,17 @@ from router.outlet import Gate, Outlet
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
-_RESERVED_DESCRIPTORS = 256  # for nodes, Redis, logs
-_IPV6_PREFIX_BITS = 64  # what one host or household has for itself
-
-
-class Connections:
-    """How many are open, by client address."""
-
-    def __init__(self, max_per_address: int) -> None:
-        """0 of `max_per_address` is no limit of its own: half of all."""
-        half = max_connections() // 2
-        self._max_per_address = min(max_per_address, half) if max_per_address else half
-        self._open: Counter[str] = Counter()
-
-    def enter(self, address: str) -> bool:
-        """Count one in; False where that address, or this process, has as many as it may."""
-        if self._open[address] >= self._max_per_address or self._open.total() >= max_connections():
-            return False
-        self._open[address] += 1
-        return True
-
-    def leave(self, address: str) -> None:
-        """Count one out that `enter` has counted in."""
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
+MAX_CHUNKS = 2**14  # of a body; each costs a call
+MAX_PIPELINED = 1024
+_MAX_WISHES = 16  # for other protocols, in what is read at once: each is a copy
+_SINGLE_HEADERS = (b"host", b"authorization", b"content-type")
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """One client connection. The scope's `baton.outlet` takes its answers."""
 
     _head_bytes = 0  # of the request whose head is being read
+    _num_chunks = 0  # of the body
     _reading_head = True
     _head_timer: asyncio.TimerHandle | None = None
     _reason: BatonError | None = None
@@ -65,7 +44,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse connections of which there are too many; start the clock for the others."""
         super().connection_made(transport)
-        address = _counted_address(transport)
+        address = counted_address(transport)
         if not self._open_connections.enter(address):
             transport.abort()
             return
@@ -84,7 +63,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """Count what comes before a body: the parser itself would collect without end."""
         if self._reading_head:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
         if not self._reading_head or self.transport.is_closing():
             return
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -106,7 +89,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins, perhaps on a connection that was idle."""
         super().on_message_begin()
-        self._num_bytes = 0
+        self._num_bytes = self._num_chunks = 0
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise httptools.HttpParserError("too many requests at once")
         self._head_bytes = self._head_bytes or 1  # another one has begun behind the one before
 
     def on_url(self, url: bytes) -> None:
@@ -115,12 +100,17 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole header."""
+        """A whole header. One behind the body counts, and says nothing: a proxy has not looked at it."""
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._reading_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """From here on the application has its own limits."""
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise httptools.HttpParserError("no proxy")
+            return  # they come again
         self._stop_clock()
         self._reading_head = False
         self._check_head()
@@ -128,8 +118,17 @@ class LimitedProtocol(HttpToolsProtocol):
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope["extensions"] = {"baton.outlet": Outlet(self.cycle, self._gate)}
 
+    def on_body(self, body: bytes) -> None:
+        """A piece of it."""
+        self._num_chunks += 1
+        if self._num_chunks > MAX_CHUNKS:
+            raise httptools.HttpParserError("too many chunks")
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """Whatever follows is another head."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._stop_clock()
         self._reading_head, self._head_bytes = True, 0
@@ -143,9 +142,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """As every error: an object that names the reason."""
         error = self._reason or _INVALID_HTTP
-        if self.cycle is not None and not self.cycle.response_complete:  # in the middle of another answer
-            self.transport.close()
-            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                self.transport.close()  # in the middle of another answer
+                return
+            self.cycle.disconnected = True  # it is the body of this request
+            self.cycle.message_event.set()
         body = error_json(error)
         lines = [
             f"HTTP/1.1 {error.status} {_PHRASES[error.status]}",
@@ -157,12 +159,35 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
 
+    def _parse(self, data: bytes) -> None:
+        """What asks for another protocol is parsed again, without the wish."""
+        for _ in range(_MAX_WISHES):
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._head_without_wish() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        raise httptools.HttpParserError("too many wishes at once")
+
+    def _head_without_wish(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        others = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"".join([first, *others, b"\r\n"])
+
     def _check_head(self) -> None:
         """Refuse what a proxy before us may understand otherwise."""
         version = self.parser.get_http_version()
-        num_hosts = sum(name == b"host" for name, _ in self.headers)
-        if version not in ("1.1", "1.0") or num_hosts > 1 or (num_hosts == 0 and version == "1.1"):
+        names = [name for name, _ in self.headers]
+        num_hosts = names.count(b"host")
+        if version not in ("1.1", "1.0") or (num_hosts == 0 and version == "1.1"):
             raise httptools.HttpParserError("version or host")
+        if len(set(names)) < len(names) and any(names.count(name) > 1 for name in _SINGLE_HEADERS):
+            raise httptools.HttpParserError("a header twice")
+        if b"transfer-encoding" in names and dict(self.headers)[b"transfer-encoding"].lower() != b"chunked":
+            raise httptools.HttpParserError("transfer coding")
 
     def _count(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
@@ -192,24 +217,3 @@ class LimitedProtocol(HttpToolsProtocol):
 _HEADERS_TOO_LARGE = HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
 _INVALID_HTTP = InvalidRequest("this is no valid HTTP request")
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
-
-
-def _counted_address(transport: asyncio.Transport) -> str:
-    peer = transport.get_extra_info("peername")
-    address = str(peer[0]) if isinstance(peer, tuple) else ""
-    if ":" not in address:
-        return address
-    network = ipaddress.ip_network((address.partition("%")[0], _IPV6_PREFIX_BITS), strict=False)
-    return str(network)
-
-
-def max_connections() -> int:
-    """How many clients this process has file descriptors for."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, limit - _RESERVED_DESCRIPTORS)
-
-
-def raise_descriptor_limit() -> None:
-    """Take as many file descriptors as the system allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

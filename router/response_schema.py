@@ -61,6 +61,7 @@ class InputDetails(_Answer):
     """Input tokens whose KV was found in a cache."""
 
     cached_tokens: _Count
+    cache_write_tokens: Literal[0]  # OpenAI's clients want it; nothing is charged for
 
 
 class OutputDetails(_Answer):

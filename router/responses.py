@@ -42,6 +42,8 @@ class Responses:
         self._model.check_name(body.model)
         exchange.model = body.model
         body = _complete(body, self._model.facts.sampling)
+        if isinstance(body.input, list):
+            self._model.check_sizes(body.input, self._chat.max_model_len, "input")
         tools = tools_of(body)
         given = Conversation(
             messages=messages_of(body),

@@ -139,7 +139,7 @@ class ResponsesFormat:
         thought = counts.num_output_tokens * sum(size for size, thinks in sizes if thinks) // num_chars
         return {
             "input_tokens": counts.num_prompt_tokens,
-            "input_tokens_details": {"cached_tokens": counts.num_cached_tokens},
+            "input_tokens_details": {"cached_tokens": counts.num_cached_tokens, "cache_write_tokens": 0},
             "output_tokens": counts.num_output_tokens,
             "output_tokens_details": {"reasoning_tokens": thought},
             "total_tokens": counts.num_prompt_tokens + counts.num_output_tokens,

@@ -1,5 +1,6 @@
 """Body of POST /v1/responses. Nothing is stored: what refers to an earlier response is refused."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -8,7 +9,10 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from router.chat_schema import Effort, Verbosity
 from router.schema import (
+    MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
+    CacheHint,
+    Ignored,
     Label,
     Metadata,
     NoList,
@@ -22,7 +26,7 @@ from router.schema import (
     unsupported,
 )
 from router.structured_output import JSONObjectFormat, JSONSchemaFormat, NamedSchema, RawSchema, TextFormat
-from router.tool_schema import MAX_TOOLS, CallID, Function, FunctionName, Tools, chosen, tool_spec
+from router.tool_schema import MAX_TOOLS, CallID, Function, FunctionName, Tools, chosen, tool_specs
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -36,6 +40,15 @@ class ContentPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     text: Text
     annotations: NoList | None = None
     logprobs: list[Any] | None = None
+    # accepted and ignored
+    prompt_cache_breakpoint: CacheHint | None = None
+    parsed: Ignored = msgspec.UNSET
+
+
+class Direct(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who calls functions: the model itself, and no program of its."""
+
+    type: Literal["direct"]
 
 
 class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -54,12 +67,33 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     status: Label | None = None
     phase: Label | None = None
     encrypted_content: Text | None = None
+    caller: Direct | None = None
+    parsed_arguments: Ignored = msgspec.UNSET
+    # have to be empty
+    run_async: Nothing = msgspec.field(name="async", default=None)
+    async_: Nothing = None  # as OpenAI's Python client dumps its items
+    namespace: Nothing = None
+
+    @property
+    def sizes(self) -> Iterator[int]:
+        """Characters of its parts, as far as they may be many or long."""
+        yield len(self.arguments or "")
+        for field in (self.content, self.output):
+            if isinstance(field, list):
+                yield from (len(part.text) for part in field)
+            else:
+                yield len(field or "")
 
 
 class FunctionTool(Function, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A tool; functions are the only kind."""
 
     type: Literal["function"]
+    allowed_callers: list[Literal["direct"]] | None = None
+    # have to be empty
+    run_async: Nothing = msgspec.field(name="async", default=None)
+    defer_loading: Nothing = None
+    output_schema: Nothing = None
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="function"):
@@ -102,6 +136,9 @@ class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     """How much to think. Summaries are never made."""
 
     effort: Effort | None = None
+    mode: Literal["standard"] | None = None
+    # accepted and ignored
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
@@ -116,7 +153,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     """Of POST /v1/responses."""
 
     model: str
-    input: Annotated[str, Meta(min_length=1)] | Annotated[list[InputItem], Meta(min_length=1)]
+    input: Annotated[str, Meta(min_length=1)] | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: NumTokens | None = None
     temperature: Temperature | None = None
@@ -134,6 +171,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     max_tool_calls: NumTokens | None = None
     metadata: Metadata | None = None
     prompt_cache_key: Label | None = None
+    prompt_cache_options: CacheHint | None = None
     prompt_cache_retention: Label | None = None
     safety_identifier: Label | None = None
     service_tier: Label | None = None
@@ -142,8 +180,12 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     user: Label | None = None
     # have to be empty
     background: Annotated[bool, Meta(extra_json_schema={"enum": [False]})] | None = None
+    access_programs: Nothing = None
+    background_options: Nothing = None
     context_management: Nothing = None
     conversation: Nothing = None
+    image: Nothing = None
+    moderation: Nothing = None
     previous_response_id: Nothing = None
     prompt: Nothing = None
 
@@ -174,7 +216,7 @@ def parse_responses(data: bytes) -> ResponsesBody:
 
 def tools_of(body: ResponsesBody) -> Tools:
     """What may be called."""
-    specs = [tool_spec(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())]
+    specs = tool_specs((f"tools[{i}]", tool) for i, tool in enumerate(body.tools or ()))
     match body.tool_choice:
         case NamedFunction(name=name):
             return chosen(specs, "required", [name], parallel=False)

@@ -6,7 +6,7 @@ endpoint has a schema module of its own.
 """
 
 import re
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 128
 MAX_INT32 = 2**31 - 1
+MAX_MESSAGES = 2**15
 
 Label = Annotated[str, Meta(max_length=512)]
 Text = Annotated[str, Meta(max_length=2**23)]  # no body is longer
@@ -36,6 +37,7 @@ LogitBias = Annotated[
     Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}}),
 ]
 Metadata = Annotated[dict[str, Label], Meta(max_length=16)]
+Ignored: TypeAlias = Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "Anything"})] | msgspec.UnsetType
 Nothing: TypeAlias = None  # of a field that is known, and refused with any value
 NoList = Annotated[list[None], Meta(max_length=0)]
 NoText = Annotated[str, Meta(max_length=0)]
@@ -47,6 +49,13 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class CacheHint(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How long OpenAI is to cache what comes before. Caches here know by themselves."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Label | None = None
 
 
 class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -82,6 +91,8 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
     metadata: Metadata | None = None
 
 
+_LARGE_BYTES = 2**18
+_MOST = ((b"{", 2**17), (b"[", 2**17), (b'"', 2**19), (b",", 2**20))  # in a large body, texts included
 _SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -116,7 +127,13 @@ def coded(error: InvalidRequest, code: str) -> InvalidRequest:
 
 
 def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
-    """A body, or InvalidRequest; its message repeats nothing that the client sent."""
+    """A body, or InvalidRequest; its message repeats nothing that the client sent.
+
+    How many values it may have is bounded before any is made: eight megabytes of brackets would hold up the router for
+    half a second, and so all of its streams.
+    """
+    if len(data) > _LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST):
+        raise InvalidRequest("The body has too many values")
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:

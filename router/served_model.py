@@ -5,11 +5,11 @@ before it is encoded.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from baton.chat_template import ChatTemplate
 from baton.detokenizer import TokenTexts
@@ -27,6 +27,14 @@ _MAX_WAITING = 64
 _TAIL_TOKENS = 8
 Result = TypeVar("Result")
 _DEFAULTS = OutputFlags()
+
+
+class Sized(Protocol):
+    """A message, or an item."""
+
+    @property
+    def sizes(self) -> Iterator[int]:
+        """Characters of its parts."""
 
 
 class ServedModel:
@@ -75,6 +83,14 @@ class ServedModel:
         """Raise ModelNotFound unless this is one of the names."""
         if name not in self.names:
             raise ModelNotFound("No such model is served here: GET /v1/models lists those that are", param="model")
+
+    def check_sizes(self, pieces: Iterable["Sized"], max_model_len: int, param: str) -> None:
+        """Raise ContextLengthExceeded for what is too long at first sight, before anything is made of it.
+
+        A message has at least a token of its own; its parts may be empty.
+        """
+        num_chars = sum(self.tokenizer.max_token_chars + sum(piece.sizes) for piece in pieces)
+        self._check_length(num_chars, max_model_len, param)
 
     async def encode_text(self, text: str, max_model_len: int, *, framed: bool = True) -> list[int]:
         """Token ids of a text, `framed` by the tokenizer's own (a BOS, as a rule); those in it are plain text."""

@@ -32,9 +32,10 @@ from router import admin
 from router.admin_port import AdminPort
 from router.app import App
 from router.auth import APIKeys
+from router.connections import Connections, raise_descriptor_limit
 from router.dispatch import DispatchConfig, Dispatcher
 from router.generate import Generator
-from router.http_protocol import Connections, LimitedProtocol, raise_descriptor_limit
+from router.http_protocol import LimitedProtocol
 from router.observer import Observer
 from router.quiet_server import QuietServer
 from router.rate_limit import RateLimiter

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from baton.errors import InvalidRequest
+from baton.errors import ContextLengthExceeded, InvalidRequest
 from router.conversation import conversation
 from router.exchange import Exchange
 from router.generate import Generator
@@ -20,7 +20,7 @@ class Tokenization:
     async def tokenize(self, exchange: Exchange, cache_salt: bytes) -> None:
         """Token ids of a prompt or of a conversation."""
         body = parse_tokenize(await exchange.read_body())
-        self._check_model(exchange, body.model)
+        await self._admit(exchange, body.model)
         token_ids = await self._encode(body)
         texts = self._model.token_texts
         strings = [texts.token_bytes(i).decode(errors="replace") for i in token_ids] if body.return_token_strs else None
@@ -31,8 +31,10 @@ class Tokenization:
     async def detokenize(self, exchange: Exchange, cache_salt: bytes) -> None:
         """The text of token ids, special tokens included."""
         body = parse_detokenize(await exchange.read_body())
-        self._check_model(exchange, body.model)
-        vocab_size = self._model.facts.vocab_size
+        await self._admit(exchange, body.model)
+        vocab_size, limit = self._model.facts.vocab_size, self._generator.max_model_len
+        if limit and len(body.tokens) > limit:
+            raise ContextLengthExceeded(f"The model takes at most {limit} tokens", param="tokens")
         if vocab_size and max(body.tokens, default=0) >= vocab_size:
             raise InvalidRequest(f"Token ids are below {vocab_size}", param="tokens")
         exchange.send(200, msgspec.json.encode({"prompt": await self._model.decode(body.tokens)}))
@@ -40,13 +42,15 @@ class Tokenization:
     async def _encode(self, body: TokenizeBody) -> list[int]:
         limit = self._generator.max_model_len
         if body.messages is not None:
+            self._model.check_sizes(body.messages, limit, "messages")
             tools = tools_of(body.tools, None, parallel=None)
             return await self._model.encode_chat(conversation(body.messages, tools), limit)
         framed = body.add_special_tokens is not False
         return await self._model.encode_text(body.prompt or "", limit, framed=framed)
 
-    def _check_model(self, exchange: Exchange, name: str | None) -> None:
-        """Bodies need not name the model."""
+    async def _admit(self, exchange: Exchange, name: str | None) -> None:
+        """Bodies need not name the model. Only requests are counted, for no node is asked."""
         if name is not None:
             self._model.check_name(name)
         exchange.model = name or self._model.names[0]
+        await exchange.account.admit(exchange.model, 0)

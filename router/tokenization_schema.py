@@ -6,8 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
-from router.chat_schema import Message, check_message
-from router.schema import Text, TokenId, coded, decode
+from router.chat_schema import Message, check_messages
+from router.schema import MAX_MESSAGES, Text, TokenId, coded, decode
 from router.tool_schema import MAX_TOOLS, Tool
 
 
@@ -16,7 +16,7 @@ class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
 
     model: str | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     add_special_tokens: bool | None = None  # true where null; of a prompt alone
     add_generation_prompt: bool | None = None  # only true
@@ -43,8 +43,7 @@ def parse_tokenize(data: bytes) -> TokenizeBody:
         raise InvalidRequest("Either a prompt or messages", param="messages")
     if body.add_generation_prompt is False:
         raise coded(InvalidRequest("This is not supported", param="add_generation_prompt"), "unsupported_parameter")
-    for i, message in enumerate(body.messages or ()):
-        check_message(message, f"messages[{i}].")
+    check_messages(body.messages or ())
     return body
 
 

@@ -3,7 +3,7 @@
 A function's schema is kept in the client's order of keys: templates show it to the model as it stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -14,6 +14,7 @@ from router.schema import Text
 from router.structured_output import RawSchema
 
 MAX_TOOLS = 128
+_MAX_SCHEMA_BYTES = 512 * 1024  # of all tools together
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 FunctionName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -112,8 +113,15 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
 NO_TOOLS = Tools()
 
 
-def tool_spec(function: Function, param: str) -> ToolSpec:
-    """Raises InvalidRequest for parameters that are no schema, naming `param`."""
+def tool_specs(functions: Iterable[tuple[str, Function]]) -> list[ToolSpec]:
+    """Of functions and their names for clients. Raises InvalidRequest for what is no schema, or too much of it."""
+    listed = list(functions)
+    if sum(len(f.parameters) for _, f in listed if f.parameters is not msgspec.UNSET) > _MAX_SCHEMA_BYTES:
+        raise InvalidRequest(f"Expected schemas of at most {_MAX_SCHEMA_BYTES} bytes", param="tools")
+    return [_tool_spec(function, param) for param, function in listed]
+
+
+def _tool_spec(function: Function, param: str) -> ToolSpec:
     return ToolSpec(
         name=function.name,
         description=function.description,
@@ -141,7 +149,7 @@ def chosen(
 
 def tools_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, *, parallel: bool | None) -> Tools:
     """Of a chat body."""
-    specs = [tool_spec(tool.function, f"tools[{i}].function") for i, tool in enumerate(tools or ())]
+    specs = tool_specs((f"tools[{i}].function", tool.function) for i, tool in enumerate(tools or ()))
     match choice:
         case NamedChoice(function=function):
             return chosen(specs, "required", [function.name], parallel=False)

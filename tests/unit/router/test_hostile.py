@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from router import http_protocol
+from router import connections, http_protocol
 from tests.unit.router import hostile
 from tests.unit.router.hostile import CANARY, CHAT, COMPLETION
 
@@ -205,7 +205,7 @@ def test_an_ipv6_household_is_one_address():
     def counted(peer):
         transport = Transport()
         transport.peer = peer
-        return http_protocol._counted_address(transport)
+        return connections.counted_address(transport)
 
     assert counted(("2001:db8::1", 1, 0, 0)) == counted(("2001:db8::ffff", 2, 0, 0))
     assert counted(("2001:db8:0:1::1", 1, 0, 0)) != counted(("2001:db8::1", 1, 0, 0))

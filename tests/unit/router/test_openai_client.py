@@ -3,6 +3,8 @@
 import openai
 import pytest
 
+from router.job import PromptLogprobs, PromptResult
+
 REPLY = "Größe 🎉 and some more words, to be streamed."
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -157,11 +159,27 @@ async def test_chat_logprobs(client, dispatch, stream):
 async def test_completion_logprobs(client, dispatch):
     answer = await client.completions.create(model="tiny", prompt="a", logprobs=1, max_tokens=100)
     logprobs = answer.choices[0].logprobs
-    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(dispatch.reply)
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == answer.usage.completion_tokens
     assert logprobs.text_offset == sorted(logprobs.text_offset)
+    assert (logprobs.tokens.pop(), logprobs.text_offset.pop()) == ("<|im_end|>", len(REPLY))
     for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
         assert "\ufffd" in token or REPLY[offset:].startswith(token)
     assert all(-0.25 in top.values() for top in logprobs.top_logprobs)
+
+
+@pytest.mark.parametrize("reply", [[], [70]])
+async def test_a_scored_prompt_is_followed_by_one_token_whatever_it_is(client, dispatch, reply):
+    """Evaluation harnesses take the last row for the output, and all before it for the prompt."""
+    dispatch.reply = reply
+    say = dispatch.say
+
+    async def score(job, sink, handle):
+        sink.on_prompt(PromptResult([PromptLogprobs(position=1, logprobs=[-1.0, -2.0], ranks=[1, 1])]))
+        await say(job, sink, handle, reply)
+
+    dispatch.script = score
+    answer = await client.completions.create(model="tiny", prompt=[60, 61, 62], echo=True, logprobs=0, max_tokens=1)
+    assert answer.choices[0].logprobs.token_logprobs == [None, -1.0, -2.0, -0.25]
 
 
 async def test_logprobs_end_where_a_stop_string_begins(client):

@@ -4,6 +4,8 @@ import asyncio
 
 import openai
 import pytest
+from openai.types.responses import Response, ResponseFunctionToolCall, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from baton.errors import NoCapacity
 from baton.request import GrammarKind
@@ -69,14 +71,9 @@ async def test_items_become_messages(client, dispatch, served_model):
         {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
         {"type": "message", "role": "user", "content": "one"},
         *(item.model_dump() for item in first.output),
-        {
-            "type": "function_call",
-            "call_id": "c1",
-            "name": "weather",
-            "arguments": "{}",
-            "id": "fc_1",
-            "status": "completed",
-        },
+        ResponseFunctionToolCall(
+            type="function_call", call_id="c1", name="weather", arguments="{}", id="fc_1", status="completed"
+        ).model_dump(),
         {"type": "function_call_output", "call_id": "c1", "output": "rain"},
     ]
     await client.responses.create(model="tiny", input=items)
@@ -85,6 +82,44 @@ async def test_items_become_messages(client, dispatch, served_model):
         f"<|im_start|>assistant\n{REPLY}<|im_end|>\n"
         "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+async def test_answers_and_events_have_all_that_the_client_declares(router, say):
+    """It builds its types without a look at what is missing, and fails when that is asked for."""
+    say(f"<think>Hm.</think>Well: {CALL}")
+    body = {"model": "tiny", "input": "hello", "tools": [TOOL], "include": ["message.output_text.logprobs"]}
+    Response.model_validate((await router.client.post("/v1/responses", json=body)).json())
+    answer = await router.client.post("/v1/responses", json={**body, "stream": True})
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert len(events) > 10
+    for event in events:
+        TypeAdapter(ResponseStreamEvent).validate_json(event)
+
+
+NEUTRAL = {
+    "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
+    "reasoning": {"effort": "max", "mode": "standard", "context": "auto"},
+    "input": [
+        {
+            "role": "user",
+            "content": [{"type": "input_text", "text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}}],
+        }
+    ],
+    "moderation": None,
+}
+
+
+async def test_newer_fields_are_known(router):
+    assert (await router.client.post("/v1/responses", json={"model": "tiny", **NEUTRAL})).status_code == 200
+    for name, value in (("moderation", {"model": "m"}), ("background_options", {}), ("image", {})):
+        answer = await router.client.post("/v1/responses", json={"model": "tiny", "input": "a", name: value})
+        assert answer.status_code == 400
+        assert answer.json()["error"] | {"message": ""} == {
+            "message": "",
+            "type": "invalid_request_error",
+            "param": name,
+            "code": "unsupported_parameter",
+        }
 
 
 async def events_of(client, **fields):

@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 
 from baton.errors import InvalidRequest
 from router import chat_schema, completion_schema
+from router.chat_schema import parse_chat
+from router.conversation import conversation
+from router.responses_schema import parse_responses
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
 COMPLETION = {"model": "m", "prompt": "secret"}
@@ -238,3 +241,14 @@ def test_any_body_parses_or_is_refused(changes, chat):
 def test_any_bytes_are_refused(data):
     with pytest.raises(InvalidRequest):
         chat_schema.parse_chat(data)
+
+
+def test_what_the_clients_parsed_of_an_answer_comes_back_unread():
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {"a": [1]}}}
+    message = {"role": "assistant", "content": "{}", "parsed": {"a": None}, "refusal": None, "tool_calls": [call]}
+    answer = {"role": "tool", "tool_call_id": "c", "content": "a"}
+    body = parse_chat(json.dumps({"model": "m", "messages": [message, answer]}).encode())
+    assert "parsed" not in conversation(body.messages).messages[0]
+    part = {"type": "output_text", "text": "{}", "annotations": [], "parsed": {"a": 1}}
+    item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "parsed_arguments": None}
+    parse_responses(json.dumps({"model": "m", "input": [{"role": "assistant", "content": [part]}, item]}).encode())

@@ -70,3 +70,12 @@ async def test_a_model_that_a_key_may_not_use_is_not_there(client, dispatch):
     answer = await chat(client, "short", model="tiny")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert not dispatch.jobs
+
+
+async def test_prompts_are_tokenized_within_the_limits_of_a_key(client):
+    async def tokenize(key, path, **body):
+        return (await client.post(path, json=body, headers={"authorization": f"Bearer {key}"})).status_code
+
+    assert await tokenize("short", "/tokenize", prompt="a", model="tiny") == 404
+    assert await tokenize("short", "/tokenize", prompt="a", model="alias") == 200
+    assert [await tokenize("slow", "/detokenize", tokens=[5]) for _ in range(3)] == [200, 200, 429]

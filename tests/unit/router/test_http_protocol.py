@@ -1,0 +1,128 @@
+"""What one connection makes of its bytes: wishes for other protocols, trailers, pieces, and requests in a row."""
+
+import asyncio
+import json
+
+import pytest
+
+from router import http_protocol
+
+pytestmark = pytest.mark.anyio
+
+BODY = json.dumps({"model": "tiny", "prompt": "hello"}).encode()
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+CHUNK = b"%x\r\n%b\r\n" % (len(BODY), BODY)
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+LAST = b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def talk(router, *parts):
+    """All that comes back until the connection ends; each part is sent after the one before was taken."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    async with asyncio.timeout(10):
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def statuses(answer):
+    return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize("upgrade", [H2C, H2C.replace(b"h2c", b"websocket")])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (LENGTH + b"\r\n" + BODY, LAST),
+        (LENGTH + b"\r\n" + BODY + LAST,),
+        (LENGTH[:7], LENGTH[7:] + b"\r\n" + BODY[:5], BODY[5:], LAST),
+        (CHUNKED + b"\r\n", CHUNK + b"0\r\n\r\n" + LAST),
+    ],
+)
+async def test_who_asks_for_another_protocol_is_answered_in_this_one(router, dispatch, upgrade, parts):
+    first, *others = parts
+    assert statuses(await talk(router, POST + upgrade + first, *others)) == [200, 200]
+    assert len(dispatch.jobs) == 1
+    assert statuses(await talk(router, GET + upgrade + b"\r\n" + GET + upgrade + b"\r\n" + LAST)) == [200, 200, 200]
+
+
+async def test_wishes_are_bounded(router):
+    """Each is parsed again with all that was read behind it."""
+    answer = await talk(router, (GET + H2C + b"\r\n") * 40)
+    assert len(statuses(answer)) < 20
+
+
+async def test_a_tunnel_is_none(router):
+    assert statuses(await talk(router, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + LAST)) == [400]
+
+
+@pytest.mark.parametrize(
+    "trailer", [b"Authorization: Bearer other", b"Content-Type: text/plain", b"X-Request-ID: mine"]
+)
+async def test_trailers_are_no_headers(make_app, serve, trailer):
+    async with serve(make_app(keys=["sk-mine"])) as router:
+        head = POST + b"Authorization: Bearer sk-mine\r\n" + CHUNKED + b"\r\n"
+        answer = await talk(router, head + CHUNK + b"0\r\n" + trailer + b"\r\n\r\n" + LAST)
+        assert statuses(answer) == [200, 200]
+        assert b"mine" not in answer
+        head = POST + CHUNKED + b"\r\n"
+        answer = await talk(router, head + CHUNK + b"0\r\nAuthorization: Bearer sk-mine\r\n\r\n" + LAST)
+        assert statuses(answer) == [401, 200]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\n",
+        b"Content-Type: application/json\r\nContent-Type: text/plain\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+    ],
+)
+async def test_what_two_readers_may_take_for_different_things_is_refused(router, dispatch, headers):
+    body = CHUNK + b"0\r\n\r\n" if b"chunked" in headers else LENGTH + b"\r\n" + BODY
+    assert statuses(await talk(router, POST + headers + (b"\r\n" if b"chunked" in headers else b"") + body)) == [400]
+    assert not dispatch.jobs
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"zz\r\n", 400),
+        (b"1\r\n \r\n" * (http_protocol.MAX_CHUNKS + 1), 400),
+        (CHUNK + b"0\r\n" + b"A: %b\r\n" % (b"b" * 100) * 400, 431),
+    ],
+)
+async def test_a_body_in_bad_pieces_is_refused_aloud(router, dispatch, body, status):
+    answer = await talk(router, POST + CHUNKED + b"\r\n", body)
+    assert statuses(answer) == [status]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+    assert not dispatch.jobs
+
+
+async def test_many_chunks_are_a_body(router):
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"1\r\n \r\n" * 10_000
+    assert statuses(await talk(router, POST + CHUNKED + b"\r\n" + pieces + b"0\r\n\r\n" + LAST)) == [200, 200]
+
+
+async def test_requests_in_a_row_are_bounded(router):
+    answer = await talk(router, (GET + b"\r\n") * (http_protocol.MAX_PIPELINED + 2))
+    assert len(statuses(answer)) < http_protocol.MAX_PIPELINED + 2
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/metrics", "/openapi.json", "/health"])
+async def test_what_can_be_got_can_be_asked_for_its_head(router, path):
+    got, head = await router.client.get(path), await router.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+async def test_a_packed_body_is_415(router):
+    answer = await router.client.post("/v1/completions", content=BODY, headers={"content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")

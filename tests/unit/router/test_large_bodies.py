@@ -1,0 +1,89 @@
+"""Bodies of many small things: what they are is told quickly, because all streams wait for it."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from baton.errors import NoCapacity
+
+pytestmark = pytest.mark.anyio
+
+
+def filled(head: str, item: str, times: int) -> bytes:
+    return f'{{"model":"tiny",{head}[{",".join([item] * times)}]}}'.encode()
+
+
+def chat(**fields) -> bytes:
+    return json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "a"}], **fields}).encode()
+
+
+MANY = {str(i): [i] for i in range(200_000)}
+CALL = {"id": "c", "function": {"name": "f", "arguments": json.dumps(MANY)}}
+TOOLS = [
+    {"type": "function", "function": {"name": f"f{i}", "parameters": {**dict.fromkeys(range(2000))}}} for i in range(50)
+]
+BUSY = {
+    "messages": ("/v1/chat/completions", filled('"messages":', '{"role":"user","content":""}', 270_000)),
+    "messages that fit": ("/v1/chat/completions", filled('"messages":', '{"role":"user","content":""}', 30_000)),
+    "items": ("/v1/responses", filled('"input":', '{"type":"reasoning"}', 390_000)),
+    "items that fit": ("/v1/responses", filled('"input":', '{"type":"reasoning"}', 30_000)),
+    "lists": ("/v1/completions", filled('"prompt":', "[1]", 1_900_000)),
+    "ids": ("/v1/embeddings", filled('"input":', "1", 3_000_000)),
+    "ids to read": ("/detokenize", filled('"tokens":', "1", 900_000)),
+    "texts": ("/v1/completions", filled('"prompt":', '""', 1_900_000)),
+    "a call": ("/v1/chat/completions", chat(messages=[{"role": "assistant", "tool_calls": [CALL]}])),
+    "a call in tokens": ("/tokenize", chat(messages=[{"role": "assistant", "tool_calls": [CALL]}])),
+    "schemas": ("/v1/chat/completions", chat(tools=TOOLS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUSY)
+async def test_a_large_body_does_not_hold_up_the_others(router, dispatch, name):
+    """Some took a second. What the loop is away for is compared with a body that is one text."""
+    path, body = BUSY[name]
+    answer, busy_s = await longest_absence(router, path, body)
+    assert answer.status_code == 400
+    assert not dispatch.jobs
+    text = json.dumps({"model": "tiny", "prompt": "a" * 7_000_000}).encode()
+    plain_s = min([(await longest_absence(router, "/v1/completions", text))[1] for _ in range(2)])
+    assert busy_s < 0.1 + 4 * plain_s
+
+
+async def longest_absence(router, path, body):
+    """Processor time, so that other processes do not count."""
+    request = asyncio.create_task(router.client.post(path, content=body))
+    worst_s, last_s = 0.0, time.thread_time()
+    while not request.done():
+        await asyncio.sleep(0)
+        worst_s, last_s = max(worst_s, time.thread_time() - last_s), time.thread_time()
+    return await request, worst_s
+
+
+async def test_a_long_list_of_ids_is_too_long_and_nothing_else(router):
+    answer = await router.client.post("/v1/completions", content=filled('"prompt":', "1", 250_000))
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_many_prompts_are_begun_by_and_by(router, dispatch, served_model):
+    """The loop is not away for as long as all of them take."""
+    prompts = [f"{i} " + "some words " * 8 for i in range(128)]
+    request = asyncio.create_task(router.client.post("/v1/completions", json={"model": "tiny", "prompt": prompts}))
+    most, last = 0, 0
+    while not request.done():
+        await asyncio.sleep(0)
+        most, last = max(most, len(dispatch.jobs) - last), len(dispatch.jobs)
+    assert len((await request).json()["choices"]) == len(dispatch.jobs) == 128
+    assert most <= 8
+
+
+async def test_no_more_of_them_are_begun_once_one_has_failed(router, dispatch):
+    async def fail(job, sink, handle):
+        sink.on_error(NoCapacity("none"))
+
+    dispatch.script = fail
+    answer = await router.client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 128})
+    assert answer.status_code == 503
+    assert len(dispatch.jobs) <= 16
+    assert all(handle.cancelled.is_set() for handle in dispatch.handles)
