@@ -4,7 +4,7 @@ At most one of them may be given. Here they are bounded and brought to a `Gramma
 out by the nodes, which refuse it in the client's own words for it.
 """
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +14,7 @@ from baton.request import Grammar, GrammarKind
 
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_CHOICE_STRINGS = 4096
+MAX_DEPTH = 200  # of objects and lists in one another; how deep a parser goes differs between Pythons
 _ANY_OBJECT = '{"type":"object"}'
 
 GrammarText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_BYTES)]
@@ -128,7 +129,30 @@ def _of_schema(raw: RawOrText, param: str) -> list[Grammar]:
         return []
     if text[:1] != b"{":
         raise InvalidRequest("Expected a JSON schema, which is an object", param=param)
+    check_depth(text, param)
     return [Grammar(GrammarKind.JSON_SCHEMA, text.decode(), param)]
+
+
+def check_depth(schema: bytes, param: str) -> None:
+    """Refuse one that is nested too deeply; what is no JSON at all is told by whoever parses it."""
+    if schema.count(b"{") + schema.count(b"[") <= MAX_DEPTH:
+        return
+    try:
+        level = _containers([[msgspec.json.decode(schema)]])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    except RecursionError:
+        raise InvalidRequest("The schema is nested too deeply", param=param) from None
+    for _ in range(MAX_DEPTH):
+        level = _containers(level)
+    if level:
+        raise InvalidRequest("The schema is nested too deeply", param=param)
+
+
+def _containers(level: list[Any]) -> list[Any]:
+    """What lies in these, as far as something may lie in it."""
+    values = (node.values() if isinstance(node, dict) else node for node in level)
+    return [value for some in values for value in some if isinstance(value, dict | list)]
 
 
 def _of_text(kind: GrammarKind, text: str | None, param: str) -> list[Grammar]:

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.schema import Text
-from router.structured_output import RawSchema
+from router.structured_output import RawSchema, check_depth
 
 MAX_TOOLS = 128
 _MAX_SCHEMA_BYTES = 512 * 1024  # of all tools together
@@ -162,6 +162,7 @@ def tools_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, *, paralle
 def _parameters(raw: RawSchema, param: str) -> dict[str, Any] | None:
     if isinstance(raw, msgspec.UnsetType):
         return None
+    check_depth(bytes(raw), param)
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

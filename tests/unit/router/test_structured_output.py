@@ -10,7 +10,8 @@ from baton.request import Grammar, GrammarKind
 from router.chat_schema import parse_chat
 from router.completion_schema import parse_completion
 from router.sampling import sampling_params
-from router.structured_output import grammar_of
+from router.structured_output import MAX_DEPTH, grammar_of
+from router.tool_schema import tools_of
 
 FACTS = ModelFacts(512, 512, frozenset({2}))
 SCHEMA = {"type": "object", "properties": {"z": {}, "a": {"enum": ["\u00e4", "b"]}}}
@@ -21,6 +22,23 @@ def grammar(fields, parse=parse_chat):
     about = {"messages": [{"role": "user", "content": "x"}]} if parse is parse_chat else {"prompt": "x"}
     body = parse(json.dumps({"model": "m"} | about | fields).encode())
     return sampling_params(body, 5, FACTS, 512, grammar_of(body)).grammar
+
+
+def nested(depth):
+    return {"items": nested(depth - 1)} if depth else {}
+
+
+def test_how_deep_a_schema_may_be_does_not_depend_on_the_parser():
+    assert grammar({"guided_json": nested(MAX_DEPTH - 1)}).text == json.dumps(nested(MAX_DEPTH - 1))
+    many = {"properties": {f"p{i}": {"enum": ["{", "["]} for i in range(MAX_DEPTH)}}
+    assert grammar({"guided_json": many}).kind is GrammarKind.JSON_SCHEMA
+    tool = {"type": "function", "function": {"name": "f", "parameters": nested(MAX_DEPTH)}}
+    for fields in ({"guided_json": nested(MAX_DEPTH)}, {"guided_json": json.dumps(nested(MAX_DEPTH))}):
+        with pytest.raises(InvalidRequest, match="nested too deeply"):
+            grammar(fields)
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [tool]}
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        tools_of(parse_chat(json.dumps(body).encode()).tools, None, parallel=None)
 
 
 def named(**more):
@@ -101,7 +119,7 @@ def test_no_text_breaks_the_parser(value):
     for field in ("guided_json", "guided_regex", "response_format"):
         body = b'{"model": "m", "prompt": "x", "%s": %s}' % (field.encode(), value.encode())
         try:
-            sampling_params(parse_completion(body), 5, FACTS, 512)
+            grammar_of(parse_completion(body))
         except InvalidRequest:
             continue
         assert field == "guided_json"
