@@ -128,7 +128,11 @@ class Placer:
                     return found
             found = None
             if self._fleet.ready:  # else it is capacity that lacks, and may come back until the deadline
-                self.check_patience(running)
+                try:
+                    self.check_patience(running)
+                except Overloaded:
+                    self._drain.came(entry.ttft_s, running.age_s)  # at best: what it was told was wrong
+                    raise
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S):
                     await wake.wait()
