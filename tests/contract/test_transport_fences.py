@@ -1,7 +1,5 @@
 """On every transport: what is cancelled, over or of an earlier life writes nothing any more."""
 
-import asyncio
-
 import pytest
 from kv_nodes import (
     LAYOUT,
@@ -99,10 +97,11 @@ def test_lease_ends(transport):
 def test_renewed_lease_lasts(transport):
     async def main():
         async with pair(transport) as p:
-            incoming = p.grant([1], lease_s=0.2)
+            incoming, other = p.grant([1], lease_s=0.2), p.grant([2], lease_s=0.2)
             incoming.renew(10)
             incoming.renew(0.01)  # never shortens
-            await asyncio.sleep(0.3)
+            with pytest.raises(TransferError, match="lease"):
+                await other.committed()  # which lasted as long
             outgoing = p.sender(new_pool(1)).open(incoming.grant, [1])
             all_ready(outgoing, 1)
             await commit(outgoing)
