@@ -13,7 +13,7 @@ from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Inbox, Peer
 
 _MAX_MESSAGE_BYTES = 2**30  # a longer one is no message
 _SCRATCH_BYTES = 256 * 1024  # dropped messages go here
-_PIECE_BYTES = 256 * 1024  # read, then digested while the processor's cache has it
+_PIECE_BYTES = 512 * 1024  # read, then digested while the processor's cache has it
 _BUDGET_BYTES = 8 * 2**20  # read in one go, before other tasks have a turn
 
 

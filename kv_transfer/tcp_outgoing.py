@@ -16,7 +16,7 @@ from kv_transfer.transport import HEARTBEAT_S, Connection
 HEADER = struct.Struct("<4sIQ")  # magic, bytes of the message (none: a heartbeat), tag
 MAGIC = b"BKV1"
 _MAX_BUFFERS = 256  # of one sendmsg; IOV_MAX is 1024
-_PIECE_BYTES = 256 * 1024  # sent, then digested while the processor's cache has it
+_PIECE_BYTES = 2 * 2**20  # offered at once: what the kernel took of it is digested while the cache has it
 _BUDGET_BYTES = 8 * 2**20  # written in one go, before other tasks have a turn
 
 
