@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Protocol
 
 from baton.errors import BatonError, Cancelled, DeadlineExceeded, NodeUnavailable
 from baton.node_load import ERRORS
@@ -12,6 +13,24 @@ from baton.session import Leg
 from baton.sessions import Sessions
 
 _log = logging.getLogger(__name__)
+
+
+class OwnedLeg(Protocol):
+    """One whose owner task gives back what it holds."""
+
+    owner: asyncio.Task[None]
+
+    def cancel(self) -> None:
+        """Have the owner end. Idempotent, returns at once."""
+
+
+async def all_over(legs: Iterable[OwnedLeg]) -> None:
+    """Cancel them, and return when all of them have given back what they held."""
+    left = list(legs)
+    for leg in left:
+        leg.cancel()
+    if left:
+        await asyncio.wait([leg.owner for leg in left])
 
 
 def entered(leg: Leg, sessions: Sessions, check: Callable[[Generation], None]) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
-from baton.legs import entered, within_time
+from baton.legs import all_over, entered, within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.session import Leg
@@ -83,11 +83,7 @@ class DecodeService:
 
     async def close(self) -> None:
         """Cancel what is left, and return when all blocks are given back."""
-        legs = list(self._legs)
-        for leg in legs:
-            leg.cancel()
-        if legs:
-            await asyncio.wait([leg.owner for leg in legs])
+        await all_over(self._legs)
 
     async def _own(self, leg: DecodeLeg, walk: Coroutine[Any, Any, None]) -> None:
         """Walk a leg through its states, then give back what it holds, whatever happened."""
@@ -103,7 +99,7 @@ class DecodeService:
         self._tell_end(leg, error)
         if leg.incoming is not None and not leg.is_shipped:
             await leg.incoming.cancel()
-        self._step_loop.submit(lambda engine: self._release(engine, leg))
+        self._step_loop.submit(lambda engine: self.outputs.release(engine, leg))
 
     def _accept(self, leg: DecodeLeg, grant: transfer_pb2.Grant | None) -> None:
         leg.is_accepted = True
@@ -171,10 +167,3 @@ class DecodeService:
 
     def _add(self, engine: Engine, leg: DecodeLeg) -> None:
         self._expect(engine, engine.add(leg.generation, prefill_only=False, grammar=leg.grammar), leg)
-
-    def _release(self, engine: Engine, leg: DecodeLeg) -> None:
-        """Comes after whatever the leg had asked of the engine before."""
-        if leg.request is not None:
-            self.outputs.forget(leg.request)
-            engine.release(leg.request)
-            self.outputs.publish(engine)

@@ -34,6 +34,13 @@ class Owners(Generic[AnyOwner]):
         """On the step thread: it no longer does."""
         self._owners.pop(id(request), None)
 
+    def release(self, engine: Engine, owner: AnyOwner) -> None:
+        """On the step thread, after whatever the owner had asked of the engine before: its blocks are given back."""
+        if owner.request is not None:
+            self.forget(owner.request)
+            engine.release(owner.request)
+            self.publish(engine)
+
     def of(self, request: Request) -> AnyOwner | None:
         """None where nobody waits any more."""
         return self._owners.get(id(request))

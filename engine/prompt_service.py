@@ -96,7 +96,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
         finally:
             leg.timeline.end()
             self._sessions.close(leg)
-            self._step_loop.submit(lambda engine: self._release(engine, leg))
+            self._step_loop.submit(lambda engine: self._owners.release(engine, leg))
 
     def deliver(self, step: StepOutput) -> None:
         """In the event loop: what a step brought for legs that are still there."""
@@ -128,12 +128,6 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
         leg.timeline.more = lambda: events(added, engine.steps.times)
         self._owners.expect(added, leg)
         self._owners.publish(engine)
-
-    def _release(self, engine: Engine, leg: PromptLeg) -> None:
-        if leg.request is not None:
-            self._owners.forget(leg.request)
-            engine.release(leg.request)
-            self._owners.publish(engine)
 
     async def _write_events(self, leg: PromptLeg, context: aio.ServicerContext[Any, Any]) -> None:
         while isinstance(event := await leg.events.get(), PromptLogprobs):

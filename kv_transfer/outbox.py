@@ -20,11 +20,14 @@ class Source(Protocol):
     def take(self) -> tuple[int, int, int] | None:
         """The next message that is ready, as (index, tag, number of bytes); None when there is none at present."""
 
-    async def load(self, index: int) -> list[memoryview]:
-        """The bytes of a message that was taken. Raises TransferError where they cannot be had."""
+    async def load(self, index: int, *, is_digested: bool) -> list[memoryview]:
+        """The bytes of a message that was taken; `is_digested`: its digest comes with `sent`.
+
+        Raises TransferError where they cannot be had.
+        """
         ...
 
-    def sent(self, index: int, error: TransferError | None) -> None:
+    def sent(self, index: int, error: TransferError | None, digest: int | None) -> None:
         """The connection no longer reads the message."""
 
 
@@ -68,11 +71,11 @@ class Outbox:
             self._inflight_bytes += num_bytes
 
     async def _send(self, connection: Connection, source: Source, index: int, tag: int, num_bytes: int) -> None:
-        error = None
+        error = digest = None
         try:
-            await connection.send(tag, await source.load(index))
+            digest = await connection.send(tag, await source.load(index, is_digested=connection.digests))
         except TransferError as failure:
             error = failure
         self._inflight_bytes -= num_bytes
-        source.sent(index, error)
+        source.sent(index, error, digest)
         self._pump()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
-from kv_transfer.digest import Digester
+from kv_transfer.digest import Digester, known
 from kv_transfer.faults import FAULTS
 from kv_transfer.metrics import BYTES, FAILURES, SECONDS
 from kv_transfer.peer import DecodePeer
@@ -125,22 +125,26 @@ class OutgoingTransfer:
                 return self._begin(queue)
         return None
 
-    async def load(self, index: int) -> list[memoryview]:
-        """For the outbox: the bytes of a message; they are digested while they are sent."""
+    async def load(self, index: int, *, is_digested: bool) -> list[memoryview]:
+        """For the outbox: the bytes of a message. They are digested while they are sent, here or by the connection."""
         views = await self._loans[index].views()
-        self._digests[index] = self._digester.start(views)
-        if FAULTS.fires("corrupt_message"):
+        is_damaged = FAULTS.fires("corrupt_message")
+        if is_damaged or not is_digested:
+            self._digests[index] = self._digester.start(views)
+        if is_damaged:
             views = FAULTS.flip(views)
         await FAULTS.hold("hold_message", lambda: self.error is not None)
         return views
 
-    def sent(self, index: int, error: TransferError | None) -> None:
+    def sent(self, index: int, error: TransferError | None, digest: int | None) -> None:
         """For the outbox: the connection no longer reads the message."""
-        loan, digest = self._loans.pop(index), self._digests.get(index)
-        if digest is None:
+        loan, own = self._loans.pop(index), self._digests.get(index)
+        if own is None:
             loan.end()
+            if digest is not None:
+                self._digests[index] = known(digest)
         else:
-            digest.add_done_callback(lambda _: loan.end())
+            own.add_done_callback(lambda _: loan.end())
         self._num_sent += error is None
         if error:
             self._fail(error)

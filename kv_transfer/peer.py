@@ -44,6 +44,7 @@ class DecodePeer:
         self.epoch = epoch
         self.outbox = Outbox()
         self.error: TransferError | None = None  # why it is over
+        self.is_unreachable = False  # it could never be connected to
         self.transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
         self.transport = ""  # the name of the one that it is connected over
         self._transports = transports
@@ -101,14 +102,18 @@ class DecodePeer:
             connection = await self._best_connection(hello)
         except grpc.aio.AioRpcError as error:
             mismatch = error.code() is grpc.StatusCode.FAILED_PRECONDITION
-            self.end((LayoutMismatch if mismatch else TransferError)(_reason(error)))
+            self._give_up((LayoutMismatch if mismatch else TransferError)(_reason(error)))
         except TransferError as error:
-            self.end(error)
+            self._give_up(error)
         else:
             self._connection = connection
             if self.error:
                 await connection.close()
             self.outbox.start(connection)
+
+    def _give_up(self, error: TransferError) -> None:
+        self.is_unreachable = True
+        self.end(error)
 
     async def _best_connection(self, hello: transfer_pb2.ConnectRequest) -> Connection:
         """Over the best transport that carries between the two nodes; the others are said to have failed."""

@@ -14,6 +14,8 @@ from kv_transfer.peer import DecodePeer
 from kv_transfer.pool import Pool
 from kv_transfer.shm import host_id
 
+_UNREACHABLE_S = 1.5  # for which nobody else waits in vain for a node that could not be connected to
+
 
 class KVSender:
     """One per node process; create it in the node's event loop."""
@@ -40,14 +42,15 @@ class KVSender:
             self._transports.get(self._transports.names[0])
         self._digester = Digester()
         self._peers: dict[str, DecodePeer] = {}  # by node id; the latest incarnation
+        self._unreachable: dict[tuple[str, int], tuple[TransferError, float]] = {}  # address and epoch; until when
         self._transfers: weakref.WeakSet[OutgoingTransfer] = weakref.WeakSet()
         self._closing: set[asyncio.Task[None]] = set()
 
     def open(self, grant: transfer_pb2.Grant, block_ids: list[int]) -> OutgoingTransfer:
         """Begin to send a request's blocks, `block_ids` in order, as far as the grant asks for them.
 
-        Nothing is read before `ready`. Raises TransferError where grant and request do not fit; whatever else can go
-        wrong shows in `OutgoingTransfer.error`, and in `commit`.
+        Nothing is read before `ready`. Raises TransferError where grant and request do not fit, or where the node could
+        not be reached a moment ago; whatever else can go wrong shows in `OutgoingTransfer.error`, and in `commit`.
         """
         peer = self._peer(grant)
         transfer = OutgoingTransfer(grant, block_ids, self._pool, peer, self._digester, self._identity)
@@ -72,6 +75,7 @@ class KVSender:
             return peer
         if peer:  # it restarted: a new connection, and the old one is closed
             peer.end(TransferError("the decode node has restarted"))
+        self._check_reachable(grant)
         node_id, epoch = self._identity
         hello = transfer_pb2.ConnectRequest(
             node_id=node_id, epoch=epoch, layout=self._pool.layout.to_proto(), host_id=host_id()
@@ -83,7 +87,16 @@ class KVSender:
         self._peers[grant.decode_node_id] = peer
         return peer
 
+    def _check_reachable(self, grant: transfer_pb2.Grant) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self._unreachable = {key: entry for key, entry in self._unreachable.items() if entry[1] > now_s}
+        if entry := self._unreachable.get((grant.decode_address, grant.decode_epoch)):
+            raise type(entry[0])(entry[0].message)
+
     def _over(self, peer: DecodePeer) -> None:
+        if peer.is_unreachable and peer.error:
+            until_s = asyncio.get_running_loop().time() + _UNREACHABLE_S
+            self._unreachable[peer.address, peer.epoch] = peer.error, until_s
         for node_id, known in list(self._peers.items()):
             if known is peer:
                 del self._peers[node_id]

@@ -9,9 +9,9 @@ import fcntl
 import os
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -24,8 +24,6 @@ _PAGE_BYTES = 4096
 _INLINE_BYTES = 64 * 1024  # below this a thread costs more than it saves
 _PIECE_BYTES = 256 * 1024
 _NUM_THREADS = 2
-
-Result = TypeVar("Result")
 
 
 class Area(NamedTuple):
@@ -72,8 +70,8 @@ class Staging:
         self._free = merged
         self._serve()
 
-    def fill(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[None]:
-        """Copy the views' bytes into the area, one after the other."""
+    def fill(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
+        """Copy the views' bytes into the area, one after the other; their digest."""
         return self._run(area.num_bytes, _gather, self._view(area), views)
 
     def empty(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
@@ -114,33 +112,41 @@ class Staging:
         return self._bytes[area.start : area.start + area.num_bytes]
 
     def _run(
-        self, num_bytes: int, copy: Callable[[memoryview, Sequence[memoryview]], Result],
+        self, num_bytes: int, copy: Callable[[memoryview, Sequence[memoryview]], int],
         run: memoryview, views: Sequence[memoryview],
-    ) -> asyncio.Future[Result]:  # fmt: skip
+    ) -> asyncio.Future[int]:  # fmt: skip
         loop = asyncio.get_running_loop()
         if num_bytes > _INLINE_BYTES:
             return loop.run_in_executor(self._threads, copy, run, views)
-        done: asyncio.Future[Result] = loop.create_future()
+        done: asyncio.Future[int] = loop.create_future()
         done.set_result(copy(run, views))
         return done
 
 
-def _gather(target: memoryview, views: Sequence[memoryview]) -> None:
-    at = 0
-    for view in views:
-        _copy(target[at : at + view.nbytes], view)
-        at += view.nbytes
+def _gather(target: memoryview, views: Sequence[memoryview]) -> int:
+    return _digest((part, piece) for piece, part in _pieces(target, views))
 
 
 def _spread(source: memoryview, views: Sequence[memoryview]) -> int:
-    """Digests each piece while the processor's cache has it."""
-    state, at = xxhash.xxh3_64(), 0
+    return _digest(_pieces(source, views))
+
+
+def _pieces(run: memoryview, views: Sequence[memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
+    """Of each view, and the part of the run that belongs to it."""
+    at = 0
     for view in views:
         for start in range(0, view.nbytes, _PIECE_BYTES):
             piece = view[start : start + _PIECE_BYTES]
-            _copy(piece, source[at : at + piece.nbytes])
-            state.update(piece)
+            yield piece, run[at : at + piece.nbytes]
             at += piece.nbytes
+
+
+def _digest(copies: Iterable[tuple[memoryview, memoryview]]) -> int:
+    """Copies each piece (target, source), and digests it while the processor's cache has it."""
+    state = xxhash.xxh3_64()
+    for target, source in copies:
+        _copy(target, source)
+        state.update(target)
     return state.intdigest()
 
 

@@ -14,7 +14,7 @@ from kv_transfer.tcp_incoming import TcpIncoming
 from kv_transfer.tcp_outgoing import TcpConnection
 from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer, Transport
 
-_LOCAL_SEND_BUFFER_BYTES = 256 * 1024  # within one host: what is under way stays in the processor's cache
+_LOCAL_SEND_BUFFER_BYTES = 512 * 1024  # within one host: what is under way stays in the processor's cache
 _UNACKNOWLEDGED_MS = (
     3000  # then the kernel gives a link up; heartbeats see to it that there is something to acknowledge
 )

@@ -13,6 +13,7 @@ from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Inbox, Peer
 
 _MAX_MESSAGE_BYTES = 2**30  # a longer one is no message
 _SCRATCH_BYTES = 256 * 1024  # dropped messages go here
+_PIECE_BYTES = 512 * 1024  # read, then digested while the processor's cache has it
 _BUDGET_BYTES = 8 * 2**20  # read in one go, before other tasks have a turn
 
 
@@ -69,8 +70,9 @@ class TcpIncoming:
     def _on_readable(self) -> None:
         budget = _BUDGET_BYTES
         while budget > 0 and not self._closed:
+            asked = min(len(self._target), _PIECE_BYTES)
             try:
-                num_bytes = self._sock.recv_into(self._target)
+                num_bytes = self._sock.recv_into(self._target, asked)
             except BlockingIOError:
                 break
             except OSError:
@@ -79,11 +81,13 @@ class TcpIncoming:
                 self.close()
             budget -= num_bytes
             self._stall.moved()
-            if self._tag is not None:  # digested while it is in cache
+            if self._tag is not None:
                 self._digest.update(self._target[:num_bytes])
             self._target = self._target[num_bytes:]
-            if self._target:
+            if num_bytes < asked:
                 break  # there is no more at present
+            if self._target:
+                continue
             if self._targets:
                 self._target = self._targets.popleft()
             else:

@@ -5,6 +5,9 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
+
+import xxhash
 
 from baton.errors import TransferError
 from kv_transfer.stall import Heartbeat, StallWatch
@@ -13,28 +16,31 @@ from kv_transfer.transport import HEARTBEAT_S, Connection
 HEADER = struct.Struct("<4sIQ")  # magic, bytes of the message (none: a heartbeat), tag
 MAGIC = b"BKV1"
 _MAX_BUFFERS = 256  # of one sendmsg; IOV_MAX is 1024
+_PIECE_BYTES = 2 * 2**20  # offered at once: what the kernel took of it is digested while the cache has it
 _BUDGET_BYTES = 8 * 2**20  # written in one go, before other tasks have a turn
 
 
 class TcpConnection(Connection):
     """Messages leave in the order of the calls to `send`."""
 
+    digests = True
+
     def __init__(self, sock: socket.socket, on_close: Callable[[], None], stall_s: float) -> None:
         self._sock = sock
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[deque[memoryview], asyncio.Future[None]]] = deque()
+        self._queue: deque[_Message] = deque()
         self._stall = StallWatch(stall_s, lambda: self._close("the decode node takes no more bytes"))
         self._closed = False
         self._writing = False
         self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
-    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
+    async def send(self, tag: int, views: Sequence[memoryview]) -> int:
         """Returns when the kernel has all of it."""
         if self._closed:
             raise TransferError("the connection to the decode node is closed")
-        await self._enqueue(tag, views)
+        return await self._enqueue(tag, views)
 
     async def close(self) -> None:
         """Idempotent. Nothing is read after it."""
@@ -44,15 +50,13 @@ class TcpConnection(Connection):
         if not self._queue:
             self._enqueue(0, [])
 
-    def _enqueue(self, tag: int, views: Sequence[memoryview]) -> asyncio.Future[None]:
-        header = HEADER.pack(MAGIC, sum(view.nbytes for view in views), tag)
-        done: asyncio.Future[None] = self._loop.create_future()
-        done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody awaits a heartbeat
-        self._queue.append((deque([memoryview(header), *views]), done))
+    def _enqueue(self, tag: int, views: Sequence[memoryview]) -> asyncio.Future[int]:
+        message = _Message(tag, views, self._loop.create_future())
+        self._queue.append(message)
         self._stall.started()
         if not self._writing:
             self._flush()
-        return done
+        return message.done
 
     def _on_readable(self) -> None:
         """The receiver never writes: this is its end."""
@@ -70,15 +74,14 @@ class TcpConnection(Connection):
         self._watch_writable(bool(self._queue))
 
     def _write_some(self) -> int:
-        buffers, done = self._queue[0]
-        num_bytes = self._sock.sendmsg([buffers[i] for i in range(min(len(buffers), _MAX_BUFFERS))])
-        _drop_front(buffers, num_bytes)
+        message = self._queue[0]
+        num_bytes = self._sock.sendmsg(message.front())
+        message.advance(num_bytes)
         self._stall.moved()
-        if not buffers:
+        if not message.left:
             self._queue.popleft()
             self._stall.finished()
-            if not done.done():  # cancelled, by a loop that ends
-                done.set_result(None)
+            message.end()
         return num_bytes
 
     def _watch_writable(self, wanted: bool) -> None:
@@ -100,14 +103,50 @@ class TcpConnection(Connection):
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
         while self._queue:
-            _, done = self._queue.popleft()
-            if not done.done():
-                done.set_exception(TransferError(reason))
+            self._queue.popleft().fail(reason)
         self._on_close()
 
 
-def _drop_front(buffers: deque[memoryview], num_bytes: int) -> None:
-    while buffers and num_bytes >= buffers[0].nbytes:
-        num_bytes -= buffers.popleft().nbytes
-    if num_bytes:
-        buffers[0] = buffers[0][num_bytes:]
+class _Message:
+    """What is left of one, and the digest of what is gone."""
+
+    def __init__(self, tag: int, views: Sequence[memoryview], done: asyncio.Future[int]) -> None:
+        self.done = done
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody awaits a heartbeat
+        header = HEADER.pack(MAGIC, sum(view.nbytes for view in views), tag)
+        self.left = deque([memoryview(header), *views])
+        self._digest = xxhash.xxh3_64()
+        self._num_header_bytes = len(header)  # of what is left
+
+    def front(self) -> list[memoryview]:
+        """About a piece of it."""
+        room, found = _PIECE_BYTES, []
+        for view in islice(self.left, _MAX_BUFFERS):
+            found.append(view[:room])
+            room -= view.nbytes
+            if room <= 0:
+                break
+        return found
+
+    def advance(self, num_bytes: int) -> None:
+        """So many bytes are gone."""
+        while num_bytes:
+            view = self.left.popleft()
+            gone = view[:num_bytes]
+            if self._num_header_bytes:
+                self._num_header_bytes -= gone.nbytes
+            else:
+                self._digest.update(gone)
+            if gone.nbytes < view.nbytes:
+                self.left.appendleft(view[num_bytes:])
+            num_bytes -= gone.nbytes
+
+    def end(self) -> None:
+        """All of it is gone."""
+        if not self.done.done():  # cancelled, by a loop that ends
+            self.done.set_result(self._digest.intdigest())
+
+    def fail(self, reason: str) -> None:
+        """The rest of it will not go."""
+        if not self.done.done():
+            self.done.set_exception(TransferError(reason))

@@ -72,8 +72,10 @@ class Inbox(Protocol):
 class Connection(ABC):
     """To one receiver. Lost for good once closed, by whichever side."""
 
+    digests = False  # whether `send` says the digest of what it has sent; else whoever calls it has to find out
+
     @abstractmethod
-    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
+    async def send(self, tag: int, views: Sequence[memoryview]) -> int | None:
         """Send the views' bytes as one message; several sends may be under way.
 
         Returns, or raises TransferError, when the views are no longer being read. Not to be cancelled: cancelling the

@@ -14,6 +14,8 @@ from kv_transfer.ucx_process import UcxProcess
 class UcxConnection(Connection):
     """Beats come from the node itself, not from its UCX process: a frozen node is silent."""
 
+    digests = True
+
     def __init__(self, process: UcxProcess, link: int, stall_s: float) -> None:
         self._link = UcxLink(process, link)
         self._on_close: Callable[[], None] | None = None  # once it is open
@@ -36,13 +38,13 @@ class UcxConnection(Connection):
         if not self._welcomed.done():
             self._welcomed.set_result(None)
 
-    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
+    async def send(self, tag: int, views: Sequence[memoryview]) -> int:
         """Several views are gathered in the one copy that there is anyway."""
         if self._link.is_lost:
             raise TransferError("the UCX connection to the decode node is closed")
         self._stall.started()
         try:
-            await self._link.send(tag, views)
+            return await self._link.send(tag, views)
         finally:
             self._stall.finished()
 

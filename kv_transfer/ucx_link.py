@@ -42,13 +42,14 @@ class UcxLink:
         while self._busy:
             await asyncio.wait(self._busy)
 
-    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
-        """Returns when UCX is done with the message. Then, or when TransferError is raised, the views are not read."""
+    async def send(self, tag: int, views: Sequence[memoryview]) -> int:
+        """The message's digest, when UCX is done with it. Then, or at a TransferError, the views are not read."""
         with self._message():
             area = await self._take(sum(view.nbytes for view in views))
-            await self._staging.fill(area, views)
+            digest = await self._staging.fill(area, views)
             await self._until_ended(self.process.start_send(self.number, tag, area.start, area.num_bytes), area)
             self._staging.give_back(area)
+        return digest
 
     async def receive(self, message: int, views: Sequence[memoryview]) -> int:
         """The digest of the waiting message, once it is in the views. TransferError: it never will be there whole."""

@@ -17,7 +17,7 @@ import time
 
 from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
-from baton.legs import entered, within_time
+from baton.legs import all_over, entered, within_time
 from baton.node_load import ERRORS, LoadBoard
 from baton.request import FinishReason, Generation
 from baton.session import Leg
@@ -70,11 +70,7 @@ class PrefillService:
 
     async def close(self) -> None:
         """Cancel what is left, and return when all blocks are given back."""
-        legs = list(self._legs)
-        for leg in legs:
-            leg.cancel()
-        if legs:
-            await asyncio.wait([leg.owner for leg in legs])
+        await all_over(self._legs)
 
     async def _own(self, leg: PrefillLeg) -> None:
         """Walk a leg through its states, then give back what it holds, whatever happened."""
@@ -92,7 +88,7 @@ class PrefillService:
         self._sessions.close(leg)
         if leg.transfer is not None:
             await leg.transfer.abort()  # nothing to do after a commit
-        self._step_loop.submit(lambda engine: self._release(engine, leg))
+        self._step_loop.submit(lambda engine: self.outputs.release(engine, leg))
 
     async def _walk(self, leg: PrefillLeg) -> None:
         leg.grammar = await self._step_loop.prepare(leg.generation)
@@ -115,13 +111,6 @@ class PrefillService:
         leg.timeline.more = lambda: events(request, engine.steps.times)
         self.outputs.expect(request, leg)
         self.outputs.publish(engine)
-
-    def _release(self, engine: Engine, leg: PrefillLeg) -> None:
-        """Comes after whatever the leg had asked of the engine before."""
-        if leg.request is not None:
-            self.outputs.forget(leg.request)
-            engine.release(leg.request)
-            self.outputs.publish(engine)
 
     async def _commit(self, leg: PrefillLeg, output: Output) -> None:
         transfer, generation = leg.transfer, leg.generation

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 
 LATECOMERS_S = 0.25  # for whoever had connected when the port closed, and has not asked yet
+_LAST_WORDS_S = 0.25  # for answers that are cut off to say so; who has sent the second signal may be about to kill
 
 
 class QuietServer(uvicorn.Server):
@@ -32,6 +33,15 @@ class QuietServer(uvicorn.Server):
             await loop.connect_accepted_socket(self._protocol, connection)
         await asyncio.sleep(LATECOMERS_S)
         await super().shutdown(sockets)
+
+    async def cut_off(self) -> None:
+        """Accept nobody, and end what is under way: each answer says so. Returns when the kernel has that, or soon."""
+        for server in self.servers:
+            server.close()
+        if tasks := list(self.server_state.tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
 
     def _protocol(self) -> asyncio.Protocol:
         make = self.config.http_protocol_class

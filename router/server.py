@@ -164,8 +164,9 @@ class HTTPServer:
             await asyncio.wait([self._serving], timeout=self._grace_s)
             self._server.should_exit = True
             await self._serving
-        finally:
+        finally:  # be it by a second signal: clients hear of it before all else is taken apart
             asked.cancel()
+            await self._server.cut_off()
             self._serving.cancel()
 
 

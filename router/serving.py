@@ -105,6 +105,8 @@ class Serving:
             return PromptAttempt(
                 _of_prompt(generation), job.prompt_work, placement.prefill, running, placement.computed
             )
+        if placement.prefill is not None and placement.decode is not None:
+            self._fleet.cut_pairs.trying(placement.prefill.record, placement.decode.record)
         return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
 
     def _learn(self, running: Running, leg: Attempt | PromptAttempt, placement: Placement) -> None:

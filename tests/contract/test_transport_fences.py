@@ -1,6 +1,7 @@
 """On every transport: what is cancelled, over or of an earlier life writes nothing any more."""
 
 import asyncio
+import contextlib
 
 import pytest
 from kv_nodes import (
@@ -15,6 +16,7 @@ from kv_nodes import (
     run,
 )
 
+import kv_transfer.sender
 from baton import rpc
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
@@ -99,10 +101,11 @@ def test_lease_ends(transport):
 def test_renewed_lease_lasts(transport):
     async def main():
         async with pair(transport) as p:
-            incoming = p.grant([1], lease_s=0.2)
+            incoming, other = p.grant([1], lease_s=0.2), p.grant([2], lease_s=0.2)
             incoming.renew(10)
             incoming.renew(0.01)  # never shortens
-            await asyncio.sleep(0.3)
+            with pytest.raises(TransferError, match="lease"):
+                await other.committed()  # which lasted as long
             outgoing = p.sender(new_pool(1)).open(incoming.grant, [1])
             all_ready(outgoing, 1)
             await commit(outgoing)
@@ -210,5 +213,34 @@ def test_restarted_decode_node_at_the_same_address(transport):
             await stuck.abort()
         finally:
             await second.stop()
+
+    run(main())
+
+
+def test_who_could_not_be_reached_is_not_waited_for_again_at_once(monkeypatch):
+    """Requests that were placed before the pair was known to be apart would each wait for as long."""
+    monkeypatch.setattr(kv_transfer.sender, "_UNREACHABLE_S", 0.3)
+
+    async def main():
+        async with pair("tcp") as p:
+            sender, grant = p.sender(new_pool(1)), transfer_pb2.Grant()
+            grant.CopyFrom(p.grant([1]).grant)
+            grant.decode_address = "127.0.0.1:1"
+            first = sender.open(grant, [1])
+            all_ready(first, 1)
+            with pytest.raises(TransferError):
+                await commit(first)
+            with pytest.raises(TransferError, match="connect"):
+                sender.open(grant, [1])
+            incoming = p.grant([2])  # the same node at another address: it has nothing to do with that
+            other = sender.open(incoming.grant, [2])
+            all_ready(other, 1)
+            await commit(other)
+            async with asyncio.timeout(5):
+                while True:
+                    with contextlib.suppress(TransferError):
+                        await sender.open(grant, [1]).abort()
+                        break
+                    await asyncio.sleep(0.02)
 
     run(main())

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -78,7 +79,8 @@ def started(folder: Path, model: Path, *args: str) -> LocalFleet:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_checkpoint.write(tmp_path_factory.mktemp("checkpoint") / "random-llama")
+    long = random_checkpoint.TINY | {"max_position_embeddings": 8192}  # for answers of many seconds
+    return random_checkpoint.write(tmp_path_factory.mktemp("checkpoint") / "random-llama", long)
 
 
 @pytest.fixture(scope="module")
@@ -253,16 +255,77 @@ def test_a_colocated_fleet_says_the_same_and_does_not_outlive_a_killed_superviso
     assert alive == []
 
 
-def test_sigterm_leaves_nothing_behind(fleet: LocalFleet):
+class Stream:
+    """One streamed answer, read by a thread of its own to whatever end it has."""
+
+    def __init__(self, fleet: LocalFleet, max_tokens: int) -> None:
+        self._body = {"model": "random-llama", "prompt": QUESTION, "max_tokens": max_tokens, "stream": True}
+        self._url = fleet.endpoint + "/v1/completions"
+        self.events: list[str] = []
+        self.broke: str = ""
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            with httpx.stream("POST", self._url, json={**self._body, "ignore_eos": True}, timeout=60) as answer:
+                self.events.extend(line.removeprefix("data: ") for line in answer.iter_lines() if line)
+        except httpx.HTTPError as error:
+            self.broke = repr(error)
+
+    def end(self) -> dict[str, Any]:
+        """Its last event; empty where it ended well. It must not break."""
+        self._thread.join(timeout=30)
+        assert (self._thread.is_alive(), self.broke) == (False, "")
+        return {} if self.events[-1] == "[DONE]" else json.loads(self.events[-1])
+
+
+class Newcomers:
+    """Somebody who asks anew every few milliseconds; what became of it."""
+
+    def __init__(self, fleet: LocalFleet) -> None:
+        self._url = fleet.endpoint + "/v1/completions"
+        self._stop = threading.Event()
+        self.outcomes: set[str] = set()
+        self._thread = threading.Thread(target=self._ask_on)
+        self._thread.start()
+
+    def _ask_on(self) -> None:
+        while not self._stop.wait(0.02):
+            self.outcomes.add(self._ask())
+
+    def _ask(self) -> str:
+        body = {"model": "random-llama", "prompt": "Who is there?", "max_tokens": 2}
+        try:
+            answer = httpx.post(self._url, json=body, timeout=30)
+        except httpx.ConnectError:
+            return "refused"
+        except httpx.HTTPError as error:
+            return repr(error)
+        retry = " again later" if "retry-after" in answer.headers else ""
+        return f"{answer.status_code}{retry}"
+
+    def end(self) -> set[str]:
+        self._stop.set()
+        self._thread.join(timeout=30)
+        return self.outcomes
+
+
+def test_down_ends_streams_well_or_says_so_and_leaves_nothing_behind(fleet: LocalFleet):
     """The last test of the fleet that all the others ask."""
     processes, shared = fleet.processes(), set()
-    ask(fleet.client())
+    long, short = [Stream(fleet, 7000) for _ in range(3)], [Stream(fleet, 100) for _ in range(3)]
+    until(lambda: all(stream.events for stream in long + short))
     for process in processes:
         shared |= {entry.path for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")}
-    began = time.monotonic()
-    processes[0].send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=15)
-    assert (alive, time.monotonic() - began < 10) == ([], True)
+    newcomers, began = Newcomers(fleet), time.monotonic()
+    down = fleet.baton("down")
+    assert (down.returncode, down.stdout) == (0, "stopped\n")
+    _, alive = psutil.wait_procs(processes, timeout=2)
+    assert (alive, time.monotonic() - began < 15) == ([], True)  # 10 s, and `baton` itself on a busy machine
+    assert [stream.end() for stream in short] == [{}] * 3
+    assert [stream.end()["error"]["code"] for stream in long] == ["no_capacity"] * 3  # which a client may retry
+    assert newcomers.end() <= {"200", "503 again later", "refused"}
     assert not [path for path in shared if Path(path).exists()]
     assert not sysv_segments_of({process.pid for process in processes})
     assert {path.name for path in fleet.home.iterdir()} == {"logs", "lock"}

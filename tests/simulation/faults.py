@@ -4,11 +4,13 @@ import asyncio
 import random
 from collections.abc import Callable
 
+from prefill_node.legs import PrefillLeg
 from tests.simulation.fleet import Fleet
 from tests.simulation.network import Network
 
 LONGEST_S = 8.0
 ESTRANGED_S = 30.0
+_LOOK_S = 0.001
 
 
 class Faults:
@@ -54,6 +56,22 @@ class Faults:
             return
         process.frozen = True
         self._for_a_while(f"freeze {name}", lambda: setattr(process, "frozen", False))
+
+    def freeze_placed(self) -> None:
+        """A prefill node, at any time: to what is placed there from then on it has not said a word."""
+        self._freeze(self._rng.choice(self._fleet.names("prefill")))
+
+    def freeze_computing(self) -> None:
+        """While it computes a prompt."""
+        self._freeze_when(lambda leg: leg.request is not None and not leg.output.done())
+
+    def freeze_shipping(self) -> None:
+        """While messages of a transfer are under way."""
+        self._freeze_when(lambda leg: leg.transfer is not None and bool(leg.transfer._loans))
+
+    def freeze_committing(self) -> None:
+        """When all is sent, and the decode node has not accepted it."""
+        self._freeze_when(lambda leg: leg.transfer is not None and leg.output.done() and not leg.transfer._loans)
 
     def partition(self) -> None:
         one, other = self._rng.sample([*self._fleet.names("prefill", "decode", "router"), "redis"], 2)
@@ -101,6 +119,22 @@ class Faults:
             self._network.trace("fault", f"drain {name}")
             self._tasks.append(asyncio.get_running_loop().create_task(self._drain(name)))
 
+    def _freeze_when(self, is_so: Callable[[PrefillLeg], bool]) -> None:
+        """As soon as a prefill node has such a request, that node."""
+        self._tasks.append(asyncio.get_running_loop().create_task(self._freeze_soon(is_so)))
+
+    async def _freeze_soon(self, is_so: Callable[[PrefillLeg], bool]) -> None:
+        nodes = {name: self._fleet.processes[name].parts["service"] for name in self._fleet.names("prefill")}
+        while not (found := [name for name, service in nodes.items() if any(map(is_so, service._legs))]):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+        self._freeze(self._rng.choice(found))
+
+    def _freeze(self, name: str) -> None:
+        """For longer than anybody may wait for a first token."""
+        process = self._fleet.processes[name]
+        process.frozen = True
+        self._for_a_while(f"freeze {name}", lambda: setattr(process, "frozen", False), LONGEST_S, LONGEST_S)
+
     async def _drain(self, name: str) -> None:
         process = self._fleet.processes[name]
         undo = self._restarts(name)
@@ -138,10 +172,12 @@ class Faults:
         setattr(self._network, name, share)
         self._for_a_while(f"{name} {share:.3f}", lambda: setattr(self._network, name, 0.0))
 
-    def _for_a_while(self, what: str, undo: Callable[[], object], longest_s: float = LONGEST_S) -> None:
+    def _for_a_while(
+        self, what: str, undo: Callable[[], object], longest_s: float = LONGEST_S, shortest_s: float = 0.3
+    ) -> None:
         self._network.trace("fault", what)
         self._undo[undo] = None
-        delay_s = self._rng.uniform(0.3, longest_s)
+        delay_s = self._rng.uniform(shortest_s, longest_s)
         asyncio.get_running_loop().call_later(delay_s, self._mend, undo)
 
     def _mend(self, undo: Callable[[], object]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ ROUTERS = ("router-0", "router-1")
 NODES = {"prefill-0": "prefill", "prefill-1": "prefill", "decode-0": "decode", "decode-1": "decode"}
 READY_S = 10.0
 POLL_S = 0.25
+LONGEST_STALL_S = 3.0
 SETTLED_S = 12.0  # after which nothing is held, once all requests are over and nothing is broken
 
 
@@ -33,13 +35,18 @@ class Scenario:
     cancelled: float = 0.15
     timeout_s: tuple[float, float] = (20.0, 60.0)
     num_blocks: int = 40
+    longest_stall_s: float = math.inf  # of any request, the wait for its first token included
 
 
 CALM = Scenario("calm", strict=True)
 _FORGIVABLE = tuple(kind for kind in Faults.ALL if kind not in ("kill_router", "corrupt"))  # those end requests
 SINGLE = Scenario("single", kinds=_FORGIVABLE, once=True, strict=True)
 STORM = Scenario("storm", kinds=Faults.ALL)
-SCENARIOS = {scenario.name: scenario for scenario in (CALM, SINGLE, STORM)}
+_FREEZES = ("freeze_placed", "freeze_computing", "freeze_shipping", "freeze_committing")
+FROZEN = Scenario(
+    "frozen", kinds=_FREEZES, once=True, strict=True, cancelled=0.0, span_s=3.0, longest_stall_s=LONGEST_STALL_S
+)
+SCENARIOS = {scenario.name: scenario for scenario in (CALM, SINGLE, STORM, FROZEN)}
 
 
 @dataclass
@@ -90,6 +97,7 @@ class _Run:
         await self._until(self._all_over, self._scenario.timeout_s[1] + 5, "requests have not ended")
         if self._scenario.strict:
             self._check_none_failed(self._clients)
+        self._check_stalls()
         await self._settle("after healing")
         before = len(self._clients)
         for ask in probes:
@@ -149,6 +157,11 @@ class _Run:
         for client in clients:
             if client.error is not None and not client.is_lost:
                 raise Violation(f"request {client.number} failed: {client.error!r}")
+
+    def _check_stalls(self) -> None:
+        for client in self._clients:
+            if client.longest_stall_s > self._scenario.longest_stall_s:
+                raise Violation(f"request {client.number} stood still for {client.longest_stall_s:.3f} s")
 
     async def _settle(self, when: str) -> None:
         end_s = self._loop.time() + SETTLED_S

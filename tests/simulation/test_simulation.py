@@ -1,5 +1,6 @@
 """The control logic under seeded faults: what it promises holds, a seed repeats itself, and planted bugs are found."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.plants import PLANTS, find
-from tests.simulation.scenario import CALM, SINGLE, STORM, simulate
+from tests.simulation.scenario import CALM, FROZEN, LONGEST_STALL_S, SINGLE, STORM, simulate
 
 ROOT = Path(__file__).parents[2]
 MAX_SEEDS = 16  # to find a planted bug in; most show in the first
@@ -34,6 +35,12 @@ def test_a_seed_repeats_itself_in_another_process():
 @pytest.mark.parametrize("seed", range(3))
 def test_one_fault_fails_no_request(seed):
     simulate(seed, SINGLE)
+
+
+@pytest.mark.parametrize("kind", FROZEN.kinds)
+def test_whatever_a_frozen_prefill_node_was_doing_its_requests_wait_for_3_s_at_most(kind):
+    report = simulate(0, dataclasses.replace(FROZEN, kinds=(kind,)))
+    assert 0.8 < report.longest_stall_s < LONGEST_STALL_S  # somebody has waited for the suspicion
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -11,7 +11,9 @@ SIZE = 100
 
 
 class Wire(Connection):
-    """Holds every message until the test lets it go."""
+    """Holds every message until the test lets it go, with a digest."""
+
+    digests = True
 
     def __init__(self) -> None:
         self.tags: list[int] = []
@@ -20,7 +22,7 @@ class Wire(Connection):
     async def send(self, tag, views):
         self.tags.append(tag)
         self.waiting.append(asyncio.get_running_loop().create_future())
-        await self.waiting[-1]
+        return await self.waiting[-1]
 
     async def close(self):
         pass
@@ -33,6 +35,7 @@ class Queue:
         self.left = deque(range(number))
         self.first = first
         self.ended: list[tuple[int, TransferError | None]] = []
+        self.digests: list[int | None] = []
 
     def take(self):
         if not self.left:
@@ -40,11 +43,13 @@ class Queue:
         index = self.left.popleft()
         return index, self.first + index, SIZE
 
-    async def load(self, index):
+    async def load(self, index, *, is_digested):
+        assert is_digested == Wire.digests
         return [memoryview(bytes(SIZE))]
 
-    def sent(self, index, error):
+    def sent(self, index, error, digest):
         self.ended.append((index, error))
+        self.digests.append(digest)
 
 
 async def let_run() -> None:
@@ -64,11 +69,12 @@ def test_transfers_take_turns_and_no_more_is_under_way_than_may_be():
         await let_run()
         assert wire.tags == [0, 100, 1]
         while wire.waiting:
-            wire.waiting.popleft().set_result(None)
+            wire.waiting.popleft().set_result(len(wire.tags))
             await let_run()
             assert len(wire.waiting) <= 3
         assert wire.tags == [0, 100, 1, 101, 2, 3, 4, 5, 6, 7, 8, 9]
         assert [index for index, _ in long.ended] == list(range(10))
+        assert long.digests[:2] == [3, 5]  # each message has its own
 
     asyncio.run(main())
 
@@ -100,7 +106,7 @@ def test_an_error_reaches_its_transfer_and_frees_the_bound():
         error = TransferError("gone")
         wire.waiting.popleft().set_exception(error)
         await let_run()
-        assert first.ended == [(0, error)]
+        assert (first.ended, first.digests) == ([(0, error)], [None])
         assert wire.tags == [0, 100]
         wire.waiting.popleft().set_result(None)
         await let_run()

@@ -25,6 +25,32 @@ def test_only_what_is_pending_and_does_not_move_stalls():
     asyncio.run(main())
 
 
+async def stalls_after_s(watch: StallWatch, stalled: asyncio.Event) -> float:
+    began = time.monotonic()
+    async with asyncio.timeout(5):
+        await stalled.wait()
+    watch.close()
+    return time.monotonic() - began
+
+
+def test_who_was_silent_before_is_given_longer():
+    """A peer on a busy host, and one whose bytes never were late."""
+
+    async def main():
+        events = [asyncio.Event(), asyncio.Event()]
+        slow, quick = (StallWatch(0.8, event.set) for event in events)
+        slow.started()
+        quick.started()
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            quick.moved()
+        slow.moved()
+        slow_s, quick_s = await asyncio.gather(stalls_after_s(slow, events[0]), stalls_after_s(quick, events[1]))
+        assert 0.5 < quick_s < slow_s - 0.1  # 0.58 and 0.8, on a quiet machine
+
+    asyncio.run(main())
+
+
 def test_what_is_finished_or_closed_does_not_stall():
     async def main():
         stalled = asyncio.Event()

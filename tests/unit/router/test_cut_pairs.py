@@ -1,7 +1,7 @@
 """A pair between which nothing travels is left alone, for longer each time, until something does."""
 
 from baton.registry import NodeRecord
-from router.cut_pairs import MAX_PAUSE_S, MIN_PAUSE_S, CutPairs
+from router.cut_pairs import MAX_PAUSE_S, MIN_PAUSE_S, TRIAL_S, CutPairs
 
 
 class Clock:
@@ -51,3 +51,31 @@ def test_what_was_accepted_clears_the_record():
     pairs.failed(P, D)
     clock.now_s += MIN_PAUSE_S
     assert not pairs.has(P, D)
+
+
+def test_after_a_pause_one_request_finds_out():
+    clock = Clock()
+    pairs = CutPairs(clock)
+    pairs.trying(P, D)
+    assert not pairs
+    pairs.failed(P, D)
+    clock.now_s += MIN_PAUSE_S
+    assert not pairs.has(P, D)
+    pairs.trying(P, D)
+    assert pairs.has(P, D)  # for whoever comes next
+    clock.now_s += TRIAL_S - 0.1
+    pairs.failed(P, D)
+    clock.now_s += 2 * MIN_PAUSE_S - 0.1
+    assert pairs.has(P, D)
+
+
+def test_a_trial_that_does_not_fail_lets_others_follow():
+    clock = Clock()
+    pairs = CutPairs(clock)
+    pairs.failed(P, D)
+    clock.now_s += MIN_PAUSE_S
+    pairs.trying(P, D)
+    clock.now_s += TRIAL_S
+    for _ in range(2):
+        pairs.trying(P, D)
+        assert not pairs.has(P, D)

@@ -246,6 +246,23 @@ async def test_a_drain_ends(make_app, serve, dispatch):
     assert dispatch.handles[0].cancelled.is_set()
 
 
+async def test_a_second_signal_ends_streams_with_an_event_and_requests_with_a_503(make_app, serve, dispatch):
+    dispatch.script = one_token_then_wait
+    async with serve(make_app(), drain_timeout_s=30) as router:
+        stream = asyncio.create_task(router.client.post(CHAT_PATH, json=STREAM))
+        whole = asyncio.create_task(router.client.post(CHAT_PATH, json=CHAT))
+        await until(lambda: len(dispatch.handles) == 2)
+        router.shutdown.request()
+        await until(lambda: router.app.draining)
+        router.task.cancel()  # what a second signal does
+        async with asyncio.timeout(5):
+            broken_off, refused = await asyncio.gather(stream, whole)
+            await asyncio.wait([router.task])
+    *_, event, end = broken_off.text.split("\n\n")
+    assert (json.loads(event.removeprefix("data: "))["error"]["code"], end) == ("no_capacity", "")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
 async def test_nobody_who_has_connected_is_turned_away_by_a_drain(make_app, serve):
     """One asks late, others wait to be accepted while the loop is busy with the end: all of them get their answer."""
     async with serve(make_app()) as router:
