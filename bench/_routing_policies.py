@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from router import policy
-from router.node_state import NodeState
-from router.policy import Ask, Choice
+from router.nodes.state import NodeState
+from router.placing import policy
+from router.placing.policy import Ask, Choice
 from router.simulated.fleet import Place, Pools, place_by_cost
 
 Pick = Callable[[Ask, Sequence[NodeState], Sequence[int]], int]

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from baton import prefix_index, redis_client
 from baton.prefix_hash import BlockHash, block_hashes, root_hash
 from baton.prefix_index import IndexWriter
-from router.prefix_replica import PrefixReplica
+from router.placing.prefix_replica import PrefixReplica
 
 MODEL = "bench"
 LENGTHS = (32, 512, 2048)

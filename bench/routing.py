@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench._routing_policies import POLICIES
-from router.policy import Ask, Choice
+from router.placing.policy import Ask, Choice
 from router.simulated import trace
 from router.simulated.fleet import Place, Pools, SimulatedFleet
 from router.simulated.hardware import Hardware, SimulatedRequest

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from bench._transfer_nodes import Child, transfers
 from bench._transfer_ways import PERFTESTS, Round, blocking_socket, memcpy, ucx_perftest, why_no_perftest
 from kv_transfer.choose import AUTO
-from kv_transfer.ucx import why_unavailable
+from kv_transfer.ucx.transport import why_unavailable
 
 SIZES = [2**16, 2**18, 2**20, 2**22, 2**24, 2**26]
 RATIOS = [("shm", "memcpy"), ("tcp", "socket"), ("ucx", "socket")]

@@ -20,11 +20,11 @@ COMMANDS = {
     "scale": ("fleet.scale", "change the number of nodes of the running fleet: baton scale prefill=2 decode=1"),
     "down": ("fleet.down", "drain and stop the running fleet"),
     "chat": ("fleet.chat", "talk to the model; also takes a question from a pipe"),
-    "doctor": ("fleet.doctor", "check what this machine offers, and say what to do about what is missing"),
-    "chaos": ("fleet.chaos", "try on a fleet of its own what happens to requests when services die or freeze"),
-    "loadtest": ("fleet.loadtest", "five phases of load, with a verdict for each: may this fleet be trusted?"),
+    "doctor": ("fleet.doctor.command", "check what this machine offers, and say what to do about what is missing"),
+    "chaos": ("fleet.chaos.command", "try on a fleet of its own what happens to requests when services die or freeze"),
+    "loadtest": ("fleet.loadtest.command", "five phases of load, with a verdict for each: may this fleet be trusted?"),
     "plan": ("fleet.capacity", "how many nodes a workload needs, at what cost, and what they would do under it"),
-    "scorecard": ("fleet.scorecard", "the twenty items of production readiness, checked on a fleet that runs"),
+    "scorecard": ("fleet.scorecard.command", "the twenty items of production readiness, checked on a fleet that runs"),
     "bench": ("fleet.bench", "run a benchmark; without a name, list them"),
 }
 # name -> (module with `main(argv) -> int`, what it does)

@@ -2,10 +2,10 @@
 
 from baton.errors import ConfigError
 from kv_transfer.loopback import LoopbackTransport
-from kv_transfer.shm import ShmTransport
-from kv_transfer.tcp import TcpTransport
+from kv_transfer.shm.transport import ShmTransport
+from kv_transfer.tcp.transport import TcpTransport
 from kv_transfer.transport import Transport
-from kv_transfer.ucx import UcxTransport, why_unavailable
+from kv_transfer.ucx.transport import UcxTransport, why_unavailable
 
 AUTO = ("shm", "ucx", "tcp")  # within one host one copy; RDMA where there is any; what there is everywhere
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from baton.errors import LayoutMismatch, TransferError
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
-from kv_transfer.shm import host_id
+from kv_transfer.shm.transport import host_id
 from kv_transfer.transport import Inbox, Listener, Peer
 
 _log = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from kv_transfer import process_memory, ucx
 from kv_transfer.choose import choose
+from kv_transfer.shm import process_memory
+from kv_transfer.ucx import transport as ucx
 
 _NONCE_BYTES = 32
 

@@ -12,7 +12,7 @@ from kv_transfer.digest import Digester
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.peer import DecodePeer
 from kv_transfer.pool import Pool
-from kv_transfer.shm import host_id
+from kv_transfer.shm.transport import host_id
 
 _UNREACHABLE_S = 1.5  # for which nobody else waits in vain for a node that could not be connected to
 

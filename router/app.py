@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from baton.errors import BatonError, NoCapacity
-from router import http_metrics
-from router.account import Account
-from router.auth import APIKeys
-from router.error_format import MethodNotAllowed
-from router.exchange import ClientGone, Exchange, Message, Receive, Scope, Send
-from router.generate import Dispatch
-from router.observer import Observer
-from router.rate_limit import RateLimiter
+from router.http import metrics as http_metrics
+from router.http.account import Account
+from router.http.auth import APIKeys
+from router.http.error_format import MethodNotAllowed
+from router.http.exchange import ClientGone, Exchange, Message, Receive, Scope, Send
+from router.http.observer import Observer
+from router.http.rate_limit import RateLimiter
+from router.openai.generate import Dispatch
 
 Handler = Callable[[Exchange, bytes], Awaitable[None]]
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]

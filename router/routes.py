@@ -1,12 +1,12 @@
 """Which path is served by what: all that takes a POST, on bare ASGI. What takes a GET is `admin`'s."""
 
 from router.app import Handler
-from router.chat import Chat
-from router.completions import Completions
-from router.embeddings import Embedder
-from router.generate import Generator
-from router.responses import Responses
-from router.tokenization import Tokenization
+from router.openai.chat import Chat
+from router.openai.completions import Completions
+from router.openai.embeddings import Embedder
+from router.openai.generate import Generator
+from router.openai.responses import Responses
+from router.openai.tokenization import Tokenization
 
 
 def routes(generator: Generator) -> dict[str, Handler]:

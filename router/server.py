@@ -28,19 +28,19 @@ from baton.model_source import settle
 from baton.rpc import is_loopback
 from baton.settings import RouterConfig
 from baton.timeline import TimelineBook
-from router import admin
-from router.admin_port import AdminPort
+from router.admin.port import AdminPort
 from router.app import App
-from router.auth import APIKeys
-from router.connections import Connections, raise_descriptor_limit
-from router.dispatch import DispatchConfig, Dispatcher
-from router.generate import Generator
-from router.http_protocol import LimitedProtocol
-from router.observer import Observer
-from router.quiet_server import QuietServer
-from router.rate_limit import RateLimiter
+from router.http.auth import APIKeys
+from router.http.connections import Connections, raise_descriptor_limit
+from router.http.observer import Observer
+from router.http.protocol import LimitedProtocol
+from router.http.quiet_server import QuietServer
+from router.http.rate_limit import RateLimiter
+from router.openai import cold_routes
+from router.openai.generate import Generator
+from router.openai.served_model import ServedModel
 from router.routes import routes
-from router.served_model import ServedModel
+from router.serving.dispatch import DispatchConfig, Dispatcher
 
 DRAIN_GRACE_S = 0.5  # in which newcomers are served, though `/ready` sends them elsewhere
 _IDLE_TIMEOUT_S = 75
@@ -112,7 +112,7 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         await dispatcher.start()
         looking_on.start()
         generator = Generator(loaded.model, dispatcher, config.request_timeout_s, logs_prompts=config.log_prompts)
-        described = admin.create(loaded.model, generator, version("baton"), exposition)
+        described = cold_routes.create(loaded.model, generator, version("baton"), exposition)
         limiter = RateLimiter(redis, lambda: dispatcher.num_routers)
         app = App(routes(generator), dispatcher, loaded.keys, described, limiter, observer)
         watching = asyncio.create_task(loaded.keys.watch(), name="API keys")

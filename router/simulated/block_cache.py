@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from router.expected_blocks import ExpectedBlocks, num_leading_of
+from router.placing.expected_blocks import ExpectedBlocks, num_leading_of
 
 
 class BlockCache:

@@ -1,7 +1,7 @@
 """A simulated fleet under one router: requests arrive, and are admitted, placed and served as the router has it.
 
-`place` decides; the default is what the router does (`router.policy`). What the router knows of a node is what a real
-one would: loads twice a second, its own accounts in between, and which blocks are cached.
+`place` decides; the default is what the router does (`router.placing.policy`). What the router knows of a node is what
+a real one would: loads twice a second, its own accounts in between, and which blocks are cached.
 """
 
 import random
@@ -11,11 +11,11 @@ import msgspec
 
 from baton.errors import Overloaded
 from baton.step_cost import StepCost
-from router import policy
-from router.admission import AdmissionQueue, Drain, Waiting
-from router.fleet_costs import FleetCosts
-from router.node_state import NodeState
-from router.policy import Ask, Choice
+from router.nodes.fleet_costs import FleetCosts
+from router.nodes.state import NodeState
+from router.placing import policy
+from router.placing.admission import AdmissionQueue, Drain, Waiting
+from router.placing.policy import Ask, Choice
 from router.simulated.clock import VirtualClock
 from router.simulated.decode_node import DecodeNode
 from router.simulated.hardware import Hardware, SimulatedRequest

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from baton.v1 import types_pb2
-from router.expected_blocks import ExpectedBlocks
+from router.placing.expected_blocks import ExpectedBlocks
 from router.simulated.block_cache import BlockCache
 from router.simulated.clock import VirtualClock
 from router.simulated.hardware import Hardware, SimulatedRequest

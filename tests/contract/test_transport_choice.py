@@ -4,10 +4,11 @@ import pytest
 from kv_nodes import Pair, all_ready, commit, new_pool, run
 
 from baton.errors import LayoutMismatch, TransferError
-from kv_transfer import process_memory, sender
+from kv_transfer import sender
 from kv_transfer.metrics import BYTES, FALLBACKS
 from kv_transfer.sender import KVSender
-from kv_transfer.shm import ShmListener
+from kv_transfer.shm import process_memory
+from kv_transfer.shm.transport import ShmListener
 
 
 def count(metric, transport: str) -> float:
@@ -99,6 +100,6 @@ def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
         door.host = "baton-kv-elsewhere"
         return door
 
-    monkeypatch.setattr("kv_transfer.shm.ShmTransport.listen", elsewhere)
+    monkeypatch.setattr("kv_transfer.shm.transport.ShmTransport.listen", elsewhere)
     assert ship_between("auto", "auto") in ("ucx", "tcp")
     assert "another network namespace" in caplog.text

@@ -7,7 +7,7 @@ import pytest
 from kv_nodes import NUM_BLOCKS, all_ready, arrivals, commit, new_pool, pair, run
 
 from baton.errors import TransferError
-from kv_transfer import process_memory
+from kv_transfer.shm import process_memory
 
 
 class Brake:

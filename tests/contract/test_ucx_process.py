@@ -13,7 +13,7 @@ from baton.errors import TransferError
 from kv_transfer.metrics import RESTARTS
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
-from kv_transfer.ucx import UcxTransport
+from kv_transfer.ucx.transport import UcxTransport
 
 NOTICED_S = 5.0  # a frozen one after 1.5 s, a dead one at once, on a machine that has time for this
 

@@ -8,7 +8,7 @@ import pytest
 
 from engine import random_checkpoint
 from fleet import cli
-from fleet.chaos_fleet import PrivateFleet, started
+from fleet.chaos.fleet import PrivateFleet, started
 
 KEY = "a-key-of-this-test"
 LOAD = ("--prompt-tokens", "32", "--output-tokens", "16", "--vocab-size", "400")

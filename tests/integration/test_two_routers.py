@@ -15,8 +15,8 @@ import pytest
 
 from baton.request import SamplingParams
 from engine import random_checkpoint
-from router.dispatch import DispatchConfig, Dispatcher
 from router.job import Job
+from router.serving.dispatch import DispatchConfig, Dispatcher
 from tests.metrics_page import samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(110)]

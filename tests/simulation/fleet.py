@@ -11,7 +11,7 @@ import decode_node.node
 import prefill_node.node
 from baton.lifecycle import Shutdown
 from baton.settings import NodeConfig
-from router.dispatch import DispatchConfig, Dispatcher
+from router.serving.dispatch import DispatchConfig, Dispatcher
 from tests.simulation import threads
 from tests.simulation.loop import Process, SimLoop, Violation
 from tests.simulation.model import make_engine, random_work

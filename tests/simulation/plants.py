@@ -17,12 +17,12 @@ from engine.blocks import BlockManager
 from engine.engine import Engine
 from kv_transfer.incoming import IncomingTransfer, TransferState
 from kv_transfer.outgoing import OutgoingTransfer
-from router import step_batch
-from router.attempt import Attempt
-from router.leg import Leg
-from router.node_link import NodeLink
-from router.outbox import Outbox
+from router.nodes import step_batch
+from router.nodes.leg import Leg
+from router.nodes.link import NodeLink
+from router.nodes.outbox import Outbox
 from router.running import Running
+from router.serving.attempt import Attempt
 from tests.simulation.loop import Violation
 from tests.simulation.scenario import STORM, Scenario, simulate
 

@@ -32,7 +32,7 @@ import kv_transfer.peer
 import kv_transfer.receiver
 import prefill_node.legs
 import prefill_node.node
-import router.prefix_replica
+import router.placing.prefix_replica
 from baton.node_load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS
 from kv_transfer.receiver import MAX_MESSAGE_BYTES
 from tests.simulation import threads
@@ -46,7 +46,7 @@ from tests.simulation.transport import SimTransport
 
 _ROOMS = ("baton", "decode_node", "engine", "kv_transfer", "prefill_node", "router")
 _HASHED = (decode_node.legs.DecodeLeg, prefill_node.legs.PrefillLeg, kv_transfer.outgoing.OutgoingTransfer,
-           kv_transfer.peer.DecodePeer, router.prefix_replica._Holder)  # fmt: skip
+           kv_transfer.peer.DecodePeer, router.placing.prefix_replica._Holder)  # fmt: skip
 _RECORDED = {
     (decode_node.node, "DecodeService"): "service",
     (decode_node.node, "KVReceiver"): "receiver",

@@ -11,8 +11,8 @@ import pytest
 from baton import redis_client
 from baton.errors import BatonError
 from baton.request import FinishReason, SamplingParams
-from router.dispatch import DispatchConfig, Dispatcher
 from router.job import Job
+from router.serving.dispatch import DispatchConfig, Dispatcher
 from tests.integration.dispatch.nodes import Node, next_token
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from baton.errors import NoCapacity
 from baton.v1 import node_pb2, types_pb2
-from router import fleet_view, node_link, silence
+from router.nodes import fleet_view, silence
+from router.nodes import link as node_link
 
 pytestmark = pytest.mark.anyio
 

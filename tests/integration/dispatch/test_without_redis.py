@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from baton.v1 import node_pb2
-from router import fleet_view
+from router.nodes import fleet_view
 
 pytestmark = pytest.mark.anyio
 

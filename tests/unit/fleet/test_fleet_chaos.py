@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from fleet import chaos_report
-from fleet.chaos_acts import nothing
-from fleet.chaos_client import Answer, Choice, ask
-from fleet.chaos_faults import FAULTS, Fault, Outcome
-from fleet.chaos_memory import Memory
-from fleet.chaos_questions import Question, answers_schema, question
+from fleet.chaos import report as chaos_report
+from fleet.chaos.acts import nothing
+from fleet.chaos.client import Answer, Choice, ask
+from fleet.chaos.faults import FAULTS, Fault, Outcome
+from fleet.chaos.memory import Memory
+from fleet.chaos.questions import Question, answers_schema, question
 from fleet.state import ProcessState
 
 pytestmark = pytest.mark.anyio

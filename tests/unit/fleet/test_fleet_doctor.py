@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fleet import doctor, doctor_compute, doctor_network
-from fleet.finding import Finding, broken, ok, warning
+from fleet.doctor import command as doctor
+from fleet.doctor import compute as doctor_compute
+from fleet.doctor import network as doctor_network
+from fleet.doctor.finding import Finding, broken, ok, warning
 from fleet.home import Home
 
 

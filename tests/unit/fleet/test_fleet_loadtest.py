@@ -10,9 +10,11 @@ from bench._load import lengths
 from bench._load.target import Target
 from bench._load.workload import Shape
 from bench._sse_client import Stream
-from fleet import loadtest_phases, loadtest_report, loadtest_watch
-from fleet.loadtest_phases import Run, Settings, Verdict
-from fleet.loadtest_site import RemoteSite, Site
+from fleet.loadtest import phases as loadtest_phases
+from fleet.loadtest import report as loadtest_report
+from fleet.loadtest import watch as loadtest_watch
+from fleet.loadtest.phases import Run, Settings, Verdict
+from fleet.loadtest.site import RemoteSite, Site
 
 MIB = 2.0**20
 SETTINGS = Settings(Shape("m", lengths.parse("4"), lengths.parse("4")), 4, 5.0, total_s=100.0)

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from bench._load.target import Target
-from fleet import scorecard, scorecard_disaster, scorecard_files, scorecard_serving, scorecard_trust
-from fleet.scorecard_client import Client
-from fleet.scorecard_item import Context, Item, Result
+from fleet.scorecard import command as scorecard
+from fleet.scorecard import disaster as scorecard_disaster
+from fleet.scorecard import files as scorecard_files
+from fleet.scorecard import serving as scorecard_serving
+from fleet.scorecard import trust as scorecard_trust
+from fleet.scorecard.client import Client
+from fleet.scorecard.item import Context, Item, Result
 
 
 class Careless(http.server.BaseHTTPRequestHandler):

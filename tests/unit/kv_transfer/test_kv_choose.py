@@ -5,11 +5,12 @@ import asyncio
 import pytest
 
 from baton.errors import ConfigError, LayoutMismatch, TransferError
-from kv_transfer import choose, doors, process_memory
+from kv_transfer import choose, doors
 from kv_transfer.choose import Transports
 from kv_transfer.doors import Doors
 from kv_transfer.faults import Faults
-from kv_transfer.shm import host_id
+from kv_transfer.shm import process_memory
+from kv_transfer.shm.transport import host_id
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_without_ucx_it_is_an_error_to_want_it(without_ucxx):
 
 
 def test_a_system_that_cannot_read_other_processes_has_no_shm(monkeypatch):
-    monkeypatch.setattr("kv_transfer.shm.why_unavailable", lambda: "this system has no process_vm_readv")
+    monkeypatch.setattr("kv_transfer.shm.transport.why_unavailable", lambda: "this system has no process_vm_readv")
     with pytest.raises(TransferError, match="process_vm_readv"):
         choose.make("shm", "127.0.0.1")
 

@@ -1,6 +1,8 @@
 """What `baton doctor` finds out about transports, by trying."""
 
-from kv_transfer import probe, process_memory, ucx
+from kv_transfer import probe
+from kv_transfer.shm import process_memory
+from kv_transfer.ucx import transport as ucx
 
 
 def test_shared_memory_is_tried_with_a_real_process(monkeypatch):

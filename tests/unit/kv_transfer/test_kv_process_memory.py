@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from kv_transfer import process_memory
-from kv_transfer.process_memory import read, runs_of
+from kv_transfer.shm import process_memory
+from kv_transfer.shm.process_memory import read, runs_of
 
 CHILD = """
 import random, sys
-from kv_transfer.process_memory import runs_of
+from kv_transfer.shm.process_memory import runs_of
 memory = bytearray(random.Random(1).randbytes(3 * 2**20))
 print(runs_of([memoryview(memory)])[0][0], flush=True)
 sys.stdin.read()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.shm_frames import (
+from kv_transfer.shm.frames import (
     MAX_PACKET_BYTES,
     MAX_RUNS,
     WELCOME,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from baton.errors import TransferError
-from kv_transfer import ucx
 from kv_transfer.metrics import RESTARTS
+from kv_transfer.ucx import transport as ucx
 
 
 def test_the_node_itself_never_loads_it():

@@ -11,13 +11,14 @@ from baton.lifecycle import Shutdown
 from baton.request import FinishReason
 from baton.settings import ModelFlags
 from baton.v1.types_pb2 import TokenLogprobs
-from router import admin, server
+from router import server
 from router.app import App
-from router.auth import APIKeys
-from router.generate import Generator
+from router.http.auth import APIKeys
 from router.job import Usage
+from router.openai import cold_routes as admin
+from router.openai.generate import Generator
+from router.openai.served_model import ServedModel
 from router.routes import routes
-from router.served_model import ServedModel
 
 REPLY = "Größe 🎉 and some more words, to be streamed."
 

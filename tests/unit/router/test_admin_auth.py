@@ -1,8 +1,8 @@
 import pytest
 
 from baton.errors import Unauthenticated
-from router.admin_auth import SESSION_S, AdminAuth, WrongHost
-from router.auth import APIKeys
+from router.admin.auth import SESSION_S, AdminAuth, WrongHost
+from router.http.auth import APIKeys
 
 
 class Clock:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import Overloaded
-from router.admission import MAX_RETRY_AFTER_S, TTFT_MARGIN, AdmissionQueue, Drain, Waiting
+from router.placing.admission import MAX_RETRY_AFTER_S, TTFT_MARGIN, AdmissionQueue, Drain, Waiting
 
 
 def waiting(

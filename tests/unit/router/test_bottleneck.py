@@ -1,6 +1,6 @@
 import pytest
 
-from router.bottleneck import PoolNode, judge
+from router.admin.bottleneck import PoolNode, judge
 
 IDLE_PREFILL = PoolNode(role="prefill", prefill_tokens_per_s=1000)
 IDLE_DECODE = PoolNode(role="decode", kv_usage=0.2)

@@ -1,7 +1,7 @@
 """A pair between which nothing travels is left alone, for longer each time, until something does."""
 
 from baton.registry import NodeRecord
-from router.cut_pairs import MAX_PAUSE_S, MIN_PAUSE_S, TRIAL_S, CutPairs
+from router.nodes.cut_pairs import MAX_PAUSE_S, MIN_PAUSE_S, TRIAL_S, CutPairs
 
 
 class Clock:

@@ -7,8 +7,8 @@ import pytest
 
 from baton.errors import NoCapacity, NumericalError, Overloaded
 from baton.request import FinishReason
-from router.embeddings import MAX_IN_FLIGHT
 from router.job import PromptResult, PromptWork
+from router.openai.embeddings import MAX_IN_FLIGHT
 
 pytestmark = pytest.mark.anyio
 

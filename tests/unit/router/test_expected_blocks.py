@@ -1,4 +1,4 @@
-from router.expected_blocks import MAX_BLOCKS, TURN_S, ExpectedBlocks
+from router.placing.expected_blocks import MAX_BLOCKS, TURN_S, ExpectedBlocks
 
 
 def test_expected_blocks_lengthen_a_prefix() -> None:

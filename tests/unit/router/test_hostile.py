@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from router import connections, http_protocol
+from router.http import connections
+from router.http import protocol as http_protocol
 from tests.unit.router import hostile
 from tests.unit.router.hostile import CANARY, CHAT, COMPLETION
 
@@ -64,7 +65,7 @@ async def test_special_tokens_in_a_text_are_text(router, dispatch, served_model)
 
 
 def _conversation(text):
-    from router.conversation import Conversation
+    from router.openai.conversation import Conversation
 
     return Conversation(messages=[{"role": "user", "content": text}])
 
@@ -123,7 +124,7 @@ TARGETS = [
     "/v1/models/../../etc/passwd", "/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/v1/models/..%5c", "/v1/models/%00",
     "/v1/models/tiny%00", "//v1/models", "/v1/./models", "/%2e%2e/", "/..", "/.git/config", "/.env", "/admin",
     "/v1/models/%c0%ae%c0%ae", "/v1/models/" + "a" * 8000, "/v1/chat/completions;x=1", "/docs/../v1/models/x",
-    "/static/../../router/auth.py", "/v1/models/{{7*7}}", "/v1/files", "/pause", "/invocations", "/metrics/../debug",
+    "/static/../../router/server.py", "/v1/models/{{7*7}}", "/v1/files", "/pause", "/invocations", "/metrics/../debug",
 ]  # fmt: skip
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.chat_schema import ChatBody
-from router.completion_schema import CompletionBody
+from router.openai.chat_schema import ChatBody
+from router.openai.completion_schema import CompletionBody
 
 FIELDS = sorted({name for kind in (ChatBody, CompletionBody) for name in kind.__struct_fields__})
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")

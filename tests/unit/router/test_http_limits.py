@@ -7,8 +7,9 @@ import logging
 import pytest
 
 from baton.errors import ConfigError
-from router import exchange, http_protocol
-from router.auth import APIKeys
+from router.http import exchange
+from router.http import protocol as http_protocol
+from router.http.auth import APIKeys
 
 pytestmark = pytest.mark.anyio
 
@@ -228,7 +229,7 @@ def test_a_key_file_without_keys_is_a_config_error(tmp_path, content):
 async def test_a_long_prompt_does_not_hold_up_streams(router, dispatch, served_model, monkeypatch):
     """Encoding runs in a thread, and lets the loop run."""
     dispatch.facts.max_model_len = 0
-    monkeypatch.setattr("router.served_model.ServedModel._max_chars", lambda *_: 2**30)
+    monkeypatch.setattr("router.openai.served_model.ServedModel._max_chars", lambda *_: 2**30)
     monkeypatch.setattr(served_model, "facts", served_model.facts.__class__(1024, 0, frozenset({1})))
     request = asyncio.create_task(
         router.client.post("/v1/completions", json={"model": "tiny", "prompt": "ab cd " * 100_000, "max_tokens": 1})

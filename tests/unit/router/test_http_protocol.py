@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from router import http_protocol
+from router.http import protocol as http_protocol
 
 pytestmark = pytest.mark.anyio
 

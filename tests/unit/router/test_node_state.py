@@ -4,8 +4,8 @@ import pytest
 
 from baton.step_cost import StepCost
 from baton.v1 import types_pb2
-from router.fleet_costs import FleetCosts, TransferCost
-from router.node_state import ASSUMED_DECODE, FADING_S, NodeState, known_cost
+from router.nodes.fleet_costs import FleetCosts, TransferCost
+from router.nodes.state import ASSUMED_DECODE, FADING_S, NodeState, known_cost
 
 TOLD = types_pb2.StepCost(prefill_base_ms=2, prefill_token_ms=0.5, decode_base_ms=9, decode_request_ms=1)
 

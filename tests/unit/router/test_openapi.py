@@ -9,11 +9,11 @@ import pytest
 
 from baton.request import FinishReason
 from baton.settings import ModelFlags, OutputFlags
-from router import answer_schema as answers
-from router import openapi
 from router.job import PromptResult
-from router.response_schema import Response
-from router.served_model import ServedModel
+from router.openai import answer_schema as answers
+from router.openai import openapi
+from router.openai.response_schema import Response
+from router.openai.served_model import ServedModel
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from baton.v1 import node_pb2, transfer_pb2, types_pb2
-from router import outbox
-from router.outbox import Outbox
+from router.nodes import outbox
+from router.nodes.outbox import Outbox
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from router.outlet import Gate, Outlet
+from router.http.outlet import Gate, Outlet
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from router.pages import page
+from router.admin.pages import page
 
 
 @pytest.mark.parametrize("name", ["dashboard", "login"])

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.step_cost import StepCost
-from router import policy
-from router.fleet_costs import TransferCost
-from router.node_state import NodeState
-from router.policy import Ask, Choice
+from router.nodes.fleet_costs import TransferCost
+from router.nodes.state import NodeState
+from router.placing import policy
+from router.placing.policy import Ask, Choice
 
 BLOCK = 16
 

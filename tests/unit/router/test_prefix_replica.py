@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from baton import prefix_index, redis_client
 from baton.prefix_hash import BlockHash, block_hashes, root_hash
 from baton.prefix_index import Event, IndexWriter
-from router.prefix_replica import PrefixReplica
+from router.placing.prefix_replica import PrefixReplica
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,8 @@ from baton.prefix_hash import root_hash
 from baton.request import Generation, SamplingParams
 from baton.token_ids import packed
 from engine.request import Request
-from router.fleet_view import ModelFacts
-from router.prompt_hashes import PromptHashes
+from router.nodes.fleet_view import ModelFacts
+from router.placing.prompt_hashes import PromptHashes
 
 
 @pytest.mark.parametrize(("num_tokens", "stretched"), [(8, False), (9, True), (20, True)])

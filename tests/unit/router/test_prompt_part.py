@@ -4,7 +4,7 @@ import pytest
 
 from baton.v1.prompt_pb2 import PromptLogprobs
 from router.job import PromptResult, PromptWork
-from router.prompt_part import PromptPart
+from router.openai.prompt_part import PromptPart
 
 TEXT = "Größe, 🎉!"
 

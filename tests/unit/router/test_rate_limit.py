@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from baton import redis_client
-from router import rate_limit
-from router.account import Account
-from router.rate_limit import RateLimited, RateLimiter
-from router.tenants import Tenant
+from router.http import rate_limit
+from router.http.account import Account
+from router.http.rate_limit import RateLimited, RateLimiter
+from router.http.tenants import Tenant
 
 pytestmark = pytest.mark.anyio
 

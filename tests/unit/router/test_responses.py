@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from baton.errors import NoCapacity
 from baton.request import GrammarKind
 from baton.settings import ModelFlags, OutputFlags
-from router.served_model import ServedModel
+from router.openai.served_model import ServedModel
 
 REPLY = "Größe 🎉 and some more words, to be streamed."
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}

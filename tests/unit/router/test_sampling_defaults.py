@@ -5,11 +5,11 @@ import pytest
 
 from baton.errors import CheckpointError
 from baton.settings import ModelFlags, OutputFlags
-from router.completion_schema import parse_completion
-from router.responses import _complete
-from router.responses_schema import parse_responses
-from router.sampling import sampling_params
-from router.served_model import ServedModel
+from router.openai.completion_schema import parse_completion
+from router.openai.responses import _complete
+from router.openai.responses_schema import parse_responses
+from router.openai.sampling import sampling_params
+from router.openai.served_model import ServedModel
 
 RECOMMENDED = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
 OPENAI = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import InvalidRequest
-from router import chat_schema, completion_schema
-from router.chat_schema import parse_chat
-from router.conversation import conversation
-from router.responses_schema import parse_responses
+from router.openai import chat_schema, completion_schema
+from router.openai.chat_schema import parse_chat
+from router.openai.conversation import conversation
+from router.openai.responses_schema import parse_responses
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "secret"}]}
 COMPLETION = {"model": "m", "prompt": "secret"}

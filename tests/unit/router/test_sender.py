@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from router import sender
-from router.sender import Sender
+from router.http import sender
+from router.http.sender import Sender
 
 pytestmark = pytest.mark.anyio
 

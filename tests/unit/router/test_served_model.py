@@ -7,8 +7,8 @@ import pytest
 from baton.errors import CheckpointError
 from baton.settings import ModelFlags
 from baton.tokenizer import Tokenizer
-from router.generate import Generator
-from router.served_model import ServedModel
+from router.openai.generate import Generator
+from router.openai.served_model import ServedModel
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from baton.request import FinishReason
 from baton.settings import ModelFlags
-from router import chat, completions, message_format
-from router.choice import Choice
-from router.served_model import ServedModel
+from router.openai import chat, completions, message_format
+from router.openai.choice import Choice
+from router.openai.served_model import ServedModel
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from baton.request import FinishReason
-from router import sender
+from router.http import sender
 
 pytestmark = pytest.mark.anyio
 

@@ -12,10 +12,10 @@ from prometheus_client import REGISTRY
 
 from baton.errors import BatonError, DeadlineExceeded, NoCapacity, Overloaded
 from baton.request import FinishReason
-from router import sender
-from router.answer import StreamedAnswer, WholeAnswer
-from router.choice import Choice
-from router.exchange import Exchange
+from router.http import sender
+from router.http.exchange import Exchange
+from router.openai.answer import StreamedAnswer, WholeAnswer
+from router.openai.choice import Choice
 
 pytestmark = pytest.mark.anyio
 

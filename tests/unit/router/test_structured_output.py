@@ -7,11 +7,11 @@ import pytest
 from baton.errors import InvalidRequest
 from baton.model_dir import ModelFacts
 from baton.request import Grammar, GrammarKind
-from router.chat_schema import parse_chat
-from router.completion_schema import parse_completion
-from router.sampling import sampling_params
-from router.structured_output import MAX_DEPTH, grammar_of
-from router.tool_schema import tools_of
+from router.openai.chat_schema import parse_chat
+from router.openai.completion_schema import parse_completion
+from router.openai.sampling import sampling_params
+from router.openai.structured_output import MAX_DEPTH, grammar_of
+from router.openai.tool_schema import tools_of
 
 FACTS = ModelFacts(512, 512, frozenset({2}))
 SCHEMA = {"type": "object", "properties": {"z": {}, "a": {"enum": ["\u00e4", "b"]}}}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from baton.errors import ConfigError, Unauthenticated
-from router import tenants
-from router.auth import APIKeys
-from router.tenants import ANYBODY
+from router.http import tenants
+from router.http.auth import APIKeys
+from router.http.tenants import ANYBODY
 
 
 def write(path: Path, *lines: object) -> Path:

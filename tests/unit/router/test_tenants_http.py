@@ -6,11 +6,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from baton import redis_client
-from router import admin
 from router.app import App
-from router.auth import APIKeys
-from router.generate import Generator
-from router.rate_limit import RateLimiter
+from router.http.auth import APIKeys
+from router.http.rate_limit import RateLimiter
+from router.openai import cold_routes as admin
+from router.openai.generate import Generator
 from router.routes import routes
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ import pytest
 
 from baton.request import GrammarKind
 from baton.settings import ModelFlags, OutputFlags
-from router.served_model import ServedModel
+from router.openai.served_model import ServedModel
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ from baton.request import Grammar, GrammarKind
 from baton.tokenizer import Tokenizer
 from engine.grammar import tokens
 from engine.grammar.text import serialized
-from router.parsing.style import OutputStyle
-from router.tool_grammar import after_thinking, calls_grammar, strict_grammar
-from router.tool_schema import ToolSpec
+from router.openai.parsing.style import OutputStyle
+from router.openai.tool_grammar import after_thinking, calls_grammar, strict_grammar
+from router.openai.tool_schema import ToolSpec
 
 MODEL = Path(__file__).parents[3] / "examples" / "pydoc_chat" / "model"
 CITIES = {"enum": ["Rome", "Oslo"]}

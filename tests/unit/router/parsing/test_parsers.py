@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from router.parsing.calls import HermesParser, LlamaParser, MistralParser
-from router.parsing.parts import CallArguments, CallBegin, Content, PlainParser, Reasoning
-from router.parsing.reasoning import ReasoningParser
+from router.openai.parsing.calls import HermesParser, LlamaParser, MistralParser
+from router.openai.parsing.parts import CallArguments, CallBegin, Content, PlainParser, Reasoning
+from router.openai.parsing.reasoning import ReasoningParser
 
 NAMES = ("weather", "time")
 ARGUMENTS = '{"city": "Zürich \\"Nord\\"", "days": [1, 2.5e3, {"a": null}], "x": "</tool_call>[TOOL_CALLS]"}'

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from router import policy
-from router.policy import Ask, Choice
+from router.placing import policy
+from router.placing.policy import Ask, Choice
 from router.simulated.fleet import Place, Pools, SimulatedFleet, place_by_cost
 from router.simulated.hardware import Hardware, SimulatedRequest
 

@@ -1,0 +1,1 @@
+"""`baton chaos`: a fleet of its own under faults, and what requests see of them."""

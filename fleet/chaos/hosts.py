@@ -1,0 +1,168 @@
+"""A fleet whose nodes live in network namespaces, on one bridge; made by hand, because a supervisor knows one host.
+
+The router and Redis stay outside, at addresses of the bridge. Nothing here is started again when it dies.
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from baton.errors import BatonError
+from fleet.chaos.fleet import PrivateFleet
+from fleet.embedded_redis import find_server
+from fleet.plan import PROGRAMS
+from fleet.state import ProcessState
+
+BRIDGE_HOST, REDIS_HOST = "router", "redis"
+_START_S = 120.0
+_POLL_S = 0.05
+_OK = 200
+_NODES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
+
+
+class NetworkFleet(PrivateFleet):
+    """One that runs. `nodes` are names of namespaces' owners: prefill-0 and so on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = _NODES
+        self.token = secrets.token_urlsafe(16)
+        self._folder = folder
+        self._tag = f"bc{os.getpid() % 100000}"
+        self._net = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+        self._password = secrets.token_urlsafe(16)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._services: list[ProcessState] = []
+
+    @property
+    def redis_url(self) -> str:
+        """Where its Redis is."""
+        return f"redis://:{self._password}@{self._net}.253:{self._redis_port}"
+
+    def services(self, role: str = "") -> list[ProcessState]:
+        """Those of a role, or all."""
+        return [service for service in self._services if role in ("", service.role)]
+
+    def name(self, role: str, turn: int) -> str:
+        """A node of that role, by turns."""
+        return f"{role}-{turn % 2}"
+
+    def host(self, of: str, turn: int) -> str:
+        """The address of the router, of Redis, or of a node of that role."""
+        fixed = {BRIDGE_HOST: 254, REDIS_HOST: 253}
+        return f"{self._net}.{fixed[of] if of in fixed else 1 + self.nodes.index(self.name(of, turn))}"
+
+    def within(self, node: str, *command: str) -> None:
+        """Run a command in the namespace of a node."""
+        _run("ip", "netns", "exec", f"{self._tag}-{node}", *command)
+
+    def build(self) -> None:
+        """The bridge and the namespaces."""
+        _run("ip", "link", "add", self._tag, "type", "bridge")
+        for last in (254, 253):
+            _run("ip", "addr", "add", f"{self._net}.{last}/24", "dev", self._tag)
+        _run("ip", "link", "set", self._tag, "up")
+        for at, node in enumerate(self.nodes):
+            space, end = f"{self._tag}-{node}", f"{self._tag}v{at}"
+            _run("ip", "netns", "add", space)
+            _run("ip", "link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _run("ip", "link", "set", end, "master", self._tag, "up")
+            self.within(node, "ip", "addr", "add", f"{self._net}.{1 + at}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                self.within(node, "ip", "link", "set", device, "up")
+
+    def start(self, *flags: str) -> None:
+        """Redis, the nodes, the router; returns when all are ready."""
+        with socket.socket() as reserved:
+            reserved.bind((f"{self._net}.253", 0))
+            self._redis_port = reserved.getsockname()[1]
+        config = f"bind {self._net}.253\nport {self._redis_port}\nrequirepass {self._password}\nsave ''\n"
+        self._spawn("redis", (find_server(), "-"), stdin=config)
+        for at, node in enumerate(self.nodes):
+            role = node.partition("-")[0]
+            within = ("ip", "netns", "exec", f"{self._tag}-{node}")
+            own = ("--host", f"{self._net}.{1 + at}", "--node-id", node, "--transport", "tcp", "--num-threads", "1")
+            self._spawn(node, (*within, *PROGRAMS[role], *flags, *own))
+        model = flags[flags.index("--model") + 1]
+        self._spawn("router", (*PROGRAMS["router"], "--model", model, "--port", "0"))
+        for service in self.services():
+            if service.role != "redis":
+                self._learn(service, self._ready(service.id))
+        router = self.services("router")[0]
+        self.endpoint, self.model = f"http://{router.address}", Path(model).name
+        _until(lambda: _answers(self.endpoint), "the router never got ready")
+
+    def stop(self) -> None:
+        """Everything goes, whatever was built of it."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+        for node in self.nodes:
+            subprocess.run(["ip", "netns", "del", f"{self._tag}-{node}"], check=False, capture_output=True, timeout=10)
+        subprocess.run(["ip", "link", "del", self._tag], check=False, capture_output=True, timeout=10)
+
+    def _spawn(self, name: str, command: tuple[str, ...], stdin: str = "") -> None:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
+        secret = {"BATON_REDIS_URL": self.redis_url, "BATON_SERVICE_TOKEN": self.token}
+        env |= secret | {"BATON_DIE_WITH_PARENT": str(os.getpid())}
+        with (self._folder / f"{name}.out").open("wb") as out, (self._folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, env=env, stdin=subprocess.PIPE, stdout=out, stderr=log, process_group=0
+            )  # fmt: skip
+        self._processes.append(process)
+        if process.stdin is not None:
+            process.stdin.write(stdin.encode())
+            process.stdin.close()
+        self._services.append(ProcessState(name, name.partition("-")[0], process.pid, "ready"))
+
+    def _ready(self, name: str) -> str:
+        said = self._folder / f"{name}.out"
+        _until(lambda: b"\nready {" in b"\n" + said.read_bytes(), f"{name} did not start: see its log")
+        return next(line for line in said.read_text().splitlines() if line.startswith("ready "))
+
+    def _learn(self, service: ProcessState, line: str) -> None:
+        facts = json.loads(line.removeprefix("ready "))
+        service.epoch, service.address = facts.get("epoch"), facts.get("address")
+        service.metrics = facts.get("metrics") or facts.get("metrics_url")
+
+
+@contextmanager
+def running(folder: Path, *flags: str) -> Iterator[NetworkFleet]:
+    """One from start to end."""
+    fleet = NetworkFleet(folder)
+    try:
+        fleet.build()
+        fleet.start(*flags)
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        raise BatonError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _until(done: Callable[[], bool], what: str) -> None:
+    until_s = time.monotonic() + _START_S
+    while not done():
+        if time.monotonic() > until_s:
+            raise BatonError(what)
+        time.sleep(_POLL_S)
+
+
+def _answers(endpoint: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{endpoint}/ready", timeout=1) as answer:  # noqa: S310
+            return bool(answer.status == _OK)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,113 @@
+"""Faults of networks for `baton chaos`: each node has a network namespace, and so a host of its own as far as it knows.
+
+Firewall rules inside a namespace cut it off from one other, from all, or in one direction; packets get lost; a link
+gets slow. KV goes by TCP there. It takes root, `ip`, `iptables` and `tc`; what runs on this host besides sees nothing.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from fleet.chaos.acts import Act, Done
+from fleet.chaos.faults import Fault
+from fleet.chaos.fleet import PrivateFleet
+from fleet.chaos.hosts import BRIDGE_HOST, REDIS_HOST, NetworkFleet, running
+
+_TOOLS = ("ip", "iptables", "tc")
+_HOLD_S = 8.0
+_Rules = list[tuple[str, ...]]
+_SLOW = ("root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "400ms")
+
+
+def unavailable() -> str:
+    """Why namespaces cannot be made here; empty where they can."""
+    if os.geteuid() != 0:
+        return "only root may make network namespaces"
+    if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        return f"{', '.join(missing)} is not installed"
+    probe = f"baton-probe-{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", probe], check=False, capture_output=True, timeout=10).returncode:
+        return "this container may not make network namespaces"
+    subprocess.run(["ip", "netns", "del", probe], check=False, capture_output=True, timeout=10)
+    return ""
+
+
+@contextmanager
+def started(folder: Path, *flags: str) -> Iterator[PrivateFleet]:
+    """A router here, two prefill and two decode nodes in namespaces; all of it is gone afterwards."""
+    folder.mkdir(parents=True)
+    with running(folder, *flags) as fleet:
+        yield fleet
+
+
+def _during(do: Callable[[NetworkFleet, int], _Rules]) -> Act:
+    """Rules in namespaces, as long as the fault lasts: (node, tool, action's arguments)."""
+
+    async def act(fleet: PrivateFleet, turn: int) -> Done:
+        if not isinstance(fleet, NetworkFleet):
+            raise TypeError("only a fleet with namespaces can suffer this")
+        rules = do(fleet, turn)
+        for node, *rule in rules:
+            fleet.within(node, *_begun(rule))
+        try:
+            await asyncio.sleep(_HOLD_S)
+        finally:
+            for node, *rule in rules:
+                fleet.within(node, *_over(rule))
+        return Done()
+
+    return act
+
+
+def _begun(rule: list[str]) -> list[str]:
+    return ["iptables", "-A", *rule[1:]] if rule[0] == "drop" else ["tc", "qdisc", "add", "dev", "eth0", *rule[1:]]
+
+
+def _over(rule: list[str]) -> list[str]:
+    return ["iptables", "-D", *rule[1:]] if rule[0] == "drop" else ["tc", "qdisc", "del", "dev", "eth0", "root"]
+
+
+def _apart(one: str, other: str, fleet: NetworkFleet, turn: int, *, to: bool = True, back: bool = True) -> _Rules:
+    """`one` is a node; `other` a node, the router, or Redis. Lost is what `one` sends (`to`), or is sent (`back`)."""
+    host = fleet.host(other, turn)
+    rules: _Rules = []
+    if to:
+        rules.append((fleet.name(one, turn), "drop", "OUTPUT", "-d", host, "-j", "DROP"))
+    if back:
+        rules.append((fleet.name(one, turn), "drop", "INPUT", "-s", host, "-j", "DROP"))
+    return rules
+
+
+def _all(rule: tuple[str, ...], fleet: NetworkFleet, turn: int) -> _Rules:
+    return [(node, *rule) for node in fleet.nodes]
+
+
+def _one(role: str, rule: tuple[str, ...], fleet: NetworkFleet, turn: int) -> _Rules:
+    return [(fleet.name(role, turn), *rule)]
+
+
+_ROUTER, _REDIS = BRIDGE_HOST, REDIS_HOST
+_LOSS = ("drop", "INPUT", "-m", "statistic", "--mode", "random", "--probability", "0.01", "-j", "DROP")
+_SILENCE = ("drop", "OUTPUT", "-j", "DROP")
+_CUTS: dict[str, Callable[[NetworkFleet, int], _Rules]] = {
+    "a pair of nodes apart": partial(_apart, "prefill", "decode"),
+    "prefill to decode lost": partial(_apart, "prefill", "decode", back=False),
+    "decode to prefill lost": partial(_apart, "prefill", "decode", to=False),
+    "router and decode apart": partial(_apart, "decode", _ROUTER),
+    "router to decode lost": partial(_apart, "decode", _ROUTER, to=False),
+    "decode to router lost": partial(_apart, "decode", _ROUTER, back=False),
+    "router and prefill apart": partial(_apart, "prefill", _ROUTER),
+    "router to prefill lost": partial(_apart, "prefill", _ROUTER, to=False),
+    "decode and redis apart": partial(_apart, "decode", _REDIS),
+    "a decode node mute to all": partial(_one, "decode", _SILENCE),
+    "a slow link": partial(_one, "prefill", ("slow", *_SLOW)),
+}
+FAULTS = (
+    *(Fault(f"network: {name}", _during(cut)) for name, cut in _CUTS.items()),
+    Fault("network: 1 % of packets lost", _during(partial(_all, _LOSS)), max_failovers=0),
+)

@@ -1,0 +1,117 @@
+"""The table of `baton chaos`, and the promises that were broken."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from fleet.chaos.client import Answer, Choice
+from fleet.chaos.faults import Outcome
+from fleet.chaos.questions import Question, answers_schema
+
+_COLUMNS = (
+    "requests",
+    "failovers",
+    "failed",
+    "differing",
+    "first token s",
+    "stall s",
+    "blocks leaked",
+    "back s",
+    "recovery s",
+)
+_MAX_EXAMPLES = 5
+_HALF = 2  # of a pool is left where one of two nodes is lost: its line takes twice as long
+
+
+def differing(outcome: Outcome, reference: Mapping[Question, Answer]) -> list[Answer]:
+    """Answers that an undisturbed fleet would not have given."""
+    whole = (answer for answer in outcome.answers if not answer.failed)
+    return [answer for answer in whole if not answer.same_as(reference[answer.question])]
+
+
+def table(outcomes: list[Outcome], reference: Mapping[Question, Answer]) -> Table:
+    """One line for each fault."""
+    made = Table(box=None, pad_edge=False)
+    made.add_column("fault", no_wrap=True)
+    for column in _COLUMNS:
+        made.add_column(column, justify="right", no_wrap=True)
+    for outcome in outcomes:
+        made.add_row(
+            outcome.fault.name,
+            str(len(outcome.answers)),
+            str(outcome.num_failovers),
+            str(sum(answer.failed for answer in outcome.answers)),
+            str(len(differing(outcome, reference))),
+            f"{outcome.longest_wait_s:.2f}",
+            f"{outcome.longest_stall_s:.2f}",
+            str(outcome.num_leaked_blocks),
+            f"{outcome.blocks_back_s:.1f}",
+            f"{outcome.recovery_s:.1f}",
+        )
+    return made
+
+
+def broken_promises(outcomes: list[Outcome], reference: Mapping[Question, Answer], max_stall_s: float) -> list[str]:
+    """One line for each. A stream may stall for `max_stall_s` longer than is usual while nothing happens.
+
+    Until its first token comes a request waits in line, which is load; a fault may add as much to that.
+    """
+    max_wait_s = max_stall_s + _HALF * max((answer.longest_wait_s for answer in reference.values()), default=0.0)
+    max_stall_s += statistics.median([answer.longest_stall_s for answer in reference.values()] or [0.0])
+    found = [f"reference: {answer.question.name}: {answer.error}" for answer in reference.values() if answer.failed]
+    for outcome in outcomes:
+        name = outcome.fault.name
+        failed = [answer for answer in outcome.answers if answer.failed]
+        found += [f"{name}: failed: {answer.question.name}: {answer.error}" for answer in failed[:_MAX_EXAMPLES]]
+        found += [
+            f"{name}: differs: {_difference(answer, reference[answer.question])}"
+            for answer in differing(outcome, reference)[:_MAX_EXAMPLES]
+        ]
+        found += [
+            f"{name}: breaks its schema: {answer.question.name}" for answer in outcome.answers if _invalid(answer)
+        ]
+        if outcome.longest_stall_s > max_stall_s and not outcome.fault.may_wait:
+            found.append(f"{name}: a stream stalled for {outcome.longest_stall_s:.2f} s")
+        if outcome.longest_wait_s > max_wait_s and not outcome.fault.may_wait:
+            found.append(f"{name}: a first token took {outcome.longest_wait_s:.2f} s")
+        found += [
+            f"{name}: {service} holds {blocks} blocks and {requests} requests {outcome.blocks_back_s:.0f} s afterwards"
+            for service, (blocks, requests) in outcome.held.items()
+        ]
+        most = outcome.fault.max_failovers
+        if most is not None and outcome.num_failovers > most:
+            found.append(f"{name}: {outcome.num_failovers} attempts were given up, and nothing had died")
+        if outcome.num_told_leaks:
+            found.append(f"{name}: nodes say that {outcome.num_told_leaks} blocks are held by nobody")
+        if outcome.num_lost_blocks:
+            found.append(f"{name}: {outcome.num_lost_blocks} blocks are in no state at all")
+    return found
+
+
+def _invalid(answer: Answer) -> bool:
+    """An answer that was to follow a schema, came to its end, and does not."""
+    asked = answer.question.body.get("response_format")
+    ends = [choice for choice in answer.choices.values() if choice.finish_reason == "stop"]
+    return asked is not None and not all(answers_schema(choice.text) for choice in ends)
+
+
+def _difference(answer: Answer, reference: Answer) -> str:
+    """Where the first choice that differs does."""
+    said = f"{answer.question.name} ({answer.num_output_tokens} tokens, not {reference.num_output_tokens})"
+    for index, choice in sorted(answer.choices.items()):
+        expected = reference.choices.get(index, Choice())
+        if choice.text != expected.text:
+            return f"{said}: choice {index} from character {_first_difference(choice.text, expected.text)} on"
+        if choice.logprobs != expected.logprobs:
+            at = _first_difference(choice.logprobs, expected.logprobs)
+            return f"{said}: choice {index}: log-probabilities from token {at} on, the text being the same"
+        if choice != expected:
+            return f"{said}: choice {index} ended by {choice.finish_reason}, not {expected.finish_reason}"
+    return said
+
+
+def _first_difference(some: Sequence[Any], others: Sequence[Any]) -> int:
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(some), len(others)))

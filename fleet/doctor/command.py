@@ -1,0 +1,70 @@
+"""`baton doctor`: what this machine offers a fleet, and what to do about what is missing.
+
+Exit code 1 if something that a fleet cannot do without is broken. The checks themselves are in doctor_*.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from baton.config import add_flags, flag, from_args
+from fleet.doctor import compute as doctor_compute
+from fleet.doctor import network as doctor_network
+from fleet.doctor.finding import Finding
+from fleet.home import Home
+
+_MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[/]"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """What `baton up` would be given."""
+
+    model: str = flag("", "model that is to be served", metavar="DIR|HF_ID")
+    host: str = flag("127.0.0.1", "address to listen on")
+    port: int = flag(8000, "HTTP port")
+    redis_url: str = flag("", "an existing Redis")
+    transport: str = flag("auto", "how KV blocks are to travel", choices=("auto", "shm", "ucx", "tcp"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """DoctorConfig, and --json."""
+    add_flags(parser, DoctorConfig)
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print each finding as it comes."""
+    found = []
+    console = Console()
+    for finding in examine(from_args(DoctorConfig, args)):
+        found.append(finding)
+        if not args.json:
+            console.print(f"{_MARKS[finding.level]} [bold]{finding.name:<12}[/]", end=" ")
+            console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
+            if finding.advice:
+                console.print(f"               → {finding.advice}", style="yellow", markup=False, highlight=False)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+    return 1 if any(finding.level == "broken" for finding in found) else 0
+
+
+def examine(config: DoctorConfig) -> Iterator[Finding]:
+    """All findings, one after the other."""
+    home = Home.from_env()
+    yield doctor_compute.python()
+    yield doctor_compute.memory()
+    yield doctor_network.open_files()
+    yield doctor_network.home(home)
+    yield doctor_network.port(config.host, config.port, home)
+    yield doctor_network.redis(config.redis_url)
+    yield doctor_network.ucx()
+    yield doctor_compute.torch()
+    yield doctor_compute.kernels()
+    yield doctor_compute.gpu()
+    yield doctor_network.transport(config.transport)
+    yield doctor_compute.checkpoint(config.model)

@@ -1,0 +1,83 @@
+"""`baton doctor` on what computes: Python, torch, kernels, GPU, memory, the model."""
+
+import importlib
+import shutil
+import sys
+
+import psutil
+
+from baton import model_source
+from baton.errors import ConfigError
+from fleet.cores import available
+from fleet.doctor.finding import Finding, broken, ok, warning
+
+_MIN_PYTHON, _MAX_PYTHON = (3, 11), (3, 13)
+_MIN_TORCH = (2, 11)
+_MIN_MEMORY_BYTES = 2 * 2**30
+
+
+def python() -> Finding:
+    """A version that Baton is tested with."""
+    text = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    if sys.version_info[:2] < _MIN_PYTHON:
+        return broken("python", text, "install Python 3.11, 3.12 or 3.13")
+    if sys.version_info[:2] > _MAX_PYTHON:
+        return warning("python", text, "untested: 3.11 to 3.13 are")
+    return ok("python", text)
+
+
+def torch() -> Finding:
+    """There, and new enough."""
+    try:
+        version: str = importlib.import_module("torch").__version__
+    except ImportError as error:
+        return broken("torch", f"cannot be imported: {error}", "pip install 'torch>=2.11'")
+    if tuple(int(part) for part in version.split(".")[:2]) < _MIN_TORCH:
+        return broken("torch", version, "pip install -U 'torch>=2.11'")
+    return ok("torch", version)
+
+
+def kernels() -> Finding:
+    """The compiled CPU kernels, rather than their specification in plain torch."""
+    try:
+        device = importlib.import_module("torch").device("cpu")
+        dtype = importlib.import_module("torch").bfloat16
+        name: str = importlib.import_module("kernels.dispatch").load(device, dtype).name
+    except Exception as error:  # whatever keeps them from loading is the finding
+        return broken("cpu kernels", f"cannot be loaded: {error}", "python -m kernels.cpu.build")
+    if name == "reference":
+        return warning("cpu kernels", "not compiled: attention is slow", "python -m kernels.cpu.build (needs g++)")
+    return ok("cpu kernels", name)
+
+
+def gpu() -> Finding:
+    """What torch sees; no GPU is fine."""
+    try:
+        cuda = importlib.import_module("torch").cuda
+    except ImportError:
+        return broken("gpu", "unknown without torch", "install torch")
+    if cuda.is_available():
+        names = [cuda.get_device_name(i) for i in range(cuda.device_count())]
+        return ok("gpu", ", ".join(names))
+    if shutil.which("nvidia-smi"):
+        return warning("gpu", "there is a driver, but torch sees no GPU", "install torch with CUDA (see pytorch.org)")
+    return ok("gpu", "none: nodes compute on the CPU")
+
+
+def memory() -> Finding:
+    """Room for weights and KV pools, cores to compute on."""
+    free = psutil.virtual_memory().available
+    text = f"{len(available())} cores, {free / 2**30:.1f} GiB of memory available"
+    if free < _MIN_MEMORY_BYTES:
+        return warning("machine", text, "close something, or give nodes less with --kv-memory")
+    return ok("machine", text)
+
+
+def checkpoint(name: str) -> Finding:
+    """The model that `baton up` would serve."""
+    if name and not name.startswith((".", "/", "~")) and "/" in name:
+        return ok("model", f"{name}, from the hub or its cache")
+    try:
+        return ok("model", str(model_source.resolve(name).path))
+    except ConfigError as error:
+        return warning("model", error.message, "`baton up` needs a model")

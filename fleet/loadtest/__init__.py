@@ -1,0 +1,1 @@
+"""`baton loadtest`: five phases of load, with a verdict for each."""

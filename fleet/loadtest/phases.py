@@ -1,0 +1,247 @@
+"""The phases of `baton loadtest`, what each measures and when it is passed."""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench._load import arrivals, workload
+from bench._load.driver import Driver
+from bench._load.figures import figures, percentile, timeline
+from bench._load.workload import Shape
+from bench._sse_client import Stream
+from fleet.loadtest.site import Site
+from fleet.loadtest.watch import MemoryWatch, back_to_normal_s, longest_silence_s, throughput_back_s, tokens_of_unended
+
+PHASES = {"baseline": 5.0, "ramp": 10.0, "sustained": 60.0, "overload": 15.0, "chaos": 10.0}  # minutes of the checklist
+MAX_ERRORS = 0.001
+MAX_DRIFT = 1.25  # of a p99, between the halves of a run
+DRIFT_SLACK_S = 0.05  # that a p99 of short runs moves by itself
+MIN_GOODPUT = 0.9  # in overload, of that before
+NORMAL_WITHIN_S = 30.0
+BACK_WITHIN_S = 60.0
+MAX_SILENCE_S = 5.0  # of all streams together, after a kill
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The load, and how long all phases take together."""
+
+    shape: Shape
+    concurrency: int
+    timeout_s: float
+    total_s: float
+    phases: tuple[str, ...] = tuple(PHASES)
+
+    def seconds(self, name: str) -> float:
+        """Of one phase, in the proportions of the checklist."""
+        return self.total_s * PHASES[name] / sum(PHASES[phase] for phase in self.phases)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that has to hold, with the figure."""
+
+    passed: bool
+    text: str
+
+
+@dataclass
+class Verdict:
+    """What became of a phase."""
+
+    name: str
+    checks: list[Check] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)  # of ramp: figures of each level
+    timeline: dict[str, list[float]] = field(default_factory=dict)
+    memory: dict[str, list[float]] = field(default_factory=dict)  # service -> bytes over time
+    marks_s: list[float] = field(default_factory=list)  # moments to mark in the timeline
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything held."""
+        return all(check.passed for check in self.checks)
+
+    def check(self, passed: bool, text: str) -> None:
+        """One more thing that had to hold."""
+        self.checks.append(Check(passed, text))
+
+
+class Run:
+    """The fleet, the load, and what phases know of those before."""
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        self.site, self.settings = site, settings
+        self.normal_ttft_s = 0.0  # p95 of one request at a time
+        self.peak: dict[str, Any] = {}  # figures at the target
+        self._conversations = workload.conversations(settings.shape, random.Random())  # noqa: S311
+
+    def driver(self, on_done: Callable[[Stream], None] = lambda _: None) -> Driver:
+        """A fresh one."""
+        return Driver(self.site.target, self.settings.timeout_s, on_done)
+
+    async def closed(self, concurrency: int, seconds: float) -> tuple[list[Stream], float, float]:
+        """Streams, when they began, and how long it took."""
+        driver, began_s = self.driver(), time.monotonic()
+        await driver.closed(self._conversations, concurrency, began_s + seconds)
+        return driver.streams, began_s, time.monotonic() - began_s
+
+    async def open(self, rate: float, seconds: float) -> tuple[list[Stream], list[Stream], float]:
+        """Those that ended within the time, those that were hung up on, and when they began."""
+        driver, began_s = self.driver(), time.monotonic()
+        due = itertools.takewhile(lambda at_s: at_s < seconds, arrivals.times(rate, 1.0, random.Random()))  # noqa: S311
+        await driver.open(zip(due, self._conversations, strict=False), finish=False)
+        return driver.streams, driver.hung_up, began_s
+
+    async def need_normal(self) -> None:
+        """For phases that are run alone."""
+        if not self.normal_ttft_s:
+            streams, _, took_s = await self.closed(1, 3.0)
+            self.normal_ttft_s = figures(streams, took_s)["ttft_p95_s"]
+
+    async def need_peak(self) -> None:
+        """Likewise."""
+        if not self.peak:
+            streams, _, took_s = await self.closed(self.settings.concurrency, 5.0)
+            self.peak = figures(streams, took_s)
+
+
+async def run_all(site: Site, settings: Settings, on_phase: Callable[[Verdict], None]) -> list[Verdict]:
+    """Each phase in turn; one that fails does not keep the next one from running."""
+    run, verdicts = Run(site, settings), []
+    await run.closed(min(4, settings.concurrency), 2.0)  # the first requests warm up
+    for name in settings.phases:
+        verdict = await _PHASES[name](run, settings.seconds(name))
+        on_phase(verdict)
+        verdicts.append(verdict)
+    return verdicts
+
+
+async def _baseline(run: Run, seconds: float) -> Verdict:
+    streams, began_s, took_s = await run.closed(1, seconds)
+    verdict = Verdict("baseline", figures=figures(streams, took_s), timeline=timeline(streams, began_s))
+    found = verdict.figures
+    run.normal_ttft_s = found["ttft_p95_s"]
+    verdict.check(bool(streams) and not found["failed"], f"{found['failed']} of {len(streams)} requests failed")
+    times = ", ".join(f"{n.upper()} p50 {found[f'{n}_p50_s'] * 1000:.1f} ms" for n in ("ttft", "tpot", "e2e"))
+    verdict.check(bool(streams), times)
+    return verdict
+
+
+async def _ramp(run: Run, seconds: float) -> Verdict:
+    verdict, levels = Verdict("ramp"), _levels(run.settings.concurrency)
+    num_failed = num_requests = 0
+    for level in levels:
+        streams, _, took_s = await run.closed(level, seconds / len(levels))
+        found = figures(streams, took_s) | {"concurrency": level}
+        verdict.curve.append(found)
+        num_failed, num_requests = num_failed + found["failed"], num_requests + len(streams)
+    run.peak = verdict.curve[-1]
+    verdict.figures = run.peak
+    best = max(verdict.curve, key=lambda found: float(found["output_tokens_per_s"]))
+    verdict.check(_few(num_failed, num_requests), f"{num_failed} of {num_requests} requests failed")
+    verdict.check(True, f"most: {best['output_tokens_per_s']:.0f} tokens/s at {best['concurrency']} at a time")
+    return verdict
+
+
+async def _sustained(run: Run, seconds: float) -> Verdict:
+    async with MemoryWatch(run.site, seconds) as watch:
+        streams, began_s, took_s = await run.closed(run.settings.concurrency, seconds)
+    found = figures(streams, took_s)
+    run.peak = found
+    verdict = Verdict("sustained", figures=found, timeline=timeline(streams, began_s), memory=watch.samples)
+    errors = f"{found['failed']} of {len(streams)} requests failed (below {MAX_ERRORS:.1%} is asked)"
+    verdict.check(_few(found["failed"], len(streams)), errors)
+    name, growth = watch.worst_growth()
+    if name:
+        verdict.check(watch.is_flat, f"memory: {name} by {growth:+.1%}, most of all, since the first quarter")
+    else:
+        verdict.check(False, "memory cannot be seen: give --metrics-url")
+    middle_s = began_s + took_s / 2
+    for metric in ("ttft", "tpot"):
+        first, second = _p99s(streams, middle_s, metric)
+        text = f"{metric.upper()} p99 {first * 1000:.0f} ms in the first half, {second * 1000:.0f} ms in the second"
+        verdict.check(second <= MAX_DRIFT * first + DRIFT_SLACK_S, text)
+    return verdict
+
+
+async def _overload(run: Run, seconds: float) -> Verdict:
+    await run.need_normal()
+    await run.need_peak()
+    rate = 2 * run.peak["requests_per_s"]
+    streams, hung_up, began_s = await run.open(rate, seconds)
+    ended_s = time.monotonic()
+    found = figures(streams, ended_s - began_s)
+    verdict = Verdict("overload", figures=found, timeline=timeline([*streams, *hung_up], began_s))
+    strange = {code: number for code, number in found["errors"].items() if code not in ("429", "503")}
+    verdict.check(not strange, f"{rate:.1f} requests/s: errors {found['errors'] or 'none'}; 429 and 503 are allowed")
+    num_tokens = found["output_tokens"] + tokens_of_unended(hung_up, streams)
+    share = num_tokens / (ended_s - began_s) / (run.peak["output_tokens_per_s"] or 1.0)
+    verdict.check(share >= MIN_GOODPUT, f"throughput {share:.0%} of that at the target (at least {MIN_GOODPUT:.0%})")
+    back_s = await back_to_normal_s(run.driver, run.settings.shape, run.normal_ttft_s, NORMAL_WITHIN_S)
+    text = "never" if back_s is None else f"after {back_s:.1f} s"
+    verdict.check(back_s is not None, f"latency back to normal {text} (within {NORMAL_WITHIN_S:.0f} s)")
+    return verdict
+
+
+async def _chaos(run: Run, seconds: float) -> Verdict:
+    await run.need_peak()
+    loading = asyncio.create_task(run.closed(run.settings.concurrency, seconds))
+    await asyncio.sleep(seconds / 4)
+    killed_s, what = time.monotonic(), await asyncio.to_thread(run.site.kill)
+    streams, began_s, took_s = await loading
+    found = figures(streams, took_s)
+    verdict = Verdict("chaos", figures=found, timeline=timeline(streams, began_s), marks_s=[killed_s - began_s])
+    if not what:
+        verdict.check(False, "nothing was killed: give --kill-command")
+        return verdict
+    verdict.check(not found["failed"], f"killed {what}: {found['failed']} of {len(streams)} requests failed")
+    back_s = throughput_back_s(streams, killed_s, run.peak["output_tokens_per_s"])
+    text = "never" if back_s is None else f"after {back_s:.1f} s"
+    verdict.check(
+        back_s is not None and back_s <= BACK_WITHIN_S, f"throughput back {text} (within {BACK_WITHIN_S:.0f} s)"
+    )
+    silence_s = longest_silence_s(streams, killed_s)
+    verdict.check(silence_s <= MAX_SILENCE_S, f"others went on: no token at all for {silence_s:.1f} s at most")
+    verdict.check(
+        await _until_whole(run.site, killed_s), f"every service is back {time.monotonic() - killed_s:.1f} s after"
+    )
+    return verdict
+
+
+_PHASES: dict[str, Callable[[Run, float], Awaitable[Verdict]]] = {
+    "baseline": _baseline,
+    "ramp": _ramp,
+    "sustained": _sustained,
+    "overload": _overload,
+    "chaos": _chaos,
+}
+
+
+async def _until_whole(site: Site, since_s: float) -> bool:
+    while not await asyncio.to_thread(site.is_whole):
+        if time.monotonic() > since_s + BACK_WITHIN_S:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+def _levels(target: int) -> list[int]:
+    """1, 2, 4 and so on, and the target."""
+    return [*itertools.takewhile(lambda level: level < target, (2**i for i in itertools.count())), target]
+
+
+def _few(num_failed: int, number: int) -> bool:
+    return (number > 0 and num_failed < max(MAX_ERRORS * number, 1e-9)) or (number > 0 and num_failed == 0)
+
+
+def _p99s(streams: list[Stream], middle_s: float, metric: str) -> tuple[float, float]:
+    halves: tuple[list[float], list[float]] = ([], [])
+    for stream in streams:
+        if stream.ok:
+            halves[stream.began >= middle_s].append(getattr(stream, f"{metric}_s"))
+    return percentile(halves[0], 99), percentile(halves[1], 99)

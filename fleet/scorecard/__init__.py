@@ -1,0 +1,1 @@
+"""`baton scorecard`: the twenty items of production readiness."""

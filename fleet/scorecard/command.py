@@ -1,0 +1,99 @@
+"""`baton scorecard`: twenty items of production readiness, seventeen of them critical, checked on a fleet that runs.
+
+Exit code 0 only where all seventeen passed. What a command cannot see, or may not do without --destructive, is not
+checked and says how to; it counts as not passed. docs/scorecard.md says what each item asks for.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from baton.errors import BatonError
+from bench._load.target import target_of
+from fleet import state
+from fleet.home import Home
+from fleet.scorecard import disaster as scorecard_disaster
+from fleet.scorecard import files as scorecard_files
+from fleet.scorecard import serving as scorecard_serving
+from fleet.scorecard import trust as scorecard_trust
+from fleet.scorecard.client import Client
+from fleet.scorecard.item import Context, Item, Result
+
+ITEMS: tuple[Item, ...] = (
+    *scorecard_trust.ITEMS,
+    *scorecard_serving.ITEMS,
+    *scorecard_files.ITEMS,
+    *scorecard_disaster.ITEMS,
+)
+_MARKS = {"pass": "✓", "fail": "✗", "unknown": "?"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which fleet, and what may be done to it."""
+    add = parser.add_argument
+    add("--base-url", default="", help="endpoint of the fleet; the local one that runs, if none")
+    add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")
+    add("--admin", default="", metavar="URL", help="a router's admin port, of a fleet that is not local")
+    add("--loadtest-report", type=Path, metavar="FILE", help="what `baton loadtest --json` wrote, at most 30 days ago")
+    add("--destructive", action="store_true", help="may kill and drain nodes of a local fleet")
+    add("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 1 where a critical item did not pass."""
+    context, console = _context(args), Console(highlight=False, markup=False, soft_wrap=True)
+    results = []
+    for number, (item, result) in enumerate(_checked(context), 1):
+        results.append((item, result))
+        if not args.json:
+            critical = "critical" if item.critical else ""
+            console.print(f"{number:>2} {_MARKS[result.verdict]} {item.name:<22} {critical:<9} {result.text}")
+    if args.json:
+        rows = [{"name": i.name, "critical": i.critical, **dataclasses.asdict(result)} for i, result in results]
+        print(json.dumps({"ready": _is_ready(results), "items": rows}, indent=2))
+    else:
+        console.print(verdict(results))
+    return 0 if _is_ready(results) else 1
+
+
+def verdict(results: list[tuple[Item, Result]]) -> str:
+    """The last line."""
+    critical = [result.verdict for item, result in results if item.critical]
+    counted = f"{critical.count('pass')} of {len(critical)} critical items passed, {critical.count('fail')} failed"
+    return f"{'ready' if _is_ready(results) else 'NOT READY'}: {counted}, {critical.count('unknown')} not checked"
+
+
+def _is_ready(results: list[tuple[Item, Result]]) -> bool:
+    return all(result.verdict == "pass" for item, result in results if item.critical)
+
+
+def _checked(context: Context) -> Iterator[tuple[Item, Result]]:
+    for item in ITEMS:
+        try:
+            yield item, item.check(context)
+        except (OSError, BatonError, ValueError, LookupError) as error:
+            yield item, Result("fail", f"the check broke: {type(error).__name__}: {error}")
+
+
+def _context(args: argparse.Namespace) -> Context:
+    """ConfigError where there is no fleet, or its model cannot be learnt."""
+    local = None if args.base_url else state.running(Home.from_env())
+    if local and local.api_key_file and not os.environ.get("BATON_API_KEY"):
+        print("BATON_API_KEY is not set: the fleet wants a key", file=sys.stderr)
+    target = target_of(local.endpoint if local else args.base_url, args.api_key_env)
+    client = Client(target)
+    return Context(
+        client=client,
+        model=client.first_model(),
+        local=local,
+        logs=Home.from_env().logs if local else None,
+        admin=args.admin,
+        loadtest_report=args.loadtest_report,
+        destructive=args.destructive,
+    )

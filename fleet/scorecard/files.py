@@ -1,0 +1,105 @@
+"""Items of the scorecard about what operators look at: metrics, alerts, dashboards, headroom, load tests."""
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from fleet.scorecard.item import Context, Item, Result, failed, passed, unknown, when
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+_OF_ROUTERS = ("baton_requests_total", "baton_time_to_first_token_seconds", "baton_time_per_output_token_seconds")
+_OF_NODES = ("baton_requests_running", "baton_requests_waiting", "baton_kv_blocks", "baton_kv_usage_ratio")
+_TIMEOUT_S = 3.0
+_MAX_AGE_S = 30 * 86400
+_MAX_KV_USAGE = 0.85
+_MIN_MEMORY = 0.1
+_ALERT, _RUNBOOK = re.compile(r"^\s*- alert: (\S+)", re.MULTILINE), re.compile(r"runbook_url: (\S+)")
+
+
+def metrics_are_there(context: Context) -> Result:
+    """The router's, and each node's of a local fleet."""
+    page = context.client.ask("GET", "/metrics")
+    lacking = [name for name in _OF_ROUTERS if page.status != 200 or f"{name}".encode() not in page.body]
+    num_nodes = 0
+    for text in _node_pages(context):
+        num_nodes += 1
+        lacking += [name for name in _OF_NODES if name not in text]
+    if lacking:
+        return failed(f"missing: {', '.join(sorted(set(lacking)))}")
+    return passed(f"the router's and those of {num_nodes} nodes" if num_nodes else "the router's; nodes are not local")
+
+
+def alerts_lead_somewhere(context: Context) -> Result:
+    """Rules that read, each with a runbook that is there."""
+    del context
+    text = (DEPLOY / "prometheus" / "rules" / "alerts.yaml").read_text()
+    alerts, books = _ALERT.findall(text), _RUNBOOK.findall(text)
+    lost = sorted({book for book in books if not (DEPLOY.parent / book).is_file()})
+    if lost or len(alerts) != len(books):
+        return failed(f"{len(alerts)} alerts, {len(books)} runbooks, missing: {', '.join(lost) or 'none'}")
+    return passed(f"{len(set(alerts))} alerts on {len(alerts)} levels, each with a runbook")
+
+
+def dashboards_are_there(context: Context) -> Result:
+    """Grafana's, as JSON with panels."""
+    del context
+    counts = {
+        path.stem: len(json.loads(path.read_text())["panels"])
+        for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+    }
+    said = ", ".join(f"{name} ({count} panels)" for name, count in counts.items())
+    return when(bool(counts) and all(counts.values()), said, "no dashboards in deploy/grafana/dashboards")
+
+
+def there_is_room(context: Context) -> Result:
+    """KV pools below 85 %, and a tenth of the memory free, at present."""
+    usages = [
+        float(value)
+        for text in _node_pages(context)
+        for value in re.findall(r"^baton_kv_usage_ratio\{[^}]*\} (\S+)$", text, re.MULTILINE)
+    ]
+    if not usages:
+        return unknown("look at baton_kv_usage_ratio and at the memory of each host")
+    memory = psutil.virtual_memory()
+    free = memory.available / memory.total
+    said = f"KV pools {max(usages):.0%} full at most, {free:.0%} of memory free"
+    return when(max(usages) < _MAX_KV_USAGE and free >= _MIN_MEMORY, said, said)
+
+
+def load_was_tested(context: Context) -> Result:
+    """All five phases passed, not long ago."""
+    path = context.loadtest_report
+    if path is None:
+        return unknown("run `baton loadtest --json FILE`, then give --loadtest-report FILE")
+    phases = {
+        phase["name"]: all(check["passed"] for check in phase["checks"])
+        for phase in json.loads(path.read_text())["phases"]
+    }
+    lacking = sorted(
+        {"baseline", "ramp", "sustained", "overload", "chaos"} - {name for name, good in phases.items() if good}
+    )
+    age_s = time.time() - path.stat().st_mtime
+    if lacking or age_s > _MAX_AGE_S:
+        return failed(f"not passed: {', '.join(lacking) or 'nothing'}; {age_s / 86400:.0f} days old")
+    return passed(f"all five phases passed, {age_s / 86400:.0f} days ago")
+
+
+def _node_pages(context: Context) -> Iterator[str]:
+    for process in context.local.processes if context.local else ():
+        if process.role in ("prefill", "decode") and process.metrics:
+            with urllib.request.urlopen(process.metrics, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - from fleet.json
+                yield answer.read().decode()
+
+
+ITEMS = (
+    Item("metrics", True, metrics_are_there),
+    Item("alerts", True, alerts_lead_somewhere),
+    Item("dashboards", False, dashboards_are_there),
+    Item("headroom", False, there_is_room),
+    Item("load test", True, load_was_tested),
+)

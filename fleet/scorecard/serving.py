@@ -1,0 +1,165 @@
+"""Items of the scorecard about answers: right, in time, and within what was promised."""
+
+import asyncio
+import itertools
+import json
+import random
+import secrets
+import statistics
+from importlib.util import find_spec
+from typing import Any
+
+from bench._load import lengths, workload
+from bench._load.driver import Driver
+from bench._load.figures import percentile
+from fleet.scorecard.client import Reply
+from fleet.scorecard.item import Context, Item, Result, failed, unknown, when
+
+_SHORT = 16  # tokens that tell a length limit
+_VOCAB_SIZE = 256  # no vocabulary is smaller
+_MAX_PROMPT = 4096  # that is sent to look at caching and chunks
+_MAX_STALL_S = 0.5  # of a stream, while long prompts are computed
+_FALLS_TO = 0.7  # TTFT, when most of a prompt is known
+_TIMEOUT_S = 120.0
+_SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "size": {"enum": ["small", "large"]}},
+    "required": ["ok", "size"],
+    "additionalProperties": False,
+}
+
+
+def probes_answer(context: Context) -> Result:
+    """GET /health and /ready, without a key."""
+    codes = {path: context.client.ask("GET", path, key="").status for path in ("/health", "/ready")}
+    said = ", ".join(f"{path} {code}" for path, code in codes.items())
+    return when(set(codes.values()) == {200}, said, said)
+
+
+def length_is_honoured(context: Context) -> Result:
+    """A request of exactly the greatest length works; one token more is 400."""
+    limit = _max_model_len(context)
+    if not limit:
+        return unknown("the fleet does not tell its greatest length: set --max-model-len")
+    prompt = _tokens(limit - _SHORT)
+    exact = context.client.complete(context.model, prompt, _SHORT, ignore_eos=True)
+    if exact.status != 200:
+        return failed(f"a request of exactly {limit} tokens answers {exact.status} {exact.error_code}")
+    over = context.client.complete(context.model, [*prompt, 100], _SHORT, ignore_eos=True)
+    good = over.status == 400 and over.error_code == "context_length_exceeded"
+    return when(
+        good, f"{limit} tokens work, {limit + 1} are 400", f"{limit + 1} tokens answer {over.status} {over.error_code}"
+    )
+
+
+def prefixes_are_cached(context: Context) -> Result:
+    """TTFT falls when most of the prompt was seen before, and `cached_tokens` says so."""
+    number = _long(context)
+    first, again, hits = [], [], 0
+    for _ in range(3):
+        prompt = _tokens(number)
+        first.append(_ttft(context, prompt).first_byte_s)
+        second = _ttft(context, [*prompt, *_tokens(_SHORT)])
+        again.append(second.first_byte_s)
+        usage: dict[str, Any] = next((event["usage"] for event in second.events if event.get("usage")), {})
+        hits = max(hits, int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0))
+    before, after = statistics.median(first), statistics.median(again)
+    said = f"TTFT of {number} tokens {before * 1000:.0f} ms, with them cached {after * 1000:.0f} ms, {hits} tokens hit"
+    return when(hits > 0 and after <= _FALLS_TO * before, said, said)
+
+
+def long_prompts_stall_nobody(context: Context) -> Result:
+    """The longest gap of a stream while long prompts are computed beside it."""
+    gap_s, number = asyncio.run(_gap_beside_prompts(context, _long(context))), _long(context)
+    said = f"longest gap of a stream beside prompts of {number} tokens: {gap_s * 1000:.0f} ms"
+    return when(gap_s <= _MAX_STALL_S, said, said + ": is --max-num-batched-tokens too large?")
+
+
+def structure_is_kept(context: Context) -> Result:
+    """A streamed answer under a JSON schema parses and fits it."""
+    body = {
+        "model": context.model,
+        "messages": [{"role": "user", "content": "Is it fine?"}],
+        "max_tokens": 64,
+        "stream": True,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA}},
+    }
+    reply = context.client.ask("POST", "/v1/chat/completions", body)
+    if reply.status != 200:
+        return failed(f"the request answers {reply.status} {reply.error_code}")
+    text = "".join(choice["delta"].get("content") or "" for event in reply.events for choice in event["choices"])
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return failed(f"the answer is no JSON: {text[:60]!r}")
+    fits = set(found) == {"ok", "size"} and isinstance(found["ok"], bool) and found["size"] in ("small", "large")
+    return when(fits, "a streamed answer fits its schema", f"the answer does not fit its schema: {text[:60]!r}")
+
+
+def template_is_the_reference(context: Context) -> Result:
+    """A conversation's token ids are those of transformers, with the checkpoint's own template."""
+    if context.local is None or not find_spec("transformers"):
+        return unknown("compare /tokenize with transformers' apply_chat_template, where the checkpoint is")
+    from transformers import AutoTokenizer
+
+    messages = [{"role": "user", "content": "What is a baton?"}]
+    ours = context.client.ask("POST", "/tokenize", {"model": context.model, "messages": messages}).json["tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(context.local.model)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return when(ours == theirs, f"{len(ours)} token ids equal transformers'", f"{ours[:8]}… are not {theirs[:8]}…")
+
+
+def ids_come_back(context: Context) -> Result:
+    """X-Request-ID is returned as it was sent; without one, each answer has its own."""
+    sent = f"scorecard-{secrets.token_hex(8)}"
+    path, body = "/v1/completions", {"model": context.model, "prompt": "a", "max_tokens": 1}
+    back = context.client.ask("POST", path, body, headers={"X-Request-ID": sent}).headers.get("x-request-id", "")
+    minted = {context.client.ask("POST", path, body).headers.get("x-request-id", "") for _ in range(2)}
+    good = back == sent and len(minted - {""}) == 2
+    return when(
+        good, "X-Request-ID comes back, and is minted where there is none", f"sent {sent}, got {back or 'nothing'}"
+    )
+
+
+def _max_model_len(context: Context) -> int:
+    reply = context.client.ask("POST", "/tokenize", {"model": context.model, "prompt": "a"})
+    return int(reply.json.get("max_model_len") or 0) if reply.status == 200 else 0
+
+
+def _long(context: Context) -> int:
+    return min((_max_model_len(context) or 2048) * 3 // 4, _MAX_PROMPT)
+
+
+def _tokens(number: int) -> list[int]:
+    return [random.randrange(workload.FIRST_TOKEN, _VOCAB_SIZE) for _ in range(number)]  # noqa: S311
+
+
+def _ttft(context: Context, prompt: list[int]) -> Reply:
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    return context.client.complete(context.model, prompt, 1, **options)
+
+
+async def _gap_beside_prompts(context: Context, num_prompt: int) -> float:
+    """Of two streams at a time, with two long prompts at a time beside them."""
+    target = context.client.target
+    short = workload.Shape(context.model, lengths.parse("16"), lengths.parse("96"), vocab_size=_VOCAB_SIZE)
+    long = workload.Shape(context.model, lengths.parse(str(num_prompt)), lengths.parse("1"), vocab_size=_VOCAB_SIZE)
+    source = random.Random()  # noqa: S311
+    streams, prompts = Driver(target, _TIMEOUT_S), Driver(target, _TIMEOUT_S)
+    await asyncio.gather(
+        streams.closed(list(itertools.islice(workload.conversations(short, source), 4)), 2),
+        prompts.closed(list(itertools.islice(workload.conversations(long, source), 8)), 2),
+    )
+    return percentile([gap for stream in streams.streams for gap in stream.gaps_s], 100)
+
+
+ITEMS = (
+    Item("probes", True, probes_answer),
+    Item("length limit", True, length_is_honoured),
+    Item("prefix cache", True, prefixes_are_cached),
+    Item("chunked prefill", True, long_prompts_stall_nobody),
+    Item("structured output", True, structure_is_kept),
+    Item("chat template", True, template_is_the_reference),
+    Item("request ids", True, ids_come_back),
+)

@@ -1,0 +1,196 @@
+"""The receiving end of a shared-memory connection: copies messages from the sender's memory into their slots.
+
+Only this process writes its pool, so a cancelled message is fenced when its own copy has ended, which is soon: a copy
+stops between two pieces. What was copied counts only if the sender still lived, and still had its connection open,
+after the last byte: who wants its memory back closes the connection first.
+"""
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import xxhash
+
+from kv_transfer.shm import process_memory
+from kv_transfer.shm.frames import (
+    HEARTBEAT,
+    MAX_PACKET_BYTES,
+    NONCE_BYTES,
+    WELCOME,
+    Frame,
+    Hello,
+    ack,
+    refusal,
+)
+from kv_transfer.stall import StallWatch
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Peer, Slot
+
+_MAX_COPIES = 64  # of one sender at once; further messages wait in its socket
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_HANGUP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class ShmIncoming:
+    """Who the sender is, the kernel says: its pid is that of the socket's other end, held by a descriptor."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        inbox: Inbox,
+        copiers: Executor,
+        on_admitted: Callable[[Peer], None],
+        on_ended: Callable[["ShmIncoming"], None],
+        stall_s: float,
+    ) -> None:
+        self.peer: Peer | None = None
+        self._sock = sock
+        self._inbox = inbox
+        self._copiers = copiers
+        self._on_admitted = on_admitted
+        self._on_ended = on_ended
+        self._loop = asyncio.get_running_loop()
+        self._stall = StallWatch(stall_s, self.start_closing)
+        self._pid = 0
+        self._process = -1  # a pidfd
+        self._num_copies = 0
+        self._reading = False
+        self._closing = False
+        self._ended = asyncio.Event()
+        self._hello_timer = self._loop.call_later(CONNECT_TIMEOUT_S, self.start_closing)
+        self._read(True)
+
+    def start_closing(self) -> None:
+        """Take no more messages, and stop the copies under way."""
+        if self._closing:
+            return
+        self._closing = True
+        self._hello_timer.cancel()
+        self._stall.close()
+        self._read(False)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if self.peer:
+            self._inbox.disconnected(self.peer)
+        self._end_when_quiet()
+
+    async def close(self) -> None:
+        """Idempotent. Returns when nothing is written any more."""
+        self.start_closing()
+        await self._ended.wait()
+
+    def _read(self, wanted: bool) -> None:
+        if wanted and not self._reading:
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        elif self._reading and not wanted:
+            self._loop.remove_reader(self._sock.fileno())
+        self._reading = wanted
+
+    def _on_readable(self) -> None:
+        try:
+            while self._reading:
+                self._on_packet(self._sock.recv(MAX_PACKET_BYTES))
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError):  # an empty packet is the end of the connection
+            self.start_closing()
+
+    def _on_packet(self, packet: bytes) -> None:
+        if self.peer is None:
+            return self._on_hello(Hello.unpack(packet))
+        self._stall.moved()
+        if packet == HEARTBEAT:
+            return None
+        frame = Frame.unpack(packet)
+        slot = self._inbox.claim(frame.tag, frame.num_bytes, self.peer)
+        if slot is None:
+            self._acknowledge(frame)
+        else:
+            self._start_copy(frame, slot)
+        return None
+
+    def _on_hello(self, hello: Hello) -> None:
+        peer = self._inbox.admit(hello.secret)
+        if peer is None:
+            return self.start_closing()
+        try:
+            self._probe(hello)
+        except OSError as error:
+            self._sock.send(refusal(f"this process may not read the prefill node's memory ({error.strerror or error})"))
+            return self.start_closing()
+        self._hello_timer.cancel()
+        self._stall.started()  # from now on there is a heartbeat
+        self._on_admitted(peer)
+        self.peer = peer
+        self._sock.send(WELCOME)
+        return None
+
+    def _probe(self, hello: Hello) -> None:
+        """Raises OSError unless the sender's memory can be read from here, and is that of this socket's other end."""
+        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self._pid = _CREDENTIALS.unpack(credentials)[0]
+        if self._pid <= 0:
+            raise ProcessLookupError("its process is not in this PID namespace")
+        self._process = os.pidfd_open(self._pid)
+        found = memoryview(bytearray(NONCE_BYTES))
+        for _ in process_memory.read(self._pid, [(hello.address, NONCE_BYTES)], [found]):
+            pass
+        if found != hello.nonce:
+            raise PermissionError("its memory does not hold what it said")
+
+    def _start_copy(self, frame: Frame, slot: Slot) -> None:
+        self._num_copies += 1
+        self._read(self._num_copies < _MAX_COPIES)
+        copy = self._loop.run_in_executor(self._copiers, self._copy, frame, slot)
+        copy.add_done_callback(lambda copy: self._copied(frame, copy))
+
+    def _copy(self, frame: Frame, slot: Slot) -> int:
+        """In a thread. The digest of what was copied; raises OSError where the message is not whole."""
+        state = xxhash.xxh3_64()
+        if self._closing:
+            raise ConnectionAbortedError("closing")
+        for parts in process_memory.read(self._pid, frame.runs, slot.views):
+            for part in parts:
+                state.update(part)
+            if self._closing:
+                raise ConnectionAbortedError("closing")
+        self._check_alive()
+        return state.intdigest()
+
+    def _check_alive(self) -> None:
+        """Looked at after the copy."""
+        poll = select.poll()
+        poll.register(self._sock.fileno(), _HANGUP)
+        poll.register(self._process, select.POLLIN)
+        if poll.poll(0):
+            raise ConnectionResetError("the sender has closed its end")
+
+    def _copied(self, frame: Frame, copy: "asyncio.Future[int]") -> None:
+        self._num_copies -= 1
+        if copy.cancelled() or copy.exception() or self._closing:
+            self._inbox.lost(frame.tag)
+            self.start_closing()
+        else:
+            self._inbox.arrived(frame.tag, copy.result())
+            self._acknowledge(frame)
+        self._end_when_quiet()
+
+    def _acknowledge(self, frame: Frame) -> None:
+        self._stall.moved()
+        try:
+            self._sock.send(ack(frame.sequence))
+        except OSError:  # gone, or so many unread ones that it must be frozen
+            return self.start_closing()
+        return self._read(True)
+
+    def _end_when_quiet(self) -> None:
+        if self._closing and self._num_copies == 0 and not self._ended.is_set():
+            self._ended.set()
+            self._on_ended(self)
+            self._sock.close()
+            if self._process >= 0:
+                os.close(self._process)

@@ -1,0 +1,137 @@
+"""The transport within one host: the receiver fetches messages from the sender's memory, in one copy.
+
+Both pools stay what they are, private memory in huge pages; nothing is mapped. A Unix-domain socket between the two
+says what to fetch from where, and notices a peer that dies, as its heartbeats notice one that freezes. It is of the
+abstract kind, which vanishes with its owner; being known by everybody on the host, it is guarded by the secret.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from baton.errors import TransferError
+from kv_transfer.shm import process_memory
+from kv_transfer.shm.frames import MAX_PACKET_BYTES, NONCE_BYTES, WELCOME, Hello, reason_of
+from kv_transfer.shm.incoming import ShmIncoming
+from kv_transfer.shm.outgoing import ShmConnection
+from kv_transfer.shm.process_memory import why_unavailable
+from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer, Transport
+
+_MAX_UNADMITTED = 64  # connections that have not shown a secret yet
+_MAX_COPIERS = 4
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def host_id() -> str:
+    """Of the running kernel: processes with different ones share no memory. Empty where that is not known."""
+    with contextlib.suppress(OSError):
+        return _BOOT_ID.read_text().strip()
+    return ""
+
+
+class ShmTransport(Transport):
+    """One connection for each pair of nodes; raises TransferError where the system cannot do it."""
+
+    name = "shm"
+
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        if reason := why_unavailable():
+            raise TransferError(reason)
+        self._stall_s = stall_s
+
+    async def listen(self, host: str, inbox: Inbox) -> "ShmListener":
+        """On a fresh name: `host` does not matter, and there is no port."""
+        return ShmListener(inbox, self._stall_s)
+
+    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> ShmConnection:
+        """`host` is the listener's name. Raises TransferError also where the two cannot share memory."""
+        process_memory.allow_siblings()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await _say_hello(sock, host, secret)
+        except (OSError, TimeoutError) as error:
+            sock.close()
+            raise TransferError(f"no shared memory with the decode node: {error or 'timed out'}") from error
+        except BaseException:
+            sock.close()
+            raise
+        return ShmConnection(sock, on_close, self._stall_s)
+
+
+class ShmListener(Listener):
+    """Accepts, admits, and keeps one connection per peer."""
+
+    def __init__(self, inbox: Inbox, stall_s: float) -> None:
+        self.host = f"baton-kv-{secrets.token_hex(8)}"
+        self.port = 0
+        self._inbox = inbox
+        self._stall_s = stall_s
+        self._connections: set[ShmIncoming] = set()  # admitted or not; also those whose last copy has not ended yet
+        self._copiers = ThreadPoolExecutor(_num_copiers(), thread_name_prefix="kv-copy")
+        self._loop = asyncio.get_running_loop()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock.setblocking(False)
+        self._sock.bind(f"\0{self.host}")
+        self._sock.listen()
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    async def disconnect(self, peer: Peer) -> None:
+        """Returns when the copies under way have stopped."""
+        for connection in self._of(peer):
+            await connection.close()
+
+    async def close(self) -> None:
+        """Accept no more, and disconnect everyone."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+        for connection in list(self._connections):
+            await connection.close()
+        self._copiers.shutdown(wait=False)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:  # gone again, or no descriptor left: the next one may fare better
+            return
+        if sum(connection.peer is None for connection in self._connections) >= _MAX_UNADMITTED:
+            sock.close()
+            return
+        sock.setblocking(False)
+        connection = ShmIncoming(
+            sock, self._inbox, self._copiers, self._admitted, self._connections.discard, self._stall_s
+        )
+        self._connections.add(connection)
+
+    def _admitted(self, peer: Peer) -> None:
+        for old in self._of(peer):
+            old.start_closing()
+
+    def _of(self, peer: Peer) -> list[ShmIncoming]:
+        return [connection for connection in self._connections if connection.peer == peer]
+
+
+async def _say_hello(sock: socket.socket, name: str, secret: bytes) -> None:
+    """Raises OSError where nobody of that name is on this host, or who is there can or will not read our memory."""
+    loop = asyncio.get_running_loop()
+    nonce = memoryview(bytearray(secrets.token_bytes(NONCE_BYTES)))
+    address = process_memory.runs_of([nonce])[0][0]
+    try:
+        await loop.sock_connect(sock, f"\0{name}")
+        await loop.sock_sendall(sock, Hello(secret, bytes(nonce), address).pack())
+        answer = await loop.sock_recv(sock, MAX_PACKET_BYTES)
+    except ConnectionRefusedError:
+        raise ConnectionRefusedError("it is on another host, or in another network namespace") from None
+    if answer != WELCOME:
+        raise ConnectionRefusedError(reason_of(answer))
+
+
+def _num_copiers() -> int:
+    return min(_MAX_COPIERS, len(os.sched_getaffinity(0)))

@@ -1,0 +1,1 @@
+"""Plain TCP sockets, read and written in the event loop."""

@@ -1,0 +1,127 @@
+"""The transport over plain TCP sockets: `secret`, one byte of welcome back, then frames of header and message.
+
+Pool memory is handed to `recv_into` and `sendmsg` as it is. Everything is read and written in the event loop, without
+waiting: what closes a connection has thereby stopped its reads and writes.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+
+from baton.errors import TransferError
+from kv_transfer.tcp.incoming import TcpIncoming
+from kv_transfer.tcp.outgoing import TcpConnection
+from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer, Transport
+
+_LOCAL_SEND_BUFFER_BYTES = 512 * 1024  # within one host: what is under way stays in the processor's cache
+_UNACKNOWLEDGED_MS = (
+    3000  # then the kernel gives a link up; heartbeats see to it that there is something to acknowledge
+)
+_MAX_UNADMITTED = 64  # connections that have not shown a secret yet
+
+
+class TcpTransport(Transport):
+    """One connection for each pair of nodes."""
+
+    name = "tcp"
+
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        self._stall_s = stall_s
+
+    async def listen(self, host: str, inbox: Inbox) -> "TcpListener":
+        """Listens on a free port of `host` alone."""
+        family, kind, _, _, address = (await _resolve(host, 0))[0]
+        sock = socket.socket(family, kind)
+        sock.setblocking(False)
+        sock.bind(address)
+        sock.listen()
+        return TcpListener(sock, host, inbox, self._stall_s)
+
+    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> TcpConnection:
+        """Raises TransferError when the peer does not welcome the secret in time."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                sock = await _welcomed(host, port, secret)
+        except (OSError, TimeoutError) as error:
+            raise TransferError(f"no data connection to the decode node: {error or 'timed out'}") from error
+        return TcpConnection(sock, on_close, self._stall_s)
+
+
+class TcpListener(Listener):
+    """Accepts, admits, and keeps one connection per peer."""
+
+    def __init__(self, sock: socket.socket, host: str, inbox: Inbox, stall_s: float) -> None:
+        self.host = host
+        self.port = sock.getsockname()[1]
+        self._sock = sock
+        self._inbox = inbox
+        self._stall_s = stall_s
+        self._connections: dict[Peer, TcpIncoming] = {}
+        self._unadmitted: set[TcpIncoming] = set()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock.fileno(), self._accept)
+
+    async def disconnect(self, peer: Peer) -> None:
+        """Closing stops the writes at once: they happen in this event loop."""
+        if connection := self._connections.get(peer):
+            connection.close()
+
+    async def close(self) -> None:
+        """Accept no more, and disconnect everyone."""
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        for connection in [*self._connections.values(), *self._unadmitted]:
+            connection.close()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:  # gone again, or no descriptor left: the next one may fare better
+            return
+        if len(self._unadmitted) >= _MAX_UNADMITTED:
+            sock.close()
+            return
+        _prepare(sock)
+        self._unadmitted.add(TcpIncoming(sock, self._inbox, self._admitted, self._forget, self._stall_s))
+
+    def _admitted(self, connection: TcpIncoming, peer: Peer) -> None:
+        self._unadmitted.discard(connection)
+        if old := self._connections.get(peer):
+            old.close()
+        self._connections[peer] = connection
+
+    def _forget(self, connection: TcpIncoming) -> None:
+        self._unadmitted.discard(connection)
+        if connection.peer and self._connections.get(connection.peer) is connection:
+            del self._connections[connection.peer]
+
+
+def _prepare(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close means closed, on both sides
+
+
+async def _resolve(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
+
+
+async def _welcomed(host: str, port: int, secret: bytes) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    family, kind, _, _, address = (await _resolve(host, port))[0]
+    sock = socket.socket(family, kind)
+    try:
+        _prepare(sock)
+        await loop.sock_connect(sock, address)
+        if sock.getpeername()[0] == sock.getsockname()[0]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BUFFER_BYTES)
+        await loop.sock_sendall(sock, secret)
+        if await loop.sock_recv(sock, 1) != TcpIncoming.WELCOME:
+            raise ConnectionRefusedError("the secret was refused")
+    except BaseException:
+        sock.close()
+        raise
+    return sock

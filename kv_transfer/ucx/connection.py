@@ -1,0 +1,70 @@
+"""The sending end of a UCX connection."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from baton.errors import TransferError
+from kv_transfer.stall import Heartbeat, StallWatch
+from kv_transfer.transport import HEARTBEAT_S, Connection
+from kv_transfer.ucx.link import UcxLink
+from kv_transfer.ucx.process import UcxProcess
+from kv_transfer.ucx_child import frames
+
+
+class UcxConnection(Connection):
+    """Beats come from the node itself, not from its UCX process: a frozen node is silent."""
+
+    digests = True
+
+    def __init__(self, process: UcxProcess, link: int, stall_s: float) -> None:
+        self._link = UcxLink(process, link)
+        self._on_close: Callable[[], None] | None = None  # once it is open
+        self._stall = StallWatch(stall_s, self.lose)
+        self._heartbeat: Heartbeat | None = None
+        self._welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._welcomed.add_done_callback(lambda welcomed: welcomed.cancelled() or welcomed.exception())
+
+    async def open(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> None:
+        """Raises TransferError when the secret is refused, or nobody is there; `close` it then, as after a timeout."""
+        self._link.process.put(frames.Connect(self._link.number, host, port, secret))
+        await asyncio.shield(self._welcomed)
+        self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
+        self._on_close = on_close
+        if self._link.is_lost:  # meanwhile
+            raise TransferError("the decode node closed it at once")
+
+    def connected(self) -> None:
+        """UCX says that the other end has welcomed us."""
+        if not self._welcomed.done():
+            self._welcomed.set_result(None)
+
+    async def send(self, tag: int, views: Sequence[memoryview]) -> int:
+        """Several views are gathered in the one copy that there is anyway."""
+        if self._link.is_lost:
+            raise TransferError("the UCX connection to the decode node is closed")
+        self._stall.started()
+        try:
+            return await self._link.send(tag, views)
+        finally:
+            self._stall.finished()
+
+    async def close(self) -> None:
+        """Idempotent; waits for copies under way."""
+        self.lose()
+        await self._link.quiet()
+
+    def lose(self, reason: str = "it was closed") -> None:
+        """Close without waiting for it; or hear that it is closed."""
+        if self._link.is_lost:
+            return
+        self._link.lose()
+        self._stall.close()
+        if self._heartbeat:
+            self._heartbeat.close()
+        if not self._welcomed.done():
+            self._welcomed.set_exception(TransferError(reason))
+        if self._on_close:
+            self._on_close()
+
+    def _beat(self) -> None:
+        self._link.process.put(frames.Beat(self._link.number))

@@ -1,0 +1,143 @@
+"""The receiving end: admits connections, and gives every waiting message a place or sends it away."""
+
+import asyncio
+from collections.abc import Sequence
+
+from baton.errors import TransferError
+from kv_transfer.stall import StallWatch
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Listener, Peer
+from kv_transfer.ucx.link import UcxLink
+from kv_transfer.ucx.process import UcxProcess
+from kv_transfer.ucx_child import frames
+
+
+class UcxIncoming:
+    """One peer's connection, and the messages that come over it."""
+
+    def __init__(self, listener: "UcxListener", peer: Peer, link: UcxLink) -> None:
+        self.peer = peer
+        self.link = link
+        self._listener = listener
+        self._stall = StallWatch(listener.stall_s, self.lose)
+        self._stall.started()  # from now on there is a heartbeat
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def heard(self) -> None:
+        """The peer lives."""
+        self._stall.moved()
+
+    def receive(self, message: frames.Waiting, views: Sequence[memoryview]) -> None:
+        """Write the message into the views, and tell the inbox how it ended."""
+        task = asyncio.get_running_loop().create_task(self._receive(message, views))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Idempotent. Returns when nothing is written any more, and the inbox knows."""
+        self.lose()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def lose(self) -> None:
+        """Close without waiting for it; or hear that it is closed."""
+        if not self.link.is_lost:
+            self.link.lose()
+            self._stall.close()
+            self._listener.forget(self)
+            self._listener.inbox.disconnected(self.peer)
+
+    async def _receive(self, message: frames.Waiting, views: Sequence[memoryview]) -> None:
+        try:
+            digest = await self.link.receive(message.message, views)
+        except TransferError:
+            self._listener.inbox.lost(message.tag)
+        else:
+            self._stall.moved()
+            self._listener.inbox.arrived(message.tag, digest)
+
+
+class UcxListener(Listener):
+    """Outlives its UCX process: the next one accepts connections at another port."""
+
+    def __init__(self, process: UcxProcess, host: str, inbox: Inbox, stall_s: float) -> None:
+        self.host = host
+        self.inbox = inbox
+        self.stall_s = stall_s
+        self._by_peer: dict[Peer, UcxIncoming] = {}
+        self._by_link: dict[int, UcxIncoming] = {}
+        self._accepting = asyncio.Event()
+        self.attach(process)
+
+    @property
+    def port(self) -> int:  # type: ignore[override]
+        """0 while there is none."""
+        return self._process.port
+
+    def attach(self, process: UcxProcess) -> None:
+        """Accept connections there from now on. Those of an earlier process are lost."""
+        self._process = process
+        process.put(frames.Listen())
+
+    async def ready(self) -> None:
+        """Waits while a process starts."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._accepting.wait()
+        except TimeoutError:
+            raise TransferError("the UCX process of the decode node has not started again") from None
+
+    def hear(self, report: frames.Report) -> None:
+        """What the process says of connections that others opened."""
+        match report:
+            case frames.Listening():
+                self._accepting.set()
+            case frames.Hello(link, secret):
+                self._admit(link, secret)
+            case frames.Heard(link) if link in self._by_link:
+                self._by_link[link].heard()
+            case frames.Waiting():
+                self._place(report)
+            case frames.Gone(link) if link in self._by_link:
+                self._by_link[link].lose()
+
+    def lose(self) -> None:
+        """The process is dead."""
+        self._accepting.clear()
+        for incoming in list(self._by_link.values()):
+            incoming.lose()
+
+    def forget(self, incoming: UcxIncoming) -> None:
+        """A connection that closes gets no more messages."""
+        self._by_link.pop(incoming.link.number, None)
+        if self._by_peer.get(incoming.peer) is incoming:
+            del self._by_peer[incoming.peer]
+
+    async def disconnect(self, peer: Peer) -> None:
+        """Returns when nothing of that peer's is written any more."""
+        if incoming := self._by_peer.get(peer):
+            await incoming.close()
+
+    async def close(self) -> None:
+        """Disconnect everyone; who still connects is refused, and the process goes with the transport."""
+        for incoming in list(self._by_link.values()):
+            await incoming.close()
+
+    def _admit(self, number: int, secret: bytes) -> None:
+        """An older connection of the same peer is closed."""
+        peer = self.inbox.admit(secret)
+        if peer is None:
+            return self._process.close_link(number)
+        if old := self._by_peer.get(peer):
+            old.lose()
+        incoming = UcxIncoming(self, peer, UcxLink(self._process, number))
+        self._by_peer[peer] = self._by_link[number] = incoming
+        return self._process.put(frames.Admit(number))
+
+    def _place(self, message: frames.Waiting) -> None:
+        slot = self.inbox.claim(message.tag, message.num_bytes, None)
+        incoming = self._by_peer.get(slot.peer) if slot else None
+        if slot and incoming:
+            return incoming.receive(message, slot.views)
+        if slot:
+            self.inbox.lost(message.tag)
+        return self._process.put(frames.Drop(message.message))

@@ -1,0 +1,179 @@
+"""The transport over UCX tag messages: RDMA where there is any, TCP elsewhere. UCX runs in a process of its own.
+
+What crashes, hangs or corrupts memory within UCX ends that process and the transfers under way, which are made again;
+the node goes on, and starts another one. UCX reads and writes nothing but staging memory: into the pool, and out of it,
+the node copies. A message is looked at before it is received, and received only where the inbox has a place for exactly
+that tag and length.
+
+A tag is no proof of who sends it, but nobody can guess one; and a peer is spoken to only after it has shown, as the
+first bytes of its connection, the secret that the authenticated gRPC service handed out.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from baton.errors import TransferError
+from baton.rpc import is_loopback
+from baton.tasks import end
+from kv_transfer.metrics import RESTARTS
+from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Transport
+from kv_transfer.ucx.connection import UcxConnection
+from kv_transfer.ucx.listener import UcxListener
+from kv_transfer.ucx.process import COMMAND, UcxProcess
+from kv_transfer.ucx_child import frames
+
+_CHECK_TIMEOUT_S = 60.0
+_BACKOFF_S = (0.0, 0.1, 0.5, 2.0, 5.0)  # before a restart, by how many short lives came before it
+_SHORT_LIFE_S = 20.0
+_MAX_HOST_CHARS = 255
+# Host memory over TCP: several times faster than UCX's defaults. Untried on RDMA, so left alone there.
+_TCP_ENVIRONMENT = {"UCX_RNDV_SCHEME": "put_zcopy", "UCX_RNDV_THRESH": "32k", "UCX_RNDV_FRAG_MEM_TYPE": "host"}
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def why_unavailable() -> str:
+    """Empty where UCX can be used, else the reason. Asks a process, once, so this one does not load UCX."""
+    try:
+        asked = subprocess.run(
+            [*COMMAND, "--check"], env=environment("localhost"), stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=_CHECK_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"ucxx cannot be loaded (not within {_CHECK_TIMEOUT_S:.0f} s)"
+    if asked.returncode == 0:
+        return ""
+    said = asked.stderr.decode(errors="replace").strip().splitlines()
+    return f"ucxx cannot be loaded ({said[-1] if said else f'exit code {asked.returncode}'})"
+
+
+class UcxTransport(Transport):
+    """Keeps a UCX process; create it in the event loop that will run it."""
+
+    name = "ucx"
+
+    def __init__(self, host: str, stall_s: float = STALL_S) -> None:
+        self._host = host
+        self._stall_s = stall_s
+        self._loop = asyncio.get_running_loop()
+        self._links = itertools.count(1)
+        self._connections: dict[int, UcxConnection] = {}  # of the process that lives
+        self._listener: UcxListener | None = None
+        self._has_lived = False  # else it is no use to start another one
+        self._num_short_lives = 0
+        self._restarting: asyncio.Task[None] | None = None
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process, which may have ended."""
+        return self._process.pid
+
+    async def listen(self, host: str, inbox: Inbox) -> UcxListener:
+        """UCX accepts on all addresses; whoever does not show a secret is cut off. TransferError: there is no UCX."""
+        self._listener = UcxListener(await self._alive(), host, inbox, self._stall_s)
+        await self._listener.ready()
+        return self._listener
+
+    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> UcxConnection:
+        """Raises TransferError when the peer does not welcome the secret in time, once there is a process."""
+        connection: UcxConnection | None = None
+        try:
+            process = await self._alive()
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                link = next(self._links)
+                connection = self._connections[link] = UcxConnection(process, link, self._stall_s)
+                await connection.open(host[:_MAX_HOST_CHARS], port, secret, on_close)
+        except (TransferError, TimeoutError) as error:
+            if connection:
+                await connection.close()
+            raise TransferError(f"no UCX connection to the decode node: {error or 'timed out'}") from error
+        return connection
+
+    async def close(self) -> None:
+        """Returns when the process is gone."""
+        if self._restarting:
+            await end(self._restarting)
+        await self._process.close()
+
+    def _start(self) -> UcxProcess:
+        self._started_s = self._loop.time()
+        return UcxProcess(environment(self._host), self._hear, self._on_end)
+
+    async def _alive(self) -> UcxProcess:
+        """The process, once there is one that has started."""
+        while True:
+            process = self._process
+            try:
+                await process.started()
+                return process
+            except TransferError:
+                if self._restarting is None:
+                    raise
+                await asyncio.shield(self._restarting)
+
+    def _hear(self, report: frames.Report) -> None:
+        match report:
+            case frames.Connected(link) if link in self._connections:
+                self._connections[link].connected()
+            case frames.Gone(link, reason) if link in self._connections:
+                self._connections.pop(link).lose(reason)
+            case _ if self._listener:
+                self._listener.hear(report)
+
+    def _on_end(self) -> None:
+        """The process is dead: so are its connections, and the messages under way."""
+        if self._process.has_started or self._has_lived:
+            self._has_lived = True
+            RESTARTS.inc()
+            self._restarting = self._loop.create_task(self._restart())
+        lost, self._connections = self._connections, {}
+        for connection in lost.values():
+            connection.lose("the UCX process has ended")
+        if self._listener:
+            self._listener.lose()
+
+    async def _restart(self) -> None:
+        process = self._process
+        await process.wait()
+        _log.error("UCX process %d has ended, and with it the transfers under way: %s", process.pid, process.reason)
+        is_short = self._loop.time() - self._started_s < _SHORT_LIFE_S
+        self._num_short_lives = self._num_short_lives + 1 if is_short else 0
+        await asyncio.sleep(_BACKOFF_S[min(self._num_short_lives, len(_BACKOFF_S) - 1)])
+        self._process = self._start()
+        if self._listener:
+            self._listener.attach(self._process)
+
+
+def environment(host: str) -> dict[str, str]:
+    """Of the UCX process: this one's without Baton's own, which holds secrets, and UCX's options for this host.
+
+    What the operator sets stays. UCX opens a port on each device that it uses, and whoever reaches it can write memory:
+    none but `host`'s, then. Where there is RDMA, UCX knows better.
+    """
+    options = {"UCX_WARN_UNUSED_ENV_VARS": "n"}
+    if not _has_rdma():
+        options |= _TCP_ENVIRONMENT | {"UCX_TLS": "tcp", "UCX_NET_DEVICES": _device_of(host)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
+    return {name: value for name, value in options.items() if value} | inherited
+
+
+def _device_of(host: str) -> str:
+    for device, addresses in psutil.net_if_addrs().items():
+        if any(address.address.partition("%")[0] == host for address in addresses):
+            return device
+    return "lo" if is_loopback(host) else ""
+
+
+def _has_rdma() -> bool:
+    devices = Path("/sys/class/infiniband")
+    return devices.is_dir() and any(devices.iterdir())

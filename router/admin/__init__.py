@@ -1,0 +1,1 @@
+"""The port for operators: dashboard, report of the fleet, traces."""

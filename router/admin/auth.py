@@ -1,0 +1,85 @@
+"""Who may look on: whoever has an API key or the service token, or is on this host where there are no keys.
+
+A browser signs in with a key once and gets a cookie, which proves that and is good for this router process alone. Where
+nothing is asked for, requests have to name a loopback host: a web page elsewhere, whose name was made to point here,
+does not get to read.
+"""
+
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+
+from baton.errors import BatonError, Unauthenticated
+from baton.rpc import is_loopback
+from router.http.auth import APIKeys
+
+COOKIE = "baton_session"
+SESSION_S = 12 * 3600
+
+
+class WrongHost(BatonError):
+    """A name that is not this host's, where everybody on this host may look on."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "wrong_host"
+
+
+class AdminAuth:
+    """The admin port's check."""
+
+    def __init__(self, host: str, keys: APIKeys, service_token: str, clock: Callable[[], float] = time.time) -> None:
+        """Open to this host where there are no keys and the port listens there alone."""
+        self.is_open = not keys and is_loopback(host)
+        self._keys, self._token, self._clock = keys, service_token, clock
+        self._secret = secrets.token_bytes(32)
+
+    def check(self, authorization: str, cookie: str, host: str) -> None:
+        """Of a request's headers. Raises Unauthenticated, or WrongHost."""
+        if self.is_open:
+            if not is_loopback(_name(host)):
+                raise WrongHost("this port answers to 127.0.0.1 and localhost only")
+            return
+        scheme, _, given = authorization.partition(" ")
+        if not (scheme.lower() == "bearer" and self.knows(given.strip())) and not self._is_session(cookie):
+            raise Unauthenticated("sign in at /login, or send Authorization: Bearer <API key or service token>")
+
+    def knows(self, key: str) -> bool:
+        """Whether it is an API key, or the service token."""
+        is_token = hmac.compare_digest(key.encode(), self._token.encode()) and bool(self._token)
+        return self._is_api_key(key) or is_token
+
+    def new_cookie(self) -> str:
+        """A Set-Cookie header for somebody whom `knows` has let in."""
+        until = str(int(self._clock()) + SESSION_S)
+        return f"{COOKIE}={until}.{self._sign(until)}; Max-Age={SESSION_S}; Path=/; HttpOnly; SameSite=Strict"
+
+    def _is_api_key(self, key: str) -> bool:
+        if not self._keys or not key:
+            return False
+        try:
+            self._keys.tenant(f"Bearer {key}")
+        except BatonError:
+            return False
+        return True
+
+    def _is_session(self, cookies: str) -> bool:
+        for cookie in cookies.split(";"):
+            name, _, value = cookie.strip().partition("=")
+            until, _, signature = value.partition(".")
+            if name == COOKIE and until.isascii() and until.isdigit():
+                is_ours = hmac.compare_digest(signature.encode(), self._sign(until).encode())
+                if is_ours and int(until) > self._clock():
+                    return True
+        return False
+
+    def _sign(self, until: str) -> str:
+        return hmac.digest(self._secret, until.encode(), "sha256").hex()
+
+
+def _name(host: str) -> str:
+    """A Host header without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] or host if ":" in host else host

@@ -1,0 +1,74 @@
+"""Which pool holds the fleet back, in words that say what to do about it. A pure function of what nodes tell."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from router.nodes.state import ASSUMED_PREFILL_TOKENS_PER_S
+
+BACKLOG_S = 0.5  # of prompts that wait; beyond it TTFT suffers visibly
+FULL = 0.85  # KV usage at which requests soon wait for blocks
+Verdict = Literal["none", "prefill", "decode", "down"]
+
+
+class PoolNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A ready node."""
+
+    role: str
+    kv_usage: float = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+    prefill_tokens_per_s: float = 0
+    preemptions_per_min: float = 0
+
+
+class Bottleneck(msgspec.Struct, frozen=True):
+    """The verdict."""
+
+    pool: Verdict
+    words: str
+
+
+def judge(nodes: Sequence[PoolNode], num_unplaced: int, *, expects_prefill: bool) -> Bottleneck:
+    """Of the ready nodes, and of the requests that no node has been chosen for."""
+    prefills = [node for node in nodes if node.role == "prefill"]
+    decodes = [node for node in nodes if node.role == "decode"]
+    for role, pool in (("decode", decodes), ("prefill", prefills)):
+        if not pool and (role == "decode" or expects_prefill):
+            waiting = f" {num_unplaced} {_plural('request', num_unplaced)} wait for one." if num_unplaced else ""
+            return Bottleneck("down", f"No {role} node is ready.{waiting}")
+    computing = prefills or decodes
+    num_tokens = sum(node.num_waiting_tokens for node in computing)
+    speed = sum(node.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S for node in computing)
+    pressure = {"prefill" if prefills else "decode": num_tokens / speed / BACKLOG_S}
+    usage = max(node.kv_usage for node in decodes)
+    num_waiting = sum(node.num_waiting for node in decodes) if prefills else num_unplaced
+    preemptions = sum(node.preemptions_per_min for node in decodes)
+    short = usage / FULL if num_waiting or preemptions >= 1 or usage >= FULL else 0.0
+    pressure["decode"] = max(short, pressure.get("decode", 0.0))
+    worst = max(pressure, key=lambda pool: pressure[pool])
+    if pressure[worst] < 1:
+        return Bottleneck("none", _calm(num_tokens, usage))
+    if worst == "prefill" or short < 1:
+        return Bottleneck(
+            "prefill" if prefills else "decode",
+            f"{'Prefill' if prefills else 'Computing prompts'} is the bottleneck: {num_tokens:,} prompt tokens wait, "
+            f"{num_tokens / speed:.1f} s of work for {len(computing)} {_plural('node', len(computing))}. "
+            f"Add a {'prefill' if prefills else 'decode'} node.",
+        )
+    reasons = [f"the fullest node uses {usage:.0%} of its KV blocks"]
+    if num_waiting:
+        reasons.append(f"{num_waiting} {_plural('request', num_waiting)} wait for blocks")
+    if preemptions >= 1:
+        reasons.append(f"{preemptions:.0f} preemptions a minute")
+    return Bottleneck("decode", f"Decode is the bottleneck: {', '.join(reasons)}. Add a decode node.")
+
+
+def _calm(num_tokens: int, usage: float) -> str:
+    backlog = f"{num_tokens:,} prompt tokens wait" if num_tokens else "no prompt waits"
+    return f"Neither pool holds the fleet back: {backlog}, and the fullest node uses {usage:.0%} of its KV blocks."
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

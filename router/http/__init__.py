@@ -1,0 +1,1 @@
+"""HTTP: connections, who calls and how often it may, bytes out, errors, what is measured of it."""

@@ -1,0 +1,209 @@
+"""One HTTP request and its answer, on bare ASGI: limits on what is read, JSON and errors as bytes.
+
+What a request means is the business of `generate` and `admin`.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from baton.errors import BatonError, Overloaded
+from baton.timeline import MAX_PARTS, Timeline
+from router.http.account import Account
+from router.http.error_format import (
+    BodyTooLarge,
+    Header,
+    RequestTimeout,
+    UnsupportedMediaType,
+    error_headers,
+    error_json,
+)
+from router.http.outlet import Outlet
+from router.http.sender import Sender
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES = 8 * 2**20
+_MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
+MAX_HELD_BYTES = 512 * 2**20  # of all bodies that are not here to their end
+_CHUNK_TIMEOUT_S = 10.0
+_BODY_TIMEOUT_S = 60.0
+_JSON = b"application/json"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+_log = logging.getLogger(__name__)
+
+
+class Exchange:
+    """Made when the headers are there. Everything but `read_body` and `gone` sends at once, without waiting."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        """Takes the connection's `baton.outlet` out of the scope, else the two would keep each other alive."""
+        self.arrived_s = time.monotonic()
+        self._receive = receive
+        outlet: Outlet = scope["extensions"].pop("baton.outlet")
+        self._outlet = outlet
+        self._on_broken: Callable[[], None] = _nothing
+        self.sender = Sender(outlet, self._broken)
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.request_id = _request_id(self.headers)
+        self._num_held = 0  # bytes of a body that is not here to its end
+        self.status = 0  # 0: nothing sent yet
+        self.left = False  # whether the client went away before its answer was complete
+        self.closing = False  # whether the connection is to end with this answer
+        self.model = ""  # as far as it is served
+        self.num_tokens = (0, 0)  # prompt, output
+        self.num_cached_tokens = 0  # of the prompt
+        self.timings: dict[str, float] = {}
+        self.account = Account()
+        self.timeline = Timeline(self.request_id)
+        self.timeline.began_s = self.arrived_s
+
+    def part_id(self) -> str:
+        """For one of the jobs that it is made of: the client's id alone would not be unique."""
+        minted = f"{self.request_id}-{secrets.token_hex(8)}"
+        if len(self.timeline.parts) < MAX_PARTS:
+            self.timeline.parts.append(minted)
+        return minted
+
+    def header(self, name: bytes) -> str:
+        """The value of a header, empty where it is missing."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    async def read_body(self) -> bytes:
+        """The JSON body. Raises what makes it unacceptable; bytes beyond the limit are never kept."""
+        kind = self.header(b"content-type").partition(";")[0].strip().lower()
+        if kind and kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMediaType("send the body as application/json")
+        if self.header(b"content-encoding").strip().lower() not in ("", "identity"):
+            raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
+        declared = self.header(b"content-length")
+        num_declared = int(declared) if declared.isascii() and declared.isdigit() else 0
+        if num_declared > _MAX_SKIPPED_BYTES:
+            self.closing = True
+            raise _too_large()
+        if self._outlet.has_body:
+            return await self._read()
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                return await self._read()
+        except TimeoutError:
+            self.closing = True
+            raise RequestTimeout("the body did not arrive in time") from None
+        finally:
+            self._keep(-self._num_held)
+
+    def send(self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()) -> None:
+        """A whole answer."""
+        length = (b"content-length", str(len(body)).encode())
+        self.start(status, [(b"content-type", content_type), length, *headers])
+        self.sender.write(b"" if self.method == "HEAD" else body, more=False)
+
+    def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
+        """Status and headers of an answer, and how its body begins."""
+        self.status = status
+        own = [(b"x-request-id", self.request_id.encode()), *self.account.headers]
+        if self.closing:
+            own.append((b"connection", b"close"))
+        self.sender.start(status, headers + own, opening)
+
+    def send_error(self, error: BatonError) -> None:
+        """An error as the whole answer."""
+        self.send(error.status, error_json(error), headers=error_headers(error))
+
+    def on_broken(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if the client stops reading for too long."""
+        self._on_broken = callback
+
+    async def gone(self) -> None:
+        """Return when the answer is complete, or the client has left."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def close(self) -> None:
+        """It is over: let go of whoever made the answer. Else they hold one another until the collector comes by."""
+        self._on_broken = _nothing
+        self.sender.close()
+
+    async def _read(self) -> bytes:
+        chunks, num_bytes, is_crowded = [], 0, False
+        while True:
+            message = await self._receive_soon()
+            if message["type"] == "http.disconnect":
+                raise ClientGone("the client left")
+            chunk: bytes = message.get("body", b"")
+            num_bytes += len(chunk)
+            if num_bytes > _MAX_SKIPPED_BYTES:
+                self.closing = True
+                raise _too_large()
+            is_crowded = is_crowded or _HELD.num_bytes > MAX_HELD_BYTES
+            if num_bytes <= MAX_BODY_BYTES and not is_crowded:
+                chunks.append(chunk)
+            else:
+                chunks.clear()
+            if not message.get("more_body", False):
+                break
+            self._keep(len(chunk) if chunks else -self._num_held)
+        if num_bytes > MAX_BODY_BYTES:
+            raise _too_large()
+        if is_crowded:
+            raise Overloaded("Too many bodies are on their way at present")
+        return b"".join(chunks)
+
+    def _keep(self, num_bytes: int) -> None:
+        self._num_held += num_bytes
+        _HELD.num_bytes += num_bytes
+
+    async def _receive_soon(self) -> Message:
+        if self._outlet.has_body:  # then a deadline would cost more than all else
+            return await self._receive()
+        async with asyncio.timeout(_CHUNK_TIMEOUT_S):
+            return await self._receive()
+
+    def _broken(self) -> None:
+        _log.info("the client does not read its answer", extra={"request_id": self.request_id})
+        self._outlet.abort()
+        self._on_broken()
+
+
+class _Held:
+    """What this process keeps of bodies that it waits for: each is small enough, and thousands of them are not."""
+
+    num_bytes = 0
+
+
+_HELD = _Held()
+
+
+class ClientGone(BatonError):
+    """The client left before its request was complete; nobody reads the answer."""
+
+    status = 499
+    code = "client_gone"
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+
+
+def mint_request_id() -> str:
+    """For a request that brings no sane one."""
+    return f"req-{secrets.token_hex(12)}"
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if _SANE_ID.fullmatch(given) else mint_request_id()
+
+
+def _nothing() -> None:
+    pass

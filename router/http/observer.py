@@ -1,0 +1,69 @@
+"""What is kept of every answered request: metrics, one log line with its timings, and its timeline."""
+
+import logging
+import time
+
+from baton import traceparent
+from baton.exposition import exemplar
+from baton.timeline import TimelineBook
+from router.http import metrics as http_metrics
+from router.http.exchange import Exchange
+from router.recent import RECENT
+
+_CLIENT_LEFT = 499
+_log = logging.getLogger("router.access")
+
+
+class Observer:
+    """Of one router process. `traces`: whether spans of requests are exported by this router."""
+
+    def __init__(self, timelines: TimelineBook | None = None, *, traces: bool = False) -> None:
+        self._timelines = timelines or TimelineBook()
+        self._traces = traces
+
+    def begin(self, exchange: Exchange) -> None:
+        """A request for tokens, or for numbers, has come."""
+        given = exchange.header(b"traceparent")
+        parent = given if traceparent.is_sane(given) else ""
+        exchange.timeline.parent = parent
+        exchange.timeline.traceparent = traceparent.child(parent) if self._traces else parent
+        exchange.timeline.name = f"{exchange.method} {exchange.path}"
+        self._timelines.add(exchange.timeline)
+
+    def end(self, exchange: Exchange) -> None:
+        """It is answered, or its client has left."""
+        total_s = time.monotonic() - exchange.arrived_s
+        status = _CLIENT_LEFT if exchange.left else exchange.status
+        http_metrics.requests(exchange.model, status).inc()
+        http_metrics.REQUEST.observe(total_s, exemplar(exchange.request_id))
+        RECENT.request(status, *exchange.num_tokens, exchange.num_cached_tokens)
+        exchange.timeline.attributes |= {
+            "status": status,
+            "model": exchange.model,
+            "num_prompt_tokens": exchange.num_tokens[0],
+            "num_output_tokens": exchange.num_tokens[1],
+        }
+        exchange.timeline.end("" if status < 500 else str(status))
+        if _log.isEnabledFor(logging.INFO):
+            self._write(exchange, status, total_s)
+
+    def _write(self, exchange: Exchange, status: int, total_s: float) -> None:
+        timings = {name.removesuffix("_s"): round(seconds, 6) for name, seconds in exchange.timings.items()}
+        fields = {
+            "path": exchange.path,
+            "status": status,
+            "model": exchange.model,
+            "prompt_tokens": exchange.num_tokens[0],
+            "output_tokens": exchange.num_tokens[1],
+            "cached_tokens": exchange.num_cached_tokens,
+            "seconds": {"total": round(total_s, 6), **timings},
+        }
+        _log.info(
+            "%s %d prompt_tokens=%d output_tokens=%d total=%.3f%s",
+            exchange.path,
+            status,
+            *exchange.num_tokens,
+            total_s,
+            "".join(f" {name}={seconds:.3f}" for name, seconds in timings.items()),
+            extra={"request_id": exchange.request_id, "fields": fields},
+        )

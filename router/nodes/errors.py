@@ -1,0 +1,54 @@
+"""What it means for a request that a node, or a call to one, failed: another attempt, or an error for the client."""
+
+from grpc import StatusCode, aio
+
+from baton import rpc_errors
+from baton.errors import (
+    BatonError,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    LayoutMismatch,
+    NoCapacity,
+    NodeUnavailable,
+    Overloaded,
+    TransferError,
+    from_code,
+)
+from baton.v1 import node_pb2, types_pb2
+from router.nodes.link import NodeLink
+
+_REFUSALS = (Overloaded, NodeUnavailable, NoCapacity)
+_RETRIED = (NodeUnavailable, TransferError, LayoutMismatch, Overloaded, Cancelled)
+
+
+class Refused(BatonError):
+    """A node did not take the attempt up. Another one may, or this one later."""
+
+
+def failed_error(failed: node_pb2.Failed, link: NodeLink) -> BatonError:
+    """Of a leg that a node did not take up, or a prefill node could not bring to its end."""
+    error = from_code(failed.code, failed.message, failed.param)
+    if isinstance(error, _REFUSALS):
+        link.avoid()
+        return Refused(error.message)
+    return error
+
+
+def finished_error(finished: types_pb2.Finished) -> BatonError:
+    """Of a request that a decode node had taken up: its own trouble, and that of nodes, is for another attempt."""
+    error = from_code(finished.error_code, finished.error_message or "the request failed on its node")
+    return TransferError(error.message) if isinstance(error, _RETRIED) else error
+
+
+def rpc_error(error: aio.AioRpcError, link: NodeLink) -> BatonError:
+    """What the end of a call means. Where the node has not said so itself, it is the node's end, not the request's."""
+    known, status = rpc_errors.error_of(error), error.code()
+    said = any(name == "baton-code" for name, _ in error.trailing_metadata() or ())
+    if status is StatusCode.RESOURCE_EXHAUSTED or (said and status is StatusCode.UNAVAILABLE):
+        link.avoid()
+        return Refused(known.message)
+    if said or isinstance(known, InvalidRequest | DeadlineExceeded | TransferError):
+        return known
+    link.avoid()
+    return NodeUnavailable(status.name)

@@ -1,0 +1,154 @@
+"""The nodes that this router can use: found in the registry, judged by their own streams.
+
+Redis names newcomers and nothing else. A link goes only when the registry no longer lists that incarnation *and* its
+stream is silent, so a Redis that is gone, or empty, takes nobody away.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+from redis.asyncio import Redis
+
+from baton import tasks
+from baton.redis_client import FAILURES, REDIS_ERRORS
+from baton.registry import NodeRecord, list_nodes
+from baton.tls import Identity
+from router.nodes.cut_pairs import CutPairs
+from router.nodes.fleet_costs import FleetCosts
+from router.nodes.link import NodeLink
+
+POLL_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What all nodes of the fleet agree on."""
+
+    model_fingerprint: str
+    block_size: int  # tokens
+    max_model_len: int  # tokens
+    stretches_after: int = 0  # tokens beyond which a request's blocks have other hashes; 0: none
+
+
+class FleetView:
+    """Links to all nodes, of the model that this router serves."""
+
+    def __init__(
+        self,
+        redis: "Redis",
+        router_id: str,
+        service_token: str,
+        on_nodes: Callable[["FleetView"], None],
+        tls: Identity | None = None,
+    ) -> None:
+        """`on_nodes` is called when nodes have come or gone."""
+        self.facts: ModelFacts | None = None
+        self.costs = FleetCosts()
+        self.cut_pairs = CutPairs()
+        self.num_routers = 1  # that live, this one included
+        self._redis = redis
+        self._router_id = router_id
+        self._service_token, self._tls = service_token, tls
+        self._on_nodes = on_nodes
+        self._links: dict[tuple[str, int], NodeLink] = {}
+        self._prefill_lost = False
+        self._change = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def links(self) -> list[NodeLink]:
+        """Every link, dead ones included."""
+        return list(self._links.values())
+
+    @property
+    def expects_prefill(self) -> bool:
+        """Whether this fleet has a prefill pool, be it dead at present. One that drains has gone on purpose."""
+        if self._prefill_lost:
+            return True
+        return any(link.record.role == "prefill" and not link.draining for link in self._links.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request could be served now."""
+        return bool(self.accepting("decode")) and (bool(self.accepting("prefill")) or not self.expects_prefill)
+
+    def accepting(self, role: str) -> list[NodeLink]:
+        """Links of a pool that take new requests for the served model."""
+        facts = self.facts
+        if facts is None:
+            return []
+        return [
+            link
+            for link in self._links.values()
+            if link.record.role == role and link.accepting and link.record.model_fingerprint == facts.model_fingerprint
+        ]
+
+    async def start(self) -> None:
+        """List the nodes, and go on doing so."""
+        await self._poll()
+        self._task = asyncio.create_task(self._keep_polling(), name="fleet view")
+
+    async def stop(self) -> None:
+        """Drop all links. Idempotent."""
+        if self._task is not None:
+            await tasks.end(self._task)
+        links, self._links = self.links, {}
+        await asyncio.gather(*(link.close() for link in links))
+
+    async def changed(self) -> None:
+        """Return when a node has come, gone, or told its load."""
+        await self._change.wait()
+
+    async def _keep_polling(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._poll()
+
+    async def _poll(self) -> None:
+        try:
+            records = await list_nodes(self._redis)
+        except REDIS_ERRORS:
+            FAILURES.labels("fleet_view").inc()
+            return
+        self.num_routers = max(sum(record.role == "router" for record in records), 1)
+        await self._reconcile({(record.node_id, record.epoch): record for record in records if record.role != "router"})
+
+    async def _reconcile(self, listed: dict[tuple[str, int], NodeRecord]) -> None:
+        gone = [link for key, link in self._links.items() if key not in listed and not link.alive]
+        for link in gone:
+            del self._links[link.record.node_id, link.record.epoch]
+            if link.record.role == "prefill":
+                self._prefill_lost = not link.draining
+        for key in listed.keys() - self._links.keys():
+            record = listed[key]
+            about = record, self._router_id, self._service_token, self._on_change, self.costs
+            link = NodeLink(*about, self._tls, self._may_suspect)
+            self._links[key] = link
+            link.open()
+            if record.role == "prefill":
+                self._prefill_lost = False
+            _log.info("found %s node %s at %s", record.role, record.node_id, record.address)
+        for link in gone:
+            await link.close()
+
+    def _may_suspect(self, link: NodeLink) -> bool:
+        """Where more than half of a pool is silent it is rather this host, or the network, that is slow."""
+        pool = [other for other in self._links.values() if other.alive and other.record.role == link.record.role]
+        return 2 * sum(other.speaks for other in pool if other is not link) >= len(pool)
+
+    def _on_change(self) -> None:
+        self._adopt_model()
+        self._on_nodes(self)
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def _adopt_model(self) -> None:
+        """Stay with a model as long as a node serves it; where models differ the longest-known node wins."""
+        records = [link.record for link in self._links.values() if link.alive]
+        if not records or (self.facts and any(r.model_fingerprint == self.facts.model_fingerprint for r in records)):
+            return
+        first = records[0]
+        self.facts = ModelFacts(first.model_fingerprint, first.block_size, first.max_model_len, first.stretches_after)

@@ -1,0 +1,200 @@
+"""An answer with all its choices: collected into one body, or streamed as it comes.
+
+Nothing is sent before the first token, so that whatever goes wrong until then is a proper HTTP error. After that an
+error is one event, and no `[DONE]` follows.
+"""
+
+import time
+from abc import ABC, abstractmethod
+
+import msgspec
+
+from baton.errors import BatonError
+from baton.exposition import exemplar
+from router.http import metrics as http_metrics
+from router.http.error_format import Header
+from router.http.exchange import Exchange
+from router.http.outlet import Insert
+from router.job import PromptResult
+from router.openai.answer_format import ChoiceText, Format, TokenCounts
+from router.openai.choice import Choice, TokenEntry
+from router.recent import RECENT
+
+_STREAM_HEADERS: list[Header] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Answer(ABC):
+    """The listener of its choices. `num_prompt_tokens` counts each prompt once."""
+
+    def __init__(self, exchange: Exchange, form: Format, num_prompt_tokens: int, choices_per_prompt: int) -> None:
+        self.choices: list[Choice] = []
+        self.ended = False
+        self.error: BatonError | None = None
+        self.first_token_s: float | None = None  # monotonic
+        self._exchange = exchange
+        self._format = form
+        self._num_prompt_tokens = num_prompt_tokens
+        self._choices_per_prompt = choices_per_prompt
+        exchange.on_broken(self.drop)
+        exchange.sender.source = self
+
+    def counts(self) -> TokenCounts:
+        """What it cost so far. A prompt that several choices share was looked up for the first of them."""
+        firsts = self.choices[:: self._choices_per_prompt]
+        return TokenCounts(
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=sum(choice.num_tokens for choice in self.choices),
+            num_cached_tokens=sum(choice.usage.num_cached_tokens for choice in firsts),
+        )
+
+    def timings(self) -> dict[str, float]:
+        """Seconds: `ttft_s`, and the phases of the first choice as far as they are known."""
+        ttft = {} if self.first_token_s is None else {"ttft_s": self.first_token_s - self._exchange.arrived_s}
+        return ttft | (self.choices[0].usage.timings if self.choices else {})
+
+    def drop(self) -> None:
+        """Nobody waits for the rest. Idempotent."""
+        self.ended = True
+        for choice in self.choices:
+            choice.cancel()
+
+    def pause(self) -> None:
+        """The client has to catch up."""
+        for choice in self.choices:
+            choice.pause()
+
+    def resume(self) -> None:
+        """It has."""
+        for choice in self.choices:
+            choice.resume()
+
+    def on_prompt(self, choice: Choice, result: PromptResult) -> None:
+        """The format shows it."""
+        self._format.prompts[choice.index].take(result)
+
+    def on_begin(self, choice: Choice) -> None:
+        """The first token of a choice; that of the first choice is the answer's."""
+        if self.first_token_s is None:
+            self.first_token_s = time.monotonic()
+            ttft_s = self.first_token_s - self._exchange.arrived_s
+            http_metrics.TIME_TO_FIRST_TOKEN.observe(ttft_s, exemplar(self._exchange.request_id))
+            RECENT.ttft(ttft_s)
+            self._exchange.timeline.mark("first token sent")
+
+    @abstractmethod
+    def inserter(self, choice: Choice) -> Insert | None:
+        """Of `Listener`."""
+
+    @abstractmethod
+    def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
+        """New text."""
+
+    def on_end(self, choice: Choice) -> None:
+        """A choice is complete; the last one completes the answer."""
+        http_metrics.observe_phases(choice.usage.timings)
+        if self.first_token_s is not None and choice.num_tokens > 1:
+            gap_s = (time.monotonic() - self.first_token_s) / (choice.num_tokens - 1)
+            http_metrics.TIME_PER_OUTPUT_TOKEN.observe(gap_s, exemplar(self._exchange.request_id))
+            RECENT.tpot(gap_s)
+        self._choice_ended(choice)
+
+    def on_failure(self, error: BatonError) -> None:
+        """A choice has failed, and with it the answer."""
+        if self.ended:
+            return
+        self.error = error
+        self.drop()
+        if self._exchange.status:
+            self._exchange.sender.write(self._format.failure(error), more=False)
+        else:
+            self._exchange.send_error(error)
+
+    @abstractmethod
+    def _choice_ended(self, choice: Choice) -> None: ...
+
+    @property
+    def _complete(self) -> bool:
+        return all(choice.finish_reason for choice in self.choices)
+
+
+class WholeAnswer(Answer):
+    """Sent when it is complete."""
+
+    def __init__(self, exchange: Exchange, form: Format, num_prompt_tokens: int, choices_per_prompt: int) -> None:
+        super().__init__(exchange, form, num_prompt_tokens, choices_per_prompt)
+        self._texts: dict[int, ChoiceText] = {}
+        self._pieces: dict[int, list[bytes]] = {}  # as they stand in a JSON string
+
+    def inserter(self, choice: Choice) -> Insert | None:
+        """Text only has to be kept."""
+        pieces = self._pieces.setdefault(choice.index, [])
+
+        def insert(text: bytes) -> bool:
+            pieces.append(text)
+            return True
+
+        return insert
+
+    def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
+        """Kept."""
+        self._pieces.setdefault(choice.index, []).append(msgspec.json.encode(text)[1:-1])
+        self._text(choice).entries.extend(entries)
+
+    def _choice_ended(self, choice: Choice) -> None:
+        collected = self._text(choice)
+        collected.text = msgspec.json.decode(b'"%b"' % b"".join(self._pieces.pop(choice.index, ())), type=str)
+        collected.finish_reason = choice.finish_reason
+        if self._complete and not self.ended:
+            self.ended = True
+            texts = [self._texts[c.index] for c in self.choices]
+            self._exchange.send(200, self._format.whole(texts, self.counts()))
+
+    def _text(self, choice: Choice) -> ChoiceText:
+        return self._texts.setdefault(choice.index, ChoiceText(entries=[]))
+
+
+class StreamedAnswer(Answer):
+    """Sent as it comes."""
+
+    _held = b""  # goes out with the end of its choice, which follows at once
+
+    def on_begin(self, choice: Choice) -> None:
+        """The client learns at once that the answer begins."""
+        super().on_begin(choice)
+        if self.ended:
+            return
+        opening = self._format.begin(choice.index)
+        if not self._exchange.status:
+            self._exchange.start(200, list(_STREAM_HEADERS), opening)
+        elif opening:
+            self._exchange.sender.write(opening)
+
+    def inserter(self, choice: Choice) -> Insert | None:
+        """Where all events of the choice differ only in their text."""
+        around = None if self.ended else self._format.around(choice.index)
+        return around and self._exchange.sender.inserter(*around)
+
+    def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
+        """Sent on."""
+        if self.ended:
+            return
+        event = self._format.delta(choice.index, text, entries)
+        if choice.finish_reason:
+            self._held = event
+        elif event:
+            self._exchange.sender.write(event)
+
+    def _choice_ended(self, choice: Choice) -> None:
+        if self.ended:
+            return
+        if not choice.num_tokens:
+            self.on_begin(choice)
+        events, self._held = self._held + self._format.end(choice.index, choice.finish_reason), b""
+        if self._complete:
+            self.ended = True
+            events += self._format.finish(self.counts())
+        self._exchange.sender.write(events, more=not self.ended)

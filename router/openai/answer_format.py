@@ -1,0 +1,230 @@
+"""Answers as OpenAI's clients read them: whole ones, and the events of a stream.
+
+A stream's events are prebuilt up to their text, so that a token costs two concatenations and one encoding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from baton.errors import BatonError
+from router.http.error_format import error_json
+from router.openai.choice import TokenEntry
+from router.openai.logprobs_format import chat_logprobs, completion_logprobs, moved
+from router.openai.prompt_part import PromptPart
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.encode
+
+
+class TokenCounts(msgspec.Struct, frozen=True):
+    """What an answer cost."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """OpenAI's `usage`."""
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_output_tokens,
+            "total_tokens": self.num_prompt_tokens + self.num_output_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
+
+
+class ChoiceText(msgspec.Struct):
+    """A choice of a whole answer as it grows."""
+
+    text: str = ""
+    entries: list[TokenEntry] = []
+    finish_reason: str = ""
+
+
+class Format(Protocol):
+    """One answer's format. Events are complete, with `data: ` and blank line."""
+
+    prompts: Sequence[PromptPart]  # of each choice
+
+    def begin(self, index: int) -> bytes:
+        """The event that opens a choice, if there is one."""
+
+    def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        """New text of a choice; nothing where it does not show yet."""
+
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """After `begin`: what is before and after the text in an event that tells nothing else.
+
+        None where text of the choice does not always show as it is.
+        """
+
+    def end(self, index: int, finish_reason: str) -> bytes:
+        """A choice is complete."""
+
+    def finish(self, counts: TokenCounts) -> bytes:
+        """All of them are, and this is what it cost."""
+
+    def failure(self, error: BatonError) -> bytes:
+        """The last event of a stream that failed."""
+
+    def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
+        """An answer that is not streamed."""
+
+
+class Frame:
+    """What all events of an answer begin and end with."""
+
+    def __init__(self, kind: str, answer_id: str, model: str, created: int, *, stream_usage: bool) -> None:
+        self._stream_usage = stream_usage
+        self._fields = {"id": answer_id, "object": kind, "created": created, "model": model}
+        self._head = b"data: " + _encode(self._fields)[:-1] + b',"choices":['
+        self._tail = b"]%s}\n\n" % (b',"usage":null' if stream_usage else b"")
+
+    def around(self, before: bytes, after: bytes) -> tuple[bytes, bytes]:
+        """An event whose choice begins and ends with these."""
+        return self._head + before, after + self._tail
+
+    def event(self, choice: bytes) -> bytes:
+        """With one choice, as JSON."""
+        return b"%s%s%s" % (self._head, choice, self._tail)
+
+    def finish(self, counts: TokenCounts) -> bytes:
+        """What it cost, where that was asked for, and the end."""
+        if not self._stream_usage:
+            return DONE
+        return b'%s],"usage":%s}\n\n%s' % (self._head, _encode(counts.to_json()), DONE)
+
+    def failure(self, error: BatonError) -> bytes:
+        """One event, and no `[DONE]`."""
+        return b"data: %s\n\n" % error_json(error)
+
+    def whole(self, kind: str, choices: list[dict[str, Any]], counts: TokenCounts, **more: Any) -> bytes:
+        """An answer that is not streamed."""
+        return _encode({**self._fields, "object": kind, "choices": choices, "usage": counts.to_json(), **more})
+
+
+class ChatFormat:
+    """Of /v1/chat/completions."""
+
+    def __init__(
+        self,
+        answer_id: str,
+        model: str,
+        created: int,
+        prompts: Sequence[PromptPart] = (),
+        *,
+        stream_usage: bool = False,
+    ) -> None:
+        self.prompts = prompts
+        self._frame = Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        self.finish = self._frame.finish
+        self.failure = self._frame.failure
+
+    def begin(self, index: int) -> bytes:
+        """The role comes first."""
+        before, after = b'{"index":%d,"delta":{"content":"' % index, b'"},"logprobs":null,"finish_reason":null}'
+        self._around[index] = self._frame.around(before, after)
+        return self._frame.event(
+            b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % index
+        )
+
+    def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        """New text of a choice."""
+        if not entries:
+            before, after = self._around[index]
+            return before + _encode(text)[1:-1] + after
+        choice = {"index": index, "delta": {"content": text}, "logprobs": chat_logprobs(entries)}
+        return self._frame.event(_encode({**choice, "finish_reason": None}))
+
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """Of content."""
+        return self._around[index]
+
+    def end(self, index: int, finish_reason: str) -> bytes:
+        """A choice is complete."""
+        return self._frame.event(
+            b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%s"}' % (index, finish_reason.encode())
+        )
+
+    def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
+        """An answer that is not streamed."""
+        listed = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "refusal": None, **message},
+                "logprobs": chat_logprobs(choice.entries) if choice.entries else None,
+                "finish_reason": finish_reason,
+            }
+            for index, choice in enumerate(choices)
+            for message, finish_reason in [self._message(index, choice)]
+        ]
+        prompt_logprobs = self.prompts[0].logprobs if self.prompts else None
+        more = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
+        return self._frame.whole("chat.completion", listed, counts, **more)
+
+    def _message(self, index: int, choice: ChoiceText) -> tuple[dict[str, Any], str]:
+        """Its content, and why it ends."""
+        return {"content": choice.text}, choice.finish_reason
+
+
+class CompletionFormat:
+    """Of /v1/completions. Choices whose prompt is echoed begin with it."""
+
+    def __init__(
+        self, answer_id: str, model: str, created: int, prompts: Sequence[PromptPart], *, stream_usage: bool = False
+    ) -> None:
+        self.prompts = prompts
+        self._frame = Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        self.finish = self._frame.finish
+        self.failure = self._frame.failure
+
+    def begin(self, index: int) -> bytes:
+        """The prompt, if it is to be echoed."""
+        before, after = b'{"index":%d,"text":"' % index, b'","logprobs":null,"finish_reason":null}'
+        self._around[index] = self._frame.around(before, after)
+        prompt = self.prompts[index]
+        return self._delta(index, prompt.echo, prompt.entries) if prompt.echo else b""
+
+    def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        """New text of a choice."""
+        return self._delta(index, text, moved(entries, len(self.prompts[index].echo)) if entries else ())
+
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """Of text."""
+        return self._around[index]
+
+    def _delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        if not entries:
+            before, after = self._around[index]
+            return before + _encode(text)[1:-1] + after
+        logprobs = _encode(completion_logprobs(entries))
+        return self._frame.event(
+            b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":null}' % (index, _encode(text), logprobs)
+        )
+
+    def end(self, index: int, finish_reason: str) -> bytes:
+        """A choice is complete."""
+        return self._frame.event(
+            b'{"index":%d,"text":"","logprobs":null,"finish_reason":"%s"}' % (index, finish_reason.encode())
+        )
+
+    def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
+        """An answer that is not streamed."""
+        listed = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        return self._frame.whole("text_completion", listed, counts)
+
+    def _choice(self, index: int, choice: ChoiceText) -> dict[str, Any]:
+        prompt = self.prompts[index]
+        entries = [*prompt.entries, *moved(choice.entries, len(prompt.echo))]
+        fields = {
+            "index": index,
+            "text": prompt.echo + choice.text,
+            "logprobs": completion_logprobs(entries) if entries else None,
+            "finish_reason": choice.finish_reason,
+        }
+        return fields if prompt.logprobs is None else {**fields, "prompt_logprobs": prompt.logprobs}

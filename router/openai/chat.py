@@ -1,0 +1,121 @@
+"""POST /v1/chat/completions, and what it shares with /v1/responses: from a conversation to a generation.
+
+An output is taken apart only where tools may be called or the model thinks; all others go out as they are.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from baton.errors import InvalidRequest
+from baton.request import Grammar
+from router.http.exchange import Exchange
+from router.openai.answer_format import ChatFormat, Format
+from router.openai.chat_schema import ChatBody, parse_chat
+from router.openai.conversation import Conversation, conversation
+from router.openai.generate import Generator, Plan, answer_id
+from router.openai.message_format import MessageFormat
+from router.openai.parsing.parts import Parser
+from router.openai.prompt_part import PromptPart
+from router.openai.sampling import check_prompt, sampling_params, stops
+from router.openai.schema import wants_usage
+from router.openai.structured_output import grammar_of
+from router.openai.tool_grammar import after_thinking, calls_grammar, strict_grammar
+from router.openai.tool_schema import Tools, tools_of
+
+_SAME_NAMES: Mapping[str, str] = {}
+
+
+class MakeFormat(Protocol):
+    """The format of an endpoint."""
+
+    def __call__(self, parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
+        """`parts` has one per choice; `parser` makes parsers of outputs, None where outputs are content as they are."""
+
+
+class Chat:
+    """Serves the endpoint."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._model = generator.model
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of a request."""
+        return self._generator.max_model_len
+
+    async def chat(self, exchange: Exchange, cache_salt: bytes) -> None:
+        """One request."""
+        body = parse_chat(await exchange.read_body())
+        self._model.check_name(body.model)
+        exchange.model = body.model
+        self._model.check_sizes(body.messages, self.max_model_len, "messages")
+        tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
+
+        def form(parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
+            named = (answer_id("chatcmpl"), body.model, int(time.time()), parts)
+            if parser is None:
+                return ChatFormat(*named, stream_usage=wants_usage(body))
+            return MessageFormat(*named, parser, self._model.style.calls, stream_usage=wants_usage(body))
+
+        given = conversation(body.messages, tools, body.reasoning_effort)
+        await self.generate(exchange, body, given, tools, form, cache_salt)
+
+    async def generate(
+        self,
+        exchange: Exchange,
+        body: ChatBody,
+        given: Conversation,
+        tools: Tools,
+        form: MakeFormat,
+        cache_salt: bytes,
+        names: Mapping[str, str] = _SAME_NAMES,
+    ) -> None:
+        """Generate what `body` wants of a conversation; its own messages and tools are not looked at.
+
+        `names` are what a client calls fields of `body`, for errors of the nodes.
+        """
+        model, limit, n = self._model, self.max_model_len, body.n or 1
+        token_ids = await model.encode_chat(given, limit)
+        check_prompt(token_ids, limit, given.param)
+        opened = model.style.thinks and model.opens_reasoning(token_ids)
+        grammar, reasons = self._shape(body, tools, opened=opened)
+        if grammar is not None and grammar.param in names:
+            grammar = msgspec.structs.replace(grammar, param=names[grammar.param])
+        parser = self._parser(tools, reasons=reasons, opened=opened)
+        num_logprobs = -1 if body.prompt_logprobs is None else body.prompt_logprobs
+        scored = PromptPart(token_ids, model.token_texts, num_prompt_logprobs=num_logprobs)
+        others = [PromptPart(token_ids, model.token_texts)] * (n - 1)  # the prompt is scored once, for the whole answer
+        plan = Plan(
+            form=form([scored, *others], parser),
+            prompts=[token_ids],
+            samplings=[sampling_params(body, len(token_ids), model.facts, limit, grammar)],
+            texts=model.token_texts if parser is None else model.marked_texts,
+            n=n,
+            stream=bool(body.stream),
+            stops=stops(body),
+        )
+        await self._generator.answer(exchange, plan, cache_salt)
+
+    def _shape(self, body: ChatBody, tools: Tools, *, opened: bool) -> tuple[Grammar | None, bool]:
+        """What the output has to match, and whether it may begin with reasoning."""
+        style = self._model.style
+        if tools.required:
+            if (asked := grammar_of(msgspec.structs.replace(body, response_format=None))) is not None:
+                raise InvalidRequest("A form of output does not go together with a required call", param=asked.param)
+            return calls_grammar(style, tools.allowed, parallel=tools.parallel, opened=opened), style.thinks
+        asked = grammar_of(body)
+        if asked is not None:
+            return after_thinking(asked, style, opened=opened)
+        return strict_grammar(style, tools.allowed, opened=opened) if tools.strict else None, style.thinks
+
+    def _parser(self, tools: Tools, *, reasons: bool, opened: bool) -> Callable[[], Parser] | None:
+        style = self._model.style
+        if not reasons and not (tools.allowed and (style.calls or tools.required)):
+            return None
+        return lambda: style.parser(
+            tools.names, forced=tools.required, parallel=tools.parallel, reasons=reasons, opened=opened
+        )

@@ -1,0 +1,140 @@
+"""Body of POST /v1/chat/completions."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from baton.errors import InvalidRequest
+from router.openai.schema import (
+    MAX_MESSAGES,
+    MAX_TOP_LOGPROBS,
+    CacheHint,
+    CommonBody,
+    Ignored,
+    Label,
+    NoList,
+    NoText,
+    Nothing,
+    NumTokens,
+    Text,
+    check_common,
+    coded,
+    decode,
+)
+from router.openai.tool_schema import MAX_TOOLS, CallID, FunctionName, Tool, ToolChoice
+
+_MAX_CALLS = 256
+
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity: TypeAlias = Literal["low", "medium", "high"]
+
+
+class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+    prompt_cache_breakpoint: CacheHint | None = None  # accepted and ignored
+
+
+class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What the model called. The arguments are JSON in a string, as they were handed out."""
+
+    name: FunctionName
+    arguments: Text
+    parsed_arguments: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
+
+
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A call in an assistant's message."""
+
+    id: CallID
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: Annotated[int, Meta(ge=0, le=_MAX_CALLS)] | None = None  # clients that echo a stream's deltas send it
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: Label | None = None
+    tool_call_id: CallID | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=_MAX_CALLS)] | None = None
+    reasoning_content: Text | None = None
+    parsed: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
+    # have to be empty
+    annotations: NoList | None = None
+    audio: Nothing = None
+    function_call: Nothing = None
+    refusal: NoText | None = None
+
+    @property
+    def sizes(self) -> "Iterator[int]":
+        """Characters of its parts, as far as they may be many or long."""
+        yield len(self.reasoning_content or "")
+        if isinstance(self.content, list):
+            yield from (len(part.text) for part in self.content)
+        else:
+            yield len(self.content or "")
+        yield from (len(call.function.arguments) for call in self.tool_calls or ())
+
+    @property
+    def text(self) -> str:
+        """All of the content."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
+
+
+class ChatBody(CommonBody, frozen=True, kw_only=True):
+    """Of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: NumTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    # accepted and ignored
+    prompt_cache_options: CacheHint | None = None
+    verbosity: Verbosity | None = None
+    modalities: Annotated[list[Literal["text"]], Meta(max_length=1)] | None = None
+    # have to be empty
+    audio: Nothing = None
+    function_call: Literal["none", "auto"] | None = None
+    functions: NoList | None = None
+    moderation: Nothing = None
+    prediction: Nothing = None
+    web_search_options: Nothing = None
+
+
+_CHAT = msgspec.json.Decoder(ChatBody)
+
+
+def parse_chat(data: bytes) -> ChatBody:
+    """Raises InvalidRequest, whose `param` is the field's path."""
+    body = decode(_CHAT, data)
+    check_messages(body.messages)
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    check_common(body)
+    return body
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise for what no single field tells."""
+    for i, message in enumerate(messages):
+        if message.tool_calls and message.role != "assistant":
+            raise InvalidRequest("Only an assistant calls tools", param=f"messages[{i}].tool_calls")
+        if message.content is None and not message.tool_calls:
+            raise _missing(f"messages[{i}].content")
+        if message.role == "tool" and message.tool_call_id is None:
+            raise _missing(f"messages[{i}].tool_call_id")
+
+
+def _missing(param: str) -> InvalidRequest:
+    return coded(InvalidRequest("Missing field", param=param), "missing_required_parameter")

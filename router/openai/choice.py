@@ -1,0 +1,247 @@
+"""One choice of an answer: tokens come in as a job's sink, text and logprobs go out as deltas.
+
+Stop strings and stop tokens never show; nor does a part of a character, or of what may become a stop string.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from baton.detokenizer import TokenTexts
+from baton.errors import BatonError
+from baton.request import FinishReason, SamplingParams
+from baton.stop_strings import StopStrings
+from router.http.outlet import Insert
+from router.job import Handle, PromptResult, TokenLogprobs, Usage
+
+_MIN_LOGPROB = -9999.0  # JSON has no infinity
+_log = logging.getLogger(__name__)
+
+
+class TokenEntry(msgspec.Struct, frozen=True):
+    """A token of the output with its logprobs."""
+
+    token: bytes
+    logprob: float | None  # None of a prompt's first token: nothing comes before it
+    top: list[tuple[bytes, float]]
+    offset: int  # in the choice's text, in characters
+
+
+class Listener(Protocol):
+    """Who writes the answer. Called in the event loop; must not block."""
+
+    def on_prompt(self, choice: "Choice", result: PromptResult) -> None:
+        """What was asked for of the choice's prompt."""
+
+    def on_begin(self, choice: "Choice") -> None:
+        """The first token is here; its text may still be held back."""
+
+    def inserter(self, choice: "Choice") -> Insert | None:
+        """After `on_begin`: what takes text as it stands in a JSON string, if from now on a delta tells nothing else.
+
+        It does not take it (False) where it would have to wait; then the text goes the usual way.
+        """
+
+    def on_delta(self, choice: "Choice", text: str, entries: list[TokenEntry]) -> None:
+        """New text; `entries` are those of the tokens that begin in it, where logprobs were asked for."""
+
+    def on_end(self, choice: "Choice") -> None:
+        """The choice is complete: `finish_reason` and `usage` are set."""
+
+    def on_failure(self, error: BatonError) -> None:
+        """The choice cannot be completed."""
+
+
+class Choice:
+    """A sink. Stop tokens are no part of the output where they end it."""
+
+    handle: Handle | None = None
+
+    def __init__(
+        self,
+        index: int,
+        listener: Listener,
+        token_texts: TokenTexts,
+        sampling: SamplingParams,
+        stops: tuple[str, ...],
+        *,
+        at_start: bool,
+    ) -> None:
+        """`at_start`: the text stands alone, as a message does; not the continuation of a prompt.
+
+        The token that ends a continuation is in its logprobs: who scores a prompt takes the last one for the output.
+        """
+        self.index = index
+        self.num_tokens = 0
+        self.finish_reason = ""
+        self.usage = Usage(num_prompt_tokens=0)
+        self._listener = listener
+        self._texts = token_texts
+        self._detokenizer = token_texts.detokenizer(at_start=at_start)
+        self._tells_end = not at_start
+        self._stops = StopStrings(stops) if stops else None
+        self._hidden_ids = frozenset(sampling.stop_token_ids)
+        self._min_tokens = sampling.min_tokens
+        self._hidden: tuple[int, TokenLogprobs | None] | None = None  # the last token, if it may be the end
+        self._entries: list[TokenEntry] = []  # of text that is held back
+        self._pieces = token_texts.pieces_without(self._stops.firsts) if self._stops else token_texts.pieces
+        self._insert: Insert | None = None
+        self._short: Insert | None = None  # the same, while the next tokens need nothing but their pieces
+        self._num_chars = 0  # produced
+        self._num_sent = 0  # of them sent
+
+    def on_prompt(self, result: PromptResult) -> None:
+        """The work on the prompt is done; tokens follow."""
+        if not self.finish_reason:
+            self._listener.on_prompt(self, result)
+
+    def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
+        """The next output tokens."""
+        try:
+            short = self._short
+            if short is not None and len(tokens) == 1 and logprobs is None:
+                text = self._pieces[tokens[0]]
+                if text is not None and tokens[0] not in self._hidden_ids and short(text):
+                    self.num_tokens += 1
+                    return
+            self._on_tokens(tokens, logprobs)
+            self._short = self._find_short()
+        except Exception:  # an edge: this answer fails, the router goes on
+            _log.exception("cannot make text of the output")
+            self._listener.on_failure(BatonError("internal error"))
+
+    def on_finish(self, reason: FinishReason, usage: Usage) -> None:
+        """The last token has been here."""
+        if self.finish_reason:
+            return
+        if reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            self._listener.on_failure(BatonError("the generation was given up"))
+            return
+        self.usage = usage
+        self._finish("stop" if reason is FinishReason.STOP else "length")
+
+    def on_error(self, error: BatonError) -> None:
+        """The job failed."""
+        if not self.finish_reason:
+            self._listener.on_failure(error)
+
+    def cancel(self) -> None:
+        """Drop the job. Idempotent."""
+        self._insert = self._short = None
+        if self.handle is not None:
+            self.handle.cancel()
+
+    def pause(self) -> None:
+        """Want no tokens for a while."""
+        if self.handle is not None and not self.finish_reason:
+            self.handle.pause()
+
+    def resume(self) -> None:
+        """Want them again."""
+        if self.handle is not None:
+            self.handle.resume()
+
+    def _find_short(self) -> Insert | None:
+        """The short way, if the next token may go it."""
+        if self.finish_reason or self._hidden is not None or not (self._stops is None or self._stops.is_settled):
+            return None
+        if self._insert is None:
+            self._insert = self._listener.inserter(self)
+        return self._insert if self._detokenizer.is_settled else None
+
+    def _on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
+        if self.finish_reason:
+            return
+        if not self.num_tokens:
+            self._listener.on_begin(self)
+        if logprobs is None and self._stops is None and self._hidden is None and self._hidden_ids.isdisjoint(tokens):
+            self.num_tokens += len(tokens)  # the same as below, in a third of the time
+            text = "".join(map(self._detokenizer.push, tokens))
+            if text:
+                self._listener.on_delta(self, text, [])
+            return
+        text = ""
+        for token_id, row in self._visible(tokens, logprobs):
+            piece, found = self._through_stops(self._push(token_id, row))
+            text += piece
+            if found:
+                self._stop(text)
+                return
+        self._send(text)
+
+    def _visible(
+        self, tokens: list[int], logprobs: list[TokenLogprobs] | None
+    ) -> Iterator[tuple[int, TokenLogprobs | None]]:
+        """Tokens that are certain to show: one that may end the output waits for its successor."""
+        rows: Iterable[TokenLogprobs | None] = logprobs if logprobs is not None else [None] * len(tokens)
+        for token_id, row in zip(tokens, rows, strict=True):
+            if self._hidden is not None:
+                yield self._hidden
+                self._hidden = None
+            self.num_tokens += 1
+            if token_id in self._hidden_ids:
+                self._hidden = (token_id, row)
+            else:
+                yield token_id, row
+
+    def _push(self, token_id: int, row: TokenLogprobs | None) -> str:
+        text = self._detokenizer.push(token_id)
+        if row is not None:
+            self._entries.append(self._entry(token_id, row))
+        self._num_chars += len(text)
+        return text
+
+    def _through_stops(self, text: str) -> tuple[str, bool]:
+        if self._stops is None or self.num_tokens < self._min_tokens:
+            return text, False
+        return self._stops.push(text)
+
+    def _send(self, text: str) -> None:
+        if not text:
+            return
+        self._num_sent += len(text)
+        entries = [entry for entry in self._entries if entry.offset < self._num_sent]
+        if entries:
+            self._entries = self._entries[len(entries) :]
+        self._listener.on_delta(self, text, entries)
+
+    def _stop(self, text: str) -> None:
+        """A stop string was found after `text`: nobody needs the rest."""
+        if self.handle is not None:
+            self.usage = self.handle.usage
+            self.handle.cancel()
+        self.finish_reason = "stop"
+        self._send(text)
+        self._listener.on_end(self)
+
+    def _finish(self, reason: str) -> None:
+        text, self._short = "", None
+        if self._hidden is not None:
+            token_id, row = self._hidden
+            if reason == "length":
+                text = self._push(token_id, row)
+            elif self._tells_end and row is not None:
+                self._entries.append(self._entry(token_id, row))
+        text, found = self._through_stops(text + self._detokenizer.finish())
+        if found:
+            reason = "stop"
+        elif self._stops is not None:
+            text += self._stops.finish()
+        self.finish_reason = reason
+        self._num_sent += len(text)
+        entries = [entry for entry in self._entries if not found or entry.offset < self._num_sent]
+        if text or entries:
+            self._listener.on_delta(self, text, entries)
+        self._listener.on_end(self)
+
+    def _entry(self, token_id: int, row: TokenLogprobs) -> TokenEntry:
+        token_bytes = self._texts.token_bytes
+        top = [(token_bytes(i), finite(p)) for i, p in zip(row.top_token_ids, row.top_logprobs, strict=True)]
+        return TokenEntry(token_bytes(token_id), finite(row.logprob), top, self._num_chars)
+
+
+def finite(logprob: float) -> float:
+    """What JSON can hold of it."""
+    return max(logprob, _MIN_LOGPROB)

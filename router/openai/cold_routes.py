@@ -1,0 +1,69 @@
+"""The routes that are not hot: models, metrics, documentation. Authentication is `app`'s, for all routes alike."""
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from baton.errors import BatonError
+from baton.exposition import Exposition
+from router.http.error_format import MethodNotAllowed, NotFound, error_headers, error_object
+from router.openai import openapi
+from router.openai.generate import Generator
+from router.openai.served_model import ServedModel
+
+
+def create(model: ServedModel, generator: Generator, version: str, exposition: Exposition | None = None) -> FastAPI:
+    """An ASGI application whose errors look like all others."""
+    exposition = exposition or Exposition()
+    app = FastAPI(
+        title="Baton",
+        version=version,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: _on_http_error, BatonError: _on_error},
+    )
+    created = int(time.time())
+
+    def described(name: str) -> dict[str, Any]:
+        fields = {"id": name, "object": "model", "created": created, "owned_by": "baton"}
+        return fields | {"max_model_len": generator.max_model_len or None}
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """The names under which the model is served."""
+        return {"object": "list", "data": [described(name) for name in model.names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def retrieve_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        model.check_name(name)
+        return described(name)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Prometheus metrics of this router process."""
+        body, content_type = exposition.render(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
+
+    described_all = openapi.document(
+        version, model.names, model.facts.vocab_size, framed=bool(model.tokenizer.encode(""))
+    )
+    app.openapi = lambda: described_all  # type: ignore[method-assign]
+    return app
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 500)
+    if status == 405:
+        allowed = (getattr(error, "headers", None) or {}).get("allow", "GET").split(", ")
+        return await _on_error(request, MethodNotAllowed("This path does not take that method", allowed))
+    return await _on_error(request, NotFound("There is nothing at this path"))
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    known = error if isinstance(error, BatonError) else BatonError("internal error")
+    headers = {name.decode(): value.decode() for name, value in error_headers(known)}
+    return JSONResponse(error_object(known), known.status, headers)

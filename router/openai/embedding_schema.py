@@ -1,0 +1,71 @@
+"""Bodies of /v1/embeddings (OpenAI's) and /v1/score (vLLM's): every field known, typed and bounded."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from baton.errors import InvalidRequest
+from router.openai.schema import Label, TokenId, decode
+
+MAX_INPUTS = 2048
+_MAX_DIMENSIONS = 2**16
+
+Texts = str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
+
+
+class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Of POST /v1/embeddings. An input is a text or token ids; several make several embeddings."""
+
+    model: str
+    input: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=_MAX_DIMENSIONS)] | None = None
+    user: Label | None = None  # accepted and ignored
+
+
+class ScoreBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Of POST /v1/score. One text is compared with each of the others; as many with as many, pair by pair."""
+
+    model: str
+    text_1: Texts
+    text_2: Texts
+    user: Label | None = None  # accepted and ignored
+
+
+_EMBEDDING = msgspec.json.Decoder(EmbeddingBody)
+_SCORE = msgspec.json.Decoder(ScoreBody)
+
+
+def parse_embedding(data: bytes) -> EmbeddingBody:
+    """Raises InvalidRequest, whose `param` is the field's path."""
+    return decode(_EMBEDDING, data)
+
+
+def parse_score(data: bytes) -> ScoreBody:
+    """Raises InvalidRequest, whose `param` is the field's path."""
+    body = decode(_SCORE, data)
+    first, second = texts_of(body.text_1), texts_of(body.text_2)
+    if len(first) != len(second) and 1 not in (len(first), len(second)):
+        raise InvalidRequest("Expected one text, or as many as text_1 has", param="text_2")
+    return body
+
+
+def texts_of(texts: str | list[str]) -> list[str]:
+    """As a list."""
+    return [texts] if isinstance(texts, str) else texts
+
+
+def inputs_of(body: EmbeddingBody) -> list[str | list[int]]:
+    """The inputs, each a text or token ids."""
+    given: Any = body.input
+    if isinstance(given, str):
+        return [given]
+    kinds = set(map(type, given))
+    if kinds == {int}:
+        return [given]
+    if len(given) > MAX_INPUTS:
+        raise InvalidRequest(f"At most {MAX_INPUTS} inputs", param="input")
+    if kinds in ({str}, {list}):
+        return list(given)
+    raise InvalidRequest("Expected texts, token ids or lists of token ids, not a mixture", param="input")

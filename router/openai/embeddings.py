@@ -1,0 +1,193 @@
+"""The two endpoints whose answers come of embeddings, from a request's body to its answer: /v1/embeddings, /v1/score.
+
+Each input is a job without output tokens, which one node computes alone. Only so many jobs of a request are in flight
+at a time: a request of two thousand inputs leaves room for others.
+"""
+
+import asyncio
+import base64
+import secrets
+import time
+from array import array
+from collections.abc import Awaitable, Iterable, Sequence
+from operator import mul
+from typing import Any
+
+import msgspec
+
+from baton.errors import BatonError, NoCapacity
+from baton.request import FinishReason, SamplingParams
+from router.http import metrics as http_metrics
+from router.http.exchange import ClientGone, Exchange
+from router.job import Job, PromptResult, PromptWork, TokenLogprobs, Usage
+from router.openai.embedding_schema import inputs_of, parse_embedding, parse_score, texts_of
+from router.openai.generate import Generator
+from router.openai.sampling import check_ids, check_prompt
+from router.openai.served_model import ServedModel
+
+MAX_IN_FLIGHT = 64  # jobs of one request
+_ITEMS_AT_ONCE = 16  # encoded before other requests have their turn
+
+
+class Vector:
+    """A sink: the embedding of one input, as a future."""
+
+    def __init__(self) -> None:
+        self.embedding: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.usage = Usage(num_prompt_tokens=0)
+        self._found = b""
+
+    def on_prompt(self, result: PromptResult) -> None:
+        """Here it is."""
+        self._found = result.embedding
+
+    def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
+        """There are none."""
+
+    def on_finish(self, reason: FinishReason, usage: Usage) -> None:
+        """The job is complete."""
+        self.usage = usage
+        if not self.embedding.done():
+            self.embedding.set_result(self._found)
+
+    def on_error(self, error: BatonError) -> None:
+        """There will be none."""
+        if not self.embedding.done():
+            self.embedding.set_exception(error)
+
+
+class Embedder:
+    """Serves both endpoints."""
+
+    def __init__(self, model: ServedModel, generator: Generator) -> None:
+        self._model = model
+        self._generator = generator
+
+    async def embeddings(self, exchange: Exchange, cache_salt: bytes) -> None:
+        """POST /v1/embeddings."""
+        body = parse_embedding(await exchange.read_body())
+        self._check_model(exchange, body.model)
+        inputs = inputs_of(body)
+        prompts = [await self._encode(given, "input") for given in inputs]
+        vectors = await self._embed(exchange, prompts, cache_salt, body.dimensions or 0)
+        as_text = body.encoding_format == "base64"
+        items = (
+            {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else _floats(vector)}
+            for index, vector in enumerate(vectors)
+        )
+        await _send(exchange, {"object": "list", "model": body.model, "usage": _usage(prompts)}, items)
+
+    async def score(self, exchange: Exchange, cache_salt: bytes) -> None:
+        """POST /v1/score: the cosines of the angles between embeddings."""
+        body = parse_score(await exchange.read_body())
+        self._check_model(exchange, body.model)
+        first = [await self._encode(text, "text_1") for text in texts_of(body.text_1)]
+        second = [await self._encode(text, "text_2") for text in texts_of(body.text_2)]
+        vectors = list(map(_floats, await self._embed(exchange, first + second, cache_salt)))
+        left, right = vectors[: len(first)], vectors[len(first) :]
+        num_scores = max(len(left), len(right))
+        left, right = (side * num_scores if len(side) == 1 else side for side in (left, right))
+        items = (
+            {"index": index, "object": "score", "score": sum(map(mul, a, b))}
+            for index, (a, b) in enumerate(zip(left, right, strict=True))
+        )
+        head = {"id": f"score-{secrets.token_hex(12)}", "object": "list", "created": int(time.time())}
+        await _send(exchange, {**head, "model": body.model, "usage": _usage(first + second)}, items)
+
+    def _check_model(self, exchange: Exchange, name: str) -> None:
+        self._model.check_name(name)
+        exchange.model = name
+
+    async def _encode(self, given: str | list[int], param: str) -> list[int]:
+        limit = self._generator.max_model_len
+        token_ids = given if isinstance(given, list) else await self._model.encode_text(given, limit)
+        check_prompt(token_ids, limit, param, num_output_tokens=0)
+        if token_ids is given:
+            check_ids(token_ids, self._model.facts, param)
+        await asyncio.sleep(0)  # others have their turn between one text and the next
+        return token_ids
+
+    async def _embed(
+        self, exchange: Exchange, prompts: Sequence[list[int]], cache_salt: bytes, dimensions: int = 0
+    ) -> list[bytes]:
+        """The vectors, fp32 each. The first error ends them all; so does a client that leaves."""
+        num_tokens, account = sum(map(len, prompts)), exchange.account
+        await account.admit(exchange.model, num_tokens)
+        account.used(num_tokens, 0, 0, is_good=True)
+        room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        deadline_s = self._generator.deadline_s(exchange)
+        work = PromptWork(embeds=True, dimensions=dimensions)
+
+        async def embed(token_ids: list[int]) -> bytes:
+            async with room:
+                job = Job(
+                    request_id=exchange.part_id(),
+                    token_ids=token_ids,
+                    sampling=SamplingParams(max_tokens=0),
+                    prompt_work=work,
+                    cache_salt=cache_salt,
+                    deadline_s=deadline_s,
+                    traceparent=exchange.timeline.traceparent,
+                )
+                vector = Vector()
+                handle = self._generator.submit(job, vector)
+                try:
+                    found = await vector.embedding
+                finally:
+                    handle.cancel()
+                http_metrics.CACHE_HIT_TOKENS.inc(vector.usage.num_cached_tokens)
+                return found
+
+        num_tokens = sum(map(len, prompts))
+        exchange.num_tokens = (num_tokens, 0)
+        http_metrics.PROMPT_TOKENS.inc(num_tokens)
+        return await _unless_gone(exchange, _all(embed(token_ids) for token_ids in prompts))
+
+
+async def _all(jobs: Iterable[Awaitable[bytes]]) -> list[bytes]:
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _unless_gone(exchange: Exchange, answer: Awaitable[list[bytes]]) -> list[bytes]:
+    gone = asyncio.ensure_future(exchange.gone())
+    answering = asyncio.ensure_future(answer)
+    either: set[asyncio.Future[Any]] = {gone, answering}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientGone("the client left")
+        return answering.result()
+    except asyncio.CancelledError:
+        raise NoCapacity("the router is shutting down") from None
+    finally:
+        gone.cancel()
+        answering.cancel()
+
+
+async def _send(exchange: Exchange, head: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
+    """An answer whose `data` is long: encoded by and by."""
+    parts = []
+    for index, item in enumerate(items):
+        parts.append(msgspec.json.encode(item))
+        if index % _ITEMS_AT_ONCE == _ITEMS_AT_ONCE - 1:
+            await asyncio.sleep(0)
+    data = b",".join(parts)
+    exchange.send(200, b'%s,"data":[%s]}' % (msgspec.json.encode(head)[:-1], data))
+
+
+def _usage(prompts: Sequence[list[int]]) -> dict[str, int]:
+    num_tokens = sum(map(len, prompts))
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+
+
+def _floats(vector: bytes) -> list[float]:
+    return array("f", vector).tolist()
+
+
+def _base64(vector: bytes) -> str:
+    return base64.b64encode(vector).decode()

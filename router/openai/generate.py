@@ -1,0 +1,174 @@
+"""A generation over HTTP, to the end of its answer. Each endpoint begins it in its own way.
+
+    1. parse      (`chat`, `responses`, `completions`)  every field is known and bounded
+    2. encode     (`served_model`)  template and tokenizer
+    3. submit     (`job`)           one job per choice; the control side runs it
+    4. answer     (`answer`)        in callbacks, as tokens come; this task only waits for the client to leave
+    5. let go                       whatever is left is cancelled, on both legs
+
+Steps 3 to 5 are here. What it leaves to others: who may ask (`app`), which nodes serve (`dispatch`).
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from baton.detokenizer import TokenTexts
+from baton.errors import NoCapacity
+from baton.request import SamplingParams
+from router.http import metrics as http_metrics
+from router.http.exchange import Exchange
+from router.job import Handle, Job, Sink
+from router.openai.answer import Answer, StreamedAnswer, WholeAnswer
+from router.openai.answer_format import Format
+from router.openai.choice import Choice
+from router.openai.sampling import choice_seed
+from router.openai.served_model import ServedModel
+
+_JOBS_AT_ONCE = 8
+_log = logging.getLogger(__name__)
+
+
+class Facts(Protocol):
+    """What the nodes of a fleet agree on."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together."""
+
+
+class Dispatch(Protocol):
+    """The control side, as far as the HTTP side needs it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request could be served now."""
+
+    @property
+    def facts(self) -> Facts | None:
+        """None until the first node has been found."""
+
+    def submit(self, job: Job, sink: Sink) -> Handle:
+        """Take a job on; raises a BatonError where there are too many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be generated: for each prompt `n` choices, which differ in their seed."""
+
+    form: Format
+    prompts: Sequence[list[int]]
+    samplings: Sequence[SamplingParams]  # of each prompt
+    texts: TokenTexts
+    n: int = 1
+    stream: bool = False
+    stops: tuple[str, ...] = ()
+    at_start: bool = True  # the output stands alone, as a message does; it is not the continuation of a prompt
+
+
+class Generator:
+    """What all endpoints that generate have in common."""
+
+    def __init__(
+        self, model: ServedModel, dispatch: Dispatch, request_timeout_s: float, *, logs_prompts: bool = False
+    ) -> None:
+        """`logs_prompts`: prompts go into the log, which they never do otherwise."""
+        self._logs_prompts = logs_prompts
+        self.model = model
+        self._dispatch = dispatch
+        self._request_timeout_s = request_timeout_s
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of a request; 0 where nobody names a limit. What config.json says holds until a node is found."""
+        facts, default = self._dispatch.facts, self.model.facts.max_model_len
+        return min(filter(None, (self.model.max_model_len, facts.max_model_len)), default=default) if facts else default
+
+    def deadline_s(self, exchange: Exchange) -> float:
+        """When a request has to be answered, on the monotonic clock."""
+        return exchange.arrived_s + self._request_timeout_s
+
+    def submit(self, job: Job, sink: Sink) -> Handle:
+        """Hand a job to the control side; raises a BatonError where there are too many."""
+        return self._dispatch.submit(job, sink)
+
+    async def answer(self, exchange: Exchange, plan: Plan, cache_salt: bytes) -> None:
+        """Generate it all, and write the answer."""
+        await exchange.account.admit(exchange.model, sum(map(len, plan.prompts)))
+        kind = StreamedAnswer if plan.stream else WholeAnswer
+        answer = kind(exchange, plan.form, sum(map(len, plan.prompts)), plan.n)
+        if self._logs_prompts:
+            for token_ids in plan.prompts:
+                text = self.model.tokenizer.decode(token_ids)
+                _log.info("prompt", extra={"request_id": exchange.request_id, "fields": {"prompt": text}})
+        try:
+            await self._submit(answer, self._jobs(exchange, plan, answer, cache_salt))
+            await exchange.gone()
+        except asyncio.CancelledError:
+            answer.on_failure(NoCapacity("the router is shutting down"))
+        finally:
+            exchange.left = exchange.sender.broken or not answer.ended
+            answer.drop()
+            self._record(exchange, answer)
+            answer.choices.clear()  # which hold on to it
+
+    async def _submit(self, answer: Answer, jobs: Sequence[tuple[Job, Choice]]) -> None:
+        """A few at a time: each costs the event loop half a millisecond before its task waits for a node."""
+        for number, (job, choice) in enumerate(jobs, 1):
+            choice.handle = self._dispatch.submit(job, choice)
+            if number % _JOBS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+                if answer.ended:
+                    return
+
+    def _jobs(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> list[tuple[Job, Choice]]:
+        deadline_s, tenant = self.deadline_s(exchange), exchange.account.tenant
+        exchange.timeline.add("parse and tokenize", exchange.arrived_s, num_prompt_tokens=sum(map(len, plan.prompts)))
+        jobs: list[tuple[Job, Choice]] = []
+        for token_ids, sampling in zip(plan.prompts, plan.samplings, strict=True):
+            max_tokens = exchange.account.max_tokens(sampling.max_tokens)
+            if max_tokens != sampling.max_tokens:
+                sampling = msgspec.structs.replace(sampling, max_tokens=max_tokens)
+            for i in range(plan.n):
+                seeded = msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, i)) if i else sampling
+                choice = Choice(len(jobs), answer, plan.texts, seeded, plan.stops, at_start=plan.at_start)
+                answer.choices.append(choice)
+                job_id = exchange.part_id()
+                job = Job(
+                    request_id=job_id,
+                    token_ids=token_ids,
+                    sampling=seeded,
+                    prompt_work=plan.form.prompts[choice.index].work(seeded.max_tokens),
+                    cache_salt=cache_salt,
+                    tenant=tenant.name,
+                    priority=tenant.priority,
+                    max_ttft_s=tenant.max_ttft_s,
+                    deadline_s=deadline_s,
+                    traceparent=exchange.timeline.traceparent,
+                )
+                jobs.append((job, choice))
+        return jobs
+
+    def _record(self, exchange: Exchange, answer: Answer) -> None:
+        counts = answer.counts()
+        http_metrics.PROMPT_TOKENS.inc(counts.num_prompt_tokens)
+        http_metrics.GENERATION_TOKENS.inc(counts.num_output_tokens)
+        http_metrics.CACHE_HIT_TOKENS.inc(counts.num_cached_tokens)
+        if answer.error is not None:
+            exchange.status = answer.error.status
+        exchange.account.used(
+            counts.num_prompt_tokens, counts.num_cached_tokens, counts.num_output_tokens, is_good=answer.error is None
+        )
+        exchange.timings = answer.timings()
+        exchange.num_cached_tokens = counts.num_cached_tokens
+        exchange.num_tokens = (counts.num_prompt_tokens, counts.num_output_tokens)
+
+
+def answer_id(prefix: str) -> str:
+    """Of an answer, as clients see it."""
+    return f"{prefix}-{secrets.token_hex(12)}"

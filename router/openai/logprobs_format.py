@@ -1,0 +1,50 @@
+"""Log-probabilities as OpenAI's clients read them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from router.openai.choice import TokenEntry
+
+
+def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    """Of a chat's choice."""
+    content = [
+        {
+            **_token_logprob(entry.token, entry.logprob or 0.0),
+            "top_logprobs": [_token_logprob(*top) for top in entry.top],
+        }
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token_logprob(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _text(token), "logprob": logprob, "bytes": list(token)}
+
+
+def moved(entries: Sequence[TokenEntry], num_chars: int) -> Sequence[TokenEntry]:
+    """The same tokens after an echo of so many characters."""
+    if not num_chars:
+        return entries
+    return [msgspec.structs.replace(entry, offset=entry.offset + num_chars) for entry in entries]
+
+
+def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    """Of a completion's choice."""
+    return {
+        "text_offset": [entry.offset for entry in entries],
+        "token_logprobs": [entry.logprob for entry in entries],
+        "tokens": [_text(entry.token) for entry in entries],
+        "top_logprobs": [
+            None
+            if entry.logprob is None
+            else {_text(token): logprob for token, logprob in (*entry.top, (entry.token, entry.logprob))}
+            for entry in entries
+        ],
+    }
+
+
+def _text(token: bytes) -> str:
+    return token.decode(errors="replace")

@@ -1,0 +1,153 @@
+"""Chat answers whose output is taken apart: reasoning, tool calls, content. All others are `answer_format`'s."""
+
+import secrets
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from router.openai.answer_format import ChatFormat, ChoiceText
+from router.openai.choice import TokenEntry
+from router.openai.logprobs_format import chat_logprobs
+from router.openai.parsing.parts import CallArguments, CallBegin, Content, Parser, Part, Reasoning
+from router.openai.prompt_part import PromptPart
+
+_ALPHANUMERIC = string.ascii_letters + string.digits
+_encode = msgspec.json.encode
+
+
+class Call(msgspec.Struct):
+    """A tool call as it grows."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As in a message."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+class Collected(msgspec.Struct):
+    """All parts of an output."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[Call] = []
+
+
+def collect(parser: Parser, text: str, mint: Callable[[], str]) -> Collected:
+    """The parts of a whole output; `mint` makes ids of calls."""
+    collected = Collected(calls=[])
+    for part in [*parser.push(text), *parser.finish()]:
+        match part:
+            case Content(text=text):
+                collected.content += text
+            case Reasoning(text=text):
+                collected.reasoning += text
+            case CallBegin(name=name):
+                collected.calls.append(Call(mint(), name))
+            case CallArguments(text=text):
+                collected.calls[-1].arguments += text
+    return collected
+
+
+def mint_call_id(calls_style: str) -> str:
+    """Mistral's templates take only ids of this kind back."""
+    if calls_style == "mistral":
+        return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
+    return f"call_{secrets.token_hex(12)}"
+
+
+class MessageFormat(ChatFormat):
+    """Of /v1/chat/completions. A call's name comes first, then its arguments in pieces."""
+
+    def __init__(
+        self,
+        answer_id: str,
+        model: str,
+        created: int,
+        prompts: Sequence[PromptPart],
+        parser: Callable[[], Parser],
+        calls_style: str,
+        *,
+        stream_usage: bool = False,
+    ) -> None:
+        """`parser` makes one for each choice."""
+        super().__init__(answer_id, model, created, prompts, stream_usage=stream_usage)
+        self._make_parser = parser
+        self._calls_style = calls_style
+        self._parsers: dict[int, Parser] = {}
+        self._around_reasoning: dict[int, tuple[bytes, bytes]] = {}
+        self._num_calls: dict[int, int] = {}
+        self._entries: dict[int, list[TokenEntry]] = {}  # of text that does not show yet
+
+    def begin(self, index: int) -> bytes:
+        """The role comes first."""
+        before = b'{"index":%d,"delta":{"reasoning_content":"' % index
+        self._around_reasoning[index] = self._frame.around(before, b'"},"logprobs":null,"finish_reason":null}')
+        return super().begin(index)
+
+    def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
+        """What is certain now."""
+        parser = self._parsers.get(index)
+        if parser is None:
+            parser = self._parsers[index] = self._make_parser()
+        if entries:
+            self._entries.setdefault(index, []).extend(entries)
+        return self._events(index, parser.push(text))
+
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """Of content, once the parser has nothing more to look for."""
+        parser = self._parsers.get(index)
+        return super().around(index) if parser is not None and parser.passes else None
+
+    def end(self, index: int, finish_reason: str) -> bytes:
+        """What was held back, and the end."""
+        parser = self._parsers.get(index)
+        events = self._events(index, parser.finish()) if parser else b""
+        if entries := self._entries.get(index):
+            events += self._event(index, Content(""), entries)
+        reason = _reason(finish_reason, called=bool(self._num_calls.get(index)))
+        return events + super().end(index, reason)
+
+    def _events(self, index: int, parts: Sequence[Part]) -> bytes:
+        return b"".join([self._event(index, part, self._entries.pop(index, ())) for part in parts])
+
+    def _event(self, index: int, part: Part, entries: Sequence[TokenEntry]) -> bytes:
+        if not entries and isinstance(part, Content):
+            return super().delta(index, part.text, ())
+        if not entries and isinstance(part, Reasoning):
+            before, after = self._around_reasoning[index]
+            return before + _encode(part.text)[1:-1] + after
+        logprobs = chat_logprobs(entries) if entries else None
+        choice = {"index": index, "delta": self._delta(index, part), "logprobs": logprobs, "finish_reason": None}
+        return self._frame.event(_encode(choice))
+
+    def _delta(self, index: int, part: Part) -> dict[str, Any]:
+        match part:
+            case Content(text=text):
+                return {"content": text}
+            case Reasoning(text=text):
+                return {"reasoning_content": text}
+            case CallBegin(name=name):
+                number = self._num_calls[index] = self._num_calls.get(index, 0) + 1
+                call = Call(mint_call_id(self._calls_style), name)
+                return {"tool_calls": [{"index": number - 1, **call.to_json()}]}
+            case CallArguments(text=text):
+                number = self._num_calls[index]
+                return {"tool_calls": [{"index": number - 1, "function": {"arguments": text}}]}
+
+    def _message(self, index: int, choice: ChoiceText) -> tuple[dict[str, Any], str]:
+        collected = collect(self._make_parser(), choice.text, lambda: mint_call_id(self._calls_style))
+        message: dict[str, Any] = {"content": collected.content or (None if collected.calls else "")}
+        if collected.reasoning:
+            message["reasoning_content"] = collected.reasoning
+        if collected.calls:
+            message["tool_calls"] = [call.to_json() for call in collected.calls]
+        return message, _reason(choice.finish_reason, called=bool(collected.calls))
+
+
+def _reason(finish_reason: str, *, called: bool) -> str:
+    return "tool_calls" if called and finish_reason == "stop" else finish_reason

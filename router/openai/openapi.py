@@ -1,0 +1,156 @@
+"""The OpenAPI document, made of the very types that parse bodies, and of those that answers are tested against."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from router.openai import answer_schema as answers
+from router.openai.chat_schema import ChatBody
+from router.openai.completion_schema import CompletionBody
+from router.openai.embedding_schema import MAX_INPUTS, EmbeddingBody, ScoreBody
+from router.openai.response_schema import Response
+from router.openai.responses_schema import ResponsesBody
+from router.openai.schema import MAX_CHOICES, MAX_INT32
+from router.openai.tokenization_schema import DetokenizeBody, TokenizeBody
+
+_TEMPLATE = "#/components/schemas/{name}"
+_REASONS = {
+    400: "A parameter that the client has to change, named by `param`",
+    401: "No API key, or a wrong one",
+    403: "The API key does not allow this",
+    404: "No such model",
+    405: "Another method",
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    415: "The body says that it is no JSON",
+    429: "Too much at present: come again after `Retry-After` seconds",
+    431: "The headers are too large",
+    500: "A fault of this service",
+    503: "No node is there to serve it: come again after `Retry-After` seconds",
+    504: "It took longer than its deadline",
+}
+_OF_EVERY_PATH = (400, 401, 405, 408, 431, 500)
+_OF_EVERY_BODY = (403, 404, 413, 415, 429, 503, 504)
+
+
+class _Post(NamedTuple):
+    """An endpoint with a body."""
+
+    summary: str
+    body: type
+    answer: type
+    streams: str = ""  # what its events are
+
+
+_POSTS = {
+    "/v1/chat/completions": _Post(
+        "What an assistant says next", ChatBody, answers.ChatCompletion, "OpenAI's chat.completion.chunk, then [DONE]"
+    ),
+    "/v1/completions": _Post(
+        "How a text goes on", CompletionBody, answers.Completion, "OpenAI's text_completion, then [DONE]"
+    ),
+    "/v1/responses": _Post(
+        "What an assistant says next, as items", ResponsesBody, Response, "OpenAI's response.* events"
+    ),
+    "/v1/embeddings": _Post("Embeddings of texts", EmbeddingBody, answers.Embeddings),
+    "/v1/score": _Post("How near texts are to one another", ScoreBody, answers.Scores),
+    "/tokenize": _Post("Token ids of a prompt", TokenizeBody, answers.Tokens),
+    "/detokenize": _Post("The text of token ids", DetokenizeBody, answers.Detokenized),
+}
+
+
+def document(version: str, names: Sequence[str], vocab_size: int, *, framed: bool) -> dict[str, Any]:
+    """All of it. `names` are those under which the model is served; `framed`: an empty text is no empty prompt."""
+    types: list[type] = [answers.Error, answers.Model, answers.Models, answers.Readiness]
+    types += [kind for post in _POSTS.values() for kind in (post.body, post.answer)]
+    _, schemas = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
+    inputs = _prompts(vocab_size, MAX_INPUTS, framed=framed)
+    schemas["CompletionBody"]["properties"]["prompt"] = _prompts(vocab_size, MAX_CHOICES, framed=framed)
+    schemas["EmbeddingBody"]["properties"]["input"] = inputs
+    schemas["DetokenizeBody"]["properties"]["tokens"]["items"] = _token_id(vocab_size)
+    for field in ("text_1", "text_2"):
+        schemas["ScoreBody"]["properties"][field] = {"anyOf": inputs["anyOf"][:2]}
+    for post in _POSTS.values():
+        fields = schemas[post.body.__name__]["properties"]
+        fields["model"] = {"enum": [*names, *([None] if "anyOf" in fields["model"] else [])]}
+    key = {"type": "http", "scheme": "bearer", "description": "Wanted where the router has keys"}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Baton", "version": version},
+        "paths": {path: {"post": _post(path, post)} for path, post in _POSTS.items()} | _gets(names),
+        "components": {"schemas": schemas, "securitySchemes": {"key": key}},
+        "security": [{}, {"key": []}],
+    }
+
+
+def _prompts(vocab_size: int, most: int, *, framed: bool) -> dict[str, Any]:
+    """One or several, each a text or token ids; not a mixture, which is more than the type can say."""
+    text = {"type": "string", "minLength": 0 if framed else 1}
+    token_ids = {"type": "array", "minItems": 1, "items": _token_id(vocab_size)}
+    texts, several = ({"type": "array", "minItems": 1, "maxItems": most, "items": x} for x in (text, token_ids))
+    return {"anyOf": [text, texts, token_ids, several]}
+
+
+def _token_id(vocab_size: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": 0, "maximum": (vocab_size or MAX_INT32) - 1}
+
+
+def _post(path: str, post: _Post) -> dict[str, Any]:
+    content: dict[str, Any] = _json(post.answer)
+    if post.streams:
+        event = {"event": {"type": "string"}, "data": {"type": "string"}}
+        schema = {"type": "object", "description": post.streams, "properties": event, "required": ["data"]}
+        content["text/event-stream"] = {"schema": schema}  # of each event
+    return {
+        "operationId": path.strip("/").replace("/", "_"),
+        "summary": post.summary,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(post.body)}}},
+        "responses": {"200": _answer("The answer", content), **_errors((*_OF_EVERY_PATH, *_OF_EVERY_BODY))},
+    }
+
+
+def _gets(names: Sequence[str]) -> dict[str, Any]:
+    model = {"name": "model", "in": "path", "required": True, "schema": {"enum": list(names)}}
+    probe = {"application/json": {"schema": _ref(answers.Readiness)}}
+    return {
+        "/v1/models": _get("The names under which the model is served", _json(answers.Models)),
+        "/v1/models/{model}": _get("One of them", _json(answers.Model), (404,)) | {"parameters": [model]},
+        "/metrics": _get("Prometheus metrics of one router process", {"text/plain": {"schema": {"type": "string"}}}),
+        "/health": _get("Whether the process answers", _json(answers.Readiness), key=False),
+        "/ready": _get("Whether requests can be served", _json(answers.Readiness), key=False, unready=probe),
+    }
+
+
+def _get(
+    summary: str,
+    content: dict[str, Any],
+    errors: Sequence[int] = (),
+    *,
+    key: bool = True,
+    unready: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    responses = {"200": _answer(summary, content), **_errors((*_OF_EVERY_PATH, *errors))}
+    if unready is not None:
+        responses["503"] = _answer("They cannot", unready)
+    return {"get": {"summary": summary, "responses": responses} | ({} if key else {"security": []})}
+
+
+def _answer(description: str, content: dict[str, Any]) -> dict[str, Any]:
+    header = {
+        "description": "The request's id: the client's own where it sent a sane one",
+        "schema": {"type": "string"},
+    }
+    return {"description": description, "headers": {"X-Request-ID": header}, "content": content}
+
+
+def _errors(statuses: Sequence[int]) -> dict[str, Any]:
+    return {str(status): _answer(_REASONS[status], _json(answers.Error)) for status in sorted(statuses)}
+
+
+def _json(kind: type) -> dict[str, Any]:
+    return {"application/json": {"schema": _ref(kind)}}
+
+
+def _ref(kind: type) -> dict[str, str]:
+    return {"$ref": _TEMPLATE.format(name=kind.__name__)}

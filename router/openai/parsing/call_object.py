@@ -1,0 +1,127 @@
+"""A tool call as a JSON object, in a stream: `{"name": "f", "arguments": {…}}`, in any order, other keys ignored.
+
+The name is told as soon as it is known and is one of a tool, the arguments as they come, in the model's own spelling.
+Until then the object may turn out to be something else, and its text is kept.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from router.openai.parsing.json_value import JSONValue
+from router.openai.parsing.parts import CallArguments, CallBegin, Part
+
+_ARGUMENTS = ("arguments", "parameters")
+_SPACE = " \t\r\n"
+
+
+class CallObject:
+    """One call. The first character pushed is the object's brace."""
+
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        """Only what has one of these `names` is a call; any, where they are None."""
+        self.begun = False  # a call was told
+        self.ended = False  # the object is complete
+        self.broken = False  # it is no call, or stopped being JSON; what is left was not taken
+        self.raw = ""  # all that was taken, as long as no call was told
+        self._names = names
+        self._next = "{"  # which character comes next: one of '{', 'k'ey, ':', 'v'alue, ','
+        self._value: JSONValue | None = None
+        self._text: list[str] = []  # of the key or value that is being read
+        self._key = ""
+        self._name: str | None = None
+        self._streams = False  # whether the arguments go out as they come
+        self._held: str | None = None  # arguments that came before the name
+
+    def push(self, text: str) -> tuple[list[Part], str]:
+        """What is certain now, and the text after the object (or from where it is broken)."""
+        parts: list[Part] = []
+        position = 0
+        while position < len(text) and not (self.ended or self.broken):
+            taken = self._take(text, position, parts)
+            if not self.begun:
+                self.raw += text[position:taken]
+            position = taken
+        return parts, text[position:]
+
+    def _take(self, text: str, position: int, parts: list[Part]) -> int:
+        if self._value is not None:
+            return self._take_value(self._value, text, position, parts)
+        char = text[position]
+        if char in _SPACE:
+            return position + 1
+        if self._next in "kv" and not (char == "}" and self._next == "k"):
+            self._value, self._text = JSONValue(), []
+            self.broken = self._next == "k" and char != '"'
+            self._streams = self._next == "v" and self._key in _ARGUMENTS and self._known and char == "{"
+            if self._streams and not self.broken:
+                self._begin(parts)
+            return position
+        return self._take_mark(char, position, parts)
+
+    @property
+    def _known(self) -> bool:
+        return self._name is not None and not self.begun
+
+    def _take_mark(self, char: str, position: int, parts: list[Part]) -> int:
+        if char == "}" and self._next in "k,":
+            self._end(parts)
+        elif char == self._next:
+            self._next = {"{": "k", ":": "v", ",": "k"}[char]
+        else:
+            self.broken = True
+        return position if self.broken else position + 1
+
+    def _take_value(self, value: JSONValue, text: str, position: int, parts: list[Part]) -> int:
+        num_taken = value.push(text[position:] if position else text)
+        piece = text[position : position + num_taken]
+        if self._streams:
+            if piece:
+                parts.append(CallArguments(piece))
+        else:
+            self._text.append(piece)
+        self.broken = value.broken
+        if value.ended:
+            self._value = None
+            self._close_value("".join(self._text))
+        return position + num_taken
+
+    def _close_value(self, text: str) -> None:
+        if self._next == "k":
+            key = _decoded(text)
+            self._key, self._next, self.broken = str(key), ":", not isinstance(key, str)
+            return
+        self._next = ","
+        if self._key == "name" and self._name is None:
+            self._name = name = _decoded(text)
+            accepted = isinstance(name, str) and name and (self._names is None or name in self._names)
+            self.broken = not accepted
+        elif self._key in _ARGUMENTS and not self.begun:
+            self._held = _arguments(text)
+
+    def _begin(self, parts: list[Part]) -> None:
+        self.begun = True
+        parts.append(CallBegin(self._name or ""))
+
+    def _end(self, parts: list[Part]) -> None:
+        if self._known:
+            self._begin(parts)
+            parts.append(CallArguments("{}" if self._held is None else self._held))
+        self.ended = self.begun
+        self.broken = not self.begun
+
+
+def _arguments(text: str) -> str:
+    """Some models write an object into a string."""
+    value = _decoded(text) if text.startswith('"') else None
+    if isinstance(value, str):
+        return value
+    return "{}" if text == "null" else text
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return None

@@ -1,0 +1,81 @@
+"""How a model writes tool calls and reasoning, told by flags or found in its chat template; and the parsers for it."""
+
+from collections.abc import Callable, Collection
+
+import msgspec
+
+from router.openai.parsing.calls import CallParser, HermesParser, LlamaParser, MistralParser
+from router.openai.parsing.parts import CallArguments, CallBegin, Parser, Part, PlainParser
+from router.openai.parsing.reasoning import CLOSING, OPENING, ReasoningParser
+
+MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", OPENING, CLOSING)
+"""What is text in an output, even where the tokenizer has it as a special token."""
+
+_CALL_PARSERS: dict[str, Callable[[Collection[str]], CallParser]] = {
+    "hermes": HermesParser,
+    "llama3": LlamaParser,
+    "mistral": MistralParser,
+}
+
+
+class OutputStyle(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one model. `calls` is hermes, llama3, mistral, or empty where none of them is known."""
+
+    calls: str = ""
+    thinks: bool = False
+
+    def parser(self, names: Collection[str], *, forced: bool, parallel: bool, reasons: bool, opened: bool) -> Parser:
+        """For one output, in which the tools `names` may be called.
+
+        `forced`: a grammar made of the tools shapes it. `reasons`: a reasoning block may come first, which the prompt
+        has `opened` or not.
+        """
+        calls = self._calls(names, forced=forced)
+        if not parallel:
+            calls = _FirstCall(calls)
+        return ReasoningParser(calls, opened=opened) if reasons else calls
+
+    def _calls(self, names: Collection[str], *, forced: bool) -> Parser:
+        if not names:
+            return PlainParser()
+        if forced and self.calls not in ("hermes", "llama3"):
+            return MistralParser(names, bare=True)
+        return _CALL_PARSERS[self.calls](names) if self.calls else PlainParser()
+
+
+def detect(template: str, tool_parser: str = "auto", reasoning_parser: str = "auto") -> OutputStyle:
+    """`template` is the source of the chat template; the others are the flags of these names."""
+    calls = _detect_calls(template) if tool_parser == "auto" else tool_parser
+    thinks = OPENING in template or CLOSING in template if reasoning_parser == "auto" else reasoning_parser == "think"
+    return OutputStyle(calls="" if calls == "none" else calls, thinks=thinks)
+
+
+def _detect_calls(template: str) -> str:
+    if "<tool_call>" in template:
+        return "hermes"
+    if "[TOOL_CALLS]" in template:
+        return "mistral"
+    if "<|python_tag|>" in template or ("ipython" in template and "tools" in template):
+        return "llama3"
+    return "none"
+
+
+class _FirstCall:
+    """Drops all calls but the first."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+        self.passes = parser.passes
+        self._num_calls = 0
+
+    def push(self, text: str) -> list[Part]:
+        """Of what the parser tells."""
+        return [part for part in self._parser.push(text) if self._kept(part)]
+
+    def finish(self) -> list[Part]:
+        """Of what the parser tells."""
+        return [part for part in self._parser.finish() if self._kept(part)]
+
+    def _kept(self, part: Part) -> bool:
+        self._num_calls += isinstance(part, CallBegin)
+        return self._num_calls <= 1 or not isinstance(part, CallBegin | CallArguments)

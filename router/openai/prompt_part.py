@@ -1,0 +1,92 @@
+"""What a choice of an answer shows of its prompt: its text (`echo`), and log-probabilities of its tokens.
+
+There are two formats for the latter: OpenAI's legacy one, in which an echoed prompt's tokens come before those of the
+output in `logprobs`, and vLLM's `prompt_logprobs`. The first token has none in either: nothing comes before it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from baton.detokenizer import TokenTexts
+from router.job import PromptResult, PromptWork
+from router.openai.choice import TokenEntry, finite
+
+
+class _Row(NamedTuple):
+    """A token's own log-probability, and those of the likeliest in its place."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]  # the likeliest first
+
+
+class PromptPart:
+    """Of one choice. Numbers of alternatives are -1 where nothing of the kind is wanted."""
+
+    def __init__(
+        self,
+        token_ids: list[int],
+        texts: TokenTexts,
+        *,
+        echo: str = "",
+        num_echo_logprobs: int = -1,
+        num_prompt_logprobs: int = -1,
+    ) -> None:
+        self.echo = echo
+        self.entries: list[TokenEntry] = []  # for OpenAI's format
+        self.logprobs: list[dict[str, Any] | None] | None = None  # vLLM's
+        self._token_ids = token_ids
+        self._texts = texts
+        self._num_echo_logprobs = num_echo_logprobs
+        self._num_prompt_logprobs = num_prompt_logprobs
+
+    def work(self, max_tokens: int) -> PromptWork | None:
+        """What a node has to do about the prompt. Without a token to draw that is all of it."""
+        num_logprobs = max(self._num_echo_logprobs, self._num_prompt_logprobs)
+        return PromptWork(num_logprobs=num_logprobs) if num_logprobs >= 0 or not max_tokens else None
+
+    def take(self, result: PromptResult) -> None:
+        """The work is done."""
+        if self._num_echo_logprobs >= 0:
+            self.entries = self._entries(list(_rows(result, self._token_ids, self._num_echo_logprobs)))
+        if self._num_prompt_logprobs >= 0:
+            rows = _rows(result, self._token_ids, self._num_prompt_logprobs)
+            self.logprobs = [None, *map(self._described, rows)]
+
+    def _entries(self, rows: list[_Row]) -> list[TokenEntry]:
+        token_bytes = self._texts.token_bytes
+        offsets = self._offsets()
+        entries = [TokenEntry(token_bytes(self._token_ids[0]), None, [], offsets[0])]
+        for row, offset in zip(rows, offsets[1:], strict=True):
+            top = [(token_bytes(token_id), finite(logprob)) for token_id, logprob in row.top]
+            entries.append(TokenEntry(token_bytes(row.token_id), finite(row.logprob), top, offset))
+        return entries
+
+    def _offsets(self) -> list[int]:
+        """Where each token begins in the echo, in characters."""
+        detokenizer, offset, offsets = self._texts.detokenizer(at_start=True), 0, []
+        for token_id in self._token_ids:
+            offsets.append(min(offset, len(self.echo)))
+            offset += len(detokenizer.push(token_id))
+        return offsets
+
+    def _described(self, row: _Row) -> dict[str, Any]:
+        ranked = {token_id: (logprob, rank) for rank, (token_id, logprob) in enumerate(row.top, 1)}
+        ranked[row.token_id] = (row.logprob, row.rank)
+        return {str(token_id): self._token(token_id, *about) for token_id, about in ranked.items()}
+
+    def _token(self, token_id: int, logprob: float, rank: int) -> dict[str, Any]:
+        text = self._texts.token_bytes(token_id).decode(errors="replace")
+        return {"logprob": finite(logprob), "rank": rank, "decoded_token": text}
+
+
+def _rows(result: PromptResult, token_ids: list[int], num_top: int) -> Iterator[_Row]:
+    """Of all tokens but the first, with at most `num_top` alternatives each."""
+    for part in result.logprobs:
+        kept = min(num_top, part.num_top)
+        for i, (logprob, rank) in enumerate(zip(part.logprobs, part.ranks, strict=True)):
+            first = i * part.num_top
+            ids = part.top_token_ids[first : first + kept]
+            top = list(zip(ids, part.top_logprobs[first : first + kept], strict=True))
+            yield _Row(token_ids[part.position + i], logprob, rank, top)

@@ -1,0 +1,167 @@
+"""What the bodies of all generating endpoints have in common: every field is known, typed and bounded, or refused.
+
+A refusal names the field as `param`, and never repeats what the client sent. Fields of OpenAI's that do not change the
+text are accepted and ignored; those that would change it are of a type that holds nothing but its neutral value. Each
+endpoint has a schema module of its own.
+"""
+
+import re
+from typing import Annotated, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from baton.errors import InvalidRequest
+from router.openai.structured_output import StructuredFields
+
+MAX_CHOICES = 128
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_TOKEN_IDS = 128
+MAX_INT32 = 2**31 - 1
+MAX_MESSAGES = 2**15
+
+Label = Annotated[str, Meta(max_length=512)]
+Text = Annotated[str, Meta(max_length=2**23)]  # no body is longer
+TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
+NumTokens = Annotated[int, Meta(ge=1, le=MAX_INT32)]
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+LogitBias = Annotated[
+    dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
+    Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}}),
+]
+Metadata = Annotated[dict[str, Label], Meta(max_length=16)]
+Ignored: TypeAlias = Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "Anything"})] | msgspec.UnsetType
+Nothing: TypeAlias = None  # of a field that is known, and refused with any value
+NoList = Annotated[list[None], Meta(max_length=0)]
+NoText = Annotated[str, Meta(max_length=0)]
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a stream is to contain besides text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class CacheHint(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How long OpenAI is to cache what comes before. Caches here know by themselves."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Label | None = None
+
+
+class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Fields of chat and completion bodies. None is the same as missing."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: NumTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: LogitBias | None = None
+    # beyond OpenAI's, as vLLM has them
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    # accepted and ignored
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    service_tier: Label | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+
+
+_LARGE_BYTES = 2**18
+_MOST = ((b"{", 2**17), (b"[", 2**17), (b'"', 2**19), (b",", 2**20))  # in a large body, texts included
+_SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
+_FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
+_SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_INDEX = re.compile(r"\[\d+\]$")
+_OTHER_PARTS = frozenset({"image_url", "input_audio", "file", "file_data", "file_id", "file_url", "video_url"})
+_ONLY_TEXT = "Only text parts are supported"
+_ONLY_NEUTRAL = re.compile(r"Expected `(null`,|(array|str)` of length <= 0|(array|str) \| null`)")
+
+
+def check_common(body: CommonBody) -> None:
+    """What no single field tells."""
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+
+
+def wants_usage(body: CommonBody) -> bool:
+    """At the end of a stream."""
+    return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def unsupported(param: str) -> InvalidRequest:
+    """For a field that is known, and not served."""
+    return coded(InvalidRequest("This is not supported", param=param), "unsupported_parameter")
+
+
+def coded(error: InvalidRequest, code: str) -> InvalidRequest:
+    """The same with another of OpenAI's codes."""
+    error.code = code  # type: ignore[misc]
+    return error
+
+
+def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
+    """A body, or InvalidRequest; its message repeats nothing that the client sent.
+
+    How many values it may have is bounded before any is made: eight megabytes of brackets would hold up the router for
+    half a second, and so all of its streams.
+    """
+    if len(data) > _LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST):
+        raise InvalidRequest("The body has too many values")
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("The body is not valid JSON") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply") from None
+
+
+def _invalid(said: str) -> InvalidRequest:
+    """msgspec's message without what it repeats of the body."""
+    match = _SAID.fullmatch(said)
+    what, path = (match["what"], match["path"] or "") if match else (said, "")
+    param = path.removeprefix(".")
+    if field := _FIELD.fullmatch(what):
+        if _SANE_NAME.fullmatch(field["name"]):  # else it is no field's name that somebody got wrong
+            param = f"{param}.{field['name']}".lstrip(".")
+        if field["name"] in _OTHER_PARTS:
+            return coded(InvalidRequest(_ONLY_TEXT, param=param or None), "unsupported_parameter")
+        if what.startswith("Object contains"):
+            return coded(InvalidRequest("Unknown field", param=param or None), "unknown_parameter")
+        return coded(InvalidRequest("Missing field", param=param), "missing_required_parameter")
+    if _ONLY_NEUTRAL.match(what):
+        return unsupported(_INDEX.sub("", param))
+    if what.startswith("Invalid enum value"):
+        what = _ONLY_TEXT if param.endswith("].type") and "content[" in param else "Invalid value"
+    elif what.startswith("Invalid value"):
+        what = "Invalid value"
+    error = InvalidRequest(what, param=param or None)
+    return coded(error, "invalid_type") if what.startswith("Expected `") and ", got `" in what else error

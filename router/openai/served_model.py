@@ -1,0 +1,165 @@
+"""The model as the HTTP side knows it: names, tokenizer, template, limits. Prompts become token ids here.
+
+Long texts are encoded in threads, a few at a time, so that no stream waits for them; how long a text may be is checked
+before it is encoded.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from baton.chat_template import ChatTemplate
+from baton.detokenizer import TokenTexts
+from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
+from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
+from baton.settings import ModelFlags, OutputFlags
+from baton.tokenizer import Tokenizer
+from router.openai.conversation import Conversation
+from router.openai.parsing.reasoning import OPENING
+from router.openai.parsing.style import MARKERS, OutputStyle, detect
+
+_INLINE_CHARS = 4096  # about a millisecond
+_NUM_THREADS = 2
+_MAX_WAITING = 64
+_TAIL_TOKENS = 8
+Result = TypeVar("Result")
+_DEFAULTS = OutputFlags()
+
+
+class Sized(Protocol):
+    """A message, or an item."""
+
+    @property
+    def sizes(self) -> Iterator[int]:
+        """Characters of its parts."""
+
+
+class ServedModel:
+    """One model under one or several names."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        facts: ModelFacts,
+        style: OutputStyle,
+        max_model_len: int = 0,
+    ) -> None:
+        """`max_model_len` is the operator's; 0 leaves it to the nodes, which know how far RoPE reaches."""
+        self.names = tuple(names)
+        self.facts = facts
+        self.max_model_len = max_model_len
+        self.tokenizer = tokenizer
+        self.style = style
+        self.token_texts = TokenTexts(tokenizer)
+        self.marked_texts = TokenTexts(tokenizer, MARKERS)  # of outputs that are taken apart
+        self._template = template
+        self._knows_developers = template is not None and "developer" in template.source
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="encode")
+        self._num_waiting = 0
+
+    @classmethod
+    def load(cls, flags: ModelFlags, output: OutputFlags = _DEFAULTS) -> "ServedModel":
+        """Read the model directory; CheckpointError names the file that is wrong."""
+        path = Path(flags.model)
+        if not path.is_dir():
+            raise CheckpointError(f"--model: {path} is no directory")
+        facts = load_facts(path)
+        tokenizer = Tokenizer.load(path)
+        _check_vocabulary(path, tokenizer, facts.vocab_size)
+        max_model_len = flags.max_model_len or facts.max_model_len
+        sampling = facts.sampling if output.sampling_defaults == "model" else SamplingDefaults()
+        facts = ModelFacts(facts.vocab_size or tokenizer.num_tokens, max_model_len, facts.eos_token_ids, sampling)
+        names = flags.served_model_name or (path.resolve().name,)
+        template = ChatTemplate.load(path)
+        style = detect(template.source if template else "", output.tool_parser, output.reasoning_parser)
+        return cls(names, tokenizer, template, facts, style, flags.max_model_len)
+
+    def check_name(self, name: str) -> None:
+        """Raise ModelNotFound unless this is one of the names."""
+        if name not in self.names:
+            raise ModelNotFound("No such model is served here: GET /v1/models lists those that are", param="model")
+
+    def check_sizes(self, pieces: Iterable["Sized"], max_model_len: int, param: str) -> None:
+        """Raise ContextLengthExceeded for what is too long at first sight, before anything is made of it.
+
+        A message has at least a token of its own; its parts may be empty.
+        """
+        num_chars = sum(self.tokenizer.max_token_chars + sum(piece.sizes) for piece in pieces)
+        self._check_length(num_chars, max_model_len, param)
+
+    async def encode_text(self, text: str, max_model_len: int, *, framed: bool = True) -> list[int]:
+        """Token ids of a text, `framed` by the tokenizer's own (a BOS, as a rule); those in it are plain text."""
+        self._check_length(len(text), max_model_len, "prompt")
+        return await self._run(len(text), lambda: self.tokenizer.encode(text, framed=framed))
+
+    async def decode(self, token_ids: list[int]) -> str:
+        """The text of tokens, special ones included."""
+        return await self._run(len(token_ids), lambda: self.tokenizer.decode(token_ids, special=True))
+
+    async def encode_chat(self, conversation: Conversation, max_model_len: int) -> list[int]:
+        """Token ids of a conversation, up to where the assistant speaks."""
+        template, param = self._template, conversation.param
+        if template is None:
+            raise InvalidRequest("The model has no chat template: use /v1/completions", param=param)
+        texts = conversation.texts
+        num_chars = sum(map(len, texts))
+        self._check_length(num_chars, max_model_len, param)
+        max_chars = self._max_chars(max_model_len)
+        encode = partial(self._encode_chat, template, conversation, texts, max_chars)
+        return await self._run(num_chars + 16 * len(texts), encode)
+
+    def opens_reasoning(self, token_ids: list[int]) -> bool:
+        """Whether a prompt ends within a reasoning block, which its template has begun."""
+        tail = b"".join(map(self.marked_texts.token_bytes, token_ids[-_TAIL_TOKENS:]))
+        return tail.rstrip().endswith(OPENING.encode())
+
+    async def _run(self, num_chars: int, encode: Callable[[], Result]) -> Result:
+        if num_chars <= _INLINE_CHARS:
+            return encode()
+        if self._num_waiting >= _MAX_WAITING:
+            raise Overloaded("Too many long prompts at present")
+        self._num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+        finally:
+            self._num_waiting -= 1
+
+    def _encode_chat(self, template: ChatTemplate, given: Conversation, texts: list[str], max_chars: int) -> list[int]:
+        tokens = self.tokenizer.control_tokens
+        marks = tokens.choose_marks(texts) if any(map(tokens.occur_in, texts)) else None
+        if marks is not None:
+            given = given.mapped(lambda text: tokens.mark(text, marks))
+        messages = given.messages
+        if not self._knows_developers:  # then it knows system messages
+            messages = [m if m["role"] != "developer" else {**m, "role": "system"} for m in messages]
+        rendered = template.render(messages, max_chars, given.tools, _thinking(given.effort))
+        return self.tokenizer.encode_chat(rendered, marks)
+
+    def _max_chars(self, max_model_len: int) -> int:
+        return max_model_len * self.tokenizer.max_token_chars if max_model_len else 2**30
+
+    def _check_length(self, num_chars: int, max_model_len: int, param: str) -> None:
+        if num_chars > self._max_chars(max_model_len):
+            raise ContextLengthExceeded(f"The text is longer than the {max_model_len} tokens of the model", param=param)
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+    # Special tokens may have none: clients cannot write them, and where a template does the nodes refuse the request.
+    largest = max(tokenizer.token_ids() - tokenizer.special_ids, default=-1)
+    if vocab_size and largest >= vocab_size:
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'} does not match the model: token {largest} has no row in tensor "
+            f"model.embed_tokens.weight, which has {vocab_size} by vocab_size in {path / 'config.json'}"
+        )
+
+
+def _thinking(effort: str | None) -> Mapping[str, Any]:
+    """What templates call the wish to think more or less, or not at all."""
+    if effort is None:
+        return {}
+    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}

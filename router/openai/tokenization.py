@@ -1,0 +1,56 @@
+"""POST /tokenize and /detokenize: what a prompt is to the model, and back. Nothing is generated."""
+
+import msgspec
+
+from baton.errors import ContextLengthExceeded, InvalidRequest
+from router.http.exchange import Exchange
+from router.openai.conversation import conversation
+from router.openai.generate import Generator
+from router.openai.tokenization_schema import TokenizeBody, parse_detokenize, parse_tokenize
+from router.openai.tool_schema import tools_of
+
+
+class Tokenization:
+    """Serves both endpoints."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._model = generator.model
+
+    async def tokenize(self, exchange: Exchange, cache_salt: bytes) -> None:
+        """Token ids of a prompt or of a conversation."""
+        body = parse_tokenize(await exchange.read_body())
+        await self._admit(exchange, body.model)
+        token_ids = await self._encode(body)
+        texts = self._model.token_texts
+        strings = [texts.token_bytes(i).decode(errors="replace") for i in token_ids] if body.return_token_strs else None
+        exchange.num_tokens = (len(token_ids), 0)
+        answer = {"count": len(token_ids), "max_model_len": self._generator.max_model_len or None}
+        exchange.send(200, msgspec.json.encode({**answer, "tokens": token_ids, "token_strs": strings}))
+
+    async def detokenize(self, exchange: Exchange, cache_salt: bytes) -> None:
+        """The text of token ids, special tokens included."""
+        body = parse_detokenize(await exchange.read_body())
+        await self._admit(exchange, body.model)
+        vocab_size, limit = self._model.facts.vocab_size, self._generator.max_model_len
+        if limit and len(body.tokens) > limit:
+            raise ContextLengthExceeded(f"The model takes at most {limit} tokens", param="tokens")
+        if vocab_size and max(body.tokens, default=0) >= vocab_size:
+            raise InvalidRequest(f"Token ids are below {vocab_size}", param="tokens")
+        exchange.send(200, msgspec.json.encode({"prompt": await self._model.decode(body.tokens)}))
+
+    async def _encode(self, body: TokenizeBody) -> list[int]:
+        limit = self._generator.max_model_len
+        if body.messages is not None:
+            self._model.check_sizes(body.messages, limit, "messages")
+            tools = tools_of(body.tools, None, parallel=None)
+            return await self._model.encode_chat(conversation(body.messages, tools), limit)
+        framed = body.add_special_tokens is not False
+        return await self._model.encode_text(body.prompt or "", limit, framed=framed)
+
+    async def _admit(self, exchange: Exchange, name: str | None) -> None:
+        """Bodies need not name the model. Only requests are counted, for no node is asked."""
+        if name is not None:
+            self._model.check_name(name)
+        exchange.model = name or self._model.names[0]
+        await exchange.account.admit(exchange.model, 0)

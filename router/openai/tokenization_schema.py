@@ -1,0 +1,52 @@
+"""Bodies of /tokenize and /detokenize, as vLLM has them."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from baton.errors import InvalidRequest
+from router.openai.chat_schema import Message, check_messages
+from router.openai.schema import MAX_MESSAGES, Text, TokenId, coded, decode
+from router.openai.tool_schema import MAX_TOOLS, Tool
+
+
+class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Of POST /tokenize: a prompt, or messages as a chat has them."""
+
+    model: str | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    add_special_tokens: bool | None = None  # true where null; of a prompt alone
+    add_generation_prompt: bool | None = None  # only true
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+_TOKENIZE = msgspec.json.Decoder(TokenizeBody)
+_DETOKENIZE = msgspec.json.Decoder(DetokenizeBody)
+
+
+def parse_tokenize(data: bytes) -> TokenizeBody:
+    """Raises InvalidRequest, whose `param` is the field's path."""
+    body = decode(_TOKENIZE, data)
+    if body.prompt is None and body.messages is None:
+        raise coded(InvalidRequest("Missing field", param="prompt"), "missing_required_parameter")
+    if body.prompt is not None and body.messages is not None:
+        raise InvalidRequest("Either a prompt or messages", param="messages")
+    if body.add_generation_prompt is False:
+        raise coded(InvalidRequest("This is not supported", param="add_generation_prompt"), "unsupported_parameter")
+    check_messages(body.messages or ())
+    return body
+
+
+def parse_detokenize(data: bytes) -> DetokenizeBody:
+    """Raises InvalidRequest, whose `param` is the field's path."""
+    return decode(_DETOKENIZE, data)

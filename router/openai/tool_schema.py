@@ -1,0 +1,172 @@
+"""Tools in a body, as both /v1/chat/completions and /v1/responses have them, and what comes of them.
+
+A function's schema is kept in the client's order of keys: templates show it to the model as it stands.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from baton.errors import InvalidRequest
+from router.openai.schema import Text
+from router.openai.structured_output import RawSchema, check_depth
+
+MAX_TOOLS = 128
+_MAX_SCHEMA_BYTES = 512 * 1024  # of all tools together
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+
+FunctionName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+CallID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Function(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a model may call."""
+
+    name: FunctionName
+    description: Text | None = None
+    parameters: RawSchema = msgspec.UNSET
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Of a chat body; functions are the only kind."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One of the tools, by its name."""
+
+    name: FunctionName
+
+
+class ToolRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The same, as chat bodies put it."""
+
+    type: Literal["function"]
+    function: FunctionRef
+
+
+class AllowedTools(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Some of the tools."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolRef], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="function"):
+    """This tool has to be called."""
+
+    function: FunctionRef
+
+
+class AllowedChoice(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="allowed_tools"):
+    """Only some of the tools may be called."""
+
+    allowed_tools: AllowedTools
+
+
+ToolChoice: TypeAlias = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A function, whichever endpoint it came by."""
+
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Of its arguments. A function without one takes none."""
+        return _NO_PARAMETERS | {"additionalProperties": False} if self.parameters is None else self.parameters
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates know tools."""
+        fields = {"name": self.name, "description": self.description, "parameters": self.parameters or _NO_PARAMETERS}
+        return {"type": "function", "function": {name: value for name, value in fields.items() if value is not None}}
+
+
+class Tools(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request may call."""
+
+    listed: Sequence[ToolSpec] = ()  # the model is told of these
+    allowed: Sequence[ToolSpec] = ()  # and may call these
+    required: bool = False
+    parallel: bool = True
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of what may be called."""
+        return frozenset(tool.name for tool in self.allowed)
+
+    @property
+    def strict(self) -> bool:
+        """Whether arguments have to follow their schema, though nothing has to be called."""
+        return any(tool.strict for tool in self.allowed)
+
+
+NO_TOOLS = Tools()
+
+
+def tool_specs(functions: Iterable[tuple[str, Function]]) -> list[ToolSpec]:
+    """Of functions and their names for clients. Raises InvalidRequest for what is no schema, or too much of it."""
+    listed = list(functions)
+    if sum(len(f.parameters) for _, f in listed if f.parameters is not msgspec.UNSET) > _MAX_SCHEMA_BYTES:
+        raise InvalidRequest(f"Expected schemas of at most {_MAX_SCHEMA_BYTES} bytes", param="tools")
+    return [_tool_spec(function, param) for param, function in listed]
+
+
+def _tool_spec(function: Function, param: str) -> ToolSpec:
+    return ToolSpec(
+        name=function.name,
+        description=function.description,
+        parameters=_parameters(function.parameters, f"{param}.parameters"),
+        strict=bool(function.strict),
+    )
+
+
+def chosen(
+    tools: Sequence[ToolSpec], mode: str, names: Sequence[str] | None = None, *, parallel: bool | None = None
+) -> Tools:
+    """`mode` is none, auto or required; `names` are those that may be called, all where None. Raises InvalidRequest."""
+    if mode == "none":
+        return NO_TOOLS
+    known = {tool.name: tool for tool in tools}
+    if len(known) != len(tools):
+        raise InvalidRequest("Two tools have the same name", param="tools")
+    if not tools and (mode == "required" or names is not None):
+        raise InvalidRequest("tool_choice needs tools", param="tool_choice")
+    if any(name not in known for name in names or ()):
+        raise InvalidRequest("tool_choice names no tool of this request", param="tool_choice")
+    allowed = tools if names is None else [known[name] for name in dict.fromkeys(names)]
+    return Tools(listed=tools, allowed=allowed, required=mode == "required", parallel=parallel is not False)
+
+
+def tools_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, *, parallel: bool | None) -> Tools:
+    """Of a chat body."""
+    specs = tool_specs((f"tools[{i}].function", tool.function) for i, tool in enumerate(tools or ()))
+    match choice:
+        case NamedChoice(function=function):
+            return chosen(specs, "required", [function.name], parallel=False)
+        case AllowedChoice(allowed_tools=some):
+            return chosen(specs, some.mode, [tool.function.name for tool in some.tools], parallel=parallel)
+        case _:
+            return chosen(specs, choice or "auto", parallel=parallel)
+
+
+def _parameters(raw: RawSchema, param: str) -> dict[str, Any] | None:
+    if isinstance(raw, msgspec.UnsetType):
+        return None
+    check_depth(bytes(raw), param)
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("Expected a JSON schema", param=param) from None
+    if value is not None and not isinstance(value, dict):
+        raise InvalidRequest("Expected a JSON schema, which is an object", param=param)
+    return value

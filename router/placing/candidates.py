@@ -1,0 +1,106 @@
+"""Which nodes would serve a request's next attempt if it went now: who is open, who holds its prefix, what it costs.
+
+When it goes is the line's business (`placer`).
+"""
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+from router.nodes.fleet_view import FleetView, ModelFacts
+from router.nodes.link import NodeLink
+from router.placing import policy
+from router.placing.placement import Placement
+from router.placing.policy import Ask
+from router.placing.prefix_replica import PrefixReplica
+from router.placing.prompt_hashes import PromptHashes
+from router.running import Running
+
+
+class Candidates:
+    """Of one router."""
+
+    def __init__(self, fleet: FleetView, replica: PrefixReplica, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when a node has less to do than was thought."""
+        self._fleet, self._replica, self._on_change = fleet, replica, on_change
+        self._turns = itertools.count()
+
+    async def place(self, running: Running, hashes: PromptHashes) -> Placement | None:
+        """Where the request would go now, None where it has to wait."""
+        if self._fleet.facts is None:
+            return None
+        cached = await self._lookup(running, hashes)
+        facts = self._fleet.facts
+        return None if facts is None else self._choose(running, facts, cached)
+
+    async def _lookup(self, running: Running, hashes: PromptHashes) -> dict[str, int]:
+        facts = self._fleet.facts
+        if facts is None:
+            return {}
+        cached = await self._replica.lookup(hashes.of(facts))
+        if running.computed_by:  # the index may not know it yet
+            cached = {**cached, running.computed_by: running.num_tokens // facts.block_size}
+        return cached
+
+    def _choose(self, running: Running, facts: ModelFacts, cached: dict[str, int]) -> Placement | None:
+        alone = not self._fleet.expects_prefill
+        decodes = self._accepting("decode", running)
+        if running.wants_prompt:
+            return self._choose_one(running, facts, cached, decodes if alone else self._fleet.accepting("prefill"))
+        prefills = [] if alone else self._accepting("prefill", running)
+        if not (decodes and (prefills or alone)):
+            return None
+        place = partial(self._cheapest, running, self._ask(running, facts), cached)
+        found, cut = place(prefills, decodes), self._fleet.cut_pairs
+        if cut and found is not None and found.prefill and found.decode:
+            if not cut.has(found.prefill.record, found.decode.record):
+                return found
+            apart = [[link for link in prefills if not cut.has(link.record, to.record)] for to in decodes]
+            options = [place(left, [to]) for left, to in zip(apart, decodes, strict=True)]
+            found = min(filter(None, options), key=lambda option: option.choice.cost_ms, default=None)
+        return found
+
+    def _cheapest(
+        self, running: Running, ask: Ask, cached: dict[str, int], prefills: list[NodeLink], decodes: list[NodeLink]
+    ) -> Placement | None:
+        """On one of each, or on one of `decodes` alone."""
+        states = [link.state for link in prefills], [link.state for link in decodes]
+        choice = policy.choose(ask, states[0], _held(prefills, cached), states[1], _held(decodes, cached))
+        if choice is None:
+            return None
+        prefill = None if choice.prefill is None else prefills[choice.prefill]
+        decode = None if choice.decode is None else decodes[choice.decode]
+        return Placement(prefill, decode, choice, running.num_tokens, self._on_change)
+
+    def _accepting(self, role: str, running: Running) -> list[NodeLink]:
+        """Where there are others, none of those that a transfer of this request has failed between.
+
+        Two nodes may be cut off from one another while everybody else, this router included, reaches both.
+        """
+        links = self._fleet.accepting(role)
+        return [link for link in links if link.record.node_id not in running.troubled] or links
+
+    def _choose_one(
+        self, running: Running, facts: ModelFacts, cached: dict[str, int], links: list[NodeLink]
+    ) -> Placement | None:
+        """A node for work on the prompt alone; scoring reads nothing from a cache."""
+        work = running.job.prompt_work
+        held = _held(links, {} if work is not None and work.num_logprobs >= 0 else cached)
+        choice = policy.choose_prefill(self._ask(running, facts), [link.state for link in links], held)
+        if choice is None or choice.prefill is None:
+            return None
+        return Placement(links[choice.prefill], None, choice, running.num_tokens, self._on_change)
+
+    def _ask(self, running: Running, facts: ModelFacts) -> Ask:
+        costs = self._fleet.costs
+        return Ask(
+            num_tokens=running.num_tokens,
+            block_size=facts.block_size,
+            num_output_tokens=min(max(running.num_tokens_left - 1, 0), costs.output_tokens),
+            transfer=costs.transfer,
+            turn=next(self._turns),
+        )
+
+
+def _held(links: list[NodeLink], cached: dict[str, int]) -> list[int]:
+    return [cached.get(link.record.node_id, 0) for link in links]

@@ -1,0 +1,188 @@
+"""When a request's next attempt goes, and where: the line, and the nodes that would serve the one at its head.
+
+A new request gets in line (`admission`); whose turn it is is placed as soon as some node has room. One that would wait
+longer than it wants to is sent away at once. A request that some node had already taken up does not get in line again.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+
+from prometheus_client import Counter
+
+from baton.errors import Overloaded
+from router.nodes.fleet_view import FleetView
+from router.nodes.link import NodeLink
+from router.placing import policy
+from router.placing.admission import AdmissionQueue, Drain, Limits, Waiting, overloaded
+from router.placing.candidates import Candidates
+from router.placing.placement import Placement
+from router.placing.prefix_replica import PrefixReplica
+from router.placing.prompt_hashes import PromptHashes
+from router.running import Running
+
+RECHECK_S = 0.25  # nodes that were avoided come back without saying so
+
+_REFUSED = Counter("baton_router_requests_refused", "Requests sent away instead of being placed", ["reason"])
+
+
+class Placer:
+    """Places the requests of one router."""
+
+    def __init__(self, fleet: FleetView, replica: PrefixReplica, limits: Limits) -> None:
+        self._fleet = fleet
+        self._replica = replica
+        self._limits = limits
+        self._candidates = Candidates(fleet, replica, self.nodes_changed)
+        self._queue = AdmissionQueue(limits.max_waiting)
+        self._drain = Drain()
+        self._wakes: dict[int, asyncio.Event] = {}  # by id() of a place in line
+
+    async def place(self, running: Running) -> Placement:
+        """Waits for nodes to come or to have room. Raises Overloaded. The deadline is the caller's."""
+        hashes = PromptHashes(running)
+        if running.usage.num_attempts > 0:
+            while (placement := await self._candidates.place(running, hashes)) is None:
+                if self._fleet.ready:
+                    self.check_patience(running)
+                await self._fleet_changed()
+            self._begin(placement, hashes)
+            return placement
+        found = await self._candidates.place(running, hashes)
+        if found is not None and self._passes(running, found):
+            self._begin(found, hashes)
+            return found
+        entry = self._get_in_line(running, found)
+        try:
+            return await self._wait_for_turn(entry, running, hashes, found)
+        finally:
+            self._leave_line(entry, is_served=False)
+
+    def nodes_changed(self) -> None:
+        """A node has come, gone, told its load, or has less to do: whose turn it is may try again."""
+        head = self._queue.head()
+        if head is not None and (wake := self._wakes.get(id(head))):
+            wake.set()
+
+    def check_patience(self, running: Running) -> None:
+        """Raise Overloaded for a request that has waited long enough. One that has begun is carried to its end."""
+        limit_s = min(self._limits.max_full_wait_s, self._limit_s(running))
+        if running.age_s > limit_s and not running.output:
+            _REFUSED.labels("waited").inc()
+            raise overloaded("all nodes are full at present", self._predicted_wait_s(running, 0.0))
+
+    def _passes(self, running: Running, found: Placement) -> bool:
+        """Whether it goes at once, as nobody waits. Most do: it counts for its tenant as if it had been in line."""
+        choice, job = found.choice, running.job
+        if len(self._queue) or choice.ttft_ms / 1000 > self._limit_s(running):
+            return False
+        has_time = found.prefill is not None and choice.queue_ms <= policy.MAX_BACKLOG_MS  # so not all are backlogged
+        if not has_time and self._holds_back():
+            return False
+        self._queue.passed(job.tenant, job.priority, running.num_tokens + job.sampling.max_tokens)
+        return True
+
+    def _get_in_line(self, running: Running, found: Placement | None) -> Waiting:
+        """Raises Overloaded where there is no place, or the wait would be too long. `found`: where it would go now."""
+        work_ms = found.choice.prompt_ms if found is not None else self._longest_ms(running)
+        if found is not None and not len(self._queue):
+            wait_s = found.choice.queue_ms / 1000
+        else:
+            wait_s = self._predicted_wait_s(running, work_ms)
+        limit_s = self._limit_s(running)
+        entry = Waiting(
+            tenant=running.job.tenant,
+            priority=running.job.priority,
+            deadline_s=min(running.job.deadline_s, time.monotonic() + limit_s),
+            num_tokens=running.num_tokens + running.job.sampling.max_tokens,
+            work_ms=work_ms,
+            ttft_s=wait_s + work_ms / 1000,
+        )
+        try:
+            if self._fleet.ready:
+                self._drain.check_ttft(entry.ttft_s, limit_s)
+            self._queue.push(entry, wait_s)
+        except Overloaded:
+            _REFUSED.labels("predicted" if len(self._queue) < self._limits.max_waiting else "line_full").inc()
+            raise
+        self._wakes[id(entry)] = asyncio.Event()
+        return entry
+
+    async def _wait_for_turn(
+        self, entry: Waiting, running: Running, hashes: PromptHashes, found: Placement | None
+    ) -> Placement:
+        """`found` is where it would go at this moment."""
+        wake = self._wakes[id(entry)]
+        while True:
+            wake.clear()
+            if self._queue.head() is entry:
+                found = None if self._holds_back() else found or await self._candidates.place(running, hashes)
+                if found is None:
+                    self._held_back()
+                elif self._queue.head() is entry:
+                    found.on_computed = lambda: self._drain.came(entry.ttft_s, running.age_s)
+                    self._begin(found, hashes)
+                    self._drain.placed(entry.work_ms, time.monotonic())
+                    self._leave_line(entry, is_served=True)
+                    return found
+            found = None
+            if self._fleet.ready:  # else it is capacity that lacks, and may come back until the deadline
+                try:
+                    self.check_patience(running)
+                except Overloaded:
+                    self._drain.came(entry.ttft_s, running.age_s)  # at best: what it was told was wrong
+                    raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S):
+                    await wake.wait()
+
+    def _leave_line(self, entry: Waiting, *, is_served: bool) -> None:
+        self._queue.remove(entry, is_served=is_served)
+        self._wakes.pop(id(entry), None)
+        if not len(self._queue):
+            self._drain.emptied()
+        self.nodes_changed()
+
+    def _held_back(self) -> None:
+        """Time without nodes tells nothing of how fast they are."""
+        if self._fleet.ready:
+            self._drain.held_back(time.monotonic())
+        else:
+            self._drain.emptied()
+
+    def _holds_back(self) -> bool:
+        """Whether every node has enough to do for now."""
+        computing = self._computing()
+        return bool(computing) and policy.all_backlogged([link.state for link in computing])
+
+    def _computing(self) -> list[NodeLink]:
+        return self._fleet.accepting("prefill" if self._fleet.expects_prefill else "decode")
+
+    def _limit_s(self, running: Running) -> float:
+        """How long its first token may take."""
+        return min(running.job.max_ttft_s or math.inf, self._limits.max_ttft_s or math.inf)
+
+    def _predicted_wait_s(self, running: Running, work_ms: float) -> float:
+        computing = self._computing()
+        ahead_ms = self._queue.ahead_ms(running.job.tenant, running.job.priority, work_ms)
+        backlog_ms = policy.least_queue_ms([link.state for link in computing])
+        return (self._drain.wait_ms(ahead_ms, len(computing)) + backlog_ms) / 1000
+
+    def _longest_ms(self, running: Running) -> float:
+        """Computing all of the prompt, on any node."""
+        computing = self._computing()
+        if not computing:
+            return 0.0
+        state = computing[0].state
+        return state.cost.prefill_ms(running.num_tokens, 0, state.chunk_tokens)
+
+    def _begin(self, placement: Placement, hashes: PromptHashes) -> None:
+        placement.begin()
+        if placement.prefill is not None:
+            self._replica.expect(placement.prefill.record.node_id, hashes.of(self._fleet.facts))
+
+    async def _fleet_changed(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK_S):
+                await self._fleet.changed()

@@ -1,0 +1,223 @@
+"""One attempt at a request, on a prefill and a decode node, or on a decode node alone.
+
+    1. Both legs are started at once; the grant that comes back from the decode node goes on to the prefill node.
+    2. The prefill node's first token goes to the client. If it is the last one as well, the reservation is cancelled.
+    3. The decode node has the KV: its tokens come through its link, in step batches, up to Finished.
+
+Where the decode node is alone it computes the prompt too, and 1 and 2 fall away. An attempt ends once: finished,
+failed, or dropped by its owner; whichever it is, both nodes are told at once. It lives in calls of its links and has no
+task. Whether there is another attempt is decided in `serving`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from baton.errors import BatonError, NodeUnavailable, NumericalError, Overloaded, TransferError
+from baton.request import FinishReason, Generation
+from baton.timeline import Value
+from baton.v1 import node_pb2, types_pb2
+from baton.v1.types_pb2 import TokenLogprobs
+from router.nodes.errors import Refused, failed_error, finished_error
+from router.nodes.leg import Leg
+from router.nodes.link import NodeLink
+from router.recent import RECENT
+
+_GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+_LOST_ROWS = "tokens were lost between node and router"
+
+
+class Owner(Protocol):
+    """What an attempt tells the request that it serves."""
+
+    def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
+        """The next output tokens."""
+
+    def note(self, num_cached_tokens: int, **timings: float) -> None:
+        """How long a part took, in seconds."""
+
+    def mark(self, name: str, **attributes: Value) -> None:
+        """For its timeline: this happens now."""
+
+
+class Attempt(Leg):
+    """A leg of both nodes' links. `run` may be cancelled at any time."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        prefill: NodeLink | None,
+        decode: NodeLink | None,
+        owner: Owner,
+        on_first_token: Callable[[], None],
+    ) -> None:
+        """`prefill` None: all on the decode node. `decode` None: one token is wanted, and the prefill node draws it."""
+        self.key = generation.key
+        self.attempt = generation.attempt
+        self.fresh: list[int] = []
+        self._generation = generation.to_proto()
+        self._first_index = generation.num_output_tokens
+        self._wants_logprobs = generation.sampling.num_logprobs >= 0
+        self._prefill, self._decode = prefill, decode
+        self._owner = owner
+        self._on_first_token = on_first_token
+        self._prefill_matters = self._prefill_runs = prefill is not None
+        self._expects_first = prefill is not None  # the prefill node's token, which comes before all others
+        self.next_index = self._first_index + self._expects_first
+        self._held: list[Callable[[], None]] = []  # what the decode node said before that token was here
+        self._ended: asyncio.Future[FinishReason] = asyncio.get_running_loop().create_future()
+        self._decode_runs = decode is not None
+        self.prefill_s = 0.0
+        self.transferred: node_pb2.Transferred | None = None
+
+    async def run(self) -> FinishReason:
+        """Returns when the request has finished. Raises Refused, or a BatonError: of the request, or of a node."""
+        try:
+            self._start()
+            return await self._ended
+        finally:
+            self._drop()
+
+    def on_granted(self, granted: node_pb2.Granted) -> None:
+        """The decode node's word that it has taken the request up."""
+        if self._prefill is None:
+            self._owner.mark("accepted", attempt=self.attempt)
+            return
+        self._owner.mark("grant", attempt=self.attempt)
+        self._prefill.grant(granted)
+
+    def on_first_token(self, first: types_pb2.FirstToken) -> None:
+        """The prefill node's."""
+        if not self._expects_first or self._ended.done():
+            return
+        self._on_first_token()
+        self._owner.mark("first token", attempt=self.attempt)
+        reason = FinishReason(first.finish_reason)
+        if reason is FinishReason.ERROR:
+            self.fail(NumericalError("the model produced invalid numbers for this request"))
+            return
+        if first.index != self._first_index:
+            self.fail(TransferError("the first token is not the one that was asked for"))
+            return
+        self._take_first(first, reason)
+
+    def on_transferred(self, transferred: node_pb2.Transferred) -> None:
+        """The prefill node has done its part."""
+        self.transferred = transferred
+        self._prefill_matters = self._prefill_runs = False
+        self._owner.note(0, transfer_s=transferred.tail_s)
+        num_bytes = transferred.num_bytes
+        self._owner.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transferred.transport)
+        if self._prefill is not None and self._decode is not None:
+            RECENT.transfer(self._prefill.record.node_id, self._decode.record.node_id, num_bytes)
+            self._prefill.detach(self)
+
+    def on_tokens(self, logprobs: list[TokenLogprobs] | None) -> None:
+        """Tokens from the decode node."""
+        tokens, self.fresh = self.fresh, []
+        rows = None
+        if self._wants_logprobs:
+            by_index = {row.index: row for row in logprobs or ()}
+            rows = [by_index[at] for at in range(self.next_index - len(tokens), self.next_index) if at in by_index]
+            if len(rows) != len(tokens):
+                self.fail(TransferError("log-probabilities were lost between node and router"))
+                return
+        if self._expects_first:
+            self._held.append(partial(self._owner.emit, tokens, rows))
+        else:
+            self._owner.emit(tokens, rows)
+
+    def on_started(self, started: types_pb2.Started) -> None:
+        """The decode node's first step with this request: it has all of the KV."""
+        timings = {"first_decode_s": started.first_step_s}
+        if self._prefill is None:
+            timings |= {"queue_s": started.queue_s, "prefill_s": started.prefill_s}
+            self._on_first_token()
+        elif not self._expects_first:
+            self._prefill_matters = False
+        self._owner.note(started.num_cached_tokens if self._prefill is None else 0, **timings)
+
+    def on_finished(self, finished: types_pb2.Finished) -> None:
+        """The decode node's last word."""
+        self._decode_runs = False
+        if self._expects_first and FinishReason(finished.reason) in _GOOD_ENDS:
+            self._held.append(partial(self._finish, finished))
+        else:
+            self._finish(finished)
+
+    def on_failed(self, failed: node_pb2.Failed, link: NodeLink) -> None:
+        """Where the prefill node's part no longer matters, neither does its failure."""
+        error = failed_error(failed, link)
+        if link is self._decode:
+            self._decode_runs = False
+            self.fail(error)
+            return
+        self._prefill_runs = False
+        if self._prefill_matters:
+            self.fail(error)
+
+    def on_rows_lost(self) -> None:
+        """Another attempt has to begin where the last row was."""
+        self.fail(TransferError(_LOST_ROWS))
+
+    def on_lost(self, link: NodeLink) -> None:
+        """From the end of the transfer on the prefill node may die without harm."""
+        if link is self._decode or self._prefill_matters:
+            self.fail(NodeUnavailable("the node was lost"))
+
+    def fail(self, error: BatonError) -> None:
+        """The attempt is over without having finished. Idempotent."""
+        if not self._ended.done():
+            self._ended.set_exception(error)
+
+    def _start(self) -> None:
+        prefill, decode = self._prefill, self._decode
+        try:
+            if prefill is not None:
+                prefill.start(self, self._generation)
+            if decode is not None:
+                decode.start(self, self._generation, None if prefill is None else prefill.record)
+        except Overloaded as error:
+            raise Refused(error.message) from None
+
+    def _finish(self, finished: types_pb2.Finished) -> None:
+        reason = FinishReason(finished.reason)
+        if reason is FinishReason.ERROR:
+            self.fail(finished_error(finished))
+        elif reason is FinishReason.ABORT:
+            self.fail(NodeUnavailable("the node gave the request up"))
+        elif finished.num_output_tokens != self.next_index:
+            self.fail(TransferError(_LOST_ROWS))
+        else:
+            self._succeed(reason)
+
+    def _succeed(self, reason: FinishReason) -> None:
+        if not self._ended.done():
+            self._ended.set_result(reason)
+
+    def _take_first(self, first: types_pb2.FirstToken, reason: FinishReason) -> None:
+        self.prefill_s = first.prefill_s
+        self._owner.note(first.num_cached_tokens, queue_s=first.queue_s, prefill_s=first.prefill_s)
+        self._expects_first = False
+        self._owner.emit([first.token_id], [first.logprobs] if self._wants_logprobs else None)
+        if reason is not FinishReason.UNFINISHED:
+            self._prefill_runs = False
+            self._succeed(reason)
+        elif self._decode is None:
+            self._succeed(FinishReason.LENGTH)
+        held, self._held = self._held, []
+        for call in held:
+            call()
+
+    def _drop(self) -> None:
+        """Both nodes forget the attempt, whatever it had come to."""
+        if not self._ended.done():
+            self._ended.cancel()
+        elif not self._ended.cancelled():
+            self._ended.exception()  # seen, also where the owner was cancelled at the same time
+        for link, runs in ((self._prefill, self._prefill_runs), (self._decode, self._decode_runs)):
+            if link is not None:
+                link.detach(self)
+                if runs:
+                    link.cancel(self)

@@ -1,0 +1,244 @@
+"""The life of a request in the router, from `submit` to the last call on its sink.
+
+    1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
+    2. attempted   (`serving`, `attempt`) both legs run; tokens go to the sink as they come. What is wanted of the
+                   prompt itself (`prompt_attempt`) comes before, from one node alone.
+    3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
+       replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
+                   the next attempt number. Four failures in a row, none of which got on, end the request; a node that
+                   merely refuses is no failure.
+    4. ended       finished, failed, cancelled, or out of time. Both nodes forget it.
+
+Steps 1 to 3 are one task per request, asleep while tokens flow. The router owns what a stream is made of: prompt,
+parameters, seed, tokens sent. Which text comes of it is the HTTP side's business, which node lives the links'.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import time
+import uuid
+from functools import partial
+
+import msgspec
+from prometheus_client import Gauge
+
+from baton import redis_client, tasks
+from baton.errors import BatonError, DeadlineExceeded, NoCapacity, Overloaded
+from baton.redis_client import REDIS_ERRORS, TIMEOUT_S
+from baton.registry import NodeRecord, Registration, list_nodes, mint_epoch
+from baton.timeline import TimelineBook
+from baton.tls import Identity
+from router.job import Job, Sink
+from router.nodes.fleet_view import FleetView, ModelFacts
+from router.nodes.link import STATES, NodeLink
+from router.placing.admission import Limits
+from router.placing.placer import Placer
+from router.placing.prefix_replica import WAIT_S, PrefixReplica
+from router.running import Running
+from router.serving.serving import Serving
+
+_log = logging.getLogger(__name__)
+
+_IN_FLIGHT = Gauge("baton_router_requests_in_flight", "Requests between submission and their last token")
+_NODES = Gauge("baton_router_nodes", "Nodes as this router sees them", ["pool", "state"])
+_WAITING = Gauge("baton_router_requests_waiting", "Requests that no node has been chosen for yet")
+_WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Prompt tokens of those")
+
+
+class DispatchConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of the dispatcher."""
+
+    max_in_flight: int = 4096
+    max_full_wait_s: float = 30.0
+    max_waiting: int = 1024
+    max_ttft_s: float = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        """Of waiting."""
+        return Limits(max_waiting=self.max_waiting, max_full_wait_s=self.max_full_wait_s, max_ttft_s=self.max_ttft_s)
+
+
+class Dispatcher:
+    """The control side of a router."""
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        endpoint: str,
+        router_id: str = "",
+        service_token: str = "",
+        tls: Identity | None = None,
+        models: tuple[str, ...] = (),
+        metrics_url: str = "",
+        config: DispatchConfig | None = None,
+        timelines: TimelineBook | None = None,
+    ) -> None:
+        """`endpoint` is the router's own HTTP host:port, for the registry."""
+        self.router_id = router_id or f"router-{uuid.uuid4().hex[:12]}"
+        self._config = config or DispatchConfig()
+        self._redis = redis_client.connect(redis_url)
+        self._stream_redis = redis_client.connect(redis_url, WAIT_S + 20 * TIMEOUT_S)
+        self._registration = Registration(
+            self._redis,
+            NodeRecord(
+                node_id=self.router_id,
+                role="router",
+                epoch=mint_epoch(),
+                state="ready",
+                address=endpoint,
+                metrics_url=metrics_url,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                models=models,
+            ),
+        )
+        self._replica = PrefixReplica(self._redis, self._stream_redis)
+        self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes, tls)
+        self._keys = itertools.count(1)
+        self._placer = Placer(self._fleet, self._replica, self._config.limits)
+        self._serving = Serving(self.router_id, self._fleet, self._placer)
+        self._in_flight: dict[int, Running] = {}
+        self.timelines = timelines or TimelineBook()
+        _WAITING.set_function(lambda: len(self.waiting()))
+        for role, state in itertools.product(("prefill", "decode"), STATES):
+            _NODES.labels(role, state).set_function(partial(self._count, role, state))
+        _WAITING_TOKENS.set_function(lambda: sum(running.num_tokens for running in self.waiting()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a node of each pool is there."""
+        return self._fleet.ready
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What the fleet serves; None until the first node has been found."""
+        return self._fleet.facts
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests submitted and not ended."""
+        return len(self._in_flight)
+
+    @property
+    def num_routers(self) -> int:
+        """Routers of the fleet that live, as far as is known."""
+        return self._fleet.num_routers
+
+    @property
+    def expects_prefill(self) -> bool:
+        """Whether the fleet has a prefill pool."""
+        return self._fleet.expects_prefill
+
+    @property
+    def links(self) -> list[NodeLink]:
+        """Every node that this router knows, be it out of reach."""
+        return self._fleet.links
+
+    def waiting(self) -> list[Running]:
+        """Those that no node has been chosen for."""
+        return [running for running in self._in_flight.values() if running.is_waiting]
+
+    async def services(self) -> list[NodeRecord] | None:
+        """What the registry lists; None where Redis does not answer."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await list_nodes(self._redis)
+        except REDIS_ERRORS:
+            return None
+
+    @property
+    def num_index_blocks(self) -> int:
+        """Blocks that the copy of the prefix index holds."""
+        return self._replica.num_blocks
+
+    def nodes(self) -> list[NodeRecord]:
+        """The nodes as this router sees them, each with its last load; `state` is "starting" for one out of reach."""
+        return [_seen(link) for link in self._fleet.links]
+
+    async def start(self) -> None:
+        """Register, find the nodes, follow the prefix index. Waits for none of them."""
+        await self._registration.start()
+        await self._replica.start()
+        await self._fleet.start()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Leave the registry's list of ready routers, and return when no request is left or time is up."""
+        self._registration.update(state="draining")
+        if waiting := self._tasks():
+            await asyncio.wait(waiting, timeout=timeout_s)
+
+    async def stop(self) -> None:
+        """Cancel what is in flight and let go of everything. Idempotent."""
+        await asyncio.gather(*(tasks.end(task) for task in self._tasks()))
+        await self._fleet.stop()
+        await self._replica.stop()
+        await self._registration.stop()
+        await self._redis.aclose()
+        await self._stream_redis.aclose()
+
+    def submit(self, job: Job, sink: Sink) -> Running:
+        """Take a request on; raises Overloaded where too many are in flight."""
+        if len(self._in_flight) >= self._config.max_in_flight:
+            raise Overloaded("too many requests at present")
+        running = Running(job, sink, next(self._keys))
+        self.timelines.add(running.timeline)
+        self._in_flight[running.key] = running
+        _IN_FLIGHT.set(len(self._in_flight))
+        running.task = asyncio.create_task(self._serve(running))
+        running.task.add_done_callback(lambda _: self._forget(running))
+        return running
+
+    def _count(self, role: str, state: str) -> int:
+        return sum(link.record.role == role and link.health == state for link in self.links)
+
+    def _tasks(self) -> "list[asyncio.Task[None]]":
+        return [running.task for running in self._in_flight.values() if running.task is not None]
+
+    def _forget(self, running: Running) -> None:
+        running.timeline.end()
+        running.task = None  # what a cancelled one was doing holds on to `running`
+        del self._in_flight[running.key]
+        _IN_FLIGHT.set(len(self._in_flight))
+
+    async def _serve(self, running: Running) -> None:
+        try:
+            async with asyncio.timeout(running.job.deadline_s - time.monotonic()):
+                running.finish(await self._serving.run(running))
+        except TimeoutError:
+            running.fail(self._timeout_error(running))
+        except BatonError as error:
+            running.fail(error)
+        except asyncio.CancelledError:
+            running.fail(NoCapacity("the router is stopping"))  # nobody hears it where the client cancelled
+            raise
+        except Exception:  # an edge: this request fails, the router goes on
+            _log.exception("a request failed", extra={"request_id": running.job.request_id})
+            running.fail(BatonError("internal error"))
+
+    def _timeout_error(self, running: Running) -> BatonError:
+        if running.usage.num_attempts == 0 or not (self.ready or running.wants_prompt):
+            return NoCapacity("no node could take the request before its deadline")
+        return DeadlineExceeded("the request took longer than its deadline")
+
+    def _on_nodes(self, fleet: FleetView) -> None:
+        if fleet.facts is not None:
+            nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
+            self._replica.follow(fleet.facts.model_fingerprint, nodes)
+        self._placer.nodes_changed()
+
+
+def _seen(link: NodeLink) -> NodeRecord:
+    load = link.load
+    return msgspec.structs.replace(
+        link.record,
+        state="starting" if not link.alive else "draining" if link.draining else "ready",
+        num_blocks=load.num_blocks or link.record.num_blocks,
+        num_free_blocks=load.num_free_blocks,
+        num_running=load.num_running,
+        num_waiting=load.num_waiting,
+    )

@@ -1,0 +1,127 @@
+"""One attempt at the part of a request that is about its prompt alone, on one node: no transfer, no decode node.
+
+Its results count only once all of them are here, so another attempt begins anew and nothing is reported twice. Where a
+token was drawn as well, and more are wanted, the request goes on from there as after any failover.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from grpc import aio
+
+from baton.errors import BatonError, NodeUnavailable, TransferError
+from baton.request import FinishReason, Generation
+from baton.v1 import prompt_pb2
+from baton.v1.types_pb2 import TokenLogprobs
+from router.job import PromptResult, PromptWork
+from router.nodes.errors import rpc_error
+from router.nodes.leg import Leg
+from router.nodes.link import NodeLink
+
+
+class Owner(Protocol):
+    """What the attempt tells the request that it serves."""
+
+    def emit_prompt(self, result: PromptResult) -> None:
+        """All that was asked for of the prompt."""
+
+    def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
+        """The next output tokens."""
+
+    def note(self, num_cached_tokens: int, **timings: float) -> None:
+        """How long a part took, in seconds."""
+
+
+class PromptAttempt(Leg):
+    """The node's link tells it no more than that the node was lost."""
+
+    def __init__(
+        self, generation: Generation, work: PromptWork, link: NodeLink, owner: Owner, on_computed: Callable[[], None]
+    ) -> None:
+        self.key = generation.key
+        self.attempt = generation.attempt
+        self.fresh: list[int] = []
+        self._generation = generation
+        self._work = work
+        self._link = link
+        self._owner = owner
+        self._on_computed = on_computed
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> FinishReason:
+        """UNFINISHED where the request goes on. Raises Refused, or a BatonError: of the request, or of the node."""
+        self._link.attach(self)
+        reading = asyncio.create_task(self._read())
+        try:
+            either: set[asyncio.Future[Any]] = {reading, self._lost}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                self._lost.result()
+            result, computed = reading.result()
+        finally:
+            reading.cancel()
+            self._forget_loss()
+            self._link.detach(self)
+        self._on_computed()
+        return self._tell(result, computed)
+
+    def on_lost(self, link: NodeLink) -> None:
+        """Another node has to do it."""
+        self.fail(NodeUnavailable("the node was lost"))
+
+    def fail(self, error: BatonError) -> None:
+        """It is over. Idempotent."""
+        if not self._lost.done():
+            self._lost.set_exception(error)
+
+    def _forget_loss(self) -> None:
+        if self._lost.done():
+            self._lost.exception()  # seen
+        else:
+            self._lost.cancel()
+
+    async def _read(self) -> tuple[PromptResult, prompt_pb2.Computed]:
+        work, link = self._work, self._link
+        rows: list[prompt_pb2.PromptLogprobs] = []
+        request = prompt_pb2.PromptRequest(
+            generation=self._generation.to_proto(),
+            scores=work.num_logprobs >= 0,
+            num_logprobs=max(work.num_logprobs, 0),
+            embeds=work.embeds,
+            dimensions=work.dimensions,
+            router_id=self._generation.router_id,
+        )
+        call = link.prompt.Compute(request, timeout=self._generation.timeout_ms / 1000, metadata=link.metadata)
+        try:
+            async for event in call:
+                if event.HasField("computed"):
+                    return PromptResult(rows, event.computed.embedding), self._checked(rows, event.computed)
+                rows.append(event.logprobs)
+        except aio.AioRpcError as error:
+            raise rpc_error(error, link) from None
+        finally:
+            call.cancel()
+        raise TransferError("the node ended early")
+
+    def _checked(self, rows: list[prompt_pb2.PromptLogprobs], computed: prompt_pb2.Computed) -> prompt_pb2.Computed:
+        num_rows = 1
+        for part in rows:
+            if part.position != num_rows:
+                raise TransferError("log-probabilities were lost between node and router")
+            num_rows += len(part.logprobs)
+        if self._work.num_logprobs >= 0 and num_rows != self._generation.num_prompt_tokens:
+            raise TransferError("log-probabilities were lost between node and router")
+        if self._work.embeds and not computed.embedding:
+            raise TransferError("no embedding came")
+        return computed
+
+    def _tell(self, result: PromptResult, computed: prompt_pb2.Computed) -> FinishReason:
+        self._owner.note(computed.num_cached_tokens, queue_s=computed.queue_s, prefill_s=computed.prefill_s)
+        self._owner.emit_prompt(result)
+        if not computed.HasField("first_token"):
+            return FinishReason.UNFINISHED
+        first = computed.first_token
+        wants_logprobs = self._generation.sampling.num_logprobs >= 0
+        self._owner.emit([first.token_id], [first.logprobs] if wants_logprobs else None)
+        return FinishReason(first.finish_reason)

@@ -1,0 +1,138 @@
+"""A request's attempts, one after another, until one of them finishes it.
+
+The router owns what a stream is made of (`running`), so each attempt begins where the one before it stopped.
+"""
+
+import itertools
+import logging
+import time
+
+import msgspec
+from prometheus_client import Counter
+
+from baton.errors import BatonError, Cancelled, NoCapacity, NodeUnavailable, TransferError
+from baton.request import FinishReason, Generation
+from router.nodes.errors import Refused
+from router.nodes.fleet_view import FleetView
+from router.placing.placement import Placement
+from router.placing.placer import Placer
+from router.running import Paused, Running
+from router.serving.attempt import Attempt
+from router.serving.prompt_attempt import PromptAttempt
+
+MAX_ATTEMPTS = 4  # that decoded nothing; those that did may be many, where nodes keep dying under a long request
+MAX_FAILURES = 16
+
+_log = logging.getLogger(__name__)
+
+_PAUSES = Counter(
+    "baton_router_pauses", "Requests taken off their nodes until a client that reads slowly has caught up"
+)
+_FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
+
+
+class Serving:
+    """Of one router's requests."""
+
+    def __init__(self, router_id: str, fleet: FleetView, placer: Placer) -> None:
+        self._router_id, self._fleet, self._placer = router_id, fleet, placer
+
+    async def run(self, running: Running) -> FinishReason:
+        """Why it ended. Raises the error that ends it otherwise; its deadline is the caller's."""
+        num_failures = num_in_vain = 0
+        for attempt in itertools.count():
+            if (reason := running.reached_end) is not None:
+                return reason
+            await running.resumed()
+            placement = await self._place(running, attempt)
+            num_before = len(running.output)
+            running.usage.num_attempts += 1
+            try:
+                running.check_wanted()
+                running.leg = leg = self._attempt(running, attempt, placement)
+                with placement.timed(running.timeline, "attempt", attempt):
+                    reason = await leg.run()
+                if reason is not FinishReason.UNFINISHED:
+                    self._learn(running, leg, placement)
+                    return reason
+            except Paused:
+                _PAUSES.inc()
+            except Refused:
+                running.usage.num_attempts -= 1
+                _FAILOVERS.labels("refused").inc()
+                self._placer.check_patience(running)
+            except (NodeUnavailable, TransferError, Cancelled) as error:
+                num_failures += 1
+                num_in_vain = 1 if len(running.output) > num_before + 1 else num_in_vain + 1  # 1: the prefill node's
+                if isinstance(error, TransferError):
+                    self._note_trouble(running, placement)
+                self._log_failure(running, error, num_failures)
+                if num_in_vain == MAX_ATTEMPTS or num_failures == MAX_FAILURES:
+                    raise NoCapacity("the nodes that served the request were lost, one after another") from None
+            finally:
+                running.leg = None
+                placement.end()
+        raise AssertionError("unreachable")
+
+    async def _place(self, running: Running, attempt: int) -> Placement:
+        asked_s, running.is_waiting = time.monotonic(), True
+        placement = await self._placer.place(running)
+        running.is_waiting = False
+        running.timeline.add("route", asked_s, attempt=attempt, **placement.described)
+        return placement
+
+    def _note_trouble(self, running: Running, placement: Placement) -> None:
+        running.troubled.update(placement.node_ids)
+        if placement.prefill is not None and placement.decode is not None:
+            self._fleet.cut_pairs.failed(placement.prefill.record, placement.decode.record)
+
+    def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt | PromptAttempt:
+        job = running.job
+        generation = Generation(
+            request_id=job.request_id,
+            key=running.key,
+            attempt=number,
+            token_ids=running.token_ids,
+            num_prompt_tokens=len(job.token_ids),
+            sampling=job.sampling,
+            cache_salt=job.cache_salt,
+            timeout_ms=max(int(1000 * (job.deadline_s - time.monotonic())), 1),
+            router_id=self._router_id,
+            traceparent=job.traceparent,
+        )
+        if running.wants_prompt and job.prompt_work is not None and placement.prefill is not None:
+            running.computed_by = placement.prefill.record.node_id
+            return PromptAttempt(
+                _of_prompt(generation), job.prompt_work, placement.prefill, running, placement.computed
+            )
+        if placement.prefill is not None and placement.decode is not None:
+            self._fleet.cut_pairs.trying(placement.prefill.record, placement.decode.record)
+        return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
+
+    def _learn(self, running: Running, leg: Attempt | PromptAttempt, placement: Placement) -> None:
+        """What a finished request tells about the next ones."""
+        costs = self._fleet.costs
+        if running.output:
+            costs.note_output(len(running.output))
+        if isinstance(leg, Attempt) and leg.transferred is not None:
+            costs.transfer.note(leg.transferred.num_blocks, 1000 * leg.prefill_s, 1000 * leg.transferred.tail_s)
+            if placement.prefill is not None and placement.decode is not None and leg.transferred.num_blocks:
+                self._fleet.cut_pairs.carried(placement.prefill.record, placement.decode.record)
+
+    def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:
+        _FAILOVERS.labels(str(error.code)).inc()
+        _log.warning(
+            "attempt failed (%d) after %d tokens: %s",
+            num_failures,
+            len(running.output),
+            error.message,
+            extra={"request_id": running.job.request_id},
+        )
+
+
+def _of_prompt(generation: Generation) -> Generation:
+    """For the node that works on the prompt. Where a grammar governs the output, it draws no token of it."""
+    if generation.sampling.grammar is None:
+        return generation
+    sampling = msgspec.structs.replace(generation.sampling, max_tokens=0, grammar=None)
+    return msgspec.structs.replace(generation, sampling=sampling)
