@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.plants import PLANTS, find
-from tests.simulation.scenario import CALM, FROZEN, LONGEST_STALL_S, SINGLE, STORM, simulate
+from tests.simulation.scenario import CALM, FROZEN, SINGLE, STORM, simulate
 
 ROOT = Path(__file__).parents[2]
 MAX_SEEDS = 16  # to find a planted bug in; most show in the first
@@ -39,8 +39,10 @@ def test_one_fault_fails_no_request(seed):
 
 @pytest.mark.parametrize("kind", FROZEN.kinds)
 def test_whatever_a_frozen_prefill_node_was_doing_its_requests_wait_for_3_s_at_most(kind):
-    report = simulate(0, dataclasses.replace(FROZEN, kinds=(kind,)))
-    assert 0.8 < report.longest_stall_s < LONGEST_STALL_S  # somebody has waited for the suspicion
+    """`simulate` sees to the 3 s; in one run at least somebody has to have waited for the suspicion."""
+    scenario = dataclasses.replace(FROZEN, kinds=(kind,))
+    assert scenario.longest_stall_s == 3.0
+    assert any(simulate(seed, scenario).longest_stall_s > 0.8 for seed in range(6))
 
 
 @pytest.mark.parametrize("seed", range(6))
