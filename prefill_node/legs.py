@@ -41,6 +41,7 @@ class PrefillLeg:
         self._block_ids: list[int] = []  # in order, all of them, once it is scheduled
         self.output: asyncio.Future[Output] = self._loop.create_future()
         self.transfer: OutgoingTransfer | None = None
+        self.granted = asyncio.Event()
         self.opened: asyncio.Future[None] = self._loop.create_future()  # the transfer is, or cannot be
         self.last_block_hash = b""  # of the last full block of its tokens
         self.is_ending = False  # the owner cleans up: that must not be interrupted
@@ -68,7 +69,16 @@ class PrefillLeg:
         if self._grant is None and not self.is_ending:
             self.timeline.mark("grant", num_blocks=grant.num_missing_blocks)
             self._grant = grant
+            self.granted.set()
             self._open_if_ready()
+
+    def set_aside(self) -> bool:
+        """Forget its blocks, which its owner then gives back; not where the transfer has begun, or cannot."""
+        if self.opened.done():
+            return False
+        self._block_ids, self._num_ready_blocks = [], [0] * len(self._num_ready_blocks)
+        self.output = self._loop.create_future()
+        return True
 
     def _open_if_ready(self) -> None:
         if self._grant is None or not self._block_ids or self.is_ending or self.opened.done():

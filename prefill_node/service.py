@@ -4,6 +4,7 @@
     computing    scheduled: it has all its blocks, and as each layer group of each chunk is done it says so. From the
                  grant on, which comes before, during or after this, those blocks are sent while the rest is computed
     sampled      token 0 goes to the router; the blocks stay held
+    set aside    there is no grant after a while: the blocks are released, and computed again when it is here
     committing   the last blocks are sent; the decode node checks and accepts
     over         the router is told, the blocks are released (and stay cached)
 
@@ -14,6 +15,8 @@ nothing reads them any more: after the commit, or when `OutgoingTransfer.abort` 
 
 import asyncio
 import time
+
+import msgspec
 
 from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
@@ -32,6 +35,8 @@ from engine.wire import first_token
 from kv_transfer.sender import KVSender
 from prefill_node.legs import PrefillLeg
 from prefill_node.outputs import Outputs
+
+GRANT_PATIENCE_S = 0.5  # grants come in milliseconds where the decode node has room
 
 
 class PrefillService:
@@ -101,11 +106,32 @@ class PrefillService:
         if (session := self._sessions.of(leg)) is not None:
             session.add_first_token(first_token(output))
         if output.finish_reason is FinishReason.UNFINISHED:
-            await leg.opened
+            await self._opened(leg)
             await self._commit(leg, output)
 
-    def _add(self, engine: Engine, leg: PrefillLeg) -> None:
-        request = leg.request = engine.add(leg.generation, prefill_only=True, grammar=leg.grammar)
+    async def _opened(self, leg: PrefillLeg) -> None:
+        """The transfer is. Who waits long for a grant gives its blocks back, and computes what is gone of them then.
+
+        Else prompts that wait for blocks of a decode node would hold those that granted ones wait for here, and hold
+        blocks there: with two routers each node may have begun with other requests, and all would wait for ever.
+        """
+        await asyncio.wait([leg.opened], timeout=GRANT_PATIENCE_S)
+        if leg.set_aside():
+            await self._step_loop.call(lambda engine: self.outputs.release(engine, leg))
+            leg.timeline.mark("set aside")
+            await leg.granted.wait()
+            await self._step_loop.call(lambda engine: self._add(engine, leg, is_told=True))
+            if error := (await leg.output).error:
+                raise error
+        await leg.opened
+
+    def _add(self, engine: Engine, leg: PrefillLeg, *, is_told: bool = False) -> None:
+        """`is_told`: the router has its first token; what is drawn now is not wanted, and must not be an end."""
+        generation, grammar = leg.generation, leg.grammar
+        if is_told:
+            sampling = msgspec.structs.replace(generation.sampling, ignore_eos=True, stop_token_ids=(), grammar=None)
+            generation, grammar = msgspec.structs.replace(generation, sampling=sampling), None
+        request = leg.request = engine.add(generation, prefill_only=True, grammar=grammar)
         num_full = len(leg.generation.token_ids) // self._layout.block_size
         leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
         leg.timeline.more = lambda: events(request, engine.steps.times)
