@@ -32,7 +32,10 @@ from bench._load.workload import Body
 from bench._sse_client import Stream
 
 SHOWN = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "e2e_p99_s")
-_STAMP = re.compile(r"^(\d\d):(\d\d):(\d\d\.\d+) (=> Send header|<= Recv data)", re.MULTILINE)
+_PIECE = re.compile(
+    r"^(\d\d):(\d\d):(\d\d\.\d+) (=> Send header|<= Recv data).*\n((?:[0-9a-f]{4,}: .*\n?)*)", re.MULTILINE
+)
+_HAS_TEXT = re.compile(r'"text": ?"[^"]')
 _DAY_S = 86400
 
 
@@ -111,13 +114,13 @@ async def _ask(load: argparse.Namespace, body: Body, trace: Path) -> Stream:
 
 def _stream(answer: str, trace: Path) -> Stream:
     """What curl saw; of the times of tokens only the first and the last."""
-    stamps = [
-        (int(hours) * 3600 + int(minutes) * 60 + float(seconds), what)
-        for hours, minutes, seconds, what in _STAMP.findall(trace.read_text(errors="replace"))
+    pieces = [
+        (int(hours) * 3600 + int(minutes) * 60 + float(seconds), what, re.sub(r"(?m)\n?^[0-9a-f]{4,}: ", "", data))
+        for hours, minutes, seconds, what, data in _PIECE.findall(trace.read_text(errors="replace"))
     ]
-    sent_s = next((at_s for at_s, what in stamps if what.startswith("=>")), 0.0)
-    came_s = [(at_s - sent_s) % _DAY_S for at_s, what in stamps if what.startswith("<=")]
-    is_whole = "data: [DONE]" in answer
+    sent_s = next((at_s for at_s, what, _ in pieces if what.startswith("=>")), 0.0)
+    came_s = [(at_s - sent_s) % _DAY_S for at_s, what, data in pieces if _HAS_TEXT.search(data)]
+    is_whole = "data: [DONE]" in answer and bool(came_s)
     stream = Stream(0.0, status=200 if is_whole else 0, error="" if is_whole else answer[:200] or "no answer")
     if is_whole:
         stream.times = [came_s[0], came_s[-1]]

@@ -52,11 +52,18 @@ def test_without_curl_there_is_nothing_to_compare_with(monkeypatch, capsys):
 
 TRACE = """23:59:59.900000 == Info: Connected
 23:59:59.999000 => Send header, 170 bytes (0xaa)
+0000: POST /v1/completions HTTP/1.1
 00:00:00.000000 => Send data, 20 bytes (0x14)
 00:00:00.049000 <= Recv header, 17 bytes (0x11)
 00:00:00.049500 <= Recv data, 80 bytes (0x50)
-0000: data: {"choices": [{"text": "a"}]}
+0000: data: {"choices": [{"text": ""}]}
+00:00:00.069500 <= Recv data, 80 bytes (0x50)
+0000: data: {"choices": [{"te
+0040: xt": "a"}]}
 00:00:00.109000 <= Recv data, 80 bytes (0x50)
+0000: data: {"choices": [{"text": "b"}]}
+00:00:00.209000 <= Recv data, 80 bytes (0x50)
+0000: data: [DONE]
 """
 
 
@@ -65,7 +72,7 @@ def test_times_are_those_of_the_trace_even_over_midnight(tmp_path):
     usage = 'data: {"usage": {"prompt_tokens": 7, "completion_tokens": 4}}'
     stream = agreement._stream(f"{usage}\n\ndata: [DONE]\n\n", tmp_path / "trace")
     assert (stream.num_prompt_tokens, stream.num_output_tokens) == (7, 4)
-    assert (stream.ttft_s, stream.e2e_s) == (pytest.approx(0.0505), pytest.approx(0.11))
+    assert (stream.ttft_s, stream.e2e_s) == (pytest.approx(0.0705), pytest.approx(0.11))
 
 
 def test_an_answer_without_an_end_is_no_answer(tmp_path):
