@@ -3,6 +3,7 @@
 An event is its type and its fields; a `place` says which item of the response it is about.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ Event = tuple[str, dict[str, Any]]
 Place = dict[str, Any]
 
 
-class Item:
+class Item(ABC):
     """What all of them have."""
 
     def __init__(self, item_id: str) -> None:
@@ -28,21 +29,21 @@ class Item:
         """Of what the model wrote."""
         return len(self.text)
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """As in the response's output."""
-        raise NotImplementedError
 
+    @abstractmethod
     def opening(self, place: Place) -> list[Event]:
         """After it was added."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grow(self, place: Place, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
         """Take more text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def closing(self, place: Place) -> list[Event]:
         """Before it is done."""
-        raise NotImplementedError
 
 
 class _TextItem(Item):
@@ -54,8 +55,8 @@ class _TextItem(Item):
         super().__init__(item_id)
         self._logprobs: list[dict[str, Any]] = []
 
-    def _part(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _part(self) -> dict[str, Any]: ...
 
     def _about(self, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {}
