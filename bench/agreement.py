@@ -42,6 +42,7 @@ _DAY_S = 86400
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; exit code 1 where the two disagree."""
     args = _arguments(argv)
+    args.first_seed = random.randrange(2**30)  # those of an earlier run would be cached as well
     if shutil.which("curl") is None:
         sys.stderr.write("baton bench agreement: curl is what it compares with, and it is not on the PATH\n")
         return 2
@@ -58,7 +59,7 @@ def _round(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], dict[
     """The figures of one load with our client, and of another one like it with the other client."""
     asked = {
         "--url": args.base_url,
-        "--seed": number,
+        "--seed": args.first_seed + number,
         "--requests": args.requests,
         "--output-tokens": args.output_tokens,
         "--concurrency": args.concurrency,
@@ -66,7 +67,7 @@ def _round(args: argparse.Namespace, number: int) -> tuple[dict[str, Any], dict[
     load = serve.parse([str(part) for flag in asked.items() for part in flag])
     load.model = args.model = args.model or asyncio.run(load.target.first_model())
     mine = asyncio.run(serve.measure(load, args.concurrency))
-    load.seed = 1000 + number  # other prompts: the same ones would be cached by now
+    load.seed += args.rounds + 1  # other prompts: the same ones would be cached by now
     return mine, asyncio.run(_with_curl(load, args.concurrency))
 
 

@@ -7,6 +7,7 @@ is installed, it does the same work.
 """
 
 import argparse
+import math
 import os
 import random
 import statistics
@@ -102,12 +103,14 @@ class Peer:
         return best_of(partial(self._run, 1, PROMPT_TOKENS, 1), self._device, repeats=3)
 
     def decode_s(self, batch_size: int, context: int, num_steps: int = 8) -> float:
-        """Seconds of a decode step: of a run with `num_steps` more of them, less a run without."""
-        short, long = (
-            best_of(partial(self._run, batch_size, context, 1 + steps), self._device, repeats=2)
-            for steps in (0, num_steps)
-        )
-        return (long - short) / num_steps
+        """Seconds of a decode step: of a run with `num_steps` more, less a run without. NaN where noise hides it.
+
+        Both take turns, so that whatever else the machine does slows both.
+        """
+        sides = [partial(self._run, batch_size, context, 1 + steps) for steps in (0, num_steps)]
+        rounds = [[best_of(side, self._device, repeats=1) for side in sides] for _ in range(2)]
+        short, long = map(min, zip(*rounds, strict=True))
+        return (long - short) / num_steps if long > short else math.nan
 
     def _run(self, batch_size: int, num_in: int, num_out: int) -> None:
         prompt = torch.randint(100, 500, (batch_size, num_in), device=self._device)
