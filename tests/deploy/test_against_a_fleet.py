@@ -49,14 +49,15 @@ def prometheus(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     enough = fleet.num_answers + 12
     until(lambda: fleet.num_answers > enough and len(prometheus.query("baton:kv_transfers:rate5m > 0")) > 0)
     until(lambda: len(prometheus.query("baton:ttft_seconds:p99 > 0")) > 0)
+    until(lambda: not prometheus.query("sum_over_time(up[1m]) < 3"))  # a starved node answers a scrape too late
     yield prometheus
     prometheus.stop()
 
 
-def until(condition: Any, timeout_s: float = 60) -> None:
+def until(condition: Any, timeout_s: float = 60, what: str = "") -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.1)
 
 
@@ -78,10 +79,14 @@ def test_every_panel_shows_something(path: Path, prometheus: Prometheus):
     for panel in panels(path):
         for target in panel["targets"]:
             query = filled_in(target["expr"], "decode")
-            samples = prometheus.query(query)
-            if "conditional" not in panel.get("tags", []):
-                assert samples, f"{panel['title']}: {query}"
-                assert not all(math.isnan(float(sample["value"][1])) for sample in samples), panel["title"]
+            if "conditional" in panel.get("tags", []):
+                prometheus.query(query)
+            else:
+                until(lambda query=query: shows(prometheus, query), what=f"{panel['title']}: {query}")
+
+
+def shows(prometheus: Prometheus, query: str) -> bool:
+    return not all(math.isnan(float(sample["value"][1])) for sample in prometheus.query(query))
 
 
 def test_dashboards_are_what_build_py_makes_of_them(tmp_path: Path):
@@ -123,8 +128,8 @@ def test_every_rule_evaluates_and_no_alert_is_critical_on_a_healthy_fleet(promet
     assert not [rule["lastError"] for group in rules for rule in group["rules"] if rule["health"] == "err"]
     recorded = {rule["name"] for group in rules for rule in group["rules"] if rule["type"] == "recording"}
     events = {"baton:nodes:down", "baton:redis_failing:count", "baton:kv_transfer_failures:rate5m"}
-    silent = {name for name in recorded - events if not prometheus.query(name)}
-    assert silent <= {"baton:kv_transfer_failure_ratio:rate5m"}
+    always = recorded - events - {"baton:kv_transfer_failure_ratio:rate5m"}
+    until(lambda: all(prometheus.query(name) for name in always), what="a recorded series")
     firing = prometheus.query('ALERTS{severity="critical",alertstate="firing"}')
     assert {alert["metric"]["alertname"] for alert in firing} <= {"BatonTTFTSlow", "BatonTPOTSlow"}  # a busy machine
 
@@ -198,9 +203,12 @@ def queries() -> dict[str, str]:
 
 def test_queries_of_runbooks_are_answered(prometheus: Prometheus):
     assert len(queries()) > 30
-    silent = {query: book for query, book in queries().items() if not prometheus.query(query)}
     of_events = ("baton:kv_transfer_failures", "baton_router_failovers", "deriv(")
-    assert not {query for query in silent if not any(word in query for word in of_events)}
+    for query, book in queries().items():
+        if any(word in query for word in of_events):
+            prometheus.query(query)
+        else:
+            until(lambda query=query: prometheus.query(query), what=f"{book}: {query}")
 
 
 def test_commands_of_runbooks_work_as_pasted(fleet: Fleet, prometheus: Prometheus, tmp_path: Path):
