@@ -18,11 +18,12 @@ from baton.model_dir import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LANGUAGE_MODEL = "language_model."  # of a model of text and images, before the names that it would have alone
 FLOATS = ("F32", "F16", "BF16")
 
 
 class Checkpoint:
-    """The tensors of a model directory, each by its name."""
+    """The tensors of a model directory, each by its name in a model of text alone."""
 
     def __init__(self, model_dir: str | Path) -> None:
         self._dir = Path(model_dir)
@@ -30,7 +31,7 @@ class Checkpoint:
         self._file_of = self._read_index()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return self._stored(name) in self._file_of
 
     @property
     def files(self) -> list[Path]:
@@ -51,6 +52,7 @@ class Checkpoint:
 
         Values are finite where they are in FLOATS. It is a view of the file, valid while that is mapped.
         """
+        name = self._stored(name)
         path = self._file_of.get(name)
         if path is None:
             raise CheckpointError(f"{self._where()}: tensor {name} is missing")
@@ -69,7 +71,10 @@ class Checkpoint:
     def check_finite(self, name: str, values: Tensor) -> None:
         """CheckpointError unless all `values`, which come from the tensor of that name, are finite."""
         if not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
-            raise CheckpointError(f"{self._file_of[name]}: tensor {name} holds NaN or infinite values")
+            raise CheckpointError(f"{self._file_of[self._stored(name)]}: tensor {name} holds NaN or infinite values")
+
+    def _stored(self, name: str) -> str:
+        return _LANGUAGE_MODEL + name if _LANGUAGE_MODEL + name in self._file_of else name
 
     def _slice(self, path: Path, name: str) -> Any:
         try:

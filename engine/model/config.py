@@ -11,7 +11,7 @@ from baton.errors import CheckpointError
 from baton.kv_layout import DTYPE_BYTES
 from baton.model_dir import eos_token_ids, read_json
 from engine.model.architecture import Family, LatentConfig, MixtureConfig, Norms, QKNorm
-from engine.model.families import FAMILIES
+from engine.model.families import FAMILIES, LANGUAGE_MODELS
 from engine.model.fields import Fields
 from engine.model.rope import RopeConfig
 from kernels.api import Activation
@@ -66,8 +66,8 @@ class ModelConfig:
     def load(cls, model_dir: str | Path) -> "ModelConfig":
         """Read `config.json` (and `generation_config.json`); CheckpointError names the file and the field."""
         path = Path(model_dir) / "config.json"
-        raw = read_json(path)
-        architecture, family = _family(path, raw)
+        architecture, raw = _language_model(path, read_json(path))
+        family = FAMILIES[architecture]
         fields = Fields(path, raw, family.defaults)
         if fields.flag("use_bidirectional_attention"):
             fields.refuse("use_bidirectional_attention is set, but only causal models are served")
@@ -135,12 +135,19 @@ def _heads(fields: Fields, family: Family, rope: RopeConfig) -> _Heads:
     return _Heads(num_heads, num_kv_heads, head_dim, 2, int(head_dim * rope.partial), scale, None)
 
 
-def _family(path: Path, raw: dict[str, Any]) -> tuple[str, Family]:
+def _language_model(path: Path, raw: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Its architecture, and the fields that describe it."""
     names = raw.get("architectures") or []
     for name in names:
         if name in FAMILIES:
-            return name, FAMILIES[name]
-    raise CheckpointError(f"{path}: architectures {names} are not known; served are {', '.join(FAMILIES)}")
+            return name, raw
+        if name in LANGUAGE_MODELS:
+            fields = raw | Fields(path, raw, {}).mapping("text_config")
+            if raw.get("tie_word_embeddings") is not None:  # the whole model's word counts
+                fields["tie_word_embeddings"] = raw["tie_word_embeddings"]
+            return LANGUAGE_MODELS[name], fields
+    known = ", ".join([*FAMILIES, *LANGUAGE_MODELS])
+    raise CheckpointError(f"{path}: architectures {names} are not known; served are {known}")
 
 
 def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:

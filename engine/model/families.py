@@ -35,6 +35,13 @@ _GEMMA_DEFAULTS = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+_GEMMA3_DEFAULTS = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "sliding_window_pattern": 6,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 131072,
+}
 _GLM_DEFAULTS = {
     "num_key_value_heads": 2,
     "head_dim": 128,
@@ -127,7 +134,7 @@ FAMILIES = {
         windows=windows.patterned_windows,
     ),
     "Gemma3ForCausalLM": Family(
-        defaults=_GEMMA_DEFAULTS | {"sliding_window_pattern": 6, "rope_theta": 1e6, "max_position_embeddings": 131072},
+        defaults=_GEMMA_DEFAULTS | _GEMMA3_DEFAULTS,
         optional_qkv_bias=True,
         optional_o_bias=True,
         qk_norm="head",
@@ -190,4 +197,10 @@ FAMILIES = {
         mixture=mixtures.deepseek_v3,
         latent=_latent,
     ),
+}
+
+# Models of text and images, of which the text is served: what `text_config` and the tensors of `language_model` are.
+LANGUAGE_MODELS = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
 }

@@ -81,6 +81,27 @@ def test_experts_one_by_one_or_together(stored):
     assert logprobs(changed(directory, together)) == logprobs(directory)
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("gemma3", "Gemma3ForConditionalGeneration"), ("mistral", "Mistral3ForConditionalGeneration")],
+)
+def test_the_text_of_a_model_of_images(stored, name, architecture):
+    directory = stored(name)
+    text = json.loads((directory / "config.json").read_text())
+    fields = dict.fromkeys(text) | {"architectures": [architecture], "text_config": text | {"architectures": None}}
+    seeing = changed(
+        directory,
+        lambda tensors: (
+            {f"language_model.{name}": tensor for name, tensor in tensors.items()} | {"vision_tower.x": torch.ones(3)}
+        ),
+        **fields | {"vision_config": {"hidden_size": 3}},
+    )
+    assert logprobs(seeing) == logprobs(directory)
+    tensor = "language_model.model.layers.2.mlp.up_proj.weight"
+    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.2\.mlp\.up_proj\.weight is missing"):
+        load(changed(seeing, without(tensor)))
+
+
 def test_layers_for_predicting_more_tokens_are_left_alone(stored):
     directory = stored("deepseek-v3")
 

@@ -28,8 +28,8 @@ def load(tmp_path):
 
 def test_an_unknown_architecture_lists_the_known(load):
     with pytest.raises(CheckpointError) as caught:
-        load("Gemma3ForConditionalGeneration")
-    assert "'Gemma3ForConditionalGeneration'" in caught.value.message
+        load("Llama4ForConditionalGeneration")
+    assert "'Llama4ForConditionalGeneration'" in caught.value.message
     assert all(name in caught.value.message for name in FAMILIES)
 
 
@@ -51,6 +51,23 @@ def test_gemma3_has_two_bases_in_both_spellings(load):
         assert model.windows == (512,) * 5 + (0, 512)
         assert (model.rope.kind, model.rope.theta, model.rope.factor) == ("linear", 1e6, 8.0)
         assert (model.local_rope.kind, model.local_rope.theta) == ("default", 1e4)
+
+
+def test_gemma3_as_published_says_little_of_its_text(load):
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    nothing = dict.fromkeys(PLAIN.keys() - {"architectures"})
+    model = load("Gemma3ForConditionalGeneration", **nothing | {"text_config": text, "torch_dtype": "bfloat16"})
+    assert (model.architecture, model.vocab_size, model.num_heads, model.num_kv_heads) == (
+        "Gemma3ForCausalLM",
+        262208,
+        8,
+        4,
+    )
+    assert (model.head_dim, model.dtype, model.rope.max_length) == (256, "bfloat16", 131072)
+    assert model.tie_word_embeddings
+    assert not load("Gemma3ForConditionalGeneration", text_config=text, tie_word_embeddings=False).tie_word_embeddings
+    with pytest.raises(CheckpointError, match="text_config must be an object"):
+        load("Gemma3ForConditionalGeneration", text_config="none")
 
 
 @pytest.mark.parametrize("kinds", [["full_attention"] * 3, ["full_attention"] * 3 + ["chunked_attention"]])
