@@ -16,7 +16,7 @@ from baton.errors import (
     from_code,
 )
 from baton.v1 import node_pb2, types_pb2
-from router.nodes.link import NodeLink
+from router.nodes.leg import Node
 
 _REFUSALS = (Overloaded, NodeUnavailable, NoCapacity)
 _RETRIED = (NodeUnavailable, TransferError, LayoutMismatch, Overloaded, Cancelled)
@@ -26,11 +26,11 @@ class Refused(BatonError):
     """A node did not take the attempt up. Another one may, or this one later."""
 
 
-def failed_error(failed: node_pb2.Failed, link: NodeLink) -> BatonError:
+def failed_error(failed: node_pb2.Failed, node: Node) -> BatonError:
     """Of a leg that a node did not take up, or a prefill node could not bring to its end."""
     error = from_code(failed.code, failed.message, failed.param)
     if isinstance(error, _REFUSALS):
-        link.avoid()
+        node.avoid()
         return Refused(error.message)
     return error
 
@@ -41,14 +41,14 @@ def finished_error(finished: types_pb2.Finished) -> BatonError:
     return TransferError(error.message) if isinstance(error, _RETRIED) else error
 
 
-def rpc_error(error: aio.AioRpcError, link: NodeLink) -> BatonError:
+def rpc_error(error: aio.AioRpcError, node: Node) -> BatonError:
     """What the end of a call means. Where the node has not said so itself, it is the node's end, not the request's."""
     known, status = rpc_errors.error_of(error), error.code()
     said = any(name == "baton-code" for name, _ in error.trailing_metadata() or ())
     if status is StatusCode.RESOURCE_EXHAUSTED or (said and status is StatusCode.UNAVAILABLE):
-        link.avoid()
+        node.avoid()
         return Refused(known.message)
     if said or isinstance(known, InvalidRequest | DeadlineExceeded | TransferError):
         return known
-    link.avoid()
+    node.avoid()
     return NodeUnavailable(status.name)

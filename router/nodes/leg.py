@@ -3,13 +3,17 @@
 An attempt on two nodes is a leg of both links. Where a message can only come from one of them, nobody asks which.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from baton.v1 import node_pb2, types_pb2
 from baton.v1.types_pb2 import TokenLogprobs
 
-if TYPE_CHECKING:
-    from router.nodes.link import NodeLink
+
+class Node(Protocol):
+    """The one that speaks: a leg tells it from others, and may ask for a pause."""
+
+    def avoid(self) -> None:
+        """No new requests for a moment."""
 
 
 class Leg:
@@ -38,11 +42,11 @@ class Leg:
     def on_finished(self, finished: types_pb2.Finished) -> None:
         """The decode node has said its last word on it."""
 
-    def on_failed(self, failed: node_pb2.Failed, link: "NodeLink") -> None:
+    def on_failed(self, failed: node_pb2.Failed, node: Node) -> None:
         """That node has not taken it up, or could not bring it to its end."""
 
     def on_rows_lost(self) -> None:
         """A row that should have come has not."""
 
-    def on_lost(self, link: "NodeLink") -> None:
+    def on_lost(self, node: Node) -> None:
         """Nothing more comes from that node."""

@@ -4,14 +4,10 @@ Rows and words of other attempts are dropped, and so are rows seen before. This 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from baton.v1 import node_pb2, types_pb2
 from baton.v1.types_pb2 import TokenLogprobs
-from router.nodes.leg import Leg
-
-if TYPE_CHECKING:
-    from router.nodes.link import NodeLink
+from router.nodes.leg import Leg, Node
 
 _Legs = Mapping[int, Leg]
 _Word = (
@@ -24,7 +20,7 @@ _Word = (
 )
 
 
-def tell_legs(batch: node_pb2.StepBatch, legs: _Legs, link: "NodeLink") -> None:
+def tell_legs(batch: node_pb2.StepBatch, legs: _Legs, node: Node) -> None:
     """In the order in which a request meets it: taken up, first token, transferred, tokens, its end."""
     for granted in batch.granted:
         if leg := _leg(granted, legs):
@@ -45,7 +41,7 @@ def tell_legs(batch: node_pb2.StepBatch, legs: _Legs, link: "NodeLink") -> None:
             leg.on_finished(finished)
     for failed in batch.failed:
         if leg := _leg(failed, legs):
-            leg.on_failed(failed, link)
+            leg.on_failed(failed, node)
 
 
 def _leg(word: _Word, legs: _Legs) -> Leg | None:

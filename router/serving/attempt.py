@@ -20,7 +20,7 @@ from baton.timeline import Value
 from baton.v1 import node_pb2, types_pb2
 from baton.v1.types_pb2 import TokenLogprobs
 from router.nodes.errors import Refused, failed_error, finished_error
-from router.nodes.leg import Leg
+from router.nodes.leg import Leg, Node
 from router.nodes.link import NodeLink
 from router.recent import RECENT
 
@@ -146,10 +146,10 @@ class Attempt(Leg):
         else:
             self._finish(finished)
 
-    def on_failed(self, failed: node_pb2.Failed, link: NodeLink) -> None:
+    def on_failed(self, failed: node_pb2.Failed, node: Node) -> None:
         """Where the prefill node's part no longer matters, neither does its failure."""
-        error = failed_error(failed, link)
-        if link is self._decode:
+        error = failed_error(failed, node)
+        if node is self._decode:
             self._decode_runs = False
             self.fail(error)
             return
@@ -161,9 +161,9 @@ class Attempt(Leg):
         """Another attempt has to begin where the last row was."""
         self.fail(TransferError(_LOST_ROWS))
 
-    def on_lost(self, link: NodeLink) -> None:
+    def on_lost(self, node: Node) -> None:
         """From the end of the transfer on the prefill node may die without harm."""
-        if link is self._decode or self._prefill_matters:
+        if node is self._decode or self._prefill_matters:
             self.fail(NodeUnavailable("the node was lost"))
 
     def fail(self, error: BatonError) -> None:

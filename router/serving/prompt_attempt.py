@@ -16,7 +16,7 @@ from baton.v1 import prompt_pb2
 from baton.v1.types_pb2 import TokenLogprobs
 from router.job import PromptResult, PromptWork
 from router.nodes.errors import rpc_error
-from router.nodes.leg import Leg
+from router.nodes.leg import Leg, Node
 from router.nodes.link import NodeLink
 
 
@@ -66,7 +66,7 @@ class PromptAttempt(Leg):
         self._on_computed()
         return self._tell(result, computed)
 
-    def on_lost(self, link: NodeLink) -> None:
+    def on_lost(self, node: Node) -> None:
         """Another node has to do it."""
         self.fail(NodeUnavailable("the node was lost"))
 
