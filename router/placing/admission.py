@@ -20,6 +20,7 @@ MAX_RETRY_AFTER_S = 300.0
 TTFT_MARGIN = 1.1  # half of all waits are longer than predicted
 _MAX_MARGIN = 4.0
 _RISE, _FALL = 0.2, 0.005  # of the margin, with a first token later or earlier than it allows
+_CUT_OFF = 1.5  # what somebody who gave up is taken to have waited for, over what it did wait
 _FADING_S = 10.0
 _MAX_IDLE_TENANTS = 4096
 
@@ -189,6 +190,10 @@ class Drain:
         if predicted_s > 0:
             off = min(ttft_s / predicted_s, _MAX_MARGIN) - self.margin
             self.margin = max(self.margin + (_RISE if off > 0 else _FALL) * off, 1.0)
+
+    def gave_up(self, predicted_s: float, waited_s: float) -> None:
+        """Somebody was told that it had waited long enough: its first token would have come later still."""
+        self.came(predicted_s, _CUT_OFF * waited_s)
 
     def check_ttft(self, predicted_s: float, limit_s: float) -> None:
         """Raise Overloaded, with a time after which there is less to wait for, where a first token would be late."""

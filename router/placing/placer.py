@@ -131,7 +131,7 @@ class Placer:
                 try:
                     self.check_patience(running)
                 except Overloaded:
-                    self._drain.came(entry.ttft_s, running.age_s)  # at best: what it was told was wrong
+                    self._drain.gave_up(entry.ttft_s, running.age_s)
                     raise
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S):

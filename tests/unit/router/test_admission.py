@@ -159,6 +159,13 @@ def test_predictions_are_trusted_as_far_as_they_held() -> None:
     assert drain.margin == 1.0
 
 
+def test_who_gave_up_would_have_waited_longer() -> None:
+    drain = Drain()
+    for _ in range(50):
+        drain.gave_up(2.0 / drain.margin, 2.0)  # as long as it had been admitted for, which alone would teach nothing
+    assert drain.margin > 2
+
+
 ENTRIES = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.floats(0, 100), st.integers(1, 1000), st.booleans()),
     max_size=60,
