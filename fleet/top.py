@@ -11,9 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from baton.errors import BatonError
 from fleet import admin_client
 from fleet.admin_client import AdminClient
 
+_PATH = "/admin/fleet"
 _WIDTH = 150  # where there is no terminal to measure
 _SPARKS = "▁▂▃▄▅▆▇█"
 _NUM_SPARKS = 40
@@ -31,15 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until Ctrl-C; with --once, or where nobody watches, one look."""
-    client = AdminClient.from_args(args)
+    last, stale = AdminClient.from_args(args).get(_PATH), ""  # what is wrong from the start ends it
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     if args.once or not sys.stdout.isatty():
-        console.print(render(client.get("/admin/fleet")))
+        console.print(render(last))
         return 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(render(client.get("/admin/fleet")), refresh=True)
+            live.update(Group(Text(stale, "red"), render(last)), refresh=True)
             time.sleep(max(args.interval, 0.2))
+            last, stale = look(args, last)
+
+
+def look(args: argparse.Namespace, last: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What the fleet says now; where nobody answers, what it said last, and why there is no more."""
+    try:
+        return AdminClient.from_args(args).get(_PATH), ""
+    except BatonError as error:
+        return last, f"This is old: {error.message}. Trying again."
 
 
 def render(fleet: dict[str, Any]) -> RenderableType:

@@ -93,6 +93,12 @@ def test_top_once(args, capsys):
     assert "ab12" not in said
 
 
+def test_top_outlives_a_router_that_starts_again(args):
+    assert top.look(args(), {}) == (FLEET, "")
+    assert top.look(args(admin="http://127.0.0.1:1"), FLEET)[0] == FLEET
+    assert "no admin port answers" in top.look(args(admin="http://127.0.0.1:1"), FLEET)[1]
+
+
 def test_trace(args, capsys):
     assert trace.run(args(request_id="r 1")) == 0
     said = capsys.readouterr().out
