@@ -47,7 +47,9 @@ def describe(fleet: state.FleetState, records: list[NodeRecord] | None) -> dict[
         "state": fleet.state,
         "model": fleet.model,
         "served_model_name": list(fleet.served_model_name),
-        "nodes": [_node(p, by_pid.get(p.pid or 0)) for p in fleet.processes if p.role != "redis"],
+        "nodes": [
+            _node(p, by_pid.get(p.pid or 0), answers=records is not None) for p in fleet.processes if p.role != "redis"
+        ],
         "redis": {"pid": redis.pid if redis else None, "answers": records is not None},
         "supervisor": {"pid": fleet.pid},
     }
@@ -63,7 +65,7 @@ async def _records(url: str) -> list[NodeRecord] | None:
         await redis.aclose()
 
 
-def _node(process: state.ProcessState, record: NodeRecord | None) -> dict[str, Any]:
+def _node(process: state.ProcessState, record: NodeRecord | None, *, answers: bool) -> dict[str, Any]:
     node: dict[str, Any] = {
         "id": process.id,
         "role": process.role,
@@ -78,6 +80,8 @@ def _node(process: state.ProcessState, record: NodeRecord | None) -> dict[str, A
         "restarts": process.restarts,
     }
     if record is None:
+        if answers and process.state == "ready":
+            node["state"] = "silent"  # frozen, or cut off from Redis: it does not renew its registration
         return node
     node |= {"epoch": record.epoch, "address": record.address, "metrics": record.metrics_url or process.metrics}
     node |= {"running": record.num_running, "waiting": record.num_waiting, "num_blocks": record.num_blocks}
