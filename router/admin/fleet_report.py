@@ -86,7 +86,8 @@ class FleetReport:
     def _judge(self, nodes: list[dict[str, Any]], num_unplaced: int) -> bottleneck.Bottleneck:
         fields = bottleneck.PoolNode.__struct_fields__
         ready = [bottleneck.PoolNode(**{k: n[k] for k in fields}) for n in nodes if n["state"] == "ready"]
-        return bottleneck.judge(ready, num_unplaced, expects_prefill=self._dispatcher.expects_prefill)
+        verdict = bottleneck.judge(ready, num_unplaced, expects_prefill=self._dispatcher.expects_prefill)
+        return bottleneck.with_missing(verdict, [n["node_id"] for n in nodes if n["state"] in ("lost", "stuck")])
 
     def _node(self, link: NodeLink) -> dict[str, Any]:
         record, load, rates = link.record, link.load, self._rates.of(link)

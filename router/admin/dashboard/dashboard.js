@@ -15,7 +15,10 @@ const charts = {
 };
 const percent = (v) => v === null ? "–" : `${Math.round(100 * v)} %`;
 
-const tails = ([, p95, p99]) => `p95 ${ms(p95).join(" ").trim()}, p99 ${ms(p99).join(" ").trim()}`;
+const tails = ([, p95, p99]) => { // one unit where both have the same
+  const [low, unit] = ms(p95), [high, last] = ms(p99);
+  return `p95 ${low}${unit === last ? "" : ` ${unit}`}, p99 ${high} ${last}`.trim();
+};
 
 const TILES = [
   ["Requests", (n) => [n.requests_per_s.toFixed(1), "/s"], (n) => `${(60 * n.requests_per_s).toFixed(0)} a minute`],
