@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def show(found: dict[str, Any], console: Console) -> None:
     """As a table, one event a row."""
-    facts = ", ".join(f"{name} {value}" for name, value in found["attributes"].items())
+    facts = ", ".join(f"{name} {value}" for name, value in found["attributes"].items() if value != "")
     over = "" if found["complete"] else " so far"
     console.print(
         Text.assemble((f"{found['name']}  ", "bold"), f"{1000 * found['total_s']:.1f} ms{over}", (f"  {facts}", "dim"))
@@ -52,7 +52,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     several = len({e["attributes"].get("attempt") for e in found["events"] if e["name"] == "route"}) > 1
     for event in found["events"]:
         table.add_row(*_row(event, found["total_s"], set() if several else _HIDDEN, width))
-    console.print(table)
+    if found["events"]:
+        console.print(table)
     if found["silent_nodes"]:
         console.print(f"No word from {', '.join(found['silent_nodes'])}: gone, or restarted since.", style="yellow")
 
