@@ -48,7 +48,9 @@ def describe(fleet: state.FleetState, records: list[NodeRecord] | None) -> dict[
         "model": fleet.model,
         "served_model_name": list(fleet.served_model_name),
         "nodes": [
-            _node(p, by_pid.get(p.pid or 0), answers=records is not None) for p in fleet.processes if p.role != "redis"
+            _node(p, by_pid.get(p.pid or 0), others_are_heard=bool(records))
+            for p in fleet.processes
+            if p.role != "redis"
         ],
         "redis": {"pid": redis.pid if redis else None, "answers": records is not None},
         "supervisor": {"pid": fleet.pid},
@@ -65,7 +67,7 @@ async def _records(url: str) -> list[NodeRecord] | None:
         await redis.aclose()
 
 
-def _node(process: state.ProcessState, record: NodeRecord | None, *, answers: bool) -> dict[str, Any]:
+def _node(process: state.ProcessState, record: NodeRecord | None, *, others_are_heard: bool) -> dict[str, Any]:
     node: dict[str, Any] = {
         "id": process.id,
         "role": process.role,
@@ -80,7 +82,7 @@ def _node(process: state.ProcessState, record: NodeRecord | None, *, answers: bo
         "restarts": process.restarts,
     }
     if record is None:
-        if answers and process.state == "ready":
+        if others_are_heard and process.state == "ready":
             node["state"] = "silent"  # frozen, or cut off from Redis: it does not renew its registration
         return node
     node |= {"epoch": record.epoch, "address": record.address, "metrics": record.metrics_url or process.metrics}
