@@ -22,6 +22,7 @@ import uvloop
 from baton import telemetry
 from baton.config import add_flags, from_args
 from baton.errors import ConfigError
+from baton.settings import misspelt
 
 Config = TypeVar("Config")
 Loaded = TypeVar("Loaded")
@@ -84,6 +85,8 @@ def main(
     try:
         config = from_args(config_type, args)
         telemetry.log_to_stderr(getattr(config, "log_level", "info"), getattr(config, "log_format", "text"))
+        for said in misspelt(os.environ):
+            _log.warning(said)
         return _run(settle(config), load, serve)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error.message}\n")

@@ -1,8 +1,11 @@
 """Every flag of every service, once. `baton up` passes them on to the services it starts."""
 
+import dataclasses
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from baton.config import flag
+from baton.config import env_name, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +154,14 @@ class FleetConfig(EngineFlags, OutputFlags):
         "where spans go, over OTLP/HTTP: http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT where it is empty",
         metavar="URL",
     )
+
+
+_LIKE_ENOUGH = 0.88  # BATON_DECOD; not BATON_SERVICE_HOST, which Kubernetes sets where a Service is called baton
+
+
+def misspelt(env: Mapping[str, str]) -> list[str]:
+    """What is said of BATON_ variables that mean nothing, and look much like one that does."""
+    fields = (field for config in (FleetConfig, NodeConfig, RouterConfig) for field in dataclasses.fields(config))
+    known = {env_name(field.name) for field in fields} | {"BATON_HOME"}
+    found = {name: difflib.get_close_matches(name, known, 1, _LIKE_ENOUGH) for name in env if name.startswith("BATON_")}
+    return [f"{name} means nothing: {near[0]}?" for name, near in found.items() if name not in known and near]

@@ -116,7 +116,8 @@ class StreamClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Of asyncio.Protocol."""
         if not self._done.done():
-            self._stream.error = self._stream.error or "connection lost"
+            if not self._is_done:  # where no length was told, the end of an answer is that of its connection
+                self._stream.error = self._stream.error or "connection lost"
             self._done.set_result(None)
 
     def data_received(self, data: bytes) -> None:

@@ -10,7 +10,6 @@ and then a storm: a few streams decode, first alone, then beside long prompts.
 import argparse
 import asyncio
 import itertools
-import json
 import random
 import shlex
 import sys
@@ -32,6 +31,7 @@ from bench._load.driver import Driver
 from bench._load.figures import figures, percentile
 from bench._load.target import Target, target_of
 from bench._load.workload import Shape
+from bench._report import files
 
 TIMEOUT_S = 120.0
 UNCHUNKED = 1_000_000  # tokens in a step at most: every prompt in one
@@ -61,6 +61,7 @@ def sides(num_nodes: int, model: str) -> list[Side]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all sides; exit code 1 where requests failed."""
     args = _arguments(argv)
+    files.check(args.json, args.html)
     ratios = [_ratio(text) for text in args.ratios]
     chosen = sides(args.nodes, args.model)
     found: dict[str, dict[str, Any]] = {}
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"machine": serve.machine(), "command": command, "nodes": args.nodes, "sides": found}
     print(_disagg_report.text(report))
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        files.write_json(args.json, report)
     if args.html:
         _disagg_report.write_html(Path(args.html), report)
     return 1 if any(run["failed"] for side in found.values() for run in side["runs"]) else 0

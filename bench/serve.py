@@ -11,7 +11,6 @@ greedy and of full length. In front of Baton it also tells where TTFT goes, from
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import platform
 import random
@@ -33,6 +32,7 @@ from bench._load.driver import Driver
 from bench._load.figures import figures, timeline
 from bench._load.target import target_of
 from bench._load.workload import Conversation, Shape
+from bench._report import files
 from bench._sse_client import Stream
 from router.simulated import trace
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     args = parse(argv)
+    files.check(args.json, args.html)
     args.model = args.model or asyncio.run(args.target.first_model())
     runs = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -66,7 +67,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if args.html:
         reports.write_html(Path(args.html), report)
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        files.write_json(args.json, report)
     print(reports.text(report))
     return 1 if any(run["failed"] for run in runs) else 0
 

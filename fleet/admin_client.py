@@ -4,13 +4,13 @@ import argparse
 import http.client
 import json
 import os
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from baton.errors import BatonError, ConfigError
 from fleet import state
 from fleet.home import Home
+from fleet.key_file import first_key
 
 _TIMEOUT_S = 5.0
 _MAX_BYTES = 16 * 2**20
@@ -78,11 +78,7 @@ class AdminClient:
 def _key(key_file: str) -> str:
     """The first key of the file, else of the environment, else the service token."""
     if key_file:
-        try:
-            lines = Path(key_file).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"--api-key-file: {key_file}: {error.strerror}") from None
-        return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")
+        return first_key(key_file)
     return os.environ.get("BATON_API_KEY", "").partition(",")[0] or os.environ.get("BATON_SERVICE_TOKEN", "")
 
 

@@ -7,15 +7,15 @@ import argparse
 import contextlib
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from baton.errors import BatonError, ConfigError
+from baton.errors import BatonError
 from fleet import state
 from fleet.chat_client import ChatClient, Reply
 from fleet.home import Home
+from fleet.key_file import first_key
 
 _HELP = "/clear forgets the conversation, /quit leaves; Ctrl-C ends an answer."
 
@@ -52,7 +52,7 @@ def _connect(args: argparse.Namespace) -> tuple[ChatClient, dict[str, Any]]:
         fleet = state.running(Home.from_env())
         url, key_file = fleet.endpoint, key_file or fleet.api_key_file
         model = model or fleet.served_model_name[0]
-    client = ChatClient(url, _key(key_file))
+    client = ChatClient(url, first_key(key_file) if key_file else os.environ.get("BATON_API_KEY", "").partition(",")[0])
     options: dict[str, Any] = {"model": model or client.models()[0], "messages": []}
     if args.system:
         options["messages"].append({"role": "system", "content": args.system})
@@ -60,16 +60,6 @@ def _connect(args: argparse.Namespace) -> tuple[ChatClient, dict[str, Any]]:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     return client, options
-
-
-def _key(file: str) -> str:
-    if not file:
-        return os.environ.get("BATON_API_KEY", "").partition(",")[0]
-    try:
-        lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines()]
-    except OSError as error:
-        raise ConfigError(f"--api-key-file: {file}: {error.strerror}") from None
-    return next((line for line in lines if line and not line.startswith("#")), "")
 
 
 def _converse(client: ChatClient, options: dict[str, Any], console: Console) -> int:

@@ -67,8 +67,14 @@ class Home:
                 log.replace(log.with_name(log.name + ".1"))
 
     def lock(self) -> int | None:
-        """Take the lock that says a supervisor lives; a file descriptor, or None where somebody else has it."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Take the lock that says a supervisor lives; a file descriptor, or None where somebody else has it.
+
+        ConfigError where the home is somebody else's, or a disk that takes nothing.
+        """
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"cannot use BATON_HOME {self.path}: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,9 +83,10 @@ class Home:
         return descriptor
 
     def is_locked(self) -> bool:
-        """Whether a supervisor lives."""
-        if not (self.path / "lock").exists():
-            return False
+        """Whether a supervisor lives; ConfigError where the home is somebody else's."""
+        with contextlib.suppress(PermissionError):  # then `lock` says so
+            if not (self.path / "lock").exists():
+                return False
         descriptor = self.lock()
         if descriptor is not None:
             os.close(descriptor)

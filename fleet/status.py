@@ -10,11 +10,11 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from baton import redis_client
 from baton.registry import NodeRecord, list_nodes
 from fleet import state
+from fleet.fitting_table import Column, fitting
 from fleet.home import Home
 
 _REDIS_TIMEOUT_S = 0.25
@@ -47,7 +47,11 @@ def describe(fleet: state.FleetState, records: list[NodeRecord] | None) -> dict[
         "state": fleet.state,
         "model": fleet.model,
         "served_model_name": list(fleet.served_model_name),
-        "nodes": [_node(p, by_pid.get(p.pid or 0)) for p in fleet.processes if p.role != "redis"],
+        "nodes": [
+            _node(p, by_pid.get(p.pid or 0), others_are_heard=bool(records))
+            for p in fleet.processes
+            if p.role != "redis"
+        ],
         "redis": {"pid": redis.pid if redis else None, "answers": records is not None},
         "supervisor": {"pid": fleet.pid},
     }
@@ -63,7 +67,7 @@ async def _records(url: str) -> list[NodeRecord] | None:
         await redis.aclose()
 
 
-def _node(process: state.ProcessState, record: NodeRecord | None) -> dict[str, Any]:
+def _node(process: state.ProcessState, record: NodeRecord | None, *, others_are_heard: bool) -> dict[str, Any]:
     node: dict[str, Any] = {
         "id": process.id,
         "role": process.role,
@@ -78,6 +82,8 @@ def _node(process: state.ProcessState, record: NodeRecord | None) -> dict[str, A
         "restarts": process.restarts,
     }
     if record is None:
+        if others_are_heard and process.state == "ready":
+            node["state"] = "silent"  # frozen, or cut off from Redis: it does not renew its registration
         return node
     node |= {"epoch": record.epoch, "address": record.address, "metrics": record.metrics_url or process.metrics}
     node |= {"running": record.num_running, "waiting": record.num_waiting, "num_blocks": record.num_blocks}
@@ -89,18 +95,16 @@ def _node(process: state.ProcessState, record: NodeRecord | None) -> dict[str, A
 
 
 _COLUMNS = ("id", "role", "pid", "state", "epoch", "address", "kv_usage", "running", "waiting")
+_LEAST = (4, 5, 2, 1)  # of these, where there is little room
 
 
 def _show(status: dict[str, Any], console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(
-            column.replace("_", " ").upper(), justify="left" if column in _COLUMNS[:6] else "right", no_wrap=True
-        )
-    for node in status["nodes"]:
-        table.add_row(*(_cell(column, node[column]) for column in _COLUMNS))
+    columns: list[Column] = [
+        (column.replace("_", " ").upper(), "left" if column in _COLUMNS[:6] else "right") for column in _COLUMNS
+    ]
+    rows = [[_cell(column, node[column]) for column in _COLUMNS] for node in status["nodes"]]
     console.print(f"{status['endpoint']}/v1 serves {', '.join(status['served_model_name'])}", highlight=False)
-    console.print(table)
+    console.print(fitting(console, columns, rows, _LEAST))
     if not status["redis"]["answers"]:
         console.print("Redis does not answer: load is unknown, and new nodes will not be found.", style="yellow")
 

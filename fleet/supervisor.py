@@ -22,7 +22,7 @@ from baton.errors import ConfigError
 from fleet import embedded_redis, state
 from fleet.console import Reporter
 from fleet.home import Home
-from fleet.member import Member, Probe
+from fleet.member import Member, Probe, StartError
 from fleet.plan import Plan
 from fleet.process import Process
 from fleet.router_probe import until_ready
@@ -202,7 +202,13 @@ class Fleet:
             api_key_file=config.api_key_file,
             processes=[member.state for member in self.members.values()],
         )
-        state.write(self._home, snapshot)
+        try:
+            state.write(self._home, snapshot)
+        except OSError as error:
+            said = f"cannot write {self._home.state_file}: {error.strerror}"
+            if self.phase == "starting":
+                raise StartError(said) from None
+            self._reporter.note(f"{said}; what `baton status` says is old")  # the fleet itself goes on
 
 
 _STOP_ORDER = ("router", "prefill", "decode", "redis")

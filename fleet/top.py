@@ -11,9 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from baton.errors import BatonError
 from fleet import admin_client
 from fleet.admin_client import AdminClient
+from fleet.fitting_table import Column, fitting
 
+_PATH = "/admin/fleet"
 _WIDTH = 150  # where there is no terminal to measure
 _SPARKS = "▁▂▃▄▅▆▇█"
 _NUM_SPARKS = 40
@@ -31,18 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Until Ctrl-C; with --once, or where nobody watches, one look."""
-    client = AdminClient.from_args(args)
+    last, stale = AdminClient.from_args(args).get(_PATH), ""  # what is wrong from the start ends it
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     if args.once or not sys.stdout.isatty():
-        console.print(render(client.get("/admin/fleet")))
+        console.print(render(last, console))
         return 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(render(client.get("/admin/fleet")), refresh=True)
+            live.update(Group(Text(stale, "red"), render(last, console)), refresh=True)
             time.sleep(max(args.interval, 0.2))
+            last, stale = look(args, last)
 
 
-def render(fleet: dict[str, Any]) -> RenderableType:
+def look(args: argparse.Namespace, last: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What the fleet says now; where nobody answers, what it said last, and why there is no more."""
+    try:
+        return AdminClient.from_args(args).get(_PATH), ""
+    except BatonError as error:
+        return last, f"This is old: {error.message}. Trying again."
+
+
+def render(fleet: dict[str, Any], console: Console) -> RenderableType:
     """What `/admin/fleet` says."""
     verdict = fleet["bottleneck"]
     models = ", ".join(fleet["models"])
@@ -51,64 +63,65 @@ def render(fleet: dict[str, Any]) -> RenderableType:
         Text.assemble(("Baton ", "bold"), models, (redis, "red")),
         Text.assemble(("● ", _VERDICTS[verdict["pool"]]), verdict["words"]),
         Text(""),
-        _now(fleet["now"], fleet["history"]),
+        _now(fleet["now"], fleet["history"], console.width),
         Text(""),
-        _services(fleet),
+        _services(fleet, console),
         _transfers(fleet["transfers"]),
     )
 
 
-def _now(now: dict[str, Any], history: dict[str, Any]) -> Table:
+def _now(now: dict[str, Any], history: dict[str, Any], width: int) -> Table:
     table = Table.grid(padding=(0, 2))
-    hits = now["cache_hit_ratio"]
+    hits, percentiles = now["cache_hit_ratio"], "p50 / p95 / p99"
     rows = [
         ("requests/s", f"{now['requests_per_s']:.1f}", history["requests_per_s"]),
         ("output tok/s", f"{now['output_tokens_per_s']:.0f}", history["output_tokens_per_s"]),
-        ("TTFT ms", _percentiles(now["ttft_ms"]), [row[0] for row in history["ttft_ms"]]),
-        ("TPOT ms", _percentiles(now["tpot_ms"]), [row[0] for row in history["tpot_ms"]]),
-        ("cache hits", "-" if hits is None else f"{hits:.0%}", None),
+        (f"TTFT ms, {percentiles}", _percentiles(now["ttft_ms"]), [row[0] for row in history["ttft_ms"]]),
+        (f"TPOT ms, {percentiles}", _percentiles(now["tpot_ms"]), [row[0] for row in history["tpot_ms"]]),
+        ("cache hits", "-" if hits is None else f"{hits:.0%}", []),
         ("errors/s", f"{now['errors_per_s']:.2f} ({now['refused_per_s']:.2f} refused)", history["errors_per_s"]),
     ]
+    taken = sum(max(len(row[i]) for row in rows) + 2 for i in (0, 1))
     for name, value, column in rows:
-        table.add_row(Text(name, "dim"), Text(value, "bold"), Text("" if column is None else sparks(column), "dim"))
+        table.add_row(Text(name, "dim"), Text(value, "bold"), Text(sparks(column, width - taken), "dim"))
     return table
 
 
-def _services(fleet: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("NODE", "STATE", "KV", ""):
-        table.add_column(name, no_wrap=True)
-    for name in ("RUN", "WAIT", "OUT TOK/S", "PROMPT TOK/S", "HITS", "STEP MS", "PREEMPT/MIN", "EPOCH"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for router in fleet["routers"]:
-        state = router["state"] if router["answers"] else "lost"
-        in_flight, waiting, rate = (router.get(key) for key in ("num_in_flight", "num_waiting", "requests_per_s"))
-        table.add_row(
-            _name(router["node_id"], "router"),
-            Text(state, _STATES.get(state, "")),
-            "",
-            "",
-            _text(in_flight),
-            _text(waiting),
-            "-" if rate is None else f"{rate:.1f} req/s",
-        )
-    for node in fleet["nodes"]:
-        hits = node["cache_hit_ratio"]
-        table.add_row(
-            _name(node["node_id"], node["role"]),
-            Text(node["state"], _STATES.get(node["state"], "")),
-            Text(_bar(node["kv_usage"]), _COLORS.get(node["role"], "")),
-            f"{node['kv_usage']:.0%}",
-            str(node["num_running"]),
-            str(node["num_waiting"]),
-            f"{node['output_tokens_per_s']:.0f}",
-            f"{node['prompt_tokens_per_s']:.0f}",
-            "-" if hits is None else f"{hits:.0%}",
-            f"{node['step_ms']:.1f}",
-            f"{node['preemptions_per_min']:.0f}",
-            str(node["epoch"]),
-        )
-    return table
+_SERVICES: tuple[Column, ...] = (
+    *((name, "left") for name in ("NODE", "STATE", "", "KV")),
+    *((n, "right") for n in ("RUN", "WAIT", "OUT TOK/S", "PROMPT TOK/S", "HITS", "STEP MS", "PREEMPT/MIN", "EPOCH")),
+)
+_LEAST = (11, 2, 10, 7, 8, 9, 6)  # of these, where there is little room: the epoch first, then the bar
+
+
+def _services(fleet: dict[str, Any], console: Console) -> Table:
+    rows = [*map(_router, fleet["routers"]), *map(_node, fleet["nodes"])]
+    return fitting(console, _SERVICES, rows, _LEAST)
+
+
+def _router(router: dict[str, Any]) -> list[RenderableType]:
+    state = router["state"] if router["answers"] else "lost"
+    in_flight, waiting, rate = (router.get(key) for key in ("num_in_flight", "num_waiting", "requests_per_s"))
+    name, told = _name(router["node_id"], "router"), "-" if rate is None else f"{rate:.1f} req/s"
+    return [name, Text(state, _STATES.get(state, "")), "", "", _text(in_flight), _text(waiting), told, *[""] * 5]
+
+
+def _node(node: dict[str, Any]) -> list[RenderableType]:
+    hits = node["cache_hit_ratio"]
+    return [
+        _name(node["node_id"], node["role"]),
+        Text(node["state"], _STATES.get(node["state"], "")),
+        Text(_bar(node["kv_usage"]), _COLORS.get(node["role"], "")),
+        f"{node['kv_usage']:.0%}",
+        str(node["num_running"]),
+        str(node["num_waiting"]),
+        f"{node['output_tokens_per_s']:.0f}",
+        f"{node['prompt_tokens_per_s']:.0f}",
+        "-" if hits is None else f"{hits:.0%}",
+        f"{node['step_ms']:.1f}",
+        f"{node['preemptions_per_min']:.0f}",
+        str(node["epoch"]),
+    ]
 
 
 def _transfers(transfers: Sequence[dict[str, Any]]) -> Text:
@@ -118,9 +131,9 @@ def _transfers(transfers: Sequence[dict[str, Any]]) -> Text:
     return Text("KV  " + "   ".join(told), "dim")
 
 
-def sparks(column: Sequence[float | None]) -> str:
+def sparks(column: Sequence[float | None], width: int = _NUM_SPARKS) -> str:
     """The last values as a row of bars; blanks where there are none."""
-    values = list(column)[-_NUM_SPARKS:]
+    values = list(column)[-min(width, _NUM_SPARKS) :] if width > 0 else []
     top = max((value for value in values if value), default=0)
     if not top:
         return ""
@@ -128,7 +141,7 @@ def sparks(column: Sequence[float | None]) -> str:
 
 
 def _percentiles(values: Sequence[float | None]) -> str:
-    return " / ".join("-" if value is None else f"{value:g}" for value in values) + "  p50/p95/p99"
+    return " / ".join("-" if value is None else f"{value:g}" for value in values)
 
 
 def _bar(share: float, width: int = 16) -> str:

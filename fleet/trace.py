@@ -14,7 +14,8 @@ from fleet import admin_client
 from fleet.admin_client import AdminClient
 
 _WIDTH = 150
-_BAR = 36  # characters
+_BAR = 36  # characters at most
+_TEXT = 84  # that everything else wants
 _HIDDEN = {"attempt"}  # said only where there was more than one
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def show(found: dict[str, Any], console: Console) -> None:
     """As a table, one event a row."""
-    facts = ", ".join(f"{name} {value}" for name, value in found["attributes"].items())
+    facts = ", ".join(f"{name} {value}" for name, value in found["attributes"].items() if value != "")
     over = "" if found["complete"] else " so far"
     console.print(
         Text.assemble((f"{found['name']}  ", "bold"), f"{1000 * found['total_s']:.1f} ms{over}", (f"  {facts}", "dim"))
@@ -45,17 +46,19 @@ def show(found: dict[str, Any], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("AT MS", "right"), ("TOOK MS", "right"), ("WHERE", "left"), ("WHAT", "left")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type] # one of its literals
-    table.add_column("", no_wrap=True)
+    width = max(0, min(_BAR, console.width - _TEXT))
+    table.add_column("", no_wrap=True, min_width=width)
     table.add_column("")
     several = len({e["attributes"].get("attempt") for e in found["events"] if e["name"] == "route"}) > 1
     for event in found["events"]:
-        table.add_row(*_row(event, found["total_s"], set() if several else _HIDDEN))
-    console.print(table)
+        table.add_row(*_row(event, found["total_s"], set() if several else _HIDDEN, width))
+    if found["events"]:
+        console.print(table)
     if found["silent_nodes"]:
         console.print(f"No word from {', '.join(found['silent_nodes'])}: gone, or restarted since.", style="yellow")
 
 
-def _row(event: dict[str, Any], total_s: float, hidden: set[str]) -> tuple[str, str, str, Text, str, Text]:
+def _row(event: dict[str, Any], total_s: float, hidden: set[str], width: int) -> tuple[str, str, str, Text, str, Text]:
     took_s = event["end_s"] - event["start_s"]
     details = {key: value for key, value in event["attributes"].items() if key not in hidden}
     return (
@@ -63,20 +66,20 @@ def _row(event: dict[str, Any], total_s: float, hidden: set[str]) -> tuple[str, 
         f"{1000 * took_s:.1f}" if took_s > 0 else "",
         event["where"].partition(".")[0],
         Text(event["name"], "bold"),
-        _bar(event["start_s"], event["end_s"], total_s),
+        _bar(event["start_s"], event["end_s"], total_s, width),
         Text(_details(details), "dim"),
     )
 
 
-def _bar(start_s: float, end_s: float, total_s: float) -> str:
+def _bar(start_s: float, end_s: float, total_s: float, width: int) -> str:
     """Where in the whole it lies."""
-    if total_s <= 0:
+    if total_s <= 0 or width <= 0:
         return ""
-    first, last = (min(max(round(_BAR * at / total_s), 0), _BAR) for at in (start_s, end_s))
+    first, last = (min(max(round(width * at / total_s), 0), width) for at in (start_s, end_s))
     if last == first:
-        at = min(first, _BAR - 1)
-        return " " * at + ("▏" if end_s <= start_s else "▎") + " " * (_BAR - at - 1)
-    return " " * first + "█" * (last - first) + " " * (_BAR - last)
+        at = min(first, width - 1)
+        return " " * at + ("▏" if end_s <= start_s else "▎") + " " * (width - at - 1)
+    return " " * first + "█" * (last - first) + " " * (width - last)
 
 
 def _details(attributes: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from baton import model_source
 from baton.config import add_flags, from_args
 from baton.errors import ConfigError
 from baton.model_source import Model
-from baton.settings import FleetConfig
+from baton.settings import FleetConfig, misspelt
 from fleet import control, detach, embedded_redis, port, state
 from fleet.console import Reporter, for_terminal
 from fleet.home import Home, remove_run_dir
@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns when the fleet has stopped, or, detached, when it is ready."""
     config = _checked(from_args(FleetConfig, args))
+    for said in misspelt(os.environ):
+        print(f"baton: warning: {said}", file=sys.stderr)
     home = Home.from_env()
     os.umask(0o077)
     home.create()

@@ -80,7 +80,8 @@ def _table(runs: Sequence[Run]) -> str:
         rates = [f"{run[name]:.1f}" for name in ("output_tokens_per_s", "requests_per_s", "goodput_per_s")]
         errors = ", ".join(f"{number} × {code}" for code, number in run["errors"].items())
         rows.append([run["name"], *rates, *latencies, errors or "0"])
-    return page.table(head, rows)
+    across = list(zip(head, *rows, strict=True))  # a run is a column: a row of all figures is wider than any page
+    return page.table(across[0], across[1:])
 
 
 def _curves(runs: Sequence[Run]) -> list[str]:

@@ -61,7 +61,7 @@ def write(path: Path, model: NodeModel) -> None:
 def of_rates(prefill_tokens_per_s: float, decode_base_ms: float, decode_request_ms: float) -> NodeModel:
     """Of three figures that a benchmark of an engine tells."""
     if prefill_tokens_per_s <= 0 or decode_base_ms <= 0:
-        raise ConfigError("--prefill-tokens-per-s and --decode-base-ms: more than 0")
+        raise ConfigError("what can a node do? --fit, --node, or --prefill-tokens-per-s and --decode-base-ms, above 0")
     cost = StepCost(
         prefill_token_ms=1000 / prefill_tokens_per_s, decode_base_ms=decode_base_ms, decode_request_ms=decode_request_ms
     )

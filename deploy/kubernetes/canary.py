@@ -86,15 +86,14 @@ def rollout(fleet: Fleet) -> int:
 def watch(fleet: Fleet, duration_s: float, *, first: bool) -> str:
     """Look on for so long; why the canary has to go back, or nothing."""
     end = time.monotonic() + duration_s
-    while (left_s := end - time.monotonic()) > 0:
-        time.sleep(min(left_s, _EVERY_S * fleet.pace))
-        try:
-            reason = trouble(fleet, first=first)
-        except OSError as error:
-            reason = f"Prometheus does not answer ({type(error).__name__}): nobody watches it"
-        if reason:
-            return reason
-    return "" if fleet.ask(ERRORS) is not None else "it had no requests: nothing was tried"
+    try:
+        while (left_s := end - time.monotonic()) > 0:
+            time.sleep(min(left_s, _EVERY_S * fleet.pace))
+            if reason := trouble(fleet, first=first):
+                return reason
+        return "" if fleet.ask(ERRORS) is not None else "it had no requests: nothing was tried"
+    except (OSError, ValueError, LookupError) as error:
+        return f"Prometheus does not answer ({type(error).__name__}): nobody watches it"
 
 
 def rollback(fleet: Fleet) -> int:
@@ -141,12 +140,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pace", type=float, default=1.0, help="of all durations: 0.1 takes a tenth of the time")
     args = parser.parse_args(argv)
     fleet = Fleet(args.namespace, args.prometheus, args.pace)
-    if args.command == "weight":
-        if args.percent is None:
-            parser.error("weight wants a number")
-        fleet.set_weight(args.percent)
-        return 0
-    return {"rollout": rollout, "check": check, "rollback": rollback}[args.command](fleet)
+    if args.command == "weight" and args.percent is None:
+        parser.error("weight wants a number")
+    try:
+        if args.command == "weight":
+            fleet.set_weight(args.percent)
+            return 0
+        return {"rollout": rollout, "check": check, "rollback": rollback}[args.command](fleet)
+    except KeyboardInterrupt:
+        say("stopped: the canary keeps the share it has; `canary.py rollback` takes it away")
+        return 130
+    except (OSError, subprocess.SubprocessError) as error:  # no kubectl, no cluster, no Prometheus
+        say(f"failed: {error}; the canary keeps the share it has")
+        return 1
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from baton.errors import ConfigError
 from fleet.chaos import network as chaos_network
 from fleet.chaos import report as chaos_report
 from fleet.chaos.client import Answer
@@ -64,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console(width=_WIDTH, highlight=False, markup=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the fleets go as well then
     args.streams = args.streams or (_SHORT_STREAMS if args.short else _STREAMS)
+    if not any(_chosen(args, faults) for faults in (FAULTS, chaos_network.FAULTS)):
+        names = "; ".join(fault.name for fault in (*FAULTS, *chaos_network.FAULTS))
+        raise ConfigError(f"--only: no fault's name contains {args.only!r}. There are: {names}")
     memory = Memory()
     with tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder:
         model = args.model or str(_random_model(Path(folder)))
@@ -83,10 +87,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _schedule(args: argparse.Namespace, faults: Sequence[Fault]) -> Iterator[Fault] | list[Fault]:
     """Each fault by turns, or at random until the time is up."""
-    chosen: list[Fault] = [fault for fault in faults if args.only in fault.name and (fault.in_short or not args.short)]
+    chosen = _chosen(args, faults)
     if not chosen or not args.minutes:
         return chosen * int(args.rounds)
     return _at_random(chosen, args.seed, time.monotonic() + 60 * args.minutes)
+
+
+def _chosen(args: argparse.Namespace, faults: Sequence[Fault]) -> list[Fault]:
+    return [fault for fault in faults if args.only in fault.name and (fault.in_short or not args.short)]
 
 
 def _at_random(faults: list[Fault], seed: int, until_s: float) -> Iterator[Fault]:

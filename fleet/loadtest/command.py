@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from baton.errors import ConfigError
 from bench._load import lengths
 from bench._load.target import target_of
 from bench._load.workload import Shape
+from bench._report import files
 from bench.serve import machine
 from fleet.chaos import fleet as chaos_fleet
 from fleet.loadtest import phases as loadtest_phases
@@ -60,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 1 where a phase did not pass."""
     if args.minutes <= 0 or args.concurrency < 2:
         raise ConfigError("--minutes is above 0, --concurrency at least 2")
+    files.check(args.json, args.html)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     with _site(args) as site:
         verdicts = asyncio.run(_run(site, args, console))
     console.print(loadtest_report.summary(verdicts))
     if args.json:
         found = {"machine": machine(), "phases": [dataclasses.asdict(verdict) for verdict in verdicts]}
-        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+        files.write_json(args.json, found)
     if args.html:
         loadtest_report.write_html(Path(args.html), verdicts, [machine(), _command(args)])
     return 0 if all(verdict.passed for verdict in verdicts) else 1

@@ -91,6 +91,10 @@ class Client:
         """ConfigError where the endpoint names none."""
         try:
             reply = self.ask("GET", "/v1/models")
+        except OSError as error:
+            raise ConfigError(f"{self.target.url} does not answer: {error}") from None
+        try:
             return str(reply.json["data"][0]["id"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f"{self.target.url} names no model ({error}): is the key right?") from None
+        except (ValueError, LookupError, TypeError):
+            why = ": set BATON_API_KEY" if reply.status == 401 else ""
+            raise ConfigError(f"{self.target.url}/v1/models answers {reply.status} and names no model{why}") from None

@@ -65,6 +65,13 @@ def judge(nodes: Sequence[PoolNode], num_unplaced: int, *, expects_prefill: bool
     return Bottleneck("decode", f"Decode is the bottleneck: {', '.join(reasons)}. Add a decode node.")
 
 
+def with_missing(verdict: Bottleneck, names: Sequence[str]) -> Bottleneck:
+    """The same, with the nodes that are lost or stuck: a fleet that copes without them is not yet well."""
+    if not names:
+        return verdict
+    return Bottleneck(verdict.pool, f"{verdict.words} Lost or stuck: {', '.join(names)}.")
+
+
 def _calm(num_tokens: int, usage: float) -> str:
     backlog = f"{num_tokens:,} prompt tokens wait" if num_tokens else "no prompt waits"
     return f"Neither pool holds the fleet back: {backlog}, and the fullest node uses {usage:.0%} of its KV blocks."

@@ -61,7 +61,7 @@ class FleetReport:
         answers = await self._peers.recent(others)
         mine = self.local()
         parts = {self._dispatcher.router_id: mine, **answers}
-        slots = _added([RECENT.slots(), *(_slots(answer) for answer in answers.values())])
+        slots = _over(_added([RECENT.slots(), *(_slots(answer) for answer in answers.values())]))
         nodes = [self._node(link) for link in self._dispatcher.links]
         return {
             "time": round(time.time(), 1),
@@ -73,7 +73,7 @@ class FleetReport:
             "transfers": _transfers(slots[:_NOW_SLOTS]),
             "bottleneck": msgspec.to_builtins(self._judge(nodes, sum(part["num_waiting"] for part in parts.values()))),
             "now": _now(slots, sum(node["output_tokens_per_s"] for node in nodes)),
-            "history": _history(slots, list(self._rates.history)),
+            "history": _history(slots, list(self._rates.history)[-len(slots) :]),
         }
 
     async def _find_services(self) -> bool:
@@ -86,7 +86,8 @@ class FleetReport:
     def _judge(self, nodes: list[dict[str, Any]], num_unplaced: int) -> bottleneck.Bottleneck:
         fields = bottleneck.PoolNode.__struct_fields__
         ready = [bottleneck.PoolNode(**{k: n[k] for k in fields}) for n in nodes if n["state"] == "ready"]
-        return bottleneck.judge(ready, num_unplaced, expects_prefill=self._dispatcher.expects_prefill)
+        verdict = bottleneck.judge(ready, num_unplaced, expects_prefill=self._dispatcher.expects_prefill)
+        return bottleneck.with_missing(verdict, [n["node_id"] for n in nodes if n["state"] in ("lost", "stuck")])
 
     def _node(self, link: NodeLink) -> dict[str, Any]:
         record, load, rates = link.record, link.load, self._rates.of(link)
@@ -121,6 +122,11 @@ def _slots(answer: dict[str, Any]) -> list[Slot]:
         return []
 
 
+def _over(slots: list[Slot]) -> list[Slot]:
+    """Without the latest, which is not over yet: taken for a whole one, it would be a dip at the end of every line."""
+    return slots[1:]
+
+
 def _added(columns: list[list[Slot]]) -> list[Slot]:
     """By age."""
     return [merged(column[age] for column in columns if age < len(column)) for age in range(NUM_SLOTS)]
@@ -137,8 +143,7 @@ def _routers(
         if record is not None:
             row |= {"state": record.state, "host": record.host, "address": record.address, "epoch": record.epoch}
         if part is not None:
-            now = [Slot()] if node_id == own_id else _slots(part)[:_NOW_SLOTS]
-            now = RECENT.slots()[:_NOW_SLOTS] if node_id == own_id else now
+            now = _over(RECENT.slots() if node_id == own_id else _slots(part))[:_NOW_SLOTS]
             row |= {name: part.get(name) for name in ("num_in_flight", "num_waiting", "uptime_s")}
             row["requests_per_s"] = round(merged(now).requests / (SLOT_S * _NOW_SLOTS), 2)
         found.append(row)
@@ -176,7 +181,7 @@ def _now(slots: list[Slot], output_tokens_per_s: float) -> dict[str, Any]:
 def _history(slots: list[Slot], output_tokens_per_s: list[float]) -> dict[str, Any]:
     """The oldest first. Percentiles are [p50, p95, p99] of the seconds before each point."""
     ttft, tpot = [], []
-    for age in reversed(range(NUM_SLOTS)):
+    for age in reversed(range(len(slots))):
         around = slots[age : age + _SMOOTH_SLOTS]
         ttft.append(percentiles_ms(merged(around).ttft))
         tpot.append(percentiles_ms(merged(around).tpot))

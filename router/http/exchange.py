@@ -58,6 +58,7 @@ class Exchange:
         self.request_id = _request_id(self.headers)
         self._num_held = 0  # bytes of a body that is not here to its end
         self.status = 0  # 0: nothing sent yet
+        self.error_code: str | None = None
         self.left = False  # whether the client went away before its answer was complete
         self.closing = False  # whether the connection is to end with this answer
         self.model = ""  # as far as it is served
@@ -118,6 +119,7 @@ class Exchange:
 
     def send_error(self, error: BatonError) -> None:
         """An error as the whole answer."""
+        self.error_code = error.code
         self.send(error.status, error_json(error), headers=error_headers(error))
 
     def on_broken(self, callback: Callable[[], None]) -> None:

@@ -43,6 +43,8 @@ class Observer:
             "num_prompt_tokens": exchange.num_tokens[0],
             "num_output_tokens": exchange.num_tokens[1],
         }
+        if exchange.error_code:
+            exchange.timeline.attributes["code"] = exchange.error_code
         exchange.timeline.end("" if status < 500 else str(status))
         if _log.isEnabledFor(logging.INFO):
             self._write(exchange, status, total_s)
@@ -58,10 +60,13 @@ class Observer:
             "cached_tokens": exchange.num_cached_tokens,
             "seconds": {"total": round(total_s, 6), **timings},
         }
+        if exchange.error_code:
+            fields["code"] = exchange.error_code
         _log.info(
-            "%s %d prompt_tokens=%d output_tokens=%d total=%.3f%s",
+            "%s %d%s prompt_tokens=%d output_tokens=%d total=%.3f%s",
             exchange.path,
             status,
+            f" {exchange.error_code}" if exchange.error_code else "",
             *exchange.num_tokens,
             total_s,
             "".join(f" {name}={seconds:.3f}" for name, seconds in timings.items()),

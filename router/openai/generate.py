@@ -160,7 +160,7 @@ class Generator:
         http_metrics.GENERATION_TOKENS.inc(counts.num_output_tokens)
         http_metrics.CACHE_HIT_TOKENS.inc(counts.num_cached_tokens)
         if answer.error is not None:
-            exchange.status = answer.error.status
+            exchange.status, exchange.error_code = answer.error.status, answer.error.code
         exchange.account.used(
             counts.num_prompt_tokens, counts.num_cached_tokens, counts.num_output_tokens, is_good=answer.error is None
         )

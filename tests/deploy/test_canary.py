@@ -106,6 +106,20 @@ def test_nobody_to_watch_is_trouble(tmp_path: Path):
     assert alone.calls() == [WEIGHT.format(5), WEIGHT.format(0), SCALE]
 
 
+def test_a_prometheus_that_goes_while_it_is_watched_is_trouble(canary: Canary):
+    Prometheus.known = {"ttft": 0.5, "tpot": 0.5, "error_ratio": "what?"}  # type: ignore[dict-item]
+    done = canary.run("rollout")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert canary.calls() == [WEIGHT.format(5), WEIGHT.format(0), SCALE]
+
+
+def test_without_a_cluster_it_says_so(canary: Canary, tmp_path: Path):
+    (tmp_path / "kubectl").write_text("#!/bin/sh\nexit 1\n")
+    done = canary.run("rollback")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "keeps the share it has" in done.stdout
+
+
 def test_a_rollback_takes_the_traffic_away_first(canary: Canary):
     Prometheus.known["in_flight"] = 3
     began = time.monotonic()

@@ -190,7 +190,13 @@ def test_only_the_proxy_reaches_routers_and_only_routers_and_nodes_reach_nodes()
     assert (deny["podSelector"], deny["policyTypes"]) == ({}, ["Ingress", "Egress"])
     labels = {name: m["spec"]["template"]["metadata"]["labels"] for name, m in of_kind(manifests, "Deployment").items()}
     assert allowed(manifests, labels["router"], 8000) == ["ingress-nginx"]
-    assert allowed(manifests, labels["router"], 9000) == ["monitoring"]
+    assert allowed(manifests, labels["router"], 9000) == ["monitoring", "router"]
+    leaving = of_kind(manifests, "NetworkPolicy")["router"]["spec"]["egress"]
+    assert [(label(rule["to"][0]), rule["ports"][0]["port"]) for rule in leaving] == [
+        ("router", 9000),
+        ("pool", 7001),
+        ("redis", 6379),
+    ]
     for node in ("prefill", "decode"):
         assert allowed(manifests, labels[node], 7001) == ["pool", "router"]
         assert allowed(manifests, labels[node], 33333) == ["pool"]

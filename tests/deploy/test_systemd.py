@@ -55,3 +55,11 @@ def test_the_page_names_flags_that_exist():
     page = (DEPLOY / "systemd" / "README.md").read_text()
     known = {env_name(name) for config in (NodeConfig, RouterConfig) for name in config.__dataclass_fields__}
     assert set(re.findall(r"\bBATON_\w+", page)) <= known
+
+
+def test_systemd_takes_variables_as_the_page_has_them():
+    """To it a # behind a value is part of the value."""
+    page = (DEPLOY / "systemd" / "README.md").read_text()
+    lines = re.findall(r"^ *((?:BATON|UCX)_\w+=.*)$", page, re.MULTILINE)
+    assert len(lines) > 10
+    assert not [line for line in lines if "#" in line]

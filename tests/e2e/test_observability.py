@@ -212,6 +212,7 @@ def test_logs_are_json_with_timings_and_nobody_says_a_secret(fleet: Fleet) -> No
     for admin in fleet.admins:
         said += json.dumps(fleet.trace(admin, "logged-1")) + get(f"{admin}/admin/fleet")[2].decode()
     assert "canar" not in said
+    assert any(entry.get("code") == "invalid_value" and entry["status"] == 400 for entry in entries())
 
 
 def test_every_documented_metric_is_exposed_and_labelled(fleet: Fleet) -> None:

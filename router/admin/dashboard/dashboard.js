@@ -15,11 +15,16 @@ const charts = {
 };
 const percent = (v) => v === null ? "–" : `${Math.round(100 * v)} %`;
 
+const tails = ([, p95, p99]) => { // one unit where both have the same
+  const [low, unit] = ms(p95), [high, last] = ms(p99);
+  return `p95 ${low}${unit === last ? "" : ` ${unit}`}, p99 ${high} ${last}`.trim();
+};
+
 const TILES = [
   ["Requests", (n) => [n.requests_per_s.toFixed(1), "/s"], (n) => `${(60 * n.requests_per_s).toFixed(0)} a minute`],
   ["Output", (n) => [plain(n.output_tokens_per_s), "tok/s"], (n) => `prompts ${plain(n.prompt_tokens_per_s)} tok/s`],
-  ["TTFT, p50", (n) => ms(n.ttft_ms[0]), (n) => `p95 ${ms(n.ttft_ms[1]).join(" ")}, p99 ${ms(n.ttft_ms[2]).join(" ")}`],
-  ["TPOT, p50", (n) => ms(n.tpot_ms[0]), (n) => `p95 ${ms(n.tpot_ms[1]).join(" ")}, p99 ${ms(n.tpot_ms[2]).join(" ")}`],
+  ["TTFT, p50", (n) => ms(n.ttft_ms[0]), (n) => tails(n.ttft_ms)],
+  ["TPOT, p50", (n) => ms(n.tpot_ms[0]), (n) => tails(n.tpot_ms)],
   ["Prefix cache hits", (n) => [percent(n.cache_hit_ratio), ""], () => "of prompt tokens"],
   ["Errors", (n) => [n.errors_per_s ? n.errors_per_s.toFixed(2) : "0", "/s"], (n) => `${n.refused_per_s ? n.refused_per_s.toFixed(2) : "none"} refused`],
 ];

@@ -177,6 +177,7 @@ function box(parent, role, at) {
   const g = shape("g", { transform: `translate(${at.x},${at.y})` }, parent), low = at.h < 50;
   const made = { frame: shape("rect", { class: "box", width: at.w, height: at.h, rx: 9 }, g), at };
   shape("rect", { class: `${role}-fill`, x: 0, y: 9, width: 3, height: at.h - 18, rx: 1.5 }, g);
+  made.title = shape("title", {}, g);
   made.dot = shape("circle", { cx: 17, cy: low ? 15 : 19, r: 3.6 }, g);
   made.name = shape("text", { class: "title", x: 27, y: low ? 19 : 23 }, g);
   made.right = shape("text", { class: "soft", x: at.w - 12, y: low ? 19 : 23, "text-anchor": "end" }, g);
@@ -189,19 +190,33 @@ function box(parent, role, at) {
   return made;
 }
 
+function fit(element, texts, room) { // the first that there is room for, else the last
+  for (const text of texts) {
+    element.textContent = text;
+    if (element.getComputedTextLength() <= room) return;
+  }
+}
+
+function* shortened(name) { // of pods' long names: it is their ends that tell them apart
+  yield name;
+  for (let kept = name.length - 2; kept >= 4; kept--) yield `${name.slice(0, Math.ceil(kept * .4))}…${name.slice(Math.ceil(kept * .4) - kept)}`;
+}
+
 function fill(made, role, node) {
   const state = node.answers === false ? "lost" : node.state;
   made.frame.setAttribute("class", `box ${state}`);
   made.dot.setAttribute("class", `dot-${state}`);
-  made.name.textContent = short(node.node_id);
+  made.title.textContent = node.node_id;
   if (role === "router") {
     made.right.textContent = node.answers === false ? "not reached" : `${(node.requests_per_s ?? 0).toFixed(1)} req/s`;
     made.left.textContent = node.answers === false ? "" : `${node.num_in_flight} in flight${node.num_waiting ? `, ${node.num_waiting} unplaced` : ""}`;
+    fit(made.name, shortened(short(node.node_id)), made.at.w - 44 - made.right.getComputedTextLength());
     return;
   }
   made.right.textContent = state === "ready" ? `KV ${Math.round(100 * node.kv_usage)} %` : state;
-  const wide = made.at.w > 205;
-  made.left.textContent = wide ? `${node.num_running} running, ${node.num_waiting} waiting` : `${node.num_running} run ${node.num_waiting} wait`;
+  fit(made.name, shortened(short(node.node_id)), made.at.w - 44 - made.right.getComputedTextLength());
+  const { num_running: run, num_waiting: wait } = node;
+  fit(made.left, [`${run} running, ${wait} waiting`, `${run} run ${wait} wait`, `${run} / ${wait}`], made.at.w - made.bar - 32);
   made.used.setAttribute("width", Math.max(node.kv_usage * made.bar, node.kv_usage ? 3 : 0));
   made.cached.setAttribute("width", Math.min(1, node.kv_usage + node.kv_cached) * made.bar);
 }

@@ -6,7 +6,7 @@ import pytest
 
 from baton.config import add_flags, from_args, parse_bytes, to_args
 from baton.errors import ConfigError
-from baton.settings import FleetConfig, NodeConfig, RouterConfig
+from baton.settings import FleetConfig, NodeConfig, RouterConfig, misspelt
 
 
 def parse(config, argv=(), env=None):
@@ -70,3 +70,12 @@ def test_sizes(text, expected):
 def test_no_size(text):
     with pytest.raises(ConfigError, match="is no size"):
         parse_bytes(text)
+
+
+def test_a_misspelt_variable_is_noticed_and_others_are_left_alone():
+    fine = {"BATON_DECODE": "2", "BATON_HOME": "/h", "BATON_API_KEY_FILE": "k", "BATON_SERVICE_HOST": "of Kubernetes"}
+    assert misspelt(fine | {"BATON_KV_FAULTS": "f", "BATON_DIE_WITH_PARENT": "1", "PATH": "/bin"}) == []
+    assert misspelt({"BATON_DECOD": "2", "BATON_MAX_MODEL_LENGTH": "9"}) == [
+        "BATON_DECOD means nothing: BATON_DECODE?",
+        "BATON_MAX_MODEL_LENGTH means nothing: BATON_MAX_MODEL_LEN?",
+    ]

@@ -38,6 +38,8 @@ class Paced:
                 self.most_open = max(self.most_open, self.num_open)
                 await self._answer(writer)
                 self.num_open -= 1
+                if b"Connection: close" in self.answer:
+                    break
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
@@ -165,3 +167,13 @@ def test_times_are_those_at_which_the_endpoint_sent():
     for stream, sent in zip(asyncio.run(run()).streams, endpoint.sent, strict=True):
         assert len(stream.times) == len(sent) == NUM_TOKENS
         assert sorted([*stream.times, *sent]) == [at for pair in zip(sent, stream.times, strict=True) for at in pair]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("ends", "failed"), [(b"data: [DONE]\n\n", 0), (b"", 1)])
+async def test_an_answer_may_end_with_its_connection_but_not_before_it_says_so(ends: bytes, failed: int):
+    events = b'data: {"choices": [{"text": "a"}]}\n\ndata: {"usage": {"prompt_tokens": 8, "completion_tokens": 1}}\n\n'
+    async for target in serve(Paced(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + events + ends)):
+        driver = Driver(target, 10.0)
+        await driver.closed(asked(2), 1)
+        assert figures(driver.streams, 1.0)["failed"] == 2 * failed

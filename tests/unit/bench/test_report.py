@@ -1,12 +1,16 @@
 """Pages and drawings: whole, without assets, and nothing from outside runs in them."""
 
+import json
 import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
+from baton.errors import ConfigError
 from bench import _disagg_report
-from bench._report import page, svg
+from bench._report import files, page, svg
 
 
 def drawing(text: str) -> ElementTree.Element:
@@ -77,3 +81,17 @@ def test_the_better_side_is_named_and_where_it_changes(tmp_path: Path):
     assert "20.0" in _disagg_report.text(report)  # of its calmer round
     _disagg_report.write_html(tmp_path / "d.html", report)
     assert (tmp_path / "d.html").read_text().count("<svg") == 4
+
+
+def test_a_file_that_cannot_be_written_is_noticed_before_the_work(tmp_path: Path):
+    files.check(None, "", str(tmp_path / "new.json"))
+    assert list(tmp_path.iterdir()) == []
+    for name, why in ((tmp_path / "no" / "r.json", "no folder"), (tmp_path, "it is a folder")):
+        with pytest.raises(ConfigError, match=f"cannot write to .*{why}"):
+            files.check(str(name))
+
+
+def test_a_report_of_nothing_is_json(tmp_path: Path):
+    files.write_json(str(tmp_path / "r.json"), {"ttft_p50_s": math.nan, "phases": ("a",)})
+    text = (tmp_path / "r.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"ttft_p50_s": None, "phases": ["a"]}

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from fleet import cli
 from fleet.chaos import report as chaos_report
 from fleet.chaos.acts import nothing
 from fleet.chaos.client import Answer, Choice, ask
@@ -197,3 +198,8 @@ def test_memory_is_that_of_processes_and_their_children():
     memory.sample([ProcessState("me", "router", os.getpid(), "ready"), ProcessState("none", "router", None, "ready")])
     ((_, (sample,)),) = memory.samples.items()
     assert sample > 10
+
+
+def test_nothing_tried_is_no_promise_kept(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["chaos", "--only", "nonsense"]) == 1
+    assert "no fault's name contains 'nonsense'. There are: " in capsys.readouterr().err

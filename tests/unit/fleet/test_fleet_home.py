@@ -36,6 +36,12 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path):
         Home(tmp_path / "file" / "home").create()
 
 
+def test_a_home_that_cannot_be_used_is_a_clear_error(tmp_path: Path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(ConfigError, match=f"cannot use BATON_HOME {tmp_path}: Is a directory"):
+        Home(tmp_path).is_locked()
+
+
 def test_the_lock_is_held_by_one_at_a_time(tmp_path: Path):
     home = Home(tmp_path)
     assert not home.is_locked()

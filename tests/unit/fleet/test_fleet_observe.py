@@ -6,6 +6,7 @@ import json
 import threading
 
 import pytest
+from rich.console import Console
 
 from baton.errors import ConfigError
 from fleet import top, trace
@@ -93,6 +94,12 @@ def test_top_once(args, capsys):
     assert "ab12" not in said
 
 
+def test_top_outlives_a_router_that_starts_again(args):
+    assert top.look(args(), {}) == (FLEET, "")
+    assert top.look(args(admin="http://127.0.0.1:1"), FLEET)[0] == FLEET
+    assert "no admin port answers" in top.look(args(admin="http://127.0.0.1:1"), FLEET)[1]
+
+
 def test_trace(args, capsys):
     assert trace.run(args(request_id="r 1")) == 0
     said = capsys.readouterr().out
@@ -111,6 +118,18 @@ def test_what_goes_wrong_is_said(args, admin):
     with pytest.raises(ConfigError, match="no admin port answers"):
         AdminClient(["http://127.0.0.1:1"]).get("/admin/fleet")
     assert AdminClient(["http://127.0.0.1:1", admin], "sk-one").get("/admin/fleet") == FLEET
+
+
+@pytest.mark.parametrize("width", [60, 80, 150])
+def test_nothing_is_cut_in_a_narrow_terminal(width, capsys):
+    console = Console(width=width, highlight=False)
+    console.print(top.render(FLEET, console))
+    trace.show(TRACE, console)
+    said = capsys.readouterr().out
+    assert "…" not in said
+    for part in ("decode-0  ready", "50%", "RUN", "30 / 80.5 / -", "prefill-0", "3.00 MB"):
+        assert part in said, part
+    assert ("EPOCH" in said) is (width == 150)
 
 
 def test_sparks():

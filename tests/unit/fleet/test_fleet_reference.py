@@ -1,7 +1,9 @@
 """docs/reference says what the code says."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from fleet import reference
 
@@ -22,3 +24,11 @@ def test_a_page_that_differs_is_noticed(tmp_path, monkeypatch, capsys):
     assert reference.main([]) == 0
     assert (tmp_path / "flags.md").read_text() == "new"
     assert reference.main(["--check"]) == 0
+
+
+def test_pages_name_metrics_that_exist():
+    root = Path(__file__).parents[3]
+    known = set(re.findall(r"^\| `(baton_\w+)`", (root / "docs/reference/metrics.md").read_text(), re.MULTILINE))
+    for page in [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("deploy/**/*.md")]:
+        named = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\bbaton_\w+", page.read_text())}
+        assert named <= known, page.name

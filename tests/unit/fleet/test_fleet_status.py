@@ -65,6 +65,12 @@ def test_the_record_of_a_dead_incarnation_is_not_believed():
     assert (node["state"], node["running"]) == ("restarting", None)
 
 
+def test_a_node_that_lives_and_does_not_say_so_is_silent():
+    starting = state.ProcessState("decode-1", "decode", 43, "starting")
+    nodes = describe(a_fleet(DECODE, starting), [a_record(pid=7)])["nodes"]
+    assert [node["state"] for node in nodes] == ["silent", "starting"]
+
+
 def test_a_draining_node_says_so_itself():
     assert describe(a_fleet(DECODE), [a_record(state="draining")])["nodes"][0]["state"] == "draining"
 

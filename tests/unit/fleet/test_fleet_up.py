@@ -316,3 +316,16 @@ def test_the_environment_sets_flags_too(bench: Bench):
     bench.start(BATON_PREFILL="2", BATON_MAX_NUM_SEQS="9")
     assert "prefill-1" in bench.processes()
     assert "--max-num-seqs 9" in (bench.home / "logs" / "decode-0.log").read_text()
+
+
+def test_a_disk_that_takes_nothing_is_said_at_the_start_and_later_does_no_harm(bench: Bench):
+    (bench.home / "fleet.json.partial").mkdir(parents=True)  # nothing can be written there, not even by root
+    done = bench.baton("up", "--model", str(bench.model), "--port", "0", "--detach")
+    assert done.returncode == 1
+    assert "cannot write" in done.stdout + done.stderr
+    assert "Is a directory" in done.stdout + done.stderr
+    (bench.home / "fleet.json.partial").rmdir()
+    bench.start()
+    (bench.home / "fleet.json.partial").mkdir()
+    assert bench.baton("scale", "decode=2").stdout.startswith("started decode-1")
+    (bench.home / "fleet.json.partial").rmdir()

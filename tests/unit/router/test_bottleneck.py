@@ -1,6 +1,6 @@
 import pytest
 
-from router.admin.bottleneck import PoolNode, judge
+from router.admin.bottleneck import Bottleneck, PoolNode, judge, with_missing
 
 IDLE_PREFILL = PoolNode(role="prefill", prefill_tokens_per_s=1000)
 IDLE_DECODE = PoolNode(role="decode", kv_usage=0.2)
@@ -55,3 +55,9 @@ def test_a_colocated_fleet_has_no_prefill_pool():
     found = verdict(swamped, expects_prefill=False)
     assert found.pool == "decode"
     assert "Add a decode node" in found.words
+
+
+def test_who_is_missing_is_named_beside_the_verdict():
+    calm = Bottleneck("none", "All is well.")
+    assert with_missing(calm, []) == calm
+    assert with_missing(calm, ["decode-1"]) == Bottleneck("none", "All is well. Lost or stuck: decode-1.")

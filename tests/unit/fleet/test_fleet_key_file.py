@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+
+from baton.errors import ConfigError
+from fleet.key_file import first_key
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("# ours\n\nplain\nother\n", "plain"),
+        ('sha256:00ff\n{"sha256": "aa", "name": "n"}\n{"key": "of-json", "name": "m"}\n', "of-json"),
+        ("sha256:00ff\n", ""),
+    ],
+)
+def test_the_first_key_that_can_be_sent(tmp_path: Path, text: str, key: str):
+    (tmp_path / "keys").write_text(text)
+    assert first_key(str(tmp_path / "keys")) == key
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--api-key-file: .*No such file"):
+        first_key(str(tmp_path / "none"))
