@@ -9,6 +9,7 @@ What it leaves to others: commands and flags (plan), one process (member), signa
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -202,7 +203,8 @@ class Fleet:
             api_key_file=config.api_key_file,
             processes=[member.state for member in self.members.values()],
         )
-        state.write(self._home, snapshot)
+        with contextlib.suppress(OSError):  # a full disk: what runs goes on, and what dies comes back
+            state.write(self._home, snapshot)
 
 
 _STOP_ORDER = ("router", "prefill", "decode", "redis")
