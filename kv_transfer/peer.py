@@ -67,6 +67,7 @@ class DecodePeer:
         commit = asyncio.get_running_loop().create_task(self._commit(request, timeout_s))
         self._commits.add(commit)
         commit.add_done_callback(self._commits.discard)
+        commit.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may be gone
         await asyncio.shield(commit)
 
     def end(self, error: TransferError) -> None:

@@ -14,9 +14,10 @@ from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.plan import MAX_MESSAGES, messages
 from kv_transfer.pool import Pool
 from kv_transfer.service import TransferServicer
-from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Peer, Slot
+from kv_transfer.transport import SECRET_BYTES, Peer, Slot
 
 MAX_MESSAGE_BYTES = 4 * 2**20
+_SECRET_S = 30.0  # for which one opens a connection: the sender's UCX may have to start before it
 _MAX_SECRETS = 1024  # connections announced and not opened yet
 
 
@@ -109,7 +110,7 @@ class KVReceiver:
         if len(self._secrets) >= _MAX_SECRETS:
             raise TransferError("too many prefill nodes connect at once")
         secret = secrets.token_bytes(SECRET_BYTES)
-        self._secrets[secret] = (peer, now_s + 2 * CONNECT_TIMEOUT_S)
+        self._secrets[secret] = (peer, now_s + _SECRET_S)
         return secret
 
     def find(self, grant_id: int, peer: Peer) -> IncomingTransfer | None:

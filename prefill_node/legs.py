@@ -44,6 +44,7 @@ class PrefillLeg:
         self.granted = asyncio.Event()
         self.opened: asyncio.Future[None] = self._loop.create_future()  # the transfer is, or cannot be
         self.last_block_hash = b""  # of the last full block of its tokens
+        self.was_set_aside = False  # what it computes from then on is counted already
         self.is_ending = False  # the owner cleans up: that must not be interrupted
 
     @property
@@ -77,6 +78,7 @@ class PrefillLeg:
         if self.opened.done():
             return False
         self._block_ids, self._num_ready_blocks = [], [0] * len(self._num_ready_blocks)
+        self.was_set_aside = True
         self.output = self._loop.create_future()
         return True
 

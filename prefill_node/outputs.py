@@ -8,7 +8,7 @@ import asyncio
 
 from baton.node_load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
 from engine.batch import Batch
-from engine.outputs import StepOutput
+from engine.outputs import Output, StepOutput
 from engine.owners import Owners
 from prefill_node.legs import PrefillLeg
 
@@ -36,9 +36,14 @@ class Outputs(Owners[PrefillLeg]):
             leg = self.of(token.request)
             if leg is not None and not leg.output.done():
                 leg.output.set_result(token)
-                PROMPT_TOKENS.inc(token.request.num_prompt_tokens)
-                CACHED_TOKENS.inc(token.request.num_cached_tokens)
-                OUTPUT_TOKENS.inc(token.error is None)
+                if not leg.was_set_aside:
+                    _count(token)
+
+
+def _count(token: Output) -> None:
+    PROMPT_TOKENS.inc(token.request.num_prompt_tokens)
+    CACHED_TOKENS.inc(token.request.num_cached_tokens)
+    OUTPUT_TOKENS.inc(token.error is None)
 
 
 def _advance(layer_group: int, rows: list[tuple[PrefillLeg, int, list[int]]]) -> None:

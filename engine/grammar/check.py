@@ -13,7 +13,7 @@ from typing import IO
 
 import msgspec
 
-from baton.errors import BatonError
+from baton.errors import Overloaded
 from baton.request import Grammar
 from engine.grammar.jail import ANY_OBJECT, Verdict
 
@@ -35,7 +35,7 @@ class GrammarCheck:
         self._is_closed = False
 
     def run(self, grammar: Grammar) -> Verdict:
-        """The verdict, of a new process where the one at hand does not answer. Raises BatonError where none does."""
+        """The verdict, of a new process where the one at hand does not answer. Raises Overloaded where none does."""
         line = msgspec.json.encode(grammar) + b"\n"
         with self._lock:
             is_new = False
@@ -48,11 +48,11 @@ class GrammarCheck:
                 if answer:
                     return msgspec.json.decode(answer, type=Verdict)
                 self._stop()  # it has died, or was frozen with all of this node
-            raise BatonError("the node cannot compile grammars at present")
+            raise Overloaded("the node cannot compile grammars at present")
 
     def warm(self) -> None:
         """Start the process, and wait for its first answer: where cores are busy that takes seconds."""
-        with contextlib.suppress(BatonError):  # whoever asks for a grammar then will hear of it
+        with contextlib.suppress(Overloaded):  # whoever asks for a grammar then will hear of it
             self.run(ANY_OBJECT)
 
     def close(self) -> None:

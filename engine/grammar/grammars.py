@@ -110,11 +110,10 @@ class Grammars:
             verdict = check.run(grammar)
         finally:
             self._idle_checks.append(check)
-        outcome: LLMatcher | str = verdict.error
-        if not outcome:
-            outcome = self._matcher(verdict.serialized)
-        if verdict.is_final:
-            self._cache.put(grammar, outcome, verdict.num_bytes)
+        if not verdict.is_final:
+            raise Overloaded("this node has no time for grammars at present")  # which may be good: another node may
+        outcome = verdict.error or self._matcher(verdict.serialized)
+        self._cache.put(grammar, outcome, verdict.num_bytes)
         return outcome
 
     def _matcher(self, serialized: str) -> LLMatcher | str:

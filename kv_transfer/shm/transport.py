@@ -51,17 +51,11 @@ class ShmTransport(Transport):
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> ShmConnection:
         """`host` is the listener's name. Raises TransferError also where the two cannot share memory."""
         process_memory.allow_siblings()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            sock.setblocking(False)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await _say_hello(sock, host, secret)
+                sock = await _welcomed(host, secret)
         except (OSError, TimeoutError) as error:
-            sock.close()
             raise TransferError(f"no shared memory with the decode node: {error or 'timed out'}") from error
-        except BaseException:
-            sock.close()
-            raise
         return ShmConnection(sock, on_close, self._stall_s)
 
 
@@ -118,19 +112,31 @@ class ShmListener(Listener):
         return [connection for connection in self._connections if connection.peer == peer]
 
 
-async def _say_hello(sock: socket.socket, name: str, secret: bytes) -> None:
+async def _welcomed(name: str, secret: bytes) -> socket.socket:
     """Raises OSError where nobody of that name is on this host, or who is there can or will not read our memory."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.setblocking(False)
+        answer = await _said_hello(sock, name, secret)
+        if answer != WELCOME:
+            raise ConnectionRefusedError(reason_of(answer))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _said_hello(sock: socket.socket, name: str, secret: bytes) -> bytes:
+    """The answer."""
     loop = asyncio.get_running_loop()
     nonce = memoryview(bytearray(secrets.token_bytes(NONCE_BYTES)))
     address = process_memory.runs_of([nonce])[0][0]
     try:
         await loop.sock_connect(sock, f"\0{name}")
         await loop.sock_sendall(sock, Hello(secret, bytes(nonce), address).pack())
-        answer = await loop.sock_recv(sock, MAX_PACKET_BYTES)
+        return await loop.sock_recv(sock, MAX_PACKET_BYTES)
     except ConnectionRefusedError:
         raise ConnectionRefusedError("it is on another host, or in another network namespace") from None
-    if answer != WELCOME:
-        raise ConnectionRefusedError(reason_of(answer))
 
 
 def _num_copiers() -> int:

@@ -37,8 +37,7 @@ class UcxProcess:
     def __init__(
         self, env: Mapping[str, str], on_report: Callable[[frames.Report], None], on_end: Callable[[], None]
     ) -> None:
-        """`on_end` is called once, when it is dead; not after `close`."""
-        self.staging = Staging()
+        """`on_end` is called once, when it is dead; not after `close`. Raises OSError where it cannot be started."""
         self.port = 0  # at which it accepts connections; 0 while it does not
         self.reason = ""  # why it ended
         self.has_started = False
@@ -52,21 +51,33 @@ class UcxProcess:
         self._numbers = itertools.count(1)
         self._closing: dict[int, asyncio.TimerHandle] = {}
         self._flushing = False
+        with contextlib.ExitStack() as failing:
+            self._spawn(env, failing)
+            failing.pop_all()
         self._watch = StallWatch(SILENT_S, lambda: self._end("it was silent"))
         self._start_timer = self._loop.call_later(_START_S, self._end, "it did not start")
+        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._loop.add_reader(self._errors, self._log_errors)
+
+    def _spawn(self, env: Mapping[str, str], failing: contextlib.ExitStack) -> None:
+        """`failing` gets what is to be undone where something lacks: most likely descriptors."""
+        self.staging = Staging()
+        failing.callback(self.staging.close)
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors, its_errors = os.pipe()
-        descriptors = (its.fileno(), self.staging.descriptor)
-        self._child = subprocess.Popen(
-            [*COMMAND, *(str(value) for value in (*descriptors, self.staging.num_bytes))],
-            stdin=subprocess.DEVNULL, stdout=its_errors, stderr=its_errors, pass_fds=descriptors, env=env,
-        )  # fmt: skip
-        its.close()
-        os.close(its_errors)
+        failing.callback(mine.close)
+        with its:
+            self._errors, its_errors = os.pipe()
+            failing.callback(os.close, self._errors)
+            descriptors = (its.fileno(), self.staging.descriptor)
+            try:
+                self._child = subprocess.Popen(
+                    [*COMMAND, *(str(value) for value in (*descriptors, self.staging.num_bytes))],
+                    stdin=subprocess.DEVNULL, stdout=its_errors, stderr=its_errors, pass_fds=descriptors, env=env,
+                )  # fmt: skip
+            finally:
+                os.close(its_errors)
         os.set_blocking(self._errors, False)
         self._socket: FrameSocket[frames.Report] = FrameSocket(mine, frames.Report)
-        self._loop.add_reader(mine.fileno(), self._on_readable)
-        self._loop.add_reader(self._errors, self._log_errors)
 
     @property
     def pid(self) -> int:

@@ -10,6 +10,7 @@ first bytes of its connection, the secret that the authenticated gRPC service ha
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -32,6 +33,7 @@ from kv_transfer.ucx_child import frames
 
 _CHECK_TIMEOUT_S = 60.0
 _BACKOFF_S = (0.0, 0.1, 0.5, 2.0, 5.0)  # before a restart, by how many short lives came before it
+_RESTART_S = 6.0  # the longest of those, and a little: then something lacks that it cannot start without
 _SHORT_LIFE_S = 20.0
 _MAX_HOST_CHARS = 255
 # Host memory over TCP: several times faster than UCX's defaults. Untried on RDMA, so left alone there.
@@ -107,7 +109,10 @@ class UcxTransport(Transport):
 
     def _start(self) -> UcxProcess:
         self._started_s = self._loop.time()
-        return UcxProcess(environment(self._host), self._hear, self._on_end)
+        try:
+            return UcxProcess(environment(self._host), self._hear, self._on_end)
+        except OSError as error:
+            raise TransferError(f"the UCX process cannot be started: {error.strerror}") from error
 
     async def _alive(self) -> UcxProcess:
         """The process, once there is one that has started."""
@@ -119,7 +124,9 @@ class UcxTransport(Transport):
             except TransferError:
                 if self._restarting is None:
                     raise
-                await asyncio.shield(self._restarting)
+                done, _ = await asyncio.wait([self._restarting], timeout=_RESTART_S)
+                if not done:
+                    raise
 
     def _hear(self, report: frames.Report) -> None:
         match report:
@@ -146,10 +153,12 @@ class UcxTransport(Transport):
         process = self._process
         await process.wait()
         _log.error("UCX process %d has ended, and with it the transfers under way: %s", process.pid, process.reason)
-        is_short = self._loop.time() - self._started_s < _SHORT_LIFE_S
-        self._num_short_lives = self._num_short_lives + 1 if is_short else 0
-        await asyncio.sleep(_BACKOFF_S[min(self._num_short_lives, len(_BACKOFF_S) - 1)])
-        self._process = self._start()
+        while self._process is process:
+            is_short = self._loop.time() - self._started_s < _SHORT_LIFE_S
+            self._num_short_lives = self._num_short_lives + 1 if is_short else 0
+            await asyncio.sleep(_BACKOFF_S[min(self._num_short_lives, len(_BACKOFF_S) - 1)])
+            with contextlib.suppress(TransferError):  # for want of descriptors, or memory
+                self._process = self._start()
         if self._listener:
             self._listener.attach(self._process)
 

@@ -1,13 +1,14 @@
 """Shared memory, where the receiver does the copying: what its copies may do, and when they count."""
 
 import asyncio
+import errno
 import threading
 
 import pytest
 from kv_nodes import NUM_BLOCKS, all_ready, arrivals, commit, new_pool, pair, run
 
 from baton.errors import TransferError
-from kv_transfer.shm import process_memory
+from kv_transfer.shm import process_memory, transport
 
 
 class Brake:
@@ -105,5 +106,28 @@ def test_a_sender_has_a_bounded_number_of_copies(brake):
             brake.release()
             await commit(outgoing)
             assert p.filled(ids, source, ids)
+
+    run(main())
+
+
+def test_a_sender_without_descriptors_left_says_so(monkeypatch):
+    """To the request, which goes elsewhere; the next one finds a descriptor again."""
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main():
+        async with pair("shm") as p:
+            sender = p.sender(new_pool(1))
+            with monkeypatch.context() as patch:
+                patch.setattr(transport.socket, "socket", refuse)
+                outgoing = sender.open(p.grant([1]).grant, [2])
+                all_ready(outgoing, 1)
+                with pytest.raises(TransferError, match="Too many open files"):
+                    await commit(outgoing)
+            sender._unreachable.clear()
+            outgoing = sender.open(p.grant([1]).grant, [2])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
 
     run(main())

@@ -1,6 +1,7 @@
 """One suite for every transport: whatever carries the messages, blocks arrive whole, or not at all."""
 
 import asyncio
+import gc
 import random
 
 import kv_nodes
@@ -232,5 +233,39 @@ def test_no_connection_without_a_secret(transport):
             secret = await p.receiver.expect(Peer("p0", 1))
             assert p.receiver.admit(secret) == Peer("p0", 1)
             assert p.receiver.admit(secret) is None
+
+    run(main())
+
+
+def test_an_end_that_nobody_waits_for_is_no_error(transport):
+    """Of a commit that is under way when its request is cancelled."""
+
+    async def main():
+        errors, refused = [], asyncio.Event()
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context["message"]))
+
+        async def refuse(request):
+            await refused.wait()
+            raise TransferError("cancelled meanwhile")
+
+        async with pair(transport) as p:
+            incoming = p.grant([1])
+            incoming.accept = refuse
+            outgoing = p.sender(new_pool(1)).open(incoming.grant, [1])
+            all_ready(outgoing, 1)
+            asked = asyncio.create_task(commit(outgoing))
+            while not (commits := outgoing._peer._commits):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            asked.cancel()
+            await asyncio.wait([asked])
+            refused.set()
+            await asyncio.wait(list(commits))
+            await outgoing.abort()
+            await incoming.cancel()
+        del asked, commits
+        gc.collect()
+        await asyncio.sleep(0)
+        assert errors == []
 
     run(main())

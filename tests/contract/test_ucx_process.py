@@ -1,6 +1,8 @@
 """UCX dies, hangs and crashes in the middle of a transfer, on either side: the node goes on, and the next one works."""
 
 import asyncio
+import errno
+import gc
 import os
 import signal
 from typing import Any
@@ -13,6 +15,8 @@ from baton.errors import TransferError
 from kv_transfer.metrics import RESTARTS
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.ucx import transport as ucx_transport
+from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx.transport import UcxTransport
 
 NOTICED_S = 5.0  # a frozen one after 1.5 s, a dead one at once, on a machine that has time for this
@@ -37,6 +41,7 @@ async def ship(p: Any, sender: KVSender, to: list[int], blocks: list[int]) -> No
     """As a router makes attempts: the first may meet an old connection, or have no time on a busy machine."""
     for last in (False, False, True):
         incoming = p.grant(to)
+        sender._unreachable.clear()
         outgoing = sender.open(incoming.grant, blocks)
         all_ready(outgoing, len(blocks))
         try:
@@ -153,5 +158,55 @@ def test_a_frozen_ucx_process_is_let_go_on_only_to_die():
                 await asyncio.sleep(0.01)
             assert p.untouched(ids, 9)
             await outgoing.abort()
+
+    run(main())
+
+
+def test_a_process_that_cannot_be_started_for_a_while_costs_transfers_and_nothing_else(monkeypatch: Any):
+    """For want of descriptors, say: those in need of it are told, and it is tried again."""
+    refusals, start = [], UcxProcess._spawn
+
+    def refuse(self: UcxProcess, env: Any, failing: Any) -> None:
+        start(self, env, failing)
+        if len(refusals) < 2:
+            refusals.append(self._child)
+            self._child.kill()
+            self._child.wait()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main():
+        async with pair("ucx") as p:
+            transport = ucx_of(p.receiver)
+            victim, used = transport.pid, psutil.Process().num_fds()
+            monkeypatch.setattr(UcxProcess, "_spawn", refuse)
+            os.kill(victim, signal.SIGKILL)
+            await restarted(transport, victim)
+            assert len(refusals) == 2
+            gc.collect()  # each region of memory has a descriptor as long as it is mapped
+            assert psutil.Process().num_fds() <= used
+            await ship(p, p.sender(new_pool(1)), [1], [2])
+
+    run(main())
+
+
+def test_who_needs_a_process_that_cannot_be_started_does_not_wait_for_it(monkeypatch: Any):
+    def refuse(self: UcxProcess, env: Any, failing: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main():
+        async with pair("ucx") as p:
+            sender = p.sender(new_pool(1))
+            await ship(p, sender, [1], [2])
+            monkeypatch.setattr(UcxProcess, "_spawn", refuse)
+            monkeypatch.setattr(ucx_transport, "_RESTART_S", 0.2)
+            os.kill(ucx_of(sender).pid, signal.SIGKILL)
+            for _ in range(2):
+                outgoing = sender.open(p.grant([3]).grant, [4])
+                all_ready(outgoing, 1)
+                async with asyncio.timeout(NOTICED_S):
+                    with pytest.raises(TransferError):
+                        await commit(outgoing)
+            with pytest.raises(TransferError):
+                p.sender(new_pool(1), "p9")
 
     run(main())

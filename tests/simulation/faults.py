@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from prefill_node.legs import PrefillLeg
 from tests.simulation.fleet import Fleet
+from tests.simulation.loop import Process
 from tests.simulation.network import Network
 
 LONGEST_S = 8.0
+DAY_S = 86_400.0
 ESTRANGED_S = 30.0
 _LOOK_S = 0.001
 
@@ -17,7 +19,7 @@ class Faults:
     """Breaks a fleet; `kinds` are names of methods."""
 
     ALL = ("kill", "kill_router", "freeze", "partition", "one_way", "isolate", "hang_up", "lose", "repeat", "skip",
-           "corrupt", "forget", "drain", "estrange")  # fmt: skip
+           "corrupt", "forget", "drain", "estrange", "lag", "starve", "set_clock")  # fmt: skip
 
     def __init__(self, fleet: Fleet, network: Network, rng: random.Random) -> None:
         self._fleet, self._network, self._rng = fleet, network, rng
@@ -91,6 +93,27 @@ class Faults:
         one, other = (self._rng.choice(self._fleet.names(role)) for role in ("prefill", "decode"))
         self._block(f"estrange {one} {other}", [(one, other), (other, one)], ESTRANGED_S)
 
+    def lag(self) -> None:
+        """What one process tells another comes late: after what it has told a third since, and who told that one."""
+        pair = tuple(self._rng.sample(self._fleet.names("prefill", "decode", "router"), 2))
+        self._network.lags[pair] = self._rng.uniform(0.05, 0.9)
+        self._for_a_while(f"lag {pair}", lambda: self._network.lags.pop(pair, None))
+
+    def starve(self) -> None:
+        """A node runs for moments, with gaps in between that others may take for silence."""
+        process = self._fleet.processes[self._rng.choice(self._fleet.names("prefill", "decode"))]
+        if process.frozen or not process.alive:
+            return
+        task = asyncio.get_running_loop().create_task(self._starve(process))
+        self._tasks.append(task)
+        self._for_a_while(f"starve {process}", lambda: (task.cancel(), setattr(process, "frozen", False)))
+
+    def set_clock(self) -> None:
+        """A node is killed, and its host's clock is wrong when it starts again."""
+        name = self._rng.choice(self._fleet.names("prefill", "decode"))
+        self._fleet.clock_errors[name] = self._rng.uniform(-DAY_S, DAY_S)
+        self._kill(name)
+
     def hang_up(self) -> None:
         one, other = self._rng.sample(self._fleet.names("prefill", "decode", "router"), 2)
         self._network.trace("fault", f"hang_up {one} {other}")
@@ -134,6 +157,11 @@ class Faults:
         process = self._fleet.processes[name]
         process.frozen = True
         self._for_a_while(f"freeze {name}", lambda: setattr(process, "frozen", False), LONGEST_S, LONGEST_S)
+
+    async def _starve(self, process: Process) -> None:
+        while True:
+            process.frozen = not process.frozen
+            await asyncio.sleep(self._rng.uniform(0.02, 0.7))
 
     async def _drain(self, name: str) -> None:
         process = self._fleet.processes[name]

@@ -31,6 +31,7 @@ class Fleet:
         self.processes: dict[str, Process] = {}
         self.roles: dict[str, str] = {}
         self.problems: list[str] = []
+        self.clock_errors: dict[str, float] = {}  # in seconds, of hosts, from the next start of the process on
         self._rng = rng
         self._num_blocks = num_blocks
         redis = Process("redis")
@@ -78,6 +79,7 @@ class Fleet:
 
     def _new_process(self, role: str, name: str) -> Process:
         process = self.processes[name] = Process(name)
+        process.clock_error_s = self.clock_errors.get(name, 0.0)
         self.roles[name] = role
         self.loop.add_strands(process)
         return process

@@ -40,6 +40,7 @@ class Process:
         self.name = name
         self.alive = True
         self.frozen = False
+        self.clock_error_s = 0.0  # of the wall clock
         self.strands: list[Strand] = []
         self.main = Strand(self)
         self.parts: dict[str, Any] = {}  # objects of interest to whoever checks

@@ -116,6 +116,7 @@ class Network:
         self.loop = loop
         self.rng = rng
         self.trace = trace
+        self.lags: dict[tuple[str, str], float] = {}  # seconds more, from one process to another
         self.loss = 0.0  # share of segments that have to be sent again
         self.duplicates = 0.0  # share of calls and stream messages that come twice
         self.skips = 0.0  # share of stream messages that something on the way swallows
@@ -127,7 +128,7 @@ class Network:
 
     def latency_s(self, source: Process, target: Process) -> float:
         """Of the next segment."""
-        delay_s = BASE_S + self.rng.random() * JITTER_S
+        delay_s = BASE_S + self.rng.random() * JITTER_S + self.lags.get((source.name, target.name), 0.0)
         while self.rng.random() < self.loss:
             delay_s += self.rng.uniform(*RESENT_S)
         return delay_s

@@ -18,6 +18,7 @@ from engine.engine import Engine
 from kv_transfer.incoming import IncomingTransfer, TransferState
 from kv_transfer.outgoing import OutgoingTransfer
 from router.nodes import step_batch
+from router.nodes.fleet_view import FleetView
 from router.nodes.leg import Leg
 from router.nodes.link import NodeLink
 from router.nodes.outbox import Outbox
@@ -144,6 +145,18 @@ def _emit_before_the_first(original: Any, self: Attempt, logprobs: Any) -> None:
     self._expects_first = expects
 
 
+def _finish_before_the_first(self: Attempt, finished: Any) -> None:
+    self._decode_runs = False
+    self._finish(finished)
+
+
+def _later_epochs_alone(original: Any, self: FleetView, listed: dict[tuple[str, int], Any]) -> Any:
+    newest = self.__dict__.setdefault("_newest", {})
+    for node_id, epoch in listed:
+        newest[node_id] = max(epoch, newest.get(node_id, 0))
+    return original(self, {key: record for key, record in listed.items() if key[1] == newest[key[0]]})
+
+
 def _release_and_keep(self: BlockManager, request: Any) -> None:
     for block_id in reversed(request.block_ids):
         self._drop(block_id)
@@ -182,6 +195,9 @@ PLANTS: dict[str, Plant] = {
     "a resumed request begins anew": Plant([(Running, "token_ids", property(lambda self: self.job.token_ids))],
                                            ("kill", "hang_up", "freeze")),
     "tokens overtake the first one": Plant([_forwarding(Attempt, "on_tokens", _emit_before_the_first)], ("lose",)),
+    "the end overtakes the first token": Plant([(Attempt, "on_finished", _finish_before_the_first)], ("lag",)),
+    "an earlier epoch taken for an older node": Plant([_forwarding(FleetView, "_reconcile", _later_epochs_alone)],
+                                                      ("set_clock",)),
     "blocks given back twice": Plant([(BlockManager, "release", _release_and_keep),
                                       _forwarding(Engine, "release", _release_before_the_end)], ()),
     "blocks evicted while they are held": Plant([(BlockManager, "_hold", _hold_and_leave_evictable)], ()),

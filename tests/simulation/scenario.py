@@ -18,6 +18,7 @@ NODES = {"prefill-0": "prefill", "prefill-1": "prefill", "decode-0": "decode", "
 READY_S = 10.0
 POLL_S = 0.25
 LONGEST_STALL_S = 3.0
+FOUND_S = 8.0  # after which every router knows every node, the latest incarnation's lease and its polls included
 SETTLED_S = 12.0  # after which nothing is held, once all requests are over and nothing is broken
 
 
@@ -99,6 +100,7 @@ class _Run:
             self._check_none_failed(self._clients)
         self._check_stalls()
         await self._settle("after healing")
+        await self._until(self._is_ready, FOUND_S, "a router has not found every node again")
         before = len(self._clients)
         for ask in probes:
             self._begin(ask)

@@ -54,6 +54,7 @@ _RECORDED = {
     (baton.node_shell, "LoadBoard"): "board",
     (baton.node_shell, "Sessions"): "sessions",
 }
+WALL_S = 1e9
 _EXPECTED_ERRORS = ("another process with a later epoch",)
 
 
@@ -176,7 +177,8 @@ def _replace_clocks(world: World, stack: contextlib.ExitStack) -> None:
 
 
 def _in_nanoseconds(clock: Callable[[], float]) -> Callable[[], int]:
-    return lambda: int(clock() * 1e9)
+    """Of the wall clock, which began long ago, and may be wrong."""
+    return lambda: int((clock() + WALL_S + current_process().clock_error_s) * 1e9)
 
 
 def _replace_defaults(stack: contextlib.ExitStack, kind: type, old: Any, new: Any) -> None:

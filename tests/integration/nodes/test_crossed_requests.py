@@ -49,6 +49,8 @@ async def test_nobody_waits_for_blocks_of_those_who_wait_for_its_own(start, expe
     async with asyncio.timeout(15):
         tokens = await asyncio.gather(*map(go_on, computed), *begun)
     assert tokens == [expected(prompt, 3) for prompt in prompts(0) + prompts(4)]
+    counted = prefill.metric("baton_prompt_tokens_total")
+    assert counted == sum(map(len, prompts(0) + prompts(4)))  # though some were computed twice
     for router in (one, other):
         await router.close()
     await idle(*pair)

@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from baton.errors import BatonError, InvalidRequest, Overloaded
+from baton.errors import InvalidRequest, Overloaded
 from baton.request import Grammar, GrammarKind
 from engine import random_checkpoint
 from engine.grammar.cache import GrammarCache
 from engine.grammar.check import GrammarCheck
 from engine.grammar.grammars import Grammars
+from engine.grammar.jail import Verdict
 
 VOCAB, EOS = 512, 2
 DEPTH = 4000
@@ -178,7 +179,7 @@ def test_a_lost_process_is_replaced(tiny_model, make_generation):
 def test_a_process_that_never_answers_is_tried_once(tiny_model):
     check = GrammarCheck(tiny_model, VOCAB, [EOS])
     check._command = ["false"]
-    with pytest.raises(BatonError):
+    with pytest.raises(Overloaded):  # which another node may not be
         check.run(Grammar(GrammarKind.REGEX, "a", "p"))
     assert check._process is None
     check.close()
@@ -224,8 +225,17 @@ def test_closing_ends_a_wait(tiny_model):
         while not check._lock.locked():
             time.sleep(0.001)
         check.close()
-        with pytest.raises(BatonError):
+        with pytest.raises(Overloaded):
             waiting.result(timeout=5.0)
+
+
+def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammars, make_generation, monkeypatch):
+    generation = make_generation([5], grammar=Grammar(GrammarKind.REGEX, "starved", "p"))
+    with monkeypatch.context() as patch:
+        patch.setattr(GrammarCheck, "run", lambda self, grammar: Verdict(error="too complex", is_final=False))
+        with pytest.raises(Overloaded):
+            asyncio.run(grammars.compile(generation))
+    assert asyncio.run(grammars.compile(generation))
 
 
 def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):

@@ -171,6 +171,15 @@ def test_what_dies_comes_back(bench: Bench):
     assert redis_url.startswith("unix://")
 
 
+def test_what_dies_comes_back_also_where_nothing_can_be_written(bench: Bench):
+    bench.start()
+    first = bench.processes()["decode-0"]["pid"]
+    (bench.home / "fleet.json.partial").mkdir()  # takes as little as a full disk
+    os.kill(first, signal.SIGKILL)
+    bench.until(lambda: any("decode-0" in child.cmdline() and child.pid != first for child in bench.children()))
+    (bench.home / "fleet.json.partial").rmdir()
+
+
 def test_scaling_up_waits_and_scaling_down_drains(bench: Bench):
     bench.start()
     grown = bench.baton("scale", "prefill=3", "decode=2")
