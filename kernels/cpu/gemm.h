@@ -18,7 +18,8 @@ namespace gemm {
 constexpr int PANEL = 2 * W;           // outputs
 constexpr int ROWS = ACCUMULATORS / 2; // rows of x at once
 constexpr int64_t X_FLOATS = 1 << 18;  // of x at a time, so that it stays in the L2 cache
-constexpr int FAR_BYTES = 6144, NEAR_BYTES = 640; // how far ahead a panel is fetched into the L2 and the L1 cache
+// How far ahead a panel is fetched into the L2 and the L1 cache.
+constexpr int FAR_BYTES = W > 8 ? 6144 : 3072, NEAR_BYTES = 640;
 
 INLINE int64_t num_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
 template <class S> constexpr int STEP = std::is_same_v<S, int4> ? W : PANEL; // elements of S per panel and input
@@ -52,7 +53,9 @@ inline void pack(const int8 *weight, int64_t outputs, int64_t inputs, int4 *pack
             for (int64_t n = p * PANEL; n < p * PANEL + W; n++) *packed++ = {uint8_t(at(n, k) | at(n + W, k) << 4)};
 }
 
-INLINE void prefetch(const void *weight) {
+// For N rows of x. With a single one memory alone sets the pace; processors with AVX2 stream faster when left to it.
+template <int N> INLINE void prefetch(const void *weight) {
+    if constexpr (W <= 8 && N == 1) return;
     __builtin_prefetch((const char *)weight + FAR_BYTES, 0, 2);
     __builtin_prefetch((const char *)weight + NEAR_BYTES);
 }
@@ -66,7 +69,7 @@ INLINE void multiply(const float *x, const S *weight, int64_t stride, int64_t be
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) {
             const S *at = weight + p * stride + k * STEP<S>;
-            if (k % PER_LINE == 0) prefetch(at);
+            if (k % PER_LINE == 0) prefetch<N>(at);
             w[p] = load_pair(at);
         }
 #pragma GCC unroll 16
