@@ -44,6 +44,7 @@ class Process:
     async def spawn(cls, command: Command, log: Path, on_progress: Callable[[float], None]) -> "Process":
         """Start it; OSError where there is no such program."""
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log_start = os.fstat(descriptor).st_size  # before it starts: its last words may be there at once
         try:
             process = await asyncio.create_subprocess_exec(
                 *command.argv,
@@ -60,7 +61,7 @@ class Process:
         if command.cores:
             with contextlib.suppress(OSError):  # gone already, or cores that a container took away
                 os.sched_setaffinity(process.pid, command.cores)
-        started = cls(process, log, os.fstat(descriptor).st_size)
+        started = cls(process, log, log_start)
         started._reader = asyncio.create_task(started._read(descriptor, on_progress))
         if process.stdin is not None:
             process.stdin.write(command.stdin)

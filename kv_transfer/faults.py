@@ -1,4 +1,4 @@
-"""Named faults for tests, off unless armed: by a test, or by `BATON_KV_FAULTS=name:times,name` before a node starts.
+"""Named faults for tests, off unless armed: by a test, or by `BATON_FAULTS=name:times,name` before a node starts.
 
 corrupt_message      a sender flips one bit of a message, anywhere in it, after its digest was taken
 crash_mid_transfer   a sender is killed after its first message
@@ -71,4 +71,4 @@ class Faults:
                 os.kill(os.getpid(), _SIGNALS[name])
 
 
-FAULTS = Faults(os.environ.get("BATON_KV_FAULTS", ""))
+FAULTS = Faults(os.environ.get("BATON_FAULTS", ""))

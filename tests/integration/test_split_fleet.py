@@ -73,7 +73,7 @@ class Fleet:
     def __init__(self, model: Path, redis_url: str) -> None:
         node = ("--model", str(model), "--num-threads", "1", "--kv-memory", "64MiB", "--max-num-batched-tokens", "128")
         env = {"BATON_REDIS_URL": redis_url, "OMP_NUM_THREADS": "1"}
-        self.prefill = Service("prefill_node", *node, BATON_KV_FAULTS=_FIRST_TWO_TRANSFERS, **env)
+        self.prefill = Service("prefill_node", *node, BATON_FAULTS=_FIRST_TWO_TRANSFERS, **env)
         self.decodes = [Service("decode_node", *node, **env) for _ in range(2)]
         self.router = Service("router", "--model", str(model), "--port", "0", **env)
         self.model = model.name

@@ -138,7 +138,7 @@ async def test_a_failed_transfer_is_told_and_costs_no_blocks(
     start: Callable[..., NodeProcess], pair: tuple[NodeProcess, NodeProcess], expected: Any, fault: str
 ) -> None:
     prefill, decode = pair
-    env = {"BATON_KV_FAULTS": fault, "BATON_SERVICE_TOKEN": decode.token}
+    env = {"BATON_FAULTS": fault, "BATON_SERVICE_TOKEN": decode.token}
     faulty = start("prefill", "--transport", decode.transport, **env)
     await asyncio.to_thread(faulty.wait_ready)
     router = await Router(faulty, decode).attach()

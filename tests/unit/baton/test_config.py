@@ -74,7 +74,7 @@ def test_no_size(text):
 
 def test_a_misspelt_variable_is_noticed_and_others_are_left_alone():
     fine = {"BATON_DECODE": "2", "BATON_HOME": "/h", "BATON_API_KEY_FILE": "k", "BATON_SERVICE_HOST": "of Kubernetes"}
-    assert misspelt(fine | {"BATON_KV_FAULTS": "f", "BATON_DIE_WITH_PARENT": "1", "PATH": "/bin"}) == []
+    assert misspelt(fine | {"BATON_FAULTS": "f", "BATON_DIE_WITH_PARENT": "1", "PATH": "/bin"}) == []
     assert misspelt({"BATON_DECOD": "2", "BATON_MAX_MODEL_LENGTH": "9"}) == [
         "BATON_DECOD means nothing: BATON_DECODE?",
         "BATON_MAX_MODEL_LENGTH means nothing: BATON_MAX_MODEL_LEN?",
