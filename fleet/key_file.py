@@ -5,22 +5,33 @@ from pathlib import Path
 
 from baton.errors import ConfigError
 
+_DIGEST, _JSON = "sha256:", "{"
+
 
 def first_key(file: str) -> str:
     """The first key of the file; empty where it holds digests alone. ConfigError where it cannot be read."""
+    return next(filter(None, map(_key, _entries(file))), "")
+
+
+def begins_plain(file: str) -> bool:
+    """Whether the first entry is a key as it stands, which a shell can read. ConfigError where it cannot be read."""
+    return not next(iter(_entries(file)), "").startswith((_DIGEST, _JSON))
+
+
+def _entries(file: str) -> list[str]:
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"--api-key-file: {file}: {error.strerror}") from None
-    return next((key for line in lines if (key := _key(line.strip()))), "")
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def _key(line: str) -> str:
-    if line.startswith(("#", "sha256:")):
+def _key(entry: str) -> str:
+    if entry.startswith(_DIGEST):
         return ""
-    if not line.startswith("{"):
-        return line
+    if not entry.startswith(_JSON):
+        return entry
     try:
-        return str(json.loads(line).get("key", ""))
+        return str(json.loads(entry).get("key", ""))
     except ValueError:
         return ""

@@ -3,8 +3,8 @@
 import json
 import os
 import shlex
-from pathlib import Path
 
+from fleet.key_file import begins_plain
 from fleet.plan import Plan
 
 
@@ -30,13 +30,6 @@ def _curl(plan: Plan) -> str:
 def _authorization(plan: Plan) -> str:
     """The header with the key, which is left where it is."""
     file = plan.config.api_key_file
-    if file and _begins_plain(file):
+    if file and begins_plain(file):
         return f'-H "Authorization: Bearer $(grep -m 1 "^[^#]" {shlex.quote(os.path.abspath(file))})" '
     return '-H "Authorization: Bearer ${BATON_API_KEY%%,*}" ' if file or os.environ.get("BATON_API_KEY") else ""
-
-
-def _begins_plain(file: str) -> bool:
-    """Whether the first line is a key as it stands, rather than JSON or a digest."""
-    lines = Path(file).read_text(encoding="utf-8").splitlines()
-    first = next((line for line in lines if line and not line.startswith("#")), "")
-    return not first.startswith(("{", "sha256:"))
