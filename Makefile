@@ -19,7 +19,7 @@ run: install  ## a whole fleet on this machine, serving the default model (ARGS=
 	@$(BIN)/baton up $(ARGS)
 
 test: install-dev  ## every test (ARGS="-k transfer" passes flags to pytest)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 check: install-dev  ## format, lint, types, import contracts, drift of generated stubs
 	$(BIN)/ruff format --check $(CODE)

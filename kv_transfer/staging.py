@@ -71,11 +71,11 @@ class Staging:
         self._serve()
 
     def fill(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
-        """Copy the views' bytes into the area, one after the other; their digest."""
+        """Copy the views' bytes into the area, one after the other; their digest. TransferError after `close`."""
         return self._run(area.num_bytes, _gather, self._view(area), views)
 
     def empty(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
-        """Copy the area's bytes into the views, one after the other; their digest."""
+        """Copy the area's bytes into the views, one after the other; their digest. TransferError after `close`."""
         return self._run(area.num_bytes, _spread, self._view(area), views)
 
     def close(self) -> None:
@@ -116,6 +116,8 @@ class Staging:
         run: memoryview, views: Sequence[memoryview],
     ) -> asyncio.Future[int]:  # fmt: skip
         loop = asyncio.get_running_loop()
+        if self.descriptor < 0:  # with it goes UCX: the last that it said and its end may be heard at once
+            raise TransferError("the staging memory is closed")
         if num_bytes > _INLINE_BYTES:
             return loop.run_in_executor(self._threads, copy, run, views)
         done: asyncio.Future[int] = loop.create_future()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import os
 import shutil
@@ -16,6 +17,9 @@ import pytest
 from grpc import aio
 from hypothesis import HealthCheck, settings
 
+GRACE_S = 60.0  # after its timeout, for a test to fail by itself
+STDERR = pytest.StashKey[int]()
+
 gc.disable()  # until all is imported: half a million objects, which all stay
 
 # What a machine under load takes is no failure.
@@ -27,6 +31,35 @@ def pytest_collection_finish() -> None:
     """Tests that collect garbage, and those that happen to be running then, look through their own only."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(2)  # before each test's output is captured
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that hangs ends its process, says where, and counts as failed.
+
+    pytest-timeout would do it more gently, but what it raises is swallowed by uvloop, and it looks no more at a test
+    that has failed and hangs in its fixtures.
+    """
+    _watch(item)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item) -> None:
+    _watch(node)  # pytest's own hook has just ended it
+
+
+def _watch(node: pytest.Item) -> None:
+    own = node.get_closest_marker("timeout")
+    timeout_s = float(own.args[0] if own else node.config.getini("timeout"))
+    faulthandler.dump_traceback_later(timeout_s + GRACE_S, file=node.config.stash[STDERR], exit=True)
 
 
 @pytest.fixture

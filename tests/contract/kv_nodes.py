@@ -172,7 +172,11 @@ class Child:
         self.process.stdin.flush()
 
     async def hear(self) -> str:
-        return (await asyncio.to_thread(self.process.stdout.readline)).decode().strip()
+        try:
+            return (await asyncio.to_thread(self.process.stdout.readline)).decode().strip()
+        except asyncio.CancelledError:
+            self.process.kill()  # else the thread would wait for ever, and the loop for the thread
+            raise
 
     def finish(self, timeout_s: float = 10) -> int:
         """Its exit code, after it was let go on."""

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 
+import psutil
 import pytest
 from kv_nodes import (
     BETWEEN_PROCESSES,
@@ -46,6 +47,11 @@ def test_killed_prefill_node(transport, fault):
     run(main())
 
 
+async def stopped(child: Child) -> None:
+    while psutil.Process(child.process.pid).status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("transport", "at_once"),
     [("shm", False), ("shm", True), ("tcp", False), ("ucx", False), ("ucx", True)],
@@ -66,6 +72,7 @@ def test_frozen_prefill_node_is_noticed_and_fenced(transport, at_once):
                         await incoming.committed()
                 await incoming.cancel()
             p.fill(ids, 3)
+            await stopped(child)  # it may have been told of its first message only now
             child.process.send_signal(signal.SIGCONT)
             assert await child.hear() != "ok"
             assert p.untouched(ids, 3)

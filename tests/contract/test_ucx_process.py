@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import signal
+import time
 from typing import Any
 
 import psutil
@@ -81,6 +82,34 @@ def test_an_end_in_the_middle_of_a_transfer(side: str, end: signal.Signals):
             assert p.untouched([b for b in ids if b not in (5, 6)], 9)
             assert RESTARTS._value.get() == before + 1
             assert not psutil.pid_exists(victim)
+
+    run(main())
+
+
+@pytest.mark.parametrize("side", ["receiver", "sender"])
+def test_an_end_that_is_heard_with_the_last_words(side: str):
+    """UCX is done with messages, and dead, before the node looks: they are in nobody's memory any more."""
+
+    async def main():
+        ids = list(range(NUM_BLOCKS))
+        async with pair("ucx", max_message_bytes=200_000) as p:
+            sender = p.sender(new_pool(1))
+            await ship(p, sender, [1], [1])
+            transport = ucx_of(p.receiver if side == "receiver" else sender)
+            incoming = p.grant(ids)
+            outgoing = sender.open(incoming.grant, ids)
+            all_ready(outgoing, NUM_BLOCKS)
+            process = transport._process
+            while not process._messages or process._flushing:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            time.sleep(0.1)  # noqa: ASYNC251 - the node is busy, its UCX is not
+            os.kill(transport.pid, signal.SIGKILL)
+            time.sleep(0.1)  # noqa: ASYNC251
+            async with asyncio.timeout(NOTICED_S):
+                with pytest.raises(TransferError):
+                    await commit(outgoing)
+                await outgoing.abort()
+                await incoming.cancel()
 
     run(main())
 
