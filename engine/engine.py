@@ -26,6 +26,7 @@ from engine.model.checkpoint import Checkpoint
 from engine.model.config import ModelConfig
 from engine.model.cuda_graph import CudaCapture, GraphedDecoder
 from engine.model.decoder import Decoder
+from engine.model.recorded import AnyDecoder, RecordedDecoder
 from engine.model.rotary import layer_tables
 from engine.model.weights import WeightLoader
 from engine.outputs import StepOutput
@@ -37,6 +38,7 @@ from engine.sampling.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.steps import Steps
 from kernels.api import Kernels
+from kernels.cpu.kernels import CPUKernels
 from kernels.dispatch import load as load_kernels
 from kernels.dispatch import unfiltered_draw
 
@@ -48,7 +50,7 @@ class Engine:
         self,
         config: EngineConfig,
         model_config: ModelConfig,
-        decoder: Decoder | GraphedDecoder,
+        decoder: AnyDecoder,
         cache: KVCache,
         clock: Callable[[], float] = time.monotonic,
         grammars: Grammars | None = None,
@@ -89,9 +91,7 @@ class Engine:
         cache = KVCache(layout(model, config.block_size, config.dtype, fingerprint), config.num_blocks, device)
         grammars = Grammars(model_dir, model.vocab_size, model.eos_token_ids)
         decoder = Decoder(model, weights, kernels, cache, cos_sin)
-        uses_graphs = device.type == "cuda" and flags.cuda_graphs
-        graphed = GraphedDecoder(decoder, config, CudaCapture()) if uses_graphs else decoder
-        return cls(config, model, graphed, cache, grammars=grammars)
+        return cls(config, model, _replaying(decoder, config, kernels, flags), cache, grammars=grammars)
 
     @property
     def layout(self) -> KVLayout:
@@ -219,7 +219,7 @@ class Engine:
         self.blocks.check(self._scheduler.requests())
         self._rows.check(self._scheduler.running)
 
-    def _make_readout(self, decoder: Decoder | GraphedDecoder) -> Readout:
+    def _make_readout(self, decoder: AnyDecoder) -> Readout:
         config, device = self.config, torch.device(self.config.device)
         masks = None if self._grammars is None else self._grammars.masks(device, config.num_threads)
         vocab_size, eos_token_ids = self.model_config.vocab_size, self.model_config.eos_token_ids
@@ -266,3 +266,10 @@ class Engine:
             raise InvalidRequest(f"token ids must be below {vocab_size}", param="logit_bias")
         if generation.num_output_tokens >= sampling.max_tokens and not draws_nothing:
             raise InvalidRequest("max_tokens leaves nothing to generate", param="max_tokens")
+
+
+def _replaying(decoder: Decoder, config: EngineConfig, kernels: Kernels, flags: EngineFlags) -> AnyDecoder:
+    """The decoder, its decode steps replayed where that can be had."""
+    if config.device.startswith("cuda") and flags.cuda_graphs:
+        return GraphedDecoder(decoder, config, CudaCapture())
+    return RecordedDecoder(decoder, config, kernels) if isinstance(kernels, CPUKernels) else decoder

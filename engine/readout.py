@@ -14,8 +14,7 @@ from torch import Tensor
 from engine import prompt_logprobs
 from engine.batch import Batch
 from engine.device_copies import Returning, to_device
-from engine.model.cuda_graph import GraphedDecoder
-from engine.model.decoder import Decoder
+from engine.model.recorded import AnyDecoder
 from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request
 from engine.rows import Rows, places
@@ -55,7 +54,7 @@ class Readout:
     """Of one engine. `tokens_of_rows` [num_rows] int64: the token that each of `Rows` drew last, on the device."""
 
     def __init__(
-        self, decoder: Decoder | GraphedDecoder, sampler: Sampler, rows: Rows, device: torch.device, keeps_tokens: bool
+        self, decoder: AnyDecoder, sampler: Sampler, rows: Rows, device: torch.device, keeps_tokens: bool
     ) -> None:
         """`keeps_tokens`: whether `tokens_of_rows` is wanted."""
         self.decoder = decoder

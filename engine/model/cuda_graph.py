@@ -8,15 +8,13 @@ plain call.
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.model.decoder import Decoder, LayerGroupHook
-from engine.rows import Schedule
-from kernels.api import AttentionMeta
+from engine.model.step_buffers import StepBuffers
 
 Results = tuple[Tensor, Tensor]  # hidden [B, H], logits [B, V]
 Compute = Callable[[], Results]
@@ -67,7 +65,7 @@ class GraphedDecoder:
         """Records all sizes: seconds."""
         self._decoder = decoder
         self._sizes = batch_sizes(config.max_num_seqs)
-        self._buffers = _Buffers(self._sizes[-1], config)
+        self._buffers = StepBuffers(self._sizes[-1], config)
         self._latest: Results | None = None  # of the latest step, if it was a replay
         with torch.inference_mode():
             # The largest first: the smaller ones find room in its memory.
@@ -99,53 +97,3 @@ class GraphedDecoder:
             return hidden, self._decoder.logits(hidden)
 
         return compute
-
-
-class _Buffers:
-    """A batch of decodes at fixed addresses; smaller batches are its first rows."""
-
-    def __init__(self, num_rows: int, config: EngineConfig) -> None:
-        device = torch.device(config.device)
-        self._config = config
-        self._token_ids = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self._slots = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
-        self._seq_lens = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self._tables = torch.zeros(num_rows, config.max_blocks_per_request, dtype=torch.int32, device=device)
-        self._query_start = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
-
-    def fill(self, batch: Batch, size: int) -> None:
-        """The batch's rows, and padding up to `size`."""
-        num_rows, num_blocks = batch.meta.block_tables.shape
-        self._token_ids[:num_rows].copy_(batch.token_ids)
-        self._positions[:num_rows].copy_(batch.positions)
-        self._slots[:num_rows].copy_(batch.slots)
-        self._seq_lens[:num_rows].copy_(batch.meta.seq_lens)
-        self._tables[:num_rows, :num_blocks].copy_(batch.meta.block_tables)
-        if num_rows < size:  # tokens and positions left from other steps do no harm
-            self._slots[num_rows:size].fill_(-1)
-            self._seq_lens[num_rows:size].zero_()
-
-    def batch(self, size: int) -> Batch:
-        """The first `size` rows, with room for the longest sequences that there may be."""
-        meta = AttentionMeta(
-            query_start=self._query_start[: size + 1],
-            seq_lens=self._seq_lens[:size],
-            block_tables=self._tables[:size],
-            max_query_len=1,
-            max_seq_len=self._config.max_model_len,
-        )
-        empty = np.empty(0, np.int64)
-        return Batch(
-            schedule=Schedule([], empty, empty),
-            token_ids=self._token_ids[:size],
-            positions=self._positions[:size],
-            slots=self._slots[:size],
-            meta=meta,
-            last=None,
-            last_meta=meta,
-            wanted_start=np.arange(size + 1, dtype=np.int32),
-            num_computed=empty,
-            is_whole=np.empty(0, np.bool_),
-            block_size=self._config.block_size,
-        )

@@ -21,7 +21,7 @@ class PackedExperts:
         if x.dtype is not self._gate_up.dtype or x.shape[1] != self._gate_up.inputs:
             raise TypeError(f"expected {self._gate_up.dtype} of {self._gate_up.inputs} inputs, not {x.dtype} {x.shape}")
         x, expert_ids, weights = x.contiguous(), expert_ids.long().contiguous(), weights.float().contiguous()
-        out = torch.empty_like(x)
+        out = self._library.result(*x.shape, dtype=x.dtype)
         self._library.experts(
             *(DTYPES[x.dtype], self._gate_up.address, self._down.address, self._activation, self._gate_up.num_experts),
             *(x.data_ptr(), expert_ids.data_ptr(), weights.data_ptr(), out.data_ptr()),

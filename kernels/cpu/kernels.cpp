@@ -1,5 +1,6 @@
 // The C interface: tensors as addresses, types as numbers. Compiled once per instruction set; see build.py.
 #include <type_traits>
+#include <utility>
 
 #include "attention.h"
 #include "elementwise.h"
@@ -100,4 +101,41 @@ EXPORT void experts_op(int type, const gemm::Weights *gate_up, const gemm::Weigh
             tokens, per_token, num_experts, activation};
         experts::run<T, S>(call, threads);
     });
+}
+
+// An op's number, or one of its arguments.
+union Slot {
+    int64_t integer; // or an address
+    double real;
+};
+
+template <class T> static T value(Slot slot) {
+    if constexpr (std::is_pointer_v<T>) return (T)slot.integer;
+    else if constexpr (std::is_floating_point_v<T>) return (T)slot.real;
+    else return (T)slot.integer;
+}
+
+template <class... A, size_t... I> static void unpack(void (*op)(A...), const Slot *s, std::index_sequence<I...>) {
+    op(value<A>(s[I])...);
+}
+
+// Returns where the next call begins.
+template <class... A> static const Slot *call(void (*op)(A...), const Slot *arguments) {
+    unpack(op, arguments, std::index_sequence_for<A...>());
+    return arguments + sizeof...(A);
+}
+
+// Makes calls that were recorded: of each, the op's number in library.py and its arguments.
+EXPORT void replay(const Slot *slots, int64_t num_calls) {
+    for (; num_calls > 0; num_calls--) {
+        switch ((slots++)->integer) {
+        case 0: slots = call(rms_norm_op, slots); break;
+        case 1: slots = call(add_rms_norm_op, slots); break;
+        case 2: slots = call(gated_op, slots); break;
+        case 3: slots = call(rope_and_cache_op, slots); break;
+        case 4: slots = call(paged_attention_op, slots); break;
+        case 5: slots = call(linear_op, slots); break;
+        case 6: slots = call(experts_op, slots); break;
+        }
+    }
 }

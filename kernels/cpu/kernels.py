@@ -15,6 +15,7 @@ from kernels.cpu.experts import PackedExperts
 from kernels.cpu.library import ACTIVATIONS, DTYPES, Library
 from kernels.cpu.linear import PackedLinear, prefers_onednn
 from kernels.cpu.processor import Level, features, supported
+from kernels.cpu.recording import Recorder
 from kernels.cpu.weights import PackedWeights
 from kernels.linear import pack_linear as onednn
 
@@ -54,8 +55,8 @@ class CPUKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
         x = self._checked(x)
-        out = torch.empty_like(x)
         rows, size = x.shape
+        out = self._library.result(rows, size, dtype=x.dtype)
         self._library.rms_norm(
             self._type, x.data_ptr(), _fp32(weight), out.data_ptr(), rows, size, eps, torch.get_num_threads()
         )
@@ -64,8 +65,9 @@ class CPUKernels:
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
         x, residual = self._checked(x), self._checked(residual)
-        out, total = torch.empty_like(x), torch.empty_like(x)
         rows, size = x.shape
+        out = self._library.result(rows, size, dtype=x.dtype)
+        total = self._library.result(rows, size, dtype=x.dtype)
         self._library.add_rms_norm(
             self._type,
             *(x.data_ptr(), residual.data_ptr(), _fp32(weight), out.data_ptr(), total.data_ptr()),
@@ -77,7 +79,7 @@ class CPUKernels:
         """See `Kernels`."""
         gate_up = self._checked(gate_up)
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-        out = gate_up.new_empty((rows, size))
+        out = self._library.result(rows, size, dtype=gate_up.dtype)
         self._library.gated(
             *(self._type, gate_up.data_ptr(), out.data_ptr(), rows, size),
             *(ACTIVATIONS[activation], torch.get_num_threads()),
@@ -101,7 +103,7 @@ class CPUKernels:
         qkv = self._checked(qkv)
         num_tokens = qkv.shape[0]
         _, planes, _, block_size, head_dim = kv.shape
-        q = qkv.new_empty((num_tokens, num_heads, head_dim))
+        q = self._library.result(num_tokens, num_heads, head_dim, dtype=qkv.dtype)
         self._library.rope_and_cache(
             self._type,
             *(qkv.data_ptr(), _fp32(cos_sin), positions.data_ptr(), slots.data_ptr(), kv.data_ptr(), q.data_ptr()),
@@ -115,7 +117,7 @@ class CPUKernels:
     def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, attention: Attention) -> Tensor:
         """See `Kernels`."""
         q = self._checked(q)
-        out = torch.empty_like(q)
+        out = self._library.result(*q.shape, dtype=q.dtype)
         tables = meta.block_tables
         _, num_heads, head_dim = q.shape
         _, planes, num_kv_heads, block_size, _ = kv.shape
@@ -149,6 +151,10 @@ class CPUKernels:
         packed_gate_up = PackedWeights(self._library, self._checked(gate_up), gate_up_bias, bits)
         packed_down = PackedWeights(self._library, self._checked(down), down_bias, bits)
         return PackedExperts(self._library, packed_gate_up, packed_down, activation)
+
+    def recorder(self, max_rows: int) -> Recorder:
+        """For computations that are made again and again: Python costs a small model a tenth of a decode step."""
+        return Recorder(self._library, max_rows)
 
     def _checked(self, x: Tensor) -> Tensor:
         """`x`, made contiguous: compiled code that misreads a type would read past its end."""

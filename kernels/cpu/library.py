@@ -1,9 +1,11 @@
 """The compiled library as Python sees it: addresses and numbers in, nothing out."""
 
 import ctypes
+import threading
 from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
+from torch import Tensor
 
 from kernels.api import Activation
 from kernels.cpu import build
@@ -23,16 +25,16 @@ class WeightsStruct(ctypes.Structure):
     )
 
 
-_SIGNATURES = {
+OPS = {  # in the order in which kernels.cpp's `replay` numbers them
     "rms_norm": (c_int, *[c_void_p] * 3, *[c_int64] * 2, c_float, c_int),
     "add_rms_norm": (c_int, *[c_void_p] * 5, *[c_int64] * 2, c_float, c_int),
     "gated": (c_int, *[c_void_p] * 2, *[c_int64] * 2, *[c_int] * 2),
     "rope_and_cache": (c_int, *[c_void_p] * 8, c_float, *[c_int64] * 7, c_int),
     "paged_attention": (c_int, *[c_void_p] * 6, *[c_int64] * 8, *[c_float] * 2, c_int64, c_void_p, c_int),
-    "pack_weight": (c_int, *[c_void_p] * 2, *[c_int64] * 2),
     "linear": (c_int, *[c_void_p] * 3, c_int64, c_int),
     "experts": (c_int, *[c_void_p] * 2, c_int, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_int),
 }
+_PACK_WEIGHT = (c_int, *[c_void_p] * 2, *[c_int64] * 2)
 
 
 class Library:
@@ -41,7 +43,7 @@ class Library:
     def __init__(self, level: Level) -> None:
         """Load the library of that level, compiling it if need be. Raises BuildError, OSError."""
         loaded = ctypes.CDLL(str(build.library(level)))
-        for name, arguments in _SIGNATURES.items():
+        for name, arguments in (*OPS.items(), ("pack_weight", _PACK_WEIGHT)):
             function = getattr(loaded, f"{name}_op")
             function.argtypes, function.restype = arguments, None
         self.rms_norm = loaded.rms_norm_op
@@ -49,8 +51,15 @@ class Library:
         self.gated = loaded.gated_op
         self.rope_and_cache = loaded.rope_and_cache_op
         self.paged_attention = loaded.paged_attention_op
-        self.pack_weight = loaded.pack_weight_op
         self.linear = loaded.linear_op
         self.experts = loaded.experts_op
+        self.pack_weight = loaded.pack_weight_op
+        self.replay = loaded.replay
+        self.replay.argtypes, self.replay.restype = (c_void_p, c_int64), None
         self.num_lanes = int(loaded.num_lanes())
         self.arena = Arena()  # of all weights that it packs
+        self.recording = threading.Lock()  # held by who notes what is called
+
+    def result(self, rows: int, *size: int, dtype: torch.dtype) -> Tensor:
+        """Memory for what an op computes."""
+        return torch.empty(rows, *size, dtype=dtype)

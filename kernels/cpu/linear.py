@@ -37,7 +37,7 @@ class PackedLinear:
             raise TypeError(f"expected {weights.dtype} of {weights.inputs} inputs, not {x.dtype} of {x.shape[1]}")
         x = x.contiguous()
         rows = x.shape[0]
-        out = x.new_empty((rows, weights.outputs))
+        out = self._library.result(rows, weights.outputs, dtype=x.dtype)
         self._library.linear(self._type, weights.address, x.data_ptr(), out.data_ptr(), rows, torch.get_num_threads())
         return out
 

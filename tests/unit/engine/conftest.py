@@ -44,10 +44,10 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture
 def make_engine(tiny_model):
-    def make(model_dir=tiny_model, **flags):
+    def make(model_dir=tiny_model, kernels=None, **flags):
         defaults = {"kv_memory": "2MiB", "max_num_batched_tokens": 64, "block_size": 8, "num_threads": 1}
         flags = EngineFlags(model=str(model_dir), device="cpu", **(defaults | flags))
-        return Engine.load(model_dir, flags, kernels=ReferenceKernels())
+        return Engine.load(model_dir, flags, kernels=kernels or ReferenceKernels())
 
     return make
 

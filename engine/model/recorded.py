@@ -1,0 +1,64 @@
+"""Decode steps on a CPU without Python between their ops: recorded for each number of rows when it first comes.
+
+A small model's step takes milliseconds, a tenth of which would be Python's. Other steps (prefill, or a hook between
+layers) run as they are, and so do all steps of a model that takes more than compiled kernels between its layers.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from engine.batch import Batch
+from engine.config import EngineConfig
+from engine.model.cuda_graph import GraphedDecoder
+from engine.model.decoder import Decoder, LayerGroupHook
+from engine.model.step_buffers import StepBuffers
+from kernels.cpu.kernels import CPUKernels
+from kernels.cpu.recording import NotRecordable
+
+MAX_ROWS = 32  # of larger steps Python's part is small
+
+_log = logging.getLogger(__name__)
+
+Compute = Callable[[], Tensor]
+
+
+class RecordedDecoder:
+    """A `Decoder` whose decode steps are replayed. What `hidden` returns holds until its next call."""
+
+    def __init__(self, decoder: Decoder, config: EngineConfig, kernels: CPUKernels) -> None:
+        self._decoder = decoder
+        self._max_rows = min(config.max_num_seqs, MAX_ROWS)  # 0 where steps cannot be recorded
+        self._record = kernels.recorder(self._max_rows)
+        self._buffers = StepBuffers(self._max_rows, config)
+        self._embedded = decoder.embedded(torch.zeros(self._max_rows, dtype=torch.int64))
+        self._replays: dict[int, Compute] = {}  # by rows
+
+    def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
+        """See `Decoder.hidden`."""
+        num_rows = batch.num_tokens
+        if on_layer_group or batch.meta.max_query_len > 1 or num_rows > self._max_rows:
+            return self._decoder.hidden(batch, on_layer_group)
+        self._buffers.fill(batch, num_rows)
+        self._embedded[:num_rows] = self._decoder.embedded(batch.token_ids)
+        replay = self._replays.get(num_rows)
+        return replay() if replay else self._recorded(num_rows)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Decoder.logits`."""
+        return self._decoder.logits(hidden)
+
+    def _recorded(self, num_rows: int) -> Tensor:
+        embedded, batch = self._embedded[:num_rows], self._buffers.batch(num_rows)
+        try:
+            self._replays[num_rows] = self._record(lambda: self._decoder.through_layers(embedded, batch))
+        except NotRecordable as reason:
+            _log.debug("decode steps are not recorded: %s", reason)
+            self._max_rows = 0
+            return self._decoder.through_layers(embedded, batch)
+        return self._replays[num_rows]()
+
+
+AnyDecoder = Decoder | GraphedDecoder | RecordedDecoder

@@ -1,0 +1,120 @@
+"""Computations without Python between their ops: the calls that they make are kept once, and made again.
+
+What is kept are addresses and numbers. So a computation that is to be made again reads its inputs where they lay, and
+its results come to lie where they lay: in a few buffers for each size of row, taken in turn.
+"""
+
+import itertools
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import c_float
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels.cpu.library import OPS, Library
+
+_NUM_BUFFERS = 8  # of one size: a result is overwritten when so many others of its size have come
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten.slice.Tensor, torch.ops.aten.alias.default}
+
+_NAMES = list(OPS)
+
+Compute = Callable[[], Tensor]
+
+
+class NotRecordable(Exception):
+    """The computation takes more than compiled kernels, or its results live too long."""
+
+
+class Recorder:
+    """Of computations that never run at the same time, of at most `max_rows` rows: they share their buffers."""
+
+    def __init__(self, library: Library, max_rows: int) -> None:
+        self.library = library
+        self._max_rows = max_rows
+        self._buffers: dict[tuple[Any, ...], Iterator[Tensor]] = {}
+
+    def __call__(self, compute: Compute) -> Compute:
+        """What makes the calls of `compute` again. Raises NotRecordable.
+
+        Computes three times. The result of a call, and of any other that was recorded here, is overwritten by the next.
+        """
+        expected = compute().clone()
+        calls: list[tuple[int, Sequence[Any]]] = []
+        with self._recording(calls):
+            compute()  # makes the buffers
+            calls.clear()
+            with _ViewsOnly():  # type: ignore[no-untyped-call]
+                result = compute()
+        replay = _Recording(self, compute, b"".join(itertools.starmap(_slots, calls)), len(calls), result)
+        if not torch.equal(replay(), expected):
+            raise NotRecordable("computed again, it is something else")
+        return replay
+
+    @contextmanager
+    def _recording(self, calls: list[tuple[int, Sequence[Any]]]) -> Iterator[None]:
+        """The library's ops, called by this thread, are noted; and it has results lie in our buffers."""
+        library, thread = self.library, threading.get_ident()
+
+        def noted(number: int, op: Callable[..., None]) -> Callable[..., None]:
+            def call(*arguments: Any) -> None:
+                op(*arguments)
+                if threading.get_ident() == thread:
+                    calls.append((number, arguments))
+
+            return call
+
+        def result(rows: int, *size: int, dtype: torch.dtype) -> Tensor:
+            if threading.get_ident() == thread:
+                return self._take(rows, size, dtype)
+            return torch.empty(rows, *size, dtype=dtype)
+
+        with library.recording:
+            as_they_were = {name: getattr(library, name) for name in (*OPS, "result")}
+            changed = {name: noted(number, as_they_were[name]) for number, name in enumerate(OPS)}
+            vars(library).update(changed, result=result)
+            try:
+                yield
+            finally:
+                vars(library).update(as_they_were)
+
+    def _take(self, rows: int, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        buffers = self._buffers.get((size, dtype))
+        if buffers is None:
+            made = [torch.empty(self._max_rows, *size, dtype=dtype) for _ in range(_NUM_BUFFERS)]
+            buffers = self._buffers[size, dtype] = itertools.cycle(made)
+        return next(buffers)[:rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    recorder: Recorder  # holds the results
+    compute: Compute  # holds the inputs
+    slots: bytes
+    num_calls: int
+    result: Tensor
+
+    def __call__(self) -> Tensor:
+        self.recorder.library.replay(self.slots, self.num_calls)
+        return self.result
+
+
+class _ViewsOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises NotRecordable when torch computes something, or allocates."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _VIEWS:
+            raise NotRecordable(f"{func} is no compiled kernel")
+        return func(*args, **(kwargs or {}))
+
+
+def _slots(number: int, arguments: Sequence[Any]) -> bytes:
+    """As kernels.cpp's `replay` reads them."""
+    types = OPS[_NAMES[number]]
+    values = (argument or 0 for argument in arguments)  # None is the null pointer
+    return struct.pack("q" + "".join("d" if type_ is c_float else "q" for type_ in types), number, *values)

@@ -1,0 +1,134 @@
+"""Calls of compiled kernels that are made again give what they would give now, and nothing else can be recorded."""
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.api import Attention
+from kernels.cpu.kernels import CPUKernels
+from kernels.cpu.recording import NotRecordable, Recorder
+from tests.contract.kernels.backends import Backend
+from tests.contract.kernels.batches import make_batch
+from tests.contract.kernels.mixtures import make_mixture
+
+ROWS, HIDDEN = 5, 64
+
+
+class Layers:
+    """Every op that there is, each on what the one before has made."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.kernels = backend.kernels
+        batch = make_batch(backend, [(40 + row, 1) for row in range(ROWS)], head_dim=16, group=2, num_kv_heads=1)
+        self.kv, self.meta = batch.kv.nan_to_num(), batch.meta
+        self.x, self.residual = backend.randn(ROWS, HIDDEN), backend.randn(ROWS, HIDDEN)
+        self.norm, self.sinks = backend.fp32(HIDDEN), backend.fp32(2)
+        self.qkv = self.kernels.pack_linear(backend.randn(64, HIDDEN), backend.randn(64))
+        self.o = self.kernels.pack_linear(backend.randn(2 * HIDDEN, 32) / 8, None, bits=8)
+        mixture = make_mixture(backend, ROWS, hidden=HIDDEN)
+        self.ids, self.weights = mixture.expert_ids, mixture.weights
+        self.experts = self.kernels.pack_experts(mixture.gate_up, mixture.down, "silu")
+        self.cos_sin, self.positions = backend.fp32(64, 16), torch.arange(ROWS)
+        self.slots = torch.tensor([1, -1, 3, 40, 17])
+
+    def compute(self) -> Tensor:
+        kernels = self.kernels
+        qkv = self.qkv(kernels.rms_norm(self.x, self.norm, 1e-6))
+        q = kernels.rope_and_cache(qkv, self.cos_sin, self.positions, self.slots, self.kv, 2, 1)
+        attended = kernels.paged_attention(q, self.kv, self.meta, Attention(0.3, 17, 5.0, self.sinks))
+        gated = kernels.gated(self.o(attended.view(ROWS, -1)), "gelu_tanh")
+        x, residual = kernels.add_rms_norm(gated, self.residual, self.norm, 1e-5)
+        x = self.experts(x, self.ids, self.weights)
+        return kernels.add_rms_norm(x, residual, self.norm, 1e-5)[0]
+
+
+def recorder(backend: Backend, max_rows: int = ROWS) -> Recorder:
+    assert isinstance(backend.kernels, CPUKernels)
+    return backend.kernels.recorder(max_rows)
+
+
+def test_calls_made_again_read_what_lies_there_now(cpu: Backend) -> None:
+    layers = Layers(cpu)
+    replay = recorder(cpu)(layers.compute)
+    for _ in range(3):
+        for buffer in (layers.x, layers.residual, layers.weights):
+            buffer.copy_(torch.randn(buffer.shape))
+        layers.slots.copy_(layers.slots.roll(1))
+        layers.meta.seq_lens.sub_(3)
+        kv = layers.kv.clone()
+        result, kv_after = replay().clone(), layers.kv.clone()
+        layers.kv.copy_(kv)
+        assert torch.equal(result, layers.compute())
+        assert torch.equal(kv_after, layers.kv)
+
+
+def test_recordings_of_fewer_rows_share_memory_and_nothing_else(cpu: Backend) -> None:
+    linear, x = cpu.kernels.pack_linear(cpu.randn(40, HIDDEN), None), cpu.randn(ROWS, HIDDEN)
+    record = recorder(cpu)
+    replays = [record(lambda rows=rows: linear(x[:rows])) for rows in (2, ROWS, 1)]
+    for buffer in (x, cpu.randn(ROWS, HIDDEN)):
+        x.copy_(buffer)
+        for replay in replays:
+            result = replay()
+            assert torch.equal(result, linear(x[: len(result)]))
+    assert torch.equal(replays[0](), linear(x[:2]))
+
+
+def test_what_is_computed_later_has_memory_of_its_own(cpu: Backend) -> None:
+    layers = Layers(cpu)
+    replay = recorder(cpu)(layers.compute)
+    kept = layers.compute()
+    expected = kept.clone()
+    layers.x.add_(1)
+    replay()
+    assert torch.equal(kept, expected)
+
+
+def test_what_torch_computes_is_not_recorded(cpu: Backend) -> None:
+    layers, record = Layers(cpu), recorder(cpu)
+    for compute in (
+        lambda: layers.compute() + 1,
+        lambda: layers.compute().add_(1),
+        lambda: layers.o(layers.compute().t()[:32].t()),
+        lambda: layers.qkv(layers.x.clone()),
+    ):
+        with pytest.raises(NotRecordable, match="no compiled kernel"):
+            record(compute)
+    assert torch.equal(record(layers.compute)(), layers.compute())
+
+
+def test_what_lives_too_long_is_not_recorded(cpu: Backend) -> None:
+    """The first result lies in a buffer that the ninth takes."""
+    x, norm = cpu.randn(ROWS, HIDDEN), cpu.fp32(HIDDEN)
+
+    def compute() -> Tensor:
+        first = last = cpu.kernels.rms_norm(x, norm, 1e-6)
+        for _ in range(8):
+            last = cpu.kernels.rms_norm(last, norm, 1e-6)
+        return cpu.kernels.add_rms_norm(last, first, norm, 1e-6)[0]
+
+    with pytest.raises(NotRecordable, match="something else"):
+        recorder(cpu)(compute)
+
+
+def test_calls_of_other_threads_are_not_recorded(cpu: Backend) -> None:
+    """Another engine of this process, with the same library."""
+    layers, other = Layers(cpu), Layers(cpu)
+    others: list[Tensor] = []
+
+    def compute() -> Tensor:
+        thread = threading.Thread(target=lambda: others.append(other.compute()))
+        thread.start()
+        thread.join()
+        return layers.compute()
+
+    replay = recorder(cpu)(compute)
+    num_others, kv = len(others), other.kv.clone()
+    other.kv.zero_()
+    assert torch.equal(replay(), layers.compute())
+    assert len(others) == num_others
+    assert not other.kv.any()
+    other.kv.copy_(kv)
+    assert all(torch.equal(result, other.compute()) for result in others)
