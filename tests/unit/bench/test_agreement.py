@@ -29,7 +29,7 @@ def endpoint() -> Iterator[tuple[Paced, str]]:
 @pytest.mark.parametrize(("tolerance", "code"), [(10.0, 0), (0.0, 1)])
 def test_both_clients_ask_the_same_and_the_code_tells_whether_they_agree(endpoint, capsys, tolerance, code):
     paced, url = endpoint
-    flags = {"--base-url": url, "--model": "m", "--rounds": 1, "--requests": 2, "--concurrency": 2}
+    flags = {"--base-url": url, "--model": "m", "--rounds": 1, "--requests": 2, "--rate": 50}
     flags |= {"--output-tokens": 4, "--tolerance": tolerance}
     assert agreement.main([str(part) for flag in flags.items() for part in flag]) == code
     assert len(paced.sent) == 2 * 2 * 2  # requests, clients, rounds with the one that warms up
@@ -38,9 +38,10 @@ def test_both_clients_ask_the_same_and_the_code_tells_whether_they_agree(endpoin
         assert name.removesuffix("_s") in table
 
 
-def test_no_round_is_no_measurement(capsys):
+@pytest.mark.parametrize("flags", [["--rounds", "0"], ["--rate", "0"]])
+def test_no_round_is_no_measurement(capsys, flags):
     with pytest.raises(SystemExit):
-        agreement.main(["--rounds", "0"])
+        agreement.main(flags)
     assert "at least 1" in capsys.readouterr().err
 
 
