@@ -93,7 +93,8 @@ class OutgoingTransfer:
                 await self._all_sent()
                 FAULTS.strike("crash_before_commit")
                 await FAULTS.hold("hold_commit", lambda: self.error is not None)
-                request.digests.extend([await self._digests[index] for index in range(len(self._plan))])
+                # in time or not, blocks are read until their digest is there
+                request.digests.extend([await asyncio.shield(self._digests[i]) for i in range(len(self._plan))])
                 await self._peer.commit(request, timeout_s - (time.monotonic() - started_s))
         except TimeoutError:
             raise self._failed(TransferError(f"the transfer was not accepted within {timeout_s:.1f} s")) from None

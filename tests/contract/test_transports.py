@@ -3,14 +3,17 @@
 import asyncio
 import gc
 import random
+import threading
 
 import kv_nodes
 import pytest
 import uvloop
 from kv_nodes import (
+    HASH,
     LAYOUT,
     NUM_BLOCKS,
     all_ready,
+    arrivals,
     commit,
     fragmented,
     new_pool,
@@ -20,6 +23,7 @@ from kv_nodes import (
 
 from baton.errors import LayoutMismatch, TransferError
 from baton.kv_layout import KVLayout
+from baton.v1.transfer_pb2 import CommitRequest
 from kv_transfer.choose import make
 from kv_transfer.faults import FAULTS
 from kv_transfer.sender import KVSender
@@ -169,6 +173,41 @@ def test_blocks_that_did_not_reach_the_device_are_never_accepted(monkeypatch):
             await outgoing.abort()
             await incoming.cancel()
             assert p.receiver.num_open_transfers == 0
+
+    run(main())
+
+
+def test_a_commit_that_nobody_waits_for_any_more_leaves_no_copy_behind(monkeypatch):
+    """Its call ends while messages are on their way into the blocks: these are in use until the copies are over."""
+    monkeypatch.setattr(kv_nodes, "Pool", kv_nodes.Staged)
+
+    async def main():
+        async with pair("tcp", max_message_bytes=200_000) as p:
+            ids, go_on = list(range(64)), threading.Event()
+            copy = p.target._copy_in
+            monkeypatch.setattr(p.target, "_copy_in", lambda *args: go_on.wait(10) and copy(*args))
+            incoming = p.grant(ids)
+            outgoing = p.sender(new_pool(1)).open(incoming.grant, ids)
+            all_ready(outgoing, 64)
+            number = len(incoming._plan)
+            request = CommitRequest(digests=[0] * number, last_block_hash=HASH)
+            accepting = asyncio.create_task(incoming.accept(request))
+            await arrivals(incoming, number)
+            while incoming._writing:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+            accepting.cancel()  # as gRPC does
+            await asyncio.wait([accepting])
+            cancelling = asyncio.create_task(incoming.cancel())
+            await asyncio.sleep(0.05)
+            assert not cancelling.done()
+            go_on.set()
+            await cancelling
+            p.fill(ids, 9)
+            await asyncio.sleep(0.05)
+            assert p.untouched(ids, 9)
+            assert p.target._landing_bytes == 0
+            await outgoing.abort()
 
     run(main())
 
