@@ -79,8 +79,13 @@ class StagedPool:
         if self._landing_bytes + num_bytes > self._max_landing_bytes:
             _log.warning("%d bytes of KV are landing: no room for more", self._landing_bytes)
             return None
+        try:
+            staging = self._staging(len(places))
+        except TransferError as error:
+            _log.warning("%s", error.message)
+            return None
         self._landing_bytes += num_bytes
-        return _StagedLanding(self, places, self._staging(len(places)))
+        return _StagedLanding(self, places, staging)
 
     def close(self) -> None:
         """Ends the threads after what they have begun."""
@@ -116,9 +121,12 @@ class StagedPool:
         return [group * self.num_blocks + block_id for group in layer_groups for block_id in block_ids]
 
     def _staging(self, num_blocks: int) -> Tensor:
-        """Pinned where there is a GPU: torch keeps such memory, and hands it out again."""
+        """Pinned where there is a GPU: torch keeps such memory, and hands it out again. TransferError where none is."""
         shape = num_blocks, self.layout.block_group_bytes
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        try:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        except RuntimeError as error:
+            raise TransferError(f"no staging memory for {num_blocks} KV blocks: {error}") from error
 
     def _warm_up(self) -> None:
         """What is compiled on first use is so before the first transfer. Changes nothing."""

@@ -155,6 +155,25 @@ def test_copies_that_fail_are_errors_of_the_transfer(make, digester, monkeypatch
     run(main())
 
 
+def test_where_no_staging_memory_is_left_a_message_does_not_travel(make, digester, monkeypatch):
+    async def main():
+        pool = make()
+        with monkeypatch.context() as scarce:
+            scarce.setattr(torch, "empty", fail)
+            assert pool.land(range(1), [0]) is None
+            loan = pool.lend(range(0, 1), [0])
+            with pytest.raises(TransferError, match="no staging memory"):
+                await loan.views()
+            loan.end()
+        assert (pool._lent_bytes, pool._landing_bytes) == (0, 0)
+        assert await pool.land(range(1), [0]).settle(digester, 3) == 3
+
+    def fail(*args, **how):
+        raise RuntimeError("CUDA error: out of memory")
+
+    run(main())
+
+
 def test_nothing_outside_of_the_pool(make):
     for where in [(range(1), [-1]), (range(1), [NUM_BLOCKS]), (range(2, 3), [0]), (range(-1, 1), [0])]:
         for use in (make().land, make().lend):
