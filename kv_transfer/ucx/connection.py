@@ -28,10 +28,10 @@ class UcxConnection(Connection):
         """Raises TransferError when the secret is refused, or nobody is there; `close` it then, as after a timeout."""
         self._link.process.put(frames.Connect(self._link.number, host, port, secret))
         await asyncio.shield(self._welcomed)
-        self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
-        self._on_close = on_close
         if self._link.is_lost:  # meanwhile
             raise TransferError("the decode node closed it at once")
+        self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
+        self._on_close = on_close
 
     def connected(self) -> None:
         """UCX says that the other end has welcomed us."""

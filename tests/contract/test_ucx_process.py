@@ -16,9 +16,11 @@ from baton.errors import TransferError
 from kv_transfer.metrics import RESTARTS
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.transport import HEARTBEAT_S, Peer
 from kv_transfer.ucx import transport as ucx_transport
 from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx.transport import UcxTransport
+from kv_transfer.ucx_child import frames
 
 NOTICED_S = 5.0  # a frozen one after 1.5 s, a dead one at once, on a machine that has time for this
 
@@ -112,6 +114,44 @@ def test_an_end_that_is_heard_with_the_last_words(side: str):
                 await incoming.cancel()
 
     run(main())
+
+
+def test_a_connection_that_is_welcomed_and_lost_at_once_has_no_heart():
+    """Both are heard in one turn of the event loop, before whoever opens it goes on."""
+
+    async def main():
+        async with pair("ucx") as p:
+            door, mine = await p.receiver.doors.open("ucx"), UcxTransport("127.0.0.1")
+            await mine._alive()
+            beats = process_beats(mine._process)
+            secret = await p.receiver.expect(Peer("p0", 1))
+            opening = asyncio.create_task(mine.connect("127.0.0.1", door.port, secret, lambda: None))
+            while not door._by_link:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the answer goes to UCX
+            time.sleep(0.1)  # noqa: ASYNC251
+            os.kill(mine.pid, signal.SIGKILL)
+            time.sleep(0.1)  # noqa: ASYNC251
+            with pytest.raises(TransferError):
+                await opening
+            await asyncio.sleep(2.5 * HEARTBEAT_S)
+            assert beats == []
+            await mine.close()
+
+    run(main())
+
+
+def process_beats(process: UcxProcess) -> list[frames.Beat]:
+    """What it is told of heartbeats from now on, dead or alive."""
+    beats: list[frames.Beat] = []
+    put = process.put
+
+    def noted(frame: frames.Frame) -> None:
+        beats.extend([frame] if isinstance(frame, frames.Beat) else [])
+        put(frame)
+
+    process.put = noted  # type: ignore[method-assign]
+    return beats
 
 
 def test_the_end_of_one_process_is_not_the_end_of_its_peers():
