@@ -1,5 +1,6 @@
 """The control logic under seeded faults: what it promises holds, a seed repeats itself, and planted bugs are found."""
 
+import asyncio
 import dataclasses
 import subprocess
 import sys
@@ -7,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from decode_node.service import DecodeService
+from kv_transfer.incoming import IncomingTransfer
+from prefill_node.service import PrefillService
+from tests.simulation.cancels import Cancels
 from tests.simulation.plants import PLANTS, find
 from tests.simulation.scenario import CALM, FROZEN, SINGLE, STORM, simulate
 
@@ -54,3 +59,20 @@ def test_many_faults_at_once_break_no_promise(seed):
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_bug_is_found(name):
     assert find(PLANTS[name], MAX_SEEDS) is not None
+
+
+# Coroutines whose callers may be gone at any await, and how they are cancelled.
+CANCELLED = {
+    "decode leg": (DecodeService, "_own", lambda service, leg, walk: leg.cancel()),
+    "prefill leg": (PrefillService, "_own", lambda service, leg: leg.cancel()),
+    "commit": (IncomingTransfer, "accept", lambda transfer, request: asyncio.current_task().cancel()),
+}
+
+
+@pytest.mark.parametrize("name", CANCELLED)
+def test_a_cancellation_at_any_await_leaves_nothing_behind(name):
+    cancels = Cancels(*CANCELLED[name])
+    scenario = dataclasses.replace(CALM, num_requests=24, span_s=8.0, cancelled=0.0, strict=False)
+    simulate(0, scenario, cancels.planted())
+    assert max(cancels.numbers) >= 3
+    assert len(cancels.numbers) > 5
