@@ -115,8 +115,7 @@ class Running:
         try:
             self._sink.on_prompt(result)
         except Exception:  # the edge of this request: the others go on
-            _log.exception("a sink failed", extra={"request_id": self.job.request_id})
-            self.cancel()
+            self._give_up()
 
     def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         """The next output tokens."""
@@ -126,8 +125,7 @@ class Running:
         try:
             self._sink.on_tokens(tokens, logprobs)
         except Exception:  # the edge of this request: the others in the batch go on
-            _log.exception("a sink failed", extra={"request_id": self.job.request_id})
-            self.cancel()
+            self._give_up()
 
     def note(self, num_cached_tokens: int, **timings: float) -> None:
         """What a node reports of its part. Of several attempts the first one counts."""
@@ -151,3 +149,9 @@ class Running:
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.on_error(error)
+
+    def _give_up(self) -> None:
+        """The sink has failed. Its client hears of that, else it would wait for ever."""
+        _log.exception("a sink failed", extra={"request_id": self.job.request_id})
+        self.fail(BatonError("internal error"))
+        self.cancel()

@@ -12,6 +12,7 @@ from baton.prefix_hash import block_hashes, root_hash
 from baton.prefix_index import IndexWriter
 from baton.registry import list_nodes
 from baton.request import FinishReason
+from router.job import PromptWork
 
 pytestmark = pytest.mark.anyio
 
@@ -337,3 +338,18 @@ async def test_nodes_are_shown_with_their_last_load(fleet: Any, until: Any) -> N
     assert shown["p"].role == "prefill"
     await decode.die()
     await until(lambda: {node.node_id: node.state for node in fleet.dispatcher.nodes()}["d"] == "starting")
+
+
+@pytest.mark.parametrize(("call", "work"), [("on_tokens", None), ("on_prompt", PromptWork(num_logprobs=0))])
+async def test_a_client_whose_answer_cannot_be_made_is_told_so(
+    fleet: Any, until: Any, monkeypatch: pytest.MonkeyPatch, call: str, work: PromptWork | None
+) -> None:
+    await fleet.add("prefill")
+    await fleet.add("decode")
+    dispatcher = await fleet.start()
+    _, sink = fleet.submit(PROMPT, 12, work=work)
+    monkeypatch.setattr(sink, call, lambda *args: 1 / 0)
+    error = await sink.outcome()
+    assert (error.code, error.message) == ("internal_error", "internal error")
+    await until(lambda: dispatcher.num_in_flight == 0)
+    assert sink.num_ends == 1
