@@ -124,7 +124,7 @@ class PrefixReplica:
             await self._changed.wait()
             try:
                 await self._follow_stream()
-            except REDIS_ERRORS as error:
+            except (*REDIS_ERRORS, KeyError, ValueError) as error:  # or what it says was not said by this Baton
                 FAILURES.labels("prefix_replica").inc()
                 _log.debug("prefix replica lost its stream: %s", type(error).__name__)
                 await asyncio.sleep(RETRY_S)

@@ -303,3 +303,13 @@ async def test_a_redis_that_refuses_writes_loses_nothing_but_the_index(killable:
     assert await prefix_index.lookup(killable.patient, MODEL, {"a": 1}, CHAIN) == {"a": 3}
     await killable.patient.config_set("maxmemory", "0")
     await found_by_script(killable, {"a": 1}, {"a": 6})
+
+
+async def test_an_event_that_cannot_be_read_does_not_end_the_copy(clients: Clients) -> None:
+    node = await clients.node("a", num_blocks=3)
+    replica = await clients.replica()
+    replica.follow(MODEL, {"a": 1})
+    await until(lambda: len(replica._holders["a"].blocks) == 3)
+    await clients.fast.xadd(prefix_index._events_key(MODEL), {"node": "a", "version": "another"})
+    node.put(CHAIN[3:9], [])
+    await until(lambda: len(replica._holders["a"].blocks) == 9)
