@@ -87,8 +87,10 @@ class Router:
         return self.decode.batches
 
     async def attach(self) -> "Router":
-        await self.prefill.attach()
-        await self.decode.attach()
+        """Both nodes have heard of it: what was asked for before that is given up with the stream before."""
+        for stream in (self.prefill, self.decode):
+            await stream.attach()
+            await stream.wait_for(lambda stream=stream: stream.batches)
         return self
 
     async def close(self) -> None:
