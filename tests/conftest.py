@@ -5,6 +5,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -129,9 +130,12 @@ class RedisServer:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """For a service that is yet to bind it: not one of those that the kernel gives to connections meanwhile."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import urllib.request
 import pytest
 from tokenizers import Tokenizer, models
 
+from tests.conftest import free_port
+
 
 @pytest.fixture
 def model_dir(tmp_path):
@@ -85,9 +87,7 @@ def test_loads_in_a_second_and_without_torch(redis_url, model_dir):
 
 
 def test_two_routers_share_a_port(redis_url, model_dir):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ("--model", model_dir, "--port", port)
     with started(redis_url, *flags) as (first, _), started(redis_url, *flags) as (_, facts):
         assert facts["address"] == f"127.0.0.1:{port}"

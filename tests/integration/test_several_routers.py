@@ -4,18 +4,19 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
+
+from tests.conftest import free_port
 
 NUM_CLIENTS = 8
 NUM_TOKENS = 20
@@ -40,9 +41,7 @@ def fleet(redis_url: str, tmp_path: Path) -> Iterator[SimpleNamespace]:
     """Two routers, and the port that they share."""
     Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"vocab_size": 2, "max_position_embeddings": 64, "eos_token_id": 0}')
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ("--model", tmp_path, "--served-model-name", "m", "--port", port, "--redis-url", redis_url)
     os.environ.pop("BATON_API_KEY", None)
     with started("bench._router_nodes", redis_url), started("router", *flags) as one, started("router", *flags) as two:
@@ -93,11 +92,11 @@ def test_clients_of_a_killed_router_succeed_when_they_ask_again(fleet: SimpleNam
     clients = [threading.Thread(target=client) for _ in range(NUM_CLIENTS)]
     for each in clients:
         each.start()
-    time.sleep(0.5)  # under load
+    wait_for(lambda: len(asked) >= 3 * NUM_CLIENTS)  # under load
     fleet.victim.kill()
     fleet.victim.wait(10)
     killed = time.monotonic()
-    time.sleep(0.7)
+    wait_for(lambda: sum(began > killed for began in asked) >= NUM_CLIENTS)
     ended.set()
     for each in clients:
         each.join(20)
@@ -105,4 +104,10 @@ def test_clients_of_a_killed_router_succeed_when_they_ask_again(fleet: SimpleNam
     assert not lost, (lost, killed)
     assert len(broken) <= NUM_CLIENTS  # those whose router it was, each once
     assert all(began < killed for began in broken)
-    assert sum(began > killed for began in asked) >= NUM_CLIENTS
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

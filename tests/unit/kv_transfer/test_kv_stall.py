@@ -9,18 +9,18 @@ from kv_transfer.stall import Heartbeat, StallWatch
 def test_only_what_is_pending_and_does_not_move_stalls():
     async def main():
         stalled = asyncio.Event()
-        watch = StallWatch(0.1, stalled.set)
-        await asyncio.sleep(0.2)
+        watch = StallWatch(0.4, stalled.set)
+        await asyncio.sleep(0.5)
         assert not stalled.is_set()  # nothing pending
         watch.started()
         for _ in range(10):
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.05)
             watch.moved()
         assert not stalled.is_set()
         began = time.monotonic()
         async with asyncio.timeout(5):
             await stalled.wait()
-        assert time.monotonic() - began > 0.05
+        assert time.monotonic() - began > 0.25
 
     asyncio.run(main())
 
