@@ -44,7 +44,7 @@ class KVReceiver:
         self._by_grant: dict[int, IncomingTransfer] = {}
         self._grant_ids = itertools.count(1)
         self._secrets: dict[bytes, tuple[Peer, float]] = {}  # with the time at which it ends
-        self._epochs: dict[str, int] = {}  # of prefill nodes, as they last connected
+        self._epochs: dict[str, int] = {}  # of prefill nodes, the latest that has connected
 
     @property
     def num_open_transfers(self) -> int:
@@ -99,10 +99,13 @@ class KVReceiver:
         return transfer
 
     async def expect(self, peer: Peer) -> bytes:
-        """The secret with which this peer may open its connection. Earlier incarnations of the node are cut off."""
+        """The secret with which this peer may open its connection. An earlier incarnation of the node is cut off.
+
+        A later one is not: a process that comes back, and has been replaced, disturbs nobody.
+        """
         old = Peer(peer.node_id, self._epochs.get(peer.node_id, peer.epoch))
-        self._epochs[peer.node_id] = peer.epoch
-        if old != peer:
+        self._epochs[peer.node_id] = max(peer.epoch, old.epoch)
+        if old.epoch < peer.epoch:
             await self.doors.disconnect(old)
             self._fail_all(old, "the prefill node has restarted", only_started=False)
         now_s = asyncio.get_running_loop().time()

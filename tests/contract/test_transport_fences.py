@@ -181,6 +181,32 @@ def test_restarted_prefill_node_takes_the_place_of_the_old(transport):
     run(main())
 
 
+def test_a_prefill_node_that_was_replaced_and_comes_back_disturbs_nobody(transport):
+    """It connects, with a grant of its time; what its successor sends goes on, over the same connection."""
+
+    async def main():
+        source = new_pool(1)
+        async with pair(transport) as p:
+            left_behind = p.grant([1], epoch=1)
+            new = p.sender(source, epoch=2)
+            outgoing = new.open(p.grant([2], epoch=2).grant, [2])
+            all_ready(outgoing, 1)
+            await commit(outgoing)
+            under_way = p.grant([3, 4], epoch=2)
+            outgoing = new.open(under_way.grant, [3, 4])
+            peer = outgoing._peer
+            late = p.sender(source, epoch=1).open(left_behind.grant, [1])
+            await asyncio.gather(late._peer.connected(), return_exceptions=True)
+            all_ready(outgoing, 2)
+            await commit(outgoing)
+            assert peer.error is None
+            assert p.filled([3, 4], source, [3, 4])
+            await late.abort()
+            await left_behind.cancel()
+
+    run(main())
+
+
 def test_restarted_decode_node_at_the_same_address(transport):
     async def main():
         source = new_pool(1)
