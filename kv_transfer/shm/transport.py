@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from baton.errors import TransferError
+from kv_transfer.acceptor import Acceptor
 from kv_transfer.shm import process_memory
 from kv_transfer.shm.frames import MAX_PACKET_BYTES, NONCE_BYTES, WELCOME, Hello, reason_of
 from kv_transfer.shm.incoming import ShmIncoming
@@ -69,12 +70,10 @@ class ShmListener(Listener):
         self._stall_s = stall_s
         self._connections: set[ShmIncoming] = set()  # admitted or not; also those whose last copy has not ended yet
         self._copiers = ThreadPoolExecutor(_num_copiers(), thread_name_prefix="kv-copy")
-        self._loop = asyncio.get_running_loop()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._sock.setblocking(False)
-        self._sock.bind(f"\0{self.host}")
-        self._sock.listen()
-        self._loop.add_reader(self._sock.fileno(), self._accept)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.bind(f"\0{self.host}")
+        sock.listen()
+        self._acceptor = Acceptor(sock, self._take)
 
     async def disconnect(self, peer: Peer) -> None:
         """Returns when the copies under way have stopped."""
@@ -83,18 +82,12 @@ class ShmListener(Listener):
 
     async def close(self) -> None:
         """Accept no more, and disconnect everyone."""
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
+        self._acceptor.close()
         for connection in list(self._connections):
             await connection.close()
         self._copiers.shutdown(wait=False)
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._sock.accept()
-        except OSError:  # gone again, or no descriptor left: the next one may fare better
-            return
+    def _take(self, sock: socket.socket) -> None:
         if sum(connection.peer is None for connection in self._connections) >= _MAX_UNADMITTED:
             sock.close()
             return

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 
 from baton.errors import TransferError
+from kv_transfer.acceptor import Acceptor
 from kv_transfer.tcp.incoming import TcpIncoming
 from kv_transfer.tcp.outgoing import TcpConnection
 from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer, Transport
@@ -33,7 +34,6 @@ class TcpTransport(Transport):
         """Listens on a free port of `host` alone."""
         family, kind, _, _, address = (await _resolve(host, 0))[0]
         sock = socket.socket(family, kind)
-        sock.setblocking(False)
         sock.bind(address)
         sock.listen()
         return TcpListener(sock, host, inbox, self._stall_s)
@@ -54,13 +54,11 @@ class TcpListener(Listener):
     def __init__(self, sock: socket.socket, host: str, inbox: Inbox, stall_s: float) -> None:
         self.host = host
         self.port = sock.getsockname()[1]
-        self._sock = sock
         self._inbox = inbox
         self._stall_s = stall_s
         self._connections: dict[Peer, TcpIncoming] = {}
         self._unadmitted: set[TcpIncoming] = set()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._accept)
+        self._acceptor = Acceptor(sock, self._take)
 
     async def disconnect(self, peer: Peer) -> None:
         """Closing stops the writes at once: they happen in this event loop."""
@@ -69,16 +67,11 @@ class TcpListener(Listener):
 
     async def close(self) -> None:
         """Accept no more, and disconnect everyone."""
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
+        self._acceptor.close()
         for connection in [*self._connections.values(), *self._unadmitted]:
             connection.close()
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._sock.accept()
-        except OSError:  # gone again, or no descriptor left: the next one may fare better
-            return
+    def _take(self, sock: socket.socket) -> None:
         if len(self._unadmitted) >= _MAX_UNADMITTED:
             sock.close()
             return
