@@ -39,10 +39,14 @@ class Staging:
     def __init__(self, num_bytes: int = REGION_BYTES) -> None:
         self.num_bytes = num_bytes
         self.descriptor = os.memfd_create("baton-kv-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.descriptor, num_bytes)
-        # nobody can take pages away under the other's feet
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self._bytes = mapped(self.descriptor, num_bytes)
+        try:
+            os.ftruncate(self.descriptor, num_bytes)
+            # nobody can take pages away under the other's feet
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self._bytes = mapped(self.descriptor, num_bytes)
+        except OSError:
+            os.close(self.descriptor)
+            raise
         self._free = [Area(0, num_bytes)]  # in order, and no two of them neighbours
         self._waiting: deque[tuple[int, asyncio.Future[Area]]] = deque()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kv-staging")

@@ -1,6 +1,7 @@
 """Staging memory: no two areas overlap, whoever waits is served in turn, and bytes come out as they went in."""
 
 import asyncio
+import errno
 import itertools
 import mmap
 import os
@@ -9,6 +10,7 @@ import random
 import pytest
 import xxhash
 
+import kv_transfer.staging
 from baton.errors import TransferError
 from kv_transfer.staging import Area, Staging
 
@@ -87,6 +89,19 @@ def test_bytes_are_gathered_spread_and_digested(sizes):
         staging.close()
 
     run(main())
+
+
+def test_where_there_is_no_room_for_it_no_descriptor_is_left_behind(monkeypatch):
+    """Its node tries again and again."""
+
+    def mapped(descriptor, num_bytes):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(kv_transfer.staging, "mapped", mapped)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Cannot allocate"):
+        Staging(2 * PAGE)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_nobody_can_take_its_pages_away():
