@@ -37,7 +37,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
         loop.call_soon_threadsafe(shell.fail, error)
 
     def on_idle(engine: Engine) -> None:
-        service.outputs.audit(engine)
+        service.outputs.audit(engine, prompts.owners)
 
     step_loop = StepLoop(engine, on_output, on_crash, on_idle)
     pool = pool_of(engine.pool, engine.layout, engine.num_blocks)

@@ -1,7 +1,7 @@
 """Whom the engine's requests belong to on this node, and what its load board is told of the engine."""
 
 import logging
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from baton.node_load import BLOCK_LEAKS, LoadBoard
 from engine.engine import Engine
@@ -54,14 +54,15 @@ class Owners(Generic[AnyOwner]):
             num_preemptions=engine.num_preemptions,
         )
 
-    def audit(self, engine: Engine) -> None:
-        """On the step thread of an idle node: allocated = leased + running + cached, and whoever leases is known here.
+    def audit(self, engine: Engine, others: "Owners[Any]") -> None:
+        """On the step thread of an idle node: allocated = leased + running + cached, and whoever leases is known, here
+        or to `others`: work on a prompt may be done, and wait for a router that does not read.
 
         What does not add up is logged and counted; the blocks stay where they are, because something may touch them.
         """
         try:
             engine.check()
-            if engine.num_idle_blocks and not self._owners:
+            if engine.num_idle_blocks and not (self._owners or others._owners):
                 raise RuntimeError(f"{engine.num_idle_blocks} blocks are leased to nobody")
         except RuntimeError as error:
             BLOCK_LEAKS.inc()

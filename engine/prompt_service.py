@@ -66,7 +66,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
     ) -> None:
         self._timelines = timelines or TimelineBook()
         self._step_loop, self._sessions, self._board = step_loop, sessions, board
-        self._owners: Owners[PromptLeg] = Owners(board)
+        self.owners: Owners[PromptLeg] = Owners(board)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def Compute(  # type: ignore[override]  # noqa: N802
@@ -96,17 +96,17 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
         finally:
             leg.timeline.end()
             self._sessions.close(leg)
-            self._step_loop.submit(lambda engine: self._owners.release(engine, leg))
+            self._step_loop.submit(lambda engine: self.owners.release(engine, leg))
 
     def deliver(self, step: StepOutput) -> None:
         """In the event loop: what a step brought for legs that are still there."""
         for request, scored in step.prompt_logprobs:
-            if (leg := self._owners.of(request)) is not None:
+            if (leg := self.owners.of(request)) is not None:
                 leg.events.put_nowait(scored)
-        if not any(self._owners.of(request) for request in step.ended):
+        if not any(self.owners.of(request) for request in step.ended):
             return
         for output in step.outputs:
-            if (leg := self._owners.of(output.request)) is not None:
+            if (leg := self.owners.of(output.request)) is not None:
                 leg.events.put_nowait(output)
                 PROMPT_TOKENS.inc(output.request.num_prompt_tokens)
                 CACHED_TOKENS.inc(output.request.num_cached_tokens)
@@ -126,8 +126,8 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
             raise InvalidRequest(f"this model's embeddings have {limit} dimensions", param="dimensions")
         added = leg.request = engine.add(leg.generation, prefill_only=True, prompt_work=leg.work)
         leg.timeline.more = lambda: events(added, engine.steps.times)
-        self._owners.expect(added, leg)
-        self._owners.publish(engine)
+        self.owners.expect(added, leg)
+        self.owners.publish(engine)
 
     async def _write_events(self, leg: PromptLeg, context: aio.ServicerContext[Any, Any]) -> None:
         while isinstance(event := await leg.events.get(), PromptLogprobs):

@@ -168,18 +168,23 @@ async def test_a_request_error_goes_on_and_an_engine_error_is_told(make_engine, 
     await loop.stop()
 
 
-async def test_an_idle_node_finds_blocks_that_nobody_accounts_for(make_engine, monkeypatch, caplog):
+async def test_an_idle_node_finds_blocks_that_nobody_accounts_for(make_engine, make_generation, monkeypatch, caplog):
     from baton.node_load import BLOCK_LEAKS, LoadBoard
     from engine import step_loop
     from engine.owners import Owners
 
     monkeypatch.setattr(step_loop, "IDLE_S", 0.02)
     engine, audits = make_engine(), []
-    owners = Owners(LoadBoard())
+    owners, others = Owners(LoadBoard()), Owners(LoadBoard())
 
     def audit(engine):
-        owners.audit(engine)
+        owners.audit(engine, others)
         audits.append(BLOCK_LEAKS._value.get())
+
+    def hold(engine):
+        held = engine.add(make_generation([1], max_tokens=1), prefill_only=True)
+        others.expect(held, object())
+        return held
 
     async def audited(num):
         async with asyncio.timeout(10):
@@ -190,9 +195,12 @@ async def test_an_idle_node_finds_blocks_that_nobody_accounts_for(make_engine, m
     loop = StepLoop(engine, lambda step: None, on_idle=audit)
     loop.start()
     await audited(1)
-    await loop.call(lambda engine: engine.blocks._free.popleft())  # held by nobody, and not free
+    held = await loop.call(hold)
     await audited(2)
+    assert held.state is RequestState.HELD
+    await loop.call(lambda engine: engine.blocks._free.popleft())  # held by nobody, and not free
+    await audited(3)
     await asyncio.sleep(0.1)
-    assert audits == [before, before + 1]  # once for each time that it got idle
+    assert audits == [before, before, before + 1]  # once for each time that it got idle
     assert "do not add up" in caplog.text
     await loop.stop()
