@@ -127,7 +127,7 @@ async def test_what_runs_on_a_silent_node_goes_to_those_that_speak(fleet: Any, u
     other.go.set()
     began = time.monotonic()
     assert sorted([(await sink.finished()).num_attempts for sink in sinks]) == [1, 2]
-    assert time.monotonic() - began < 1.9  # suspected after 1.1 s
+    assert time.monotonic() - began < 4.0  # suspected after 1.1 s, on a machine that has time
     link = next(link for link in dispatcher._fleet.links if link.record.node_id == silent.node_id)
     assert link.alive
     assert link.suspected

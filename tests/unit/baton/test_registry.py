@@ -41,7 +41,10 @@ async def test_registered_nodes_are_listed_until_they_stop(redis: Redis) -> None
     assert await list_nodes(redis) == []
 
 
-async def test_a_new_state_is_written_at_once_and_load_with_the_next_renewal(redis: Redis) -> None:
+async def test_a_new_state_is_written_at_once_and_load_with_the_next_renewal(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "RENEWAL_S", 10.0)
     registration = Registration(redis, record())
     await registration.start()
     registration.update(num_running=3)

