@@ -84,6 +84,11 @@ class UcxProcess:
         """Of the process."""
         return self._child.pid
 
+    @property
+    def is_unable(self) -> bool:
+        """Whether it has ended by itself, as where UCX cannot be loaded; known after `wait`."""
+        return (self._child.returncode or 0) > 0
+
     async def started(self) -> None:
         """Raises TransferError when it has ended."""
         await asyncio.shield(self._started)

@@ -70,7 +70,7 @@ class UcxTransport(Transport):
         self._links = itertools.count(1)
         self._connections: dict[int, UcxConnection] = {}  # of the process that lives
         self._listener: UcxListener | None = None
-        self._has_lived = False  # else it is no use to start another one
+        self._has_lived = False
         self._num_short_lives = 0
         self._restarting: asyncio.Task[None] | None = None
         self._process = self._start()
@@ -122,7 +122,7 @@ class UcxTransport(Transport):
                 await process.started()
                 return process
             except TransferError:
-                if self._restarting is None:
+                if self._restarting is None or self._restarting.done():
                     raise
                 done, _ = await asyncio.wait([self._restarting], timeout=_RESTART_S)
                 if not done:
@@ -139,10 +139,8 @@ class UcxTransport(Transport):
 
     def _on_end(self) -> None:
         """The process is dead: so are its connections, and the messages under way."""
-        if self._process.has_started or self._has_lived:
-            self._has_lived = True
-            RESTARTS.inc()
-            self._restarting = self._loop.create_task(self._restart())
+        self._has_lived = self._has_lived or self._process.has_started
+        self._restarting = self._loop.create_task(self._restart())
         lost, self._connections = self._connections, {}
         for connection in lost.values():
             connection.lose("the UCX process has ended")
@@ -152,6 +150,9 @@ class UcxTransport(Transport):
     async def _restart(self) -> None:
         process = self._process
         await process.wait()
+        if not self._has_lived and (process.is_unable or self._num_short_lives):
+            return  # it is no use to start another one: UCX is not here, or has crashed twice without having worked
+        RESTARTS.inc()
         _log.error("UCX process %d has ended, and with it the transfers under way: %s", process.pid, process.reason)
         while self._process is process:
             is_short = self._loop.time() - self._started_s < _SHORT_LIFE_S

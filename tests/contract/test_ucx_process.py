@@ -172,6 +172,17 @@ def test_the_end_of_one_process_is_not_the_end_of_its_peers():
     run(main())
 
 
+def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
+    async def main():
+        transport = UcxTransport("127.0.0.1")
+        os.kill(transport.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            await transport._alive()
+            await transport.close()
+
+    run(main())
+
+
 def test_a_process_that_dies_again_and_again_is_started_again():
     async def main():
         async with pair("ucx") as p:
