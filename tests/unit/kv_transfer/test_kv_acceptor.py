@@ -47,7 +47,7 @@ def test_who_comes_while_no_descriptor_is_left_waits_for_one():
             client.connect(address)
             await asyncio.sleep(0.3)
             assert taken.empty()
-            assert 1 <= len(tries) <= 2
+            assert 1 <= len(tries) < 10
         async with asyncio.timeout(5):
             (await taken.get()).close()
         with no_descriptor_left():
