@@ -6,7 +6,6 @@ the drain's time is up.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import secrets
@@ -28,6 +27,7 @@ from baton.model_source import settle
 from baton.rpc import is_loopback
 from baton.settings import RouterConfig
 from baton.timeline import TimelineBook
+from router import heap
 from router.admin.port import AdminPort
 from router.app import App
 from router.http.auth import APIKeys
@@ -45,7 +45,6 @@ from router.serving.dispatch import DispatchConfig, Dispatcher
 DRAIN_GRACE_S = 0.5  # in which newcomers are served, though `/ready` sends them elsewhere
 _IDLE_TIMEOUT_S = 75
 _BACKLOG = 2048
-_YOUNG_OBJECTS = 20_000  # between two looks of the garbage collector, which are a request or two at Python's own 700
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
         await http.start()
-        _settle_heap()
+        heap.settle()
         _announce(dispatcher.router_id, address, metrics_url)
         await http.run(shutdown, dispatcher.drain)
     finally:
@@ -219,13 +218,6 @@ def _uvicorn_config(app: App, drain_s: float, connections: Connections) -> uvico
 def _address(host: str, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _settle_heap() -> None:
-    """Spare the garbage collector what stays for good, and have it look less often: it took a tenth of all CPU."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS)
 
 
 def _announce(router_id: str, address: str, metrics_url: str) -> None:
