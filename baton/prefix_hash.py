@@ -17,7 +17,7 @@ BlockHash = NewType("BlockHash", bytes)
 
 HASH_BYTES = hash_chain.DIGEST_BYTES
 _SEED = b"baton.block.v1"
-_EACH = Struct(f"{HASH_BYTES}s")
+_EACH = f"{HASH_BYTES}s"
 _chain = hash_chain.fastest()
 
 
@@ -36,5 +36,5 @@ def stretched_root(root: BlockHash) -> BlockHash:
 def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
     """Hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
     digests = _chain(parent, array("I", token_ids).tobytes(), block_size * 4)
-    hashes = [digest for (digest,) in _EACH.iter_unpack(digests)]
-    return cast("list[BlockHash]", hashes)  # a call of BlockHash for each would cost as much as all of this
+    hashes = Struct(_EACH * (len(digests) // HASH_BYTES)).unpack(digests)  # half the time of `iter_unpack`
+    return cast("list[BlockHash]", list(hashes))  # a call of BlockHash for each would cost as much as all of this

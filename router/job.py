@@ -4,6 +4,7 @@ The HTTP side owns text (templates, tokens to text, stop strings, SSE); the cont
 until when). A completion with n > 1 is n jobs, each with its own seed.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -35,7 +36,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One choice to generate, or with max_tokens 0 only work on its prompt."""
 
     request_id: str
-    token_ids: list[int]  # the prompt
+    token_ids: Sequence[int]  # the prompt
     sampling: SamplingParams
     prompt_work: PromptWork | None = None  # done first, on one node alone
     cache_salt: bytes = b""

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from array import array
+from collections.abc import Sequence
 
 from router.http.exchange import Exchange
 from router.openai.answer_format import CompletionFormat
-from router.openai.completion_schema import CompletionBody, parse_completion, prompts_of
+from router.openai.completion_schema import CompletionBody, decoder, parse_completion, prompts_of
 from router.openai.generate import Generator, Plan, answer_id
 from router.openai.prompt_part import PromptPart
-from router.openai.sampling import check_ids, check_prompt, num_logprobs, sampling_params, stops
+from router.openai.sampling import check_prompt, num_logprobs, sampling_params, stops
 from router.openai.schema import wants_usage
 from router.openai.structured_output import grammar_of
 
@@ -19,14 +21,15 @@ class Completions:
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._model = generator.model
+        self._decoder = decoder(generator.model.facts.vocab_size)
 
     async def completion(self, exchange: Exchange, cache_salt: bytes) -> None:
         """One request."""
-        body = parse_completion(await exchange.read_body())
+        body = parse_completion(await exchange.read_body(), self._decoder)
         self._model.check_name(body.model)
         exchange.model = body.model
         given, limit = prompts_of(body), self._generator.max_model_len
-        prompts: list[list[int]] = []
+        prompts: list[Sequence[int]] = []
         for prompt in given:
             if prompts:
                 await asyncio.sleep(0)  # others have their turn
@@ -51,15 +54,13 @@ class Completions:
         )
         await self._generator.answer(exchange, plan, cache_salt)
 
-    async def _encode(self, prompt: str | list[int], limit: int, *, num_output_tokens: int) -> list[int]:
-        token_ids = prompt if isinstance(prompt, list) else await self._model.encode_text(prompt, limit)
+    async def _encode(self, prompt: "str | array[int]", limit: int, *, num_output_tokens: int) -> Sequence[int]:
+        token_ids = await self._model.encode_text(prompt, limit) if isinstance(prompt, str) else prompt
         check_prompt(token_ids, limit, "prompt", num_output_tokens=num_output_tokens)
-        if token_ids is prompt:
-            check_ids(token_ids, self._model.facts, "prompt")
         return token_ids
 
-    def _part(self, body: CompletionBody, token_ids: list[int], prompt: str | list[int]) -> PromptPart:
-        echo = prompt if isinstance(prompt, str) or not body.echo else self._model.tokenizer.decode(prompt)
+    def _part(self, body: CompletionBody, token_ids: Sequence[int], prompt: "str | array[int]") -> PromptPart:
+        echo = prompt if isinstance(prompt, str) or not body.echo else self._model.tokenizer.decode(prompt.tolist())
         return PromptPart(
             token_ids,
             self._model.token_texts,

@@ -62,7 +62,7 @@ class Plan:
     """What is to be generated: for each prompt `n` choices, which differ in their seed."""
 
     form: Format
-    prompts: Sequence[list[int]]
+    prompts: Sequence[Sequence[int]]
     samplings: Sequence[SamplingParams]  # of each prompt
     texts: TokenTexts
     n: int = 1
@@ -104,7 +104,7 @@ class Generator:
         answer = kind(exchange, plan.form, sum(map(len, plan.prompts)), plan.n)
         if self._logs_prompts:
             for token_ids in plan.prompts:
-                text = self.model.tokenizer.decode(token_ids)
+                text = self.model.tokenizer.decode(list(token_ids))
                 _log.info("prompt", extra={"request_id": exchange.request_id, "fields": {"prompt": text}})
         try:
             await self._submit(answer, self._jobs(exchange, plan, answer, cache_salt))

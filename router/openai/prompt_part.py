@@ -4,7 +4,7 @@ There are two formats for the latter: OpenAI's legacy one, in which an echoed pr
 output in `logprobs`, and vLLM's `prompt_logprobs`. The first token has none in either: nothing comes before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from baton.detokenizer import TokenTexts
@@ -26,7 +26,7 @@ class PromptPart:
 
     def __init__(
         self,
-        token_ids: list[int],
+        token_ids: Sequence[int],
         texts: TokenTexts,
         *,
         echo: str = "",
@@ -81,7 +81,7 @@ class PromptPart:
         return {"logprob": finite(logprob), "rank": rank, "decoded_token": text}
 
 
-def _rows(result: PromptResult, token_ids: list[int], num_top: int) -> Iterator[_Row]:
+def _rows(result: PromptResult, token_ids: Sequence[int], num_top: int) -> Iterator[_Row]:
     """Of all tokens but the first, with at most `num_top` alternatives each."""
     for part in result.logprobs:
         kept = min(num_top, part.num_top)

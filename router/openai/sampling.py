@@ -1,7 +1,7 @@
 """From a body to SamplingParams, with what only the model tells: its limits, its vocabulary, its end of sequence."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
@@ -17,7 +17,7 @@ _MASK = 2**64 - 1
 Value = TypeVar("Value")
 
 
-def check_prompt(token_ids: list[int], max_model_len: int, param: str, *, num_output_tokens: int = 1) -> None:
+def check_prompt(token_ids: Sequence[int], max_model_len: int, param: str, *, num_output_tokens: int = 1) -> None:
     """Raise InvalidRequest for a prompt that no node could take, with so many output tokens at least.
 
     A `max_model_len` of 0 is none. Ids that a client gives need `check_ids`, too; a tokenizer's are the model's.

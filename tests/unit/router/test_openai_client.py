@@ -193,7 +193,7 @@ async def test_completion_prompts_in_every_form(client, dispatch, served_model):
     for prompt in ("Who?", ["Who?"], token_ids, [token_ids]):
         answer = await client.completions.create(model="tiny", prompt=prompt, max_tokens=100)
         assert answer.choices[0].text == REPLY
-        assert dispatch.jobs[-1].token_ids == token_ids
+        assert list(dispatch.jobs[-1].token_ids) == token_ids
     both = await client.completions.create(model="tiny", prompt=["Who?", "Me!"], n=2, max_tokens=1)
     assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
     assert both.usage.prompt_tokens == len(token_ids) + len(served_model.tokenizer.encode("Me!"))

@@ -1,4 +1,5 @@
 import json
+from array import array
 
 import pytest
 from hypothesis import given
@@ -252,3 +253,21 @@ def test_what_the_clients_parsed_of_an_answer_comes_back_unread():
     part = {"type": "output_text", "text": "{}", "annotations": [], "parsed": {"a": 1}}
     item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "parsed_arguments": None}
     parse_responses(json.dumps({"model": "m", "input": [{"role": "assistant", "content": [part]}, item]}).encode())
+
+
+def test_ids_that_the_model_lacks_are_found_while_a_body_is_read():
+    reader = completion_schema.decoder(10)
+    for prompt in ([3, 10], [[3], [10]]):
+        with pytest.raises(InvalidRequest) as raised:
+            completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": prompt}).encode(), reader)
+        assert (raised.value.param or "").startswith("prompt[")
+    for prompt in ("text", ["text"], [3, 9], [[3], [9]]):
+        body = completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": prompt}).encode(), reader)
+        assert isinstance(body, completion_schema.CompletionBody)
+
+
+def test_token_ids_are_packed_once():
+    for prompt in ([3, 9], [[3, 9]]):
+        body = completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": prompt}).encode())
+        (packed,) = completion_schema.prompts_of(body)
+        assert packed == array("I", [3, 9])
