@@ -16,7 +16,7 @@ from router.http.error_format import Header
 from router.http.exchange import Exchange
 from router.http.outlet import Insert
 from router.job import PromptResult
-from router.openai.answer_format import ChoiceText, Format, TokenCounts
+from router.openai.answer_format import ChoiceText, Format, TokenCounts, counted
 from router.openai.choice import Choice, TokenEntry
 from router.recent import RECENT
 
@@ -167,7 +167,7 @@ class StreamedAnswer(Answer):
         super().on_begin(choice)
         if self.ended:
             return
-        opening = self._format.begin(choice.index)
+        opening = self._told(self._format.begin(choice.index))
         if not self._exchange.status:
             self._exchange.start(200, list(_STREAM_HEADERS), opening)
         elif opening:
@@ -175,14 +175,14 @@ class StreamedAnswer(Answer):
 
     def inserter(self, choice: Choice) -> Insert | None:
         """Where all events of the choice differ only in their text."""
-        around = None if self.ended else self._format.around(choice.index)
+        around = None if self.ended or self._format.counts_each else self._format.around(choice.index)
         return around and self._exchange.sender.inserter(*around)
 
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
         """Sent on."""
         if self.ended:
             return
-        event = self._format.delta(choice.index, text, entries)
+        event = self._told(self._format.delta(choice.index, text, entries))
         if choice.finish_reason:
             self._held = event
         elif event:
@@ -193,8 +193,12 @@ class StreamedAnswer(Answer):
             return
         if not choice.num_tokens:
             self.on_begin(choice)
-        events, self._held = self._held + self._format.end(choice.index, choice.finish_reason), b""
+        events = self._held + self._told(self._format.end(choice.index, choice.finish_reason))
+        self._held = b""
         if self._complete:
             self.ended = True
             events += self._format.finish(self.counts())
         self._exchange.sender.write(events, more=not self.ended)
+
+    def _told(self, events: bytes) -> bytes:
+        return counted(events, self.counts()) if self._format.counts_each else events

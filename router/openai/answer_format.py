@@ -13,8 +13,10 @@ from router.http.error_format import error_json
 from router.openai.choice import TokenEntry
 from router.openai.logprobs_format import chat_logprobs, completion_logprobs, moved
 from router.openai.prompt_part import PromptPart
+from router.openai.schema import StreamUsage
 
 DONE = b"data: [DONE]\n\n"
+_NO_USAGE = b',"usage":null}\n\n'  # cannot be part of a text, whose quotes are escaped
 
 _encode = msgspec.json.encode
 
@@ -48,6 +50,7 @@ class Format(Protocol):
     """One answer's format. Events are complete, with `data: ` and blank line."""
 
     prompts: Sequence[PromptPart]  # of each choice
+    counts_each: bool  # whether all events go through `counted`, and none by way of `around`
 
     def begin(self, index: int) -> bytes:
         """The event that opens a choice, if there is one."""
@@ -74,14 +77,19 @@ class Format(Protocol):
         """An answer that is not streamed."""
 
 
+def counted(events: bytes, counts: TokenCounts) -> bytes:
+    """The same events, which say what it has cost so far."""
+    return events.replace(_NO_USAGE, b',"usage":%s}\n\n' % _encode(counts.to_json()))
+
+
 class Frame:
     """What all events of an answer begin and end with."""
 
-    def __init__(self, kind: str, answer_id: str, model: str, created: int, *, stream_usage: bool) -> None:
+    def __init__(self, kind: str, answer_id: str, model: str, created: int, *, stream_usage: StreamUsage) -> None:
         self._stream_usage = stream_usage
         self._fields = {"id": answer_id, "object": kind, "created": created, "model": model}
         self._head = b"data: " + _encode(self._fields)[:-1] + b',"choices":['
-        self._tail = b"]%s}\n\n" % (b',"usage":null' if stream_usage else b"")
+        self._tail = b"]" + (_NO_USAGE if stream_usage else b"}\n\n")
 
     def around(self, before: bytes, after: bytes) -> tuple[bytes, bytes]:
         """An event whose choice begins and ends with these."""
@@ -116,9 +124,10 @@ class ChatFormat:
         created: int,
         prompts: Sequence[PromptPart] = (),
         *,
-        stream_usage: bool = False,
+        stream_usage: StreamUsage = StreamUsage.NONE,
     ) -> None:
         self.prompts = prompts
+        self.counts_each = stream_usage is StreamUsage.EACH
         self._frame = Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
         self._around: dict[int, tuple[bytes, bytes]] = {}
         self.finish = self._frame.finish
@@ -175,9 +184,16 @@ class CompletionFormat:
     """Of /v1/completions. Choices whose prompt is echoed begin with it."""
 
     def __init__(
-        self, answer_id: str, model: str, created: int, prompts: Sequence[PromptPart], *, stream_usage: bool = False
+        self,
+        answer_id: str,
+        model: str,
+        created: int,
+        prompts: Sequence[PromptPart],
+        *,
+        stream_usage: StreamUsage = StreamUsage.NONE,
     ) -> None:
         self.prompts = prompts
+        self.counts_each = stream_usage is StreamUsage.EACH
         self._frame = Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
         self._around: dict[int, tuple[bytes, bytes]] = {}
         self.finish = self._frame.finish

@@ -12,6 +12,7 @@ from router.openai.choice import TokenEntry
 from router.openai.logprobs_format import chat_logprobs
 from router.openai.parsing.parts import CallArguments, CallBegin, Content, Parser, Part, Reasoning
 from router.openai.prompt_part import PromptPart
+from router.openai.schema import StreamUsage
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _encode = msgspec.json.encode
@@ -72,7 +73,7 @@ class MessageFormat(ChatFormat):
         parser: Callable[[], Parser],
         calls_style: str,
         *,
-        stream_usage: bool = False,
+        stream_usage: StreamUsage = StreamUsage.NONE,
     ) -> None:
         """`parser` makes one for each choice."""
         super().__init__(answer_id, model, created, prompts, stream_usage=stream_usage)

@@ -28,6 +28,7 @@ class ResponsesFormat:
 
     def __init__(self, body: ResponsesBody, prompts: Sequence[PromptPart], parser: Parser, calls_style: str) -> None:
         self.prompts = prompts
+        self.counts_each = False
         self._parser = parser
         self._calls_style = calls_style
         self._fields = _fields(body)

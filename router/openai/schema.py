@@ -6,6 +6,7 @@ endpoint has a schema module of its own.
 """
 
 import re
+from enum import IntEnum
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -49,6 +50,15 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: with include_usage, in every event
+
+
+class StreamUsage(IntEnum):
+    """Which events of a stream tell what it has cost."""
+
+    NONE = 0
+    LAST = 1
+    EACH = 2
 
 
 class CacheHint(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -110,9 +120,12 @@ def check_common(body: CommonBody) -> None:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
 
 
-def wants_usage(body: CommonBody) -> bool:
-    """At the end of a stream."""
-    return bool(body.stream_options and body.stream_options.include_usage)
+def wants_usage(body: CommonBody) -> StreamUsage:
+    """In a stream."""
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return StreamUsage.NONE
+    return StreamUsage.EACH if options.continuous_usage_stats else StreamUsage.LAST
 
 
 def unsupported(param: str) -> InvalidRequest:

@@ -54,6 +54,20 @@ async def test_chat_stream(client, dispatch):
     assert all("\ufffd" not in (c.delta.content or "") for chunk in chunks for c in chunk.choices)
 
 
+@pytest.mark.parametrize("chat", [True, False])
+async def test_a_stream_counts_in_each_event_where_asked(client, dispatch, chat):
+    options = {"include_usage": True, "continuous_usage_stats": True}  # guidellm sends no others
+    made = {"model": "tiny", "stream": True, "max_tokens": 100, "stream_options": options}
+    if chat:
+        stream = await client.chat.completions.create(messages=HELLO, **made)
+    else:
+        stream = await client.completions.create(prompt="Who?", **made)
+    counts = [chunk.usage.completion_tokens async for chunk in stream]
+    assert counts == sorted(counts)
+    assert counts[-2] == counts[-1] == len(dispatch.reply) + 1
+    assert len(set(counts)) > 2
+
+
 async def test_several_choices_have_their_own_index_and_seed(client, dispatch):
     stream = await client.chat.completions.create(model="tiny", messages=HELLO, n=3, seed=7, stream=True)
     texts, chunks = await text_of(stream, lambda choice: choice.delta.content)
