@@ -19,7 +19,8 @@ CLASSES = ("high", "normal", "low")
 MAX_RETRY_AFTER_S = 300.0
 TTFT_MARGIN = 1.1  # half of all waits are longer than predicted
 _MAX_MARGIN = 4.0
-_RISE, _FALL = 0.2, 0.005  # of the margin, with a first token later or earlier than it allows
+_RISE, _FALL = 0.2, 0.001  # of the margin, with a first token later or earlier than it allows
+_MAX_SLOWNESS, _LEARNING, _TELLING_S = 8.0, 0.05, 0.1
 _CUT_OFF = 1.5  # what somebody who gave up is taken to have waited for, over what it did wait
 _FADING_S = 10.0
 _MAX_IDLE_TENANTS = 4096
@@ -161,6 +162,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.margin = TTFT_MARGIN  # on a predicted TTFT
+        self.slowness = 1.0  # time that a node's queue takes over what it is said to take
         self._work_ms = self._time_ms = 0.0
         self._noted_s = 0.0
         self._is_held = False
@@ -184,6 +186,13 @@ class Drain:
             self._work_ms = self._work_ms * keep + work_ms
             self._time_ms = self._time_ms * keep + 1000 * elapsed_s
             self._noted_s = now_s
+
+    def began(self, predicted_s: float, elapsed_s: float) -> None:
+        """A first token is here, so long after its request was placed. Nodes know what a step takes, and not what else
+        keeps them: other processes on their cores, requests that have no place in a batch yet."""
+        if elapsed_s > _TELLING_S:
+            off = min(elapsed_s / max(predicted_s, 1e-3), _MAX_SLOWNESS) - self.slowness
+            self.slowness += _LEARNING * off
 
     def came(self, predicted_s: float, ttft_s: float) -> None:
         """The first token of somebody who had waited is here."""

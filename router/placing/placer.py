@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Callable
+from typing import NoReturn
 
 from prometheus_client import Counter
 
@@ -51,7 +53,7 @@ class Placer:
             return placement
         found = await self._candidates.place(running, hashes)
         if found is not None and self._passes(running, found):
-            self._begin(found, hashes)
+            self._begin_new(found, hashes)
             return found
         entry = self._get_in_line(running, found)
         try:
@@ -69,15 +71,16 @@ class Placer:
         """Raise Overloaded for a request that has waited long enough. One that has begun is carried to its end."""
         limit_s = min(self._limits.max_full_wait_s, self._limit_s(running))
         if running.age_s > limit_s and not running.output:
-            _REFUSED.labels("waited").inc()
-            raise overloaded("all nodes are full at present", self._predicted_wait_s(running, 0.0))
+            self._refuse_waited(running)
 
     def _passes(self, running: Running, found: Placement) -> bool:
         """Whether it goes at once, as nobody waits. Most do: it counts for its tenant as if it had been in line."""
         choice, job = found.choice, running.job
-        if len(self._queue) or choice.ttft_ms / 1000 > self._limit_s(running):
+        if len(self._queue) or self._ttft_s(choice) > self._limit_s(running):
             return False
-        has_time = found.prefill is not None and choice.queue_ms <= policy.MAX_BACKLOG_MS  # so not all are backlogged
+        has_time = (
+            found.prefill is not None and self._queue_s(choice.queue_ms) <= policy.MAX_BACKLOG_S
+        )  # so not all are backlogged
         if not has_time and self._holds_back():
             return False
         self._queue.passed(job.tenant, job.priority, running.num_tokens + job.sampling.max_tokens)
@@ -87,7 +90,7 @@ class Placer:
         """Raises Overloaded where there is no place, or the wait would be too long. `found`: where it would go now."""
         work_ms = found.choice.prompt_ms if found is not None else self._longest_ms(running)
         if found is not None and not len(self._queue):
-            wait_s = found.choice.queue_ms / 1000
+            wait_s = self._queue_s(found.choice.queue_ms)
         else:
             wait_s = self._predicted_wait_s(running, work_ms)
         limit_s = self._limit_s(running)
@@ -116,26 +119,33 @@ class Placer:
         wake = self._wakes[id(entry)]
         while True:
             wake.clear()
+            if self._fleet.ready:  # else it is capacity that lacks, and may come back until the deadline
+                self._check_hope(entry, running)
             if self._queue.head() is entry:
                 found = None if self._holds_back() else found or await self._candidates.place(running, hashes)
                 if found is None:
                     self._held_back()
                 elif self._queue.head() is entry:
-                    found.on_computed = lambda: self._drain.came(entry.ttft_s, running.age_s)
-                    self._begin(found, hashes)
+                    self._begin_new(found, hashes, lambda: self._drain.came(entry.ttft_s, running.age_s))
                     self._drain.placed(entry.work_ms, time.monotonic())
                     self._leave_line(entry, is_served=True)
                     return found
             found = None
-            if self._fleet.ready:  # else it is capacity that lacks, and may come back until the deadline
-                try:
-                    self.check_patience(running)
-                except Overloaded:
-                    self._drain.gave_up(entry.ttft_s, running.age_s)
-                    raise
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S):
                     await wake.wait()
+
+    def _check_hope(self, entry: Waiting, running: Running) -> None:
+        """Raise Overloaded for who has waited too long, also where its first token would be late if it went now."""
+        least_s = running.age_s + self._queue_s(self._least_queue_ms()) + entry.work_ms / 1000
+        if least_s > self._limit_s(running):
+            self._drain.gave_up(entry.ttft_s, least_s)
+            self._refuse_waited(running)
+        self.check_patience(running)
+
+    def _refuse_waited(self, running: Running) -> NoReturn:
+        _REFUSED.labels("waited").inc()
+        raise overloaded("all nodes are full at present", self._predicted_wait_s(running, 0.0))
 
     def _leave_line(self, entry: Waiting, *, is_served: bool) -> None:
         self._queue.remove(entry, is_served=is_served)
@@ -153,8 +163,10 @@ class Placer:
 
     def _holds_back(self) -> bool:
         """Whether every node has enough to do for now."""
-        computing = self._computing()
-        return bool(computing) and policy.all_backlogged([link.state for link in computing])
+        return self._queue_s(self._least_queue_ms()) > policy.MAX_BACKLOG_S
+
+    def _least_queue_ms(self) -> float:
+        return policy.least_queue_ms([link.state for link in self._computing()])
 
     def _computing(self) -> list[NodeLink]:
         return self._fleet.accepting("prefill" if self._fleet.expects_prefill else "decode")
@@ -166,8 +178,7 @@ class Placer:
     def _predicted_wait_s(self, running: Running, work_ms: float) -> float:
         computing = self._computing()
         ahead_ms = self._queue.ahead_ms(running.job.tenant, running.job.priority, work_ms)
-        backlog_ms = policy.least_queue_ms([link.state for link in computing])
-        return (self._drain.wait_ms(ahead_ms, len(computing)) + backlog_ms) / 1000
+        return self._drain.wait_ms(ahead_ms, len(computing)) / 1000 + self._queue_s(self._least_queue_ms())
 
     def _longest_ms(self, running: Running) -> float:
         """Computing all of the prompt, on any node."""
@@ -176,6 +187,26 @@ class Placer:
             return 0.0
         state = computing[0].state
         return state.cost.prefill_ms(running.num_tokens, 0, state.chunk_tokens)
+
+    def _queue_s(self, queue_ms: float) -> float:
+        """How long what a node has before it really takes."""
+        return self._drain.slowness * queue_ms / 1000
+
+    def _ttft_s(self, choice: policy.Choice) -> float:
+        return self._queue_s(choice.queue_ms) + choice.prompt_ms / 1000
+
+    def _begin_new(
+        self, placement: Placement, hashes: PromptHashes, on_computed: Callable[[], None] = lambda: None
+    ) -> None:
+        """What becomes of it shows how far predictions hold."""
+        began_s, predicted_s = time.monotonic(), placement.choice.ttft_ms / 1000
+
+        def computed() -> None:
+            self._drain.began(predicted_s, time.monotonic() - began_s)
+            on_computed()
+
+        placement.on_computed = computed
+        self._begin(placement, hashes)
 
     def _begin(self, placement: Placement, hashes: PromptHashes) -> None:
         placement.begin()

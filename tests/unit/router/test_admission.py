@@ -147,7 +147,7 @@ def test_predictions_are_trusted_as_far_as_they_held() -> None:
     drain.check_ttft(1.0, 1.6)
     with pytest.raises(Overloaded):
         drain.check_ttft(1.0, 1.4)
-    for _ in range(50):
+    for _ in range(250):
         drain.came(1.0, 0.9)
     assert 1.3 < drain.margin < 1.4  # falls slowly
     drain.came(1.0, 1e9)
@@ -157,6 +157,19 @@ def test_predictions_are_trusted_as_far_as_they_held() -> None:
     assert drain.margin == 1.0
     drain.came(0.0, 5.0)  # nothing was predicted
     assert drain.margin == 1.0
+
+
+def test_how_long_queues_of_nodes_really_take_is_learnt_from_those_that_took_a_while() -> None:
+    drain = Drain()
+    for _ in range(200):
+        drain.began(0.001, 0.05)
+    assert drain.slowness == 1.0
+    for _ in range(200):
+        drain.began(0.3, 0.9)
+    assert drain.slowness == pytest.approx(3.0, abs=0.01)
+    for _ in range(200):
+        drain.began(0.0, 5.0)
+    assert drain.slowness == pytest.approx(8.0, abs=0.01)  # and no more
 
 
 def test_who_gave_up_would_have_waited_longer() -> None:
