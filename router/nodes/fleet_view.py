@@ -72,19 +72,12 @@ class FleetView:
 
     @property
     def ready(self) -> bool:
-        """Whether a request could be served now."""
-        return bool(self.accepting("decode")) and (bool(self.accepting("prefill")) or not self.expects_prefill)
+        """Whether requests can be served. Where all nodes are full they wait, or are refused: nothing is missing."""
+        return bool(self._serving("decode")) and (bool(self._serving("prefill")) or not self.expects_prefill)
 
     def accepting(self, role: str) -> list[NodeLink]:
-        """Links of a pool that take new requests for the served model."""
-        facts = self.facts
-        if facts is None:
-            return []
-        return [
-            link
-            for link in self._links.values()
-            if link.record.role == role and link.accepting and link.record.model_fingerprint == facts.model_fingerprint
-        ]
+        """Links of a pool that take new requests for the served model at this moment."""
+        return [link for link in self._serving(role) if link.accepting]
 
     async def start(self) -> None:
         """List the nodes, and go on doing so."""
@@ -133,6 +126,16 @@ class FleetView:
             _log.info("found %s node %s at %s", record.role, record.node_id, record.address)
         for link in gone:
             await link.close()
+
+    def _serving(self, role: str) -> list[NodeLink]:
+        facts = self.facts
+        if facts is None:
+            return []
+        return [
+            link
+            for link in self._links.values()
+            if link.record.role == role and link.serves and link.record.model_fingerprint == facts.model_fingerprint
+        ]
 
     def _may_suspect(self, link: NodeLink) -> bool:
         """Where more than half of a pool is silent it is rather this host, or the network, that is slow."""

@@ -77,9 +77,13 @@ class NodeLink:
 
     @property
     def accepting(self) -> bool:
-        """Whether a new request may go there."""
-        ready = self.alive and not (self.stuck or self.suspected) and self.load.state not in _STATE_NAMES
-        return ready and time.monotonic() >= self._avoid_until and not self._outbox.is_full
+        """Whether a new request may go there now."""
+        return self.serves and time.monotonic() >= self._avoid_until and not self._outbox.is_full
+
+    @property
+    def serves(self) -> bool:
+        """Whether new requests go there, be it full at this moment."""
+        return self.alive and not (self.stuck or self.suspected) and self.load.state not in _STATE_NAMES
 
     @property
     def health(self) -> str:

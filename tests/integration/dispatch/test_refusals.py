@@ -1,12 +1,14 @@
 """Nodes that refuse, drain or fail a transfer, and clients that pause: requests are placed elsewhere, or later."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
 from baton.errors import NodeUnavailable, Overloaded, TransferError
 from baton.v1 import node_pb2, types_pb2
+from router.nodes.link import AVOID_S
 
 pytestmark = pytest.mark.anyio
 
@@ -61,6 +63,18 @@ async def test_nodes_that_are_full_for_long_mean_overloaded(fleet: Any) -> None:
     decode.refusals = [Overloaded("full")] * 100
     await fleet.start(max_full_wait_s=0.5)
     assert isinstance(await fleet.submit(PROMPT)[1].outcome(), Overloaded)
+
+
+async def test_a_fleet_that_is_full_is_not_taken_for_one_that_is_missing(fleet: Any, until: Any) -> None:
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    decode.refusals = [Overloaded("full")] * 100
+    await fleet.start(max_ttft_s=0.4)
+    sink, began_s = fleet.submit(PROMPT)[1], time.monotonic()
+    await until(lambda: not all(link.accepting for link in fleet.dispatcher.links))
+    assert fleet.dispatcher.ready
+    assert isinstance(await sink.outcome(), Overloaded)
+    assert time.monotonic() - began_s < AVOID_S, "its limit holds also while the node is left alone"
 
 
 async def test_a_paused_request_leaves_its_nodes_and_goes_on(fleet: Any, until: Any, output_of: Any) -> None:
