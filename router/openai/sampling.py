@@ -4,12 +4,12 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from baton.errors import ContextLengthExceeded, InvalidRequest
+from baton.errors import InvalidRequest
 from baton.model_dir import ModelFacts
 from baton.request import Grammar, SamplingParams
 from router.openai.chat_schema import ChatBody
 from router.openai.completion_schema import CompletionBody
-from router.openai.schema import CommonBody
+from router.openai.schema import CommonBody, too_long
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _MAX_TOKENS_WITHOUT_LIMIT = 2**20  # where neither model nor fleet names one
@@ -25,12 +25,8 @@ def check_prompt(token_ids: Sequence[int], max_model_len: int, param: str, *, nu
     if not token_ids:
         raise InvalidRequest("The prompt is empty", param=param)
     if max_model_len and len(token_ids) + num_output_tokens > max_model_len:
-        lacks_room = " which leaves no room for an answer:" if num_output_tokens else ""
-        raise ContextLengthExceeded(
-            f"The prompt has {len(token_ids)} tokens,{lacks_room} prompt and answer together have at most "
-            f"{max_model_len} tokens",
-            param=param,
-        )
+        lacks_room = ", which leaves no room for an answer" if num_output_tokens else ""
+        raise too_long(max_model_len, f"the prompt has {len(token_ids)}{lacks_room}", param)
 
 
 def check_ids(token_ids: Iterable[int], facts: ModelFacts, param: str) -> None:
@@ -108,10 +104,7 @@ def _max_tokens(body: ChatBody | CompletionBody, num_prompt_tokens: int, max_mod
     else:
         name, asked = "max_tokens", _or(body.max_tokens, min(room, _DEFAULT_COMPLETION_TOKENS))
     if asked > room:
-        raise ContextLengthExceeded(
-            f"The prompt has {num_prompt_tokens} tokens and {name} is {asked}: together at most {max_model_len}",
-            param=name,
-        )
+        raise too_long(max_model_len, f"the prompt has {num_prompt_tokens} and {name} is {asked}", name)
     return int(asked)
 
 

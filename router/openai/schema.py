@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
-from baton.errors import InvalidRequest
+from baton.errors import ContextLengthExceeded, InvalidRequest
 from router.openai.structured_output import StructuredFields
 
 MAX_CHOICES = 128
@@ -131,6 +131,13 @@ def wants_usage(body: CommonBody) -> StreamUsage:
 def unsupported(param: str) -> InvalidRequest:
     """For a field that is known, and not served."""
     return coded(InvalidRequest("This is not supported", param=param), "unsupported_parameter")
+
+
+def too_long(max_model_len: int, what: str, param: str) -> ContextLengthExceeded:
+    """In OpenAI's words, by which clients know it (LiteLLM, which then takes another model) more than by its code."""
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {max_model_len} tokens, however {what}", param=param
+    )
 
 
 def coded(error: InvalidRequest, code: str) -> InvalidRequest:

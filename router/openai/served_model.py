@@ -13,13 +13,14 @@ from typing import Any, Protocol, TypeVar
 
 from baton.chat_template import ChatTemplate
 from baton.detokenizer import TokenTexts
-from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
+from baton.errors import CheckpointError, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
 from baton.settings import ModelFlags, OutputFlags
 from baton.tokenizer import Tokenizer
 from router.openai.conversation import Conversation
 from router.openai.parsing.reasoning import OPENING
 from router.openai.parsing.style import MARKERS, OutputStyle, detect
+from router.openai.schema import too_long
 
 _INLINE_CHARS = 4096  # about a millisecond
 _NUM_THREADS = 2
@@ -145,7 +146,7 @@ class ServedModel:
 
     def _check_length(self, num_chars: int, max_model_len: int, param: str) -> None:
         if num_chars > self._max_chars(max_model_len):
-            raise ContextLengthExceeded(f"The text is longer than the {max_model_len} tokens of the model", param=param)
+            raise too_long(max_model_len, "the text is longer", param)
 
 
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:

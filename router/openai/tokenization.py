@@ -2,10 +2,11 @@
 
 import msgspec
 
-from baton.errors import ContextLengthExceeded, InvalidRequest
+from baton.errors import InvalidRequest
 from router.http.exchange import Exchange
 from router.openai.conversation import conversation
 from router.openai.generate import Generator
+from router.openai.schema import too_long
 from router.openai.tokenization_schema import TokenizeBody, parse_detokenize, parse_tokenize
 from router.openai.tool_schema import tools_of
 
@@ -34,7 +35,7 @@ class Tokenization:
         await self._admit(exchange, body.model)
         vocab_size, limit = self._model.facts.vocab_size, self._generator.max_model_len
         if limit and len(body.tokens) > limit:
-            raise ContextLengthExceeded(f"The model takes at most {limit} tokens", param="tokens")
+            raise too_long(limit, f"there are {len(body.tokens)}", "tokens")
         if vocab_size and max(body.tokens, default=0) >= vocab_size:
             raise InvalidRequest(f"Token ids are below {vocab_size}", param="tokens")
         exchange.send(200, msgspec.json.encode({"prompt": await self._model.decode(body.tokens)}))

@@ -261,4 +261,5 @@ async def test_errors_are_openais(client):
         with pytest.raises(openai.BadRequestError) as raised:
             await client.completions.create(model="tiny", prompt=prompt, max_tokens=max_tokens)
         assert raised.value.code == "context_length_exceeded"
+        assert "This model's maximum context length is" in str(raised.value)  # what LiteLLM looks for
     await client.completions.create(model="tiny", prompt=[1] * 399, max_tokens=1)
