@@ -163,6 +163,7 @@ class Drain:
     def __init__(self) -> None:
         self.margin = TTFT_MARGIN  # on a predicted TTFT
         self.slowness = 1.0  # time that a node's queue takes over what it is said to take
+        self._began_s = self._came_s = 0.0  # when either was last learnt
         self._work_ms = self._time_ms = 0.0
         self._noted_s = 0.0
         self._is_held = False
@@ -187,22 +188,31 @@ class Drain:
             self._time_ms = self._time_ms * keep + 1000 * elapsed_s
             self._noted_s = now_s
 
-    def began(self, predicted_s: float, elapsed_s: float) -> None:
+    def began(self, predicted_s: float, elapsed_s: float, now_s: float) -> None:
         """A first token is here, so long after its request was placed. Nodes know what a step takes, and not what else
         keeps them: other processes on their cores, requests that have no place in a batch yet."""
         if elapsed_s > _TELLING_S:
             off = min(elapsed_s / max(predicted_s, 1e-3), _MAX_SLOWNESS) - self.slowness
             self.slowness += _LEARNING * off
+            self._began_s = now_s
 
-    def came(self, predicted_s: float, ttft_s: float) -> None:
+    def came(self, predicted_s: float, ttft_s: float, now_s: float) -> None:
         """The first token of somebody who had waited is here."""
         if predicted_s > 0:
             off = min(ttft_s / predicted_s, _MAX_MARGIN) - self.margin
             self.margin = max(self.margin + (_RISE if off > 0 else _FALL) * off, 1.0)
+            self._came_s = now_s
 
-    def gave_up(self, predicted_s: float, waited_s: float) -> None:
+    def forget(self, now_s: float) -> None:
+        """What an overload has taught is not held against those that come when it is over, and nobody waits."""
+        if now_s - self._began_s > _FADING_S:
+            self.slowness = 1.0
+        if now_s - self._came_s > _FADING_S:
+            self.margin = TTFT_MARGIN
+
+    def gave_up(self, predicted_s: float, waited_s: float, now_s: float) -> None:
         """Somebody was told that it had waited long enough: its first token would have come later still."""
-        self.came(predicted_s, _CUT_OFF * waited_s)
+        self.came(predicted_s, _CUT_OFF * waited_s, now_s)
 
     def check_ttft(self, predicted_s: float, limit_s: float) -> None:
         """Raise Overloaded, with a time after which there is less to wait for, where a first token would be late."""

@@ -51,6 +51,7 @@ class Placer:
                 await self._fleet_changed()
             self._begin(placement, hashes)
             return placement
+        self._drain.forget(time.monotonic())
         found = await self._candidates.place(running, hashes)
         if found is not None and self._passes(running, found):
             self._begin_new(found, hashes)
@@ -126,7 +127,9 @@ class Placer:
                 if found is None:
                     self._held_back()
                 elif self._queue.head() is entry:
-                    self._begin_new(found, hashes, lambda: self._drain.came(entry.ttft_s, running.age_s))
+                    self._begin_new(
+                        found, hashes, lambda: self._drain.came(entry.ttft_s, running.age_s, time.monotonic())
+                    )
                     self._drain.placed(entry.work_ms, time.monotonic())
                     self._leave_line(entry, is_served=True)
                     return found
@@ -139,7 +142,7 @@ class Placer:
         """Raise Overloaded for who has waited too long, also where its first token would be late if it went now."""
         least_s = running.age_s + self._queue_s(self._least_queue_ms()) + entry.work_ms / 1000
         if least_s > self._limit_s(running):
-            self._drain.gave_up(entry.ttft_s, least_s)
+            self._drain.gave_up(entry.ttft_s, least_s, time.monotonic())
             self._refuse_waited(running)
         self.check_patience(running)
 
@@ -202,7 +205,8 @@ class Placer:
         began_s, predicted_s = time.monotonic(), placement.choice.ttft_ms / 1000
 
         def computed() -> None:
-            self._drain.began(predicted_s, time.monotonic() - began_s)
+            now_s = time.monotonic()
+            self._drain.began(predicted_s, now_s - began_s, now_s)
             on_computed()
 
         placement.on_computed = computed

@@ -174,7 +174,7 @@ class SimulatedFleet:
 
         def computed() -> None:
             computing.prompt_done(choice.prompt_ms)
-            self._drain.came(predicted_s, (self.clock.now_ms - request.arrival_ms) / 1000)
+            self._drain.came(predicted_s, (self.clock.now_ms - request.arrival_ms) / 1000, self.clock.now_s)
             self._place_waiting()
 
         if choice.prefill is None:

@@ -142,40 +142,54 @@ def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
 def test_predictions_are_trusted_as_far_as_they_held() -> None:
     drain = Drain()
     for _ in range(50):
-        drain.came(1.0, 1.5)
+        drain.came(1.0, 1.5, 0.0)
     assert drain.margin == pytest.approx(1.5, abs=0.02)
     drain.check_ttft(1.0, 1.6)
     with pytest.raises(Overloaded):
         drain.check_ttft(1.0, 1.4)
     for _ in range(250):
-        drain.came(1.0, 0.9)
+        drain.came(1.0, 0.9, 0.0)
     assert 1.3 < drain.margin < 1.4  # falls slowly
-    drain.came(1.0, 1e9)
+    drain.came(1.0, 1e9, 0.0)
     assert drain.margin < 2
     for _ in range(1000):
-        drain.came(1.0, 0.01)
+        drain.came(1.0, 0.01, 0.0)
     assert drain.margin == 1.0
-    drain.came(0.0, 5.0)  # nothing was predicted
+    drain.came(0.0, 5.0, 0.0)  # nothing was predicted
     assert drain.margin == 1.0
 
 
 def test_how_long_queues_of_nodes_really_take_is_learnt_from_those_that_took_a_while() -> None:
     drain = Drain()
     for _ in range(200):
-        drain.began(0.001, 0.05)
+        drain.began(0.001, 0.05, 0.0)
     assert drain.slowness == 1.0
     for _ in range(200):
-        drain.began(0.3, 0.9)
+        drain.began(0.3, 0.9, 0.0)
     assert drain.slowness == pytest.approx(3.0, abs=0.01)
     for _ in range(200):
-        drain.began(0.0, 5.0)
+        drain.began(0.0, 5.0, 0.0)
     assert drain.slowness == pytest.approx(8.0, abs=0.01)  # and no more
+
+
+def test_an_overload_is_forgotten_when_it_is_over() -> None:
+    drain = Drain()
+    for _ in range(200):
+        drain.began(0.1, 1.0, 50.0)
+        drain.came(1.0, 4.0, 50.0)
+    drain.forget(55.0)
+    assert drain.slowness > 7
+    assert drain.margin > 3
+    drain.forget(65.0)
+    assert (drain.slowness, drain.margin) == (1.0, TTFT_MARGIN)
 
 
 def test_who_gave_up_would_have_waited_longer() -> None:
     drain = Drain()
     for _ in range(50):
-        drain.gave_up(2.0 / drain.margin, 2.0)  # as long as it had been admitted for, which alone would teach nothing
+        drain.gave_up(
+            2.0 / drain.margin, 2.0, 0.0
+        )  # as long as it had been admitted for, which alone would teach nothing
     assert drain.margin > 2
 
 
