@@ -28,7 +28,10 @@ class Placement(msgspec.Struct, eq=False):
         if self._computing is not None:
             self._computing.state.send_prompt(self.choice.prompt_ms, time.monotonic())
         if self.decode is not None:
-            self.decode.state.send_decode(self.num_tokens, self.choice.num_missing_blocks)
+            state = self.decode.state
+            state.send_decode(self.num_tokens, self.choice.num_missing_blocks)
+            if self.prefill is not None and state.num_waiting:  # it waits behind those
+                state.num_waiting += 1
 
     def computed(self) -> None:
         """The prompt is computed. Idempotent."""

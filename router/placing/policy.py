@@ -27,6 +27,7 @@ TIE_SHARE = 0.01
 FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
 SHORT_MS = 50.0  # what a decode node with a prefill pool beside it computes of a prompt that is mostly new to it
 MAX_BACKLOG_S = 1.0  # twice what passes between two words of a node about its load
+MAX_QUEUED = 64  # requests that wait for blocks or a place in the batch of a decode node, which refuses from 256 on
 PRESSURE = 2.0  # found on traces: less loses hits, more lets queues grow before a hot prefix is shared out
 _NEVER = float("inf")
 
@@ -112,7 +113,10 @@ def choose(
     """The cheapest way, None where there is none. `…_cached`: leading blocks of the request that each node holds."""
     missing = [num_missing_blocks(ask.num_tokens, cached, ask.block_size) for cached in decode_cached]
     decoding = [decode_ms(node, ask, num) for node, num in zip(decodes, missing, strict=True)]
-    pair = _best_pair(ask, prefills, prefill_cached, missing, decoding) if prefills else None
+    pair = None
+    if prefills:
+        free = [_NEVER if node.num_waiting >= MAX_QUEUED else ms for node, ms in zip(decodes, decoding, strict=True)]
+        pair = _best_pair(ask, prefills, prefill_cached, missing, free)
     alone = None
     if may_be_alone or not prefills:
         alone = _best_alone(ask, decodes, decode_cached, missing, decoding, takes_all=not prefills)

@@ -1,5 +1,6 @@
 import random
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from baton.step_cost import StepCost
 from router.nodes.fleet_costs import TransferCost
 from router.nodes.state import NodeState
 from router.placing import policy
+from router.placing.placement import Placement
 from router.placing.policy import Ask, Choice
 
 BLOCK = 16
@@ -107,6 +109,20 @@ def test_a_node_without_room_is_no_choice() -> None:
     assert decode(node(num_free_blocks=21)) == 0
     assert decode(node(num_free_blocks=11), cached=(10,)) == 0
     assert decode(node(num_free_blocks=1), node(num_free_blocks=30)) == 1
+
+
+def test_nobody_is_shipped_to_a_node_before_which_many_wait() -> None:
+    full = node(num_waiting=policy.MAX_QUEUED)
+    assert decode(full) is None
+    assert decode(full, node(num_running=50)) == 1
+    placement = Placement(link(node()), link(node(num_waiting=1)), choose([node()], [0], [node()], [0]), 320, list)
+    for _ in range(policy.MAX_QUEUED):
+        placement.begin()
+    assert decode(placement.decode.state) is None  # type: ignore[union-attr] # those sent since its last word count
+
+
+def link(state: NodeState) -> Any:
+    return SimpleNamespace(state=state)
 
 
 def test_what_fits_into_no_pool_is_left_to_a_node_to_refuse() -> None:
