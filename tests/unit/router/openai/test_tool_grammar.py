@@ -16,7 +16,7 @@ from router.openai.parsing.style import OutputStyle
 from router.openai.tool_grammar import after_thinking, calls_grammar, strict_grammar
 from router.openai.tool_schema import ToolSpec
 
-MODEL = Path(__file__).parents[3] / "examples" / "pydoc_chat" / "model"
+MODEL = Path(__file__).parents[4] / "examples" / "pydoc_chat" / "model"
 CITIES = {"enum": ["Rome", "Oslo"]}
 WEATHER = ToolSpec(
     name="weather",
