@@ -29,8 +29,8 @@ from rich.progress import Progress
 from bench import serve
 from bench._load import workload
 from bench._load.figures import figures
+from bench._load.sse_client import Stream
 from bench._load.workload import Body
-from bench._sse_client import Stream
 
 SHOWN = ("ttft_p50_s", "ttft_p90_s", "tpot_p50_s", "e2e_p50_s", "e2e_p90_s")
 _PIECE = re.compile(

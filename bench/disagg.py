@@ -25,12 +25,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from baton.errors import BatonError, ConfigError
-from bench import _disagg_report, _fleets, serve
+from bench import _fleets, serve
 from bench._load import arrivals, lengths, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures, percentile
 from bench._load.target import Target, target_of
 from bench._load.workload import Shape
+from bench._report import disagg as disagg_report
 from bench._report import files
 
 TIMEOUT_S = 120.0
@@ -75,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found[side.name] = asyncio.run(measuring)
     command = shlex.join(["baton", "bench", "disagg", *(sys.argv[1:] if argv is None else argv)])
     report = {"machine": serve.machine(), "command": command, "nodes": args.nodes, "sides": found}
-    print(_disagg_report.text(report))
+    print(disagg_report.text(report))
     if args.json:
         files.write_json(args.json, report)
     if args.html:
-        _disagg_report.write_html(Path(args.html), report)
+        disagg_report.write_html(Path(args.html), report)
     return 1 if any(run["failed"] for side in found.values() for run in side["runs"]) else 0
 
 

@@ -27,9 +27,9 @@ import psutil
 from rich.progress import Progress
 
 from bench._load.figures import percentile
-from bench._router_direct import node_ttfts
-from bench._router_servers import Running, Server, servers
-from bench._sse_client import Stream, StreamClient
+from bench._load.sse_client import Stream, StreamClient
+from bench._router.direct import node_ttfts
+from bench._router.servers import Running, Server, servers
 from bench.serve import machine
 
 CHAT = "/v1/chat/completions"

@@ -16,12 +16,12 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from bench._routing_policies import POLICIES
+from bench._simulated import trace
+from bench._simulated.fleet import Place, Pools, SimulatedFleet
+from bench._simulated.hardware import Hardware, SimulatedRequest
+from bench._simulated.policies import POLICIES
+from bench._simulated.trace import TraceLine
 from router.placing.policy import Ask, Choice
-from router.simulated import trace
-from router.simulated.fleet import Place, Pools, SimulatedFleet
-from router.simulated.hardware import Hardware, SimulatedRequest
-from router.simulated.trace import TraceLine
 
 PREFILL_SHARE = 0.75  # of the nodes
 BOUNDLESS = 10**9

@@ -25,16 +25,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from baton.errors import BatonError, ConfigError
-from bench import _phases
-from bench._load import arrivals, lengths, workload
+from bench._load import arrivals, lengths, phases, workload
 from bench._load import report as reports
 from bench._load.driver import Driver
 from bench._load.figures import figures, timeline
+from bench._load.sse_client import Stream
 from bench._load.target import target_of
 from bench._load.workload import Conversation, Shape
 from bench._report import files
-from bench._sse_client import Stream
-from router.simulated import trace
+from bench._simulated import trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,12 +132,12 @@ async def measure(
     """The figures of one load: a concurrency, a rate, or the speed of a trace."""
     target = args.target
     shape = _shape(args, args.model or await target.first_model())
-    before = await _phases.read(target.host, target.port, target.api_key)
+    before = await phases.read(target.host, target.port, target.api_key)
     driver = Driver(target, args.timeout_s, on_done)
     began, cpu = time.monotonic(), time.process_time()
     name = await _drive(args, shape, load, driver)
     elapsed_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
-    phases = _phases.between(before, await _phases.read(target.host, target.port, target.api_key))
+    phases_s = phases.between(before, await phases.read(target.host, target.port, target.api_key))
     slo = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
     return {
         "name": name,
@@ -147,7 +146,7 @@ async def measure(
         "output_tokens_mean": args.output.mean,
         "client_cpu_s": round(cpu_s, 3),
         "late_s": driver.late_s,
-        "phases_s": phases,
+        "phases_s": phases_s,
         "timeline": timeline(driver.streams, began),
     }
 

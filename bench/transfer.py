@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from bench._transfer_nodes import Child, transfers
-from bench._transfer_ways import PERFTESTS, Round, blocking_socket, memcpy, ucx_perftest, why_no_perftest
+from bench._transfer.nodes import Child, transfers
+from bench._transfer.ways import PERFTESTS, Round, blocking_socket, memcpy, ucx_perftest, why_no_perftest
 from kv_transfer.choose import AUTO
 from kv_transfer.ucx.transport import why_unavailable
 

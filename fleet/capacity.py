@@ -25,8 +25,8 @@ from bench._plan import fitting, node_model, simulation, sizing
 from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Outcome, Workload
 from bench._plan.sizing import Limits, Size
-from router.simulated import trace
-from router.simulated.hardware import SimulatedRequest
+from bench._simulated import trace
+from bench._simulated.hardware import SimulatedRequest
 
 _HOUR_MS = 3_600_000.0
 _MAX_HOURS = 24

@@ -8,9 +8,9 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from bench._load.sse_client import Stream, StreamClient
 from bench._load.target import Target
 from bench._load.workload import Conversation
-from bench._sse_client import Stream, StreamClient
 
 MAX_OPEN = 8192  # requests under way, in open loop
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bench._sse_client import Stream
+from bench._load.sse_client import Stream
 
 PERCENTS = (50, 90, 95, 99)
 LATENCIES = ("ttft", "tpot", "itl", "e2e")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench._load.lengths import Lengths, parse
-from router.simulated.trace import TraceLine
+from bench._simulated.trace import TraceLine
 
 FIRST_TOKEN = 100  # those below are often special
 TRACE_BLOCK_TOKENS = 512  # of Mooncake's traces

@@ -20,11 +20,11 @@ from baton.errors import BatonError
 from baton.step_cost import StepCost
 from bench._load import lengths, workload
 from bench._load.driver import Driver
+from bench._load.sse_client import Stream
 from bench._load.target import Target
 from bench._load.workload import Shape
 from bench._plan.least_squares import non_negative
 from bench._plan.node_model import NodeModel
-from bench._sse_client import Stream
 
 TIMEOUT_S = 120.0
 PROMPT_AT_A_TIME = 4

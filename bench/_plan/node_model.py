@@ -9,7 +9,7 @@ import msgspec
 from baton.errors import ConfigError
 from baton.step_cost import StepCost
 from bench._plan.least_squares import non_negative
-from router.simulated.hardware import Hardware
+from bench._simulated.hardware import Hardware
 
 
 class NodeModel(msgspec.Struct, frozen=True, kw_only=True):

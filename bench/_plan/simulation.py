@@ -1,4 +1,4 @@
-"""So many nodes under a workload, in virtual time, under the router's own choices (`router.simulated`)."""
+"""So many nodes under a workload, in virtual time, under the router's own choices (`bench._simulated`)."""
 
 import itertools
 import random
@@ -10,10 +10,10 @@ from bench._load import arrivals
 from bench._load.figures import nearest_rank
 from bench._load.lengths import Lengths
 from bench._plan.node_model import NodeModel
-from router.simulated import trace
-from router.simulated.fleet import SimulatedFleet
-from router.simulated.hardware import SimulatedRequest
-from router.simulated.trace import TraceLine
+from bench._simulated import trace
+from bench._simulated.fleet import SimulatedFleet
+from bench._simulated.hardware import SimulatedRequest
+from bench._simulated.trace import TraceLine
 
 TRACE_BLOCK_TOKENS = 512
 

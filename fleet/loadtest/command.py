@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base-url", default="", help="a fleet that runs; without it, a local one is started")
     add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")
     add("--up-flags", default="", metavar="FLAGS", help="flags of `baton up` for the local fleet, as one word")
-    add("--minutes", type=float, default=3.0, help="all phases together; 101 are the lengths of the checklist")
+    add("--minutes", type=float, default=3.0, help="all phases together; before production 100")
     add("--only", nargs="+", choices=list(PHASES), default=list(PHASES), help="some of the phases")
     add("--concurrency", type=int, default=16, help="the target")
     add("--prompt-tokens", default="uniform:32-256", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")

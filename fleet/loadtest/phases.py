@@ -11,12 +11,12 @@ from typing import Any
 from bench._load import arrivals, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures, percentile, timeline
+from bench._load.sse_client import Stream
 from bench._load.workload import Shape
-from bench._sse_client import Stream
 from fleet.loadtest.site import Site
 from fleet.loadtest.watch import MemoryWatch, back_to_normal_s, longest_silence_s, throughput_back_s, tokens_of_unended
 
-PHASES = {"baseline": 5.0, "ramp": 10.0, "sustained": 60.0, "overload": 15.0, "chaos": 10.0}  # minutes of the checklist
+PHASES = {"baseline": 5.0, "ramp": 10.0, "sustained": 60.0, "overload": 15.0, "chaos": 10.0}  # shares of the time
 MAX_ERRORS = 0.001
 MAX_DRIFT = 1.25  # of a p99, between the halves of a run
 DRIFT_SLACK_S = 0.05  # that a p99 of short runs moves by itself
@@ -37,7 +37,7 @@ class Settings:
     phases: tuple[str, ...] = tuple(PHASES)
 
     def seconds(self, name: str) -> float:
-        """Of one phase, in the proportions of the checklist."""
+        """Of one phase."""
         return self.total_s * PHASES[name] / sum(PHASES[phase] for phase in self.phases)
 
 

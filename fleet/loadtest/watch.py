@@ -10,8 +10,8 @@ from typing import Self
 
 from bench._load import workload
 from bench._load.driver import Driver
+from bench._load.sse_client import Stream
 from bench._load.workload import Shape
-from bench._sse_client import Stream
 from fleet.loadtest.site import Site
 
 _MAX_GROWTH = 0.05

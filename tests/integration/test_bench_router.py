@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 
-from bench._router_direct import node_ttfts
+from bench._router.direct import node_ttfts
 
 
 async def measured(redis_url: str) -> list[float]:
@@ -14,7 +14,7 @@ async def measured(redis_url: str) -> list[float]:
 
 
 def test_the_prefill_node_is_found_and_answers(redis_url: str) -> None:
-    command = [sys.executable, "-m", "bench._router_nodes", redis_url]
+    command = [sys.executable, "-m", "bench._router.nodes", redis_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as nodes:
         try:
             assert nodes.stdout is not None

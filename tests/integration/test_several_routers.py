@@ -44,7 +44,7 @@ def fleet(redis_url: str, tmp_path: Path) -> Iterator[SimpleNamespace]:
     port = free_port()
     flags = ("--model", tmp_path, "--served-model-name", "m", "--port", port, "--redis-url", redis_url)
     os.environ.pop("BATON_API_KEY", None)
-    with started("bench._router_nodes", redis_url), started("router", *flags) as one, started("router", *flags) as two:
+    with started("bench._router.nodes", redis_url), started("router", *flags) as one, started("router", *flags) as two:
         deadline = time.monotonic() + 10
         ready = 0
         while ready < 20:  # connections are spread over both

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_nobody_else_owns_the_names_of_our_rooms():
-    """`kernels` is also published by others (ADR-0001): whoever else is installed would be imported instead."""
+    """`kernels` is also published by others (ADR 1): whoever else is installed would be imported instead."""
     import kernels
 
     assert Path(kernels.__file__).parent == ROOT / "kernels"

@@ -9,7 +9,7 @@ import pytest
 from baton.errors import ConfigError
 from bench._load import arrivals, lengths, workload
 from bench._load.workload import Shape
-from router.simulated.trace import TraceLine
+from bench._simulated.trace import TraceLine
 
 
 @pytest.mark.parametrize(

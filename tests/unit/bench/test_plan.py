@@ -8,14 +8,14 @@ import pytest
 from baton.errors import ConfigError
 from baton.step_cost import StepCost
 from bench._load import lengths
+from bench._load.sse_client import Stream
 from bench._plan import node_model, sizing
 from bench._plan.fitting import decode_row, decodings, on_top
 from bench._plan.least_squares import non_negative
 from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Workload
 from bench._plan.sizing import Limits, Size
-from bench._sse_client import Stream
-from router.simulated.trace import TraceLine
+from bench._simulated.trace import TraceLine
 
 MODEL = NodeModel(
     cost=StepCost(prefill_base_ms=5, prefill_token_ms=0.1, decode_base_ms=10, decode_request_ms=0.2), overhead_ms=3

@@ -9,8 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from baton.errors import ConfigError
-from bench import _disagg_report
-from bench._report import files, page, svg
+from bench._report import disagg, files, page, svg
 
 
 def drawing(text: str) -> ElementTree.Element:
@@ -72,14 +71,14 @@ def a_report(*goods: tuple[float, float]) -> dict:
 
 def test_the_better_side_is_named_and_where_it_changes(tmp_path: Path):
     report = a_report((1.0, 2.0), (3.0, 3.1), (5.0, 2.0))
-    first, second, third = _disagg_report.advice(report)
+    first, second, third = disagg.advice(report)
     assert first.startswith("100:10: run colocated")
     assert "crossover" not in first
     assert second.startswith("200:10: run either")
     assert third.startswith("300:10: run split")
     assert "crossover" in third
-    assert "20.0" in _disagg_report.text(report)  # of its calmer round
-    _disagg_report.write_html(tmp_path / "d.html", report)
+    assert "20.0" in disagg.text(report)  # of its calmer round
+    disagg.write_html(tmp_path / "d.html", report)
     assert (tmp_path / "d.html").read_text().count("<svg") == 4
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from bench import router
-from bench._router_openai import STEP_S, Connection
+from bench._router.openai import STEP_S, Connection
 
 pytestmark = pytest.mark.anyio
 

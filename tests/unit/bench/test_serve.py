@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import _phases, serve
+from bench import serve
+from bench._load import phases
 from bench._load.figures import figures, percentile
-from bench._sse_client import Stream
+from bench._load.sse_client import Stream
 
 METRICS = """\
 baton_request_phase_seconds_sum{phase="queue",model="m"} 1.0
@@ -104,8 +105,8 @@ def test_failures_are_counted_and_shown(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_phases_are_means_of_what_happened_in_between():
-    before, after = _phases.parse(METRICS % (2.0, 10)), _phases.parse(METRICS % (3.0, 14))
-    assert _phases.between(before, after) == {"prefill": 0.25}
+    before, after = phases.parse(METRICS % (2.0, 10)), phases.parse(METRICS % (3.0, 14))
+    assert phases.between(before, after) == {"prefill": 0.25}
 
 
 def test_phases_reach_the_report(tmp_path: Path):

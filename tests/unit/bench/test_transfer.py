@@ -3,8 +3,9 @@
 import pytest
 from rich.progress import Progress
 
-from bench import _transfer_ways, transfer
-from bench._transfer_ways import Round
+from bench import transfer
+from bench._transfer import ways
+from bench._transfer.ways import Round
 
 
 def test_a_row_for_each_size_and_a_column_for_each_way(monkeypatch):
@@ -25,8 +26,8 @@ def test_ratios_are_of_speeds():
     )
 
 
-@pytest.mark.skipif(bool(_transfer_ways.why_no_perftest()), reason=_transfer_ways.why_no_perftest())
+@pytest.mark.skipif(bool(ways.why_no_perftest()), reason=ways.why_no_perftest())
 def test_what_ucx_perftest_says_is_read():
-    found = _transfer_ways.ucx_perftest("ucx_perftest shm", 2**20, 2**18)
+    found = ways.ucx_perftest("ucx_perftest shm", 2**20, 2**18)
     assert found.wall_s > 0
     assert found.cpu_s > 0

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench._load import lengths
+from bench._load.sse_client import Stream
 from bench._load.target import Target
 from bench._load.workload import Shape
-from bench._sse_client import Stream
 from fleet.loadtest import phases as loadtest_phases
 from fleet.loadtest import report as loadtest_report
 from fleet.loadtest import watch as loadtest_watch
@@ -93,7 +93,7 @@ def test_tokens_of_what_was_hung_up_on_are_counted_by_its_events():
     assert loadtest_watch.tokens_of_unended(cut, ended) == 6.0
 
 
-def test_durations_are_in_the_proportions_of_the_checklist():
+def test_phases_share_the_time():
     assert SETTINGS.seconds("sustained") == 60.0
     assert sum(SETTINGS.seconds(name) for name in loadtest_phases.PHASES) == pytest.approx(100.0)
     alone = Settings(SETTINGS.shape, 4, 5.0, 100.0, ("chaos",))

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+from bench._simulated.fleet import Place, Pools, place_by_cost
 from router.nodes.state import NodeState
 from router.placing import policy
 from router.placing.policy import Ask, Choice
-from router.simulated.fleet import Place, Pools, place_by_cost
 
 Pick = Callable[[Ask, Sequence[NodeState], Sequence[int]], int]
 

@@ -1,7 +1,7 @@
 """An OpenAI server that computes nothing: what stands behind the other routers in `bench router`, and a bare proxy.
 
-    python -m bench._router_openai server PORT
-    python -m bench._router_openai proxy PORT URL
+    python -m bench._router.openai server PORT
+    python -m bench._router.openai proxy PORT URL
 
 Every STEP_S the server writes one token to each of its streams. The proxy is what one writes first: FastAPI and httpx.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import httptools
 import uvloop
 
-from bench._router_nodes import STEP_S
+from bench._router.nodes import STEP_S
 
 _CHUNK = json.dumps(
     {

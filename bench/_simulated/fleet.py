@@ -11,15 +11,15 @@ import msgspec
 
 from baton.errors import Overloaded
 from baton.step_cost import StepCost
+from bench._simulated.clock import VirtualClock
+from bench._simulated.decode_node import DecodeNode
+from bench._simulated.hardware import Hardware, SimulatedRequest
+from bench._simulated.prefill_node import PrefillNode
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.state import NodeState
 from router.placing import policy
 from router.placing.admission import AdmissionQueue, Drain, Waiting
 from router.placing.policy import Ask, Choice
-from router.simulated.clock import VirtualClock
-from router.simulated.decode_node import DecodeNode
-from router.simulated.hardware import Hardware, SimulatedRequest
-from router.simulated.prefill_node import PrefillNode
 
 BEAT_MS = 500.0
 
@@ -56,7 +56,7 @@ class SimulatedFleet:
     ) -> None:
         """`num_prefill` 0: decode nodes do everything."""
         self.clock = VirtualClock()
-        rng = random.Random(seed)  # noqa: S311 - a simulation
+        rng = random.Random(seed)
         self.prefills = [PrefillNode(self.clock, hardware, rng) for _ in range(num_prefill)]
         self.decodes = [DecodeNode(self.clock, hardware, rng) for _ in range(num_decode)]
         self.prefill_states = [NodeState() for _ in self.prefills]

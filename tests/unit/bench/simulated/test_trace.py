@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from baton.errors import ConfigError
-from router.simulated import trace
-from router.simulated.block_cache import BlockCache
-from router.simulated.hardware import Hardware
+from bench._simulated import trace
+from bench._simulated.block_cache import BlockCache
+from bench._simulated.hardware import Hardware
 
 ROWS = [
     {"timestamp": 3000, "input_length": 1500, "output_length": 20, "hash_ids": [1, 2, 5]},

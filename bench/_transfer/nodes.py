@@ -13,7 +13,7 @@ import uvloop
 from baton import rpc
 from baton.kv_layout import KVLayout
 from baton.v1 import transfer_pb2
-from bench._transfer_ways import SENDERS, Round, cpu, send_over_socket
+from bench._transfer.ways import SENDERS, Round, cpu, send_over_socket
 from kernels.cpu.memory import huge_pages
 from kv_transfer.pool import KVPool
 from kv_transfer.receiver import KVReceiver
@@ -37,7 +37,7 @@ class Child:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench._transfer_nodes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "bench._transfer.nodes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         SENDERS.add(self._process.pid)
 

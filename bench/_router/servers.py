@@ -54,7 +54,7 @@ def _baton(scratch: Path) -> Server:
     redis = (_redis_server(), "--port", str(redis_port), "--save", "", "--bind", "127.0.0.1")
     url = f"redis://127.0.0.1:{redis_port}/0"
     flags = ("--model", str(_model(scratch)), "--served-model-name", "mock", "--port", str(port))
-    nodes = (sys.executable, "-m", "bench._router_nodes", url)
+    nodes = (sys.executable, "-m", "bench._router.nodes", url)
     command = (sys.executable, "-m", "router", *flags, "--redis-url", url, "--log-level", "warning")
     return Server("baton", command, port, (redis, nodes), url)
 
@@ -85,7 +85,7 @@ def _server(port: int) -> tuple[tuple[tuple[str, ...], ...], str]:
 
 
 def _openai(what: str, port: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", "bench._router_openai", what, str(port))
+    return (sys.executable, "-m", "bench._router.openai", what, str(port))
 
 
 class Running:

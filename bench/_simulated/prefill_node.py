@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from baton.v1 import types_pb2
+from bench._simulated.block_cache import BlockCache
+from bench._simulated.clock import VirtualClock
+from bench._simulated.hardware import Hardware, SimulatedRequest
 from router.placing.expected_blocks import ExpectedBlocks
-from router.simulated.block_cache import BlockCache
-from router.simulated.clock import VirtualClock
-from router.simulated.hardware import Hardware, SimulatedRequest
 
 _SMOOTHING = 0.1  # as `engine.speed` has it
 

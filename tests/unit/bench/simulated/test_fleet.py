@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench._simulated.fleet import Place, Pools, SimulatedFleet, place_by_cost
+from bench._simulated.hardware import Hardware, SimulatedRequest
 from router.placing import policy
 from router.placing.policy import Ask, Choice
-from router.simulated.fleet import Place, Pools, SimulatedFleet, place_by_cost
-from router.simulated.hardware import Hardware, SimulatedRequest
 
 HARDWARE = Hardware(noise=0.0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from baton.errors import ConfigError
-from router.simulated.hardware import Hardware, SimulatedRequest
+from bench._simulated.hardware import Hardware, SimulatedRequest
 
 
 class TraceLine(msgspec.Struct, frozen=True):

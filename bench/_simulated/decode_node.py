@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable
 
 from baton.v1 import types_pb2
-from router.simulated.block_cache import BlockCache
-from router.simulated.clock import VirtualClock
-from router.simulated.hardware import Hardware, SimulatedRequest
-from router.simulated.prefill_node import begin_prompt, step_cost
+from bench._simulated.block_cache import BlockCache
+from bench._simulated.clock import VirtualClock
+from bench._simulated.hardware import Hardware, SimulatedRequest
+from bench._simulated.prefill_node import begin_prompt, step_cost
 
 Done = Callable[[], None]
 

@@ -1,7 +1,7 @@
 # ruff: noqa: N802 - the names of RPCs
 """A prefill and a decode node that compute nothing, over real gRPC: what is behind Baton's router in `bench router`.
 
-    python -m bench._router_nodes REDIS_URL
+    python -m bench._router.nodes REDIS_URL
 
 Every STEP_S the decode node gives each of its requests one token, in one message per router, as a real one does; all
 else is answered in the next turn of the event loop.
