@@ -6,7 +6,7 @@ needs no more steps, and is not in the next; one that has drawn a stop token is,
 dropped. Its blocks are free when no step under way writes to them.
 
 The steps of a batch whose draws want to know every token before them (grammars, penalties, filters) land first, and so
-does one after which blocks may run out: preemption is a matter of requests of which all is known. See ADR-0011.
+does one after which blocks may run out: preemption is a matter of requests of which all is known. See ADR 11.
 """
 
 import logging

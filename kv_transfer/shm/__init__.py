@@ -1,1 +1,1 @@
-"""Within a host: the receiver fetches blocks from the memory of the sender (ADR-0009)."""
+"""Within a host: the receiver fetches blocks from the memory of the sender (ADR 9)."""

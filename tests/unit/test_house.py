@@ -1,5 +1,6 @@
 """What holds for the house as a whole."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -27,3 +28,27 @@ def test_light_rooms_load_neither_torch_nor_numpy(module):
     code = f"import {module}, sys; print([m for m in ('torch', 'numpy', 'triton') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]
+PATH = re.compile(
+    r"`((?:baton|bench|decode_node|deploy|docs|engine|fleet|kernels|kv_transfer|prefill_node|router|tests)/[\w/.-]+)`"
+)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_link_to_and_name_what_is_there(page):
+    text = page.read_text()
+    missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    missing += [path for path in PATH.findall(text) if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_every_decision_is_in_the_list_and_bears_its_number():
+    listed = (ROOT / "docs/adr/README.md").read_text()
+    decisions = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
+    for page in decisions:
+        number = int(page.name[:4])
+        title = page.read_text().partition("\n")[0].removeprefix(f"# {number}. ")
+        assert f"| [{number}]({page.name}) | {title} |" in listed
