@@ -35,7 +35,7 @@ class App:
         handlers: Mapping[str, Handler],
         dispatch: Dispatch,
         keys: APIKeys,
-        admin: ASGI,
+        cold_routes: ASGI,
         limiter: RateLimiter | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -44,8 +44,8 @@ class App:
         self._dispatch = dispatch
         self._keys = keys
         self._limiter = limiter
-        self._admin = admin
-        self._handlers = handlers  # of the paths that take a POST; all others are `admin`'s
+        self._cold_routes = cold_routes
+        self._handlers = handlers  # of the paths that take a POST; all others are `cold_routes`'
         self._observer = observer or Observer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,7 +80,7 @@ class App:
         if handler is None:
             if exchange.method == "HEAD":  # a GET, of whose answer uvicorn leaves the body out
                 scope = {**scope, "method": "GET"}
-            await self._admin(scope, receive, _with_request_id(send, exchange.request_id))
+            await self._cold_routes(scope, receive, _with_request_id(send, exchange.request_id))
         elif exchange.method != "POST":
             exchange.send_error(MethodNotAllowed("This path takes POST", allowed=("POST",)))
         else:

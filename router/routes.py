@@ -1,4 +1,4 @@
-"""Which path is served by what: all that takes a POST, on bare ASGI. What takes a GET is `admin`'s."""
+"""Which path is served by what: all that takes a POST, on bare ASGI. What takes a GET is in `openai.cold_routes`."""
 
 from router.app import Handler
 from router.openai.chat import Chat

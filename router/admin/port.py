@@ -8,7 +8,7 @@
     GET  /login, POST /login    a page that takes a key, and gives a cookie for it
 
 Every path but the login wants an API key, the service token or that cookie, unless there are no keys and only this host
-can connect (`admin_auth`).
+can connect (`auth`).
 """
 
 import asyncio

@@ -17,7 +17,6 @@ from router.openai.served_model import ServedModel
 
 def create(model: ServedModel, generator: Generator, version: str, exposition: Exposition | None = None) -> FastAPI:
     """An ASGI application whose errors look like all others."""
-    exposition = exposition or Exposition()
     app = FastAPI(
         title="Baton",
         version=version,
@@ -25,6 +24,14 @@ def create(model: ServedModel, generator: Generator, version: str, exposition: E
         redirect_slashes=False,
         exception_handlers={HTTPException: _on_http_error, BatonError: _on_error},
     )
+    _add_models(app, model, generator)
+    _add_metrics(app, exposition or Exposition())
+    described = openapi.document(version, model.names, model.facts.vocab_size, framed=bool(model.tokenizer.encode("")))
+    app.openapi = lambda: described  # type: ignore[method-assign]
+    return app
+
+
+def _add_models(app: FastAPI, model: ServedModel, generator: Generator) -> None:
     created = int(time.time())
 
     def described(name: str) -> dict[str, Any]:
@@ -42,17 +49,13 @@ def create(model: ServedModel, generator: Generator, version: str, exposition: E
         model.check_name(name)
         return described(name)
 
+
+def _add_metrics(app: FastAPI, exposition: Exposition) -> None:
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         """Prometheus metrics of this router process."""
         body, content_type = exposition.render(request.headers.get("accept", ""))
         return Response(body, media_type=content_type)
-
-    described_all = openapi.document(
-        version, model.names, model.facts.vocab_size, framed=bool(model.tokenizer.encode(""))
-    )
-    app.openapi = lambda: described_all  # type: ignore[method-assign]
-    return app
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

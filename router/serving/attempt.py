@@ -6,7 +6,7 @@
 
 Where the decode node is alone it computes the prompt too, and 1 and 2 fall away. An attempt ends once: finished,
 failed, or dropped by its owner; whichever it is, both nodes are told at once. It lives in calls of its links and has no
-task. Whether there is another attempt is decided in `serving`.
+task. Whether there is another attempt is decided in `failover`.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The life of a request in the router, from `submit` to the last call on its sink.
 
     1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
-    2. attempted   (`serving`, `attempt`) both legs run; tokens go to the sink as they come. What is wanted of the
+    2. attempted   (`failover`, `attempt`) both legs run; tokens go to the sink as they come. What is wanted of the
                    prompt itself (`prompt_attempt`) comes before, from one node alone.
     3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
        replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
@@ -38,7 +38,7 @@ from router.placing.admission import Limits
 from router.placing.placer import Placer
 from router.placing.prefix_replica import WAIT_S, PrefixReplica
 from router.running import Running
-from router.serving.serving import Serving
+from router.serving.failover import Failover
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Dispatcher:
         self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes, tls)
         self._keys = itertools.count(1)
         self._placer = Placer(self._fleet, self._replica, self._config.limits)
-        self._serving = Serving(self.router_id, self._fleet, self._placer)
+        self._failover = Failover(self.router_id, self._fleet, self._placer)
         self._in_flight: dict[int, Running] = {}
         self.timelines = timelines or TimelineBook()
         _WAITING.set_function(lambda: len(self.waiting()))
@@ -208,7 +208,7 @@ class Dispatcher:
     async def _serve(self, running: Running) -> None:
         try:
             async with asyncio.timeout(running.job.deadline_s - time.monotonic()):
-                running.finish(await self._serving.run(running))
+                running.finish(await self._failover.run(running))
         except TimeoutError:
             running.fail(self._timeout_error(running))
         except BatonError as error:

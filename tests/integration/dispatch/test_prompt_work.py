@@ -7,7 +7,7 @@ import pytest
 from baton.errors import BatonError, Cancelled, InvalidRequest, NumericalError, Overloaded
 from baton.request import Grammar, GrammarKind
 from router.job import PromptWork
-from router.serving.serving import MAX_ATTEMPTS
+from router.serving.failover import MAX_ATTEMPTS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 

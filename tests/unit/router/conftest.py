@@ -15,7 +15,7 @@ from router import server
 from router.app import App
 from router.http.auth import APIKeys
 from router.job import Usage
-from router.openai import cold_routes as admin
+from router.openai import cold_routes
 from router.openai.generate import Generator
 from router.openai.served_model import ServedModel
 from router.routes import routes
@@ -91,7 +91,7 @@ def dispatch(served_model):
 def make_app(served_model, dispatch):
     def make(keys=(), timeout_s=30.0):
         generator = Generator(served_model, dispatch, timeout_s)
-        described = admin.create(served_model, generator, "0")
+        described = cold_routes.create(served_model, generator, "0")
         return App(routes(generator), dispatch, APIKeys(keys), described)
 
     return make

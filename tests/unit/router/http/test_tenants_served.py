@@ -9,7 +9,7 @@ from baton import redis_client
 from router.app import App
 from router.http.auth import APIKeys
 from router.http.rate_limit import RateLimiter
-from router.openai import cold_routes as admin
+from router.openai import cold_routes
 from router.openai.generate import Generator
 from router.routes import routes
 
@@ -29,7 +29,7 @@ async def client(tmp_path, served_model, dispatch, serve):
     path.write_text("\n".join(map(json.dumps, LINES)))
     redis = redis_client.connect("redis://127.0.0.1:1/0")
     generator = Generator(served_model, dispatch, 30.0)
-    described = admin.create(served_model, generator, "0")
+    described = cold_routes.create(served_model, generator, "0")
     limiter = RateLimiter(redis, lambda: 1)
     app = App(routes(generator), dispatch, APIKeys.load(str(path), ""), described, limiter)
     async with serve(app) as router:

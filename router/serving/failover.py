@@ -31,7 +31,7 @@ _PAUSES = Counter(
 _FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
 
 
-class Serving:
+class Failover:
     """Of one router's requests."""
 
     def __init__(self, router_id: str, fleet: FleetView, placer: Placer) -> None:
