@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
 from baton.prefix_hash import root_hash
 from baton.request import FinishReason, Generation
@@ -37,6 +36,7 @@ from engine.rows import Rows
 from engine.sampling.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.steps import Steps
+from engine.validation import validate
 from kernels.api import Kernels
 from kernels.cpu.kernels import CPUKernels
 from kernels.dispatch import load as load_kernels
@@ -83,9 +83,8 @@ class Engine:
         device, dtype = torch.device(config.device), getattr(torch, config.dtype)
         kernels = kernels or load_kernels(device, dtype, flags.deterministic)
         with torch.inference_mode():
-            weights = WeightLoader(model, Checkpoint(model_dir), kernels, dtype, device, config.weight_bits).load(
-                progress
-            )
+            loader = WeightLoader(model, Checkpoint(model_dir), kernels, dtype, device, config.weight_bits)
+            weights = loader.load(progress)
             cos_sin = layer_tables(model, config.max_model_len, device)
         fingerprint = kv_fingerprint(model_dir, model, config)
         cache = KVCache(layout(model, config.block_size, config.dtype, fingerprint), config.num_blocks, device)
@@ -234,7 +233,7 @@ class Engine:
         grammar: GrammarState | None = None,
     ) -> Request:
         draws_nothing = prefill_only and generation.sampling.max_tokens == 0
-        self._validate(generation, draws_nothing=draws_nothing)
+        validate(generation, self.model_config.vocab_size, self.config.max_model_len, draws_nothing=draws_nothing)
         if generation.sampling.grammar is not None and grammar is None and not draws_nothing:
             raise ValueError("a grammar has to be compiled before its generation is added")
         return Request(
@@ -250,22 +249,6 @@ class Engine:
             grammar=grammar,
         )
 
-    def _validate(self, generation: Generation, *, draws_nothing: bool) -> None:
-        """Routers have validated all this; a step must not depend on it."""
-        token_ids, sampling = generation.token_ids, generation.sampling
-        vocab_size = self.model_config.vocab_size
-        if not 0 < generation.num_prompt_tokens <= len(token_ids):
-            raise InvalidRequest("the prompt must have at least one token", param="prompt")
-        if len(token_ids) + (not draws_nothing) > self.config.max_model_len:
-            raise ContextLengthExceeded(
-                f"{len(token_ids)} tokens leave no room within the model's {self.config.max_model_len}", param="prompt"
-            )
-        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
-            raise InvalidRequest(f"token ids must be below {vocab_size}", param="prompt")
-        if any(not 0 <= token_id < vocab_size for token_id in sampling.logit_bias):
-            raise InvalidRequest(f"token ids must be below {vocab_size}", param="logit_bias")
-        if generation.num_output_tokens >= sampling.max_tokens and not draws_nothing:
-            raise InvalidRequest("max_tokens leaves nothing to generate", param="max_tokens")
 
 
 def _replaying(decoder: Decoder, config: EngineConfig, kernels: Kernels, flags: EngineFlags) -> AnyDecoder:

@@ -7,7 +7,7 @@ Rows say how far a request is when the steps that were launched are over (`launc
 of it (`land`). While no step is under way the two are equal. A token that was drawn and is not known yet is UNKNOWN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +157,7 @@ class Rows:
         """Whether the KV that these rows have is of no use for their next token."""
         return self.num_tokens[row] > self.stretch_at[row]
 
-    def check(self, requests: Sequence[Request]) -> None:
+    def check(self, requests: Iterable[Request]) -> None:
         """Raise RuntimeError unless these running requests are as far as their rows say; but for those under way."""
         for request in requests:
             row = request.row

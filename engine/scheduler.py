@@ -20,6 +20,7 @@ from engine.blocks import BlockManager
 from engine.config import EngineConfig
 from engine.request import Request, RequestState
 from engine.rows import Rows, Schedule, places
+from engine.running import Running
 
 
 class Scheduler:
@@ -28,12 +29,9 @@ class Scheduler:
     def __init__(self, config: EngineConfig, blocks: BlockManager, rows: Rows) -> None:
         self.waiting: deque[Request] = deque()
         self.ready: deque[Request] = deque()  # their KV came from elsewhere
-        self.running: list[Request] = []  # oldest first
+        self.running = Running(rows)
         self.num_preemptions = 0
-        self._newcomers: list[Request] = []
-        self._ordered: tuple[list[Request], NDArray[np.int64]] | None = None
         self._reserved: dict[int, Request] = {}  # RESERVED or HELD, by id(): they hold blocks and do not run
-        self._departing: dict[int, Request] = {}  # by id(): no more steps, but some under way
         self._config = config
         self._blocks = blocks
         self._rows = rows
@@ -51,7 +49,7 @@ class Scheduler:
         yield from self.ready
         yield from self.waiting
         yield from self._reserved.values()
-        yield from (request for request in self._departing.values() if request.state is not RequestState.HELD)
+        yield from (request for request in self.running.departing() if request.state is not RequestState.HELD)
 
     @property
     def can_grow(self) -> bool:
@@ -86,22 +84,15 @@ class Scheduler:
         request.state = RequestState.READY
         self.ready.append(request)
 
-    def depart(self, request: Request) -> None:
-        """The last step that it needs is under way. `hold` or `release` it when that has landed."""
-        self._leave_running(request)
-        self._departing[id(request)] = request
-
     def let_go(self) -> None:
         """A step has landed: what waited for that is free."""
-        for request in [one for one in self._departing.values() if not self._rows.num_flights[one.row]]:
-            del self._departing[id(request)]
-            self._rows.give_back(request)
+        for request in self.running.let_go():
             if request.state is RequestState.FINISHED:
                 self._blocks.release(request)
 
     def hold(self, request: Request) -> None:
         """Stop running, and keep the blocks until `release`."""
-        self._stop_running(request)
+        self.running.stop(request)
         request.state = RequestState.HELD
         self._reserved[id(request)] = request
 
@@ -110,7 +101,7 @@ class Scheduler:
         if request.state is RequestState.FINISHED:
             return
         if request.state is RequestState.RUNNING:
-            self._stop_running(request)
+            self.running.stop(request)
         elif request.state is RequestState.WAITING:
             self.waiting.remove(request)
         elif request.state is RequestState.READY:
@@ -118,7 +109,7 @@ class Scheduler:
         else:
             del self._reserved[id(request)]
         request.state = RequestState.FINISHED
-        if id(request) not in self._departing:
+        if not self.running.is_departing(request):
             self._blocks.release(request)
 
     def schedule(self) -> Schedule:
@@ -129,25 +120,20 @@ class Scheduler:
         num_tokens = self._schedule_running()
         if num_preemptions == self.num_preemptions or not len(num_tokens):
             num_tokens = self._schedule_waiting(num_tokens)
-        requests, row = self._in_order()
+        requests, row = self.running.in_order()
         if len(num_tokens) < len(requests):
             requests, row = requests[: len(num_tokens)], row[: len(num_tokens)]
         return Schedule(requests, row, num_tokens)
 
-    def take_newcomers(self) -> list[Request]:
-        """Those that have begun to run since the last call, preempted ones included."""
-        newcomers, self._newcomers = self._newcomers, []
-        return newcomers
-
     def num_unstarted_tokens(self) -> int:
         """Tokens to be computed for requests that have drawn none yet."""
-        _, row = self._in_order()
+        _, row = self.running.in_order()
         running = int(self._rows.num_uncomputed[row][self._rows.is_new[row]].sum())
         return running + sum(request.num_uncomputed_tokens for request in self.waiting)
 
     def num_context_tokens(self) -> int:
         """Tokens of the running requests and of those whose blocks are being filled."""
-        _, row = self._in_order()
+        _, row = self.running.in_order()
         return int(self._rows.num_tokens[row].sum()) + sum(r.num_tokens for r in self._reserved.values())
 
     @property
@@ -161,13 +147,13 @@ class Scheduler:
 
     def _admit_ready(self) -> None:
         while self.ready and len(self.running) < self._config.max_num_seqs:
-            self._run(self.ready.popleft())
+            self.running.add(self.ready.popleft())
 
     def _stretch(self) -> None:
         """Requests that have grown too long for how they rotate are computed anew."""
         if not self._config.stretches_after:
             return
-        requests, row = self._in_order()
+        requests, row = self.running.in_order()
         for place in places(self._rows.is_outgrown(row)).tolist():
             requests[place].stretch()
             self._preempt(requests[place])
@@ -176,12 +162,12 @@ class Scheduler:
         """How many tokens of each of the first requests in `running`, which have the blocks for them."""
         rows, block_size = self._rows, self._config.block_size
         while True:
-            _, row = self._in_order()
+            requests, row = self.running.in_order()
             num_tokens = self._within_budget(rows.num_uncomputed[row])
             row = row[: len(num_tokens)]
             num_needed = rows.num_tokens[row] - rows.num_uncomputed[row] + num_tokens
             short = places(num_needed > rows.num_blocks[row] * block_size).tolist()
-            if all(self._grow(self.running[place], int(num_needed[place]), place) for place in short):
+            if all(self._grow(requests[place], int(num_needed[place]), place) for place in short):
                 return num_tokens
 
     def _within_budget(self, num_uncomputed: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -204,10 +190,10 @@ class Scheduler:
 
     def _latest(self, place: int) -> Request:
         """The latest from that place on, where the one that wants to grow is."""
-        return next(request for request in reversed(self.running[place:]) if not request.prefill_only)
+        return next(request for request in self.running.from_latest(place) if not request.prefill_only)
 
     def _preempt(self, request: Request) -> None:
-        self._stop_running(request)
+        self.running.stop(request)
         self._blocks.release(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
@@ -224,7 +210,7 @@ class Scheduler:
             if not self._admit(request):
                 break
             self.waiting.popleft()
-            self._run(request)
+            self.running.add(request)
             admitted.append(min(request.num_uncomputed_tokens, budget))
             budget -= admitted[-1]
         return np.concatenate((num_tokens, admitted)).astype(np.int64) if admitted else num_tokens
@@ -246,31 +232,3 @@ class Scheduler:
 
     def _num_spare(self) -> int:
         return self._num_spare_blocks if self.running else 0
-
-    def _in_order(self) -> tuple[list[Request], NDArray[np.int64]]:
-        """The running requests and their rows; made anew only where they have changed."""
-        if self._ordered is None:
-            row = np.fromiter((request.row for request in self.running), np.int64, len(self.running))
-            self._ordered = list(self.running), row
-        return self._ordered
-
-    def _run(self, request: Request) -> None:
-        request.state = RequestState.RUNNING
-        self._rows.take(request)
-        self.running.append(request)
-        self._newcomers.append(request)
-        self._ordered = None
-
-    def _stop_running(self, request: Request) -> None:
-        """Give the row back, now or when the steps under way have landed, which bring nothing of use then."""
-        if self._departing.pop(id(request), None) is None:
-            self._leave_running(request)
-        if self._rows.num_flights[request.row]:
-            self._rows.has_left[request.row] = True
-            self._departing[id(request)] = request
-        else:
-            self._rows.give_back(request)
-
-    def _leave_running(self, request: Request) -> None:
-        self.running.remove(request)
-        self._ordered = None

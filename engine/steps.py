@@ -114,7 +114,7 @@ class Steps:
         schedule, now_s = self._scheduler.schedule(), self._clock()
         if not schedule.requests:
             return None
-        for request in self._scheduler.take_newcomers():
+        for request in self._scheduler.running.take_newcomers():
             request.first_scheduled_s = request.first_scheduled_s or now_s
         output.num_scheduled_tokens = int(schedule.num_tokens.sum())
         try:
@@ -133,9 +133,9 @@ class Steps:
         row = schedule.rows[reading.places]
         over = self._rows.is_full(row) | self._rows.prefill_only[row]
         for request in [reading.requests[i] for i in places(over).tolist()]:
-            self._scheduler.depart(request)
+            self._scheduler.running.depart(request)
         for place in places(advance.num_uncomputed == 0).tolist():
-            self._scheduler.depart(schedule.requests[place])
+            self._scheduler.running.depart(schedule.requests[place])
         return Flight(batch, reading, advance, self._rows.num_tokens[row], shape, now_s, chunks)
 
     def _land(self, output: StepOutput) -> None:
