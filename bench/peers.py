@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.progress import Progress
-
 from bench import serve
+from bench._turns import in_turns
 from engine import random_checkpoint
 
 START_TIMEOUT_S = 300.0
@@ -53,14 +52,9 @@ def main(argv: Sequence[str]) -> int:
         model = args.model or str(random_checkpoint.write(Path(scratch) / "llama-107m", random_checkpoint.LLAMA_107M))
         servers = _servers(args, model, scratch)
         best: dict[str, Figures] = {server.name: {} for server in servers}
-        with Progress(disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task("servers", total=args.rounds * len(servers))
-            for _ in range(args.rounds):
-                for server in servers:
-                    progress.update(task, description=server.name)
-                    for column, value in _measure(server, model).items():
-                        best[server.name][column] = max(value, best[server.name].get(column, 0.0))
-                    progress.advance(task)
+        for server in in_turns(servers, args.rounds):
+            for column, value in _measure(server, model).items():
+                best[server.name][column] = max(value, best[server.name].get(column, 0.0))
     print(f"{serve.machine()}\nbaton bench peers {' '.join(Path(word).name for word in argv)}\n")
     print(_table(best))
     return 0

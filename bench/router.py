@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.progress import Progress
 
 from bench._load.figures import percentile
 from bench._load.sse_client import Stream, StreamClient
 from bench._router.direct import node_ttfts
 from bench._router.servers import Running, Server, servers
+from bench._turns import in_turns
 from bench.serve import machine
 
 CHAT = "/v1/chat/completions"
@@ -56,14 +56,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
     best: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        listed = servers(args, Path(scratch))
-        with Progress(disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task("routers", total=args.rounds * len(listed))
-            for _ in range(args.rounds):
-                for server in listed:
-                    progress.update(task, description=server.name)
-                    _keep_best(best.setdefault(server.name, {}), _measure(server, args))
-                    progress.advance(task)
+        for server in in_turns(servers(args, Path(scratch)), args.rounds):
+            _keep_best(best.setdefault(server.name, {}), _measure(server, args))
     command = shlex.join(["baton", "bench", "router", *_plain(argv)])
     report = f"{machine()}, {_cpu_model()}\n{command}\n\n{_table(best)}\n"
     print(report)

@@ -114,8 +114,7 @@ class Process:
         try:
             while line := await _line(stdout):
                 if not self._understand(line, on_progress):
-                    with contextlib.suppress(OSError):  # a full disk costs log lines, nothing else
-                        os.write(log, line)
+                    _append(log, line)
         finally:
             os.close(log)
 
@@ -132,6 +131,11 @@ class Process:
         except ValueError:
             pass
         return False
+
+
+def _append(log: int, line: bytes) -> None:
+    with contextlib.suppress(OSError):  # a full disk costs log lines, nothing else
+        os.write(log, line)
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:

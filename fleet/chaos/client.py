@@ -57,18 +57,23 @@ async def ask(endpoint: str, question: Question, timeout_s: float, max_events: i
     reader = _Reader(question, max_events)
     try:
         async with asyncio.timeout(timeout_s):
-            try:
-                await _talk(endpoint, question, reader)
-            except ConnectionError:  # it waited in the line of a router that was killed: a balancer asks another one
-                if reader.has_begun:
-                    raise
-                await _talk(endpoint, question, reader)
+            await _talk_as_a_balancer(endpoint, question, reader)
     except TimeoutError:
         reader.answer.error = f"no end after {timeout_s:.0f} s"
     except (OSError, httptools.HttpParserError) as error:
         reader.answer.error = str(error) or type(error).__name__
     reader.settle()
     return reader.answer
+
+
+async def _talk_as_a_balancer(endpoint: str, question: Question, reader: "_Reader") -> None:
+    """Once more where it waited in the line of a router that was killed: another one takes it."""
+    try:
+        await _talk(endpoint, question, reader)
+    except ConnectionError:
+        if reader.has_begun:
+            raise
+        await _talk(endpoint, question, reader)
 
 
 async def _talk(endpoint: str, question: Question, reader: "_Reader") -> None:

@@ -1,7 +1,7 @@
 """The table of `baton chaos`, and the promises that were broken."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -62,32 +62,38 @@ def broken_promises(outcomes: list[Outcome], reference: Mapping[Question, Answer
     max_stall_s += statistics.median([answer.longest_stall_s for answer in reference.values()] or [0.0])
     found = [f"reference: {answer.question.name}: {answer.error}" for answer in reference.values() if answer.failed]
     for outcome in outcomes:
-        name = outcome.fault.name
-        failed = [answer for answer in outcome.answers if answer.failed]
-        found += [f"{name}: failed: {answer.question.name}: {answer.error}" for answer in failed[:_MAX_EXAMPLES]]
-        found += [
-            f"{name}: differs: {_difference(answer, reference[answer.question])}"
-            for answer in differing(outcome, reference)[:_MAX_EXAMPLES]
-        ]
-        found += [
-            f"{name}: breaks its schema: {answer.question.name}" for answer in outcome.answers if _invalid(answer)
-        ]
-        if outcome.longest_stall_s > max_stall_s and not outcome.fault.may_wait:
-            found.append(f"{name}: a stream stalled for {outcome.longest_stall_s:.2f} s")
-        if outcome.longest_wait_s > max_wait_s and not outcome.fault.may_wait:
-            found.append(f"{name}: a first token took {outcome.longest_wait_s:.2f} s")
-        found += [
-            f"{name}: {service} holds {blocks} blocks and {requests} requests {outcome.blocks_back_s:.0f} s afterwards"
-            for service, (blocks, requests) in outcome.held.items()
-        ]
-        most = outcome.fault.max_failovers
-        if most is not None and outcome.num_failovers > most:
-            found.append(f"{name}: {outcome.num_failovers} attempts were given up, and nothing had died")
-        if outcome.num_told_leaks:
-            found.append(f"{name}: nodes say that {outcome.num_told_leaks} blocks are held by nobody")
-        if outcome.num_lost_blocks:
-            found.append(f"{name}: {outcome.num_lost_blocks} blocks are in no state at all")
+        said = (*_of_answers(outcome, reference), *_of_times(outcome, max_stall_s, max_wait_s), *_of_nodes(outcome))
+        found += (f"{outcome.fault.name}: {what}" for what in said)
     return found
+
+
+def _of_answers(outcome: Outcome, reference: Mapping[Question, Answer]) -> Iterator[str]:
+    failed = [answer for answer in outcome.answers if answer.failed]
+    yield from (f"failed: {answer.question.name}: {answer.error}" for answer in failed[:_MAX_EXAMPLES])
+    for answer in differing(outcome, reference)[:_MAX_EXAMPLES]:
+        yield f"differs: {_difference(answer, reference[answer.question])}"
+    yield from (f"breaks its schema: {answer.question.name}" for answer in outcome.answers if _invalid(answer))
+
+
+def _of_times(outcome: Outcome, max_stall_s: float, max_wait_s: float) -> Iterator[str]:
+    if outcome.fault.may_wait:
+        return
+    if outcome.longest_stall_s > max_stall_s:
+        yield f"a stream stalled for {outcome.longest_stall_s:.2f} s"
+    if outcome.longest_wait_s > max_wait_s:
+        yield f"a first token took {outcome.longest_wait_s:.2f} s"
+
+
+def _of_nodes(outcome: Outcome) -> Iterator[str]:
+    for service, (blocks, requests) in outcome.held.items():
+        yield f"{service} holds {blocks} blocks and {requests} requests {outcome.blocks_back_s:.0f} s afterwards"
+    most = outcome.fault.max_failovers
+    if most is not None and outcome.num_failovers > most:
+        yield f"{outcome.num_failovers} attempts were given up, and nothing had died"
+    if outcome.num_told_leaks:
+        yield f"nodes say that {outcome.num_told_leaks} blocks are held by nobody"
+    if outcome.num_lost_blocks:
+        yield f"{outcome.num_lost_blocks} blocks are in no state at all"
 
 
 def _invalid(answer: Answer) -> bool:

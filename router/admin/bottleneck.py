@@ -40,29 +40,16 @@ def judge(nodes: Sequence[PoolNode], num_unplaced: int, *, expects_prefill: bool
             return Bottleneck("down", f"No {role} node is ready.{waiting}")
     computing = prefills or decodes
     num_tokens = sum(node.num_waiting_tokens for node in computing)
-    speed = sum(node.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S for node in computing)
-    pressure = {"prefill" if prefills else "decode": num_tokens / speed / BACKLOG_S}
+    backlog_s = num_tokens / sum(node.prefill_tokens_per_s or ASSUMED_PREFILL_TOKENS_PER_S for node in computing)
     usage = max(node.kv_usage for node in decodes)
     num_waiting = sum(node.num_waiting for node in decodes) if prefills else num_unplaced
     preemptions = sum(node.preemptions_per_min for node in decodes)
     short = usage / FULL if num_waiting or preemptions >= 1 or usage >= FULL else 0.0
-    pressure["decode"] = max(short, pressure.get("decode", 0.0))
-    worst = max(pressure, key=lambda pool: pressure[pool])
-    if pressure[worst] < 1:
+    if max(backlog_s / BACKLOG_S, short) < 1:
         return Bottleneck("none", _calm(num_tokens, usage))
-    if worst == "prefill" or short < 1:
-        return Bottleneck(
-            "prefill" if prefills else "decode",
-            f"{'Prefill' if prefills else 'Computing prompts'} is the bottleneck: {num_tokens:,} prompt tokens wait, "
-            f"{num_tokens / speed:.1f} s of work for {len(computing)} {_plural('node', len(computing))}. "
-            f"Add a {'prefill' if prefills else 'decode'} node.",
-        )
-    reasons = [f"the fullest node uses {usage:.0%} of its KV blocks"]
-    if num_waiting:
-        reasons.append(f"{num_waiting} {_plural('request', num_waiting)} wait for blocks")
-    if preemptions >= 1:
-        reasons.append(f"{preemptions:.0f} preemptions a minute")
-    return Bottleneck("decode", f"Decode is the bottleneck: {', '.join(reasons)}. Add a decode node.")
+    if short < 1 or (prefills and backlog_s / BACKLOG_S >= short):
+        return _of_prompts(computing, num_tokens, backlog_s, "prefill" if prefills else "decode")
+    return _of_blocks(usage, num_waiting, preemptions)
 
 
 def with_missing(verdict: Bottleneck, names: Sequence[str]) -> Bottleneck:
@@ -70,6 +57,26 @@ def with_missing(verdict: Bottleneck, names: Sequence[str]) -> Bottleneck:
     if not names:
         return verdict
     return Bottleneck(verdict.pool, f"{verdict.words} Lost or stuck: {', '.join(names)}.")
+
+
+def _of_prompts(
+    computing: Sequence[PoolNode], num_tokens: int, backlog_s: float, pool: Literal["prefill", "decode"]
+) -> Bottleneck:
+    """`pool` computes the prompts."""
+    return Bottleneck(
+        pool,
+        f"{'Prefill' if pool == 'prefill' else 'Computing prompts'} is the bottleneck: {num_tokens:,} prompt tokens "
+        f"wait, {backlog_s:.1f} s of work for {len(computing)} {_plural('node', len(computing))}. Add a {pool} node.",
+    )
+
+
+def _of_blocks(usage: float, num_waiting: int, preemptions: float) -> Bottleneck:
+    reasons = [f"the fullest node uses {usage:.0%} of its KV blocks"]
+    if num_waiting:
+        reasons.append(f"{num_waiting} {_plural('request', num_waiting)} wait for blocks")
+    if preemptions >= 1:
+        reasons.append(f"{preemptions:.0f} preemptions a minute")
+    return Bottleneck("decode", f"Decode is the bottleneck: {', '.join(reasons)}. Add a decode node.")
 
 
 def _calm(num_tokens: int, usage: float) -> str:

@@ -114,9 +114,10 @@ class Embedder:
         num_tokens, account = sum(map(len, prompts)), exchange.account
         await account.admit(exchange.model, num_tokens)
         account.used(num_tokens, 0, 0, is_good=True)
+        exchange.num_tokens = (num_tokens, 0)
+        http_metrics.PROMPT_TOKENS.inc(num_tokens)
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
         deadline_s = self._generator.deadline_s(exchange)
-        work = PromptWork(embeds=True, dimensions=dimensions)
 
         async def embed(token_ids: list[int]) -> bytes:
             async with room:
@@ -124,24 +125,24 @@ class Embedder:
                     request_id=exchange.part_id(),
                     token_ids=token_ids,
                     sampling=SamplingParams(max_tokens=0),
-                    prompt_work=work,
+                    prompt_work=PromptWork(embeds=True, dimensions=dimensions),
                     cache_salt=cache_salt,
                     deadline_s=deadline_s,
                     traceparent=exchange.timeline.traceparent,
                 )
-                vector = Vector()
-                handle = self._generator.submit(job, vector)
-                try:
-                    found = await vector.embedding
-                finally:
-                    handle.cancel()
-                http_metrics.CACHE_HIT_TOKENS.inc(vector.usage.num_cached_tokens)
-                return found
+                return await self._vector(job)
 
-        num_tokens = sum(map(len, prompts))
-        exchange.num_tokens = (num_tokens, 0)
-        http_metrics.PROMPT_TOKENS.inc(num_tokens)
         return await _unless_gone(exchange, _all(embed(token_ids) for token_ids in prompts))
+
+    async def _vector(self, job: Job) -> bytes:
+        vector = Vector()
+        handle = self._generator.submit(job, vector)
+        try:
+            found = await vector.embedding
+        finally:
+            handle.cancel()
+        http_metrics.CACHE_HIT_TOKENS.inc(vector.usage.num_cached_tokens)
+        return found
 
 
 async def _all(jobs: Iterable[Awaitable[bytes]]) -> list[bytes]:
