@@ -4,8 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-from content import DASHBOARDS
+from boards.fleet import FLEET
+from boards.node import NODE_BOARD
+from boards.pools import POOLS
+from boards.tenants import TENANTS
 from panels import render
+
+DASHBOARDS = {"fleet": FLEET, "pools": POOLS, "node": NODE_BOARD, "tenants": TENANTS}
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "dashboards"

@@ -1,4 +1,4 @@
-"""Dashboards as Grafana reads them, from titles, units and queries. `content.py` says what is on them."""
+"""Dashboards as Grafana reads them, from titles, units and queries. `boards/` says what is on them."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,0 +1,1 @@
+"""What is on the dashboards, one file each. After a change: `python deploy/grafana/build.py`."""

@@ -1,0 +1,113 @@
+"""One node: its load, its trouble, its process and device."""
+
+from panels import Dashboard, Panel
+
+from boards.queries import rate, total
+
+NODE = 'node_id="$node"'
+
+NODE_BOARD = Dashboard(
+    "baton-node",
+    "Baton: one node",
+    {
+        "Load": (
+            Panel(
+                "Requests",
+                "short",
+                {
+                    "running": total("baton_requests_running", NODE),
+                    "waiting": total("baton_requests_waiting", NODE),
+                },
+                "In the batch, and not yet scheduled",
+            ),
+            Panel(
+                "KV blocks",
+                "short",
+                {"{{state}}": total("baton_kv_blocks", NODE, "state")},
+                "free, cached, running, leased: together the pool",
+            ),
+            Panel(
+                "KV usage",
+                "percentunit",
+                {"now": f"max(baton_kv_usage_ratio{{{NODE}}})"},
+                "Share of KV blocks that requests hold",
+                kind="gauge",
+                thresholds=(0.9, 0.95),
+                maximum=1,
+            ),
+            Panel(
+                "Steps/s", "short", {"steps": rate("baton_steps_total", NODE)}, "Zero while requests run: it is stuck"
+            ),
+            Panel("Step", "s", {"mean": f"max(baton_step_seconds{{{NODE}}})"}, "Mean length of lately run steps"),
+            Panel(
+                "Tokens/s",
+                "short",
+                {
+                    "prompt": rate("baton_prompt_tokens_total", NODE),
+                    "output": rate("baton_generation_tokens_total", NODE),
+                },
+                "Prompt tokens of requests that began, and tokens sampled",
+            ),
+        ),
+        "Trouble": (
+            Panel(
+                "Errors",
+                "short",
+                {"{{code}}": f"{rate('baton_request_errors_total', NODE, 'code')} or vector(0)"},
+                "Requests per second that ended with an error here",
+            ),
+            Panel(
+                "Preemptions/min",
+                "short",
+                {"set back": f"sum(increase(baton_preemptions_total{{{NODE}}}[1m]))"},
+                "Requests set back for want of blocks",
+                thresholds=(5, 20),
+            ),
+            Panel(
+                "Transfers that failed",
+                "short",
+                {"{{reason}}": f"{rate('baton_kv_transfer_failures_total', NODE, 'reason')} or vector(0)"},
+                "Per second",
+            ),
+        ),
+        "Process and device": (
+            Panel(
+                "Memory",
+                "bytes",
+                {"resident": f"max(process_resident_memory_bytes{{{NODE}}})"},
+                "Of the process; weights and KV blocks are in it on a CPU",
+            ),
+            Panel("CPU", "short", {"cores": rate("process_cpu_seconds_total", NODE)}, "Cores that it keeps busy"),
+            Panel("Open files", "short", {"open": f"max(process_open_fds{{{NODE}}})"}, "Sockets are most of them"),
+            Panel(
+                "GPU utilisation",
+                "percentunit",
+                {"GPU {{gpu}}": f"max by (gpu) (baton_gpu_utilization_ratio{{{NODE}}})"},
+                "Warnings below 20 % with a queue, and above 99 %",
+                maximum=1,
+                conditional=True,
+            ),
+            Panel(
+                "GPU memory",
+                "percentunit",
+                {
+                    "GPU {{gpu}}": f"max by (gpu) (baton_gpu_memory_used_bytes{{{NODE}}}) / "
+                    f"clamp_min(max by (gpu) (baton_gpu_memory_total_bytes{{{NODE}}}), 1)"
+                },
+                "Warning at 95 %",
+                thresholds=(0.95, 0.985),
+                maximum=1,
+                conditional=True,
+            ),
+            Panel(
+                "GPU temperature",
+                "celsius",
+                {"GPU {{gpu}}": f"max by (gpu) (baton_gpu_temperature_celsius{{{NODE}}})"},
+                "Alerts at 80 and 85 °C",
+                thresholds=(80, 85),
+                conditional=True,
+            ),
+        ),
+    },
+    {"node": "baton_requests_running, node_id"},
+)
