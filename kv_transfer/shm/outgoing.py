@@ -9,30 +9,24 @@ from collections.abc import Callable, Sequence
 from baton.errors import TransferError
 from kv_transfer.shm.frames import HEARTBEAT, MAX_PACKET_BYTES, MAX_RUNS, Frame, acked
 from kv_transfer.shm.process_memory import runs_of
-from kv_transfer.stall import Heartbeat, StallWatch
-from kv_transfer.transport import HEARTBEAT_S, Connection
+from kv_transfer.socket_connection import SocketConnection
 
 
-class ShmConnection(Connection):
-    """A send ends when the receiver has copied the message, so it needs no memory but the views themselves."""
+class ShmConnection(SocketConnection):
+    """A send ends when the receiver has copied the message, so it needs no memory but the views themselves.
+
+    A receiver that goes on reading after `close` finds the connection closed, and drops what it read.
+    """
 
     def __init__(self, sock: socket.socket, on_close: Callable[[], None], stall_s: float) -> None:
-        self._sock = sock
-        self._on_close = on_close
-        self._loop = asyncio.get_running_loop()
+        super().__init__(sock, on_close, stall_s, "the decode node fetches no more messages")
         self._sequence = itertools.count(1)
         self._unsent: deque[bytes] = deque()
         self._waiting: dict[int, tuple[asyncio.Future[None], Sequence[memoryview]]] = {}
-        self._stall = StallWatch(stall_s, lambda: self._close("the decode node fetches no more messages"))
-        self._closed = False
-        self._writing = False
-        self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
-        self._loop.add_reader(sock.fileno(), self._on_readable)
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> None:
         """Returns when the receiver has all of it."""
-        if self._closed:
-            raise TransferError("the connection to the decode node is closed")
+        self._check_open()
         if len(views) > MAX_RUNS:
             views = [memoryview(bytearray(b"".join(views)))]
         sequence = next(self._sequence)
@@ -42,9 +36,9 @@ class ShmConnection(Connection):
         self._send_packet(Frame(sequence, tag, runs_of(views)).pack())
         await done
 
-    async def close(self) -> None:
-        """Idempotent. A receiver that goes on reading finds the connection closed, and drops what it read."""
-        self._close("the connection was closed")
+    @property
+    def _has_more(self) -> bool:
+        return bool(self._unsent)
 
     def _beat(self) -> None:
         if not self._unsent:
@@ -67,38 +61,14 @@ class ShmConnection(Connection):
         if not self._writing:
             self._flush()
 
-    def _flush(self) -> None:
-        try:
-            while self._unsent:
-                self._sock.send(self._unsent[0])
-                self._unsent.popleft()
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._close(f"the connection to the decode node broke: {error.strerror}")
-        self._watch_writable(bool(self._unsent))
+    def _write(self) -> None:
+        while self._unsent:
+            self._sock.send(self._unsent[0])
+            self._unsent.popleft()
 
-    def _watch_writable(self, wanted: bool) -> None:
-        if wanted == self._writing or self._closed:
-            return
-        self._writing = wanted
-        if wanted:
-            self._loop.add_writer(self._sock.fileno(), self._flush)
-        else:
-            self._loop.remove_writer(self._sock.fileno())
-
-    def _close(self, reason: str) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._stall.close()
-        self._heartbeat.close()
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
+    def _drop(self, reason: str) -> None:
         self._unsent.clear()
         for done, _ in self._waiting.values():
             if not done.done():
                 done.set_exception(TransferError(reason))
         self._waiting.clear()
-        self._on_close()

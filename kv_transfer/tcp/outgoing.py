@@ -10,8 +10,7 @@ from itertools import islice
 import xxhash
 
 from baton.errors import TransferError
-from kv_transfer.stall import Heartbeat, StallWatch
-from kv_transfer.transport import HEARTBEAT_S, Connection
+from kv_transfer.socket_connection import SocketConnection
 
 HEADER = struct.Struct("<4sIQ")  # magic, bytes of the message (none: a heartbeat), tag
 MAGIC = b"BKV1"
@@ -20,31 +19,23 @@ _PIECE_BYTES = 2 * 2**20  # offered at once: what the kernel took of it is diges
 _BUDGET_BYTES = 8 * 2**20  # written in one go, before other tasks have a turn
 
 
-class TcpConnection(Connection):
+class TcpConnection(SocketConnection):
     """Messages leave in the order of the calls to `send`."""
 
     digests = True
 
     def __init__(self, sock: socket.socket, on_close: Callable[[], None], stall_s: float) -> None:
-        self._sock = sock
-        self._on_close = on_close
-        self._loop = asyncio.get_running_loop()
+        super().__init__(sock, on_close, stall_s, "the decode node takes no more bytes")
         self._queue: deque[_Message] = deque()
-        self._stall = StallWatch(stall_s, lambda: self._close("the decode node takes no more bytes"))
-        self._closed = False
-        self._writing = False
-        self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
-        self._loop.add_reader(sock.fileno(), self._on_readable)
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> int:
         """Returns when the kernel has all of it."""
-        if self._closed:
-            raise TransferError("the connection to the decode node is closed")
+        self._check_open()
         return await self._enqueue(tag, views)
 
-    async def close(self) -> None:
-        """Idempotent. Nothing is read after it."""
-        self._close("the connection was closed")
+    @property
+    def _has_more(self) -> bool:
+        return bool(self._queue)
 
     def _beat(self) -> None:
         if not self._queue:
@@ -62,16 +53,10 @@ class TcpConnection(Connection):
         """The receiver never writes: this is its end."""
         self._close("the decode node closed the connection")
 
-    def _flush(self) -> None:
+    def _write(self) -> None:
         budget = _BUDGET_BYTES
-        try:
-            while self._queue and budget > 0:
-                budget -= self._write_some()
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._close(f"the connection to the decode node broke: {error.strerror}")
-        self._watch_writable(bool(self._queue))
+        while self._queue and budget > 0:
+            budget -= self._write_some()
 
     def _write_some(self) -> int:
         message = self._queue[0]
@@ -84,27 +69,9 @@ class TcpConnection(Connection):
             message.end()
         return num_bytes
 
-    def _watch_writable(self, wanted: bool) -> None:
-        if wanted == self._writing or self._closed:
-            return
-        self._writing = wanted
-        if wanted:
-            self._loop.add_writer(self._sock.fileno(), self._flush)
-        else:
-            self._loop.remove_writer(self._sock.fileno())
-
-    def _close(self, reason: str) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._stall.close()
-        self._heartbeat.close()
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
+    def _drop(self, reason: str) -> None:
         while self._queue:
             self._queue.popleft().fail(reason)
-        self._on_close()
 
 
 class _Message:
