@@ -37,9 +37,9 @@ _log = logging.getLogger(__name__)
 class Shutdown:
     """Tells the service that it is to drain, or, by cancelling its task, to end."""
 
-    def __init__(self, task: asyncio.Task[Any] | None = None) -> None:
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Any] | None = None  # of the service
         self._requested = asyncio.Event()
-        self._task = task
         self._parent = os.getppid()
 
     @property
@@ -62,8 +62,8 @@ class Shutdown:
         watchdog = threading.Timer(_HARD_EXIT_S, os._exit, (1,))
         watchdog.daemon = True
         watchdog.start()
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
 
 class _Stopped(BaseException):
@@ -121,8 +121,8 @@ def _stop_loading(number: int, frame: FrameType | None) -> None:
 
 
 async def _serve(config: Config, loaded: Loaded, serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]]) -> int:
-    task = asyncio.ensure_future(serve(config, loaded, shutdown := Shutdown()))
-    shutdown._task = task
+    shutdown = Shutdown()
+    task = shutdown.task = asyncio.ensure_future(serve(config, loaded, shutdown))
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, shutdown.request)

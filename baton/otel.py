@@ -99,9 +99,9 @@ class SpanExporter:
         self._processor.on_end(span)
 
 
-def exporter(endpoint: str, attributes: Mapping[str, str], env: Mapping[str, str] = os.environ) -> SpanExporter | None:
+def exporter(endpoint: str, attributes: Mapping[str, str]) -> SpanExporter | None:
     """None where neither the flag nor OTEL_EXPORTER_OTLP_ENDPOINT names a collector."""
-    endpoint = endpoint or env.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    endpoint = endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     return SpanExporter(endpoint, attributes) if endpoint else None
 
 

@@ -30,6 +30,8 @@ from kernels.cpu.memory import huge_pages
 from kernels.dispatch import load
 
 PROMPT_TOKENS = 512
+_PREFILLS = 5
+_MORE_STEPS = 8  # of transformers, whose decode step is a difference
 
 
 def main(argv: list[str]) -> int:
@@ -102,15 +104,15 @@ class Peer:
         """Seconds of the prompt and its first token."""
         return best_of(partial(self._run, 1, PROMPT_TOKENS, 1), self._device, repeats=3)
 
-    def decode_s(self, batch_size: int, context: int, num_steps: int = 8) -> float:
-        """Seconds of a decode step: of a run with `num_steps` more, less a run without. NaN where noise hides it.
+    def decode_s(self, batch_size: int, context: int) -> float:
+        """Seconds of a decode step: of a run with _MORE_STEPS more, less a run without. NaN where noise hides it.
 
         Both take turns, so that whatever else the machine does slows both.
         """
-        sides = [partial(self._run, batch_size, context, 1 + steps) for steps in (0, num_steps)]
+        sides = [partial(self._run, batch_size, context, 1 + steps) for steps in (0, _MORE_STEPS)]
         rounds = [[best_of(side, self._device, repeats=1) for side in sides] for _ in range(2)]
         short, long = map(min, zip(*rounds, strict=True))
-        return (long - short) / num_steps if long > short else math.nan
+        return (long - short) / _MORE_STEPS if long > short else math.nan
 
     def _run(self, batch_size: int, num_in: int, num_out: int) -> None:
         prompt = torch.randint(100, 500, (batch_size, num_in), device=self._device)
@@ -192,7 +194,7 @@ def generation(engine: Engine, num_tokens: int, num_output: int, args: argparse.
     )
 
 
-def measure_prefill(engine: Engine, repeats: int = 5) -> float:
+def measure_prefill(engine: Engine) -> float:
     """Median seconds of a prompt alone, from `add` to its first token."""
 
     def run() -> None:
@@ -201,7 +203,7 @@ def measure_prefill(engine: Engine, repeats: int = 5) -> float:
             engine.step()
 
     run()
-    times = [best_of(run, engine.config.device, repeats=1) for _ in range(repeats)]
+    times = [best_of(run, engine.config.device, repeats=1) for _ in range(_PREFILLS)]
     return statistics.median(times)
 
 

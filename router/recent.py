@@ -15,6 +15,7 @@ SLOT_S = 2
 NUM_SLOTS = 150
 _SMALLEST_S = 1e-4
 _GROWTH = math.log(1.1)
+_SHARES = (0.5, 0.95, 0.99)
 
 
 class Slot(msgspec.Struct):
@@ -98,12 +99,12 @@ def merged(slots: Iterable[Slot]) -> Slot:
     return total
 
 
-def percentiles_ms(buckets: dict[int, int], shares: Iterable[float] = (0.5, 0.95, 0.99)) -> list[float | None]:
-    """Milliseconds; None where nothing was counted."""
+def percentiles_ms(buckets: dict[int, int]) -> list[float | None]:
+    """p50, p95 and p99, in milliseconds; None where nothing was counted."""
     total = sum(buckets.values())
     if not total:
-        return [None for _ in shares]
-    return [_ms(_at(buckets, min(math.ceil(share * total), total) - 1)) for share in shares]
+        return [None for _ in _SHARES]
+    return [_ms(_at(buckets, min(math.ceil(share * total), total) - 1)) for share in _SHARES]
 
 
 def to_json(slots: list[Slot]) -> list[Any]:

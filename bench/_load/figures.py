@@ -7,6 +7,8 @@ from typing import Any
 
 from bench._load.sse_client import Stream
 
+_NUM_POINTS = 60  # of a timeline
+
 PERCENTS = (50, 90, 95, 99)
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
 
@@ -71,17 +73,17 @@ def _latencies(good: Sequence[Stream]) -> dict[str, list[float]]:
     }
 
 
-def timeline(streams: Sequence[Stream], start_s: float, num_points: int = 60) -> dict[str, list[float]]:
+def timeline(streams: Sequence[Stream], start_s: float) -> dict[str, list[float]]:
     """Over the run, at as many moments: tokens per second, and the median TTFT of requests begun in that part of it."""
     ended_s = max((s.ended for s in streams), default=start_s)
-    width_s = max((ended_s - start_s) / num_points, 1e-3)
-    tokens, ttfts = [0.0] * num_points, [[] for _ in range(num_points)]  # type: tuple[list[float], list[list[float]]]
+    width_s = max((ended_s - start_s) / _NUM_POINTS, 1e-3)
+    tokens, ttfts = [0.0] * _NUM_POINTS, [[] for _ in range(_NUM_POINTS)]  # type: tuple[list[float], list[list[float]]]
     for stream in (s for s in streams if s.times):
         for at_s in stream.times:
-            tokens[min(int((at_s - start_s) / width_s), num_points - 1)] += 1
-        ttfts[min(max(int((stream.began - start_s) / width_s), 0), num_points - 1)].append(stream.ttft_s)
+            tokens[min(int((at_s - start_s) / width_s), _NUM_POINTS - 1)] += 1
+        ttfts[min(max(int((stream.began - start_s) / width_s), 0), _NUM_POINTS - 1)].append(stream.ttft_s)
     return {
-        "at_s": [(i + 0.5) * width_s for i in range(num_points)],
+        "at_s": [(i + 0.5) * width_s for i in range(_NUM_POINTS)],
         "events_per_s": [count / width_s for count in tokens],
         "ttft_p50_s": [percentile(part, 50) for part in ttfts],
     }

@@ -51,12 +51,11 @@ class SimulatedFleet:
         hardware: Hardware,
         *,
         place: Place = place_by_cost,
-        seed: int = 0,
         max_waiting: int = 1024,
     ) -> None:
         """`num_prefill` 0: decode nodes do everything."""
         self.clock = VirtualClock()
-        rng = random.Random(seed)
+        rng = random.Random(0)
         self.prefills = [PrefillNode(self.clock, hardware, rng) for _ in range(num_prefill)]
         self.decodes = [DecodeNode(self.clock, hardware, rng) for _ in range(num_decode)]
         self.prefill_states = [NodeState() for _ in self.prefills]

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-def targets(status: dict[str, Any], track: str = "stable") -> list[dict[str, Any]]:
+def targets(status: dict[str, Any]) -> list[dict[str, Any]]:
     """One group of targets for each service of `baton status --json` that has metrics."""
     groups = []
     for node in status["nodes"]:
         if node["metrics"]:
-            labels = {"role": node["role"], "node_id": node["id"], "track": track}
+            labels = {"role": node["role"], "node_id": node["id"], "track": "stable"}
             groups.append({"targets": [urlsplit(node["metrics"]).netloc], "labels": labels})
     return groups
 

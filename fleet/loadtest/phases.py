@@ -80,9 +80,9 @@ class Run:
         self.peak: dict[str, Any] = {}  # figures at the target
         self._conversations = workload.conversations(settings.shape, random.Random())  # noqa: S311
 
-    def driver(self, on_done: Callable[[Stream], None] = lambda _: None) -> Driver:
+    def driver(self) -> Driver:
         """A fresh one."""
-        return Driver(self.site.target, self.settings.timeout_s, on_done)
+        return Driver(self.site.target, self.settings.timeout_s)
 
     async def closed(self, concurrency: int, seconds: float) -> tuple[list[Stream], float, float]:
         """Streams, when they began, and how long it took."""

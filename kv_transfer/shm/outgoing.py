@@ -18,8 +18,8 @@ class ShmConnection(SocketConnection):
     A receiver that goes on reading after `close` finds the connection closed, and drops what it read.
     """
 
-    def __init__(self, sock: socket.socket, on_close: Callable[[], None], stall_s: float) -> None:
-        super().__init__(sock, on_close, stall_s, "the decode node fetches no more messages")
+    def __init__(self, sock: socket.socket, on_close: Callable[[], None]) -> None:
+        super().__init__(sock, on_close, "the decode node fetches no more messages")
         self._sequence = itertools.count(1)
         self._unsent: deque[bytes] = deque()
         self._waiting: dict[int, tuple[asyncio.Future[None], Sequence[memoryview]]] = {}

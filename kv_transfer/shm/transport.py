@@ -21,7 +21,7 @@ from kv_transfer.shm.frames import MAX_PACKET_BYTES, NONCE_BYTES, WELCOME, Hello
 from kv_transfer.shm.incoming import ShmIncoming
 from kv_transfer.shm.outgoing import ShmConnection
 from kv_transfer.shm.process_memory import why_unavailable
-from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer, Transport
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Listener, Peer, Transport
 
 _MAX_UNADMITTED = 64  # connections that have not shown a secret yet
 _MAX_COPIERS = 4
@@ -40,14 +40,13 @@ class ShmTransport(Transport):
 
     name = "shm"
 
-    def __init__(self, stall_s: float = STALL_S) -> None:
+    def __init__(self) -> None:
         if reason := why_unavailable():
             raise TransferError(reason)
-        self._stall_s = stall_s
 
     async def listen(self, host: str, inbox: Inbox) -> "ShmListener":
         """On a fresh name: `host` does not matter, and there is no port."""
-        return ShmListener(inbox, self._stall_s)
+        return ShmListener(inbox)
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> ShmConnection:
         """`host` is the listener's name. Raises TransferError also where the two cannot share memory."""
@@ -57,17 +56,16 @@ class ShmTransport(Transport):
                 sock = await _welcomed(host, secret)
         except (OSError, TimeoutError) as error:
             raise TransferError(f"no shared memory with the decode node: {error or 'timed out'}") from error
-        return ShmConnection(sock, on_close, self._stall_s)
+        return ShmConnection(sock, on_close)
 
 
 class ShmListener(Listener):
     """Accepts, admits, and keeps one connection per peer."""
 
-    def __init__(self, inbox: Inbox, stall_s: float) -> None:
+    def __init__(self, inbox: Inbox) -> None:
         self.host = f"baton-kv-{secrets.token_hex(8)}"
         self.port = 0
         self._inbox = inbox
-        self._stall_s = stall_s
         self._connections: set[ShmIncoming] = set()  # admitted or not; also those whose last copy has not ended yet
         self._copiers = ThreadPoolExecutor(_num_copiers(), thread_name_prefix="kv-copy")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -92,9 +90,7 @@ class ShmListener(Listener):
             sock.close()
             return
         sock.setblocking(False)
-        connection = ShmIncoming(
-            sock, self._inbox, self._copiers, self._admitted, self._connections.discard, self._stall_s
-        )
+        connection = ShmIncoming(sock, self._inbox, self._copiers, self._admitted, self._connections.discard)
         self._connections.add(connection)
 
     def _admitted(self, peer: Peer) -> None:

@@ -24,8 +24,8 @@ class TcpConnection(SocketConnection):
 
     digests = True
 
-    def __init__(self, sock: socket.socket, on_close: Callable[[], None], stall_s: float) -> None:
-        super().__init__(sock, on_close, stall_s, "the decode node takes no more bytes")
+    def __init__(self, sock: socket.socket, on_close: Callable[[], None]) -> None:
+        super().__init__(sock, on_close, "the decode node takes no more bytes")
         self._queue: deque[_Message] = deque()
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> int:

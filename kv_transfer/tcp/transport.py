@@ -13,7 +13,7 @@ from baton.errors import TransferError
 from kv_transfer.acceptor import Acceptor
 from kv_transfer.tcp.incoming import TcpIncoming
 from kv_transfer.tcp.outgoing import TcpConnection
-from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer, Transport
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Listener, Peer, Transport
 
 _LOCAL_SEND_BUFFER_BYTES = 512 * 1024  # within one host: what is under way stays in the processor's cache
 _UNACKNOWLEDGED_MS = (
@@ -27,16 +27,13 @@ class TcpTransport(Transport):
 
     name = "tcp"
 
-    def __init__(self, stall_s: float = STALL_S) -> None:
-        self._stall_s = stall_s
-
     async def listen(self, host: str, inbox: Inbox) -> "TcpListener":
         """Listens on a free port of `host` alone."""
         family, kind, _, _, address = (await _resolve(host, 0))[0]
         sock = socket.socket(family, kind)
         sock.bind(address)
         sock.listen()
-        return TcpListener(sock, host, inbox, self._stall_s)
+        return TcpListener(sock, host, inbox)
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> TcpConnection:
         """Raises TransferError when the peer does not welcome the secret in time."""
@@ -45,17 +42,16 @@ class TcpTransport(Transport):
                 sock = await _welcomed(host, port, secret)
         except (OSError, TimeoutError) as error:
             raise TransferError(f"no data connection to the decode node: {error or 'timed out'}") from error
-        return TcpConnection(sock, on_close, self._stall_s)
+        return TcpConnection(sock, on_close)
 
 
 class TcpListener(Listener):
     """Accepts, admits, and keeps one connection per peer."""
 
-    def __init__(self, sock: socket.socket, host: str, inbox: Inbox, stall_s: float) -> None:
+    def __init__(self, sock: socket.socket, host: str, inbox: Inbox) -> None:
         self.host = host
         self.port = sock.getsockname()[1]
         self._inbox = inbox
-        self._stall_s = stall_s
         self._connections: dict[Peer, TcpIncoming] = {}
         self._unadmitted: set[TcpIncoming] = set()
         self._acceptor = Acceptor(sock, self._take)
@@ -76,7 +72,7 @@ class TcpListener(Listener):
             sock.close()
             return
         _prepare(sock)
-        self._unadmitted.add(TcpIncoming(sock, self._inbox, self._admitted, self._forget, self._stall_s))
+        self._unadmitted.add(TcpIncoming(sock, self._inbox, self._admitted, self._forget))
 
     def _admitted(self, connection: TcpIncoming, peer: Peer) -> None:
         self._unadmitted.discard(connection)

@@ -25,7 +25,7 @@ from baton.errors import TransferError
 from baton.rpc import is_loopback
 from baton.tasks import end
 from kv_transfer.metrics import RESTARTS
-from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Transport
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Transport
 from kv_transfer.ucx.connection import UcxConnection
 from kv_transfer.ucx.listener import UcxListener
 from kv_transfer.ucx.process import COMMAND, UcxProcess
@@ -63,9 +63,8 @@ class UcxTransport(Transport):
 
     name = "ucx"
 
-    def __init__(self, host: str, stall_s: float = STALL_S) -> None:
+    def __init__(self, host: str) -> None:
         self._host = host
-        self._stall_s = stall_s
         self._loop = asyncio.get_running_loop()
         self._links = itertools.count(1)
         self._connections: dict[int, UcxConnection] = {}  # of the process that lives
@@ -82,7 +81,7 @@ class UcxTransport(Transport):
 
     async def listen(self, host: str, inbox: Inbox) -> UcxListener:
         """UCX accepts on all addresses; whoever does not show a secret is cut off. TransferError: there is no UCX."""
-        self._listener = UcxListener(await self._alive(), host, inbox, self._stall_s)
+        self._listener = UcxListener(await self._alive(), host, inbox)
         await self._listener.ready()
         return self._listener
 
@@ -93,7 +92,7 @@ class UcxTransport(Transport):
             process = await self._alive()
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 link = next(self._links)
-                connection = self._connections[link] = UcxConnection(process, link, self._stall_s)
+                connection = self._connections[link] = UcxConnection(process, link)
                 await connection.open(host[:_MAX_HOST_CHARS], port, secret, on_close)
         except (TransferError, TimeoutError) as error:
             if connection:

@@ -25,8 +25,8 @@ class Rates(NamedTuple):
 class NodeRates:
     """Looks at every link each SLOT_S."""
 
-    def __init__(self, links: Callable[[], Iterable[NodeLink]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._links, self._clock = links, clock
+    def __init__(self, links: Callable[[], Iterable[NodeLink]]) -> None:
+        self._links = links
         self._samples: dict[tuple[str, int], deque[tuple[float, types_pb2.Load]]] = {}
         self.history: deque[float] = deque([0.0] * NUM_SLOTS, maxlen=NUM_SLOTS)  # output tokens/s, the oldest first
 
@@ -38,7 +38,7 @@ class NodeRates:
 
     def sample(self) -> None:
         """Look now."""
-        now_s, samples, total = self._clock(), self._samples, 0.0
+        now_s, samples, total = time.monotonic(), self._samples, 0.0
         self._samples = {}
         for link in self._links():
             if not link.alive:
@@ -57,7 +57,7 @@ class NodeRates:
         if not kept:
             return Rates()
         before_s, before = kept[0]
-        load, elapsed_s = link.load, self._clock() - before_s
+        load, elapsed_s = link.load, time.monotonic() - before_s
         if elapsed_s < SLOT_S / 4:
             return Rates()
         num_prompt = load.num_prompt_tokens - before.num_prompt_tokens
