@@ -46,7 +46,7 @@ class NodeServicer:
 
     def Attach(self, request_iterator, context):
         """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
-        router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
+        router had on the node before is cancelled. The router's requests live no longer than the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,7 @@ class NodeStub:
     def __new__(cls, channel: _aio.Channel) -> NodeAsyncStub: ...
     Attach: _grpc.StreamStreamMultiCallable[_node_pb2.RouterBatch, _node_pb2.StepBatch]
     """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
-    router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
+    router had on the node before is cancelled. The router's requests live no longer than the stream.
     """
 
 @_typing.type_check_only
@@ -41,7 +41,7 @@ class NodeAsyncStub(NodeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.StreamStreamMultiCallable[_node_pb2.RouterBatch, _node_pb2.StepBatch]  # type: ignore[assignment]
     """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
-    router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
+    router had on the node before is cancelled. The router's requests live no longer than the stream.
     """
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
@@ -52,7 +52,7 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.StepBatch], _abc.AsyncIterator[_node_pb2.StepBatch]]:
         """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
-        router had on the node before is cancelled. The router's requests live no longer than the stream (and a lease).
+        router had on the node before is cancelled. The router's requests live no longer than the stream.
         """
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

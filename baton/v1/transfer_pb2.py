@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61ton/v1/transfer.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\xdc\x01\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x64\x65\x63ode_node_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x63ode_epoch\x18\x03 \x01(\x04\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x04 \x01(\t\x12\x1a\n\x12num_present_blocks\x18\x05 \x01(\r\x12\x1a\n\x12num_missing_blocks\x18\n \x01(\r\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\x04\x12\x10\n\x08tag_base\x18\x08 \x01(\x04\x12\x10\n\x08lease_ms\x18\t \x01(\rJ\x04\x08\x06\x10\x07\"\x7f\n\x0e\x43onnectRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\"\n\x06layout\x18\x03 \x01(\x0b\x32\x12.baton.v1.KVLayout\x12\x12\n\ntransports\x18\x05 \x03(\t\x12\x0f\n\x07host_id\x18\x06 \x01(\tJ\x04\x08\x04\x10\x05\"\\\n\x0c\x43onnectReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x0e\n\x06secret\x18\x05 \x01(\x0c\"\xaa\x01\n\rCommitRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08grant_id\x18\x03 \x01(\x04\x12\x14\n\x0c\x64\x65\x63ode_epoch\x18\x04 \x01(\x04\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x17\n\x0flast_block_hash\x18\x06 \x01(\x0c\x12\x0f\n\x07\x64igests\x18\x07 \x03(\x06\x12\x13\n\x0b\x66irst_token\x18\x08 \x01(\r\"\r\n\x0b\x43ommitReply2\x81\x01\n\x08Transfer\x12;\n\x07\x43onnect\x12\x18.baton.v1.ConnectRequest\x1a\x16.baton.v1.ConnectReply\x12\x38\n\x06\x43ommit\x12\x17.baton.v1.CommitRequest\x1a\x15.baton.v1.CommitReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61ton/v1/transfer.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"\xd6\x01\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x64\x65\x63ode_node_id\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x63ode_epoch\x18\x03 \x01(\x04\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x04 \x01(\t\x12\x1a\n\x12num_present_blocks\x18\x05 \x01(\r\x12\x1a\n\x12num_missing_blocks\x18\x06 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\x04\x12\x10\n\x08tag_base\x18\x08 \x01(\x04\x12\x10\n\x08lease_ms\x18\t \x01(\r\"y\n\x0e\x43onnectRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\"\n\x06layout\x18\x03 \x01(\x0b\x32\x12.baton.v1.KVLayout\x12\x12\n\ntransports\x18\x04 \x03(\t\x12\x0f\n\x07host_id\x18\x05 \x01(\t\"\\\n\x0c\x43onnectReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x0e\n\x06secret\x18\x05 \x01(\x0c\"\xaa\x01\n\rCommitRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08grant_id\x18\x03 \x01(\x04\x12\x14\n\x0c\x64\x65\x63ode_epoch\x18\x04 \x01(\x04\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x17\n\x0flast_block_hash\x18\x06 \x01(\x0c\x12\x0f\n\x07\x64igests\x18\x07 \x03(\x06\x12\x13\n\x0b\x66irst_token\x18\x08 \x01(\r\"\r\n\x0b\x43ommitReply2\x81\x01\n\x08Transfer\x12;\n\x07\x43onnect\x12\x18.baton.v1.ConnectRequest\x1a\x16.baton.v1.ConnectReply\x12\x38\n\x06\x43ommit\x12\x17.baton.v1.CommitRequest\x1a\x15.baton.v1.CommitReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,15 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.transfer_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GRANT']._serialized_start=60
-  _globals['_GRANT']._serialized_end=280
-  _globals['_CONNECTREQUEST']._serialized_start=282
-  _globals['_CONNECTREQUEST']._serialized_end=409
-  _globals['_CONNECTREPLY']._serialized_start=411
-  _globals['_CONNECTREPLY']._serialized_end=503
-  _globals['_COMMITREQUEST']._serialized_start=506
-  _globals['_COMMITREQUEST']._serialized_end=676
-  _globals['_COMMITREPLY']._serialized_start=678
-  _globals['_COMMITREPLY']._serialized_end=691
-  _globals['_TRANSFER']._serialized_start=694
-  _globals['_TRANSFER']._serialized_end=823
+  _globals['_GRANT']._serialized_end=274
+  _globals['_CONNECTREQUEST']._serialized_start=276
+  _globals['_CONNECTREQUEST']._serialized_end=397
+  _globals['_CONNECTREPLY']._serialized_start=399
+  _globals['_CONNECTREPLY']._serialized_end=491
+  _globals['_COMMITREQUEST']._serialized_start=494
+  _globals['_COMMITREQUEST']._serialized_end=664
+  _globals['_COMMITREPLY']._serialized_start=666
+  _globals['_COMMITREPLY']._serialized_end=679
+  _globals['_TRANSFER']._serialized_start=682
+  _globals['_TRANSFER']._serialized_end=811
 # @@protoc_insertion_point(module_scope)

@@ -440,12 +440,12 @@ class Load(_message.Message):
     STEP_COST_FIELD_NUMBER: _builtins.int
     NUM_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_RESERVED_FIELD_NUMBER: _builtins.int
     NUM_CACHED_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    NUM_RESERVED_FIELD_NUMBER: _builtins.int
     state: Global___NodeState.ValueType
     num_steps: _builtins.int
     """grows while the node makes progress"""
@@ -464,6 +464,8 @@ class Load(_message.Message):
     """of running and reserved requests: prompt and output so far"""
     max_num_batched_tokens: _builtins.int
     """in one step"""
+    num_reserved: _builtins.int
+    """requests that have their blocks, and whose KV is on its way"""
     num_cached_blocks: _builtins.int
     """For those who look on; counts are since the node started.
     free ones that hold a prefix
@@ -474,8 +476,6 @@ class Load(_message.Message):
     num_cached_tokens: _builtins.int
     """of them, found in the prefix cache"""
     num_output_tokens: _builtins.int
-    num_reserved: _builtins.int
-    """requests that have their blocks, and whose KV is on its way"""
     @_builtins.property
     def step_cost(self) -> Global___StepCost: ...
     def __init__(
@@ -493,12 +493,12 @@ class Load(_message.Message):
         step_cost: Global___StepCost | None = ...,
         num_context_tokens: _builtins.int = ...,
         max_num_batched_tokens: _builtins.int = ...,
+        num_reserved: _builtins.int = ...,
         num_cached_blocks: _builtins.int = ...,
         num_preemptions: _builtins.int = ...,
         num_prompt_tokens: _builtins.int = ...,
         num_cached_tokens: _builtins.int = ...,
         num_output_tokens: _builtins.int = ...,
-        num_reserved: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["step_cost", b"step_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
