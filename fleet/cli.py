@@ -23,7 +23,7 @@ COMMANDS = {
     "doctor": ("fleet.doctor.command", "check what this machine offers, and say what to do about what is missing"),
     "chaos": ("fleet.chaos.command", "try on a fleet of its own what happens to requests when services die or freeze"),
     "loadtest": ("fleet.loadtest.command", "five phases of load, with a verdict for each: may this fleet be trusted?"),
-    "plan": ("fleet.capacity", "how many nodes a workload needs, at what cost, and what they would do under it"),
+    "plan": ("fleet.plan", "how many nodes a workload needs, at what cost, and what they would do under it"),
     "scorecard": ("fleet.scorecard.command", "the twenty items of production readiness, checked on a fleet that runs"),
     "bench": ("fleet.bench", "run a benchmark; without a name, list them"),
 }

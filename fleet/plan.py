@@ -1,130 +1,183 @@
-"""The services of a fleet as commands: what `baton up` was asked for, said in the flags of each service.
+"""`baton plan`: how many prefill and decode nodes a workload needs, what they cost, and what they would do.
 
-Children see none of the parent's BATON_ variables: what they are to know comes as flags, secrets as variables.
+    baton plan --fit http://127.0.0.1:8000 --node node.json          # measure one node of each pool, keep the figures
+    baton plan --node node.json --rate 40 --prompt-tokens 512 --output-tokens 128
+    baton plan --node node.json --trace trace.jsonl --cost-prefill-hour 12 --cost-decode-hour 12
+
+Nodes are counted for the peak times --peak-factor, and --headroom on top. Outcomes come from a simulator: the
+router's own choices over fitted nodes, in virtual time. Fitting, simulating and sizing are `bench/_plan`.
 """
 
-import dataclasses
+import argparse
+import asyncio
 import math
-import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-from baton.config import to_args
-from baton.model_source import Model
-from baton.settings import EngineFlags, FleetConfig, NodeConfig, RouterConfig
-from fleet.cores import Share, share
-from fleet.cores import available as available_cores
-from fleet.gpus import Gpu, available, kv_memory, of_node
-from fleet.process import Command
+import msgspec
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
 
-MODULES = {"router": "router", "prefill": "prefill_node", "decode": "decode_node"}
-PROGRAMS: Mapping[str, tuple[str, ...]] = {
-    # -P: a folder named `router` where the user happens to stand is not ours
-    role: (sys.executable, "-P", "-m", module)
-    for role, module in MODULES.items()
-}
-_NO_ENV: Mapping[str, str] = {}
-_PASSED_ON = ("BATON_FAULT",)
-_SHARED = ("log_level", "log_format", "otlp_endpoint")  # flags of every service
+from baton.errors import ConfigError
+from bench._load import lengths
+from bench._load.target import target_of
+from bench._plan import fitting, node_model, simulation, sizing
+from bench._plan.node_model import NodeModel
+from bench._plan.simulation import Outcome, Workload
+from bench._plan.sizing import Limits, Size
+from bench._simulated import trace
+from bench._simulated.hardware import SimulatedRequest
+
+_HOUR_MS = 3_600_000.0
+_MAX_HOURS = 24
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that the services of one fleet have in common."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A node, a workload, limits, prices."""
+    add = parser.add_argument
+    add("--fit", metavar="URL", default="", help="measure a fleet of one prefill and one decode node, into --node")
+    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt that is tried")
+    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
+    add("--node", type=Path, help="what a node can do: file of --fit, or report of `baton bench serve --json`")
+    add("--prefill-tokens-per-s", type=float, default=0.0, help="instead of --node: of one prefill node")
+    add("--decode-base-ms", type=float, default=0.0, help="and of one decode node: a step of nothing")
+    add("--decode-request-ms", type=float, default=0.0, help="and each request in it")
+    add("--rate", type=float, default=0.0, help="requests per second, at the peak")
+    add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, more comes in bursts")
+    add("--prompt-tokens", default="512", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
+    add("--output-tokens", default="128", help="likewise")
+    add("--trace", type=Path, help="instead of a rate and lengths: requests in Mooncake's format")
+    add("--trace-speed", type=float, default=1.0, help="times as many requests as in the trace")
+    add("--slo-ttft-ms", type=float, default=1000.0, help="time to first token, p99")
+    add("--slo-tpot-ms", type=float, default=50.0, help="time per output token, p99")
+    add("--peak-factor", type=float, default=2.0, help="how far above the peak")
+    add("--headroom", type=float, default=0.3, help="share of nodes on top")
+    add("--size", metavar="PREFILL:DECODE", default="", help="what so many nodes would do, instead of a search")
+    add("--cost-prefill-hour", type=float, default=0.0, help="of a prefill node")
+    add("--cost-decode-hour", type=float, default=0.0, help="of a decode node")
+    add("--gpus-per-node", type=int, default=0, help="to count GPUs as well")
+    add("--json", action="store_true", help="for programs")
 
-    config: FleetConfig
-    model: Model
-    port: int
-    redis_url: str = field(repr=False)
-    service_token: str = field(repr=False)
-    admin_ports: tuple[int, ...] = ()  # of the routers, on loopback; empty: each takes any free one
-    suffix: str = ""  # tells fleets on one Redis apart
-    programs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PROGRAMS)
-    cores: list[int] = field(default_factory=available_cores)
-    gpus: tuple[Gpu, ...] = field(default_factory=available)
 
-    @property
-    def local_host(self) -> str:
-        """How this host reaches what listens on `--host`, as it stands in a URL."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.config.host, self.config.host)  # noqa: S104
-        return f"[{host}]" if ":" in host else host
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    model = _model(args)
+    if args.fit and not args.rate and not args.trace:
+        print(msgspec.json.format(msgspec.json.encode(model)).decode())
+        return 0
+    workload = _workload(args)
+    limits = Limits(args.slo_ttft_ms / 1000, args.slo_tpot_ms / 1000)
+    if args.size:
+        size = _size(args.size)
+        found, at_peak = sizing.run(model, workload, args.trace_speed, size), size
+    else:
+        at_peak, found = sizing.search(model, workload, args.trace_speed * args.peak_factor, limits)
+        size = Size(_with(at_peak.prefill, args.headroom), _with(at_peak.decode, args.headroom))
+    hours = _hours(model, workload, args.trace_speed, size)
+    if args.json:
+        report = {"size": size, "without_headroom": at_peak, "outcome": found, "hours": hours, "node": model}
+        print(msgspec.json.encode(report).decode())
+        return 0
+    for line in [*_plan_lines(args, workload, at_peak, size), *_outcome_lines(args, found), *_hour_lines(hours)]:
+        console.print(line)
+    return 0
 
-    @property
-    def endpoint(self) -> str:
-        """Where clients on this host reach the fleet."""
-        return f"http://{self.local_host}:{self.port}"
 
-    def node(self, role: str, index: int, num_nodes: int) -> Command:
-        """The `index`-th prefill or decode node, one of `num_nodes`."""
-        name = f"{role}-{index}{self.suffix}"
-        engine: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(EngineFlags)}
-        part = self._share(role, index, num_nodes)
-        gpu = self._gpu(role, index)
-        engine |= {"model": str(self.model.path), "served_model_name": self.model.names}
-        engine |= {"num_threads": part.num_threads, "kv_memory": self._kv_memory(gpu)}
-        flags = NodeConfig(**engine, node_id=name, transport=self.config.transport, **self._shared())
-        env = {"CUDA_VISIBLE_DEVICES": gpu.index} if gpu else {}
-        return self._command(role, name, to_args(flags), part.cores, env)
+def _model(args: argparse.Namespace) -> NodeModel:
+    if args.fit:
+        model = _fitted(args)
+        if args.node:
+            node_model.write(args.node, model)
+        return model
+    if args.node:
+        return node_model.read(args.node)
+    return node_model.of_rates(args.prefill_tokens_per_s, args.decode_base_ms, args.decode_request_ms)
 
-    def router(self, index: int) -> Command:
-        """The `index`-th router."""
-        name = f"router-{index}{self.suffix}"
-        flags = RouterConfig(
-            node_id=name,
-            model=str(self.model.path),
-            served_model_name=self.model.names,
-            max_model_len=self.config.max_model_len,
-            sampling_defaults=self.config.sampling_defaults,
-            tool_parser=self.config.tool_parser,
-            reasoning_parser=self.config.reasoning_parser,
-            host=self.config.host,
-            port=self.port,
-            api_key_file=os.path.abspath(self.config.api_key_file) if self.config.api_key_file else "",
-            max_ttft_s=self.config.max_ttft_s,
-            admin_port=self.admin_ports[index] if self.admin_ports else 0,
-            log_prompts=self.config.log_prompts,
-            **self._shared(),
+
+def _fitted(args: argparse.Namespace) -> NodeModel:
+    target = target_of(args.fit)
+    columns = SpinnerColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("warming up")
+
+        async def fit() -> NodeModel:
+            return await fitting.fit(
+                target,
+                await target.first_model(),
+                max_prompt_tokens=args.fit_prompt_tokens,
+                vocab_size=args.vocab_size,
+                on_step=lambda text: progress.update(task, description=text),
+            )
+
+        return asyncio.run(fit())
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    if args.trace:
+        return Workload(lines=trace.read(args.trace))
+    if args.rate <= 0:
+        raise ConfigError("say what is asked: --rate with --prompt-tokens and --output-tokens, or --trace")
+    prompt, output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
+    return Workload(rate=args.rate, burstiness=args.burstiness, prompt=prompt, output=output)
+
+
+def _size(text: str) -> Size:
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdigit() and 1 <= int(part) <= sizing.MAX_NODES for part in parts):
+        raise ConfigError(f"--size: {text} is not PREFILL:DECODE, each between 1 and {sizing.MAX_NODES}")
+    return Size(int(parts[0]), int(parts[1]))
+
+
+def _with(number: int, headroom: float) -> int:
+    return math.ceil(number * (1 + headroom) - 1e-9)
+
+
+def _hours(model: NodeModel, workload: Workload, speed: float, size: Size) -> list[Outcome]:
+    """The first 24 hours of a trace, hour by hour; nothing without a trace."""
+    if not workload.lines:
+        return []
+    start_ms = workload.lines[0].timestamp
+    lines = [line for line in workload.lines if line.timestamp - start_ms < _MAX_HOURS * _HOUR_MS]
+    asked = trace.requests(lines, speed)
+    fleet, requests = simulation.simulate(model, size.prefill, size.decode, asked, workload.block_size)
+    hours: dict[int, list[SimulatedRequest]] = {}
+    for request in requests:
+        hours.setdefault(int(request.arrival_ms * speed // _HOUR_MS), []).append(request)
+    return [simulation.outcome(model, fleet, part) for part in hours.values()]
+
+
+def _plan_lines(args: argparse.Namespace, workload: Workload, at_peak: Size, size: Size) -> list[str]:
+    num_prompt, num_output = workload.mean_tokens
+    rate = workload.mean_rate * args.trace_speed
+    lines = [f"{rate:.2f} requests/s, {num_prompt:.0f} tokens in and {num_output:.0f} out on the average"]
+    if not args.size:
+        lines.append(f"at ×{args.peak_factor:g}: {at_peak.prefill} prefill + {at_peak.decode} decode nodes")
+    lines.append(f"nodes: {size.prefill} prefill + {size.decode} decode")
+    if args.gpus_per_node:
+        lines[-1] += f", {(size.prefill + size.decode) * args.gpus_per_node} GPUs"
+    cost = size.prefill * args.cost_prefill_hour + size.decode * args.cost_decode_hour
+    if cost:
+        per_million = cost / (rate * num_output * 3600 / 1e6)
+        lines.append(
+            f"cost: {cost:,.2f} an hour, {cost * 730:,.0f} a month, {per_million:,.2f} per million output tokens"
         )
-        return self._command("router", name, to_args(flags), frozenset())
+    return lines
 
-    @property
-    def dashboard(self) -> str:
-        """Where a browser on this host sees the fleet; empty where no admin ports were chosen."""
-        return f"http://127.0.0.1:{self.admin_ports[0]}/dashboard" if self.admin_ports else ""
 
-    def _shared(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in _SHARED}
+def _outcome_lines(args: argparse.Namespace, found: Outcome) -> list[str]:
+    where = "simulated" if args.size else f"simulated at ×{args.peak_factor:g}, without headroom"
+    return [f"{where}: {_said(found)}"]
 
-    def _share(self, role: str, index: int, num_nodes: int) -> Share:
-        if self.config.num_threads or self._gpus():
-            return Share(frozenset(), self.config.num_threads)
-        return share(self.cores, role, num_nodes, colocated=self.config.colocated, index=index)
 
-    def _gpus(self) -> tuple[Gpu, ...]:
-        return () if self.config.device == "cpu" else self.gpus
+def _hour_lines(hours: list[Outcome]) -> list[str]:
+    return [f"hour {number:>2}: {_said(found)}" for number, found in enumerate(hours)]
 
-    def _gpu(self, role: str, index: int) -> Gpu | None:
-        first = self.config.prefill if role == "decode" and not self.config.colocated else 0
-        return of_node(self._gpus(), first + index) if self._gpus() else None
 
-    def _kv_memory(self, gpu: Gpu | None) -> str:
-        if gpu is None or self.config.kv_memory != "auto":
-            return self.config.kv_memory
-        num_nodes = self.config.decode + (0 if self.config.colocated else self.config.prefill)
-        return kv_memory(gpu, math.ceil(num_nodes / len(self._gpus())), self.model.path)
-
-    def _command(
-        self, role: str, name: str, args: list[str], pinned: frozenset[int], more_env: Mapping[str, str] = _NO_ENV
-    ) -> Command:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("BATON_") or k.startswith(_PASSED_ON)}
-        env |= {
-            **more_env,
-            "BATON_REDIS_URL": self.redis_url,  # it holds a password: never in argv
-            "BATON_SERVICE_TOKEN": self.service_token,
-            "BATON_DIE_WITH_PARENT": str(os.getpid()),
-        }
-        if role == "router" and (keys := os.environ.get("BATON_API_KEY")):
-            env["BATON_API_KEY"] = keys
-        return Command(name, role, (*self.programs[role], *args), env, pinned)
+def _said(found: Outcome) -> str:
+    return (
+        f"{found.requests_per_s:.2f} requests/s, {found.output_tokens_per_s:.0f} tokens/s, "
+        f"TTFT p50 {1000 * found.ttft_p50_s:.0f} p99 {1000 * found.ttft_p99_s:.0f} ms, "
+        f"TPOT p50 {1000 * found.tpot_p50_s:.1f} p99 {1000 * found.tpot_p99_s:.1f} ms, "
+        f"prefill busy {found.prefill_utilization:.0%}, {found.decode_running:.1f} requests on a decode node"
+    )

@@ -5,7 +5,7 @@
     scale   new nodes are waited for, superfluous ones drain in the background
     stop    routers first (they end their streams), then nodes, then Redis; what does not heed is killed, all in 10 s
 
-What it leaves to others: commands and flags (plan), one process (member), signals and the terminal (up).
+What it leaves to others: commands and flags (services), one process (member), signals and the terminal (up).
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from fleet import embedded_redis, state
 from fleet.console import Reporter
 from fleet.home import Home
 from fleet.member import Member, Probe, StartError
-from fleet.plan import Plan
 from fleet.process import Process
 from fleet.router_probe import until_ready
+from fleet.services import Services
 
 ROUTER_STOP_S = 4.3  # for streams to end, of the 10 s in which a stopped fleet is gone; a router alone waits for longer
 NODE_STOP_S = 2.5
@@ -37,8 +37,8 @@ _TEXTS = {"starting": "starting", "ready": "ready", "restarting": "died", "drain
 class Fleet:
     """What `baton up` runs. One event loop; all methods are called in it."""
 
-    def __init__(self, plan: Plan, home: Home, run_dir: Path, reporter: Reporter) -> None:
-        self._plan, self._home, self._run_dir, self._reporter = plan, home, run_dir, reporter
+    def __init__(self, services: Services, home: Home, run_dir: Path, reporter: Reporter) -> None:
+        self._services, self._home, self._run_dir, self._reporter = services, home, run_dir, reporter
         self.members: dict[str, Member] = {}
         self.phase = "starting"
         self._draining: set[asyncio.Task[None]] = set()
@@ -46,7 +46,7 @@ class Fleet:
 
     async def start(self) -> None:
         """Returns when requests can be served; StartError, naming the service, when one does not come up."""
-        config = self._plan.config
+        config = self._services.config
         if not config.redis_url:
             await self._start_all([self._add_redis()])
         else:
@@ -98,7 +98,7 @@ class Fleet:
         for role, count in counts.items():
             if role not in ("prefill", "decode"):
                 raise ConfigError(f"no such pool: {role} (there are prefill and decode)")
-            if role == "prefill" and self._plan.config.colocated:
+            if role == "prefill" and self._services.config.colocated:
                 raise ConfigError("a colocated fleet has no prefill nodes: scale decode")
             if not 1 <= count <= 64:
                 raise ConfigError(f"{role}={count}: a pool has between 1 and 64 nodes")
@@ -143,17 +143,17 @@ class Fleet:
         return next(i for i in range(len(taken) + 1) if i not in taken)
 
     def _add_redis(self) -> Member:
-        url = self._plan.redis_url
+        url = self._services.redis_url
         return self._add(
             Member(embedded_redis.command(url), lambda _: embedded_redis.answers(url), *self._where("redis"))
         )
 
     def _add_node(self, role: str, index: int, num_nodes: int) -> Member:
-        command = self._plan.node(role, index, num_nodes)
+        command = self._services.node(role, index, num_nodes)
         return self._add(Member(command, _says_ready, *self._where(command.id)))
 
     def _add_router(self, index: int) -> Member:
-        command = self._plan.router(index)
+        command = self._services.router(index)
         return self._add(Member(command, self._router_probe(), *self._where(command.id)))
 
     def _where(self, name: str) -> Any:
@@ -161,7 +161,7 @@ class Fleet:
 
     def _router_probe(self) -> Probe:
         async def probe(process: Process) -> dict[str, Any]:
-            return await until_ready(process, self._plan.local_host, self._plan.port)
+            return await until_ready(process, self._services.local_host, self._services.port)
 
         return probe
 
@@ -188,15 +188,15 @@ class Fleet:
         self._save()
 
     def _save(self) -> None:
-        config = self._plan.config
+        config = self._services.config
         snapshot = state.FleetState(
             pid=os.getpid(),
             state=self.phase,
-            endpoint=self._plan.endpoint,
-            redis_url=self._plan.redis_url,
+            endpoint=self._services.endpoint,
+            redis_url=self._services.redis_url,
             run_dir=str(self._run_dir),
-            model=str(self._plan.model.path),
-            served_model_name=self._plan.model.names,
+            model=str(self._services.model.path),
+            served_model_name=self._services.model.names,
             colocated=config.colocated,
             transport=config.transport,
             api_key_file=config.api_key_file,

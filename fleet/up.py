@@ -25,7 +25,7 @@ from baton.settings import FleetConfig, misspelt
 from fleet import control, detach, embedded_redis, port, state
 from fleet.console import Reporter, for_terminal
 from fleet.home import Home, remove_run_dir
-from fleet.plan import Plan
+from fleet.services import Services
 from fleet.supervisor import Fleet
 from fleet.welcome import welcome
 
@@ -83,8 +83,8 @@ def supervise(
     home.rotate_logs()
     run_dir = home.make_run_dir()
     try:
-        plan = dataclasses.replace(_plan(config, served, run_dir), admin_ports=admin_ports)
-        return asyncio.run(_Supervision(plan, home, run_dir, reporter, on_start).run())
+        services = dataclasses.replace(_services(config, served, run_dir), admin_ports=admin_ports)
+        return asyncio.run(_Supervision(services, home, run_dir, reporter, on_start).run())
     finally:
         reporter.close()
         home.state_file.unlink(missing_ok=True)
@@ -95,9 +95,11 @@ def supervise(
 class _Supervision:
     """One fleet from start to stop, under the signals of its owner."""
 
-    def __init__(self, plan: Plan, home: Home, run_dir: Path, reporter: Reporter, on_start: detach.OnStart) -> None:
-        self._plan, self._run_dir, self._reporter, self._on_start = plan, run_dir, reporter, on_start
-        self._fleet = Fleet(plan, home, run_dir, reporter)
+    def __init__(
+        self, services: Services, home: Home, run_dir: Path, reporter: Reporter, on_start: detach.OnStart
+    ) -> None:
+        self._services, self._run_dir, self._reporter, self._on_start = services, run_dir, reporter, on_start
+        self._fleet = Fleet(services, home, run_dir, reporter)
         self._asked = asyncio.Event()
         self._killed = False
 
@@ -124,7 +126,7 @@ class _Supervision:
             return 130
         self._reporter.close()
         starting.result()
-        self._reporter.note(welcome(self._plan))
+        self._reporter.note(welcome(self._services))
         self._on_start(0)
         await asked
         self._reporter.note("Stopping: what runs may finish. Ctrl-C once more kills.")
@@ -158,8 +160,8 @@ def _checked(config: FleetConfig) -> FleetConfig:
     return config
 
 
-def _plan(config: FleetConfig, served: Model, run_dir: Path) -> Plan:
-    return Plan(
+def _services(config: FleetConfig, served: Model, run_dir: Path) -> Services:
+    return Services(
         config=config,
         model=served,
         port=config.port,

@@ -5,31 +5,31 @@ import os
 import shlex
 
 from fleet.key_file import begins_plain
-from fleet.plan import Plan
+from fleet.services import Services
 
 
-def welcome(plan: Plan) -> str:
+def welcome(services: Services) -> str:
     """Where the fleet is, a request to paste, and whom to talk to."""
-    names = ", ".join(plan.model.names)
-    dashboard = f"  {plan.dashboard}\n" if plan.dashboard else ""
-    return f"\nReady: {plan.endpoint}/v1 serves {names}\n\n  {_curl(plan)}\n  baton chat\n{dashboard}"
+    names = ", ".join(services.model.names)
+    dashboard = f"  {services.dashboard}\n" if services.dashboard else ""
+    return f"\nReady: {services.endpoint}/v1 serves {names}\n\n  {_curl(services)}\n  baton chat\n{dashboard}"
 
 
-def _curl(plan: Plan) -> str:
+def _curl(services: Services) -> str:
     """A line that works when pasted into a shell on this host."""
-    name, question = plan.model.names[0], "What does itertools.chain do?"
-    if plan.model.has_chat_template:
+    name, question = services.model.names[0], "What does itertools.chain do?"
+    if services.model.has_chat_template:
         path = "chat/completions"
         body: dict[str, object] = {"model": name, "messages": [{"role": "user", "content": question}]}
     else:
         path, body = "completions", {"model": name, "prompt": question, "max_tokens": 32}
     data = shlex.quote(json.dumps(body))
-    return f"curl {plan.endpoint}/v1/{path} -H 'Content-Type: application/json' {_authorization(plan)}-d {data}"
+    return f"curl {services.endpoint}/v1/{path} -H 'Content-Type: application/json' {_authorization(services)}-d {data}"
 
 
-def _authorization(plan: Plan) -> str:
+def _authorization(services: Services) -> str:
     """The header with the key, which is left where it is."""
-    file = plan.config.api_key_file
+    file = services.config.api_key_file
     if file and begins_plain(file):
         return f'-H "Authorization: Bearer $(grep -m 1 "^[^#]" {shlex.quote(os.path.abspath(file))})" '
     return '-H "Authorization: Bearer ${BATON_API_KEY%%,*}" ' if file or os.environ.get("BATON_API_KEY") else ""

@@ -18,7 +18,7 @@ from pathlib import Path
 from baton.errors import BatonError
 from fleet.chaos.fleet import PrivateFleet
 from fleet.embedded_redis import find_server
-from fleet.plan import PROGRAMS
+from fleet.services import PROGRAMS
 from fleet.state import ProcessState
 
 BRIDGE_HOST, REDIS_HOST = "router", "redis"

@@ -6,13 +6,13 @@ from baton.model_source import Model
 from baton.settings import FleetConfig
 from fleet import gpus
 from fleet.gpus import Gpu
-from fleet.plan import Plan
+from fleet.services import Services
 
 LISTING = "0, 81000\n1, 40000\n2, [N/A]\n"
 
 
-def a_plan(model: Path, found: tuple[Gpu, ...], **config: object) -> Plan:
-    return Plan(
+def services_of(model: Path, found: tuple[Gpu, ...], **config: object) -> Services:
+    return Services(
         config=FleetConfig(**config),  # type: ignore[arg-type]
         model=Model(model, ("m",)),
         port=1,
@@ -37,16 +37,16 @@ def test_what_cuda_may_not_see_is_not_used(allowed: str, indices: list[str]):
 
 
 def test_nodes_take_gpus_one_after_the_other(tmp_path: Path):
-    plan = a_plan(tmp_path, gpus.visible(LISTING, None), prefill=1, decode=2)
-    nodes = [plan.node("prefill", 0, 1), plan.node("decode", 0, 2), plan.node("decode", 1, 2)]
+    services = services_of(tmp_path, gpus.visible(LISTING, None), prefill=1, decode=2)
+    nodes = [services.node("prefill", 0, 1), services.node("decode", 0, 2), services.node("decode", 1, 2)]
     assert [node.env["CUDA_VISIBLE_DEVICES"] for node in nodes] == ["0", "1", "0"]
     assert all(node.cores == frozenset() for node in nodes)
 
 
 def test_nodes_on_one_gpu_share_its_memory(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(bytes(2**20))
-    plan = a_plan(tmp_path, (Gpu("0", 100 * 2**30),))
-    sizes = [flag(plan.node(role, 0, 1).argv, "--kv-memory") for role in ("prefill", "decode")]
+    services = services_of(tmp_path, (Gpu("0", 100 * 2**30),))
+    sizes = [flag(services.node(role, 0, 1).argv, "--kv-memory") for role in ("prefill", "decode")]
     assert sizes[0] == sizes[1]
     both = 2 * (int(sizes[0].removesuffix("MiB")) * 2**20 + 2**20)
     assert 70 * 2**30 < both < 85 * 2**30
@@ -54,11 +54,11 @@ def test_nodes_on_one_gpu_share_its_memory(tmp_path: Path):
 
 def test_a_node_alone_or_with_a_size_of_its_own_decides_itself(tmp_path: Path):
     gpu = (Gpu("0", 100 * 2**30),)
-    assert flag(a_plan(tmp_path, gpu, colocated=True).node("decode", 0, 1).argv, "--kv-memory") == ""
-    assert flag(a_plan(tmp_path, gpu, kv_memory="1GiB").node("decode", 0, 1).argv, "--kv-memory") == "1GiB"
+    assert flag(services_of(tmp_path, gpu, colocated=True).node("decode", 0, 1).argv, "--kv-memory") == ""
+    assert flag(services_of(tmp_path, gpu, kv_memory="1GiB").node("decode", 0, 1).argv, "--kv-memory") == "1GiB"
 
 
 def test_a_fleet_on_the_cpu_leaves_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    node = a_plan(tmp_path, (Gpu("0", 2**30),), device="cpu").node("decode", 0, 1)
+    node = services_of(tmp_path, (Gpu("0", 2**30),), device="cpu").node("decode", 0, 1)
     assert "CUDA_VISIBLE_DEVICES" not in node.env

@@ -1,156 +1,63 @@
-import dataclasses
-import os
-import re
-import subprocess
+import json
 from pathlib import Path
 
 import pytest
 
-from baton.model_source import Model
-from baton.settings import FleetConfig, NodeConfig, RouterConfig
-from fleet.cores import share
-from fleet.plan import Plan
-from fleet.welcome import welcome
+from fleet import cli
+
+NODE = ["--prefill-tokens-per-s", "10000", "--decode-base-ms", "10", "--decode-request-ms", "0.2"]
+LOAD = ["--rate", "10", "--prompt-tokens", "400", "--output-tokens", "100"]
 
 
-def a_plan(cores: list[int] | None = None, **config: object) -> Plan:
-    return Plan(
-        config=FleetConfig(device="cpu", **config),  # type: ignore[arg-type]
-        model=Model(Path("/models/m"), ("m", "alias")),
-        port=1234,
-        redis_url="unix:///run/redis.sock?password=hunter2",
-        service_token="t0ken",
-        cores=cores or [0, 1],
-    )
+def plan(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+    assert cli.main(["plan", *NODE, *args, "--json"]) == 0
+    found: dict = json.loads(capsys.readouterr().out)
+    return found
 
 
-def parsed(argv: tuple[str, ...], config: type) -> object:
-    import argparse
-
-    from baton.config import add_flags, from_args
-
-    parser = argparse.ArgumentParser()
-    add_flags(parser, config)
-    return from_args(config, parser.parse_args(argv[4:]), {})
-
-
-def test_a_node_gets_every_engine_flag_of_the_fleet():
-    command = a_plan(max_num_seqs=7, block_size=32, dtype="float32", kv_memory="64MiB", transport="tcp").node(
-        "decode", 0, 1
-    )
-    node = parsed(command.argv, NodeConfig)
-    assert isinstance(node, NodeConfig)
-    assert (node.node_id, node.model, node.served_model_name) == ("decode-0", "/models/m", ("m", "alias"))
-    assert (node.max_num_seqs, node.block_size, node.dtype, node.kv_memory) == (7, 32, "float32", "64MiB")
-    assert node.transport == "tcp"
+def test_nodes_are_for_the_peak_and_headroom_comes_on_top(capsys: pytest.CaptureFixture[str]):
+    found = plan(capsys, *LOAD, "--peak-factor", "2", "--headroom", "0.3")
+    for pool in ("prefill", "decode"):
+        without = found["without_headroom"][pool]
+        assert without < found["size"][pool] <= without * 1.3 + 1
+    single = plan(capsys, *LOAD, "--peak-factor", "1", "--headroom", "0")
+    assert single["size"]["prefill"] <= found["size"]["prefill"]
 
 
-def test_every_flag_of_the_fleet_that_a_node_has_is_passed_on():
-    shared = {f.name for f in dataclasses.fields(FleetConfig)} & {f.name for f in dataclasses.fields(NodeConfig)}
-    elsewhere = {"model", "served_model_name", "num_threads", "host", "port", "redis_url", "device"}
-    changed = {"dtype": "float16", "kv_memory": "1MiB", "transport": "ucx", "log_level": "error"}
-    changed |= {"quantization": "int8", "deterministic": False, "cuda_graphs": False}
-    changed |= {"log_format": "json", "otlp_endpoint": "http://collector:4318"}
-    for name in shared - elsewhere:
-        value = changed.get(name, 24)
-        node = parsed(a_plan(**{name: value}).node("prefill", 0, 1).argv, NodeConfig)
-        assert getattr(node, name) == value
+def test_a_size_is_simulated_as_it_is(capsys: pytest.CaptureFixture[str]):
+    found = plan(capsys, *LOAD, "--size", "2:3")
+    assert found["size"] == {"prefill": 2, "decode": 3}
+    assert found["outcome"]["requests_per_s"] == pytest.approx(10, rel=0.1)
 
 
-def test_a_router_gets_the_endpoint_and_the_keys(tmp_path: Path):
-    command = a_plan(host="0.0.0.0", api_key_file="keys", max_model_len=99, tool_parser="hermes").router(2)
-    router = parsed(command.argv, RouterConfig)
-    assert isinstance(router, RouterConfig)
-    assert (router.tool_parser, router.reasoning_parser) == ("hermes", "auto")
-    assert (router.host, router.port, router.max_model_len) == ("0.0.0.0", 1234, 99)
-    assert router.api_key_file == os.path.abspath("keys")
-    assert command.id == "router-2"
+def test_costs_and_gpus_are_counted(capsys: pytest.CaptureFixture[str]):
+    prices = ["--cost-prefill-hour", "10", "--cost-decode-hour", "20", "--gpus-per-node", "8"]
+    assert cli.main(["plan", *NODE, *LOAD, "--size", "1:2", *prices]) == 0
+    out = capsys.readouterr().out
+    assert "24 GPUs" in out
+    assert "50.00 an hour" in out
+    assert "13.89 per million" in out  # 1,000 tokens a second are 3.6 million an hour
 
 
-def test_secrets_are_never_in_argv(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("BATON_API_KEY", "sk-secret")
-    plan = a_plan()
-    for command in (plan.node("prefill", 0, 1), plan.router(0)):
-        assert not {"hunter2", "t0ken", "sk-secret"} & {part for text in command.argv for part in text.split("=")}
-        assert command.env["BATON_SERVICE_TOKEN"] == "t0ken"
-        assert "hunter2" in command.env["BATON_REDIS_URL"]
-        assert "hunter2" not in repr(command)
-    assert plan.router(0).env["BATON_API_KEY"] == "sk-secret"
-    assert "BATON_API_KEY" not in plan.node("decode", 0, 1).env
-
-
-def test_children_see_no_variable_of_the_parent_but_planted_faults(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("BATON_MAX_NUM_SEQS", "1")
-    monkeypatch.setenv("BATON_FAULTS", "prefill.before_send=kill")
-    env = a_plan().node("prefill", 0, 1).env
-    assert "BATON_MAX_NUM_SEQS" not in env
-    assert env["BATON_FAULTS"] == "prefill.before_send=kill"
-    assert env["BATON_DIE_WITH_PARENT"] == str(os.getpid())
-
-
-def test_two_cores_are_one_for_each_pool():
-    plan = a_plan([0, 1])
-    assert plan.node("prefill", 0, 1).cores == {0}
-    assert plan.node("decode", 0, 1).cores == {1}
-    assert plan.router(0).cores == frozenset()
-    assert parsed(plan.node("decode", 0, 1).argv, NodeConfig).num_threads == 1  # type: ignore[attr-defined]
-
-
-def test_a_colocated_fleet_computes_on_all_cores():
-    assert share([0, 1], "decode", 1, colocated=True).cores == {0, 1}
-    assert share([0, 1], "decode", 1, colocated=True).num_threads == 2
-
-
-@pytest.mark.parametrize(("num_nodes", "num_threads"), [(1, 4), (2, 2), (3, 1), (9, 1)])
-def test_nodes_of_a_pool_share_its_cores(num_nodes: int, num_threads: int):
-    parts = [share(list(range(8)), "prefill", num_nodes, colocated=False, index=i) for i in range(num_nodes)]
-    assert {part.num_threads for part in parts} == {num_threads}
-    assert {len(part.cores) for part in parts} == {num_threads}
-    used = [core for part in parts for core in part.cores]
-    assert set(used) <= {0, 1, 2, 3}
-    assert num_nodes > 4 or len(used) == len(set(used))
-
-
-def test_colocated_nodes_have_a_core_each():
-    parts = [share([0, 1], "decode", 2, colocated=True, index=i) for i in range(2)]
-    assert [part.cores for part in parts] == [{0}, {1}]
-    assert a_plan(colocated=True, decode=2).node("decode", 1, 2).cores == {1}
-
-
-def test_one_core_is_everybodys_and_many_are_nobodys():
-    assert share([5], "prefill", 1, colocated=False) == share([5], "decode", 1, colocated=False)
-    many = share(list(range(64)), "decode", 2, colocated=False)
-    assert many.cores == frozenset()
-    assert many.num_threads == 16
-
-
-def test_who_says_how_many_threads_gets_them_unpinned():
-    command = a_plan(num_threads=3).node("prefill", 0, 1)
-    assert command.cores == frozenset()
-    assert parsed(command.argv, NodeConfig).num_threads == 3  # type: ignore[attr-defined]
+def test_a_trace_is_told_hour_by_hour(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "trace.jsonl"
+    times = [0, 60_000, 3_700_000, 3_760_000, 26 * 3_600_000]
+    line = {"input_length": 600, "output_length": 20, "hash_ids": [1, 2]}
+    path.write_text("".join(json.dumps({"timestamp": at, **line}) + "\n" for at in times))
+    found = plan(capsys, "--trace", str(path), "--size", "1:1", "--trace-speed", "60")
+    assert [hour["num_requests"] for hour in found["hours"]] == [2, 2]  # what comes after a day is left out
 
 
 @pytest.mark.parametrize(
-    ("host", "endpoint"),
+    ("args", "message"),
     [
-        ("127.0.0.1", "http://127.0.0.1:1234"),
-        ("0.0.0.0", "http://127.0.0.1:1234"),
-        ("::", "http://[::1]:1234"),
-        ("box.example", "http://box.example:1234"),
+        ([*NODE], "--rate"),
+        ([*LOAD], "--prefill-tokens-per-s"),
+        ([*NODE, *LOAD, "--size", "3"], "PREFILL:DECODE"),
+        ([*NODE, *LOAD, "--slo-tpot-ms", "5"], "slo-tpot"),
+        ([*LOAD, "--node", "/nowhere.json"], "/nowhere.json"),
     ],
 )
-def test_the_endpoint_can_be_reached_from_here(host: str, endpoint: str):
-    assert a_plan(host=host).endpoint == endpoint
-
-
-def test_the_welcome_shows_no_key_but_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    keys = tmp_path / "my keys"
-    keys.write_text("# ours\nsk-secret\n")
-    said = welcome(a_plan(api_key_file=str(keys)))
-    assert "sk-secret" not in said
-    header = re.search(r'-H ("Authorization: .*") -d', said)
-    assert header is not None
-    echoed = subprocess.run(f"echo {header[1]}", shell=True, capture_output=True, text=True, check=True)
-    assert echoed.stdout == "Authorization: Bearer sk-secret\n"
-    monkeypatch.setenv("BATON_API_KEY", "sk-a,sk-b")
-    assert '"Authorization: Bearer ${BATON_API_KEY%%,*}"' in welcome(a_plan())
+def test_what_is_missing_is_told(args: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["plan", *args]) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""The services of a fleet as commands: what `baton up` was asked for, said in the flags of each service.
+
+Children see none of the parent's BATON_ variables: what they are to know comes as flags, secrets as variables.
+"""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from baton.config import to_args
+from baton.model_source import Model
+from baton.settings import EngineFlags, FleetConfig, NodeConfig, RouterConfig
+from fleet.cores import Share, share
+from fleet.cores import available as available_cores
+from fleet.gpus import Gpu, available, kv_memory, of_node
+from fleet.process import Command
+
+MODULES = {"router": "router", "prefill": "prefill_node", "decode": "decode_node"}
+PROGRAMS: Mapping[str, tuple[str, ...]] = {
+    # -P: a folder named `router` where the user happens to stand is not ours
+    role: (sys.executable, "-P", "-m", module)
+    for role, module in MODULES.items()
+}
+_NO_ENV: Mapping[str, str] = {}
+_PASSED_ON = ("BATON_FAULT",)
+_SHARED = ("log_level", "log_format", "otlp_endpoint")  # flags of every service
+
+
+@dataclass(frozen=True)
+class Services:
+    """All that the services of one fleet have in common."""
+
+    config: FleetConfig
+    model: Model
+    port: int
+    redis_url: str = field(repr=False)
+    service_token: str = field(repr=False)
+    admin_ports: tuple[int, ...] = ()  # of the routers, on loopback; empty: each takes any free one
+    suffix: str = ""  # tells fleets on one Redis apart
+    programs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PROGRAMS)
+    cores: list[int] = field(default_factory=available_cores)
+    gpus: tuple[Gpu, ...] = field(default_factory=available)
+
+    @property
+    def local_host(self) -> str:
+        """How this host reaches what listens on `--host`, as it stands in a URL."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.config.host, self.config.host)  # noqa: S104
+        return f"[{host}]" if ":" in host else host
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients on this host reach the fleet."""
+        return f"http://{self.local_host}:{self.port}"
+
+    def node(self, role: str, index: int, num_nodes: int) -> Command:
+        """The `index`-th prefill or decode node, one of `num_nodes`."""
+        name = f"{role}-{index}{self.suffix}"
+        engine: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(EngineFlags)}
+        part = self._share(role, index, num_nodes)
+        gpu = self._gpu(role, index)
+        engine |= {"model": str(self.model.path), "served_model_name": self.model.names}
+        engine |= {"num_threads": part.num_threads, "kv_memory": self._kv_memory(gpu)}
+        flags = NodeConfig(**engine, node_id=name, transport=self.config.transport, **self._shared())
+        env = {"CUDA_VISIBLE_DEVICES": gpu.index} if gpu else {}
+        return self._command(role, name, to_args(flags), part.cores, env)
+
+    def router(self, index: int) -> Command:
+        """The `index`-th router."""
+        name = f"router-{index}{self.suffix}"
+        flags = RouterConfig(
+            node_id=name,
+            model=str(self.model.path),
+            served_model_name=self.model.names,
+            max_model_len=self.config.max_model_len,
+            sampling_defaults=self.config.sampling_defaults,
+            tool_parser=self.config.tool_parser,
+            reasoning_parser=self.config.reasoning_parser,
+            host=self.config.host,
+            port=self.port,
+            api_key_file=os.path.abspath(self.config.api_key_file) if self.config.api_key_file else "",
+            max_ttft_s=self.config.max_ttft_s,
+            admin_port=self.admin_ports[index] if self.admin_ports else 0,
+            log_prompts=self.config.log_prompts,
+            **self._shared(),
+        )
+        return self._command("router", name, to_args(flags), frozenset())
+
+    @property
+    def dashboard(self) -> str:
+        """Where a browser on this host sees the fleet; empty where no admin ports were chosen."""
+        return f"http://127.0.0.1:{self.admin_ports[0]}/dashboard" if self.admin_ports else ""
+
+    def _shared(self) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in _SHARED}
+
+    def _share(self, role: str, index: int, num_nodes: int) -> Share:
+        if self.config.num_threads or self._gpus():
+            return Share(frozenset(), self.config.num_threads)
+        return share(self.cores, role, num_nodes, colocated=self.config.colocated, index=index)
+
+    def _gpus(self) -> tuple[Gpu, ...]:
+        return () if self.config.device == "cpu" else self.gpus
+
+    def _gpu(self, role: str, index: int) -> Gpu | None:
+        first = self.config.prefill if role == "decode" and not self.config.colocated else 0
+        return of_node(self._gpus(), first + index) if self._gpus() else None
+
+    def _kv_memory(self, gpu: Gpu | None) -> str:
+        if gpu is None or self.config.kv_memory != "auto":
+            return self.config.kv_memory
+        num_nodes = self.config.decode + (0 if self.config.colocated else self.config.prefill)
+        return kv_memory(gpu, math.ceil(num_nodes / len(self._gpus())), self.model.path)
+
+    def _command(
+        self, role: str, name: str, args: list[str], pinned: frozenset[int], more_env: Mapping[str, str] = _NO_ENV
+    ) -> Command:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("BATON_") or k.startswith(_PASSED_ON)}
+        env |= {
+            **more_env,
+            "BATON_REDIS_URL": self.redis_url,  # it holds a password: never in argv
+            "BATON_SERVICE_TOKEN": self.service_token,
+            "BATON_DIE_WITH_PARENT": str(os.getpid()),
+        }
+        if role == "router" and (keys := os.environ.get("BATON_API_KEY")):
+            env["BATON_API_KEY"] = keys
+        return Command(name, role, (*self.programs[role], *args), env, pinned)
