@@ -11,13 +11,6 @@ HELLO = [{"role": "user", "content": "hello"}]
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def client(router):
-    url = f"http://127.0.0.1:{router.port}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
-
-
 async def text_of(stream, choice_text):
     texts, chunks = {}, []
     async for chunk in stream:

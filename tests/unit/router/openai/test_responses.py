@@ -25,21 +25,6 @@ def served_model(model_dirs):
     return ServedModel.load(flags, OutputFlags(tool_parser="hermes", reasoning_parser="think"))
 
 
-@pytest.fixture
-async def client(router):
-    url = f"http://127.0.0.1:{router.port}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def say(dispatch, served_model):
-    def say(text):
-        dispatch.reply = served_model.tokenizer.encode(text)
-
-    return say
-
-
 def prompt(dispatch, served_model):
     return served_model.tokenizer.decode(dispatch.jobs[-1].token_ids, special=True)
 

@@ -40,22 +40,6 @@ def served_model(model_dirs, tmp_path_factory):
     return ServedModel.load(ModelFlags(model=str(path), served_model_name=("tiny",)))
 
 
-@pytest.fixture
-async def client(router):
-    url = f"http://127.0.0.1:{router.port}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def say(dispatch, served_model):
-    def say(text):
-        dispatch.facts.max_model_len = 4096
-        dispatch.reply = served_model.tokenizer.encode(text)
-
-    return say
-
-
 def prompt(dispatch, served_model):
     return served_model.tokenizer.decode(dispatch.jobs[-1].token_ids, special=True)
 
