@@ -7,10 +7,10 @@ row that comes after its leg's end is dropped by the router, to whom the leg is 
 from operator import itemgetter
 from typing import NamedTuple
 
-from baton.node_load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
+from baton.node.load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
+from baton.node.session import Session
+from baton.node.sessions import Sessions
 from baton.request import FinishReason
-from baton.session import Session
-from baton.sessions import Sessions
 from decode_node.legs import DecodeLeg
 from engine.outputs import StepOutput
 from engine.owners import Owners

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from baton.errors import Overloaded
-from baton.node_load import LoadBoard
+from baton.node.load import LoadBoard
 
 MAX_QUEUED = 256
 _RETRY_S = 0.1  # blocks also come back in ways that nobody announces

@@ -22,11 +22,11 @@ from typing import Any
 
 from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
-from baton.legs import all_over, entered, within_time
-from baton.node_load import ERRORS, LoadBoard
+from baton.node.legs import all_over, entered, within_time
+from baton.node.load import ERRORS, LoadBoard
+from baton.node.session import Leg
+from baton.node.sessions import Sessions
 from baton.request import FinishReason, Generation
-from baton.session import Leg
-from baton.sessions import Sessions
 from baton.timeline import TimelineBook
 from baton.v1 import transfer_pb2
 from decode_node.legs import DecodeLeg
@@ -43,7 +43,7 @@ MAX_LEASE_S = 120.0
 
 
 class DecodeService:
-    """What routers start here (`node_service.Legs`), and what becomes of it."""
+    """What routers start here (`baton.node.service.Legs`), and what becomes of it."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 from baton import gpu_metrics, heap, redis_client
-from baton.node_shell import NodeFacts, say_progress
+from baton.node.shell import NodeFacts, say_progress
 from baton.registry import Role
 from baton.settings import NodeConfig
 from baton.v1 import node_pb2, prompt_pb2

@@ -3,7 +3,7 @@
 import logging
 from typing import Any, Generic, Protocol, TypeVar
 
-from baton.node_load import BLOCK_LEAKS, LoadBoard
+from baton.node.load import BLOCK_LEAKS, LoadBoard
 from engine.engine import Engine
 from engine.request import Request
 

@@ -13,10 +13,10 @@ from grpc import aio
 
 from baton import rpc_errors
 from baton.errors import BatonError, InvalidRequest
-from baton.legs import within_time
-from baton.node_load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
+from baton.node.legs import within_time
+from baton.node.load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
+from baton.node.sessions import Sessions
 from baton.request import Generation
-from baton.sessions import Sessions
 from baton.timeline import Timeline, TimelineBook
 from baton.v1 import prompt_pb2, prompt_pb2_grpc
 from engine.engine import Engine

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 
 _NOTE = "<!-- Written by `python -m fleet.reference`. -->"
 # Where metrics are made -> who exposes them.
-_ROUTER_ROOMS, _NODE_ROOMS = ("router",), ("baton.node_load", "kv_transfer", "engine", "prefill_node", "decode_node")
+_ROUTER_ROOMS, _NODE_ROOMS = ("router",), ("baton.node.load", "kv_transfer", "engine", "prefill_node", "decode_node")
 _IMPORTED = ("router.server", "prefill_node.node", "decode_node.node")
 _CONFIGS = {"baton up": FleetConfig, "baton router": RouterConfig, "baton prefill, baton decode": NodeConfig}
 _NEVER_SEEN = {"cancelled", "node_unavailable", "transfer_failed", "layout_mismatch", "client_gone"}

@@ -5,7 +5,7 @@ import dataclasses
 
 from baton import redis_client
 from baton.lifecycle import Shutdown
-from baton.node_shell import NodeShell
+from baton.node.shell import NodeShell
 from baton.settings import NodeConfig
 from baton.v1 import prompt_pb2_grpc
 from engine import hosting

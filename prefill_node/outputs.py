@@ -6,7 +6,7 @@ loop; requests that are gone by then are skipped.
 
 import asyncio
 
-from baton.node_load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
+from baton.node.load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
 from engine.batch import Batch
 from engine.outputs import Output, StepOutput
 from engine.owners import Owners

@@ -20,11 +20,11 @@ import msgspec
 
 from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
 from baton.kv_layout import KVLayout
-from baton.legs import all_over, entered, within_time
-from baton.node_load import ERRORS, LoadBoard
+from baton.node.legs import all_over, entered, within_time
+from baton.node.load import ERRORS, LoadBoard
+from baton.node.session import Leg
+from baton.node.sessions import Sessions
 from baton.request import FinishReason, Generation
-from baton.session import Leg
-from baton.sessions import Sessions
 from baton.timeline import TimelineBook
 from baton.v1 import node_pb2, transfer_pb2
 from engine.engine import Engine
@@ -40,7 +40,7 @@ GRANT_PATIENCE_S = 0.5  # grants come in milliseconds where the decode node has 
 
 
 class PrefillService:
-    """What routers start here (`node_service.Legs`), and what becomes of it."""
+    """What routers start here (`baton.node.service.Legs`), and what becomes of it."""
 
     def __init__(
         self,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-from baton.node_service import NodeService
-from baton.session import Session
-from baton.sessions import Sessions
+from baton.node.service import NodeService
+from baton.node.session import Session
+from baton.node.sessions import Sessions
 from baton.v1 import node_pb2
 from engine.blocks import BlockManager
 from engine.engine import Engine

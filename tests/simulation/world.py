@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-import baton.node_shell
+import baton.node.shell
 import baton.redis_client
 import baton.rpc
 import decode_node.legs
@@ -33,7 +33,7 @@ import kv_transfer.receiver
 import prefill_node.legs
 import prefill_node.node
 import router.placing.prefix_replica
-from baton.node_load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS
+from baton.node.load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS
 from kv_transfer.receiver import MAX_MESSAGE_BYTES
 from tests.simulation import threads
 from tests.simulation.fleet import Fleet
@@ -51,8 +51,8 @@ _RECORDED = {
     (decode_node.node, "DecodeService"): "service",
     (decode_node.node, "KVReceiver"): "receiver",
     (prefill_node.node, "PrefillService"): "service",
-    (baton.node_shell, "LoadBoard"): "board",
-    (baton.node_shell, "Sessions"): "sessions",
+    (baton.node.shell, "LoadBoard"): "board",
+    (baton.node.shell, "Sessions"): "sessions",
 }
 WALL_S = 1e9
 _EXPECTED_ERRORS = ("another process with a later epoch",)
@@ -118,8 +118,8 @@ def _put_in_place(world: World, stack: contextlib.ExitStack) -> None:
     for count in (PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS):  # of the process: an earlier run has left its mark
         put(count, "value", 0)
     put(engine.step_loop, "threading", threads.SimThreading)
-    put(baton.node_shell, "MetricsServer", NoMetrics)
-    put(baton.node_shell.reflection, "enable_server_reflection", lambda *args: None)
+    put(baton.node.shell, "MetricsServer", NoMetrics)
+    put(baton.node.shell.reflection, "enable_server_reflection", lambda *args: None)
     put(uuid, "uuid4", lambda: uuid.UUID(int=world.rng.getrandbits(128)))
     put(secrets, "token_bytes", lambda size: world.rng.randbytes(size))
     put(secrets, "randbits", lambda bits: world.rng.getrandbits(bits))

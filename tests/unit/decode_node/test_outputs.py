@@ -3,10 +3,10 @@
 import pytest
 
 from baton.errors import NumericalError
-from baton.node_load import LoadBoard
+from baton.node.load import LoadBoard
+from baton.node.sessions import Sessions
 from baton.prefix_hash import root_hash
 from baton.request import FinishReason, Generation, SamplingParams
-from baton.sessions import Sessions
 from baton.v1 import types_pb2
 from decode_node.legs import DecodeLeg
 from decode_node.outputs import Outputs

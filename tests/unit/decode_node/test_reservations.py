@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from baton.errors import Overloaded
-from baton.node_load import LoadBoard
+from baton.node.load import LoadBoard
 from decode_node import reservations
 from decode_node.reservations import Reservations
 

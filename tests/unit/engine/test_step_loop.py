@@ -169,7 +169,7 @@ async def test_a_request_error_goes_on_and_an_engine_error_is_told(make_engine, 
 
 
 async def test_an_idle_node_finds_blocks_that_nobody_accounts_for(make_engine, make_generation, monkeypatch, caplog):
-    from baton.node_load import BLOCK_LEAKS, LoadBoard
+    from baton.node.load import BLOCK_LEAKS, LoadBoard
     from engine import step_loop
     from engine.owners import Owners
 

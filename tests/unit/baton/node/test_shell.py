@@ -12,10 +12,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from baton import redis_client, registry, rpc
 from baton.errors import ConfigError
 from baton.lifecycle import Shutdown
-from baton.node_shell import NodeFacts, NodeShell
+from baton.node.session import Leg
+from baton.node.shell import NodeFacts, NodeShell
 from baton.prefix_hash import BlockHash
 from baton.request import Generation, SamplingParams
-from baton.session import Leg
 from baton.settings import NodeConfig
 from baton.v1 import transfer_pb2, types_pb2
 

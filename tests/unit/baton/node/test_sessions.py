@@ -1,9 +1,9 @@
 import pytest
 
 from baton.errors import Cancelled, InvalidRequest, NodeUnavailable, Overloaded
+from baton.node.session import MAX_OUTBOX_ROWS
+from baton.node.sessions import GONE_S, Sessions
 from baton.request import FinishReason, Generation, SamplingParams
-from baton.session import MAX_OUTBOX_ROWS
-from baton.sessions import GONE_S, Sessions
 from baton.v1 import transfer_pb2, types_pb2
 
 pytestmark = pytest.mark.anyio

@@ -16,9 +16,9 @@ from grpc import aio
 
 from baton import rpc_errors
 from baton.errors import BatonError, InvalidRequest, NodeUnavailable
+from baton.node.session import Leg, Session
+from baton.node.sessions import Sessions
 from baton.request import Generation
-from baton.session import Leg, Session
-from baton.sessions import Sessions
 from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2
 
 _WRITE_TIMEOUT_S = 5.0

@@ -1,6 +1,6 @@
 from prometheus_client import REGISTRY
 
-from baton.node_load import LoadBoard
+from baton.node.load import LoadBoard
 from baton.v1 import types_pb2
 
 

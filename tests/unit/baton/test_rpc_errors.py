@@ -9,7 +9,7 @@ from grpc import aio
 from baton import errors, rpc, rpc_errors
 from baton.v1 import trace_pb2, trace_pb2_grpc
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_late")]
 
 CASES = [
     (errors.InvalidRequest("bad", param="top_p"), grpc.StatusCode.INVALID_ARGUMENT),

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
 from baton.errors import BatonError, Cancelled, DeadlineExceeded, NodeUnavailable
-from baton.node_load import ERRORS
+from baton.node.load import ERRORS
+from baton.node.session import Leg
+from baton.node.sessions import Sessions
 from baton.request import Generation
-from baton.session import Leg
-from baton.sessions import Sessions
 
 _log = logging.getLogger(__name__)
 

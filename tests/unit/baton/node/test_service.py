@@ -11,10 +11,10 @@ from grpc import aio
 
 from baton import rpc
 from baton.errors import BatonError
-from baton.node_service import NodeService
+from baton.node.service import NodeService
+from baton.node.session import Leg
+from baton.node.sessions import Sessions
 from baton.request import Generation, SamplingParams
-from baton.session import Leg
-from baton.sessions import Sessions
 from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
 
 pytestmark = pytest.mark.anyio
@@ -238,7 +238,7 @@ async def test_what_a_router_that_goes_had_begun_goes_too(
 async def test_a_router_that_stops_reading_is_detached(
     attach: Callable[..., Stream], sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.node_service._WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("baton.node.service._WRITE_TIMEOUT_S", 0.2)
     stream = attach()
     await stream.open()
     session = sessions.session("router")

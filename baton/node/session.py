@@ -1,6 +1,6 @@
 """One router as a node sees it: its legs, and what it still has to be told.
 
-Whatever a leg has to say goes into the outbox, which the router's Attach stream (`node_service`) empties, in one
+Whatever a leg has to say goes into the outbox, which the router's Attach stream (`service`) empties, in one
 message per turn of the event loop. The outbox is bounded; `sessions` looks after that.
 """
 

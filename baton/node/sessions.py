@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 
 from baton.errors import BatonError, NodeUnavailable, Overloaded
+from baton.node.session import Leg, Session
 from baton.request import FinishReason, Generation
-from baton.session import Leg, Session
 from baton.v1 import transfer_pb2, types_pb2
 
 GONE_S = 5.0

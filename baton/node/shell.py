@@ -23,16 +23,16 @@ from redis.asyncio import Redis
 from baton import otel, rpc, tls
 from baton.exposition import Exposition
 from baton.lifecycle import Shutdown
-from baton.node_load import LoadBoard
-from baton.node_service import Legs, NodeService
+from baton.node.load import LoadBoard
+from baton.node.service import Legs, NodeService
+from baton.node.sessions import Sessions
+from baton.node.trace_service import TraceService
 from baton.prefix_hash import BlockHash
 from baton.prefix_index import IndexWriter
 from baton.registry import NodeRecord, Registration, Role, mint_epoch
-from baton.sessions import Sessions
 from baton.settings import NodeConfig
 from baton.telemetry import MetricsServer
 from baton.timeline import TimelineBook
-from baton.trace_service import TraceService
 from baton.v1 import node_pb2_grpc, trace_pb2_grpc, types_pb2
 
 _STOP_GRACE_S = 1.0
