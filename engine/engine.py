@@ -250,7 +250,6 @@ class Engine:
         )
 
 
-
 def _replaying(decoder: Decoder, config: EngineConfig, kernels: Kernels, flags: EngineFlags) -> AnyDecoder:
     """The decoder, its decode steps replayed where that can be had."""
     if config.device.startswith("cuda") and flags.cuda_graphs:
