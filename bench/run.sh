@@ -1,5 +1,6 @@
 #!/bin/sh
-# Every figure of bench/results, on this machine: `make bench`. About ten minutes; keep the machine quiet meanwhile.
+# Kernels, engine, prefix index, transfers and serving on this machine, into bench/results: `make bench`. About ten minutes;
+# keep the machine quiet meanwhile. Peers, routers, routing and chaos have commands of their own.
 set -eu
 cd "$(dirname "$0")/.."
 baton=$PWD/.venv/bin/baton
