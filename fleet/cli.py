@@ -13,7 +13,7 @@ from baton.errors import BatonError
 
 # name -> (module with `add_arguments(parser)` and `run(args) -> int`, what it does)
 COMMANDS = {
-    "up": ("fleet.up", "start a fleet on this machine: redis, routers, prefill and decode nodes"),
+    "up": ("fleet.up.command", "start a fleet on this machine: redis, routers, prefill and decode nodes"),
     "status": ("fleet.status", "show the nodes of the running fleet and their load"),
     "top": ("fleet.top", "watch the fleet: load, latency, what flows, and which pool is the bottleneck"),
     "trace": ("fleet.trace", "show where the time of one request went: baton trace REQUEST_ID"),

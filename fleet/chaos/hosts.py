@@ -17,9 +17,9 @@ from pathlib import Path
 
 from baton.errors import BatonError
 from fleet.chaos.fleet import PrivateFleet
-from fleet.embedded_redis import find_server
-from fleet.services import PROGRAMS
 from fleet.state import ProcessState
+from fleet.up.embedded_redis import find_server
+from fleet.up.services import PROGRAMS
 
 BRIDGE_HOST, REDIS_HOST = "router", "redis"
 _START_S = 120.0

@@ -8,8 +8,8 @@ import psutil
 
 from baton import model_source
 from baton.errors import ConfigError
-from fleet.cores import available
 from fleet.doctor.finding import Finding, broken, ok, warning
+from fleet.up.cores import available
 
 _MIN_PYTHON, _MAX_PYTHON = (3, 11), (3, 13)
 _MIN_TORCH = (2, 11)

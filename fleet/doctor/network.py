@@ -14,9 +14,9 @@ from baton import redis_client
 from baton.errors import ConfigError
 from fleet import state
 from fleet.doctor.finding import Finding, broken, ok, warning
-from fleet.embedded_redis import find_server
 from fleet.home import Home
-from fleet.port import reserve
+from fleet.up.embedded_redis import find_server
+from fleet.up.port import reserve
 
 _RDMA = re.compile(r"(rc|dc|ud)(_|$)")
 _MIN_OPEN_FILES = 4096

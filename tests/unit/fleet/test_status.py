@@ -11,8 +11,9 @@ import pytest
 from baton import redis_client
 from baton.errors import ConfigError
 from baton.registry import NodeRecord, Registration
-from fleet import embedded_redis, state
+from fleet import state
 from fleet.status import describe
+from fleet.up import embedded_redis
 
 
 def a_fleet(*processes: state.ProcessState, redis_url: str = "") -> state.FleetState:

@@ -14,7 +14,7 @@ from typing import Any
 
 from baton import redis_client
 from baton.errors import ConfigError
-from fleet.process import Command
+from fleet.up.process import Command
 
 _CONFIG = """\
 port 0
@@ -52,7 +52,7 @@ def command(url: str) -> Command:
     """How to start the Redis of `new_url`. The password goes in by standard input: argv is for all to read."""
     socket, _, password = url.removeprefix("unix://").partition("?password=")
     config = _CONFIG.format(socket=socket, password=password, directory=Path(socket).parent)
-    argv = (sys.executable, "-P", "-m", "fleet.leash", str(os.getpid()), find_server(), "-")
+    argv = (sys.executable, "-P", "-m", "fleet.up.leash", str(os.getpid()), find_server(), "-")
     env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
     return Command("redis", "redis", argv, env, stdin=config.encode())
 

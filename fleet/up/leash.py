@@ -1,4 +1,4 @@
-"""Starts a program that dies with its parent: `python -m fleet.leash PARENT_PID PROGRAM ARGS…` becomes PROGRAM.
+"""Starts a program that dies with its parent: `python -m fleet.up.leash PARENT_PID PROGRAM ARGS…` becomes PROGRAM.
 
 For programs that are not ours; our services do it themselves (baton.lifecycle).
 """

@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable
 
 from baton.errors import BatonError
-from fleet.console import Piped, Plain, Reporter, for_terminal, replay
 from fleet.home import Home
+from fleet.up.console import Piped, Plain, Reporter, for_terminal, replay
 
 OnStart = Callable[[int], None]
 

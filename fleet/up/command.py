@@ -22,12 +22,13 @@ from baton.config import add_flags, from_args
 from baton.errors import ConfigError
 from baton.model_source import Model
 from baton.settings import FleetConfig, misspelt
-from fleet import control, detach, embedded_redis, port, state
-from fleet.console import Reporter, for_terminal
+from fleet import control, state
 from fleet.home import Home, remove_run_dir
-from fleet.services import Services
-from fleet.supervisor import Fleet
-from fleet.welcome import welcome
+from fleet.up import detach, embedded_redis, port
+from fleet.up.console import Reporter, for_terminal
+from fleet.up.services import Services
+from fleet.up.supervisor import Fleet
+from fleet.up.welcome import welcome
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -5,7 +5,7 @@ import os
 import shlex
 
 from fleet.key_file import begins_plain
-from fleet.services import Services
+from fleet.up.services import Services
 
 
 def welcome(services: Services) -> str:

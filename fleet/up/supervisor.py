@@ -19,13 +19,14 @@ from typing import Any
 
 from baton import redis_client
 from baton.errors import ConfigError
-from fleet import embedded_redis, state
-from fleet.console import Reporter
+from fleet import state
 from fleet.home import Home
-from fleet.member import Member, Probe, StartError
-from fleet.process import Process
-from fleet.router_probe import until_ready
-from fleet.services import Services
+from fleet.up import embedded_redis
+from fleet.up.console import Reporter
+from fleet.up.member import Member, Probe, StartError
+from fleet.up.process import Process
+from fleet.up.router_probe import until_ready
+from fleet.up.services import Services
 
 ROUTER_STOP_S = 4.3  # for streams to end, of the 10 s in which a stopped fleet is gone; a router alone waits for longer
 NODE_STOP_S = 2.5

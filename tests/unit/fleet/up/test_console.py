@@ -3,7 +3,7 @@ import os
 
 from rich.console import Console as Terminal
 
-from fleet.console import Live, Piped, Plain, for_terminal, replay
+from fleet.up.console import Live, Piped, Plain, for_terminal, replay
 
 
 def test_plain_lines_say_each_thing_once():

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fleet.member import Member, StartError
-from fleet.process import Command, Process
+from fleet.up.member import Member, StartError
+from fleet.up.process import Command, Process
 
 READY = 'print("progress 0.25\\nready {\\"epoch\\": 5, \\"metrics_url\\": \\"http://m\\"}", flush=True);'
 SERVE = READY + "import time; time.sleep(60)"

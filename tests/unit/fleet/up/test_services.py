@@ -8,9 +8,9 @@ import pytest
 
 from baton.model_source import Model
 from baton.settings import FleetConfig, NodeConfig, RouterConfig
-from fleet.cores import share
-from fleet.services import Services
-from fleet.welcome import welcome
+from fleet.up.cores import share
+from fleet.up.services import Services
+from fleet.up.welcome import welcome
 
 
 def services_of(cores: list[int] | None = None, **config: object) -> Services:

@@ -4,9 +4,9 @@ import pytest
 
 from baton.model_source import Model
 from baton.settings import FleetConfig
-from fleet import gpus
-from fleet.gpus import Gpu
-from fleet.services import Services
+from fleet.up import gpus
+from fleet.up.gpus import Gpu
+from fleet.up.services import Services
 
 LISTING = "0, 81000\n1, 40000\n2, [N/A]\n"
 

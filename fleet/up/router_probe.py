@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from fleet.process import Process
+from fleet.up.process import Process
 
 _INTERVAL_S = 0.05
 _ANSWER_TIMEOUT_S = 2.0

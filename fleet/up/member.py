@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import ConfigError
-from fleet.process import Command, Process
 from fleet.state import ProcessState
+from fleet.up.process import Command, Process
 
 Probe = Callable[[Process], Awaitable[dict[str, Any]]]
 

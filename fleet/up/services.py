@@ -14,10 +14,10 @@ from typing import Any
 from baton.config import to_args
 from baton.model_source import Model
 from baton.settings import EngineFlags, FleetConfig, NodeConfig, RouterConfig
-from fleet.cores import Share, share
-from fleet.cores import available as available_cores
-from fleet.gpus import Gpu, available, kv_memory, of_node
-from fleet.process import Command
+from fleet.up.cores import Share, share
+from fleet.up.cores import available as available_cores
+from fleet.up.gpus import Gpu, available, kv_memory, of_node
+from fleet.up.process import Command
 
 MODULES = {"router": "router", "prefill": "prefill_node", "decode": "decode_node"}
 PROGRAMS: Mapping[str, tuple[str, ...]] = {

@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from baton.errors import ConfigError
-from fleet.port import number, reserve
+from fleet.up.port import number, reserve
 
 
 def test_a_reserved_port_is_the_routers_to_share_and_nobody_elses():
