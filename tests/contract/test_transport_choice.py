@@ -98,7 +98,7 @@ def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
     """The same kernel, but another network namespace."""
 
     async def elsewhere(self, host, inbox):
-        door = ShmListener(inbox, 2.5)
+        door = ShmListener(inbox)
         door.host = "baton-kv-elsewhere"
         return door
 

@@ -1,5 +1,7 @@
 """Calls of compiled kernels that are made again give what they would give now, and nothing else can be recorded."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -132,3 +134,14 @@ def test_calls_of_other_threads_are_not_recorded(cpu: Backend) -> None:
     assert not other.kv.any()
     other.kv.copy_(kv)
     assert all(torch.equal(result, other.compute()) for result in others)
+
+
+def test_to_record_loads_nothing() -> None:
+    """Within a decode step: some ways to watch torch load its compiler first, which takes seconds."""
+    code = (
+        "import sys, torch; from kernels.cpu.kernels import CPUKernels; kernels = CPUKernels(torch.float32); "
+        "x, norm = torch.ones(1, 8), torch.ones(8); before = set(sys.modules); "
+        "kernels.recorder(1)(lambda: kernels.rms_norm(x, norm, 1e-6)); print(set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"

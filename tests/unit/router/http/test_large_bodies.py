@@ -43,12 +43,12 @@ BUSY = {
 async def test_a_large_body_does_not_hold_up_the_others(router, dispatch, name):
     """Some took a second. What the loop is away for is compared with a body that is one text."""
     path, body = BUSY[name]
-    answer, busy_s = await longest_absence(router, path, body)
-    assert answer.status_code == 400
+    answers, busy_s = zip(*[await longest_absence(router, path, body) for _ in range(2)], strict=True)
+    assert [answer.status_code for answer in answers] == [400, 400]
     assert not dispatch.jobs
     text = json.dumps({"model": "tiny", "prompt": "a" * 7_000_000}).encode()
     plain_s = min([(await longest_absence(router, "/v1/completions", text))[1] for _ in range(2)])
-    assert busy_s < 0.1 + 4 * plain_s
+    assert min(busy_s) < 0.1 + 4 * plain_s
 
 
 async def longest_absence(router, path, body):
