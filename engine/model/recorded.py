@@ -1,11 +1,11 @@
 """Decode steps on a CPU without Python between their ops: recorded for each number of rows when it first comes.
 
-A small model's step takes milliseconds, a tenth of which would be Python's. Other steps (prefill, or a hook between
-layers) run as they are, and so do all steps of a model that takes more than compiled kernels between its layers.
+A small model's step takes milliseconds, a tenth or more of which would be Python's (ADR 28). Other steps (prefill, or a
+hook between layers) run as they are, and so do all steps of a model that takes more than compiled kernels between its
+layers.
 """
 
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,13 +16,11 @@ from engine.model.cuda_graph import GraphedDecoder
 from engine.model.decoder import Decoder, LayerGroupHook
 from engine.model.step_buffers import StepBuffers
 from kernels.cpu.kernels import CPUKernels
-from kernels.cpu.recording import NotRecordable
+from kernels.cpu.recording import NotRecordable, Recording
 
 MAX_ROWS = 32  # of larger steps Python's part is small
 
 _log = logging.getLogger(__name__)
-
-Compute = Callable[[], Tensor]
 
 
 class RecordedDecoder:
@@ -34,7 +32,7 @@ class RecordedDecoder:
         self._record = kernels.recorder(self._max_rows)
         self._buffers = StepBuffers(self._max_rows, config)
         self._embedded = decoder.embedded(torch.zeros(self._max_rows, dtype=torch.int64))
-        self._replays: dict[int, Compute] = {}  # by rows
+        self._replays: dict[int, Recording] = {}  # by rows
 
     def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
         """See `Decoder.hidden`."""
@@ -53,12 +51,13 @@ class RecordedDecoder:
     def _recorded(self, num_rows: int) -> Tensor:
         embedded, batch = self._embedded[:num_rows], self._buffers.batch(num_rows)
         try:
-            self._replays[num_rows] = self._record(lambda: self._decoder.through_layers(embedded, batch))
+            recording = self._record(lambda: self._decoder.through_layers(embedded, batch))
         except NotRecordable as reason:
             _log.debug("decode steps are not recorded: %s", reason)
             self._max_rows = 0
             return self._decoder.through_layers(embedded, batch)
-        return self._replays[num_rows]()
+        self._replays[num_rows] = recording
+        return recording.result
 
 
 AnyDecoder = Decoder | GraphedDecoder | RecordedDecoder

@@ -39,26 +39,28 @@ class Recorder:
         self.library = library
         self._max_rows = max_rows
         self._buffers: dict[tuple[Any, ...], Iterator[Tensor]] = {}
+        self._is_checked = False
 
-    def __call__(self, compute: Compute) -> Compute:
-        """What makes the calls of `compute` again. Raises NotRecordable.
+    def __call__(self, compute: Compute) -> "Recording":
+        """What makes the calls of `compute` again; the first result is there. Raises NotRecordable.
 
-        Computes three times. The result of a call, and of any other that was recorded here, is overwritten by the next.
+        Each result is overwritten by the next, also of others that are recorded here. The first recording is checked,
+        which costs computing it twice more: what comes later differs in its number of rows.
         """
-        expected = compute().clone()
+        expected = None if self._is_checked else compute().clone()
         calls: list[tuple[int, Sequence[Any]]] = []
-        with self._recording(calls):
-            compute()  # makes the buffers
-            calls.clear()
-            with _ViewsOnly():
-                result = compute()
-        replay = _Recording(self, compute, b"".join(itertools.starmap(_slots, calls)), len(calls), result)
-        if not torch.equal(replay(), expected):
-            raise NotRecordable("computed again, it is something else")
-        return replay
+        watch = _ViewsOnly()
+        with self._recording(calls, watch), watch:
+            result = compute()
+        recording = Recording(self, compute, b"".join(itertools.starmap(_slots, calls)), len(calls), result)
+        if expected is not None:
+            if not torch.equal(result, expected) or not torch.equal(recording(), expected):
+                raise NotRecordable("computed again, it is something else")
+            self._is_checked = True
+        return recording
 
     @contextmanager
-    def _recording(self, calls: list[tuple[int, Sequence[Any]]]) -> Iterator[None]:
+    def _recording(self, calls: list[tuple[int, Sequence[Any]]], watch: "_ViewsOnly") -> Iterator[None]:
         """The library's ops, called by this thread, are noted; and it has results lie in our buffers."""
         library, thread = self.library, threading.get_ident()
 
@@ -72,7 +74,8 @@ class Recorder:
 
         def result(rows: int, *size: int, dtype: torch.dtype) -> Tensor:
             if threading.get_ident() == thread:
-                return self._take(rows, size, dtype)
+                with watch.aside():
+                    return self._take(rows, size, dtype)
             return torch.empty(rows, *size, dtype=dtype)
 
         with library.recording:
@@ -93,7 +96,9 @@ class Recorder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording:
+class Recording:
+    """A computation, and its latest result."""
+
     recorder: Recorder  # holds the results
     compute: Compute  # holds the inputs
     slots: bytes
@@ -101,6 +106,7 @@ class _Recording:
     result: Tensor
 
     def __call__(self) -> Tensor:
+        """Compute it again."""
         self.recorder.library.replay(self.slots, self.num_calls)
         return self.result
 
@@ -108,9 +114,26 @@ class _Recording:
 class _ViewsOnly(TorchFunctionMode):
     """Raises NotRecordable when torch computes something, allocates, or tells what a tensor holds."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_aside = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done meanwhile is our own."""
+        self._is_aside = True
+        try:
+            yield
+        finally:
+            self._is_aside = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.__name__ in _QUESTIONS or (func.__name__ in _VIEWS and _memory(result) == _memory(args[0])):
+        if (
+            self._is_aside
+            or func.__name__ in _QUESTIONS
+            or (func.__name__ in _VIEWS and _memory(result) == _memory(args[0]))
+        ):
             return result
         raise NotRecordable(f"{func.__name__} is no compiled kernel")
 
