@@ -4,7 +4,7 @@
 
 Both send like prompts at the same even rate, in turns; each figure is the median of its rounds. Exit code 1 where one
 differs by more than `--tolerance`, 2 without curl. In a closed loop the two would not be the same load: a curl takes
-10 ms to start, which spreads requests that ended together. Clients in Python take so much more of the CPU that, on
+15 ms to start, which spreads requests that ended together. Clients in Python take so much more of the CPU that, on
 cores they share with the services, they measure themselves.
 """
 

@@ -27,7 +27,7 @@ from baton.model_source import settle
 from baton.rpc import is_loopback
 from baton.settings import RouterConfig
 from baton.timeline import TimelineBook
-from router import heap
+from router import memory
 from router.admin.port import AdminPort
 from router.app import App
 from router.http.auth import APIKeys
@@ -117,7 +117,7 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
         await http.start()
-        heap.settle()
+        memory.settle()
         _announce(dispatcher.router_id, address, metrics_url)
         await http.run(shutdown, dispatcher.drain)
     finally:

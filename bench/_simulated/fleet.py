@@ -126,7 +126,7 @@ class SimulatedFleet:
         while (entry := self.queue.head()) is not None:
             request = self._waiting[id(entry)]
             choice = None
-            if not policy.all_backlogged(self.prefill_states or self.decode_states):
+            if policy.least_queue_ms(self.prefill_states or self.decode_states) <= 1000 * policy.MAX_BACKLOG_S:
                 choice = self._choose(request)
             if choice is None:
                 self._drain.held_back(self.clock.now_s)

@@ -79,9 +79,8 @@ class Placer:
         choice, job = found.choice, running.job
         if len(self._queue) or self._ttft_s(choice) > self._limit_s(running):
             return False
-        has_time = (
-            found.prefill is not None and self._queue_s(choice.queue_ms) <= policy.MAX_BACKLOG_S
-        )  # so not all are backlogged
+        # a node that has time is there, so not all are backlogged
+        has_time = found.prefill is not None and self._queue_s(choice.queue_ms) <= policy.MAX_BACKLOG_S
         if not has_time and self._holds_back():
             return False
         self._queue.passed(job.tenant, job.priority, running.num_tokens + job.sampling.max_tokens)

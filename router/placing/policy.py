@@ -26,7 +26,7 @@ TIE_MS = 1.0  # differences that small are noise: spread the load instead
 TIE_SHARE = 0.01
 FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
 SHORT_MS = 50.0  # what a decode node with a prefill pool beside it computes of a prompt that is mostly new to it
-MAX_BACKLOG_S = 1.0  # twice what passes between two words of a node about its load
+MAX_BACKLOG_S = 1.0  # before every node: then requests wait in the router; twice the time between two words on load
 MAX_QUEUED = 64  # requests that wait for blocks or a place in the batch of a decode node, which refuses from 256 on
 PRESSURE = 2.0  # found on traces: less loses hits, more lets queues grow before a hot prefix is shared out
 _NEVER = float("inf")
@@ -128,11 +128,6 @@ def choose(
 def least_queue_ms(nodes: Sequence[NodeState]) -> float:
     """Until the first of the nodes begins with a newcomer."""
     return min((node.queue_ms for node in nodes), default=0.0)
-
-
-def all_backlogged(nodes: Sequence[NodeState]) -> bool:
-    """Whether every node has enough to do for now. Then requests wait here, where it is decided whose turn it is."""
-    return least_queue_ms(nodes) > 1000 * MAX_BACKLOG_S
 
 
 def prompt_costs(nodes: Sequence[NodeState], work: Sequence[float]) -> list[float]:

@@ -8,9 +8,9 @@ import pytest
 
 _PROMPTS = """
 import resource, sys
-from router import heap
+from router import memory
 if sys.argv[1] == "settled":
-    heap.settle()
+    memory.settle()
 for round in range(40):
     if round == 20:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
