@@ -29,17 +29,17 @@ def endpoint() -> Iterator[tuple[Paced, str]]:
 @pytest.mark.parametrize(("tolerance", "code"), [(10.0, 0), (0.0, 1)])
 def test_both_clients_ask_the_same_and_the_code_tells_whether_they_agree(endpoint, capsys, tolerance, code):
     paced, url = endpoint
-    flags = {"--base-url": url, "--model": "m", "--rounds": 1, "--requests": 2, "--rate": 50}
+    flags = {"--base-url": url, "--model": "m", "--requests": 2, "--rate": 50}
     flags |= {"--output-tokens": 4, "--tolerance": tolerance}
     assert agreement.main([str(part) for flag in flags.items() for part in flag]) == code
-    assert len(paced.sent) == 2 * 2 * 2  # requests, clients, rounds with the one that warms up
+    assert len(paced.sent) == agreement.WARM_UP + 2 * 2  # requests of two clients
     table = capsys.readouterr().out
     for name in agreement.SHOWN:
         assert name.removesuffix("_s") in table
 
 
-@pytest.mark.parametrize("flags", [["--rounds", "0"], ["--rate", "0"]])
-def test_no_round_is_no_measurement(capsys, flags):
+@pytest.mark.parametrize("flags", [["--requests", "0"], ["--rate", "0"]])
+def test_no_request_is_no_measurement(capsys, flags):
     with pytest.raises(SystemExit):
         agreement.main(flags)
     assert "at least 1" in capsys.readouterr().err
@@ -51,8 +51,9 @@ def test_without_curl_there_is_nothing_to_compare_with(monkeypatch, capsys):
     assert "curl" in capsys.readouterr().err
 
 
-TRACE = """23:59:59.900000 == Info: Connected
-23:59:59.999000 => Send header, 170 bytes (0xaa)
+TRACE = """23:59:59.900000 == Info:   Trying 127.0.0.1:8000...
+23:59:59.999000 == Info: Connected to 127.0.0.1 (127.0.0.1) port 8000 (#0)
+00:00:00.020000 => Send header, 170 bytes (0xaa)
 0000: POST /v1/completions HTTP/1.1
 00:00:00.000000 => Send data, 20 bytes (0x14)
 00:00:00.049000 <= Recv header, 17 bytes (0x11)
