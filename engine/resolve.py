@@ -117,7 +117,8 @@ def _kv_bytes(flags: EngineFlags, model: ModelConfig, model_dir: str | Path, dev
     if device == "cpu":
         return min(int(_CPU_SHARE * _available_bytes()), _CPU_MAX_BYTES)
     free, _ = torch.cuda.mem_get_info()
-    weights = Checkpoint(model_dir).num_values() * DTYPE_BYTES[dtype]
+    per_word = model.quantized.values_per_word if model.quantized else 1
+    weights = Checkpoint(model_dir).num_values(per_word) * DTYPE_BYTES[dtype]
     widest = max(model.intermediate_size, model.hidden_size)
     if model.mixture:
         widest = max(widest, model.mixture.ffn_size * model.mixture.routing.experts_per_token)

@@ -7,7 +7,7 @@ is one. Which tensors a model wants is the business of `engine.model.weights`.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,40 +38,47 @@ class Checkpoint:
         """All shards, in the order of their names."""
         return sorted(set(self._file_of.values()))
 
-    def num_values(self) -> int:
-        """Of all tensors, as many as they stand for: bytes of packed 4-bit weights hold two, their scales none."""
+    def num_values(self, values_per_word: int = 1) -> int:
+        """Of all tensors, as many as they stand for: bytes of packed 4-bit weights hold two, their scales none, and
+        int32 words `values_per_word`."""
         num_values = 0
         for name, path in self._file_of.items():
             part = self._slice(path, name)
-            packed = part.get_dtype() == "U8"
-            num_values += 0 if packed and name.endswith("_scales") else math.prod(part.get_shape()) * (1 + packed)
+            held = {"U8": 0 if name.endswith("_scales") else 2, "I32": values_per_word}.get(part.get_dtype(), 1)
+            num_values += held * math.prod(part.get_shape())
         return num_values
 
-    def tensor(self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS) -> Tensor:
+    def tensor(
+        self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
+    ) -> Tensor:
         """The tensor of that name, which must have that shape and one of the types (safetensors' names for them).
 
-        Values are finite where they are in FLOATS. It is a view of the file, valid while that is mapped.
+        Values are finite where they are in FLOATS. It is a view of the file, valid while that is mapped. `reshaped`: so
+        many values, in whatever shape they are stored.
         """
         name = self._stored(name)
         path = self._file_of.get(name)
         if path is None:
             raise CheckpointError(f"{self._where()}: tensor {name} is missing")
         part = self._slice(path, name)
-        if list(part.get_shape()) != list(shape):
-            raise CheckpointError(
-                f"{path}: tensor {name} has shape {list(part.get_shape())}, config.json asks for {list(shape)}"
-            )
+        found = part.get_shape()
+        if list(found) != list(shape) and not (reshaped and math.prod(found) == math.prod(shape)):
+            raise CheckpointError(f"{path}: tensor {name} has shape {list(found)}, config.json asks for {list(shape)}")
         if part.get_dtype() not in types:
             raise CheckpointError(f"{path}: tensor {name} has type {part.get_dtype()}, not one of {', '.join(types)}")
         tensor: Tensor = self._shard(path).get_tensor(name)
         if part.get_dtype() in FLOATS:
             self.check_finite(name, tensor)
-        return tensor
+        return tensor.view(*shape)
 
     def check_finite(self, name: str, values: Tensor) -> None:
         """CheckpointError unless all `values`, which come from the tensor of that name, are finite."""
         if not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
-            raise CheckpointError(f"{self._file_of[self._stored(name)]}: tensor {name} holds NaN or infinite values")
+            self.refuse(name, "holds NaN or infinite values")
+
+    def refuse(self, name: str, what: str) -> NoReturn:
+        """Raise a CheckpointError that names the file of the tensor of that name."""
+        raise CheckpointError(f"{self._file_of[self._stored(name)]}: tensor {name} {what}")
 
     def _stored(self, name: str) -> str:
         return _LANGUAGE_MODEL + name if _LANGUAGE_MODEL + name in self._file_of else name

@@ -13,6 +13,8 @@ from baton.model_dir import eos_token_ids, read_json
 from engine.model.architecture import Family, LatentConfig, MixtureConfig, Norms, QKNorm
 from engine.model.families import FAMILIES, LANGUAGE_MODELS
 from engine.model.fields import Fields
+from engine.model.quantization import quantization
+from engine.model.quantized import Quantized
 from engine.model.rope import RopeConfig
 from kernels.api import Activation
 
@@ -53,7 +55,7 @@ class ModelConfig:
     windows: tuple[int, ...]  # of each layer: positions that a token sees, itself included; 0 is all
     mixture: MixtureConfig | None
     latent: LatentConfig | None
-    fp8_block: tuple[int, int] | None  # outputs and inputs that share a scale, where the checkpoint is in FP8
+    quantized: Quantized | None  # how the checkpoint stores linears, where it is not in its dtype
     dtype: str  # of the checkpoint
     eos_token_ids: frozenset[int]
 
@@ -101,7 +103,7 @@ class ModelConfig:
             activation=family.activation or _activation(fields),
             windows=family.windows(fields, num_layers),
             mixture=_mixture(fields, family, num_layers),
-            fp8_block=_fp8_block(fields, architecture),
+            quantized=quantization(fields, architecture),
             dtype=_dtype(fields),
             eos_token_ids=eos_token_ids(Path(model_dir)),
         )
@@ -186,19 +188,6 @@ def _mixture(fields: Fields, family: Family, num_layers: int) -> MixtureConfig |
     if routing.experts_per_token > eligible:
         fields.refuse(f"num_experts_per_tok {routing.experts_per_token} is more than the {eligible} to choose from")
     return mixture
-
-
-def _fp8_block(fields: Fields, architecture: str) -> tuple[int, int] | None:
-    quantization = fields.mapping("quantization_config")
-    method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
-    if not quantization or (method == "mxfp4" and architecture == "GptOssForCausalLM"):
-        return None
-    if method != "fp8" or not isinstance(block, list) or [type(size) for size in block] != [int, int] or min(block) < 1:
-        fields.refuse(
-            f"quantization_config with quant_method {method!r} is not served; fp8 with weight_block_size is, and "
-            "mxfp4 in GptOssForCausalLM"
-        )
-    return block[0], block[1]
 
 
 def _dtype(fields: Fields) -> str:

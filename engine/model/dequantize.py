@@ -1,7 +1,8 @@
-"""Weights of quantised checkpoints, widened when they are read.
+"""What the numbers of quantised checkpoints stand for. How they are stored is the business of `engine.model.quantized`.
 
-MXFP4 as in OCP's Microscaling Formats (MX) Specification 1.0: 32 values of four bits share a power of two. FP8 as
-DeepSeek-V3 stores it: a block of outputs and inputs shares a scale. Activations are not rounded.
+MXFP4 as in OCP's Microscaling Formats (MX) Specification 1.0: 32 values of four bits share a power of two. FP8, and
+integers of eight bits, as they are: a block of outputs and inputs shares a scale. Integers of GPTQ, AWQ and
+compressed-tensors: a group of inputs shares a scale and a zero. Activations are not rounded.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MXFP4_GROUP = 32
+WORD_BITS = 32
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FP4 = (*_MAGNITUDES, *(-value for value in _MAGNITUDES))
 _FP4_PAIRS = [(_FP4[byte & 15], _FP4[byte >> 4]) for byte in range(256)]
@@ -26,8 +28,20 @@ def mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     return (values.flatten(-2) * powers.unsqueeze(-1)).flatten(-2)
 
 
-def fp8(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
-    """[out, in] fp8 and a fp32 scale for each block of it, those at the edges cut off -> [out, in] fp32."""
+def in_blocks(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
+    """[out, in] fp8 or int8 and a scale for each block of it, those at the edges cut off -> [out, in] fp32."""
     rows, columns = weight.shape
-    each = scales.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+    each = scales.float().repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
     return weight.float() * each
+
+
+def in_groups(numbers: Tensor, zeros: Tensor, scales: Tensor, group_of: Tensor) -> Tensor:
+    """numbers [out, in], zeros and scales [out, groups], group_of [in] -> [out, in] fp32: (number - zero) * scale."""
+    return (numbers - zeros.index_select(1, group_of)) * scales.float().index_select(1, group_of)
+
+
+def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
+    """int32 [rows, columns] -> the numbers from 0 to 2^bits - 1 in each word, the low bits first, along `dim`."""
+    shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32, device=words.device)
+    numbers: Tensor = (words.unsqueeze(dim + 1) >> shifts.view(-1, *[1] * (1 - dim))) & (2**bits - 1)
+    return numbers.flatten(dim, dim + 1)

@@ -6,10 +6,10 @@ Which tensors a layer has is the business of the modules that load it.
 import torch
 from torch import Tensor
 
-from engine.model.checkpoint import FLOATS, Checkpoint
-from engine.model.dequantize import fp8
+from engine.model.checkpoint import Checkpoint
+from engine.model.quantized import Parts, Quantized
 
-_FP8 = "F8_E4M3"
+_WEIGHT = ".weight"
 
 
 class TensorReader:
@@ -20,15 +20,17 @@ class TensorReader:
         checkpoint: Checkpoint,
         dtype: torch.dtype,
         device: torch.device,
-        fp8_block: tuple[int, int] | None = None,
+        quantized: Quantized | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
-        self._fp8_block = fp8_block
+        self._quantized = quantized
 
     def __contains__(self, name: str) -> bool:
-        return name in self.checkpoint
+        if name in self.checkpoint or self._quantized is None:
+            return name in self.checkpoint
+        return f"{name.removesuffix(_WEIGHT)}.{self._quantized.part}" in self.checkpoint
 
     def read(self, name: str, *shape: int) -> Tensor:
         """A tensor of that shape."""
@@ -57,13 +59,11 @@ class TensorReader:
         return target
 
     def _mapped(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if self._fp8_block is None or len(shape) != 2:
+        if self._quantized is None or len(shape) != 2 or not name.endswith(_WEIGHT):
             return self.checkpoint.tensor(name, shape)
-        weight = self.checkpoint.tensor(name, shape, (*FLOATS, _FP8))
-        if weight.dtype is not torch.float8_e4m3fn:
-            return weight
-        num_blocks = [-(-size // block) for size, block in zip(shape, self._fp8_block, strict=True)]
-        scales = self.checkpoint.tensor(f"{name}_scale_inv", num_blocks)
-        wide = fp8(weight.to(self.device), scales.to(self.device), self._fp8_block)
-        self.checkpoint.check_finite(name, wide)
-        return wide
+        parts = Parts(self.checkpoint, name.removesuffix(_WEIGHT), self.device)
+        if self._quantized.part not in parts:
+            return self.checkpoint.tensor(name, shape)
+        weight = self._quantized.widened(parts, *shape)
+        self.checkpoint.check_finite(f"{parts.linear}.{self._quantized.part}", weight)
+        return weight

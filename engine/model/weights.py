@@ -59,7 +59,7 @@ class WeightLoader:
         """`bits` 8 or 4 rounds the layers' weights; embedding, output head and routers keep their type."""
         self._config, self._kernels = config, kernels
         self._packer = packer = Packer(kernels, bits)
-        self._reader = reader = TensorReader(checkpoint, dtype, device, config.fp8_block)
+        self._reader = reader = TensorReader(checkpoint, dtype, device, config.quantized)
         self._attention: AttentionLoader | LatentAttentionLoader = (
             LatentAttentionLoader(reader, packer, config, config.latent)
             if config.latent

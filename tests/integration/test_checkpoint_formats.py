@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from baton.request import Generation, SamplingParams
 from baton.settings import EngineFlags
 from engine.engine import Engine
 from engine.sampling.sampler import Logprobs
+from tests import packed_weights
+from tests.packed_weights import Stored
 
 PROMPT = [(11 * i * i + 5 * i) % 199 for i in range(30)]
 EXPERTS = "model.layers.{layer}.mlp.experts"
@@ -177,6 +180,41 @@ def test_fp8_blocks_are_their_values(stored):
     broken = changed(narrow, without(scale))
     with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {scale} is missing"):
         load(broken)
+
+
+QUANTIZED: dict[str, tuple[dict[str, object], Callable[..., Stored]]] = {
+    "gptq": ({"bits": 4, "group_size": 16, "desc_act": True}, partial(packed_weights.gptq, shuffled=True)),
+    "awq": ({"bits": 4, "group_size": 16, "version": "gemm"}, packed_weights.awq),
+    "compressed-tensors": (
+        {
+            "format": "pack-quantized",
+            "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 16}}},
+        },
+        packed_weights.packed,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", QUANTIZED)
+@pytest.mark.parametrize("family", ["qwen2", "phi3", "qwen3-moe", "deepseek-v3"])
+def test_packed_checkpoints_are_their_values(stored, family, method):
+    """Every linear but router and output head; biases, fused parts and experts among them."""
+    directory = stored(family)
+    fields, pack = QUANTIZED[method]
+    narrow: Tensors = {}
+    wide: Tensors = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        narrow[name] = wide[name] = tensor
+        if "_proj" in name and tensor.dim() == 2 and not any(size % 16 for size in tensor.shape):
+            parts, values = pack(*tensor.shape)
+            del narrow[name]
+            narrow |= {f"{name.removesuffix('weight')}{part}": value for part, value in parts.items()}
+            wide[name] = values
+    assert len(narrow) > len(wide)
+    wanted = logprobs(changed(directory, lambda _: wide))
+    assert (
+        logprobs(changed(directory, lambda _: narrow, quantization_config={"quant_method": method} | fields)) == wanted
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,11 @@ def test_fused_linears_are_the_parts_side_by_side(single):
     assert torch.allclose(weights.lm_head(x), x @ tensors["model.embed_tokens.weight"].T, atol=1e-5)
 
 
-def test_packed_bytes_count_as_two_values(tmp_path):
+def test_packed_weights_count_as_the_values_that_they_hold(tmp_path):
     tensors = {"a.weight": torch.zeros(3, 5), "b_blocks": torch.zeros(2, 4, 16, dtype=torch.uint8)}
-    save_file(tensors | {"b_scales": torch.zeros(2, 4, dtype=torch.uint8)}, tmp_path / "model.safetensors")
-    assert Checkpoint(tmp_path).num_values() == 15 + 2 * 128
+    tensors |= {"b_scales": torch.zeros(2, 4, dtype=torch.uint8), "c.qweight": torch.zeros(2, 3, dtype=torch.int32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert Checkpoint(tmp_path).num_values(8) == 15 + 2 * 128 + 8 * 6
 
 
 def test_missing_tensor(single):

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from engine.model.dequantize import fp8, mxfp4
+from engine.model.dequantize import in_blocks, mxfp4
 
 FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
 
@@ -24,7 +24,7 @@ def test_mxfp4_is_low_bits_first_and_a_power_of_two_per_group():
 def test_fp8_blocks_are_cut_off_at_the_edges():
     weight = torch.randn(5, 7).to(torch.float8_e4m3fn)
     scales = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
-    found = fp8(weight, scales, (3, 3))
+    found = in_blocks(weight, scales, (3, 3))
     for row in range(5):
         for column in range(7):
             assert found[row, column] == weight[row, column].float() * scales[row // 3, column // 3]
