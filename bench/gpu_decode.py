@@ -58,7 +58,9 @@ class RandomTensors(Checkpoint):
     def __contains__(self, name: str) -> bool:
         return True
 
-    def tensor(self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS) -> Tensor:
+    def tensor(
+        self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
+    ) -> Tensor:
         """bf16; linears scaled so that activations keep their size, norms ones."""
         self.num_bytes += 0 if "embed" in name else 2 * torch.Size(shape).numel()
         if len(shape) == 1:
