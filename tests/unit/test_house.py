@@ -23,7 +23,7 @@ def test_the_schema_folder_shadows_nothing():
     assert not (ROOT / "proto/__init__.py").exists()
 
 
-@pytest.mark.parametrize("module", ["baton.rpc", "router", "fleet.cli"])
+@pytest.mark.parametrize("module", ["baton.net.rpc", "router", "fleet.cli"])
 def test_light_rooms_load_neither_torch_nor_numpy(module):
     code = f"import {module}, sys; print([m for m in ('torch', 'numpy', 'triton') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
