@@ -45,6 +45,15 @@ def test_pages_link_to_and_name_what_is_there(page):
     assert not missing
 
 
+def test_the_front_page_has_the_figures_of_the_page_on_what_was_measured():
+    number = re.compile(r"\d[\d.,–k]*")
+    front = (ROOT / "README.md").read_text().partition("## Measured")[2].partition("\n## ")[0]
+    rows = [line for line in front.splitlines() if line.startswith("|") and "`baton " in line]
+    assert len(rows) > 8
+    measured = set(number.findall((ROOT / "docs/measured.md").read_text()))
+    assert {figure for row in rows for figure in number.findall(row)} <= measured
+
+
 def test_every_decision_is_in_the_list_and_bears_its_number():
     listed = (ROOT / "docs/adr/README.md").read_text()
     decisions = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
