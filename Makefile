@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 CODE   := baton bench decode_node deploy engine examples fleet kernels kv_transfer prefill_node router tests
 PROTOS := $(wildcard proto/baton/v1/*.proto)
+COMPILED := baton/kv/hash_chain.cpp $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 .PHONY: help install install-dev run test check format proto bench bench-gpu clean
 
@@ -46,7 +47,8 @@ bench-gpu: install-dev  ## the tests and figures that want a GPU, into bench/res
 	bench/run_gpu.sh
 
 clean:  ## remove what was installed and built
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache kernels/cpu/_build
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf baton/kv/_build kernels/cpu/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -59,8 +61,8 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/built: $(VENV)/installed
-	$(BIN)/python -m baton.hash_chain
+$(VENV)/built: $(VENV)/installed $(COMPILED)
+	$(BIN)/python -m baton.kv.hash_chain
 	$(BIN)/python -m kernels.cpu.build
 	@touch $@
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from baton.errors import CheckpointError, ConfigError
-from baton.settings import ModelFlags
+from baton.process.settings import ModelFlags
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "examples" / "pydoc_chat" / "model"
 DEFAULT_NAME = "pydoc-chat"

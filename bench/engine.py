@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
+from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine import random_checkpoint
 from engine.engine import Engine
 from kernels.cpu.memory import huge_pages

@@ -16,9 +16,10 @@ from functools import partial
 
 from redis.asyncio import Redis
 
-from baton import prefix_index, redis_client
-from baton.prefix_hash import BlockHash, block_hashes, root_hash
-from baton.prefix_index import IndexWriter
+from baton.kv import prefix_index
+from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
+from baton.kv.prefix_index import IndexWriter
+from baton.net import redis_client
 from router.placing.prefix_replica import PrefixReplica
 
 MODEL = "bench"

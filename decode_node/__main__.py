@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from baton import heap, lifecycle  # noqa: F401 - importing `heap` is what it is for
 from baton.model_source import settle
-from baton.settings import NodeConfig
+from baton.process import heap, lifecycle  # noqa: F401 - importing `heap` is what it is for
+from baton.process.settings import NodeConfig
 from decode_node.node import serve
 from engine.hosting import load
 

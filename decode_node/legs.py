@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from baton.request import Generation
-from baton.timeline import Timeline
+from baton.telemetry.timeline import Timeline
 from baton.v1 import types_pb2
 from engine.grammar.state import GrammarState
 from engine.request import Request

@@ -2,10 +2,10 @@
 
 import asyncio
 
-from baton import redis_client
-from baton.lifecycle import Shutdown
+from baton.net import redis_client
 from baton.node.shell import NodeShell
-from baton.settings import NodeConfig
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import NodeConfig
 from baton.v1 import prompt_pb2_grpc
 from decode_node.service import DecodeService
 from engine import hosting

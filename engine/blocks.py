@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from baton.prefix_hash import BlockHash
+from baton.kv.prefix_hash import BlockHash
 from engine.request import Request
 
 _NO_PARENT = -1

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from baton.kv_layout import KVLayout
-from baton.prefix_hash import root_hash
+from baton.kv.layout import KVLayout
+from baton.kv.prefix_hash import root_hash
+from baton.process.settings import EngineFlags
 from baton.request import FinishReason, Generation
-from baton.settings import EngineFlags
 from baton.v1 import types_pb2
 from engine.blocks import BlockManager
 from engine.config import EngineConfig

@@ -3,10 +3,12 @@
 import asyncio
 import sys
 
-from baton import gpu_metrics, heap, redis_client
+from baton.net import redis_client
+from baton.net.registry import Role
 from baton.node.shell import NodeFacts, say_progress
-from baton.registry import Role
-from baton.settings import NodeConfig
+from baton.process import heap
+from baton.process.settings import NodeConfig
+from baton.telemetry import gpu_metrics
 from baton.v1 import node_pb2, prompt_pb2
 from engine import passing_thread
 from engine.engine import Engine

@@ -1,4 +1,4 @@
-"""The KV pool: one flat allocation in the layout of `baton.kv_layout`, and each layer's view of it.
+"""The KV pool: one flat allocation in the layout of `baton.kv.layout`, and each layer's view of it.
 
 Which block belongs to whom is the business of `engine.blocks`.
 """
@@ -6,7 +6,7 @@ Which block belongs to whom is the business of `engine.blocks`.
 import torch
 from torch import Tensor
 
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kernels.cpu.memory import huge_pages
 
 MIN_LAYER_GROUPS = 4

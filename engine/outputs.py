@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from baton.errors import BatonError
-from baton.prefix_hash import BlockHash
+from baton.kv.prefix_hash import BlockHash
 from baton.request import FinishReason
 from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request

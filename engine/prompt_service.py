@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from grpc import aio
 
-from baton import rpc_errors
 from baton.errors import BatonError, InvalidRequest
+from baton.net import rpc_errors
 from baton.node.legs import within_time
 from baton.node.load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
 from baton.node.sessions import Sessions
 from baton.request import Generation
-from baton.timeline import Timeline, TimelineBook
+from baton.telemetry.timeline import Timeline, TimelineBook
 from baton.v1 import prompt_pb2, prompt_pb2_grpc
 from engine.engine import Engine
 from engine.outputs import NO_TOKEN, Output, StepOutput

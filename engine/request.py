@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton.errors import BatonError
-from baton.prefix_hash import BlockHash, block_hashes, stretched_root
+from baton.kv.prefix_hash import BlockHash, block_hashes, stretched_root
 from baton.request import FinishReason, Generation, SamplingParams
 from engine.grammar.state import GrammarState
 from engine.sampling.token_counts import TokenCounts

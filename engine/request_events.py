@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from baton.timeline import Event
+from baton.telemetry.timeline import Event
 from engine.request import Request
 from engine.step_times import StepTimes
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from baton.config import parse_bytes
 from baton.errors import ConfigError
-from baton.kv_layout import DTYPE_BYTES, KVLayout
-from baton.settings import EngineFlags
+from baton.kv.layout import DTYPE_BYTES, KVLayout
+from baton.process.config import parse_bytes
+from baton.process.settings import EngineFlags
 from engine.config import EngineConfig
 from engine.kv_cache import layers_per_group
 from engine.model.checkpoint import Checkpoint

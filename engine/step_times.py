@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from baton.timeline import Event
+from baton.telemetry.timeline import Event
 
 CAPACITY = 2**16  # steps
 NUM_OUTLIERS = 5

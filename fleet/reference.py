@@ -17,10 +17,11 @@ from typing import Any
 from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
-from baton import gpu_metrics, redis_client
-from baton.config import described
 from baton.errors import BatonError
-from baton.settings import FleetConfig, NodeConfig, RouterConfig
+from baton.net import redis_client
+from baton.process.config import described
+from baton.process.settings import FleetConfig, NodeConfig, RouterConfig
+from baton.telemetry import gpu_metrics
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from baton import redis_client
-from baton.registry import NodeRecord, list_nodes
+from baton.net import redis_client
+from baton.net.registry import NodeRecord, list_nodes
 from fleet import state
 from fleet.fitting_table import Column, fitting
 from fleet.home import Home

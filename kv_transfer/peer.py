@@ -8,8 +8,8 @@ from typing import Protocol
 
 import grpc
 
-from baton import rpc
 from baton.errors import LayoutMismatch, TransferError
+from baton.net import rpc
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from baton.errors import TransferError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 
 MAX_MESSAGES = 2**20  # of one transfer: the low bits of a tag
 MIN_MESSAGE_BYTES = 2**20  # layer groups travel together up to that size: a short prompt is one message

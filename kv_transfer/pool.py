@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from baton.errors import ConfigError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kv_transfer.digest import Digester, known
 from kv_transfer.plan import runs
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kv_transfer.pool import KVPool, Pool
 from kv_transfer.staged_pool import StagedPool
 

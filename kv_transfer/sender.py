@@ -3,9 +3,9 @@
 import asyncio
 import weakref
 
-from baton import rpc
 from baton.errors import TransferError
-from baton.tls import Identity
+from baton.net import rpc
+from baton.net.tls import Identity
 from baton.v1 import transfer_pb2
 from kv_transfer.choose import Transports
 from kv_transfer.digest import Digester

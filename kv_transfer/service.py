@@ -6,7 +6,7 @@ import grpc
 from grpc import aio
 
 from baton.errors import LayoutMismatch, TransferError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.doors import Doors
 from kv_transfer.incoming import IncomingTransfer

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from baton.errors import TransferError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kernels.dispatch import block_copies
 from kv_transfer.digest import Digester, known
 from kv_transfer.plan import runs

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from baton.errors import BatonError
 from baton.request import Generation
-from baton.timeline import Timeline
+from baton.telemetry.timeline import Timeline
 from baton.v1 import transfer_pb2
 from engine.grammar.state import GrammarState
 from engine.outputs import Output

@@ -3,10 +3,10 @@
 import asyncio
 import dataclasses
 
-from baton import redis_client
-from baton.lifecycle import Shutdown
+from baton.net import redis_client
 from baton.node.shell import NodeShell
-from baton.settings import NodeConfig
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import NodeConfig
 from baton.v1 import prompt_pb2_grpc
 from engine import hosting
 from engine.engine import Engine

@@ -19,13 +19,13 @@ import time
 import msgspec
 
 from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from baton.node.legs import all_over, entered, within_time
 from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
 from baton.node.sessions import Sessions
 from baton.request import FinishReason, Generation
-from baton.timeline import TimelineBook
+from baton.telemetry.timeline import TimelineBook
 from baton.v1 import node_pb2, transfer_pb2
 from engine.engine import Engine
 from engine.outputs import Output

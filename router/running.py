@@ -11,7 +11,7 @@ from typing import Protocol
 
 from baton.errors import BatonError, Cancelled
 from baton.request import FinishReason
-from baton.timeline import Timeline, Value
+from baton.telemetry.timeline import Timeline, Value
 from baton.token_ids import packed
 from router.job import Job, PromptResult, Sink, TokenLogprobs, Usage
 
@@ -103,7 +103,7 @@ class Running:
         await self._wanted.wait()
 
     def check_wanted(self) -> None:
-        """Raise CancelledError where nobody waits for the outcome: a cancellation can get lost (`baton.tasks`)."""
+        """Raise CancelledError where nobody waits for the outcome: a cancellation can get lost (`process.tasks`)."""
         if self._sink is None:
             raise asyncio.CancelledError
 

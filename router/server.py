@@ -19,14 +19,16 @@ from importlib.metadata import version
 import msgspec
 import uvicorn
 
-from baton import lifecycle, otel, redis_client, tasks, tls
 from baton.errors import ConfigError
-from baton.exposition import Exposition
-from baton.lifecycle import Shutdown
 from baton.model_source import settle
-from baton.rpc import is_loopback
-from baton.settings import RouterConfig
-from baton.timeline import TimelineBook
+from baton.net import redis_client, tls
+from baton.net.rpc import is_loopback
+from baton.process import lifecycle, tasks
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import RouterConfig
+from baton.telemetry import otel
+from baton.telemetry.exposition import Exposition
+from baton.telemetry.timeline import TimelineBook
 from router import memory
 from router.admin.port import AdminPort
 from router.app import App

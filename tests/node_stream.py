@@ -8,7 +8,7 @@ from typing import Any
 
 from grpc import aio
 
-from baton import rpc
+from baton.net import rpc
 from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
 
 WAIT_S = 15

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import grpc
 from grpc import aio
 
-from baton import rpc_errors
 from baton.errors import BatonError, InvalidRequest, NodeUnavailable
+from baton.net import rpc_errors
 from baton.node.session import Leg, Session
 from baton.node.sessions import Sessions
 from baton.request import Generation

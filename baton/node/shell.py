@@ -20,19 +20,20 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from redis.asyncio import Redis
 
-from baton import otel, rpc, tls
-from baton.exposition import Exposition
-from baton.lifecycle import Shutdown
+from baton.kv.prefix_hash import BlockHash
+from baton.kv.prefix_index import IndexWriter
+from baton.net import rpc, tls
+from baton.net.registry import NodeRecord, Registration, Role, mint_epoch
 from baton.node.load import LoadBoard
 from baton.node.service import Legs, NodeService
 from baton.node.sessions import Sessions
 from baton.node.trace_service import TraceService
-from baton.prefix_hash import BlockHash
-from baton.prefix_index import IndexWriter
-from baton.registry import NodeRecord, Registration, Role, mint_epoch
-from baton.settings import NodeConfig
-from baton.telemetry import MetricsServer
-from baton.timeline import TimelineBook
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import NodeConfig
+from baton.telemetry import otel
+from baton.telemetry.exposition import Exposition
+from baton.telemetry.metrics_server import MetricsServer
+from baton.telemetry.timeline import TimelineBook
 from baton.v1 import node_pb2_grpc, trace_pb2_grpc, types_pb2
 
 _STOP_GRACE_S = 1.0

@@ -4,7 +4,7 @@ from typing import Any
 
 from grpc import aio
 
-from baton.timeline import MAX_PARTS, TimelineBook
+from baton.telemetry.timeline import MAX_PARTS, TimelineBook
 from baton.v1 import trace_pb2, trace_pb2_grpc
 
 

@@ -8,8 +8,8 @@ import itertools
 import time
 from typing import Any
 
-from baton import redis_client, rpc
-from baton.registry import list_nodes
+from baton.net import redis_client, rpc
+from baton.net.registry import list_nodes
 from baton.request import Generation, SamplingParams
 from baton.v1 import node_pb2, node_pb2_grpc
 

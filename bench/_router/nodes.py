@@ -15,8 +15,8 @@ from typing import Any
 
 import uvloop
 
-from baton import redis_client, rpc
-from baton.registry import NodeRecord, Registration, Role
+from baton.net import redis_client, rpc
+from baton.net.registry import NodeRecord, Registration, Role
 from baton.request import FinishReason
 from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
 

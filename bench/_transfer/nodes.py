@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from baton import rpc
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
+from baton.net import rpc
 from baton.v1 import transfer_pb2
 from bench._transfer.ways import SENDERS, Round, cpu, send_over_socket
 from kernels.cpu.memory import huge_pages

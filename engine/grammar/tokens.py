@@ -8,7 +8,7 @@ from typing import NamedTuple
 import llguidance
 
 from baton.errors import CheckpointError
-from baton.tokenizer import Tokenizer
+from baton.text.tokenizer import Tokenizer
 
 
 class GrammarTokens(NamedTuple):

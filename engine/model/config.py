@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from baton.errors import CheckpointError
-from baton.kv_layout import DTYPE_BYTES
+from baton.kv.layout import DTYPE_BYTES
 from baton.model_dir import eos_token_ids, read_json
 from engine.model.architecture import Family, LatentConfig, MixtureConfig, Norms, QKNorm
 from engine.model.families import FAMILIES, LANGUAGE_MODELS

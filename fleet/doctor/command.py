@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from baton.config import add_flags, flag, from_args
+from baton.process.config import add_flags, flag, from_args
 from fleet.doctor import compute as doctor_compute
 from fleet.doctor import network as doctor_network
 from fleet.doctor.finding import Finding

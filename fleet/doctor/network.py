@@ -10,8 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from baton import redis_client
 from baton.errors import ConfigError
+from baton.net import redis_client
 from fleet import state
 from fleet.doctor.finding import Finding, broken, ok, warning
 from fleet.home import Home

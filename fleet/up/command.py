@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from baton import model_source
-from baton.config import add_flags, from_args
 from baton.errors import ConfigError
 from baton.model_source import Model
-from baton.settings import FleetConfig, misspelt
+from baton.process.config import add_flags, from_args
+from baton.process.settings import FleetConfig, misspelt
 from fleet import control, state
 from fleet.home import Home, remove_run_dir
 from fleet.up import detach, embedded_redis, port

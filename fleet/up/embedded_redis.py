@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from baton import redis_client
 from baton.errors import ConfigError
+from baton.net import redis_client
 from fleet.up.process import Command
 
 _CONFIG = """\

@@ -1,6 +1,6 @@
 """Starts a program that dies with its parent: `python -m fleet.up.leash PARENT_PID PROGRAM ARGS…` becomes PROGRAM.
 
-For programs that are not ours; our services do it themselves (baton.lifecycle).
+For programs that are not ours; our services do it themselves (baton.process.lifecycle).
 """
 
 import ctypes

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.config import to_args
 from baton.model_source import Model
-from baton.settings import EngineFlags, FleetConfig, NodeConfig, RouterConfig
+from baton.process.config import to_args
+from baton.process.settings import EngineFlags, FleetConfig, NodeConfig, RouterConfig
 from fleet.up.cores import Share, share
 from fleet.up.cores import available as available_cores
 from fleet.up.gpus import Gpu, available, kv_memory, of_node

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from baton import redis_client
 from baton.errors import ConfigError
+from baton.net import redis_client
 from fleet import state
 from fleet.home import Home
 from fleet.up import embedded_redis

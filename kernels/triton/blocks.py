@@ -36,7 +36,7 @@ def copy_blocks_kernel(
 def pack_blocks(blocks: Tensor, block_ids: Tensor, packed: Tensor) -> None:
     """`packed[i] = blocks[block_ids[i]]`.
 
-    blocks: [num_blocks, bytes] uint8, of one or all layer groups of a pool (`baton.kv_layout`); block_ids: [N] int64;
+    blocks: [num_blocks, bytes] uint8, of one or all layer groups of a pool (`baton.kv.layout`); block_ids: [N] int64;
     packed: [N, bytes] uint8, contiguous as `blocks` is. All on one device; ValueError where shapes do not fit.
     """
     _copy(blocks, block_ids, packed, pack=True)

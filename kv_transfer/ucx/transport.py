@@ -22,8 +22,8 @@ from pathlib import Path
 import psutil
 
 from baton.errors import TransferError
-from baton.rpc import is_loopback
-from baton.tasks import end
+from baton.net.rpc import is_loopback
+from baton.process.tasks import end
 from kv_transfer.metrics import RESTARTS
 from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Transport
 from kv_transfer.ucx.connection import UcxConnection

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from baton.errors import BatonError, Unauthenticated
-from baton.rpc import is_loopback
+from baton.net.rpc import is_loopback
 from router.http.auth import APIKeys
 
 COOKIE = "baton_session"

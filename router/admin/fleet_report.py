@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from baton.registry import NodeRecord
+from baton.net.registry import NodeRecord
 from router.admin import bottleneck
 from router.admin.peers import Peers
 from router.nodes.link import NodeLink

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from baton.registry import NodeRecord
+from baton.net.registry import NodeRecord
 
 TIMEOUT_S = 0.8
 _MAX_BYTES = 4 * 2**20

@@ -22,10 +22,10 @@ from urllib.parse import unquote
 import msgspec
 import uvicorn
 
-from baton import tasks
 from baton.errors import BatonError, InvalidRequest, Unauthenticated
-from baton.exposition import Exposition
-from baton.settings import RouterConfig
+from baton.process import tasks
+from baton.process.settings import RouterConfig
+from baton.telemetry.exposition import Exposition
 from router.admin.auth import AdminAuth
 from router.admin.fleet_report import FleetReport
 from router.admin.pages import SAFE_HEADERS, page

@@ -11,7 +11,7 @@ from typing import Any
 
 from grpc import aio
 
-from baton.timeline import Event, Timeline, from_proto
+from baton.telemetry.timeline import Event, Timeline, from_proto
 from baton.v1 import trace_pb2
 from router.admin.peers import Peers
 from router.nodes.link import NodeLink

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from baton.errors import BatonError, Overloaded
-from baton.timeline import MAX_PARTS, Timeline
+from baton.telemetry.timeline import MAX_PARTS, Timeline
 from router.http.account import Account
 from router.http.error_format import (
     BodyTooLarge,

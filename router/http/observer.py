@@ -3,9 +3,9 @@
 import logging
 import time
 
-from baton import traceparent
-from baton.exposition import exemplar
-from baton.timeline import TimelineBook
+from baton.telemetry import traceparent
+from baton.telemetry.exposition import exemplar
+from baton.telemetry.timeline import TimelineBook
 from router.http import metrics as http_metrics
 from router.http.exchange import Exchange
 from router.recent import RECENT

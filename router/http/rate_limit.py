@@ -15,7 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from baton.errors import Overloaded
-from baton.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
+from baton.net.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
 from router.http.tenants import Tenant
 
 _EXPIRY_MS = 120_000

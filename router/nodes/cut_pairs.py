@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from baton.registry import NodeRecord
+from baton.net.registry import NodeRecord
 
 MIN_PAUSE_S, MAX_PAUSE_S = 5.0, 60.0
 TRIAL_S = 2.5  # in which a transfer that gets nowhere has failed

@@ -2,7 +2,6 @@
 
 from grpc import StatusCode, aio
 
-from baton import rpc_errors
 from baton.errors import (
     BatonError,
     Cancelled,
@@ -15,6 +14,7 @@ from baton.errors import (
     TransferError,
     from_code,
 )
+from baton.net import rpc_errors
 from baton.v1 import node_pb2, types_pb2
 from router.nodes.leg import Node
 

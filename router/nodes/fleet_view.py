@@ -11,10 +11,10 @@ from collections.abc import Callable
 import msgspec
 from redis.asyncio import Redis
 
-from baton import tasks
-from baton.redis_client import FAILURES, REDIS_ERRORS
-from baton.registry import NodeRecord, list_nodes
-from baton.tls import Identity
+from baton.net.redis_client import FAILURES, REDIS_ERRORS
+from baton.net.registry import NodeRecord, list_nodes
+from baton.net.tls import Identity
+from baton.process import tasks
 from router.nodes.cut_pairs import CutPairs
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.link import NodeLink

@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from grpc import aio
 
-from baton import rpc, tasks
 from baton.errors import ContextLengthExceeded, NodeUnavailable, Overloaded
-from baton.registry import NodeRecord
-from baton.tls import Identity
+from baton.net import rpc
+from baton.net.registry import NodeRecord
+from baton.net.tls import Identity
+from baton.process import tasks
 from baton.v1 import node_pb2, node_pb2_grpc, prompt_pb2_grpc, trace_pb2_grpc, types_pb2
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.leg import Leg

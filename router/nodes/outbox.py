@@ -12,7 +12,7 @@ from collections import deque
 
 from grpc import aio
 
-from baton.rpc import MAX_MESSAGE_BYTES
+from baton.net.rpc import MAX_MESSAGE_BYTES
 from baton.v1 import node_pb2
 
 MAX_BYTES = 64 * 2**20  # of prompts that wait to be written

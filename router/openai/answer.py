@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import msgspec
 
 from baton.errors import BatonError
-from baton.exposition import exemplar
+from baton.telemetry.exposition import exemplar
 from router.http import metrics as http_metrics
 from router.http.error_format import Header
 from router.http.exchange import Exchange

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import msgspec
 
-from baton.detokenizer import TokenTexts
 from baton.errors import BatonError
 from baton.request import FinishReason, SamplingParams
-from baton.stop_strings import StopStrings
+from baton.text.detokenizer import TokenTexts
+from baton.text.stop_strings import StopStrings
 from router.http.outlet import Insert
 from router.job import Handle, PromptResult, TokenLogprobs, Usage
 

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from baton.errors import BatonError
-from baton.exposition import Exposition
+from baton.telemetry.exposition import Exposition
 from router.http.error_format import MethodNotAllowed, NotFound, error_headers, error_object
 from router.openai import openapi
 from router.openai.generate import Generator

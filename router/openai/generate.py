@@ -18,9 +18,9 @@ from typing import Protocol
 
 import msgspec
 
-from baton.detokenizer import TokenTexts
 from baton.errors import NoCapacity
 from baton.request import SamplingParams
+from baton.text.detokenizer import TokenTexts
 from router.http import metrics as http_metrics
 from router.http.exchange import Exchange
 from router.job import Handle, Job, Sink

@@ -7,7 +7,7 @@ output in `logprobs`, and vLLM's `prompt_logprobs`. The first token has none in 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from baton.detokenizer import TokenTexts
+from baton.text.detokenizer import TokenTexts
 from router.job import PromptResult, PromptWork
 from router.openai.choice import TokenEntry, finite
 

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from baton.chat_template import ChatTemplate
-from baton.detokenizer import TokenTexts
 from baton.errors import CheckpointError, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
-from baton.settings import ModelFlags, OutputFlags
-from baton.tokenizer import Tokenizer
+from baton.process.settings import ModelFlags, OutputFlags
+from baton.text.chat_template import ChatTemplate
+from baton.text.detokenizer import TokenTexts
+from baton.text.tokenizer import Tokenizer
 from router.openai.conversation import Conversation
 from router.openai.parsing.reasoning import OPENING
 from router.openai.parsing.style import MARKERS, OutputStyle, detect

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from baton.errors import BatonError
-from baton.timeline import Timeline, Value
+from baton.telemetry.timeline import Timeline, Value
 from router.nodes.link import NodeLink
 from router.placing.policy import Choice
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from redis.asyncio import Redis
 
-from baton import prefix_index, tasks
-from baton.prefix_hash import BlockHash
-from baton.prefix_index import Event
-from baton.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
+from baton.kv import prefix_index
+from baton.kv.prefix_hash import BlockHash
+from baton.kv.prefix_index import Event
+from baton.net.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
+from baton.process import tasks
 from router.placing.expected_blocks import ExpectedBlocks, num_leading_of
 
 WAIT_S = 0.5  # the stream's client has to have a longer timeout than this

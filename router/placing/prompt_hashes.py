@@ -1,6 +1,6 @@
 """Block hashes of a request's prompt, for looking up who holds how much of it."""
 
-from baton.prefix_hash import BlockHash, block_hashes, root_hash, stretched_root
+from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash, stretched_root
 from router.nodes.fleet_view import ModelFacts
 from router.running import Running
 

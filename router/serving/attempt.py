@@ -16,7 +16,7 @@ from typing import Protocol
 
 from baton.errors import BatonError, NodeUnavailable, NumericalError, Overloaded, TransferError
 from baton.request import FinishReason, Generation
-from baton.timeline import Value
+from baton.telemetry.timeline import Value
 from baton.v1 import node_pb2, types_pb2
 from baton.v1.types_pb2 import TokenLogprobs
 from router.nodes.errors import Refused, failed_error, finished_error

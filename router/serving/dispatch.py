@@ -25,12 +25,13 @@ from functools import partial
 import msgspec
 from prometheus_client import Gauge
 
-from baton import redis_client, tasks
 from baton.errors import BatonError, DeadlineExceeded, NoCapacity, Overloaded
-from baton.redis_client import REDIS_ERRORS, TIMEOUT_S
-from baton.registry import NodeRecord, Registration, list_nodes, mint_epoch
-from baton.timeline import TimelineBook
-from baton.tls import Identity
+from baton.net import redis_client
+from baton.net.redis_client import REDIS_ERRORS, TIMEOUT_S
+from baton.net.registry import NodeRecord, Registration, list_nodes, mint_epoch
+from baton.net.tls import Identity
+from baton.process import tasks
+from baton.telemetry.timeline import TimelineBook
 from router.job import Job, Sink
 from router.nodes.fleet_view import FleetView, ModelFacts
 from router.nodes.link import STATES, NodeLink

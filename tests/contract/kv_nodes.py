@@ -13,9 +13,9 @@ import torch
 import uvloop
 from forks import Forked, wait_to_be_forked
 
-from baton import rpc
 from baton.errors import TransferError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
+from baton.net import rpc
 from baton.v1 import transfer_pb2
 from kv_transfer.faults import FAULTS
 from kv_transfer.incoming import IncomingTransfer

@@ -17,8 +17,8 @@ from kv_nodes import (
 )
 
 import kv_transfer.sender
-from baton import rpc
 from baton.errors import TransferError
+from baton.net import rpc
 from baton.v1 import transfer_pb2
 
 

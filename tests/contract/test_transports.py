@@ -22,7 +22,7 @@ from kv_nodes import (
 )
 
 from baton.errors import LayoutMismatch, TransferError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from baton.v1.transfer_pb2 import CommitRequest
 from kv_transfer.choose import make
 from kv_transfer.faults import FAULTS

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
+from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine import random_checkpoint
 from engine.engine import Engine
 from engine.model.cuda_graph import GraphedDecoder

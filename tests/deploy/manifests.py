@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from baton.config import env_name
-from baton.settings import NodeConfig, RouterConfig
+from baton.process.config import env_name
+from baton.process.settings import NodeConfig, RouterConfig
 from tests.deploy.tools import rendered
 
 Manifest = dict[str, Any]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from baton.config import env_name
-from baton.settings import NodeConfig, RouterConfig
+from baton.process.config import env_name
+from baton.process.settings import NodeConfig, RouterConfig
 from tests.deploy.tools import DEPLOY
 
 UNIT = DEPLOY / "systemd" / "baton@.service"

@@ -6,8 +6,8 @@ import itertools
 import pytest
 import torch
 
+from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine import random_checkpoint
 from engine.engine import Engine
 from engine.random_checkpoint import TINY

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kv_transfer.digest import Digester, digest
 from kv_transfer.pools import pool_of
 from kv_transfer.staged_pool import StagedPool

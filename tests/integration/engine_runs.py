@@ -5,8 +5,8 @@ import random
 
 import torch
 
+from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine.engine import Engine
 from engine.request import Request
 from engine.sampling.sampler import Logprobs

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from baton.errors import CheckpointError
+from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine.engine import Engine
 from engine.sampling.sampler import Logprobs
 from tests import packed_weights

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine.engine import Engine
 from kernels.dispatch import load
 

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from baton.settings import EngineFlags
+from baton.process.settings import EngineFlags
 from engine.engine import Engine
 from kernels.api import Kernels
 from kernels.dispatch import load

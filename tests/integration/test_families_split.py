@@ -15,12 +15,12 @@ import torch
 
 import decode_node.node
 import prefill_node.node
-from baton import redis_client, registry
-from baton.kv_layout import KVLayout
-from baton.lifecycle import Shutdown
-from baton.registry import NodeRecord
+from baton.kv.layout import KVLayout
+from baton.net import redis_client, registry
+from baton.net.registry import NodeRecord
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import NodeConfig
 from baton.request import Generation, SamplingParams
-from baton.settings import NodeConfig
 from engine.engine import Engine
 from kv_transfer.staged_pool import StagedPool
 from tests.node_stream import NodeStream

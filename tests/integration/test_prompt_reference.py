@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers
 
+from baton.process.settings import EngineFlags
 from baton.request import FinishReason, Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine import prompt_logprobs, random_checkpoint
 from engine.engine import Engine
 from engine.outputs import NO_TOKEN

@@ -9,8 +9,8 @@ from typing import Any
 
 import decode_node.node
 import prefill_node.node
-from baton.lifecycle import Shutdown
-from baton.settings import NodeConfig
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import NodeConfig
 from router.serving.dispatch import DispatchConfig, Dispatcher
 from tests.simulation import threads
 from tests.simulation.loop import Process, SimLoop, Violation

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.engine import Engine

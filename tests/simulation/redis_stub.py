@@ -10,7 +10,8 @@ from typing import Any
 
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from baton import prefix_index, registry
+from baton.kv import prefix_index
+from baton.net import registry
 from tests.simulation.loop import Process, current_process
 from tests.simulation.network import Network
 

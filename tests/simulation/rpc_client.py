@@ -1,7 +1,7 @@
 """The client's side of `grpc.aio` over the simulated network: channels, and calls with deadlines and cancellation.
 
-Stands in for what `baton.rpc.channel` makes. Messages are really serialized. One connection per channel carries all of
-its calls. A call without a connection waits for one being made, and fails at once while the last failure is recent.
+Stands in for what `baton.net.rpc.channel` makes. Messages are really serialized. One connection per channel carries all
+of its calls. A call without a connection waits for one being made, and fails at once while the last failure is recent.
 """
 
 import asyncio

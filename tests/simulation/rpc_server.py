@@ -1,4 +1,4 @@
-"""The server's side of `grpc.aio` over the simulated network; stands in for what `baton.rpc.server` makes.
+"""The server's side of `grpc.aio` over the simulated network; stands in for what `baton.net.rpc.server` makes.
 
 A request may come a second time, seconds later, and a message of a stream may come twice, where a fault has it so.
 """

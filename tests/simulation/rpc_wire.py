@@ -1,7 +1,7 @@
 """A connection that carries gRPC calls: frames, and pings that notice when nothing comes any more.
 
 Either end pings after PING_S of silence and gives the connection up when there is no answer within PONG_S, as the
-keepalive of `baton.rpc` has it.
+keepalive of `baton.net.rpc` has it.
 """
 
 import asyncio

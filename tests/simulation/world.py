@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import baton.net.redis_client
+import baton.net.rpc
 import baton.node.shell
-import baton.redis_client
-import baton.rpc
 import decode_node.legs
 import decode_node.node
 import engine.step_loop
@@ -107,9 +107,9 @@ def _put_in_place(world: World, stack: contextlib.ExitStack) -> None:
     def put(target: Any, name: str, value: Any) -> None:
         stack.enter_context(mock.patch.object(target, name, value))
 
-    put(baton.rpc, "channel", lambda address, tls=None: SimChannel(network, address))
-    put(baton.rpc, "server", lambda token="": SimServer(network))
-    put(baton.redis_client, "connect", lambda url, timeout_s=0.05: RedisClient(world.fleet.redis, timeout_s))
+    put(baton.net.rpc, "channel", lambda address, tls=None: SimChannel(network, address))
+    put(baton.net.rpc, "server", lambda token="": SimServer(network))
+    put(baton.net.redis_client, "connect", lambda url, timeout_s=0.05: RedisClient(world.fleet.redis, timeout_s))
     for module in [module for name, module in sys.modules.items() if name.startswith("kv_transfer.")]:
         if hasattr(module, "make"):
             put(module, "make", lambda name, host: SimTransport(network))

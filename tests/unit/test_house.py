@@ -23,7 +23,7 @@ def test_the_schema_folder_shadows_nothing():
     assert not (ROOT / "proto/__init__.py").exists()
 
 
-@pytest.mark.parametrize("module", ["baton.rpc", "router", "fleet.cli"])
+@pytest.mark.parametrize("module", ["baton.net.rpc", "router", "fleet.cli"])
 def test_light_rooms_load_neither_torch_nor_numpy(module):
     code = f"import {module}, sys; print([m for m in ('torch', 'numpy', 'triton') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
@@ -43,6 +43,15 @@ def test_pages_link_to_and_name_what_is_there(page):
     missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
     missing += [path for path in PATH.findall(text) if not (ROOT / path).exists()]
     assert not missing
+
+
+def test_the_front_page_has_the_figures_of_the_page_on_what_was_measured():
+    number = re.compile(r"\d[\d.,–k]*")
+    front = (ROOT / "README.md").read_text().partition("## Measured")[2].partition("\n## ")[0]
+    rows = [line for line in front.splitlines() if line.startswith("|") and "`baton " in line]
+    assert len(rows) > 8
+    measured = set(number.findall((ROOT / "docs/measured.md").read_text()))
+    assert {figure for row in rows for figure in number.findall(row)} <= measured
 
 
 def test_every_decision_is_in_the_list_and_bears_its_number():

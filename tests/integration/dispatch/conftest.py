@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from baton import redis_client
 from baton.errors import BatonError
+from baton.net import redis_client
 from baton.request import FinishReason, SamplingParams
 from router.job import Job
 from router.serving.dispatch import DispatchConfig, Dispatcher

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from baton import rpc, rpc_errors
 from baton.errors import BatonError
-from baton.registry import NodeRecord, Registration
+from baton.net import rpc, rpc_errors
+from baton.net.registry import NodeRecord, Registration
 from baton.request import FinishReason, Generation
 from baton.v1 import node_pb2, node_pb2_grpc, prompt_pb2, prompt_pb2_grpc, transfer_pb2, types_pb2
 

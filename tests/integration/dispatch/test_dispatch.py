@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from baton import prefix_index
 from baton.errors import DeadlineExceeded, InvalidRequest, NoCapacity, NumericalError, Overloaded
-from baton.prefix_hash import block_hashes, root_hash
-from baton.prefix_index import IndexWriter
-from baton.registry import list_nodes
+from baton.kv import prefix_index
+from baton.kv.prefix_hash import block_hashes, root_hash
+from baton.kv.prefix_index import IndexWriter
+from baton.net.registry import list_nodes
 from baton.request import FinishReason
 from router.job import PromptWork
 

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from baton import redis_client, registry, rpc
+from baton.net import redis_client, registry, rpc
 from baton.v1 import node_pb2_grpc, types_pb2
 from tests.integration.nodes.routing import BLOCK, NodeProcess, Router, idle, prompt_of
 from tests.node_stream import WAIT_S, LegFailed

@@ -3,9 +3,9 @@
 import pytest
 
 from baton.errors import NumericalError
+from baton.kv.prefix_hash import root_hash
 from baton.node.load import LoadBoard
 from baton.node.sessions import Sessions
-from baton.prefix_hash import root_hash
 from baton.request import FinishReason, Generation, SamplingParams
 from baton.v1 import types_pb2
 from decode_node.legs import DecodeLeg

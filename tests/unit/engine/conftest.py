@@ -2,9 +2,9 @@
 
 import pytest
 
-from baton.prefix_hash import root_hash
+from baton.kv.prefix_hash import root_hash
+from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from baton.settings import EngineFlags
 from engine import random_checkpoint
 from engine.engine import Engine
 from engine.request import Request

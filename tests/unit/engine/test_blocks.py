@@ -3,8 +3,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from baton import prefix_hash
-from baton.prefix_hash import root_hash
+from baton.kv import prefix_hash
+from baton.kv.prefix_hash import root_hash
 from baton.request import Generation, SamplingParams
 from engine.blocks import BlockManager
 from engine.request import Request

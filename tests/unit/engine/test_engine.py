@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
-from baton.prefix_hash import block_hashes, root_hash
+from baton.kv.prefix_hash import block_hashes, root_hash
+from baton.process.settings import EngineFlags
 from baton.request import FinishReason
-from baton.settings import EngineFlags
 from engine import random_checkpoint
 from engine.engine import Engine
 from engine.outputs import NO_TOKEN

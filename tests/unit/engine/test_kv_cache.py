@@ -2,7 +2,7 @@ import msgspec
 import pytest
 import torch
 
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from engine.kv_cache import KVCache
 
 LAYOUT = KVLayout(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from baton.errors import ConfigError
-from baton.settings import EngineFlags
+from baton.process.settings import EngineFlags
 from engine import random_checkpoint
 from engine.model.config import ModelConfig
 from engine.random_checkpoint import TINY

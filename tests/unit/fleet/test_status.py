@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from baton import redis_client
 from baton.errors import ConfigError
-from baton.registry import NodeRecord, Registration
+from baton.net import redis_client
+from baton.net.registry import NodeRecord, Registration
 from fleet import state
 from fleet.status import describe
 from fleet.up import embedded_redis

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import TransferError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kv_transfer.plan import MAX_MESSAGES, MIN_MESSAGE_BYTES, messages, runs
 
 LAYOUT = KVLayout(

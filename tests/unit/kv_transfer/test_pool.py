@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from baton.errors import ConfigError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kv_transfer.pool import KVPool
 
 LAYOUT = KVLayout(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from baton.errors import ConfigError, TransferError
-from baton.kv_layout import KVLayout
+from baton.kv.layout import KVLayout
 from kv_transfer.digest import Digester, digest
 from kv_transfer.pool import KVPool
 from kv_transfer.pools import pool_of

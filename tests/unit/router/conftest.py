@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from baton.lifecycle import Shutdown
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import ModelFlags
 from baton.request import FinishReason
-from baton.settings import ModelFlags
 from baton.v1.types_pb2 import TokenLogprobs
 from router import server
 from router.app import App

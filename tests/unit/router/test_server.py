@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from baton.errors import ConfigError
-from baton.settings import RouterConfig
+from baton.process.settings import RouterConfig
 from router.server import load
 
 

@@ -9,8 +9,8 @@ import grpc
 import pytest
 from grpc import aio
 
-from baton import rpc
 from baton.errors import BatonError
+from baton.net import rpc
 from baton.node.service import NodeService
 from baton.node.session import Leg
 from baton.node.sessions import Sessions

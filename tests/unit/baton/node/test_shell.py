@@ -9,14 +9,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from baton import redis_client, registry, rpc
 from baton.errors import ConfigError
-from baton.lifecycle import Shutdown
+from baton.kv.prefix_hash import BlockHash
+from baton.net import redis_client, registry, rpc
 from baton.node.session import Leg
 from baton.node.shell import NodeFacts, NodeShell
-from baton.prefix_hash import BlockHash
+from baton.process.lifecycle import Shutdown
+from baton.process.settings import NodeConfig
 from baton.request import Generation, SamplingParams
-from baton.settings import NodeConfig
 from baton.v1 import transfer_pb2, types_pb2
 
 pytestmark = pytest.mark.anyio

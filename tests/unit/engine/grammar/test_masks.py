@@ -9,7 +9,7 @@ import torch
 
 from baton.errors import InvalidRequest
 from baton.request import FinishReason, Grammar, GrammarKind
-from baton.tokenizer import Tokenizer
+from baton.text.tokenizer import Tokenizer
 from engine.grammar import masks
 from engine.grammar.grammars import Grammars
 from engine.outputs import NO_TOKEN

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from baton.model_source import Model
-from baton.settings import FleetConfig
+from baton.process.settings import FleetConfig
 from fleet.up import gpus
 from fleet.up.gpus import Gpu
 from fleet.up.services import Services

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baton.model_source import Model
-from baton.settings import FleetConfig, NodeConfig, RouterConfig
+from baton.process.settings import FleetConfig, NodeConfig, RouterConfig
 from fleet.up.cores import share
 from fleet.up.services import Services
 from fleet.up.welcome import welcome
@@ -27,7 +27,7 @@ def services_of(cores: list[int] | None = None, **config: object) -> Services:
 def parsed(argv: tuple[str, ...], config: type) -> object:
     import argparse
 
-    from baton.config import add_flags, from_args
+    from baton.process.config import add_flags, from_args
 
     parser = argparse.ArgumentParser()
     add_flags(parser, config)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from baton import redis_client
+from baton.net import redis_client
 from router.http import rate_limit
 from router.http.account import Account
 from router.http.rate_limit import RateLimited, RateLimiter

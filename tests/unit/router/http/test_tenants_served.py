@@ -5,7 +5,7 @@ import json
 import pytest
 from prometheus_client import REGISTRY
 
-from baton import redis_client
+from baton.net import redis_client
 from router.app import App
 from router.http.auth import APIKeys
 from router.http.rate_limit import RateLimiter

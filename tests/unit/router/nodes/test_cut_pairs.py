@@ -1,6 +1,6 @@
 """A pair between which nothing travels is left alone, for longer each time, until something does."""
 
-from baton.registry import NodeRecord
+from baton.net.registry import NodeRecord
 from router.nodes.cut_pairs import MAX_PAUSE_S, MIN_PAUSE_S, TRIAL_S, CutPairs
 
 

@@ -7,8 +7,8 @@ import re
 import msgspec
 import pytest
 
+from baton.process.settings import ModelFlags, OutputFlags
 from baton.request import FinishReason
-from baton.settings import ModelFlags, OutputFlags
 from router.job import PromptResult
 from router.openai import answer_schema as answers
 from router.openai import openapi

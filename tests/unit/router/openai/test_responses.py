@@ -8,8 +8,8 @@ from openai.types.responses import Response, ResponseFunctionToolCall, ResponseS
 from pydantic import TypeAdapter
 
 from baton.errors import NoCapacity
+from baton.process.settings import ModelFlags, OutputFlags
 from baton.request import GrammarKind
-from baton.settings import ModelFlags, OutputFlags
 from router.openai.served_model import ServedModel
 
 REPLY = "Größe 🎉 and some more words, to be streamed."

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from baton.errors import CheckpointError
-from baton.settings import ModelFlags, OutputFlags
+from baton.process.settings import ModelFlags, OutputFlags
 from router.openai.completion_schema import parse_completion
 from router.openai.responses import _complete
 from router.openai.responses_schema import parse_responses

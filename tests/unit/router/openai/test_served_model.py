@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from baton.errors import CheckpointError
-from baton.settings import ModelFlags
-from baton.tokenizer import Tokenizer
+from baton.process.settings import ModelFlags
+from baton.text.tokenizer import Tokenizer
 from router.openai.generate import Generator
 from router.openai.served_model import ServedModel
 

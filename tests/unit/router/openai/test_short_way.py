@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from baton.process.settings import ModelFlags
 from baton.request import FinishReason
-from baton.settings import ModelFlags
 from router.openai import chat, completions, message_format
 from router.openai.choice import Choice
 from router.openai.served_model import ServedModel

@@ -44,7 +44,7 @@ async def test_what_is_wrong_is_named(router, path, body, status, param):
 
 
 async def test_nothing_is_framed_where_not_wanted(model_dirs):
-    from baton.tokenizer import Tokenizer
+    from baton.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(model_dirs["llama3"])
     assert tokenizer.encode("a")[1:] == tokenizer.encode("a", framed=False)

@@ -5,8 +5,8 @@ import json
 import openai
 import pytest
 
+from baton.process.settings import ModelFlags, OutputFlags
 from baton.request import GrammarKind
-from baton.settings import ModelFlags, OutputFlags
 from router.openai.served_model import ServedModel
 
 pytestmark = pytest.mark.anyio

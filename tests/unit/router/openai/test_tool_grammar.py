@@ -9,7 +9,7 @@ from llguidance import LLMatcher
 from baton.errors import InvalidRequest
 from baton.model_dir import eos_token_ids
 from baton.request import Grammar, GrammarKind
-from baton.tokenizer import Tokenizer
+from baton.text.tokenizer import Tokenizer
 from engine.grammar import tokens
 from engine.grammar.text import serialized
 from router.openai.parsing.style import OutputStyle

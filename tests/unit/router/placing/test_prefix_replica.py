@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from baton import prefix_index, redis_client
-from baton.prefix_hash import BlockHash, block_hashes, root_hash
-from baton.prefix_index import Event, IndexWriter
+from baton.kv import prefix_index
+from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
+from baton.kv.prefix_index import Event, IndexWriter
+from baton.net import redis_client
 from router.placing.prefix_replica import PrefixReplica
 
 pytestmark = pytest.mark.anyio

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from baton.prefix_hash import root_hash
+from baton.kv.prefix_hash import root_hash
 from baton.request import Generation, SamplingParams
 from baton.token_ids import packed
 from engine.request import Request

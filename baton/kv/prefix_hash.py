@@ -1,0 +1,40 @@
+"""The identity of KV blocks: a chained hash of full blocks, the same in every process.
+
+`BlockHash_i = sha256(BlockHash_{i-1} ‖ token ids)[:16]`; extras (model, tenant salt) enter through the parent of
+block 0, so they are part of every hash of the chain.
+"""
+
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import sha256
+from struct import Struct
+from typing import NewType, cast
+
+from baton.kv import hash_chain
+
+BlockHash = NewType("BlockHash", bytes)
+
+HASH_BYTES = hash_chain.DIGEST_BYTES
+_SEED = b"baton.block.v1"
+_EACH = f"{HASH_BYTES}s"
+_chain = hash_chain.fastest()
+
+
+@lru_cache(maxsize=1024)
+def root_hash(model_fingerprint: str, cache_salt: bytes = b"") -> BlockHash:
+    """The parent of a request's first block. Each part is length-prefixed, so no two different pairs collide."""
+    parts = (_SEED, model_fingerprint.encode(), cache_salt)
+    return BlockHash(sha256(b"".join(len(p).to_bytes(4, "little") + p for p in parts)).digest()[:HASH_BYTES])
+
+
+def stretched_root(root: BlockHash) -> BlockHash:
+    """The parent of the first block of a request whose rotary embedding is stretched: its KV is another."""
+    return BlockHash(sha256(root + b"stretched").digest()[:HASH_BYTES])
+
+
+def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
+    """Hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
+    digests = _chain(parent, array("I", token_ids).tobytes(), block_size * 4)
+    hashes = Struct(_EACH * (len(digests) // HASH_BYTES)).unpack(digests)  # half the time of `iter_unpack`
+    return cast("list[BlockHash]", list(hashes))  # a call of BlockHash for each would cost as much as all of this

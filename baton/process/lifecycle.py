@@ -1,0 +1,139 @@
+"""A service process from its flags to its exit code.
+
+The first SIGTERM or SIGINT asks for a drain, the second ends the process at once. A ConfigError is one line on stderr
+and exit code 1. With BATON_DIE_WITH_PARENT set (to 1, or to the parent's process id) the process ends when its parent
+does, however that died. What a drain means is the service's own business.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import uvloop
+
+from baton.errors import ConfigError
+from baton.process.config import add_flags, from_args
+from baton.process.logs import log_to_stderr
+from baton.process.settings import misspelt
+
+Config = TypeVar("Config")
+Loaded = TypeVar("Loaded")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG = 1
+_HARD_EXIT_S = 3.0  # what clean-up may take after a second signal
+
+_log = logging.getLogger(__name__)
+
+
+class Shutdown:
+    """Tells the service that it is to drain, or, by cancelling its task, to end."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Any] | None = None  # of the service
+        self._requested = asyncio.Event()
+        self._parent = os.getppid()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a drain has begun."""
+        return self._requested.is_set()
+
+    async def wait(self) -> None:
+        """Return when a drain is asked for."""
+        await self._requested.wait()
+
+    def request(self) -> None:
+        """A signal has come: drain at the first, end at the second, or at the first where the parent is dead."""
+        orphaned = "BATON_DIE_WITH_PARENT" in os.environ and os.getppid() != self._parent
+        if self._requested.is_set() or orphaned:
+            self._end_now()
+        self._requested.set()
+
+    def _end_now(self) -> None:
+        watchdog = threading.Timer(_HARD_EXIT_S, os._exit, (1,))
+        watchdog.daemon = True
+        watchdog.start()
+        if self.task is not None:
+            self.task.cancel()
+
+
+class _Stopped(BaseException):
+    """A signal came while the service was still loading."""
+
+
+def main(
+    prog: str,
+    config_type: type[Config],
+    load: Callable[[Config], Loaded],
+    serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]],
+    argv: Sequence[str] | None = None,
+    settle: Callable[[Config], Config] = lambda config: config,
+) -> int:
+    """Run a service: `settle` completes its config; `load` blocks the main thread; `serve` runs in the event loop."""
+    parser = argparse.ArgumentParser(prog=prog)
+    add_flags(parser, config_type)
+    args = parser.parse_args(argv)
+    try:
+        config = from_args(config_type, args)
+        log_to_stderr(getattr(config, "log_level", "info"), getattr(config, "log_format", "text"))
+        for said in misspelt(os.environ):
+            _log.warning(said)
+        return _run(settle(config), load, serve)
+    except ConfigError as error:
+        sys.stderr.write(f"{prog}: error: {error.message}\n")
+        return 1
+    except _Stopped:
+        return 0
+
+
+def die_with_parent() -> None:
+    """Have Linux send this process SIGTERM when its parent dies, if the environment asks for it."""
+    asked = os.environ.get("BATON_DIE_WITH_PARENT", "")
+    if not asked or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if asked != "1" and os.getppid() != int(asked):  # it died before the call above
+        raise _Stopped
+
+
+def _run(
+    config: Config, load: Callable[[Config], Loaded], serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]]
+) -> int:
+    for number in _SIGNALS:
+        signal.signal(number, _stop_loading)
+    die_with_parent()
+    loaded = load(config)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(config, loaded, serve))
+
+
+def _stop_loading(number: int, frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+async def _serve(config: Config, loaded: Loaded, serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]]) -> int:
+    shutdown = Shutdown()
+    task = shutdown.task = asyncio.ensure_future(serve(config, loaded, shutdown))
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, shutdown.request)
+    try:
+        await task
+    except asyncio.CancelledError:
+        _log.warning("ended without a drain")
+        return 130
+    except ConfigError:
+        raise
+    except Exception:  # an edge: the process ends, and its log says why
+        _log.exception("service failed")
+        return 2
+    return 0

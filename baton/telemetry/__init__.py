@@ -1,0 +1,1 @@
+"""What is measured: metrics and their port, timelines of requests, and OpenTelemetry's spans of them."""

@@ -1,0 +1,81 @@
+"""Flags, environment and defaults become one typed config, and back."""
+
+import argparse
+
+import pytest
+
+from baton.errors import ConfigError
+from baton.process.config import add_flags, from_args, parse_bytes, to_args
+from baton.process.settings import FleetConfig, NodeConfig, RouterConfig, misspelt
+
+
+def parse(config, argv=(), env=None):
+    parser = argparse.ArgumentParser()
+    add_flags(parser, config)
+    return from_args(config, parser.parse_args(list(argv)), env or {})
+
+
+def test_flag_wins_over_environment_wins_over_default():
+    env = {"BATON_PREFILL": "2", "BATON_DECODE": "3"}
+    config = parse(FleetConfig, ["--prefill", "4"], env)
+    assert (config.prefill, config.decode, config.routers) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("config", [FleetConfig, NodeConfig, RouterConfig])
+def test_defaults_need_no_arguments(config):
+    assert parse(config) == config()
+    assert to_args(config()) == []
+
+
+def test_what_is_passed_on_parses_to_an_equal_config():
+    config = FleetConfig(served_model_name=("a", "b"), colocated=True, prefill=2, kv_memory="1GiB")
+    assert parse(FleetConfig, to_args(config)) == config
+
+
+def test_several_values_from_the_environment_are_separated_by_commas():
+    assert parse(RouterConfig, env={"BATON_SERVED_MODEL_NAME": "a,b"}).served_model_name == ("a", "b")
+
+
+def test_secrets_come_from_the_environment_alone():
+    config = parse(RouterConfig, env={"BATON_API_KEY": "k", "BATON_SERVICE_TOKEN": "t"})
+    assert (config.api_key, config.service_token) == ("k", "t")
+    assert "k" not in to_args(config)
+    assert "api_key='k'" not in repr(config)
+    with pytest.raises(SystemExit):
+        parse(RouterConfig, ["--service-token", "t"])
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"BATON_PREFILL": "two"}, "--prefill (BATON_PREFILL): 'two' is not a valid int"),
+        ({"BATON_TRANSPORT": "pigeon"}, "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, shm, ucx, tcp"),
+        ({"BATON_COLOCATED": "maybe"}, "--colocated (BATON_COLOCATED): 'maybe' is neither true nor false"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_expected(env, expected):
+    with pytest.raises(ConfigError) as error:
+        parse(FleetConfig, env=env)
+    assert error.value.message == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("512MiB", 512 * 2**20), ("4g", 4 * 2**30), ("1.5GB", 3 * 2**29), ("4096", 4096)]
+)
+def test_sizes(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "4 parsecs", "-"])
+def test_no_size(text):
+    with pytest.raises(ConfigError, match="is no size"):
+        parse_bytes(text)
+
+
+def test_a_misspelt_variable_is_noticed_and_others_are_left_alone():
+    fine = {"BATON_DECODE": "2", "BATON_HOME": "/h", "BATON_API_KEY_FILE": "k", "BATON_SERVICE_HOST": "of Kubernetes"}
+    assert misspelt(fine | {"BATON_FAULTS": "f", "BATON_DIE_WITH_PARENT": "1", "PATH": "/bin"}) == []
+    assert misspelt({"BATON_DECOD": "2", "BATON_MAX_MODEL_LENGTH": "9"}) == [
+        "BATON_DECOD means nothing: BATON_DECODE?",
+        "BATON_MAX_MODEL_LENGTH means nothing: BATON_MAX_MODEL_LEN?",
+    ]

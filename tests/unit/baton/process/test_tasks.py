@@ -1,0 +1,39 @@
+import asyncio
+
+import pytest
+
+from baton.process import tasks
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_task_that_loses_a_cancellation_is_cancelled_again() -> None:
+    num_lost = 0
+
+    async def stubborn() -> None:
+        nonlocal num_lost
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                num_lost += 1
+                if num_lost == 3:
+                    raise
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await tasks.end(task)
+    assert task.cancelled()
+    assert num_lost == 3
+
+
+async def test_tasks_that_are_over_or_fail_are_no_trouble() -> None:
+    async def failing() -> None:
+        raise ValueError
+
+    task = asyncio.create_task(failing())
+    await tasks.end(task)
+    await tasks.end(task)
+    with pytest.raises((ValueError, asyncio.CancelledError)):
+        task.result()
