@@ -28,7 +28,7 @@ from baton.request import FinishReason, Generation
 from baton.telemetry.timeline import TimelineBook
 from baton.v1 import node_pb2, transfer_pb2
 from engine.engine import Engine
-from engine.outputs import Output
+from engine.outputs import Output, StepOutput
 from engine.request_events import events
 from engine.step_loop import StepLoop
 from engine.wire import first_token
@@ -72,6 +72,10 @@ class PrefillService:
         """The decode node's, for a leg that is here."""
         if isinstance(leg, PrefillLeg):
             leg.take_grant(grant)
+
+    def deliver(self, step: StepOutput) -> None:
+        """In the event loop, after each step."""
+        self.outputs.deliver(step)
 
     async def close(self) -> None:
         """Cancel what is left, and return when all blocks are given back."""
