@@ -90,12 +90,37 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
     await redis_client.check(config.redis_url)
     address = _address(config.host, loaded.listener)
     redis = redis_client.connect(config.redis_url)
-    watching: asyncio.Task[None] | None = None
     metrics_url = f"http://{_address(config.admin_host, loaded.admin_listener)}/metrics"
     router_id = f"{config.node_id or 'router'}.{secrets.token_hex(4)}"  # nodes tell incarnations of a router apart
     identity = {"role": "router", "node_id": config.node_id or router_id}
     spans = otel.exporter(config.otlp_endpoint, identity)
-    dispatcher = Dispatcher(
+    timelines = TimelineBook(on_end=spans.export if spans else None)
+    dispatcher = _dispatcher(config, loaded, router_id, address, metrics_url, timelines)
+    exposition = Exposition(identity)
+    looking_on = AdminPort(config, loaded.admin_listener, loaded.keys, dispatcher, exposition, loaded.model.names)
+    watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
+    try:
+        await dispatcher.start()
+        looking_on.start()
+        app = _app(config, loaded, dispatcher, RateLimiter(redis, lambda: dispatcher.num_routers), exposition, spans)
+        http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
+        await http.start()
+        memory.settle()
+        _announce(router_id, address, metrics_url)
+        await http.run(shutdown, dispatcher.drain)
+    finally:
+        await tasks.end(watching)
+        await looking_on.stop()
+        await dispatcher.stop()
+        await redis.aclose()
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
+
+
+def _dispatcher(
+    config: RouterConfig, loaded: Loaded, router_id: str, address: str, metrics_url: str, timelines: TimelineBook
+) -> Dispatcher:
+    return Dispatcher(
         config.redis_url,
         endpoint=address,
         router_id=router_id,
@@ -104,32 +129,22 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         models=loaded.model.names,
         metrics_url=metrics_url,
         config=DispatchConfig(max_ttft_s=config.max_ttft_s, max_waiting=config.max_waiting),
-        timelines=TimelineBook(on_end=spans.export if spans else None),
+        timelines=timelines,
     )
-    exposition = Exposition(identity)
+
+
+def _app(
+    config: RouterConfig,
+    loaded: Loaded,
+    dispatcher: Dispatcher,
+    limiter: RateLimiter,
+    exposition: Exposition,
+    spans: otel.SpanExporter | None,
+) -> App:
+    generator = Generator(loaded.model, dispatcher, config.request_timeout_s, logs_prompts=config.log_prompts)
+    described = cold_routes.create(loaded.model, generator, version("baton"), exposition)
     observer = Observer(dispatcher.timelines, traces=spans is not None)
-    looking_on = AdminPort(config, loaded.admin_listener, loaded.keys, dispatcher, exposition, loaded.model.names)
-    try:
-        await dispatcher.start()
-        looking_on.start()
-        generator = Generator(loaded.model, dispatcher, config.request_timeout_s, logs_prompts=config.log_prompts)
-        described = cold_routes.create(loaded.model, generator, version("baton"), exposition)
-        limiter = RateLimiter(redis, lambda: dispatcher.num_routers)
-        app = App(routes(generator), dispatcher, loaded.keys, described, limiter, observer)
-        watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
-        http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
-        await http.start()
-        memory.settle()
-        _announce(dispatcher.router_id, address, metrics_url)
-        await http.run(shutdown, dispatcher.drain)
-    finally:
-        if watching is not None:
-            await tasks.end(watching)
-        await looking_on.stop()
-        await dispatcher.stop()
-        await redis.aclose()
-        if spans is not None:
-            await asyncio.to_thread(spans.close)
+    return App(routes(generator), dispatcher, loaded.keys, described, limiter, observer)
 
 
 class HTTPServer:

@@ -31,6 +31,23 @@ _PAUSES = Counter(
 _FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
 
 
+class _Failures:
+    """Of one request's attempts."""
+
+    def __init__(self) -> None:
+        self.num = self._num_in_vain = 0
+
+    def add(self, num_tokens: int) -> None:
+        """Another one, which brought so many tokens. The first of them is the prefill node's."""
+        self.num += 1
+        self._num_in_vain = 1 if num_tokens > 1 else self._num_in_vain + 1
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether the request is given up."""
+        return self._num_in_vain == MAX_ATTEMPTS or self.num == MAX_FAILURES
+
+
 class Failover:
     """Of one router's requests."""
 
@@ -39,21 +56,16 @@ class Failover:
 
     async def run(self, running: Running) -> FinishReason:
         """Why it ended. Raises the error that ends it otherwise; its deadline is the caller's."""
-        num_failures = num_in_vain = 0
+        failures = _Failures()
         for attempt in itertools.count():
             if (reason := running.reached_end) is not None:
                 return reason
             await running.resumed()
             placement = await self._place(running, attempt)
             num_before = len(running.output)
-            running.usage.num_attempts += 1
             try:
-                running.check_wanted()
-                running.leg = leg = self._attempt(running, attempt, placement)
-                with placement.timed(running.timeline, "attempt", attempt):
-                    reason = await leg.run()
+                reason = await self._try(running, attempt, placement)
                 if reason is not FinishReason.UNFINISHED:
-                    self._learn(running, leg, placement)
                     return reason
             except Paused:
                 _PAUSES.inc()
@@ -62,12 +74,11 @@ class Failover:
                 _FAILOVERS.labels("refused").inc()
                 self._placer.check_patience(running)
             except (NodeUnavailable, TransferError, Cancelled) as error:
-                num_failures += 1
-                num_in_vain = 1 if len(running.output) > num_before + 1 else num_in_vain + 1  # 1: the prefill node's
+                failures.add(len(running.output) - num_before)
                 if isinstance(error, TransferError):
                     self._note_trouble(running, placement)
-                self._log_failure(running, error, num_failures)
-                if num_in_vain == MAX_ATTEMPTS or num_failures == MAX_FAILURES:
+                self._log_failure(running, error, failures.num)
+                if failures.are_too_many:
                     raise NoCapacity("the nodes that served the request were lost, one after another") from None
             finally:
                 running.leg = None
@@ -80,6 +91,17 @@ class Failover:
         running.is_waiting = False
         running.timeline.add("route", asked_s, attempt=attempt, **placement.described)
         return placement
+
+    async def _try(self, running: Running, number: int, placement: Placement) -> FinishReason:
+        """One attempt; UNFINISHED where there is more to be done."""
+        running.usage.num_attempts += 1
+        running.check_wanted()
+        running.leg = leg = self._attempt(running, number, placement)
+        with placement.timed(running.timeline, "attempt", number):
+            reason = await leg.run()
+        if reason is not FinishReason.UNFINISHED:
+            self._learn(running, leg, placement)
+        return reason
 
     def _note_trouble(self, running: Running, placement: Placement) -> None:
         running.troubled.update(placement.node_ids)
