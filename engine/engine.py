@@ -23,9 +23,8 @@ from engine.grammar.state import GrammarState
 from engine.kv_cache import KVCache
 from engine.model.checkpoint import Checkpoint
 from engine.model.config import ModelConfig
-from engine.model.cuda_graph import CudaCapture, GraphedDecoder
 from engine.model.decoder import Decoder
-from engine.model.recorded import AnyDecoder, RecordedDecoder
+from engine.model.replay import AnyDecoder, replaying
 from engine.model.rotary import layer_tables
 from engine.model.weights import WeightLoader
 from engine.outputs import StepOutput
@@ -38,7 +37,6 @@ from engine.scheduler import Scheduler
 from engine.steps import Steps
 from engine.validation import validate
 from kernels.api import Kernels
-from kernels.cpu.kernels import CPUKernels
 from kernels.dispatch import load as load_kernels
 from kernels.dispatch import unfiltered_draw
 
@@ -90,7 +88,7 @@ class Engine:
         cache = KVCache(layout(model, config.block_size, config.dtype, fingerprint), config.num_blocks, device)
         grammars = Grammars(model_dir, model.vocab_size, model.eos_token_ids)
         decoder = Decoder(model, weights, kernels, cache, cos_sin)
-        return cls(config, model, _replaying(decoder, config, kernels, flags), cache, grammars=grammars)
+        return cls(config, model, replaying(decoder, config, kernels, flags), cache, grammars=grammars)
 
     @property
     def layout(self) -> KVLayout:
@@ -248,10 +246,3 @@ class Engine:
             stretches_after=self.config.stretches_after,
             grammar=grammar,
         )
-
-
-def _replaying(decoder: Decoder, config: EngineConfig, kernels: Kernels, flags: EngineFlags) -> AnyDecoder:
-    """The decoder, its decode steps replayed where that can be had."""
-    if config.device.startswith("cuda") and flags.cuda_graphs:
-        return GraphedDecoder(decoder, config, CudaCapture())
-    return RecordedDecoder(decoder, config, kernels) if isinstance(kernels, CPUKernels) else decoder

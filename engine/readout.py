@@ -14,7 +14,7 @@ from torch import Tensor
 from engine import prompt_logprobs
 from engine.batch import Batch
 from engine.device_copies import Returning, to_device
-from engine.model.recorded import AnyDecoder
+from engine.model.replay import AnyDecoder
 from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request
 from engine.rows import Rows, places

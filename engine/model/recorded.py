@@ -12,7 +12,6 @@ from torch import Tensor
 
 from engine.batch import Batch
 from engine.config import EngineConfig
-from engine.model.cuda_graph import GraphedDecoder
 from engine.model.decoder import Decoder, LayerGroupHook
 from engine.model.step_buffers import StepBuffers
 from kernels.cpu.kernels import CPUKernels
@@ -58,6 +57,3 @@ class RecordedDecoder:
             return self._decoder.through_layers(embedded, batch)
         self._replays[num_rows] = recording
         return recording.result
-
-
-AnyDecoder = Decoder | GraphedDecoder | RecordedDecoder

@@ -1,0 +1,18 @@
+"""Decode steps without Python between their ops, where that can be had: graphs on GPUs, recordings on CPUs."""
+
+from baton.process.settings import EngineFlags
+from engine.config import EngineConfig
+from engine.model.cuda_graph import CudaCapture, GraphedDecoder
+from engine.model.decoder import Decoder
+from engine.model.recorded import RecordedDecoder
+from kernels.api import Kernels
+from kernels.cpu.kernels import CPUKernels
+
+AnyDecoder = Decoder | GraphedDecoder | RecordedDecoder
+
+
+def replaying(decoder: Decoder, config: EngineConfig, kernels: Kernels, flags: EngineFlags) -> AnyDecoder:
+    """The decoder, or one that replays its decode steps."""
+    if config.device.startswith("cuda") and flags.cuda_graphs:
+        return GraphedDecoder(decoder, config, CudaCapture())
+    return RecordedDecoder(decoder, config, kernels) if isinstance(kernels, CPUKernels) else decoder
