@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from baton.request import Generation, SamplingParams
-from bench.gpu_kernels import copy_bandwidth
+from bench._gpu import copy_bandwidth
 from engine import resolve
 from engine.config import EngineConfig
 from engine.engine import Engine

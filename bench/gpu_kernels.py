@@ -7,7 +7,6 @@ launch them is not in the figures: medians over CUDA events. The decode step as 
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,17 +16,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench._gpu import DEVICE, copy_bandwidth, matmul_flops, randn, seconds
 from kernels.api import Attention, AttentionMeta
 from kernels.triton import TritonKernels
 from kernels.triton.blocks import pack_blocks, unpack_blocks
 from kernels.triton.sampling import draw
 
-DEVICE = "cuda"
 BLOCK_SIZE = 16
-CALLS = 8  # that a graph holds
 NUM_TOKENS, HIDDEN, FFN, VOCAB = 16384, 4096, 14336, 128256  # of an 8B model
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
-MATMUL = 8192
 POOL_BLOCKS, BLOCK_BYTES, PACKED_BLOCKS, STAGED_BLOCKS = 2048, 1 << 18, 1024, 16
 EXPERT_SHAPES = [(64, 128, 8, 2048, 768), (8192, 128, 8, 2048, 768)]  # tokens, experts, of a token, H, F
 DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension, planes
@@ -203,50 +200,6 @@ def paged(
         min_query_len=num_queries,
     )
     return pool[:, 1], meta
-
-
-def randn(*shape: int) -> Tensor:
-    """bf16 on the GPU."""
-    return torch.randn(*shape, dtype=torch.bfloat16, device=DEVICE)
-
-
-def copy_bandwidth(repeats: int) -> float:
-    """Bytes read plus bytes written per second."""
-    source = torch.randint(256, (1 << 30,), dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    took_s = _median_s(lambda: target.copy_(source), repeats)  # in a graph it would be another kind of copy, and slower
-    return 2 * source.nbytes / took_s
-
-
-def matmul_flops(repeats: int) -> float:
-    """Of torch's product of large matrices."""
-    a, b = randn(MATMUL, MATMUL), randn(MATMUL, MATMUL)
-    return 2 * MATMUL**3 / seconds(lambda: a @ b, repeats)
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median of one call on the device, replayed from a graph."""
-    run()  # compiles
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(CALLS):
-            run()
-    return _median_s(graph.replay, repeats) / CALLS
-
-
-def _median_s(run: Callable[[], object], repeats: int) -> float:
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]  # type: ignore[no-untyped-call]
-    run()
-    for start, end in events:
-        start.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    took_ms: list[float] = [start.elapsed_time(end) for start, end in events]
-    return statistics.median(took_ms) / 1e3
 
 
 if __name__ == "__main__":

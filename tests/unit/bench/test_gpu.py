@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from bench import gpu_decode, gpu_kernels
+from bench import _gpu, gpu_decode, gpu_kernels
 from engine.random_checkpoint import TINY
 
 
@@ -35,13 +35,15 @@ def test_every_line_of_the_kernels_is_computed(monkeypatch):
         run()
         return time.perf_counter() - start_s
 
-    small = {"DEVICE": "cpu", "seconds": seconds, "NUM_TOKENS": 32, "HIDDEN": 64, "FFN": 48, "VOCAB": 300}
-    small |= {"NUM_HEADS": 2, "NUM_KV_HEADS": 1, "HEAD_DIM": 16, "MATMUL": 16, "EXPERT_SHAPES": [(5, 4, 2, 32, 24)]}
+    everywhere = {"DEVICE": "cpu", "seconds": seconds}
+    small = {"NUM_TOKENS": 32, "HIDDEN": 64, "FFN": 48, "VOCAB": 300}
+    small |= {"NUM_HEADS": 2, "NUM_KV_HEADS": 1, "HEAD_DIM": 16, "EXPERT_SHAPES": [(5, 4, 2, 32, 24)]}
     small |= {"POOL_BLOCKS": 8, "BLOCK_BYTES": 512, "PACKED_BLOCKS": 4, "STAGED_BLOCKS": 2}
     small |= {"DECODE_SHAPES": [(2, 40, 1, 2, 16, 2)], "PREFILL_SHAPES": [(2, 40, 1, 2, 16)]}
-    for name, value in small.items():
-        monkeypatch.setattr(gpu_kernels, name, value)
+    for module, values in ((_gpu, everywhere | {"MATMUL": 16}), (gpu_kernels, everywhere | small)):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
     lines = [*gpu_kernels.decode_lines(1, 1e9, 1e12), *gpu_kernels.expert_lines(1, 1e9, 1e12)]
     lines += [*gpu_kernels.moving_lines(1, 1e9), *gpu_kernels.staging_lines(1), *gpu_kernels.prefill_lines(1)]
-    assert gpu_kernels.matmul_flops(1) > 0
+    assert _gpu.matmul_flops(1) > 0
     assert len(lines) == 2 + 2 + 8 + 3 + 2
