@@ -1,18 +1,14 @@
 """A request through the dispatcher while nothing breaks."""
 
-import asyncio
 import time
 from typing import Any
 
 import pytest
 
-from baton.errors import DeadlineExceeded, InvalidRequest, NoCapacity, NumericalError, Overloaded
 from baton.kv import prefix_index
 from baton.kv.prefix_hash import block_hashes, root_hash
 from baton.kv.prefix_index import IndexWriter
-from baton.net.registry import list_nodes
 from baton.request import FinishReason
-from router.job import PromptWork
 
 pytestmark = pytest.mark.anyio
 
@@ -163,172 +159,6 @@ async def test_a_cached_prefix_draws_its_requests(fleet: Any, until: Any) -> Non
     await writer.stop()
 
 
-@pytest.mark.parametrize("when", ["computing", "decoding"])
-async def test_cancel_reaches_both_legs(fleet: Any, until: Any, when: str) -> None:
-    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
-    decode.pause_at = 4
-    await fleet.start()
-    if when == "computing":
-        prefill.compute.clear()
-    handle, sink = fleet.submit(PROMPT)
-    await until(lambda: len(decode.seen("reserve")) == 1 and len(prefill.seen("run")) == 1)
-    if when == "decoding":
-        await until(lambda: len(sink.tokens) == 4)
-    handle.cancel()
-    handle.cancel()
-    await until(lambda: decode.cancelled == [(1, 0)])
-    await until(lambda: prefill.num_broken_runs == (when == "computing"))
-    assert fleet.dispatcher.num_in_flight == 0
-    assert not sink.num_ends
-
-
-async def test_a_handle_can_be_cancelled_from_its_own_sink(fleet: Any, until: Any) -> None:
-    await fleet.add("prefill")
-    decode = await fleet.add("decode")
-    await fleet.start()
-    handle, sink = fleet.submit(PROMPT, 1000)
-    record = sink.on_tokens
-
-    def stop_at_five(tokens: list[int], logprobs: Any) -> None:
-        record(tokens, logprobs)
-        if len(sink.tokens) == 5:
-            handle.cancel()
-
-    sink.on_tokens = stop_at_five
-    await until(lambda: decode.cancelled == [(1, 0)])
-    assert len(sink.tokens) == 5
-    assert not sink.num_ends
-
-
-async def test_a_sink_that_raises_ends_its_own_request_only(fleet: Any, until: Any, output_of: Any) -> None:
-    await fleet.add("prefill")
-    decode = await fleet.add("decode")
-    await fleet.start()
-    _, bad = fleet.submit(PROMPT)
-    bad.on_tokens = None
-    _, good = fleet.submit(PROMPT)
-    await good.finished()
-    assert good.tokens == output_of(PROMPT, 12)
-    await until(lambda: (1, 0) in decode.cancelled)
-
-
-async def test_errors_of_a_request_go_to_the_client_and_are_not_retried(fleet: Any) -> None:
-    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
-    await fleet.start()
-    decode.finish_error = "numerical_error"
-    assert isinstance(await fleet.submit(PROMPT)[1].outcome(), NumericalError)
-    assert [g.attempt for g in prefill.seen("run")] == [0]
-    decode.finish_error = ""
-    prefill.refusals = [InvalidRequest("too odd", param="prompt")]
-    error = await fleet.submit(PROMPT)[1].outcome()
-    assert isinstance(error, InvalidRequest)
-    assert (error.message, error.param) == ("too odd", "prompt")
-
-
-async def test_without_nodes_a_request_waits_until_its_deadline(fleet: Any) -> None:
-    await fleet.start()
-    began = time.monotonic()
-    error = await fleet.submit(PROMPT, timeout_s=0.6)[1].outcome()
-    assert isinstance(error, NoCapacity)
-    assert error.retry_after_s > 0
-    assert 0.5 < time.monotonic() - began < 2.0
-
-
-async def test_a_request_waits_for_a_node_that_comes_in_time(fleet: Any, output_of: Any) -> None:
-    await fleet.start()
-    assert not fleet.dispatcher.ready
-    _, sink = fleet.submit(PROMPT)
-    await fleet.add("decode")
-    await sink.finished()
-    assert sink.tokens == output_of(PROMPT, 12)
-    assert fleet.dispatcher.ready
-    facts = fleet.dispatcher.facts
-    assert (facts.model_fingerprint, facts.block_size, facts.max_model_len) == ("cafe", 4, 4096)
-
-
-async def test_the_deadline_holds_while_tokens_flow(fleet: Any, until: Any) -> None:
-    await fleet.add("prefill")
-    decode = await fleet.add("decode")
-    decode.pause_at = 3
-    await fleet.start()
-    _, sink = fleet.submit(PROMPT, timeout_s=0.5)
-    assert isinstance(await sink.outcome(), DeadlineExceeded)
-    assert len(sink.tokens) == 3
-    await until(lambda: decode.cancelled == [(1, 0)])
-
-
-async def test_too_many_in_flight_are_refused_at_once(fleet: Any) -> None:
-    await fleet.start(max_in_flight=2)
-    handles = [fleet.submit(PROMPT)[0] for _ in range(2)]
-    with pytest.raises(Overloaded):
-        fleet.submit(PROMPT)
-    handles[0].cancel()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    fleet.submit(PROMPT)
-
-
-async def test_full_nodes_mean_overloaded_after_a_while(fleet: Any) -> None:
-    await fleet.add("prefill")
-    decode = await fleet.add("decode", num_free_blocks=2)
-    await fleet.start(max_full_wait_s=0.3)
-    sinks = [fleet.submit(PROMPT)[1] for _ in range(3)]
-    for sink in sinks:
-        error = await sink.outcome()
-        assert isinstance(error, Overloaded)
-        assert error.retry_after_s > 0
-    assert not decode.calls
-
-
-async def test_requests_wait_in_line_for_room(fleet: Any, until: Any) -> None:
-    await fleet.add("prefill")
-    decode = await fleet.add("decode", num_free_blocks=6)  # of 4 tokens
-    await fleet.start()
-    holders = fleet.dispatcher._replica._holders.values()
-    await until(lambda: all(holder.loaded for holder in holders))  # lookups that ask Redis overtake each other
-    prompts = [[0, *PROMPT, *PROMPT], [1, *PROMPT], [2, *PROMPT]]  # the first one takes 11 blocks, the others 6
-    sinks = [fleet.submit(prompt)[1] for prompt in prompts]
-    seen_loads = len(decode.loads_told)
-    await until(lambda: len(decode.loads_told) > seen_loads + 2)
-    assert not decode.calls
-    decode.load.num_free_blocks = 11
-    for sink in sinks:
-        await sink.finished()
-    assert [g.token_ids[0] for _, g in decode.calls] == [0, 1, 2]
-
-
-async def test_a_draining_router_finishes_what_it_has(fleet: Any, until: Any) -> None:
-    await fleet.add("prefill")
-    decode = await fleet.add("decode")
-    decode.pause_at = 2
-    await fleet.start()
-    _, sink = fleet.submit(PROMPT)
-    await until(lambda: len(sink.tokens) == 2)
-    drain = asyncio.create_task(fleet.dispatcher.drain(10.0))
-    deadline = time.monotonic() + 5
-    while "draining" not in [n.state for n in await list_nodes(fleet.redis) if n.role == "router"]:
-        assert time.monotonic() < deadline
-    assert not drain.done()
-    decode.go.set()
-    await drain
-    assert len(sink.tokens) == 12
-
-
-async def test_stopping_tells_every_sink(fleet: Any, until: Any) -> None:
-    await fleet.add("prefill")
-    decode = await fleet.add("decode")
-    decode.pause_at = 2
-    await fleet.start()
-    handle, cancelled = fleet.submit(PROMPT)
-    _, kept = fleet.submit(PROMPT)
-    await until(lambda: len(kept.tokens) == 2)
-    handle.cancel()
-    await fleet.dispatcher.stop()
-    assert isinstance(await kept.outcome(), NoCapacity)
-    assert not cancelled.num_ends
-    assert [n for n in await list_nodes(fleet.redis) if n.role == "router"] == []
-
-
 async def test_nodes_are_shown_with_their_last_load(fleet: Any, until: Any) -> None:
     await fleet.add("prefill", "p")
     decode = await fleet.add("decode", "d", num_free_blocks=77, num_running=3)
@@ -338,18 +168,3 @@ async def test_nodes_are_shown_with_their_last_load(fleet: Any, until: Any) -> N
     assert shown["p"].role == "prefill"
     await decode.die()
     await until(lambda: {node.node_id: node.state for node in fleet.dispatcher.nodes()}["d"] == "starting")
-
-
-@pytest.mark.parametrize(("call", "work"), [("on_tokens", None), ("on_prompt", PromptWork(num_logprobs=0))])
-async def test_a_client_whose_answer_cannot_be_made_is_told_so(
-    fleet: Any, until: Any, monkeypatch: pytest.MonkeyPatch, call: str, work: PromptWork | None
-) -> None:
-    await fleet.add("prefill")
-    await fleet.add("decode")
-    dispatcher = await fleet.start()
-    _, sink = fleet.submit(PROMPT, 12, work=work)
-    monkeypatch.setattr(sink, call, lambda *args: 1 / 0)
-    error = await sink.outcome()
-    assert (error.code, error.message) == ("internal_error", "internal error")
-    await until(lambda: dispatcher.num_in_flight == 0)
-    assert sink.num_ends == 1
