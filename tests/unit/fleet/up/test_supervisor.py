@@ -1,0 +1,128 @@
+"""What the supervisor does with its services: signals, losses, scaling."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.unit.fleet.up.stand_in_fleet import STAND_IN, Bench, assert_nothing_left
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_all_of_it(bench: Bench, number: int):
+    bench.start("--prefill", "2")
+    assert bench.up is not None
+    children = bench.children()
+    assert len(children) == 5
+    bench.up.send_signal(number)
+    assert bench.up.wait(10) == 0
+    assert_nothing_left(bench, children)
+
+
+def test_services_have_their_own_process_groups(standing: Bench):
+    groups = [os.getpgid(child.pid) for child in standing.children()]
+    assert len(set(groups)) == len(groups)
+    assert os.getpgid(0) not in groups
+
+
+def test_deaf_services_are_gone_within_ten_seconds(bench: Bench):
+    bench.start(BATON_FAULT_DEAF="1")
+    assert bench.up is not None
+    children = bench.children()
+    began = time.monotonic()
+    bench.up.send_signal(signal.SIGTERM)
+    bench.up.wait(15)
+    assert time.monotonic() - began < 10
+    assert_nothing_left(bench, children)
+
+
+def test_a_second_signal_kills_at_once(bench: Bench):
+    bench.start(BATON_FAULT_DEAF="1")
+    assert bench.up is not None
+    children = bench.children()
+    bench.up.send_signal(signal.SIGINT)
+    bench.until(lambda: bench.state()["state"] == "stopping")
+    began = time.monotonic()
+    bench.up.send_signal(signal.SIGINT)
+    bench.up.wait(10)
+    assert time.monotonic() - began < 6  # they are given ten seconds otherwise
+    assert_nothing_left(bench, children)
+
+
+def test_children_do_not_outlive_a_killed_supervisor_and_the_next_one_starts(bench: Bench):
+    bench.start()
+    assert bench.up is not None
+    children = bench.children()
+    bench.up.kill()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    assert "no fleet is running" in bench.baton("status").stderr
+    bench.up.communicate()
+    bench.start()
+
+
+def test_signal_during_the_start_stops_it(bench: Bench):
+    argv = [sys.executable, str(STAND_IN), "up", "--model", str(bench.model), "--port", "0"]
+    bench.up = subprocess.Popen(argv, env=bench.env, stdout=subprocess.PIPE, text=True)
+    assert bench.up.stdout is not None
+    assert "starting" in bench.up.stdout.readline()
+    children = bench.children()
+    bench.up.send_signal(signal.SIGTERM)
+    assert bench.up.wait(10) in (0, 130)
+    assert_nothing_left(bench, children)
+
+
+def test_what_dies_comes_back(bench: Bench):
+    bench.start()
+    for name in ("decode-0", "redis", "router-0"):
+        before = bench.processes()[name]
+        os.kill(before["pid"], signal.SIGKILL)
+        bench.until(lambda n=name: bench.processes()[n]["restarts"] == 1 and bench.processes()[n]["state"] == "ready")
+        after = bench.processes()[name]
+        assert after["pid"] != before["pid"]
+    assert bench.processes()["decode-0"]["epoch"] != before["epoch"]
+    redis_url = bench.state()["redis_url"]
+    assert redis_url.startswith("unix://")
+
+
+def test_what_dies_comes_back_also_where_nothing_can_be_written(bench: Bench):
+    bench.start()
+    first = bench.processes()["decode-0"]["pid"]
+    (bench.home / "fleet.json.partial").mkdir()  # takes as little as a full disk
+    os.kill(first, signal.SIGKILL)
+    bench.until(lambda: any("decode-0" in child.cmdline() and child.pid != first for child in bench.children()))
+    (bench.home / "fleet.json.partial").rmdir()
+
+
+def test_scaling_up_waits_and_scaling_down_drains(bench: Bench):
+    bench.start()
+    grown = bench.baton("scale", "prefill=3", "decode=2")
+    assert (grown.returncode, grown.stderr) == (0, "")
+    assert "started prefill-1, prefill-2, decode-1" in grown.stdout
+    assert {p["state"] for p in bench.processes().values()} == {"ready"}
+    shrunk = bench.baton("scale", "prefill=1")
+    assert "draining prefill-1, prefill-2" in shrunk.stdout
+    bench.until(lambda: set(bench.processes()) == {"redis", "router-0", "prefill-0", "decode-0", "decode-1"})
+    assert bench.baton("scale", "decode=2").stdout == "nothing to do\n"
+
+
+def test_a_node_that_cannot_start_fails_the_scaling_and_nothing_else(bench: Bench):
+    bench.start(BATON_FAULT_FAIL="decode-1")
+    failed = bench.baton("scale", "decode=2", "prefill=2")
+    assert failed.returncode == 1
+    assert failed.stderr == "baton: error: decode-1: the checkpoint is broken\n"
+    assert set(bench.processes()) == {"redis", "router-0", "prefill-0", "prefill-1", "decode-0"}
+
+
+@pytest.mark.parametrize(
+    ("pools", "complaint"),
+    [("router=2", "no such pool"), ("decode=0", "between 1 and 64"), ("decode", "prefill=2"), ("decode=x", "decode=1")],
+)
+def test_senseless_scaling_is_refused(standing: Bench, pools: str, complaint: str):
+    refused = standing.baton("scale", pools)
+    assert refused.returncode == 1
+    assert complaint in refused.stderr
