@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_a_seed_repeats_itself_exactly():
 
 def test_a_seed_repeats_itself_in_another_process():
     command = [sys.executable, "-m", "tests.simulation", "--seed", "3", "--scenario", "calm"]
-    runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    env = os.environ | {"PYTHONHASHSEED": "0"}  # else each begins anew to set it, when all is loaded
+    runs = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [run.communicate(timeout=100)[0].partition(" in ")[0] for run in runs]
     assert told[0].startswith("Report(seed=3, hash=")
     assert told[0] == told[1]
