@@ -44,7 +44,7 @@ def test_attention_with_large_scores(backend: Backend) -> None:
     torch.testing.assert_close(got.float(), expected.float(), atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize(("softcap", "sinks", "window"), [(2.0, False, 0), (0.0, True, 0), (5.0, True, 37)])
+@pytest.mark.parametrize(("softcap", "sinks", "window"), [(2.0, False, 0), (0.0, True, 37)])
 def test_attention_with_soft_cap_and_sinks(backend: Backend, softcap: float, sinks: bool, window: int) -> None:
     batch = make_batch(backend, MIXED)
     scores = backend.fp32(batch.q.shape[1]) * 3 if sinks else None
