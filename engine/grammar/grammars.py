@@ -71,9 +71,12 @@ class Grammars:
         return GrammarMasks(self._vocab_size, self.tokens.token_ids, self._eos_token_ids, device, num_threads)
 
     def warm(self) -> None:
-        """Be ready for the first grammar. Blocks until then: before requests come, nobody has to wait for it."""
+        """Be ready for grammars, in every lane. Blocks until then: before requests come, nobody has to wait for it.
+
+        Requests of a node that died come all at once, and to where cores are busy with what it has left behind.
+        """
         if self.tokens is not None:
-            self._idle_checks[-1].warm()
+            list(self._lanes.map(GrammarCheck.warm, self._idle_checks))
 
     def close(self) -> None:
         """End the processes. Idempotent."""
