@@ -8,13 +8,13 @@ business of `masks`.
 import asyncio
 import logging
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from llguidance import LLMatcher
 
 from baton.errors import CheckpointError, InvalidRequest, Overloaded
+from baton.process.threads import started_pool
 from baton.request import Generation, Grammar
 from engine.grammar import tokens as vocabulary
 from engine.grammar.cache import GrammarCache
@@ -39,7 +39,7 @@ class Grammars:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._cache = GrammarCache()
         self._compiling: dict[Grammar, asyncio.Future[LLMatcher | str]] = {}
-        self._lanes = ThreadPoolExecutor(_NUM_LANES, thread_name_prefix="grammar")
+        self._lanes = started_pool(_NUM_LANES, "grammar")
         self._checks = [GrammarCheck(model_dir, vocab_size, eos_token_ids) for _ in range(_NUM_LANES)]
         self._idle_checks = list(self._checks)
         try:

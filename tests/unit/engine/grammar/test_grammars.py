@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ import pytest
 from baton.errors import InvalidRequest, Overloaded
 from baton.request import Grammar, GrammarKind
 from engine import random_checkpoint
+from engine.grammar import jail
 from engine.grammar.cache import GrammarCache
 from engine.grammar.check import GrammarCheck
 from engine.grammar.grammars import Grammars
@@ -234,6 +236,14 @@ def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammar
         with pytest.raises(Overloaded):
             asyncio.run(grammars.compile(generation))
     assert asyncio.run(grammars.compile(generation))
+
+
+def test_want_of_a_thread_says_nothing_about_a_grammar(grammars, monkeypatch):
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert not jail.judge(Grammar(GrammarKind.REGEX, "a", "p"), grammars.tokens.tokenizer).is_final
 
 
 def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):
