@@ -125,7 +125,12 @@ def _reason(error: str) -> str:
 
 def _judge_in_fork(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
     reading, writing = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # a limit is reached
+        os.close(reading)
+        os.close(writing)
+        return Verdict(error=TOO_COMPLEX, is_final=False)
     if pid == 0:
         try:
             _run_fork(grammar, tokenizer, writing)

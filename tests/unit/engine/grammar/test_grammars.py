@@ -1,6 +1,7 @@
 """Grammars as clients send them: compiled or refused, in bounded time, and kept."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -238,12 +239,17 @@ def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammar
     assert asyncio.run(grammars.compile(generation))
 
 
-def test_want_of_a_thread_says_nothing_about_a_grammar(grammars, monkeypatch):
-    def refused(thread):
+def test_want_of_a_thread_or_process_says_nothing_about_a_grammar(grammars, monkeypatch):
+    def no_thread(thread):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refused)
-    assert not jail.judge(Grammar(GrammarKind.REGEX, "a", "p"), grammars.tokens.tokenizer).is_final
+    def no_process():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    monkeypatch.setattr(os, "fork", no_process)
+    for judge in (jail.judge, jail._judge_in_fork):
+        assert not judge(Grammar(GrammarKind.REGEX, "a", "p"), grammars.tokens.tokenizer).is_final
 
 
 def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):
