@@ -122,7 +122,8 @@ class DecodeService:
             raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
 
     async def _receive(self, leg: DecodeLeg, prefill_node_id: str, prefill_epoch: int) -> None:
-        leg.grammar = await self._step_loop.prepare(leg.generation)
+        await self._prepare(leg)
+        asked_s = time.monotonic()
         await self._reservations.take(lambda: self._step_loop.call(lambda engine: self._reserve(engine, leg)))
         request = leg.reserved()
         incoming = leg.incoming = self._receiver.grant(
@@ -134,13 +135,18 @@ class DecodeService:
             leg.last_block_hash,
         )
         granted_s = time.monotonic()
-        leg.timeline.add("wait for blocks", leg.arrived_s, num_cached_blocks=request.num_present_blocks)
+        leg.timeline.add("wait for blocks", asked_s, num_cached_blocks=request.num_present_blocks)
         self._accept(leg, incoming.grant)
         commit = await incoming.committed()
         leg.timeline.add("wait for KV", granted_s, num_blocks=incoming.grant.num_missing_blocks, peer=prefill_node_id)
         leg.begin_decoding()
         await self._step_loop.call(lambda engine: engine.start(request, commit.first_token))
         await leg.over
+
+    async def _prepare(self, leg: DecodeLeg) -> None:
+        leg.grammar = await self._step_loop.prepare(leg.generation)
+        if leg.grammar is not None:
+            leg.timeline.add("wait for grammar", leg.arrived_s)
 
     def _reserve(self, engine: Engine, leg: DecodeLeg) -> bool:
         request = engine.reserve(leg.generation, leg.grammar)
@@ -160,7 +166,7 @@ class DecodeService:
 
     async def _generate(self, leg: DecodeLeg) -> None:
         self._board.check_room()
-        leg.grammar = await self._step_loop.prepare(leg.generation)
+        await self._prepare(leg)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
         self._accept(leg, None)
         await leg.over

@@ -47,6 +47,11 @@ class Transports:
             self._made[name] = make(name, self._host)
         return self._made[name]
 
+    async def drop(self, name: str) -> None:
+        """Release it, if it was made; the next who needs it gets another one."""
+        if transport := self._made.pop(name, None):
+            await transport.close()
+
     async def close(self) -> None:
         """Release what the transports own; listeners and connections are closed before."""
         for transport in self._made.values():

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
+
+from baton.process.threads import started_pool
 
 _INLINE_BYTES = 2**20  # up to here a thread costs more than it saves: waking it, and a second read from memory
 
@@ -28,7 +29,7 @@ class Digester:
     """Hashes messages of one node, one at a time."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-digest")
+        self._thread = started_pool(1, "kv-digest")
 
     def start(self, views: Sequence[memoryview]) -> asyncio.Future[int]:
         """The digest, soon. The views' bytes must not change before it is there."""

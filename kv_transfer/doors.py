@@ -10,6 +10,11 @@ from kv_transfer.metrics import FALLBACKS
 from kv_transfer.shm.transport import host_id
 from kv_transfer.transport import Inbox, Listener, Peer
 
+_RETRY_S, _MAX_RETRY_S = (
+    10.0,
+    600.0,
+)  # after which one that could not be opened is tried again, by whoever connects then
+
 _log = logging.getLogger(__name__)
 
 
@@ -22,7 +27,7 @@ class Doors:
         self._inbox = inbox
         self._opening = asyncio.Lock()
         self._open: dict[str, Listener] = {}
-        self._missing: set[str] = set()  # which this system lacks, as the log says
+        self._put_off: dict[str, tuple[float, float]] = {}  # those that cannot be opened: until when, after what pause
         self._closed = False
 
     @property
@@ -41,12 +46,11 @@ class Doors:
             if not common:
                 raise LayoutMismatch("they are on different hosts, and transport shm is wanted")
         for name in common:
-            if name not in self._missing:
+            if self._put_off.get(name, (0.0, 0.0))[0] <= asyncio.get_running_loop().time():
                 try:
                     return name, await self.open(name)
                 except TransferError as error:
-                    self._missing.add(name)
-                    _log.warning("KV blocks do not travel over %s: %s", name, error)
+                    await self._later(name, error)
             FALLBACKS.labels(name).inc()
         raise LayoutMismatch("they have no transport in common")
 
@@ -56,8 +60,18 @@ class Doors:
             if self._closed:
                 raise TransferError("the decode node is stopping")
             if name not in self._open:
-                self._open[name] = await self._transports.get(name).listen(self._host, self._inbox)
+                try:
+                    self._open[name] = await self._transports.get(name).listen(self._host, self._inbox)
+                except OSError as error:  # for want of descriptors or threads
+                    raise TransferError(f"transport {name} cannot be opened: {error.strerror or error}") from error
             return self._open[name]
+
+    async def _later(self, name: str, error: TransferError) -> None:
+        """Try it again with all that it needs made anew, after twice the last pause: some reasons pass."""
+        pause_s = min(2 * self._put_off.get(name, (0.0, _RETRY_S / 2))[1], _MAX_RETRY_S)
+        self._put_off[name] = asyncio.get_running_loop().time() + pause_s, pause_s
+        _log.warning("KV blocks do not travel over %s (tried again after %.0f s): %s", name, pause_s, error)
+        await self._transports.drop(name)
 
     async def start(self) -> None:
         """Open at once what is not a matter of choice, so that a node that cannot does not start."""

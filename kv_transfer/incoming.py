@@ -2,6 +2,7 @@
 
 1. `KVReceiver.grant` offers blocks; the lease runs from then on.
 2. Messages claim their place, one by one, while the lease lasts; each claim is written until it has arrived or is lost.
+   Each that arrives renews the lease.
 3. The commit names every digest. It is accepted when all messages are there, all digests are right, and the lease still
    lasts: looked at after the copy, in this order, without an await in between.
 4. Unless it was accepted, the blocks are free only when `cancel` has returned.
@@ -125,6 +126,7 @@ class IncomingTransfer:
         if self.state is TransferState.OPEN:
             slot.settle()
             self._digests[index] = landing.settle(self._digester, digest)
+            self.renew(self.grant.lease_ms / 1000)  # on a slow link it may well take longer than that
         else:
             landing.drop()
         self._moved.set()

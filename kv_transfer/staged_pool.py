@@ -18,7 +18,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from baton.errors import TransferError
 from baton.kv.layout import KVLayout
+from baton.process.threads import started_pool
 from kernels.dispatch import block_copies
 from kv_transfer.digest import Digester, known
 from kv_transfer.plan import runs
@@ -55,7 +55,7 @@ class StagedPool:
         self._max_lent_bytes, self._max_landing_bytes = max_lent_bytes, max_landing_bytes
         self._lent_bytes = self._landing_bytes = 0
         self._waiting: list[Callable[[], None]] = []
-        self._copiers = ThreadPoolExecutor(_NUM_COPIERS, thread_name_prefix="kv-copy")
+        self._copiers = started_pool(_NUM_COPIERS, "kv-copy")
         self._of_thread = threading.local()
         self._warm_up()
 

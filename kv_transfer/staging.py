@@ -10,13 +10,13 @@ import os
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from baton.errors import TransferError
+from baton.process.threads import started_pool
 from kv_transfer.ucx_child.region import mapped
 
 REGION_BYTES = 256 * 2**20
@@ -44,12 +44,12 @@ class Staging:
             # nobody can take pages away under the other's feet
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self._bytes = mapped(self.descriptor, num_bytes)
+            self._threads = started_pool(_NUM_THREADS, "kv-staging")
         except OSError:
             os.close(self.descriptor)
             raise
         self._free = [Area(0, num_bytes)]  # in order, and no two of them neighbours
         self._waiting: deque[tuple[int, asyncio.Future[Area]]] = deque()
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kv-staging")
 
     def take(self, num_bytes: int) -> asyncio.Future[Area]:
         """An area, soon; who cancels the future has none. TransferError for what never fits, and after `close`."""

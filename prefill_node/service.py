@@ -101,6 +101,8 @@ class PrefillService:
 
     async def _walk(self, leg: PrefillLeg) -> None:
         leg.grammar = await self._step_loop.prepare(leg.generation)
+        if leg.grammar is not None:
+            leg.timeline.add("wait for grammar", leg.timeline.began_s)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
         output = await leg.output
         if output.error is not None:

@@ -41,6 +41,7 @@ class Running:
         self.wants_prompt = job.prompt_work is not None  # that work is still to be done
         self.computed_by = ""  # the node that has done it, and holds the prompt's blocks
         self.troubled: set[str] = set()  # nodes between which a transfer of this request has failed
+        self.num_failed_transfers = 0
         self.task: asyncio.Task[None] | None = None
         self.timeline = Timeline(job.request_id, traceparent=job.traceparent)
         self.is_waiting = True  # for nodes to be chosen

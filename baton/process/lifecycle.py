@@ -23,6 +23,7 @@ from baton.errors import ConfigError
 from baton.process.config import add_flags, from_args
 from baton.process.logs import log_to_stderr
 from baton.process.settings import misspelt
+from baton.process.threads import started_pool
 
 Config = TypeVar("Config")
 Loaded = TypeVar("Loaded")
@@ -30,6 +31,7 @@ Loaded = TypeVar("Loaded")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 _HARD_EXIT_S = 3.0  # what clean-up may take after a second signal
+_NUM_THREADS = 4  # for what blocks, now and then
 
 _log = logging.getLogger(__name__)
 
@@ -59,11 +61,11 @@ class Shutdown:
         self._requested.set()
 
     def _end_now(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
         watchdog = threading.Timer(_HARD_EXIT_S, os._exit, (1,))
         watchdog.daemon = True
         watchdog.start()
-        if self.task is not None:
-            self.task.cancel()
 
 
 class _Stopped(BaseException):
@@ -124,6 +126,7 @@ async def _serve(config: Config, loaded: Loaded, serve: Callable[[Config, Loaded
     shutdown = Shutdown()
     task = shutdown.task = asyncio.ensure_future(serve(config, loaded, shutdown))
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(started_pool(_NUM_THREADS, "aside"))
     for number in _SIGNALS:
         loop.add_signal_handler(number, shutdown.request)
     try:

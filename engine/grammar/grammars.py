@@ -8,13 +8,13 @@ business of `masks`.
 import asyncio
 import logging
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from llguidance import LLMatcher
 
 from baton.errors import CheckpointError, InvalidRequest, Overloaded
+from baton.process.threads import started_pool
 from baton.request import Generation, Grammar
 from engine.grammar import tokens as vocabulary
 from engine.grammar.cache import GrammarCache
@@ -39,7 +39,7 @@ class Grammars:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._cache = GrammarCache()
         self._compiling: dict[Grammar, asyncio.Future[LLMatcher | str]] = {}
-        self._lanes = ThreadPoolExecutor(_NUM_LANES, thread_name_prefix="grammar")
+        self._lanes = started_pool(_NUM_LANES, "grammar")
         self._checks = [GrammarCheck(model_dir, vocab_size, eos_token_ids) for _ in range(_NUM_LANES)]
         self._idle_checks = list(self._checks)
         try:
@@ -71,9 +71,12 @@ class Grammars:
         return GrammarMasks(self._vocab_size, self.tokens.token_ids, self._eos_token_ids, device, num_threads)
 
     def warm(self) -> None:
-        """Be ready for the first grammar. Blocks until then: before requests come, nobody has to wait for it."""
+        """Be ready for grammars, in every lane. Blocks until then: before requests come, nobody has to wait for it.
+
+        Requests of a node that died come all at once, and to where cores are busy with what it has left behind.
+        """
         if self.tokens is not None:
-            self._idle_checks[-1].warm()
+            list(self._lanes.map(GrammarCheck.warm, self._idle_checks))
 
     def close(self) -> None:
         """End the processes. Idempotent."""

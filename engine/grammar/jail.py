@@ -68,10 +68,13 @@ def judge(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
     except InvalidRequest as error:
         return Verdict(error=error.message[:_MAX_REASON_CHARS])
     fuel = limits.parser_limits()
-    matcher = _in_thread(
-        limits.COMPILE_STACK_BYTES,
-        lambda: llguidance.LLMatcher(tokenizer, serialized, log_level=0, limits=fuel),
-    )
+    try:
+        matcher = _in_thread(
+            limits.COMPILE_STACK_BYTES,
+            lambda: llguidance.LLMatcher(tokenizer, serialized, log_level=0, limits=fuel),
+        )
+    except RuntimeError:  # no thread can be started, which says nothing about the grammar
+        return Verdict(error=TOO_COMPLEX, is_final=False)
     is_quick = _in_thread(limits.MASK_STACK_BYTES, lambda: _walk(matcher))
     if matcher.is_error():
         return Verdict(error=_reason(matcher.get_error()))
@@ -122,7 +125,12 @@ def _reason(error: str) -> str:
 
 def _judge_in_fork(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
     reading, writing = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # a limit is reached
+        os.close(reading)
+        os.close(writing)
+        return Verdict(error=TOO_COMPLEX, is_final=False)
     if pid == 0:
         try:
             _run_fork(grammar, tokenizer, writing)

@@ -11,10 +11,10 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from baton.errors import TransferError
+from baton.process.threads import started_pool
 from kv_transfer.acceptor import Acceptor
 from kv_transfer.shm import process_memory
 from kv_transfer.shm.frames import MAX_PACKET_BYTES, NONCE_BYTES, WELCOME, Hello, reason_of
@@ -67,7 +67,7 @@ class ShmListener(Listener):
         self.port = 0
         self._inbox = inbox
         self._connections: set[ShmIncoming] = set()  # admitted or not; also those whose last copy has not ended yet
-        self._copiers = ThreadPoolExecutor(_num_copiers(), thread_name_prefix="kv-copy")
+        self._copiers = started_pool(_num_copiers(), "kv-copy")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.bind(f"\0{self.host}")
         sock.listen()

@@ -6,7 +6,6 @@ before it is encoded.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from baton.errors import CheckpointError, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
 from baton.process.settings import ModelFlags, OutputFlags
+from baton.process.threads import started_pool
 from baton.text.chat_template import ChatTemplate
 from baton.text.detokenizer import TokenTexts
 from baton.text.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class ServedModel:
         self.marked_texts = TokenTexts(tokenizer, MARKERS)  # of outputs that are taken apart
         self._template = template
         self._knows_developers = template is not None and "developer" in template.source
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="encode")
+        self._threads = started_pool(_NUM_THREADS, "encode")
         self._num_waiting = 0
 
     @classmethod

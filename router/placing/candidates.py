@@ -16,6 +16,8 @@ from router.placing.prefix_replica import PrefixReplica
 from router.placing.prompt_hashes import PromptHashes
 from router.running import Running
 
+MAX_FAILED_TRANSFERS = 2  # of a request, which then goes where nothing has to be shipped: it has few attempts
+
 
 class Candidates:
     """Of one router."""
@@ -43,7 +45,7 @@ class Candidates:
         return cached
 
     def _choose(self, running: Running, facts: ModelFacts, cached: dict[str, int]) -> Placement | None:
-        alone = not self._fleet.expects_prefill
+        alone = not self._fleet.expects_prefill or running.num_failed_transfers >= MAX_FAILED_TRANSFERS
         decodes = self._accepting("decode", running)
         if running.wants_prompt:
             return self._choose_one(running, facts, cached, decodes if alone else self._fleet.accepting("prefill"))

@@ -113,6 +113,20 @@ def test_renewed_lease_lasts(transport):
     run(main())
 
 
+def test_messages_that_arrive_renew_the_lease(transport):
+    async def main():
+        async with pair(transport, max_message_bytes=1) as p:
+            incoming = p.grant([1, 2])
+            ends_s = incoming._lease_end_s
+            outgoing = p.sender(new_pool(1)).open(incoming.grant, [1, 2])
+            all_ready(outgoing, 1)
+            while not incoming._digests:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            assert incoming._lease_end_s > ends_s
+
+    run(main())
+
+
 def test_stale_grants_are_refused(transport):
     """Of an earlier life of the decode node, for another node, unknown, and used twice."""
 

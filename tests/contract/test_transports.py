@@ -77,6 +77,28 @@ def test_random_plans(transport, seed):
     run(main())
 
 
+def test_once_connected_a_transfer_starts_no_threads(transport, monkeypatch):
+    """At a limit of its user or container it would get none, with the work in a queue that nobody awaits."""
+
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        async with pair(transport, max_message_bytes=2 * 2**20) as p:
+            source = new_pool(1)
+            sender = p.sender(source)
+            for num_blocks in (1, 400):
+                incoming = p.grant(list(range(100, 100 + num_blocks)))
+                outgoing = sender.open(incoming.grant, list(range(num_blocks)))
+                all_ready(outgoing, num_blocks)
+                await commit(outgoing)
+                monkeypatch.setattr(threading.Thread, "start", refused)
+            assert p.filled(list(range(100, 500)), source, list(range(400)))
+            monkeypatch.undo()  # asyncio's own executor is the process's
+
+    run(main())
+
+
 def test_nothing_missing_is_a_commit_alone(transport):
     async def main():
         async with pair(transport) as p:

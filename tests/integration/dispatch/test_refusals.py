@@ -8,6 +8,7 @@ import pytest
 
 from baton.errors import NodeUnavailable, Overloaded, TransferError
 from baton.v1 import node_pb2, types_pb2
+from router.nodes import cut_pairs
 from router.nodes.link import AVOID_S
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +31,22 @@ async def test_a_pair_that_failed_is_left_alone(fleet: Any, output_of: Any) -> N
     _, sink = fleet.submit([9, *PROMPT])
     assert (await sink.finished()).num_attempts == 1
     assert (len(prefill.seen("run")), len(other.seen("run"))) == (1, 1)
+
+
+async def test_whose_kv_was_shipped_in_vain_twice_goes_where_none_is_shipped(
+    fleet: Any, output_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where links are slow, each transfer may fail so late that its pair is tried again by then."""
+    monkeypatch.setattr(cut_pairs, "MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(cut_pairs, "MAX_PAUSE_S", 0.0)
+    prefills, decodes = [[await fleet.add(role), await fleet.add(role)] for role in ("prefill", "decode")]
+    for prefill in prefills:
+        prefill.transfer_errors = [TransferError("too slow") for _ in range(4)]
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    assert (await sink.finished()).num_attempts == 3
+    assert sink.tokens == output_of(PROMPT, 12)
+    assert sum(len(decode.seen("generate")) for decode in decodes) == 1
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

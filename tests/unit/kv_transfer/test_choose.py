@@ -1,6 +1,8 @@
 """Which transports a node has, and which of them a pair of nodes picks."""
 
 import asyncio
+import errno
+import os
 
 import pytest
 
@@ -10,7 +12,7 @@ from kv_transfer.choose import Transports
 from kv_transfer.doors import Doors
 from kv_transfer.faults import Faults
 from kv_transfer.shm import process_memory
-from kv_transfer.shm.transport import host_id
+from kv_transfer.shm.transport import ShmTransport, host_id
 
 
 @pytest.fixture
@@ -67,6 +69,32 @@ def test_what_cannot_be_made_here_is_passed_over_with_a_warning(without_ucxx, ca
     assert choose_door("auto", ["ucx", "tcp"], host_id()) == "tcp"
     assert "do not travel over ucx" in caplog.text
     assert "libucp.so.0" in caplog.text
+
+
+def test_what_could_not_be_opened_is_tried_again_after_a_while(monkeypatch):
+    tried, listen = [], ShmTransport.listen
+
+    async def in_want(self, host, inbox):
+        tried.append(self)
+        if len(tried) < 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await listen(self, host, inbox)
+
+    async def main() -> None:
+        doors_ = Doors("auto", "127.0.0.1", inbox=None)
+        chosen = [(await doors_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
+        for pause_s in (doors._RETRY_S, 2 * doors._RETRY_S):
+            until_s, said_s = doors_._put_off["shm"]
+            assert said_s == pause_s
+            doors_._put_off["shm"] = until_s - pause_s, said_s
+            chosen.append((await doors_.choose(["shm", "tcp"], host_id()))[0])
+        assert chosen == ["tcp", "tcp", "tcp", "shm"]
+        assert len(set(tried)) == 3  # a dead one is of no use
+        await doors_.close_listeners()
+        await doors_.close()
+
+    monkeypatch.setattr(ShmTransport, "listen", in_want)
+    asyncio.run(main())
 
 
 def test_no_common_transport_and_no_common_host_are_errors():

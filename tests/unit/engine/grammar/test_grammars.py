@@ -1,9 +1,11 @@
 """Grammars as clients send them: compiled or refused, in bounded time, and kept."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +14,7 @@ import pytest
 from baton.errors import InvalidRequest, Overloaded
 from baton.request import Grammar, GrammarKind
 from engine import random_checkpoint
+from engine.grammar import jail
 from engine.grammar.cache import GrammarCache
 from engine.grammar.check import GrammarCheck
 from engine.grammar.grammars import Grammars
@@ -200,17 +203,15 @@ def test_a_frozen_process_is_given_up_and_replaced(tiny_model, num_chars):
         check.close()
 
 
-def test_a_process_that_is_warm_is_the_one_that_is_asked(tiny_model):
+def test_no_grammar_waits_for_a_process_to_start_once_they_are_warm(tiny_model):
     grammars = Grammars(tiny_model, VOCAB, [EOS])
     try:
         grammars.warm()
-        started = [check._process for check in grammars._checks if check._process is not None]
-        assert len(started) == 1
-        assert (
-            grammars._checks[-1]._timeout_s < 5
-        )  # of a process that has answered: a request need not wait for its start
-        assert not isinstance(grammars._compile_in_lane(Grammar(GrammarKind.REGEX, "a", "p")), str)
-        assert [check._process for check in grammars._checks if check._process is not None] == started
+        warm = [check._process for check in grammars._checks]
+        assert all(check._timeout_s < 5 for check in grammars._checks)  # of processes that have answered
+        both = [Grammar(GrammarKind.REGEX, text, "p") for text in "ab"]
+        assert not any(isinstance(found, str) for found in grammars._lanes.map(grammars._compile_in_lane, both))
+        assert [check._process for check in grammars._checks] == warm
     finally:
         grammars.close()
 
@@ -236,6 +237,19 @@ def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammar
         with pytest.raises(Overloaded):
             asyncio.run(grammars.compile(generation))
     assert asyncio.run(grammars.compile(generation))
+
+
+def test_want_of_a_thread_or_process_says_nothing_about_a_grammar(grammars, monkeypatch):
+    def no_thread(thread):
+        raise RuntimeError("can't start new thread")
+
+    def no_process():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    monkeypatch.setattr(os, "fork", no_process)
+    for judge in (jail.judge, jail._judge_in_fork):
+        assert not judge(Grammar(GrammarKind.REGEX, "a", "p"), grammars.tokens.tokenizer).is_final
 
 
 def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):
