@@ -10,10 +10,8 @@ from kv_transfer.metrics import FALLBACKS
 from kv_transfer.shm.transport import host_id
 from kv_transfer.transport import Inbox, Listener, Peer
 
-_RETRY_S, _MAX_RETRY_S = (
-    10.0,
-    600.0,
-)  # after which one that could not be opened is tried again, by whoever connects then
+_RETRY_S = 10.0  # after which one that could not be opened is tried again, by whoever connects then
+_MAX_RETRY_S = 600.0
 
 _log = logging.getLogger(__name__)
 
