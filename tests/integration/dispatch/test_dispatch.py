@@ -340,7 +340,9 @@ async def test_nodes_are_shown_with_their_last_load(fleet: Any, until: Any) -> N
     await until(lambda: {node.node_id: node.state for node in fleet.dispatcher.nodes()}["d"] == "starting")
 
 
-@pytest.mark.parametrize(("call", "work"), [("on_tokens", None), ("on_finish", None), ("on_prompt", PromptWork(num_logprobs=0))])
+@pytest.mark.parametrize(
+    ("call", "work"), [("on_tokens", None), ("on_finish", None), ("on_prompt", PromptWork(num_logprobs=0))]
+)
 async def test_a_client_whose_answer_cannot_be_made_is_told_so(
     fleet: Any, until: Any, monkeypatch: pytest.MonkeyPatch, call: str, work: PromptWork | None
 ) -> None:
