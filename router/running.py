@@ -142,8 +142,13 @@ class Running:
         """The last call on the sink."""
         self.usage.num_output_tokens = len(self.output)
         sink, self._sink = self._sink, None
-        if sink is not None:
+        if sink is None:
+            return
+        try:
             sink.on_finish(reason, self.usage)
+        except Exception:  # an edge: its client has no whole answer, and would wait for ever
+            _log.exception("a sink failed", extra={"request_id": self.job.request_id})
+            sink.on_error(BatonError("internal error"))
 
     def fail(self, error: BatonError) -> None:
         """The last call on the sink."""

@@ -33,6 +33,9 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY_BYTES = 8 * 2**20
 _MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
 MAX_HELD_BYTES = 512 * 2**20  # of all bodies that are not here to their end
+LARGE_BYTES = 2**18  # of a body; larger ones take turns
+_LARGE_PAUSES = 4  # as long as reading one takes, before the next is read
+_LARGE_WAITING_BYTES = 128 * 2**20
 _CHUNK_TIMEOUT_S = 10.0
 _BODY_TIMEOUT_S = 60.0
 _JSON = b"application/json"
@@ -93,15 +96,19 @@ class Exchange:
             self.closing = True
             raise _too_large()
         if self._outlet.has_body:
-            return await self._read()
-        try:
-            async with asyncio.timeout(_BODY_TIMEOUT_S):
-                return await self._read()
-        except TimeoutError:
-            self.closing = True
-            raise RequestTimeout("the body did not arrive in time") from None
-        finally:
-            self._keep(-self._num_held)
+            body = await self._read()
+        else:
+            try:
+                async with asyncio.timeout(_BODY_TIMEOUT_S):
+                    body = await self._read()
+            except TimeoutError:
+                self.closing = True
+                raise RequestTimeout("the body did not arrive in time") from None
+            finally:
+                self._keep(-self._num_held)
+        if len(body) > LARGE_BYTES:
+            await _TURNS.take(len(body))
+        return body
 
     def send(self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()) -> None:
         """A whole answer."""
@@ -184,6 +191,36 @@ class _Held:
 
 
 _HELD = _Held()
+
+
+class _Turns:
+    """Of large bodies: to read JSON of a megabyte takes ten milliseconds and more, in which all streams stand still."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._num_waiting_bytes = 0
+        self._next_s = 0.0
+
+    async def take(self, num_bytes: int) -> None:
+        """Return when a body of so many bytes may be read. Raises Overloaded where too much is before it."""
+        if self._num_waiting_bytes > _LARGE_WAITING_BYTES:
+            raise Overloaded("Too many large bodies at present")
+        self._num_waiting_bytes += num_bytes
+        try:
+            async with self._lock:
+                if (wait_s := self._next_s - time.monotonic()) > 0:
+                    await asyncio.sleep(wait_s)
+                asyncio.get_running_loop().call_soon(self._pause, time.monotonic())
+        finally:
+            self._num_waiting_bytes -= num_bytes
+
+    def _pause(self, began_s: float) -> None:
+        """The loop is back, before the next one's turn."""
+        now_s = time.monotonic()
+        self._next_s = now_s + _LARGE_PAUSES * (now_s - began_s)
+
+
+_TURNS = _Turns()
 
 
 class ClientGone(BatonError):

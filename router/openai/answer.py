@@ -149,9 +149,9 @@ class WholeAnswer(Answer):
         collected.text = msgspec.json.decode(b'"%b"' % b"".join(self._pieces.pop(choice.index, ())), type=str)
         collected.finish_reason = choice.finish_reason
         if self._complete and not self.ended:
+            body = self._format.whole([self._texts[c.index] for c in self.choices], self.counts())
             self.ended = True
-            texts = [self._texts[c.index] for c in self.choices]
-            self._exchange.send(200, self._format.whole(texts, self.counts()))
+            self._exchange.send(200, body)
 
     def _text(self, choice: Choice) -> ChoiceText:
         return self._texts.setdefault(choice.index, ChoiceText(entries=[]))
@@ -196,8 +196,8 @@ class StreamedAnswer(Answer):
         events = self._held + self._told(self._format.end(choice.index, choice.finish_reason))
         self._held = b""
         if self._complete:
-            self.ended = True
             events += self._format.finish(self.counts())
+            self.ended = True
         self._exchange.sender.write(events, more=not self.ended)
 
     def _told(self, events: bytes) -> bytes:

@@ -108,9 +108,8 @@ class Choice:
                     return
             self._on_tokens(tokens, logprobs)
             self._short = self._find_short()
-        except Exception:  # an edge: this answer fails, the router goes on
-            _log.exception("cannot make text of the output")
-            self._listener.on_failure(BatonError("internal error"))
+        except Exception:
+            self._fail()
 
     def on_finish(self, reason: FinishReason, usage: Usage) -> None:
         """The last token has been here."""
@@ -120,7 +119,10 @@ class Choice:
             self._listener.on_failure(BatonError("the generation was given up"))
             return
         self.usage = usage
-        self._finish("stop" if reason is FinishReason.STOP else "length")
+        try:
+            self._finish("stop" if reason is FinishReason.STOP else "length")
+        except Exception:
+            self._fail()
 
     def on_error(self, error: BatonError) -> None:
         """The job failed."""
@@ -142,6 +144,11 @@ class Choice:
         """Want them again."""
         if self.handle is not None:
             self.handle.resume()
+
+    def _fail(self) -> None:
+        """An edge: this answer fails, the router goes on."""
+        _log.exception("cannot make text of the output")
+        self._listener.on_failure(BatonError("internal error"))
 
     def _find_short(self) -> Insert | None:
         """The short way, if the next token may go it."""

@@ -7,7 +7,7 @@ endpoint has a schema module of its own.
 
 import re
 from enum import IntEnum
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -102,6 +102,8 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
 
 
 _LARGE_BYTES = 2**18
+_SMALL_BYTES = 2**16  # that may be read twice
+_GOT_FLOAT = re.compile(r"Expected `int\b[^`]*`, got `float`")
 _MOST = ((b"{", 2**17), (b"[", 2**17), (b'"', 2**19), (b",", 2**20))  # in a large body, texts included
 _SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
@@ -155,13 +157,27 @@ def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
     if len(data) > _LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST):
         raise InvalidRequest("The body has too many values")
     try:
-        return decoder.decode(data)
+        try:
+            return decoder.decode(data)
+        except msgspec.ValidationError as error:
+            if len(data) > _SMALL_BYTES or not _GOT_FLOAT.match(str(error)):
+                raise
+            return decoder.decode(msgspec.json.encode(_with_integers(msgspec.json.decode(data))))
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("The body is not valid JSON") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply") from None
+
+
+def _with_integers(value: Any) -> Any:
+    """JSON has one kind of numbers, and some clients have one, too: their 1.0 is 1 where an integer is wanted."""
+    if isinstance(value, dict):
+        return {name: _with_integers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _invalid(said: str) -> InvalidRequest:

@@ -5,7 +5,7 @@ before it is encoded.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -85,11 +85,12 @@ class ServedModel:
         if name not in self.names:
             raise ModelNotFound("No such model is served here: GET /v1/models lists those that are", param="model")
 
-    def check_sizes(self, pieces: Iterable["Sized"], max_model_len: int, param: str) -> None:
+    def check_sizes(self, pieces: Sequence["Sized"], max_model_len: int, param: str) -> None:
         """Raise ContextLengthExceeded for what is too long at first sight, before anything is made of it.
 
         A message has at least a token of its own; its parts may be empty.
         """
+        self._check_length(len(pieces) * self.tokenizer.max_token_chars, max_model_len, param)
         num_chars = sum(self.tokenizer.max_token_chars + sum(piece.sizes) for piece in pieces)
         self._check_length(num_chars, max_model_len, param)
 

@@ -22,8 +22,9 @@ class ExpectedBlocks:
     def add(self, hashes: Sequence[Any], now_s: float) -> None:
         """These will be there soon. Beyond the bound the end of a prefix is left out."""
         self._turn(now_s)
+        num_known = num_leading_of(hashes, self._young) if hashes else 0  # of a hot prefix nearly all
         room = MAX_BLOCKS - len(self._young)
-        self._young.update(hashes[: max(room, 0)])
+        self._young.update(hashes[num_known : num_known + max(room, 0)])
 
     def extend(self, hashes: Sequence[Any], num_leading: int, now_s: float) -> int:
         """`num_leading` of `hashes` are held: how many with those that are expected."""

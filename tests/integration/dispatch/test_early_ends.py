@@ -120,7 +120,9 @@ async def test_stopping_tells_every_sink(fleet: Any, until: Any) -> None:
     assert [n for n in await list_nodes(fleet.redis) if n.role == "router"] == []
 
 
-@pytest.mark.parametrize(("call", "work"), [("on_tokens", None), ("on_prompt", PromptWork(num_logprobs=0))])
+@pytest.mark.parametrize(
+    ("call", "work"), [("on_tokens", None), ("on_finish", None), ("on_prompt", PromptWork(num_logprobs=0))]
+)
 async def test_a_client_whose_answer_cannot_be_made_is_told_so(
     fleet: Any, until: Any, monkeypatch: pytest.MonkeyPatch, call: str, work: PromptWork | None
 ) -> None:

@@ -14,8 +14,9 @@ from baton.errors import BatonError, DeadlineExceeded, NoCapacity, Overloaded
 from baton.request import FinishReason
 from router.http import sender
 from router.http.exchange import Exchange
-from router.openai.answer import StreamedAnswer, WholeAnswer
+from router.openai.answer import Answer, StreamedAnswer, WholeAnswer
 from router.openai.choice import Choice
+from router.openai.generate import Generator
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +118,16 @@ async def test_a_broken_output_fails_its_own_request_only(router, dispatch, monk
     assert answer.json()["error"]["message"] == "internal error"
     dispatch.script = dispatch.say
     assert (await router.client.post(CHAT_PATH, json=CHAT)).status_code == 200
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_an_answer_whose_end_cannot_be_made_fails(router, dispatch, monkeypatch, body):
+    monkeypatch.setattr(Answer, "counts", lambda self: 1 / 0)
+    monkeypatch.setattr(Generator, "_record", lambda *args: None)
+    async with asyncio.timeout(5):
+        answer = await router.client.post(CHAT_PATH, json=body)
+    assert "internal error" in answer.text
+    assert "[DONE]" not in answer.text
 
 
 async def test_an_empty_output_is_an_answer(router, dispatch):

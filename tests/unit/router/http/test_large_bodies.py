@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from baton.errors import NoCapacity
+from baton.errors import ContextLengthExceeded, NoCapacity
+from router.http import exchange
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +38,13 @@ BUSY = {
     "a call in tokens": ("/tokenize", chat(messages=[{"role": "assistant", "tool_calls": [CALL]}])),
     "schemas": ("/v1/chat/completions", chat(tools=TOOLS)),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_turns(monkeypatch):
+    """Tests do not wait for those before them."""
+    monkeypatch.setattr(exchange, "_LARGE_PAUSES", 0)
+    monkeypatch.setattr(exchange, "_TURNS", exchange._Turns())
 
 
 @pytest.mark.parametrize("name", BUSY)
@@ -87,3 +95,35 @@ async def test_no_more_of_them_are_begun_once_one_has_failed(router, dispatch):
     assert answer.status_code == 503
     assert len(dispatch.jobs) <= 16
     assert all(handle.cancelled.is_set() for handle in dispatch.handles)
+
+
+async def test_large_bodies_take_turns(router, monkeypatch):
+    """The second one waits, the third finds too much before it, and a small one is in nobody's way."""
+    monkeypatch.setattr(exchange, "_LARGE_PAUSES", 1e9)
+    monkeypatch.setattr(exchange, "_LARGE_WAITING_BYTES", exchange.LARGE_BYTES)
+
+    async def post(num_bytes):
+        return (
+            await router.client.post("/v1/completions", json={"model": "tiny", "prompt": "a" * num_bytes})
+        ).status_code
+
+    assert await post(exchange.LARGE_BYTES) == 400
+    second = asyncio.create_task(post(exchange.LARGE_BYTES))
+    async with asyncio.timeout(5):
+        while not exchange._TURNS._num_waiting_bytes:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert await post(exchange.LARGE_BYTES) == 429
+    assert await post(10) == 200
+    assert not second.done()
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+
+
+def test_messages_that_have_too_few_tokens_are_not_looked_at(served_model):
+    class Message:
+        @property
+        def sizes(self):
+            raise AssertionError("it was")
+
+    with pytest.raises(ContextLengthExceeded):
+        served_model.check_sizes([Message()] * 401, 400, "messages")

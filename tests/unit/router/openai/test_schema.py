@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from baton.errors import InvalidRequest
 from router.openai import chat_schema, completion_schema
 from router.openai.chat_schema import parse_chat
+from router.openai.completion_schema import parse_completion
 from router.openai.conversation import conversation
 from router.openai.responses_schema import parse_responses
 
@@ -271,3 +272,14 @@ def test_token_ids_are_packed_once():
         body = completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": prompt}).encode())
         (packed,) = completion_schema.prompts_of(body)
         assert packed == array("I", [3, 9])
+
+
+def test_whole_numbers_are_integers_however_they_are_written() -> None:
+    numbers = b'{"model": "m", "max_tokens": 16.0, "seed": 1e3, "stop_token_ids": [1.0], "n": 2.0, "top_p": 1.0'
+    body = parse_chat(numbers + b', "messages": [{"role": "user", "content": "1.0"}]}')
+    assert (body.max_tokens, body.seed, body.stop_token_ids, body.n, body.top_p) == (16, 1000, [1], 2, 1.0)
+    assert body.messages[0].content == "1.0"
+    assert parse_completion(b'{"model": "m", "prompt": [1.0, 2]}').prompt == [1, 2]
+    for number in (b"1.5", b"1e300", b'"16"'):
+        with pytest.raises(InvalidRequest, match="Expected `int"):
+            parse_completion(b'{"model": "m", "prompt": "x", "max_tokens": %b}' % number)

@@ -22,3 +22,19 @@ def test_it_is_bounded() -> None:
     for start in range(0, 4 * MAX_BLOCKS, 1000):
         expected.add(range(start, start + 1000), 0.0)
     assert len(expected._young) == MAX_BLOCKS
+
+
+def test_a_prefix_that_is_expected_already_costs_a_few_looks() -> None:
+    class Block(int):
+        num_looks = 0
+
+        def __hash__(self) -> int:
+            Block.num_looks += 1
+            return int(self)
+
+    expected, chain = ExpectedBlocks(), list(map(Block, range(1000)))
+    expected.add(chain[:900], 0.0)
+    Block.num_looks = 0
+    expected.add(chain, 0.0)
+    assert Block.num_looks < 150
+    assert expected.extend(chain, 0, 0.0) == 1000

@@ -1,6 +1,7 @@
 import asyncio
 import random
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -263,6 +264,27 @@ async def test_the_replica_is_bounded_and_keeps_whole_prefixes(clients: Clients)
     node.put(CHAIN[8:100], [])
     await until(lambda: replica.num_blocks == 10)
     assert await replica.lookup(CHAIN) == {"a": 10}
+
+
+async def test_memory_stays_flat_however_many_distinct_blocks_come_and_go(clients: Clients) -> None:
+    node = await clients.node("a")
+    replica = await clients.replica(max_blocks=4096)
+    replica.follow(MODEL, {"a": 1})
+    await until(loaded(replica))
+    random_bytes, held, peaks = random.Random(0).randbytes, [[]] * 3, []
+    tracemalloc.start()
+    for number in range(1, 41):
+        blocks = [BlockHash(random_bytes(16)) for _ in range(1024)]
+        held = [*held[1:], blocks]  # three of these at most: each takes 100 KiB
+        node.put(blocks, [*node.blocks - {*held[0], *held[1]}])
+        replica.expect("a", blocks)
+        await until(lambda blocks=blocks: blocks[-1] in replica._holders["a"].blocks)
+        assert await replica.lookup(blocks) == {"a": 1024}
+        if number % 20 == 0:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.reset_peak()
+    tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2**18
 
 
 async def test_a_frozen_redis_costs_50_ms_once(killable: Clients, redis_server: Any) -> None:
