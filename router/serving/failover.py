@@ -105,8 +105,8 @@ class Failover:
 
     def _note_trouble(self, running: Running, placement: Placement) -> None:
         running.troubled.update(placement.node_ids)
-        running.num_failed_transfers += 1
         if placement.prefill is not None and placement.decode is not None:
+            running.num_failed_transfers += 1
             self._fleet.cut_pairs.failed(placement.prefill.record, placement.decode.record)
 
     def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt | PromptAttempt:
