@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
+from router.http.exchange import LARGE_BYTES
 from router.openai.structured_output import StructuredFields
 
 MAX_CHOICES = 128
@@ -101,7 +102,6 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
     metadata: Metadata | None = None
 
 
-_LARGE_BYTES = 2**18
 _SMALL_BYTES = 2**16  # that may be read twice
 _GOT_FLOAT = re.compile(r"Expected `int\b[^`]*`, got `float`")
 _MOST = ((b"{", 2**17), (b"[", 2**17), (b'"', 2**19), (b",", 2**20))  # in a large body, texts included
@@ -154,7 +154,7 @@ def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
     How many values it may have is bounded before any is made: eight megabytes of brackets would hold up the router for
     half a second, and so all of its streams.
     """
-    if len(data) > _LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST):
+    if len(data) > LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST):
         raise InvalidRequest("The body has too many values")
     try:
         try:
