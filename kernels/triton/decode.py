@@ -68,7 +68,7 @@ def decode_kernel(
     ends = tl.load(query_start_ptr + place + 1, mask=place < num_seqs, other=0)
     lengths = tl.load(seq_lens_ptr + place, mask=(place < num_seqs) & (ends - starts == 1), other=0)
     counts = split(lengths, window, KEYS, SPLIT, SPLITS, WINDOW)[2]
-    for item in range(tl.program_id(0), tl.sum(counts, 0) * per_split, tl.num_programs(0)):
+    for item in tl.range(tl.program_id(0), tl.sum(counts, 0) * per_split, tl.num_programs(0), disable_licm=True):
         seq, index = find(counts, place, item // per_split)
         kv_head = item % per_split // row_tiles
         row = item % row_tiles * ROWS + tl.arange(0, ROWS)
@@ -90,7 +90,7 @@ def decode_kernel(
             tl.zeros([ROWS], tl.float32),
             kv_ptr + kv_head * plane,
             tables_ptr + seq.to(tl.int64) * table_stride,
-            row * 0 + seq_len - 1,
+            seq_len - 1,
             low,
             high // KEYS * KEYS,
             high,
@@ -108,8 +108,12 @@ def decode_kernel(
             REST,
             SOFTCAP,
             WINDOW,
+            True,
             DOT,
         )
+        again = tl.load(query_start_ptr + seq, volatile=True).to(tl.int64)
+        row = (again - token).to(tl.int32) + item % row_tiles * ROWS + tl.arange(0, ROWS)
+        head = again * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + row
         partial = (head * num_splits + index) * (HEAD_DIM + 2)
         store_rows(partial_ptr + partial, acc, row < GROUP, 0, DIM, HEAD_DIM)
         if REST > 0:
@@ -216,7 +220,7 @@ def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int
     if itemsize == 4:
         return 16, 16 if head_dim > 256 else 32, 4, 2
     if head_dim > 256:
-        return min(rows, 32), 32, 8, 2 if has_wgmma() else 3  # two would spill on sm_80
+        return rows if has_wgmma() else min(rows, 32), 32, 8, 3
     if head_dim <= 64 and rows == 64:  # eight warps would spill on sm_80
         return rows, 32, 4, 3
     if 96 < head_dim <= 128 and rows == 16:

@@ -104,6 +104,7 @@ def prefill_kernel(
         REST,
         SOFTCAP,
         WINDOW,
+        False,
         DOT,
     )
     # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take

@@ -23,7 +23,7 @@ def attend(
     row_sum,
     kv_ptr,  # the KV head's first key in block 0
     table_ptr,
-    position,  # [ROWS], that of the row's query
+    position,  # of the row's query: [ROWS], or one for all rows
     low,  # keys [low, high) are looked at
     whole,  # of which every row sees all in [low, whole), a multiple of KEYS
     high,
@@ -41,6 +41,7 @@ def attend(
     REST: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    ONE_QUERY: tl.constexpr,  # of all rows, so that a key is visible to all or to none
     DOT: tl.constexpr,
 ):
     """Online softmax: maximum, sum, and weighted sum of values (DIM and REST dimensions) of each row.
@@ -50,31 +51,39 @@ def attend(
     acc = tl.zeros([ROWS, DIM], tl.float32)
     acc_rest = tl.zeros([ROWS, REST if REST > 0 else 16], tl.float32)
     all_masked: tl.constexpr = WINDOW or DIM >= 512  # large tiles have no registers to spare for a second loop
+    CLAMPED: tl.constexpr = DIM >= 512
     row = tl.arange(0, KEYS)
     for masked in tl.static_range(1 if all_masked else 0, 2):
         begin = low if all_masked or not masked else whole
         end = high if masked else whole
-        block = find_blocks(table_ptr, begin, row, end, masked, KEYS, BLOCK_SIZE)
+        block = find_blocks(table_ptr, begin, row, end, masked, CLAMPED, KEYS, BLOCK_SIZE)
         for start in range(begin, end, KEYS):
             key = start + row
             present = key < end
-            offset = (row if KEYS % BLOCK_SIZE == 0 else key) % BLOCK_SIZE * HEAD_DIM
+            if CLAMPED:
+                key = tl.minimum(key, end - 1)
+            offset = (row if KEYS % BLOCK_SIZE == 0 and not CLAMPED else key) % BLOCK_SIZE * HEAD_DIM
             at = kv_ptr + offset + block.to(tl.int64) * block_stride
             # A step ahead, so that loads of keys need not wait for it.
-            block = find_blocks(table_ptr, start + KEYS, row, end, masked, KEYS, BLOCK_SIZE)
-            k = load_rows(at, present, 0, DIM, HEAD_DIM, masked).to(DOT)
+            block = find_blocks(table_ptr, start + KEYS, row, end, masked, CLAMPED, KEYS, BLOCK_SIZE)
+            k = load_rows(at, present, 0, DIM, HEAD_DIM, masked and not CLAMPED).to(DOT)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee")
             if REST > 0:
-                k_rest = load_rows(at, present, DIM, REST, HEAD_DIM, masked).to(DOT)
+                k_rest = load_rows(at, present, DIM, REST, HEAD_DIM, masked and not CLAMPED).to(DOT)
                 scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
             factor = scale  # not applied yet: with the subtraction of the maximum it is one instruction
             if SOFTCAP:
                 scores = cap - 2 * cap / (1 + tl.exp2(scores * scale))
                 factor = 1.0
             if masked:
-                visible = present[None, :] & (key[None, :] <= position[:, None])
-                if WINDOW:
-                    visible = visible & (key[None, :] > position[:, None] - window)
+                if ONE_QUERY:
+                    visible = present[None, :]
+                    if WINDOW:
+                        visible = (present & (key > position - window))[None, :]
+                else:
+                    visible = present[None, :] & (key[None, :] <= position[:, None])
+                    if WINDOW:
+                        visible = visible & (key[None, :] > position[:, None] - window)
                 scores = tl.where(visible, scores, float("-inf"))
 
             new_max = tl.maximum(row_max, tl.max(scores, 1) * factor)
@@ -88,24 +97,26 @@ def attend(
             if PLANES == 1:
                 v = k
             else:
-                v = load_rows(at + plane, present, 0, DIM, HEAD_DIM, masked).to(DOT)
+                v = load_rows(at + plane, present, 0, DIM, HEAD_DIM, masked and not CLAMPED).to(DOT)
             acc = tl.dot(weights.to(DOT), v, acc * keep[:, None], input_precision="ieee")
             if REST > 0:
                 if PLANES == 1:
                     v_rest = k_rest
                 else:
-                    v_rest = load_rows(at + plane, present, DIM, REST, HEAD_DIM, masked).to(DOT)
+                    v_rest = load_rows(at + plane, present, DIM, REST, HEAD_DIM, masked and not CLAMPED).to(DOT)
                 acc_rest = tl.dot(weights.to(DOT), v_rest, acc_rest * keep[:, None], input_precision="ieee")
     return row_max, row_sum, acc, acc_rest
 
 
 @triton.jit
-def find_blocks(table_ptr, start, row, end, MASKED: tl.constexpr, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def find_blocks(table_ptr, start, row, end, MASKED: tl.constexpr, CLAMPED: tl.constexpr, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """[KEYS]: the blocks of keys [start, start + KEYS), as far as they are below `end`: where not MASKED, all or none.
 
     `start` is a multiple of KEYS, `row` is `tl.arange(0, KEYS)`. What does not change from tile to tile is apart, so
     that it leaves the loop.
     """
+    if CLAMPED:
+        return tl.load(table_ptr + tl.minimum(start + row, end - 1) // BLOCK_SIZE)
     if KEYS % BLOCK_SIZE == 0:
         place = start // BLOCK_SIZE + row // BLOCK_SIZE
     else:
