@@ -108,6 +108,7 @@ def decode_kernel(
             REST,
             SOFTCAP,
             WINDOW,
+            False,
             DOT,
         )
         partial = (head * num_splits + index) * (HEAD_DIM + 2)

@@ -41,15 +41,21 @@ def attend(
     REST: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
     DOT: tl.constexpr,
 ):
     """Online softmax: maximum, sum, and weighted sum of values (DIM and REST dimensions) of each row.
+
+    Tiles of keys that a row sees nothing of leave it as it was, to the bit. Where `DETERMINISTIC`, one loop computes
+    all tiles of a row: which it could do without a mask depends on the other rows.
 
     For `scale` and `cap` see `score_factors`.
     """
     acc = tl.zeros([ROWS, DIM], tl.float32)
     acc_rest = tl.zeros([ROWS, REST if REST > 0 else 16], tl.float32)
-    all_masked: tl.constexpr = WINDOW or DIM >= 512  # large tiles have no registers to spare for a second loop
+    all_masked: tl.constexpr = (
+        DETERMINISTIC or WINDOW or DIM >= 512
+    )  # large tiles have no registers to spare for a second loop
     row = tl.arange(0, KEYS)
     for masked in tl.static_range(1 if all_masked else 0, 2):
         begin = low if all_masked or not masked else whole

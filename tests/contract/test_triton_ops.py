@@ -84,11 +84,13 @@ def test_decode_has_the_same_bits_in_any_batch_and_under_any_bound():
         assert torch.equal(got[0], together[seq])
 
 
-def test_a_sequence_without_keys_gets_zeros():
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_sequence_without_keys_gets_zeros(deterministic):
     """Padding of a recorded step: it must not put NaN where the next layers read."""
+    kernels = TritonKernels(deterministic=deterministic)
     q, kv, meta = decode_batch([40, 0, 3, 0])
     for attention in (Attention(0.3), Attention(0.3, 7), Attention(0.3, sinks=torch.ones(2, device=DEVICE))):
-        got = KERNELS.paged_attention(q, kv, meta, attention)
+        got = kernels.paged_attention(q, kv, meta, attention)
         assert got[[1, 3]].eq(0).all()
         assert got[[0, 2]].ne(0).all()
 
