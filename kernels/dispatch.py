@@ -40,6 +40,18 @@ def unfiltered_draw(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], 
     return draw
 
 
+def log_total(logits: Tensor) -> Tensor:
+    """[S] fp32: the logarithm of the sum of the exponentials of each row of [S, V] fp32.
+
+    On a GPU a row's bits do not depend on the number of rows, as those of torch's sums do there.
+    """
+    if logits.device.type != "cuda":
+        return logits.logsumexp(-1)
+    from kernels.triton.sampling import log_total as by_row
+
+    return by_row(logits)
+
+
 BlockCopy = Callable[[Tensor, Tensor, Tensor], None]
 
 

@@ -23,7 +23,7 @@ KERNELS = {
     *("prefill_kernel", "decode_kernel", "merge_kernel", "rope_and_cache_kernel"),
     *("rms_norm_kernel", "add_rms_norm_kernel", "gated_kernel"),
     *("sort_kernel", "experts_kernel", "sum_kernel", "linear_kernel"),
-    *("draw_kernel", "choose_kernel", "copy_blocks_kernel"),
+    *("draw_kernel", "choose_kernel", "log_total_kernel", "copy_blocks_kernel"),
 }
 
 

@@ -158,9 +158,9 @@ def randn(*shape):
 
 
 @pytest.mark.parametrize(
-    ("num_outputs", "num_inputs"), [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (1000, 520)]
+    ("num_outputs", "num_inputs", "bias"),
+    [(4096, 4096, False), (6144, 4096, True), (28672, 4096, False), (4096, 14336, False), (1000, 520, True)],
 )
-@pytest.mark.parametrize("bias", [False, True])
 def test_linears(kernels, num_outputs, num_inputs, bias):
     """Tiles of all sizes are met: some rows are a few tiles, others are many."""
     weight, x = randn(num_outputs, num_inputs) / num_inputs**0.5, randn(2500, num_inputs)
@@ -193,16 +193,24 @@ def test_experts(kernels, num_experts):
 
 
 @pytest.mark.parametrize(
-    ("num_kv_heads", "group", "head_dim", "planes"),
-    [(8, 4, 128, 2), (8, 8, 64, 2), (8, 2, 256, 2), (4, 4, 80, 2), (2, 71, 64, 2), (1, 16, 576, 1), (1, 128, 576, 1)],
+    ("num_kv_heads", "group", "head_dim", "planes", "window", "softcap", "sinks"),
+    [
+        (8, 4, 128, 2, 0, 0.0, False),
+        (8, 4, 128, 2, 1000, 50.0, False),
+        (8, 8, 64, 2, 300, 0.0, True),
+        (8, 2, 256, 2, 300, 50.0, False),
+        (4, 4, 80, 2, 0, 0.0, False),
+        (2, 71, 64, 2, 0, 0.0, True),
+        (1, 16, 576, 1, 0, 0.0, False),
+        (1, 128, 576, 1, 0, 0.0, False),
+    ],
 )
-@pytest.mark.parametrize(("window", "softcap", "sinks"), [(0, 0.0, False), (300, 0.0, True), (1000, 50.0, False)])
 def test_attention(kernels, num_kv_heads, group, head_dim, planes, window, softcap, sinks):
-    """The last queries of one sequence: all at once, beside another, in chunks, one by one."""
+    """The last queries of one sequence: all at once, beside others, in chunks, one by one."""
     seq_len, num_queries = 2203, 203
     num_heads, num_blocks = num_kv_heads * group, -(-seq_len // 16)
-    kv, q = randn(num_blocks, planes, num_kv_heads, 16, head_dim), randn(num_queries + 1, num_heads, head_dim)
-    tables = torch.randperm(num_blocks, device=DEVICE).int().repeat(2, 1)
+    kv, q = randn(num_blocks, planes, num_kv_heads, 16, head_dim), randn(num_queries + 40, num_heads, head_dim)
+    tables = torch.randperm(num_blocks, device=DEVICE).int().repeat(41, 1)
     scores = torch.randn(num_heads, device=DEVICE) if sinks else None
     attention = Attention(head_dim**-0.5, window, softcap, scores)
 
@@ -220,7 +228,7 @@ def test_attention(kernels, num_kv_heads, group, head_dim, planes, window, softc
 
     whole = run(0, (seq_len, num_queries))
     assert whole.isfinite().all()
-    assert torch.equal(run(0, (seq_len, num_queries), (1500, 1))[:-1], whole)
+    assert torch.equal(run(0, (seq_len, num_queries), *[(1500, 1)] * 40)[:-40], whole)
     computed = seq_len - num_queries
     for start, end in [(0, 16), (16, 80), (80, 203), (7, 9), *((row, row + 1) for row in range(0, 203, 9))]:
         assert torch.equal(run(start, (computed + end, end - start)), whole[start:end])
