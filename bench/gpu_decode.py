@@ -1,8 +1,8 @@
 """How near a whole decode step on a GPU comes to reading weights and KV once: `baton bench gpu_decode`.
 
 The engine runs a Llama of the shape of the 8B ones in bf16, whose random weights are made on the device: with CUDA
-graphs and steps that run ahead, as it does in a node, and without either. The roofline is the bandwidth of a copy,
-measured in the same run.
+graphs and steps that run ahead, as it does in a node, and without either; with `--deterministic` once more with the
+kernels of that flag, after the others. The roofline is the bandwidth of a copy, measured in the same run.
 """
 
 import argparse
@@ -71,14 +71,14 @@ class RandomTensors(Checkpoint):
 class Bench:
     """One model, and engines around it."""
 
-    def __init__(self, raw: dict[str, Any], config: EngineConfig) -> None:
+    def __init__(self, raw: dict[str, Any], config: EngineConfig, *, deterministic: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "config.json").write_text(json.dumps(raw), encoding="utf-8")
             self.model = ModelConfig.load(scratch)
         self.config = config
         device, dtype = torch.device(config.device), torch.bfloat16
         tensors = RandomTensors(device)
-        kernels = load_kernels(device, dtype, False)
+        kernels = load_kernels(device, dtype, deterministic)
         with torch.inference_mode():
             weights = WeightLoader(self.model, tensors, kernels, dtype, device).load(lambda fraction: None)
             tables = layer_tables(self.model, config.max_model_len, device)
@@ -138,15 +138,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--context", type=int, default=1024, help="prompt tokens before decoding")
     parser.add_argument("--num-steps", type=int, default=40)
+    parser.add_argument("--deterministic", action="store_true", help="measure that, too: what it costs")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("this benchmark needs a GPU, and torch sees none", file=sys.stderr)
         return 1
     print(f"baton bench gpu_decode {' '.join(argv)}".rstrip())
-    bench = Bench(LLAMA_8B, engine_config(LLAMA_8B, "cuda", max(args.batch_sizes), args.context))
     copy_rate = copy_bandwidth(30)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {copy_rate / 1e9:.0f} GB/s")
-    print(f"weights {bench.weight_bytes / 1e9:.1f} GB, contexts of {args.context}\n\nbatch       step   of roofline")
+    for deterministic in (False, True)[: 1 + args.deterministic]:
+        print_steps(args, copy_rate, deterministic=deterministic)
+    return 0
+
+
+def print_steps(args: argparse.Namespace, copy_rate: float, *, deterministic: bool) -> None:
+    """A line for each batch size and way to run it."""
+    config = engine_config(LLAMA_8B, "cuda", max(args.batch_sizes), args.context)
+    bench = Bench(LLAMA_8B, config, deterministic=deterministic)
+    print(f"\nweights {bench.weight_bytes / 1e9:.1f} GB, contexts of {args.context}{', deterministic' * deterministic}")
+    print("batch       step   of roofline")
     graphed = GraphedDecoder(bench.decoder, bench.config, CudaCapture())
     for num_seqs in args.batch_sizes:
         kv_bytes = num_seqs * args.context * bench.cache.layout.block_bytes / bench.config.block_size
@@ -159,7 +169,6 @@ def main(argv: list[str]) -> int:
         ):
             step_s = bench.step_s(decoder, num_seqs, args.context, args.num_steps, runs_ahead)
             print(f"{num_seqs:5} {step_s * 1e3:7.2f} ms   {bound_s / step_s:.0%}   {name}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 What moves data is held against a plain copy of as many bytes; decode attention and mixtures of experts against the
 slower of copying what they read and multiplying what they multiply; prefill attention against torch's fastest attention
-over the same tokens in one piece. Kernels are replayed from CUDA graphs, as in decode steps, so what Python takes to
-launch them is not in the figures: medians over CUDA events. The decode step as a whole is `gpu_decode`.
+over the same tokens in one piece; linear layers of `--deterministic` against torch's. Kernels are replayed from CUDA
+graphs, as in decode steps, so what Python takes to launch them is not in the figures: medians over CUDA events. The
+decode step as a whole is `gpu_decode`.
 """
 
 import argparse
@@ -35,6 +36,8 @@ DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV hea
     (64, 4096, 8, 8, 64, 2),
     (64, 4096, 1, 128, 576, 1),
 ]
+LINEAR_SHAPES = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)]  # outputs, inputs
+LINEAR_ROWS = (1, 64, 256, 2048)
 PREFILL_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension
     (1, 2048, 8, 4, 128),
     (1, 16384, 8, 4, 128),
@@ -57,6 +60,7 @@ def main(argv: list[str]) -> int:
     for lines in (
         decode_lines(args.repeats, copy_rate, flops),
         expert_lines(args.repeats, copy_rate, flops),
+        linear_lines(args.repeats, copy_rate, flops),
         moving_lines(args.repeats, copy_rate),
         staging_lines(args.repeats),
         prefill_lines(args.repeats),
@@ -94,6 +98,21 @@ def expert_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
         bound_s = max(num_bytes / copy_rate, num_flops / flops)
         shape = f"{num_tokens} tokens, {per_token} of {num_experts}, {hidden} to {ffn}"
         yield f"{shape:36} {num_flops / experts_s / 1e12:8.0f}   {bound_s / experts_s:.0%}"
+
+
+def linear_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
+    """TFLOP/s, how near that is to reading the weights once or multiplying, and the seconds of torch's over ours."""
+    yield "\nlinear, deterministic                 TFLOP/s   of roofline   of torch's"
+    for num_outputs, num_inputs in LINEAR_SHAPES:
+        weight = randn(num_outputs, num_inputs)
+        linears = [TritonKernels(deterministic=own).pack_linear(weight, None) for own in (True, False)]
+        for num_rows in LINEAR_ROWS:
+            x = randn(num_rows, num_inputs)
+            own_s, torch_s = (seconds(partial(linear, x), repeats) for linear in linears)
+            num_flops = 2 * num_rows * num_outputs * num_inputs
+            bound_s = max(weight.nbytes / copy_rate, num_flops / flops)
+            shape = f"{num_rows} rows, {num_inputs} to {num_outputs}"
+            yield f"{shape:36} {num_flops / own_s / 1e12:8.0f}   {bound_s / own_s:11.0%}   {torch_s / own_s:.2f}x"
 
 
 def prefill_lines(repeats: int) -> Iterator[str]:

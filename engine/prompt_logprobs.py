@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.sampling import largest
+from kernels.dispatch import log_total
 
 MIN_ROWS, MAX_ROWS = 16, 256
 _MAX_LOGITS = 2**24  # of one slice: 64 MiB in fp32
@@ -50,7 +51,7 @@ def compute(
 
 def _reduce(logits: Tensor, wanted: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(logprobs [n], ranks [n], top ids [n, K], top logprobs [n, K]) of logits [n, V] and token ids [n, 1]."""
-    log_total = logits.logsumexp(-1, keepdim=True)
+    total = log_total(logits).unsqueeze(1)
     values = logits.gather(1, wanted)
     ranks = (logits > values).sum(-1) + 1
     if num_top:
@@ -59,4 +60,4 @@ def _reduce(logits: Tensor, wanted: Tensor, num_top: int) -> tuple[Tensor, Tenso
         places = places.gather(1, order)
     else:
         top, places = logits[:, :0], wanted[:, :0]
-    return (values - log_total).squeeze(1), ranks, places, top - log_total
+    return (values - total).squeeze(1), ranks, places, top - total

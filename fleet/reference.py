@@ -146,7 +146,7 @@ def _first_sentence(text: str | None) -> str:
 
 
 def _shown(default: Any) -> str:
-    if default in ("", ()):
+    if default in (None, "", ()):
         return ""
     return f"`{'on' if default is True else 'off' if default is False else default}`"
 

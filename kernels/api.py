@@ -107,6 +107,13 @@ class Kernels(Protocol):
         """
         ...
 
+    def pack_heads(self, weight: Tensor) -> Linear:
+        """A linear layer per head, each over its own part of the row, all at once.
+
+        [T, heads * in] -> [T, heads * out] with weight [heads, out, in]. May keep `weight`.
+        """
+        ...
+
     def pack_experts(
         self,
         gate_up: Tensor,

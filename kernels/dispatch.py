@@ -9,20 +9,21 @@ from torch import Tensor
 from kernels.api import Kernels
 
 
-def load(device: torch.device, dtype: torch.dtype, deterministic: bool = True) -> Kernels:
+def load(device: torch.device, dtype: torch.dtype, deterministic: bool | None = None) -> Kernels:
     """Fastest backend that `device` and `dtype` allow. On a CPU it compiles the C++ if need be (seconds, once).
 
-    With `deterministic`, compiled CPU kernels give a row the same bits whatever the batch; other backends do not.
+    With `deterministic` a row has the same bits whatever the batch: on a CPU unless it is False, since there it costs
+    nothing, on a GPU where it is True. Plain torch cannot promise it.
     """
     if device.type == "cuda":
         from kernels.triton import TritonKernels
 
-        return TritonKernels()
+        return TritonKernels(deterministic=deterministic is True)
     if device.type == "cpu":
         from kernels.cpu.kernels import CPUKernels, Unavailable
 
         try:
-            return CPUKernels(dtype, deterministic=deterministic)
+            return CPUKernels(dtype, deterministic=deterministic is not False)
         except Unavailable as error:
             warnings.warn(f"compiled CPU kernels unavailable, using plain torch: {error}", stacklevel=2)
     from kernels.reference import ReferenceKernels
@@ -37,6 +38,18 @@ def unfiltered_draw(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], 
     from kernels.triton.sampling import draw
 
     return draw
+
+
+def log_total(logits: Tensor) -> Tensor:
+    """[S] fp32: the logarithm of the sum of the exponentials of each row of [S, V] fp32.
+
+    On a GPU a row's bits do not depend on the number of rows, as those of torch's sums do there.
+    """
+    if logits.device.type != "cuda":
+        return logits.logsumexp(-1)
+    from kernels.triton.sampling import log_total as by_row
+
+    return by_row(logits)
 
 
 BlockCopy = Callable[[Tensor, Tensor, Tensor], None]

@@ -1,4 +1,4 @@
-"""Linear layers in oneDNN whose weight is laid out once, instead of at each call.
+"""Linear layers in torch; in oneDNN their weight is laid out once, instead of at each call.
 
 Laid out beforehand, bf16 runs up to twice as fast at small batches, and no slower at large ones; fp32 and fp16 lose
 where a single row meets a cached weight, so they stay with `functional.linear`.
@@ -18,3 +18,15 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
         run = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: run(x, packed, bias, "none", [], "")
     return lambda x: functional.linear(x, weight, bias)
+
+
+def pack_heads(weight: Tensor) -> Linear:
+    """[T, heads * in] -> [T, heads * out], a product per head, with weight [heads, out, in]."""
+    num_heads, _, num_inputs = weight.shape
+    transposed = weight.transpose(1, 2).contiguous()
+
+    def run(x: Tensor) -> Tensor:
+        by_head = x.view(-1, num_heads, num_inputs).transpose(0, 1)  # [heads, T, in]
+        return torch.bmm(by_head, transposed).transpose(0, 1).flatten(1)
+
+    return run

@@ -104,7 +104,8 @@ def _fields(config: type) -> Iterator[tuple[str, type, bool, Any, Flag]]:
     for field in dataclasses.fields(config):
         hint = hints[field.name]
         many = typing.get_origin(hint) is tuple
-        yield field.name, typing.get_args(hint)[0] if many else hint, many, field.default, field.metadata["flag"]
+        kind = (typing.get_args(hint) or (hint,))[0]  # of `bool | None`, too, which is None unless told
+        yield field.name, kind, many, field.default, field.metadata["flag"]
 
 
 def _convert(name: str, raw: Any, kind: type, many: bool, spec: Flag) -> Any:

@@ -54,10 +54,10 @@ class EngineFlags(ModelFlags):
         "weights of all layers rounded to so many bits; embedding, output head and routers of experts are not",
         choices=("none", "int8", "int4"),
     )
-    deterministic: bool = flag(
-        True,
+    deterministic: bool | None = flag(
+        None,
         "results that depend neither on the batch, nor on chunks, nor on which nodes computed them; "
-        "does not hold on CUDA yet",
+        "unless told, on CPUs, where that costs nothing, and not on GPUs",
     )
     cuda_graphs: bool = flag(
         True, "replay decode steps on CUDA from graphs that are recorded at the start; means nothing on a CPU"

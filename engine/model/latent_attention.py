@@ -17,7 +17,6 @@ from torch import Tensor
 from engine.model.architecture import LatentConfig
 from engine.model.attention import AttentionWeights
 from engine.model.config import ModelConfig
-from engine.model.head_linear import pack_heads
 from engine.model.packer import Packer
 from engine.model.rotary import rotary_order
 from engine.model.tensors import TensorReader
@@ -85,13 +84,13 @@ class LatentAttentionLoader:
             q_norm=reader.wide(f"{name}.q_a_layernorm.weight", rank) if rank else None,
             up=up,
             kv_norm=reader.wide(f"{name}.kv_a_layernorm.weight", latent.kv_rank),
-            absorb=pack_heads(packer.kernels, absorb),
+            absorb=packer.kernels.pack_heads(absorb),
             kernels=packer.kernels,
         )
         hidden = config.hidden_size
         o_bias = reader.read(f"{name}.o_proj.bias", hidden) if config.o_bias else None
         weight = reader.read(f"{name}.o_proj.weight", hidden, config.num_heads * latent.value_dim)
-        o = LatentOutput(pack_heads(packer.kernels, values), packer.linear(weight, o_bias))
+        o = LatentOutput(packer.kernels.pack_heads(values), packer.linear(weight, o_bias))
         return AttentionWeights(qkv, None, None, o)
 
     def _down(self, name: str, sizes: list[int]) -> Linear:

@@ -111,6 +111,8 @@ class WeightLoader:
         return self._reader.wide(f"{prefix}.{name}.weight", self._config.hidden_size) + self._config.norm_offset
 
     def _wide_kernels(self) -> Kernels:
-        """Kernels that compute in fp32."""
+        """Kernels that compute in fp32: those of a CPU are made for one type."""
         reader = self._reader
-        return self._kernels if reader.dtype is torch.float32 else load_kernels(reader.device, torch.float32)
+        if reader.dtype is torch.float32 or reader.device.type == "cuda":
+            return self._kernels
+        return load_kernels(reader.device, torch.float32)

@@ -20,6 +20,7 @@ from engine.rows import Rows
 from engine.sampling import largest
 from engine.sampling.logit_adjust import adjust
 from engine.sampling.noise import gumbel, make_keys
+from kernels.dispatch import log_total
 
 NUM_CANDIDATES = 256
 
@@ -154,9 +155,9 @@ class Sampler:
 def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
     """[S] tokens from logits [S, V] under filters."""
     vocab_size = scaled.shape[1]
-    log_total = scaled.logsumexp(-1)
+    total = log_total(scaled)
     values, ids = largest.top(scaled, min(NUM_CANDIDATES, vocab_size))
-    lowest, enough = cutoff(largest.sort(values), log_total, filters, vocab_size)
+    lowest, enough = cutoff(largest.sort(values), total, filters, vocab_size)
     # Values equal to the least candidate may go on beyond the candidates, so only a higher cutoff is sure.
     least = values.amin(-1)
     enough &= (lowest > least) | (values.shape[1] == vocab_size)
@@ -164,7 +165,7 @@ def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
     tokens = ids.gather(1, _draw_above(values, ids, lowest, keys).unsqueeze(1)).squeeze(1)
     if not bool(enough.all()):
         rest = (~enough).nonzero().squeeze(1)
-        lowest, _ = cutoff(largest.sort(scaled[rest]), log_total[rest], filters.at(rest), vocab_size)
+        lowest, _ = cutoff(largest.sort(scaled[rest]), total[rest], filters.at(rest), vocab_size)
         all_ids = torch.arange(vocab_size, device=scaled.device)
         tokens[rest] = _draw_above(scaled[rest], all_ids, lowest, keys[rest])
     return tokens
@@ -202,6 +203,6 @@ def _draw_above(values: Tensor, ids: Tensor, lowest: Tensor, keys: Tensor) -> Te
 
 def _logprobs(logits: Tensor, token: Tensor, num_top: int) -> DeviceLogprobs:
     """logits: [V]; token: [1]."""
-    log_total = logits.logsumexp(-1)
+    total = log_total(logits.unsqueeze(0))
     top_values, top_ids = logits.topk(min(num_top, len(logits)))
-    return DeviceLogprobs(logits.gather(0, token) - log_total, top_ids, top_values - log_total)
+    return DeviceLogprobs(logits.gather(0, token) - total, top_ids, top_values - total)

@@ -138,6 +138,17 @@ class CPUKernels:
             return onednn(weight, bias)
         return PackedLinear(self._library, weight, bias, bits)
 
+    def pack_heads(self, weight: Tensor) -> Linear:
+        """See `Kernels`: a product per head, so that a row's bits do not depend on the other rows."""
+        num_heads, _, num_inputs = weight.shape
+        linears = [self.pack_linear(head, None) for head in weight]
+
+        def run(x: Tensor) -> Tensor:
+            parts = x.view(-1, num_heads, num_inputs).unbind(1)
+            return torch.cat([linear(part.contiguous()) for linear, part in zip(linears, parts, strict=True)], dim=-1)
+
+        return run
+
     def pack_experts(
         self,
         gate_up: Tensor,

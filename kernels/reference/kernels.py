@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
-from kernels.linear import pack_linear
+from kernels.linear import pack_heads, pack_linear
 from kernels.quantize import rounded
 
 
@@ -82,6 +82,10 @@ class ReferenceKernels:
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
         """`functional.linear`, prepacked where that is faster."""
         return pack_linear(rounded(weight, bits), bias)
+
+    def pack_heads(self, weight: Tensor) -> Linear:
+        """See `Kernels`."""
+        return pack_heads(weight)
 
     def pack_experts(
         self,

@@ -109,6 +109,7 @@ def decode_kernel(
             SOFTCAP,
             WINDOW,
             True,
+            False,
             DOT,
         )
         again = tl.load(query_start_ptr + seq, volatile=True).to(tl.int64)

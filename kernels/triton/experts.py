@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels.api import Activation
 from kernels.triton.activation import gate
+from kernels.triton.linear import load_tile
 from kernels.triton.tile import dot_type, find, has_wgmma
 
 CHUNK = 1024  # pairs that a sorting program looks at together
@@ -97,16 +98,6 @@ def experts_kernel(
 
 
 @triton.jit
-def load_tile(ptr, at, present, start, SIZE: tl.constexpr, INNER: tl.constexpr):
-    """[N, INNER]: columns [start, start + INNER) of rows of SIZE that begin at `at` [N]; zero where there are none."""
-    column = start + tl.arange(0, INNER)
-    mask = present[:, None]
-    if SIZE % INNER != 0:
-        mask = mask & (column < SIZE)[None, :]
-    return tl.load(ptr + at[:, None] + column[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
 def sum_kernel(parts_ptr, weights_ptr, out_ptr, size, PER_TOKEN: tl.constexpr, COLUMNS: tl.constexpr):
     """Program (token, column): `sum over k of weights[token, k] * parts[token, k]` in fp32, in order."""
     token = tl.program_id(0).to(tl.int64)
@@ -129,10 +120,12 @@ class MixtureOfExperts:
         activation: Activation,
         gate_up_bias: Tensor | None,
         down_bias: Tensor | None,
+        deterministic: bool = False,
     ) -> None:
+        """Where `deterministic`, a row's bits do not depend on the other rows."""
         self._gate_up, self._down = gate_up.contiguous(), down.contiguous()
         self._gate_up_bias, self._down_bias = gate_up_bias, down_bias
-        self._activation = activation
+        self._activation, self._deterministic = activation, deterministic
 
     def __call__(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """x [T, H], expert_ids and weights [T, K] -> [T, H]."""
@@ -155,8 +148,8 @@ class MixtureOfExperts:
         )
         return out
 
-    @staticmethod
     def _multiply(
+        self,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -167,7 +160,9 @@ class MixtureOfExperts:
         activation: Activation | None,
     ) -> None:
         num_experts, num_pairs = weight.shape[0], out.shape[0]
-        rows, cols, inner, num_warps, num_stages = _shape(num_pairs, num_experts, x.element_size())
+        rows, cols, inner, num_warps, num_stages = _shape(
+            num_pairs, num_experts, x.element_size(), deterministic=self._deterministic
+        )
         num_tiles = min(num_experts, num_pairs) + num_pairs // rows  # or fewer
         experts_kernel[(num_tiles, triton.cdiv(out.shape[1], cols))](
             *(x, weight, bias, out, order, starts, per_token, num_experts),
@@ -185,10 +180,15 @@ class MixtureOfExperts:
         )
 
 
-def _shape(num_pairs: int, num_experts: int, itemsize: int) -> tuple[int, int, int, int, int]:
-    """(ROWS, COLS, INNER, num_warps, num_stages): few rows per expert want their weights streamed, many want reuse."""
+def _shape(num_pairs: int, num_experts: int, itemsize: int, *, deterministic: bool) -> tuple[int, int, int, int, int]:
+    """(ROWS, COLS, INNER, num_warps, num_stages): few rows per expert want their weights streamed, many want reuse.
+
+    Where `deterministic`, one for any number of pairs.
+    """
     if itemsize == 4:
         return 16, 32, 32, 4, 2
+    if deterministic:
+        return 64, 64, 64, 4, 4
     if num_pairs <= 16 * num_experts:
         return 16, 64, 128, 4, 3
     return 128, 128 if has_wgmma() else 64, 64, 8, 3

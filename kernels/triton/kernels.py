@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
-from kernels.linear import pack_linear
+from kernels.linear import pack_heads, pack_linear
 from kernels.quantize import rounded
+from kernels.triton import linear
 from kernels.triton.activation import gated
 from kernels.triton.decode import decode_attention
 from kernels.triton.experts import MixtureOfExperts
@@ -18,6 +19,12 @@ class TritonKernels:
     """Triton on CUDA devices. A launch reads no tensor back, so decode steps can be captured in a CUDA graph."""
 
     name = "triton"
+
+    def __init__(self, *, deterministic: bool = False) -> None:
+        """Where `deterministic`, a row's bits depend neither on the other rows, nor on whether its token came in a
+        prefill or in a decode step: products take kernels of this package, and attention one tile for all sequences.
+        """
+        self._deterministic = deterministic
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
@@ -53,6 +60,10 @@ class TritonKernels:
         """See `Kernels`. A sequence takes the same kernel whatever else is in the batch."""
         q = q.contiguous()
         out = torch.empty_like(q)
+        if self._deterministic:
+            if q.shape[0]:
+                prefill_attention(q, kv, out, meta, attention, deterministic=True)
+            return out
         if meta.max_query_len > 1:
             prefill_attention(q, kv, out, meta, attention)
         if q.shape[0] and meta.min_query_len == 1:
@@ -61,7 +72,12 @@ class TritonKernels:
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
         """See `Kernels`; the GPU's libraries take the weight as it is. Fewer bits save no memory."""
-        return pack_linear(rounded(weight, bits), bias)
+        pack = linear.pack_linear if self._deterministic else pack_linear
+        return pack(rounded(weight, bits), bias)
+
+    def pack_heads(self, weight: Tensor) -> Linear:
+        """See `Kernels`."""
+        return linear.pack_heads(weight) if self._deterministic else pack_heads(weight)
 
     def pack_experts(
         self,
@@ -73,4 +89,5 @@ class TritonKernels:
         bits: int = 16,
     ) -> Experts:
         """See `Kernels`. Fewer bits save no memory."""
-        return MixtureOfExperts(rounded(gate_up, bits), rounded(down, bits), activation, gate_up_bias, down_bias)
+        weights = rounded(gate_up, bits), rounded(down, bits)
+        return MixtureOfExperts(*weights, activation, gate_up_bias, down_bias, self._deterministic)

@@ -41,13 +41,16 @@ def prefill_kernel(
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
     DOT: tl.constexpr,
 ):
     """Program (tile, KV head): row r of a sequence is query r // GROUP, head r % GROUP of the KV head's."""
     place = tl.arange(0, SEQS)
     starts = tl.load(query_start_ptr + place, mask=place < num_seqs, other=0)
     ends = tl.load(query_start_ptr + place + 1, mask=place < num_seqs, other=0)
-    lengths = tl.where(ends - starts > 1, ends - starts, 0)
+    lengths = ends - starts
+    if not DETERMINISTIC:
+        lengths = tl.where(lengths > 1, lengths, 0)
     counts = tl.cdiv(lengths * GROUP, ROWS)
     tile = tl.sum(counts, 0) - 1 - tl.program_id(0)  # late tiles have the most keys, so they begin first
     if tile < 0:
@@ -105,6 +108,7 @@ def prefill_kernel(
         SOFTCAP,
         WINDOW,
         False,
+        DETERMINISTIC,
         DOT,
     )
     # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take
@@ -114,19 +118,26 @@ def prefill_kernel(
     query = row // GROUP
     present = query < num_queries
     at = ((again + query).to(tl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP) * HEAD_DIM
-    row_sum = tl.where(present, row_sum, 1.0)
+    row_sum = tl.where(present & (row_sum != 0.0), row_sum, 1.0)  # a padding sequence has no keys, and gets zeros
     store_rows(out_ptr + at, acc / row_sum[:, None], present, 0, DIM, HEAD_DIM)
     if REST > 0:
         store_rows(out_ptr + at, acc_rest / row_sum[:, None], present, DIM, REST, HEAD_DIM)
 
 
-def prefill_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, attention: Attention) -> None:
-    """Writes the rows of `out` that belong to sequences with more than one query."""
+def prefill_attention(
+    q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, attention: Attention, *, deterministic: bool = False
+) -> None:
+    """Writes the rows of `out` that belong to sequences with more than one query; where `deterministic`, of all.
+
+    Then a row's bits depend neither on the other rows nor on which of them share its tile.
+    """
     num_tokens, num_heads, head_dim = q.shape
     _, planes, num_kv_heads, block_size, _ = kv.shape
     num_seqs, group = meta.seq_lens.shape[0], num_heads // num_kv_heads
     dim, rest = head_tiles(head_dim)
-    rows, keys, num_warps, num_stages = _shape(dim, rest, meta.max_query_len * group, q.element_size())
+    rows, keys, num_warps, num_stages = _shape(
+        dim, rest, 0 if deterministic else meta.max_query_len * group, q.element_size()
+    )
     scale, cap = score_factors(attention.scale, attention.softcap)
     num_tiles = num_seqs + num_tokens * group // rows  # or fewer: the last tile of a sequence may not be full
     prefill_kernel[(num_tiles, num_kv_heads)](
@@ -145,6 +156,7 @@ def prefill_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, a
         SOFTCAP=attention.softcap > 0,
         WINDOW=attention.window > 0,
         SINKS=attention.sinks is not None,
+        DETERMINISTIC=deterministic,
         DOT=dot_type(q),
         num_warps=num_warps,
         num_stages=num_stages,
@@ -152,11 +164,14 @@ def prefill_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, a
 
 
 def _shape(dim: int, rest: int, num_rows: int, itemsize: int) -> tuple[int, int, int, int]:
-    """(ROWS, KEYS, num_warps, num_stages) for sequences of up to `num_rows` rows; in 16 bits no register spills."""
+    """(ROWS, KEYS, num_warps, num_stages) for sequences of up to `num_rows` rows, 0 being any number.
+
+    In 16 bits no register spills.
+    """
     width = dim + rest
     if itemsize == 4:
         return (16, 16, 4, 1) if width > 256 else (16, 32, 4, 2)
-    if num_rows <= 16:
+    if 0 < num_rows <= 16:
         return 16, 32, 8 if width > 128 else 4, 2
     if width > 256:
         return 32, 32, 8, 2

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""Draws of tokens from whole rows of logits: greedy, or by temperature with Gumbel noise.
+"""Draws of tokens from whole rows of logits: greedy, or by temperature with Gumbel noise; and the mass of a row.
 
 Noise is the engine's function of (seed, position, token): keys come from there, and are mixed with the tokens here.
 """
@@ -86,4 +86,30 @@ def draw(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
         )
         chunks = triton.next_power_of_2(num_chunks)
         choose_kernel[(num_rows,)](best, place, out, num_chunks, CHUNKS=chunks, num_warps=1)
+    return out
+
+
+@triton.jit
+def log_total_kernel(logits_ptr, out_ptr, vocab_size, row_stride, CHUNK: tl.constexpr):
+    """Program row: `log(sum(exp(logits)))`, chunk after chunk."""
+    row = tl.program_id(0)
+    largest = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    for start in range(0, vocab_size, CHUNK):
+        token = start + tl.arange(0, CHUNK)
+        at = logits_ptr + row.to(tl.int64) * row_stride + token
+        values = tl.load(at, mask=token < vocab_size, other=float("-inf"))
+        new = tl.maximum(largest, tl.max(values, 0))
+        safe = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp(largest - safe) + tl.sum(tl.exp(values - safe), 0)
+        largest = new
+    tl.store(out_ptr + row, largest + tl.log(total))
+
+
+def log_total(logits: Tensor) -> Tensor:
+    """[S] fp32: the logarithm of the sum of the exponentials of each row of [S, V] fp32. A row goes by itself."""
+    num_rows, vocab_size = logits.shape
+    out = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    if num_rows:
+        log_total_kernel[(num_rows,)](logits, out, vocab_size, logits.stride(0), CHUNK=CHUNK, num_warps=8)
     return out

@@ -42,34 +42,39 @@ def attend(
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
     ONE_QUERY: tl.constexpr,  # of all rows, so that a key is visible to all or to none
+    DETERMINISTIC: tl.constexpr,
     DOT: tl.constexpr,
 ):
     """Online softmax: maximum, sum, and weighted sum of values (DIM and REST dimensions) of each row.
+
+    Tiles of keys that a row sees nothing of leave it as it was, to the bit. Where `DETERMINISTIC`, one loop computes
+    all tiles of a row: which it could do without a mask depends on the other rows.
 
     For `scale` and `cap` see `score_factors`.
     """
     acc = tl.zeros([ROWS, DIM], tl.float32)
     acc_rest = tl.zeros([ROWS, REST if REST > 0 else 16], tl.float32)
-    all_masked: tl.constexpr = WINDOW or DIM >= 512  # large tiles have no registers to spare for a second loop
-    CLAMPED: tl.constexpr = DIM >= 512
+    # Large tiles have no registers to spare: neither for a second loop, nor for loads that leave out keys.
+    clamped: tl.constexpr = DIM >= 512
+    all_masked: tl.constexpr = DETERMINISTIC or WINDOW or clamped
     row = tl.arange(0, KEYS)
     for masked in tl.static_range(1 if all_masked else 0, 2):
         begin = low if all_masked or not masked else whole
         end = high if masked else whole
-        block = find_blocks(table_ptr, begin, row, end, masked, CLAMPED, KEYS, BLOCK_SIZE)
+        block = find_blocks(table_ptr, begin, row, end, masked, clamped, KEYS, BLOCK_SIZE)
         for start in range(begin, end, KEYS):
             key = start + row
             present = key < end
-            if CLAMPED:
+            if clamped:
                 key = tl.minimum(key, end - 1)
-            offset = (row if KEYS % BLOCK_SIZE == 0 and not CLAMPED else key) % BLOCK_SIZE * HEAD_DIM
+            offset = (row if KEYS % BLOCK_SIZE == 0 and not clamped else key) % BLOCK_SIZE * HEAD_DIM
             at = kv_ptr + offset + block.to(tl.int64) * block_stride
             # A step ahead, so that loads of keys need not wait for it.
-            block = find_blocks(table_ptr, start + KEYS, row, end, masked, CLAMPED, KEYS, BLOCK_SIZE)
-            k = load_rows(at, present, 0, DIM, HEAD_DIM, masked and not CLAMPED).to(DOT)
+            block = find_blocks(table_ptr, start + KEYS, row, end, masked, clamped, KEYS, BLOCK_SIZE)
+            k = load_rows(at, present, 0, DIM, HEAD_DIM, masked and not clamped).to(DOT)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee")
             if REST > 0:
-                k_rest = load_rows(at, present, DIM, REST, HEAD_DIM, masked and not CLAMPED).to(DOT)
+                k_rest = load_rows(at, present, DIM, REST, HEAD_DIM, masked and not clamped).to(DOT)
                 scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
             factor = scale  # not applied yet: with the subtraction of the maximum it is one instruction
             if SOFTCAP:
@@ -97,21 +102,31 @@ def attend(
             if PLANES == 1:
                 v = k
             else:
-                v = load_rows(at + plane, present, 0, DIM, HEAD_DIM, masked and not CLAMPED).to(DOT)
+                v = load_rows(at + plane, present, 0, DIM, HEAD_DIM, masked and not clamped).to(DOT)
             acc = tl.dot(weights.to(DOT), v, acc * keep[:, None], input_precision="ieee")
             if REST > 0:
                 if PLANES == 1:
                     v_rest = k_rest
                 else:
-                    v_rest = load_rows(at + plane, present, DIM, REST, HEAD_DIM, masked and not CLAMPED).to(DOT)
+                    v_rest = load_rows(at + plane, present, DIM, REST, HEAD_DIM, masked and not clamped).to(DOT)
                 acc_rest = tl.dot(weights.to(DOT), v_rest, acc_rest * keep[:, None], input_precision="ieee")
     return row_max, row_sum, acc, acc_rest
 
 
 @triton.jit
-def find_blocks(table_ptr, start, row, end, MASKED: tl.constexpr, CLAMPED: tl.constexpr, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def find_blocks(
+    table_ptr,
+    start,
+    row,
+    end,
+    MASKED: tl.constexpr,
+    CLAMPED: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
     """[KEYS]: the blocks of keys [start, start + KEYS), as far as they are below `end`: where not MASKED, all or none.
 
+    Where CLAMPED, the last key's stands for those of keys past it.
     `start` is a multiple of KEYS, `row` is `tl.arange(0, KEYS)`. What does not change from tile to tile is apart, so
     that it leaves the loop.
     """

@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from kernels.api import Attention, AttentionMeta
 from kernels.triton import TritonKernels
 from kernels.triton.blocks import pack_blocks, unpack_blocks
-from kernels.triton.sampling import draw
+from kernels.triton.sampling import draw, log_total
 
 BF16 = torch.bfloat16
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -51,14 +51,22 @@ def floats(*shape: int) -> torch.Tensor:
     return empty(*shape, dtype=torch.float32)
 
 
-def attention(head_dim: int, num_kv_heads: int, group: int, *, planes: int = 2, **options: object) -> None:
+def attention(
+    head_dim: int,
+    num_kv_heads: int,
+    group: int,
+    *,
+    planes: int = 2,
+    kernels: TritonKernels = TritonKernels(),  # noqa: B008
+    **options: object,
+) -> None:
     """A prefill of one long prompt beside 63 decoding sequences."""
     i32 = {"dtype": torch.int32, "device": "meta"}
     tables = torch.empty(64, 1024, **i32)
     meta = AttentionMeta(torch.empty(65, **i32), torch.empty(64, **i32), tables, 1985, 16384)
     kv = empty(4096, 8, planes, num_kv_heads, 16, head_dim)[:, 1]
     q = empty(2048, num_kv_heads * group, head_dim)
-    TritonKernels().paged_attention(q, kv, meta, Attention(head_dim**-0.5, **options))
+    kernels.paged_attention(q, kv, meta, Attention(head_dim**-0.5, **options))
 
 
 def rope(head_dim: int, num_kv_heads: int, group: int, *, planes: int = 2, norm: bool = False) -> None:
@@ -92,14 +100,34 @@ def launch(capability: int) -> None:
     for activation in ("silu", "gelu_tanh", "swiglu_oai"):
         kernels.gated(x, activation)
 
-    experts = kernels.pack_experts(empty(32, 1536, 2048), empty(32, 2048, 768), "silu")
-    for num_tokens in (64, 2048):
-        ids, weights = torch.empty(num_tokens, 8, dtype=torch.int64, device="meta"), floats(num_tokens, 8)
-        experts(empty(num_tokens, 2048), ids, weights)
+    experts(kernels, 64)
+    experts(kernels, 2048)
     draw(floats(64, 128256), floats(64), torch.empty(64, 2, dtype=torch.int32, device="meta"))
+    log_total(floats(64, 128256))
     blocks, packed = (torch.empty(n, 1 << 16, dtype=torch.uint8, device="meta") for n in (4096, 32))
     pack_blocks(blocks, torch.empty(32, dtype=torch.int64, device="meta"), packed)
     unpack_blocks(packed, blocks, torch.empty(32, dtype=torch.int64, device="meta"))
+    launch_deterministic()
+
+
+def launch_deterministic() -> None:
+    """What is launched otherwise there: one tile of attention, one of experts, and products of few and many rows."""
+    kernels = TritonKernels(deterministic=True)
+    attention(64, 8, 8, kernels=kernels, window=128, sinks=floats(64))
+    attention(80, 8, 4, kernels=kernels)
+    attention(128, 8, 4, kernels=kernels)
+    attention(256, 8, 2, kernels=kernels, window=4096, softcap=50.0)
+    attention(576, 1, 128, kernels=kernels, planes=1)
+    experts(kernels, 64)
+    for num_rows, num_outputs in ((1, 4096), (64, 28672), (2048, 4096)):
+        kernels.pack_linear(empty(num_outputs, 4096), empty(num_outputs))(empty(num_rows, 4096))
+    kernels.pack_heads(empty(128, 576, 192))(empty(64, 128 * 192))
+
+
+def experts(kernels: TritonKernels, num_tokens: int) -> None:
+    ids, weights = torch.empty(num_tokens, 8, dtype=torch.int64, device="meta"), floats(num_tokens, 8)
+    packed = kernels.pack_experts(empty(32, 1536, 2048), empty(32, 2048, 768), "silu")
+    packed(empty(num_tokens, 2048), ids, weights)
 
 
 def usage(cubin: bytes) -> tuple[int, int]:

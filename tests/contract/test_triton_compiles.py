@@ -18,12 +18,12 @@ if importlib.util.find_spec("triton") is None:
 
 ROOT = Path(__file__).parents[2]
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that a block may use
-NUM_WGMMA_ATTENTIONS = 7  # prefills of head dimensions up to 256, and the decode of 64 heads to a KV head
+NUM_WGMMA_ATTENTIONS = 11  # prefills of head dimensions up to 256, and the decode of 64 heads to a KV head
 KERNELS = {
     *("prefill_kernel", "decode_kernel", "merge_kernel", "rope_and_cache_kernel"),
     *("rms_norm_kernel", "add_rms_norm_kernel", "gated_kernel"),
-    *("sort_kernel", "experts_kernel", "sum_kernel"),
-    *("draw_kernel", "choose_kernel", "copy_blocks_kernel"),
+    *("sort_kernel", "experts_kernel", "sum_kernel", "linear_kernel"),
+    *("draw_kernel", "choose_kernel", "log_total_kernel", "copy_blocks_kernel"),
 }
 
 
@@ -69,3 +69,4 @@ def test_kernels_compile_without_spills(compilers, capability: int) -> None:
     assert {"mma"} <= set(products) <= {"mma", "wgmma"}
     if capability == 90:  # tiles too small for it would compile, too, and run at half the speed
         assert products.count("wgmma") == NUM_WGMMA_ATTENTIONS
+        assert {kernel.product for kernel in built if kernel.name == "linear_kernel"} == {"wgmma"}

@@ -45,8 +45,10 @@ def generate(engine):
     return [request.token_ids for request in requests]
 
 
-@pytest.mark.parametrize(("model", "padded"), [("llama", True), ("windows", False)])
-def test_tokens_are_those_of_the_reference(model, padded, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "padded", "deterministic"), [("llama", True, False), ("windows", False, False), ("windows", True, True)]
+)
+def test_tokens_are_those_of_the_reference(model, padded, deterministic, tmp_path):
     from kernels.triton import TritonKernels
 
     random_checkpoint.write(tmp_path, MODELS[model])
@@ -62,7 +64,7 @@ def test_tokens_are_those_of_the_reference(model, padded, tmp_path):
         cuda_graphs=False,
     )
     expected = generate(Engine.load(tmp_path, flags, kernels=ReferenceKernels()))
-    engine = Engine.load(tmp_path, flags, kernels=TritonKernels())
+    engine = Engine.load(tmp_path, flags, kernels=TritonKernels(deterministic=deterministic))
     if padded:  # as for CUDA graphs, with nothing recorded
         graphed = GraphedDecoder(engine.steps.readout.decoder, engine.config, lambda compute: compute)
         engine.steps.readout.decoder = graphed

@@ -20,7 +20,7 @@ from kernels.api import Attention, AttentionMeta
 from kernels.reference import ReferenceKernels
 from kernels.triton import TritonKernels, decode
 from kernels.triton.blocks import pack_blocks, unpack_blocks
-from kernels.triton.sampling import draw
+from kernels.triton.sampling import draw, log_total
 from kernels.triton.tile import head_tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,11 +84,13 @@ def test_decode_has_the_same_bits_in_any_batch_and_under_any_bound():
         assert torch.equal(got[0], together[seq])
 
 
-def test_a_sequence_without_keys_gets_zeros():
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_sequence_without_keys_gets_zeros(deterministic):
     """Padding of a recorded step: it must not put NaN where the next layers read."""
+    kernels = TritonKernels(deterministic=deterministic)
     q, kv, meta = decode_batch([40, 0, 3, 0])
     for attention in (Attention(0.3), Attention(0.3, 7), Attention(0.3, sinks=torch.ones(2, device=DEVICE))):
-        got = KERNELS.paged_attention(q, kv, meta, attention)
+        got = kernels.paged_attention(q, kv, meta, attention)
         assert got[[1, 3]].eq(0).all()
         assert got[[0, 2]].ne(0).all()
 
@@ -143,6 +145,18 @@ def test_rows_without_a_largest_still_yield_a_token():
 def test_draw_of_no_rows():
     got, _ = draws(torch.zeros(0, 10), torch.zeros(0), [])
     assert got.shape == (0,)
+
+
+@pytest.mark.parametrize("vocab_size", [7, 4096, 32003])
+def test_the_mass_of_a_row_is_that_of_torch_and_its_own(vocab_size):
+    logits = (torch.randn(5, vocab_size) * 8).to(DEVICE)
+    logits[3, 3:] = float("-inf")
+    logits[4, : vocab_size // 2] = float("-inf")
+    together = log_total(logits)
+    torch.testing.assert_close(together, logits.logsumexp(-1), atol=1e-5, rtol=1e-6)
+    for row in range(5):
+        assert torch.equal(log_total(logits[row : row + 1])[0], together[row])
+    assert log_total(logits[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("num_bytes", [4096, 24584, 1003])

@@ -4,19 +4,14 @@ another engine computed the prompt.
 
 import random
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from baton.process.settings import EngineFlags
-from baton.request import Generation, SamplingParams
-from engine.engine import Engine
 from kernels.dispatch import load
+from tests.recorded_logits import MAX_TOKENS, Recording, generation, run_apart
 
-MAX_TOKENS = 4
 CASES = [
     ("llama", "float32", "none"),
     ("gemma2", "bfloat16", "none"),  # soft caps, windows
@@ -25,47 +20,6 @@ CASES = [
     ("qwen3-moe", "bfloat16", "int8"),
     ("gpt-oss", "bfloat16", "int4"),  # sinks
 ]
-
-
-class Recording:
-    """An engine that keeps the logits of each step, row by row."""
-
-    def __init__(self, directory: Path, dtype: str, quantization: str, **flags: int) -> None:
-        defaults = {"kv_memory": "4MiB", "block_size": 8, "num_threads": 1}
-        config = EngineFlags(
-            model=str(directory), device="cpu", dtype=dtype, quantization=quantization, **(defaults | flags)
-        )
-        self.engine = Engine.load(directory, config)
-        self.rows: Counter[bytes] = Counter()
-        decoder = self.engine.steps.readout.decoder
-        compute = decoder.logits
-
-        def logits(hidden: Tensor) -> Tensor:
-            result = compute(hidden)
-            self.rows.update(row.numpy().tobytes() for row in result.float())
-            return result
-
-        decoder.logits = logits
-
-    def run(self) -> Counter[bytes]:
-        """Step until nothing is left to do; the rows since the last call."""
-        while self.engine.has_work:
-            for output in self.engine.step().outputs:
-                assert output.error is None
-        rows, self.rows = self.rows, Counter()
-        return rows
-
-
-def generation(prompt: list[int], key: int = 0) -> Generation:
-    return Generation(
-        request_id=f"r{key}",
-        key=key,
-        token_ids=prompt,
-        num_prompt_tokens=len(prompt),
-        sampling=SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True),
-        cache_salt=bytes([key]),  # nobody finds another's blocks
-        router_id="router",
-    )
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -108,20 +62,7 @@ def test_logits_do_not_depend_on_where_the_prompt_was_computed(case):
     whole.engine.add(generation(prompt))
     wanted = whole.run()
 
-    first, second = Recording(*case, max_num_batched_tokens=16), Recording(*case)
-    prefill, decode = first.engine, second.engine
-    source = prefill.add(generation(prompt), prefill_only=True)
-    rows = first.run()
-    target = decode.reserve(generation(prompt))
-    assert prefill.layout == decode.layout
-    layout, size = prefill.layout, prefill.layout.block_group_bytes
-    for group in range(layout.num_layer_groups):
-        for read, write in zip(source.block_ids, target.block_ids, strict=True):
-            at = layout.offset(prefill.num_blocks, group, read)
-            to = layout.offset(decode.num_blocks, group, write)
-            decode.pool[to : to + size] = prefill.pool[at : at + size]
-    decode.start(target, source.token_ids[-1])
-    assert rows + second.run() == wanted
+    assert run_apart(Recording(*case, max_num_batched_tokens=16), Recording(*case), prompt) == wanted
 
 
 def test_quantized_weights_give_another_cache(tmp_path, save_family):

@@ -41,7 +41,7 @@ class Backend:
         return torch.randn(*shape).to(self.device)
 
 
-def triton_backend(dtype: torch.dtype) -> Backend:
+def triton_backend(dtype: torch.dtype, *, deterministic: bool = False) -> Backend:
     if torch.cuda.is_available():
         device = torch.device("cuda")
     elif os.environ.get("TRITON_INTERPRET") != "1":
@@ -50,7 +50,8 @@ def triton_backend(dtype: torch.dtype) -> Backend:
         pytest.skip("Triton's interpreter computes bf16 wrongly")
     else:
         device = torch.device("cpu")
-    return Backend(pytest.importorskip("kernels.triton").TritonKernels(), dtype, device)
+    kernels = pytest.importorskip("kernels.triton").TritonKernels(deterministic=deterministic)
+    return Backend(kernels, dtype, device)
 
 
 def cpu_backend(name: str, dtype: torch.dtype) -> Backend:

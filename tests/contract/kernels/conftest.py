@@ -7,7 +7,7 @@ from kernels.cpu.processor import LEVELS, features, supported
 from tests.contract.kernels.backends import DTYPES, Backend, cpu_backend, triton_backend
 
 
-@pytest.fixture(params=[*(f"cpu-{level.name}" for level in LEVELS), "triton"])
+@pytest.fixture(params=[*(f"cpu-{level.name}" for level in LEVELS), "triton", "triton-deterministic"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -15,9 +15,11 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=DTYPES, ids=str)
 def backend(name: str, request: pytest.FixtureRequest) -> Backend:
     torch.manual_seed(0)
-    if name != "triton":
+    if name.startswith("cpu"):
         return cpu_backend(name, request.param)
-    made = triton_backend(request.param)
+    made = triton_backend(request.param, deterministic=name != "triton")
+    if made.device.type == "cpu" and name != "triton" and request.path.stem == "test_rows":
+        pytest.skip("rows by themselves take the same kernels")
     others = [index for param, index in request.node.callspec.indices.items() if param not in ("name", "backend")]
     if made.device.type == "cpu" and made.dtype == torch.float16 and any(others):
         pytest.skip("in the interpreter fp16 is fp32 and a few casts: the first of a test's cases will do")
@@ -27,4 +29,18 @@ def backend(name: str, request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture(params=DTYPES, ids=str)
 def cpu(request: pytest.FixtureRequest) -> Backend:
     torch.manual_seed(0)
+    return cpu_backend(f"cpu-{supported(features())[0].name}", request.param)
+
+
+@pytest.fixture(params=["cpu", "triton"])
+def steady_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def steady(steady_name: str, request: pytest.FixtureRequest) -> Backend:
+    """One that promises a row the same bits whatever the other rows."""
+    torch.manual_seed(0)
+    if steady_name == "triton":
+        return triton_backend(request.param, deterministic=True)
     return cpu_backend(f"cpu-{supported(features())[0].name}", request.param)

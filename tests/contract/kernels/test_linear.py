@@ -1,6 +1,7 @@
 """Linear layers against exact products, rounded weights included."""
 
 import pytest
+import torch
 
 from kernels import quantize
 from tests.contract.kernels.backends import Backend
@@ -15,6 +16,13 @@ def test_linear(backend: Backend, rows: int, outputs: int, inputs: int, bias: bo
     added = backend.randn(outputs) if bias else None
     exact = x.double() @ weight.double().T + (0 if added is None else added.double())
     backend.check(backend.kernels.pack_linear(weight, added)(x), exact.to(backend.dtype))
+
+
+@pytest.mark.parametrize(("rows", "heads", "outputs", "inputs"), [(1, 3, 40, 24), (70, 2, 33, 20), (0, 2, 8, 8)])
+def test_linear_per_head(backend: Backend, rows: int, heads: int, outputs: int, inputs: int) -> None:
+    x, weight = backend.randn(rows, heads * inputs), backend.randn(heads, outputs, inputs) / inputs**0.5
+    exact = torch.einsum("thi,hoi->tho", x.double().view(rows, heads, inputs), weight.double()).flatten(1)
+    backend.check(backend.kernels.pack_heads(weight)(x), exact.to(backend.dtype))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -1,4 +1,4 @@
-"""Results on a CPU that do not depend on what else is computed beside them, to the bit."""
+"""Results that do not depend on what else is computed beside them, to the bit: on a CPU, and of Triton where asked."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.api import Attention, AttentionMeta
-from tests.contract.kernels.backends import Backend
+from tests.contract.kernels.backends import REFERENCE, Backend
 from tests.contract.kernels.batches import Batch, make_batch
 from tests.contract.kernels.mixtures import make_mixture
 
@@ -17,7 +17,7 @@ def alone(batch: Batch, seq: int, first_row: int, end_row: int) -> tuple[Tensor,
     rows = batch.rows(seq)
     left_out = rows.stop - end_row
     meta = AttentionMeta(
-        query_start=torch.tensor([0, end_row - first_row]).int(),
+        query_start=torch.tensor([0, end_row - first_row]).int().to(batch.q.device),
         seq_lens=batch.meta.seq_lens[seq : seq + 1] - left_out,
         block_tables=batch.meta.block_tables[seq : seq + 1],
         max_query_len=end_row - first_row,
@@ -26,36 +26,71 @@ def alone(batch: Batch, seq: int, first_row: int, end_row: int) -> tuple[Tensor,
     return batch.q[first_row:end_row], meta
 
 
-@pytest.mark.parametrize("attention", [Attention(0.125), Attention(0.125, window=150, softcap=3.0)])
+def is_interpreted(backend: Backend) -> bool:
+    """Then it is slow."""
+    return backend.kernels.name == "triton" and backend.device.type == "cpu"
+
+
+ATTENTIONS = [Attention(0.125), Attention(0.125, window=90, softcap=3.0), Attention(0.125, window=40)]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("planes", [2, 1])
-def test_attention_has_the_same_bits_in_any_batch(cpu: Backend, attention: Attention, planes: int) -> None:
-    batch = make_batch(cpu, [(700, 60), (900, 1), (20, 3)], planes=planes)
-    attention = replace(attention, sinks=cpu.fp32(batch.q.shape[1]))
-    together = cpu.kernels.paged_attention(batch.q, batch.kv, batch.meta, attention)
+def test_attention_has_the_same_bits_in_any_batch(steady: Backend, attention: Attention, planes: int) -> None:
+    first, second = (120, 140) if is_interpreted(steady) else (700, 900)
+    batch = make_batch(steady, [(first, 60), (second, 1), (20, 3)], planes=planes)
+    if attention.softcap:
+        attention = replace(attention, sinks=steady.fp32(batch.q.shape[1]))
+    together = steady.kernels.paged_attention(batch.q, batch.kv, batch.meta, attention)
+    steady.check(together, REFERENCE.paged_attention(batch.q, batch.kv, batch.meta, attention))
+
+    def run(seq: int, first_row: int, end_row: int) -> Tensor:
+        q, meta = alone(batch, seq, first_row, end_row)
+        return steady.kernels.paged_attention(q, batch.kv, meta, attention)
+
     for seq in range(3):
         rows = batch.rows(seq)
-        q, meta = alone(batch, seq, rows.start, rows.stop)
-        assert torch.equal(cpu.kernels.paged_attention(q, batch.kv, meta, attention), together[rows])
-    for row in range(60):  # a prefill, one decode step at a time
-        q, meta = alone(batch, 0, row, row + 1)
-        assert torch.equal(cpu.kernels.paged_attention(q, batch.kv, meta, attention)[0], together[row])
+        assert torch.equal(run(seq, rows.start, rows.stop), together[rows])
+    for row in range(0, 60, 13 if is_interpreted(steady) else 1):  # a prefill, one decode step at a time
+        assert torch.equal(run(0, row, row + 1)[0], together[row])
+    for start, end in [(0, 7), (7, 50), (50, 60), (33, 59)]:  # and in chunks
+        assert torch.equal(run(0, start, end), together[start:end])
+
+
+@pytest.mark.parametrize(("head_dim", "group", "planes"), [(24, 8, 2), (256, 2, 2), (576, 20, 1)])
+def test_attention_of_any_width_has_the_same_bits_in_chunks(
+    steady: Backend, head_dim: int, group: int, planes: int
+) -> None:
+    batch = make_batch(steady, [(90, 19), (40, 1)], head_dim=head_dim, group=group, num_kv_heads=1, planes=planes)
+    together = steady.kernels.paged_attention(batch.q, batch.kv, batch.meta, Attention(0.125))
+    for start, end in [(0, 1), (1, 8), (8, 19), (18, 19)]:
+        q, meta = alone(batch, 0, start, end)
+        assert torch.equal(steady.kernels.paged_attention(q, batch.kv, meta, Attention(0.125)), together[start:end])
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_linear_has_the_same_bits_in_any_batch(cpu: Backend, bits: int) -> None:
-    linear = cpu.kernels.pack_linear(cpu.randn(200, 96), cpu.randn(200), bits)
-    x = cpu.randn(300, 96)
+def test_linear_has_the_same_bits_in_any_batch(steady: Backend, bits: int) -> None:
+    linear = steady.kernels.pack_linear(steady.randn(200, 96), steady.randn(200), bits)
+    x = steady.randn(300, 96)
     together = linear(x)
     for start, end in [(0, 1), (7, 8), (3, 5), (10, 21), (0, 49), (200, 297)]:
         assert torch.equal(linear(x[start:end]), together[start:end])
 
 
+def test_linears_of_heads_have_the_same_bits_in_any_batch(steady: Backend) -> None:
+    linear, x = steady.kernels.pack_heads(steady.randn(3, 40, 24)), steady.randn(90, 72)
+    together = linear(x)
+    for start, end in [(0, 1), (7, 8), (3, 70)]:
+        assert torch.equal(linear(x[start:end]), together[start:end])
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_experts_give_the_same_bits_in_any_batch(cpu: Backend, bits: int) -> None:
-    whole = make_mixture(cpu, 120, bias=True)
-    packed = cpu.kernels.pack_experts(whole.gate_up, whole.down, "silu", whole.gate_up_bias, whole.down_bias, bits)
+def test_experts_give_the_same_bits_in_any_batch(steady: Backend, bits: int) -> None:
+    num_tokens = 30 if is_interpreted(steady) else 120
+    whole = make_mixture(steady, num_tokens, bias=True)
+    packed = steady.kernels.pack_experts(whole.gate_up, whole.down, "silu", whole.gate_up_bias, whole.down_bias, bits)
     together = packed(whole.x, whole.expert_ids, whole.weights)
-    for start, end in [(0, 1), (7, 8), (3, 5), (10, 21), (50, 119)]:
+    for start, end in [(0, 1), (7, 8), (3, 5), (10, 21), (25, num_tokens - 1)]:
         rows = slice(start, end)
         assert torch.equal(packed(whole.x[rows], whole.expert_ids[rows], whole.weights[rows]), together[rows])
 

@@ -19,7 +19,7 @@ def test_without_a_gpu_it_says_so(bench, capsys):
 
 def test_a_model_made_of_random_tensors_decodes():
     config = gpu_decode.engine_config(TINY, "cpu", num_seqs=3, context=40)
-    bench = gpu_decode.Bench(TINY, config)
+    bench = gpu_decode.Bench(TINY, config, deterministic=True)
     for runs_ahead in (False, True):
         assert 0 < bench.step_s(bench.decoder, 3, 40, 4, runs_ahead) < 10
     per_layer = 64 * (64 + 2 * 32 + 64) + 3 * 64 * 160 + 2 * 64
@@ -40,10 +40,12 @@ def test_every_line_of_the_kernels_is_computed(monkeypatch):
     small |= {"NUM_HEADS": 2, "NUM_KV_HEADS": 1, "HEAD_DIM": 16, "EXPERT_SHAPES": [(5, 4, 2, 32, 24)]}
     small |= {"POOL_BLOCKS": 8, "BLOCK_BYTES": 512, "PACKED_BLOCKS": 4, "STAGED_BLOCKS": 2}
     small |= {"DECODE_SHAPES": [(2, 40, 1, 2, 16, 2)], "PREFILL_SHAPES": [(2, 40, 1, 2, 16)]}
+    small |= {"LINEAR_SHAPES": [(32, 24)], "LINEAR_ROWS": (2,)}
     for module, values in ((_gpu, everywhere | {"MATMUL": 16}), (gpu_kernels, everywhere | small)):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     lines = [*gpu_kernels.decode_lines(1, 1e9, 1e12), *gpu_kernels.expert_lines(1, 1e9, 1e12)]
     lines += [*gpu_kernels.moving_lines(1, 1e9), *gpu_kernels.staging_lines(1), *gpu_kernels.prefill_lines(1)]
+    lines += gpu_kernels.linear_lines(1, 1e9, 1e12)
     assert _gpu.matmul_flops(1) > 0
-    assert len(lines) == 2 + 2 + 8 + 3 + 2
+    assert len(lines) == 2 + 2 + 8 + 3 + 2 + 2

@@ -97,3 +97,11 @@ def test_deterministic_kernels_leave_nothing_to_onednn(monkeypatch: pytest.Monke
 def test_full_precision_is_never_left_to_onednn() -> None:
     kernels = cpu.CPUKernels(torch.float32, deterministic=False)
     assert isinstance(kernels.pack_linear(torch.ones(8, 4), None), PackedLinear)
+
+
+@pytest.mark.parametrize(("asked", "holds"), [(None, False), (False, False), (True, True)])
+def test_gpu_kernels_are_deterministic_where_they_are_asked_to_be(asked: bool | None, holds: bool) -> None:
+    linear = pytest.importorskip("kernels.triton.linear")
+    kernels = dispatch.load(torch.device("cuda"), torch.bfloat16, asked)
+    for packed in (kernels.pack_linear(torch.ones(8, 4), None), kernels.pack_heads(torch.ones(2, 8, 4))):
+        assert isinstance(packed, linear.FixedOrderLinear) is holds

@@ -32,6 +32,16 @@ def test_what_is_passed_on_parses_to_an_equal_config():
     assert parse(FleetConfig, to_args(config)) == config
 
 
+@pytest.mark.parametrize(
+    ("argv", "env", "expected"),
+    [([], "", None), (["--deterministic"], "off", True), (["--no-deterministic"], "", False), ([], "off", False)],
+)
+def test_what_depends_on_the_device_is_neither_on_nor_off_unless_told(argv, env, expected):
+    config = parse(NodeConfig, argv, {"BATON_DETERMINISTIC": env})
+    assert config.deterministic is expected
+    assert parse(NodeConfig, to_args(config)) == config
+
+
 def test_several_values_from_the_environment_are_separated_by_commas():
     assert parse(RouterConfig, env={"BATON_SERVED_MODEL_NAME": "a,b"}).served_model_name == ("a", "b")
 
