@@ -51,7 +51,7 @@ def test_attention_has_the_same_bits_in_any_batch(steady: Backend, attention: At
     for seq in range(3):
         rows = batch.rows(seq)
         assert torch.equal(run(seq, rows.start, rows.stop), together[rows])
-    for row in range(0, 60, 13 if is_interpreted(steady) else 1):  # a prefill, one decode step at a time
+    for row in range(0, 60, 29 if is_interpreted(steady) else 1):  # a prefill, one decode step at a time
         assert torch.equal(run(0, row, row + 1)[0], together[row])
     for start, end in [(0, 7), (7, 50), (50, 60), (33, 59)]:  # and in chunks
         assert torch.equal(run(0, start, end), together[start:end])
