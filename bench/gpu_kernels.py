@@ -34,7 +34,8 @@ DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV hea
     (64, 8192, 8, 4, 128, 2),
     (256, 2048, 8, 4, 128, 2),
     (64, 4096, 8, 8, 64, 2),
-    (64, 4096, 1, 128, 576, 1),
+    (64, 4096, 1, 128, 576, 1),  # MLA, as DeepSeek-V3's and V2-Lite's
+    (64, 4096, 1, 16, 576, 1),
 ]
 LINEAR_SHAPES = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)]  # outputs, inputs
 LINEAR_ROWS = (1, 64, 256, 2048)

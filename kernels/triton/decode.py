@@ -112,9 +112,9 @@ def decode_kernel(
             False,
             DOT,
         )
-        again = tl.load(query_start_ptr + seq, volatile=True).to(tl.int64)
-        row = (again - token).to(tl.int32) + item % row_tiles * ROWS + tl.arange(0, ROWS)
-        head = again * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + row
+        again = tl.load(query_start_ptr + seq, volatile=True)
+        row = again - token.to(tl.int32) + item % row_tiles * ROWS + tl.arange(0, ROWS)
+        head = again.to(tl.int64) * (NUM_KV_HEADS * GROUP) + item % per_split // row_tiles * GROUP + row
         partial = (head * num_splits + index) * (HEAD_DIM + 2)
         store_rows(partial_ptr + partial, acc, row < GROUP, 0, DIM, HEAD_DIM)
         if REST > 0:
@@ -212,7 +212,7 @@ def decode_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, at
 
 def min_split(head_dim: int) -> int:
     """Keys of a split, but of a sequence's last: enough for their loads to overlap."""
-    return 512 if head_dim <= 64 else 256
+    return 256 if 64 < head_dim <= 256 else 512
 
 
 def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int]:

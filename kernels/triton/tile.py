@@ -93,7 +93,7 @@ def attend(
 
             new_max = tl.maximum(row_max, tl.max(scores, 1) * factor)
             safe = new_max
-            if masked:
+            if masked and (WINDOW or not ONE_QUERY):  # else every tile has a key that is seen
                 safe = tl.where(new_max == float("-inf"), 0.0, new_max)
             weights = tl.exp2(scores * factor - safe[:, None])
             keep = tl.exp2(row_max - safe)
