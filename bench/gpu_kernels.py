@@ -9,6 +9,7 @@ decode step as a whole is `gpu_decode`.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -197,7 +198,7 @@ def torch_attention(whole: list[Tensor], repeats: int) -> Iterator[tuple[float, 
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-        with sdpa_kernel(backend):
+        with sdpa_kernel(backend), warnings.catch_warnings(action="ignore"):  # which say why it does not take them
             try:
                 took_s = seconds(attend_whole, repeats)
             except RuntimeError:  # it does not take such heads

@@ -129,7 +129,12 @@ class StagedPool:
             raise TransferError(f"no staging memory for {num_blocks} KV blocks: {error}") from error
 
     def _warm_up(self) -> None:
-        """What is compiled on first use is so before the first transfer. Changes nothing."""
+        """What is compiled on first use is so before the first transfer. Changes nothing.
+
+        What fills the buffer is over before: a copy engine does not wait for kernels of another stream.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         if self.num_blocks > 2:
             staging = self._staging(2)
             self._copy_out([0, 2], staging)

@@ -68,6 +68,7 @@ def decode_kernel(
     ends = tl.load(query_start_ptr + place + 1, mask=place < num_seqs, other=0)
     lengths = tl.load(seq_lens_ptr + place, mask=(place < num_seqs) & (ends - starts == 1), other=0)
     counts = split(lengths, window, KEYS, SPLIT, SPLITS, WINDOW)[2]
+    # What is the same for all items is computed for each: kept, it would take registers from the loop over keys.
     for item in tl.range(tl.program_id(0), tl.sum(counts, 0) * per_split, tl.num_programs(0), disable_licm=True):
         seq, index = find(counts, place, item // per_split)
         kv_head = item % per_split // row_tiles
@@ -112,15 +113,18 @@ def decode_kernel(
             False,
             DOT,
         )
+        # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take
+        # registers from the loop.
         again = tl.load(query_start_ptr + seq, volatile=True)
         row = again - token.to(tl.int32) + item % row_tiles * ROWS + tl.arange(0, ROWS)
         head = again.to(tl.int64) * (NUM_KV_HEADS * GROUP) + item % per_split // row_tiles * GROUP + row
         partial = (head * num_splits + index) * (HEAD_DIM + 2)
-        store_rows(partial_ptr + partial, acc, row < GROUP, 0, DIM, HEAD_DIM)
+        present = tl.full([ROWS], 1, tl.int1) if GROUP % ROWS == 0 else row < GROUP
+        store_rows(partial_ptr + partial, acc, present, 0, DIM, HEAD_DIM)
         if REST > 0:
-            store_rows(partial_ptr + partial, acc_rest, row < GROUP, DIM, REST, HEAD_DIM)
-        tl.store(partial_ptr + partial + HEAD_DIM, row_max, mask=row < GROUP)
-        tl.store(partial_ptr + partial + HEAD_DIM + 1, row_sum, mask=row < GROUP)
+            store_rows(partial_ptr + partial, acc_rest, present, DIM, REST, HEAD_DIM)
+        tl.store(partial_ptr + partial + HEAD_DIM, row_max, mask=present)
+        tl.store(partial_ptr + partial + HEAD_DIM + 1, row_sum, mask=present)
 
 
 @triton.jit
@@ -221,7 +225,7 @@ def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int
     if itemsize == 4:
         return 16, 16 if head_dim > 256 else 32, 4, 2
     if head_dim > 256:
-        return rows if has_wgmma() else min(rows, 32), 32, 8, 3
+        return (rows, 32, 4 if rows == 16 else 8, 3) if has_wgmma() else (min(rows, 32), 32, 8, 3)
     if head_dim <= 64 and rows == 64:  # eight warps would spill on sm_80
         return rows, 32, 4, 3
     if 96 < head_dim <= 128 and rows == 16:

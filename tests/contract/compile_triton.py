@@ -88,6 +88,7 @@ def launch(capability: int) -> None:
     attention(128, 8, 4)
     attention(256, 8, 2, window=4096, softcap=50.0)
     attention(576, 1, 128, planes=1)
+    attention(576, 1, 16, planes=1)
     if capability == 90:  # many heads to a KV head: other instructions there
         attention(64, 8, 8)
         attention(64, 1, 64)

@@ -18,7 +18,7 @@ if importlib.util.find_spec("triton") is None:
 
 ROOT = Path(__file__).parents[2]
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that a block may use
-NUM_WGMMA_ATTENTIONS = 11  # prefills of head dimensions up to 256, and the decode of 64 heads to a KV head
+NUM_WGMMA_ATTENTIONS = 12  # prefills of head dimensions up to 256, and decodes of 64 and more heads to a KV head
 KERNELS = {
     *("prefill_kernel", "decode_kernel", "merge_kernel", "rope_and_cache_kernel"),
     *("rms_norm_kernel", "add_rms_norm_kernel", "gated_kernel"),
