@@ -25,6 +25,7 @@ SILENT_S = 1.5
 _START_S = 30.0
 _CLOSE_S = 5.0  # for UCX to let go of a connection's memory, or of its own
 _MAX_PACKETS = 64  # in one go, before other tasks have a turn
+_PROMPT_BYTES = 2**18  # UCX may begin with so many while the node copies the next
 _MAX_LOG_BYTES = 2**14  # of what it says in one go; the rest is dropped
 _ENDED = "the UCX process has ended"
 COMMAND = (sys.executable, "-P", "-m", "kv_transfer.ucx_child")
@@ -138,7 +139,10 @@ class UcxProcess:
         if self.reason:
             return on_end(TransferError(_ENDED))
         self._messages[frame.message] = on_end
-        return self.put(frame)
+        self.put(frame)
+        if frame.num_bytes >= _PROMPT_BYTES:
+            self._flush()
+        return None
 
     def _flush(self) -> None:
         """Send what is queued; what the socket does not take at once goes with the next event."""
