@@ -1,6 +1,7 @@
 """A decode node's end of transfers, and the process at the other end; run as a module, it is that process."""
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import uvloop
 
 from baton.kv.layout import KVLayout
 from baton.net import rpc
-from baton.process import heap
 from baton.v1 import transfer_pb2
 from bench._transfer.ways import SENDERS, Round, cpu, helpers, send_over_socket
 from kernels.cpu.memory import huge_pages
@@ -74,7 +74,7 @@ async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -
     await server.start()
     await receiver.start()
     child.ask(way=way, total=total)
-    heap.settle()  # as nodes do
+    gc.freeze()  # as nodes do when all is loaded
     try:
         await _transfer(child, receiver, num_blocks, [])
         working = helpers()
@@ -101,7 +101,7 @@ async def _send(way: str, total: int) -> None:
     pool = KVPool(huge_pages(total).fill_(1), LAYOUT, total // LAYOUT.block_bytes)
     sender = KVSender(pool, "prefill", 1, way, "")
     working: list[psutil.Process] | None = None
-    heap.settle()
+    gc.freeze()
     while task := json.loads(await asyncio.to_thread(sys.stdin.readline)):
         grant = transfer_pb2.Grant.FromString(bytes.fromhex(task["grant"]))
         cpu_s = cpu(working or ())
