@@ -8,10 +8,7 @@ from baton.errors import LayoutMismatch, TransferError
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.shm.transport import host_id
-from kv_transfer.transport import Inbox, Listener, Peer
-
-_RETRY_S = 10.0  # after which one that could not be opened is tried again, by whoever connects then
-_MAX_RETRY_S = 600.0
+from kv_transfer.transport import MAX_RETRY_S, RETRY_S, Inbox, Listener, Peer
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +62,8 @@ class Doors:
             return self._open[name]
 
     async def _later(self, name: str, error: TransferError) -> None:
-        """Try it again with all that it needs made anew, after twice the last pause: some reasons pass."""
-        pause_s = min(2 * self._put_off.get(name, (0.0, _RETRY_S / 2))[1], _MAX_RETRY_S)
+        """Whoever connects then tries it again, with all that it needs made anew: some reasons pass."""
+        pause_s = min(2 * self._put_off.get(name, (0.0, RETRY_S / 2))[1], MAX_RETRY_S)
         self._put_off[name] = asyncio.get_running_loop().time() + pause_s, pause_s
         _log.warning("KV blocks do not travel over %s (tried again after %.0f s): %s", name, pause_s, error)
         await self._transports.drop(name)

@@ -78,9 +78,8 @@ class IncomingTransfer:
         end_s = self._loop.time() + lease_s
         if self.state is TransferState.OPEN and end_s > self._lease_end_s:
             self._lease_end_s = end_s
-            if self._lease_timer:
-                self._lease_timer.cancel()
-            self._lease_timer = self._loop.call_at(end_s, self.fail, "lease", "the lease of its blocks ended")
+            if not self._lease_timer:
+                self._watch_lease()
 
     async def committed(self) -> transfer_pb2.CommitRequest:
         """The accepted commit: from now on the blocks are whole, and written by nobody.
@@ -160,6 +159,10 @@ class IncomingTransfer:
             self._forget(self)
         if self.state is TransferState.FAILED:
             await self._result
+
+    def _watch_lease(self) -> None:
+        """Looks again when it would have ended: most renewals come before."""
+        self._lease_timer = self._loop.call_at(self._lease_end_s, self._watch_lease) if self._live() else None
 
     def _live(self) -> bool:
         if self._loop.time() >= self._lease_end_s:

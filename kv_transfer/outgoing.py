@@ -121,8 +121,10 @@ class OutgoingTransfer:
         if self.error:
             return None
         for layer_groups, queue in self._queued.items():
-            num_ready = min(self._num_ready[group] for group in layer_groups)
-            if queue and self._plan[queue[0]].first + self._plan[queue[0]].num_blocks <= num_ready:
+            if not queue:
+                continue
+            message = self._plan[queue[0]]
+            if message.first + message.num_blocks <= min(self._num_ready[group] for group in layer_groups):
                 return self._begin(queue)
         return None
 

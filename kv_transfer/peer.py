@@ -1,6 +1,7 @@
 """A sender's side of one decode node: the gRPC channel, the data connection, and the outbox before it."""
 
 import asyncio
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.outbox import Outbox
-from kv_transfer.transport import CONNECT_TIMEOUT_S, Connection
+from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, RETRY_S, Connection
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,10 @@ class Dependent(Protocol):
 
 
 class DecodePeer:
-    """One incarnation of a decode node. Connects once; when that is lost, the peer is over and a new one is needed."""
+    """One incarnation of a decode node. When a connection to it is lost, the peer is over and a new one is needed.
+
+    Where a better transport failed, it is tried again beside the one that was taken instead.
+    """
 
     def __init__(
         self,
@@ -52,9 +56,12 @@ class DecodePeer:
         self._channel = channel
         self._metadata = rpc.metadata(token)
         self._stub: transfer_pb2_grpc.TransferAsyncStub = transfer_pb2_grpc.TransferStub(self._channel)
-        self._connection: Connection | None = None
+        self._connections: list[Connection] = []  # new messages take the last; what began over another ends there
+        self._better: list[str] = []  # transports than that of the last, for want of which it was taken
+        self._over = asyncio.Event()
         self._commits: set[asyncio.Task[None]] = set()
         self._connecting = asyncio.get_running_loop().create_task(self._connect(hello))
+        self._improving: asyncio.Task[None] | None = None
 
     async def connected(self) -> None:
         """Returns when messages can be sent; raises what stands in the way."""
@@ -74,6 +81,7 @@ class DecodePeer:
         """Fail every transfer to this peer; idempotent."""
         if self.error is None:
             self.error = error
+            self._over.set()
             for transfer in list(self.transfers):
                 transfer.peer_over(error)
             self._on_over(self)
@@ -82,12 +90,14 @@ class DecodePeer:
         """Returns when nothing of any transfer to this peer is being read any more. The peer is over then."""
         self.end(TransferError("the data connection was closed"))
         await asyncio.wait([self._connecting])
-        if self._connection:
-            await self._connection.close()
+        for connection in self._connections:
+            await connection.close()
 
     async def close(self) -> None:
         """Idempotent; the channel goes too, after the commits that are under way: they may yet be accepted."""
         await self.close_connection()
+        if self._improving:
+            await asyncio.wait([self._improving])
         if self._commits:
             await asyncio.wait(self._commits)
         await self._channel.close()
@@ -99,26 +109,49 @@ class DecodePeer:
             raise TransferError(f"the decode node did not accept the commit: {_reason(error)}") from error
 
     async def _connect(self, hello: transfer_pb2.ConnectRequest) -> None:
+        offered = list(self._transports.names)
         try:
-            connection = await self._best_connection(hello)
+            connection = await self._best_connection(hello, offered)
         except grpc.aio.AioRpcError as error:
             mismatch = error.code() is grpc.StatusCode.FAILED_PRECONDITION
             self._give_up((LayoutMismatch if mismatch else TransferError)(_reason(error)))
         except TransferError as error:
             self._give_up(error)
         else:
-            self._connection = connection
-            if self.error:
-                await connection.close()
-            self.outbox.start(connection)
+            await self._use(connection)
+            if self._better:
+                self._improving = asyncio.get_running_loop().create_task(self._improve(hello))
+
+    async def _use(self, connection: Connection) -> None:
+        self._connections.append(connection)
+        if self.error:
+            await connection.close()
+        self.outbox.start(connection)
+
+    async def _improve(self, hello: transfer_pb2.ConnectRequest) -> None:
+        """Try the better transports again, after twice the last pause: some reasons pass."""
+        pause_s = RETRY_S
+        while self._better and not await self._is_over_within(pause_s):
+            pause_s = min(2 * pause_s, MAX_RETRY_S)
+            try:
+                await self._use(await self._best_connection(hello, list(self._better)))
+            except (grpc.aio.AioRpcError, TransferError) as error:
+                reason = _reason(error) if isinstance(error, grpc.aio.AioRpcError) else error
+                _log.info("KV blocks to %s still travel over %s: %s", self.address, self.transport, reason)
+
+    async def _is_over_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        return self._over.is_set()
 
     def _give_up(self, error: TransferError) -> None:
         self.is_unreachable = True
         self.end(error)
 
-    async def _best_connection(self, hello: transfer_pb2.ConnectRequest) -> Connection:
-        """Over the best transport that carries between the two nodes; the others are said to have failed."""
-        offered = list(self._transports.names)
+    async def _best_connection(self, hello: transfer_pb2.ConnectRequest, names: list[str]) -> Connection:
+        """Over the best of these transports that carries between the two nodes; the others are said to have failed."""
+        offered, tried = list(names), []
         while True:
             hello.transports[:] = offered
             reply = await self._stub.Connect(hello, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata)
@@ -127,15 +160,21 @@ class DecodePeer:
             if reply.transport not in offered:
                 raise TransferError("the decode node chose a transport that it was not offered")
             offered.remove(reply.transport)
-            self.transport = reply.transport
+            tried.append(reply.transport)
             try:
                 transport = self._transports.get(reply.transport)
-                return await transport.connect(reply.host, reply.port, reply.secret, self._lost)
+                connection = await transport.connect(reply.host, reply.port, reply.secret, self._lost)
             except TransferError as error:
                 if not offered:
                     raise
                 FALLBACKS.labels(reply.transport).inc()
                 _log.warning("KV blocks to %s do not travel over %s: %s", self.address, reply.transport, error)
+            else:
+                self.transport = reply.transport
+                self._better = [
+                    name for name in names[: names.index(reply.transport)] if name != "shm" or name in tried
+                ]
+                return connection
 
     def _lost(self) -> None:
         self.end(TransferError("the data connection to the decode node was lost"))

@@ -4,7 +4,7 @@ It knows nothing of addresses: blocks are named by their index among the missing
 does not matter: a message is gathered from where its blocks are, and scattered to where they go.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from baton.errors import TransferError
@@ -44,8 +44,10 @@ def messages(layout: KVLayout, num_missing_blocks: int, max_message_bytes: int) 
     ]
 
 
-def runs(block_ids: Iterable[int]) -> list[tuple[int, int]]:
+def runs(block_ids: Sequence[int]) -> list[tuple[int, int]]:
     """`block_ids`, in order, as (first block, number of neighbouring blocks)."""
+    if block_ids and list(block_ids) == list(range(block_ids[0], block_ids[0] + len(block_ids))):
+        return [(block_ids[0], len(block_ids))]  # as they mostly are, and the loop below takes ten times as long
     found: list[tuple[int, int]] = []
     for block_id in block_ids:
         if found and block_id == sum(found[-1]):

@@ -5,7 +5,7 @@ A pool in host memory is read and written where it lies. One on a device is stag
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from baton.errors import ConfigError
@@ -101,7 +101,7 @@ class KVPool:
         start = self.layout.offset(self.num_blocks, layer_group, first_block)
         return self._bytes[start : start + num_blocks * self.layout.block_group_bytes]
 
-    def views(self, layer_group: int, block_ids: Iterable[int]) -> list[memoryview]:
+    def views(self, layer_group: int, block_ids: Sequence[int]) -> list[memoryview]:
         """The bytes of any blocks of one layer group in their order, neighbours as one view."""
         return [self.view(layer_group, first, count) for first, count in runs(block_ids)]
 

@@ -7,12 +7,13 @@ once. Who has to wait for one waits in turn.
 import asyncio
 import fcntl
 import os
-from bisect import insort
+from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from baton.errors import TransferError
@@ -21,9 +22,11 @@ from kv_transfer.ucx_child.region import mapped
 
 REGION_BYTES = 256 * 2**20
 _PAGE_BYTES = 4096
-_INLINE_BYTES = 64 * 1024  # below this a thread costs more than it saves
-_PIECE_BYTES = 256 * 1024
+_INLINE_BYTES = 2**20  # up to here a thread costs more than it saves, as for digests
+_PIECE_BYTES = 512 * 1024
 _NUM_THREADS = 2
+
+_Bytes = npt.NDArray[np.uint8]
 
 
 class Area(NamedTuple):
@@ -64,14 +67,15 @@ class Staging:
 
     def give_back(self, area: Area) -> None:
         """Nobody reads or writes it any more."""
-        insort(self._free, Area(area.start, _rounded(area.num_bytes)))
-        merged: list[Area] = []
-        for free in self._free:
-            if merged and sum(merged[-1]) == free.start:
-                merged[-1] = Area(merged[-1].start, merged[-1].num_bytes + free.num_bytes)
-            else:
-                merged.append(free)
-        self._free = merged
+        start, end = area.start, area.start + _rounded(area.num_bytes)
+        first = last = bisect(self._free, area)
+        if first and sum(self._free[first - 1]) == start:
+            first -= 1
+            start = self._free[first].start
+        if last < len(self._free) and self._free[last].start == end:
+            end = sum(self._free[last])
+            last += 1
+        self._free[first:last] = [Area(start, end - start)]
         self._serve()
 
     def fill(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
@@ -137,28 +141,27 @@ def _spread(source: memoryview, views: Sequence[memoryview]) -> int:
     return _digest(_pieces(source, views))
 
 
-def _pieces(run: memoryview, views: Sequence[memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
+def _pieces(run: memoryview, views: Sequence[memoryview]) -> Iterator[tuple[_Bytes, _Bytes]]:
     """Of each view, and the part of the run that belongs to it."""
-    at = 0
+    rest = np.frombuffer(run, np.uint8)
     for view in views:
-        for start in range(0, view.nbytes, _PIECE_BYTES):
-            piece = view[start : start + _PIECE_BYTES]
-            yield piece, run[at : at + piece.nbytes]
-            at += piece.nbytes
+        left = np.frombuffer(view, np.uint8)
+        while left.size:
+            piece, left = left[:_PIECE_BYTES], left[_PIECE_BYTES:]
+            yield piece, rest[: piece.size]
+            rest = rest[piece.size :]
 
 
-def _digest(copies: Iterable[tuple[memoryview, memoryview]]) -> int:
-    """Copies each piece (target, source), and digests it while the processor's cache has it."""
+def _digest(copies: Iterator[tuple[_Bytes, _Bytes]]) -> int:
+    """Copies each piece (target, source), and digests it while the processor's cache has it.
+
+    numpy and xxhash release the interpreter lock meanwhile.
+    """
     state = xxhash.xxh3_64()
     for target, source in copies:
-        _copy(target, source)
-        state.update(target)
+        np.copyto(target, source)
+        state.update(target.data)
     return state.intdigest()
-
-
-def _copy(target: memoryview, source: memoryview) -> None:
-    """numpy releases the interpreter lock while it copies, a memoryview does not."""
-    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 def _rounded(num_bytes: int) -> int:

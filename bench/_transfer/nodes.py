@@ -1,19 +1,21 @@
 """A decode node's end of transfers, and the process at the other end; run as a module, it is that process."""
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
+import psutil
 import uvloop
 
 from baton.kv.layout import KVLayout
 from baton.net import rpc
 from baton.v1 import transfer_pb2
-from bench._transfer.ways import SENDERS, Round, cpu, send_over_socket
+from bench._transfer.ways import SENDERS, Round, cpu, helpers, send_over_socket
 from kernels.cpu.memory import huge_pages
 from kv_transfer.pool import KVPool
 from kv_transfer.receiver import KVReceiver
@@ -72,36 +74,42 @@ async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -
     await server.start()
     await receiver.start()
     child.ask(way=way, total=total)
+    gc.freeze()  # as nodes do when all is loaded
     try:
-        measured = [await _transfer(child, receiver, num_blocks) for _ in range(rounds + 1)]
+        await _transfer(child, receiver, num_blocks, [])
+        working = helpers()
+        measured = [await _transfer(child, receiver, num_blocks, working) for _ in range(rounds)]
         child.ask()
         await asyncio.to_thread(child.wait)
     finally:
         await receiver.close()
         await server.stop(None)
-    return measured[1:]
+    return measured
 
 
-async def _transfer(child: Child, receiver: KVReceiver, num_blocks: int) -> Round:
+async def _transfer(child: Child, receiver: KVReceiver, num_blocks: int, working: Sequence[psutil.Process]) -> Round:
     incoming = receiver.grant(list(range(num_blocks)), 0, "prefill", 1, _TIMEOUT_S, b"")
-    wall_s, cpu_s = time.perf_counter(), cpu()
+    wall_s, cpu_s = time.perf_counter(), cpu(working)
     child.ask(grant=incoming.grant.SerializeToString().hex())
     await incoming.committed()
     wall_s = time.perf_counter() - wall_s
-    return Round(wall_s, cpu() - cpu_s + await asyncio.to_thread(child.wait))
+    return Round(wall_s, cpu(working) - cpu_s + await asyncio.to_thread(child.wait))
 
 
 async def _send(way: str, total: int) -> None:
     """One whole transfer per grant, until there is none."""
     pool = KVPool(huge_pages(total).fill_(1), LAYOUT, total // LAYOUT.block_bytes)
     sender = KVSender(pool, "prefill", 1, way, "")
+    working: list[psutil.Process] | None = None
+    gc.freeze()
     while task := json.loads(await asyncio.to_thread(sys.stdin.readline)):
         grant = transfer_pb2.Grant.FromString(bytes.fromhex(task["grant"]))
-        cpu_s = cpu()
+        cpu_s = cpu(working or ())
         outgoing = sender.open(grant, list(range(pool.num_blocks)))
         outgoing.ready(0, pool.num_blocks)
         await outgoing.commit(0, b"", 0, _TIMEOUT_S)
-        print(cpu() - cpu_s, flush=True)
+        working = helpers() if working is None else working  # with the transfer that is not counted
+        print(cpu(working) - cpu_s, flush=True)
     await sender.close()
     print(0.0, flush=True)
 

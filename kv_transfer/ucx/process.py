@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from baton.errors import TransferError
-from kv_transfer.staging import Staging
+from kv_transfer.staging import Area, Staging
 from kv_transfer.stall import StallWatch
 from kv_transfer.ucx_child import frames
 from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS, FrameSocket
@@ -25,8 +25,11 @@ SILENT_S = 1.5
 _START_S = 30.0
 _CLOSE_S = 5.0  # for UCX to let go of a connection's memory, or of its own
 _MAX_PACKETS = 64  # in one go, before other tasks have a turn
+_PROMPT_BYTES = 2**18  # UCX may begin with so many while the node copies the next
 _MAX_LOG_BYTES = 2**14  # of what it says in one go; the rest is dropped
+_ENDED = "the UCX process has ended"
 COMMAND = (sys.executable, "-P", "-m", "kv_transfer.ucx_child")
+OnEnd = Callable[[TransferError | None], None]  # called once: UCX no longer touches the message's area
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class UcxProcess:
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._started.add_done_callback(lambda started: started.cancelled() or started.exception())
-        self._messages: dict[int, asyncio.Future[None]] = {}
+        self._messages: dict[int, OnEnd] = {}
         self._numbers = itertools.count(1)
         self._closing: dict[int, asyncio.TimerHandle] = {}
         self._flushing = False
@@ -104,14 +107,14 @@ class UcxProcess:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def start_send(self, link: int, tag: int, start: int, num_bytes: int) -> asyncio.Future[None]:
-        """Its end, or TransferError: the area is no longer read."""
+    def start_send(self, link: int, tag: int, area: Area, on_end: OnEnd) -> None:
+        """Send the area as one message."""
         number = -next(self._numbers)  # the child numbers what it receives from 1 up
-        return self._start(frames.Send(number, link, tag, start, num_bytes))
+        self._start(frames.Send(number, link, tag, *area), on_end)
 
-    def start_receive(self, message: int, link: int, start: int, num_bytes: int) -> asyncio.Future[None]:
-        """Its end, or TransferError: the area is no longer written to."""
-        return self._start(frames.Receive(message, link, start, num_bytes))
+    def start_receive(self, message: int, link: int, area: Area, on_end: OnEnd) -> None:
+        """Write the waiting message into the area."""
+        self._start(frames.Receive(message, link, *area), on_end)
 
     def close_link(self, link: int) -> None:
         """Close a connection; if UCX does not let go of its memory, the process has to go."""
@@ -132,15 +135,14 @@ class UcxProcess:
             with contextlib.suppress(ValueError):
                 self.reason += f" ({signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
 
-    def _start(self, frame: frames.Send | frames.Receive) -> asyncio.Future[None]:
-        ended: asyncio.Future[None] = self._loop.create_future()
-        ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # never "was never retrieved"
+    def _start(self, frame: frames.Send | frames.Receive, on_end: OnEnd) -> None:
         if self.reason:
-            ended.set_exception(TransferError("the UCX process has ended"))
-        else:
-            self._messages[frame.message] = ended
-            self.put(frame)
-        return ended
+            return on_end(TransferError(_ENDED))
+        self._messages[frame.message] = on_end
+        self.put(frame)
+        if frame.num_bytes >= _PROMPT_BYTES:
+            self._flush()
+        return None
 
     def _flush(self) -> None:
         """Send what is queued; what the socket does not take at once goes with the next event."""
@@ -171,6 +173,10 @@ class UcxProcess:
 
     def _hear(self, report: frames.Report) -> None:
         match report:
+            case frames.Ended(message, error):
+                if on_end := self._messages.pop(message, None):
+                    on_end(TransferError(f"UCX: {error}") if error else None)
+                return
             case frames.Alive():
                 if not self._started.done():
                     self._start_timer.cancel()
@@ -179,20 +185,9 @@ class UcxProcess:
                     self._started.set_result(None)
             case frames.Listening(port):
                 self.port = port
-            case frames.Ended(message, error):
-                self._message_ended(message, error)
             case frames.Gone(link) if link in self._closing:
                 self._closing.pop(link).cancel()
         self._on_report(report)
-
-    def _message_ended(self, message: int, error: str) -> None:
-        ended = self._messages.pop(message, None)
-        if ended is None or ended.done():
-            return
-        if error:
-            ended.set_exception(TransferError(f"UCX: {error}"))
-        else:
-            ended.set_result(None)
 
     def _log_errors(self) -> None:
         """What it prints, UCX's own lines among it, into the node's log."""
@@ -222,10 +217,9 @@ class UcxProcess:
         os.close(self._errors)
         self._child.kill()
         self.staging.close()
-        for ended in self._messages.values():
-            if not ended.done():
-                ended.set_exception(TransferError("the UCX process has ended"))
-        self._messages.clear()
+        messages, self._messages = self._messages, {}
+        for on_end in messages.values():
+            on_end(TransferError(_ENDED))
         if not self._started.done():
             self._started.set_result(None)
         self._on_end()

@@ -22,6 +22,7 @@ class Server:
     def __init__(self, worker: Worker, region: memoryview, node: FrameSocket[frames.Order]) -> None:
         self._worker = worker
         self._ucx = worker.binding.ucx
+        self._any_tag = self._ucx.UCXXTag(0), self._ucx.UCXXTagMask(0)
         self._region = region
         self._node = node
         self._listener: Any = None
@@ -45,9 +46,13 @@ class Server:
         """Returns when the node has closed its end of the socket, or is gone."""
         poll = select.poll()
         poll.register(self._worker.fileno(), select.POLLIN)
+        poll.register(self._node.fileno(), select.POLLIN)
+        has_flushed = True
         try:
             while True:
-                poll.register(self._node.fileno(), select.POLLIN | (0 if self._turn() else select.POLLOUT))
+                had_flushed, has_flushed = has_flushed, self._turn()
+                if has_flushed is not had_flushed:
+                    poll.modify(self._node.fileno(), select.POLLIN | (0 if has_flushed else select.POLLOUT))
                 if self._worker.arm():
                     poll.poll(ALIVE_S * 1000)
         except ConnectionError:
@@ -143,9 +148,8 @@ class Server:
         self._worker.submit(self._worker.ucx.tag_recv_with_handle(nothing, message), lambda _: None, nothing)
 
     def _take_messages(self) -> None:
-        ucx = self._ucx
         while len(self._waiting) < _MAX_WAITING:
-            message = self._worker.ucx.tag_probe(ucx.UCXXTag(0), ucx.UCXXTagMask(0), remove=True)
+            message = self._worker.ucx.tag_probe(*self._any_tag, remove=True)
             if not message.matched:
                 break
             number = next(self._numbers)

@@ -3,6 +3,7 @@
 Nothing is called back from within UCX: what UCX calls only takes a note, which is looked at after the progress.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,24 +44,27 @@ class Worker:
     def progress(self) -> None:
         """Let UCX work, then tell the ends of requests."""
         deadline_s = time.monotonic() + _BUDGET_S
+        has_moved = self._has_new or self._thorough
         self._has_new = False
         if self._thorough:
             self._thorough = False
             self.ucx.progress()
-        while self.ucx.progress_once() and time.monotonic() < deadline_s:
-            pass
-        self._settle()
+        while self.ucx.progress_once():
+            has_moved = True
+            if time.monotonic() >= deadline_s:
+                break
+        if has_moved:
+            self._settle()
 
     def arm(self) -> bool:
         """Whether it is time to wait for the descriptor: False where there is progress to make at once."""
         return not (self._thorough or self._has_new) and bool(self.ucx.arm())
 
     def _settle(self) -> None:
-        ended: list[tuple[Any, OnEnd, Any]] = []
-        pending: list[tuple[Any, OnEnd, Any]] = []
-        for entry in self._pending:
-            (ended if entry[0].completed else pending).append(entry)
-        self._pending = pending
+        completed = [request.completed for request, _, _ in self._pending]
+        ended = list(itertools.compress(self._pending, completed))
+        if ended:
+            self._pending = [entry for entry, is_over in zip(self._pending, completed, strict=True) if not is_over]
         for request, on_end, _ in ended:
             try:
                 request.check_error()

@@ -1,16 +1,18 @@
 """Which transport a pair of nodes ends up with, and what is said when it is not the best one."""
 
+import asyncio
 from contextlib import suppress
 
 import pytest
-from kv_nodes import Pair, all_ready, commit, new_pool, run
+from kv_nodes import Pair, all_ready, arrivals, commit, new_pool, run
 
 from baton.errors import LayoutMismatch, TransferError
-from kv_transfer import sender
+from kv_transfer import choose, peer, sender
 from kv_transfer.metrics import BYTES, FALLBACKS
 from kv_transfer.sender import KVSender
 from kv_transfer.shm import process_memory
-from kv_transfer.shm.transport import ShmListener
+from kv_transfer.shm.transport import ShmListener, ShmTransport
+from kv_transfer.ucx.transport import UcxTransport, why_unavailable
 
 
 def count(metric, transport: str) -> float:
@@ -108,3 +110,73 @@ def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
     monkeypatch.setattr("kv_transfer.shm.transport.ShmTransport.listen", elsewhere)
     assert ship_between("auto", "auto", without_shm=True) in ("ucx", "tcp")
     assert "another network namespace" in caplog.text
+
+
+def broken(monkeypatch, better) -> list[str]:
+    """Nodes have this transport and tcp; it can be connected only when something is in the list."""
+    connect, repairs = better.connect, []
+
+    async def at_last(self, *args):
+        if not repairs:
+            raise TransferError("not yet")
+        return await connect(self, *args)
+
+    monkeypatch.setattr(better, "connect", at_last)
+    monkeypatch.setattr(choose, "AUTO", (better.name, "tcp"))
+    return repairs
+
+
+@pytest.mark.parametrize("better", [ShmTransport, UcxTransport])
+def test_what_failed_is_tried_again_and_what_began_goes_on(monkeypatch, better):
+    if better is UcxTransport and (reason := why_unavailable()):
+        pytest.skip(reason)
+    repairs = broken(monkeypatch, better)
+    monkeypatch.setattr(peer, "RETRY_S", 0.05)
+
+    async def main():
+        p, source = Pair("auto", max_message_bytes=1), new_pool(1)  # a message for each layer group
+        await p.start()
+        await p.receiver.doors.open(better.name)
+        p.senders.append(KVSender(source, "p0", 1, "auto", ""))
+        incoming = p.grant([7])
+        under_way = p.senders[0].open(incoming.grant, [8])
+        under_way.ready(0, 1)
+        await arrivals(incoming, 1)
+        (node,) = p.senders[0]._peers.values()
+        assert node.transport == "tcp"
+        repairs.append("now")
+        while node.transport != better.name:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        all_ready(under_way, 1)
+        other = p.senders[0].open(p.grant([1]).grant, [2])
+        all_ready(other, 1)
+        assert (await commit(other)).transport == better.name
+        await commit(under_way)
+        assert p.filled([1, 7], source, [2, 8])
+        assert list(p.senders[0]._peers.values()) == [node]
+        await p.stop()
+
+    run(main())
+
+
+def test_it_is_tried_again_after_twice_the_pause_up_to_ten_minutes(monkeypatch):
+    broken(monkeypatch, ShmTransport)
+    pauses = []
+
+    async def noted(self, seconds):
+        pauses.append(seconds)
+        return len(pauses) == 9
+
+    monkeypatch.setattr(peer.DecodePeer, "_is_over_within", noted)
+
+    async def main():
+        p = Pair("auto")
+        await p.start()
+        await ship(p, "auto", without_shm=False)
+        (node,) = p.senders[0]._peers.values()
+        await node._improving
+        assert node.transport == "tcp"
+        await p.stop()
+
+    run(main())
+    assert pauses == [10, 20, 40, 80, 160, 320, 600, 600, 600]

@@ -13,6 +13,7 @@ from kv_transfer.doors import Doors
 from kv_transfer.faults import Faults
 from kv_transfer.shm import process_memory
 from kv_transfer.shm.transport import ShmTransport, host_id
+from kv_transfer.transport import RETRY_S
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_what_could_not_be_opened_is_tried_again_after_a_while(monkeypatch):
     async def main() -> None:
         doors_ = Doors("auto", "127.0.0.1", inbox=None)
         chosen = [(await doors_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
-        for pause_s in (doors._RETRY_S, 2 * doors._RETRY_S):
+        for pause_s in (RETRY_S, 2 * RETRY_S):
             until_s, said_s = doors_._put_off["shm"]
             assert said_s == pause_s
             doors_._put_off["shm"] = until_s - pause_s, said_s
