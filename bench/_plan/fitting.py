@@ -25,7 +25,7 @@ from bench._plan.least_squares import non_negative
 from bench._plan.node_model import NodeModel
 from bench._plan.probes import Alone, Beside, Decoding, Pace, Probe, decodings
 
-ROUNDS = 3
+ROUNDS = 5
 CHUNK_TOKENS = 2048
 PARTS = (1, 4, 16, 32)  # of the longest prompt
 

@@ -91,6 +91,16 @@ def test_times_are_those_of_the_trace_even_over_midnight(tmp_path):
     assert (stream.ttft_s, stream.e2e_s) == (pytest.approx(0.0705), pytest.approx(0.11))
 
 
+def test_tokens_that_came_together_had_waited_for_the_client(tmp_path):
+    assert not agreement.was_late(Stream(0.0, [1.0, 1.002, 1.004]))
+    assert not agreement.was_late(Stream(0.0, [1.0, 1.002, 1.0021]))  # the first is what counts
+    assert agreement.was_late(Stream(0.0, [1.0, 1.0001, 1.004]))
+    bunched = TRACE.replace('data: {"choices": [{"text": ""}]}', 'data: {"text": "a"}..data: {"text": "b"}')
+    (tmp_path / "trace").write_text(bunched)
+    usage = 'data: {"usage": {"prompt_tokens": 7, "completion_tokens": 4}}'
+    assert agreement.was_late(agreement._stream(f"{usage}\n\ndata: [DONE]\n\n", tmp_path / "trace"))
+
+
 def test_an_answer_without_an_end_is_no_answer(tmp_path):
     (tmp_path / "trace").write_text(TRACE)
     assert not agreement._stream('{"error": "full"}', tmp_path / "trace").ok
