@@ -165,7 +165,7 @@ def _short(value: float) -> str:
 
 def _node_lines(model: NodeModel) -> str:
     cost = model.cost
-    on_top = f"{model.overhead_ms:.1f} ms and {model.overhead_token_ms:.3f} ms a token on top of TTFT"
+    on_top = f"{model.overhead_ms:.1f} ms on top of TTFT"
     joins = f"{model.latency_ms:.1f} ms to the first, {model.join_ms:.1f} ms for each request that comes"
     return (
         f"a prompt: {cost.prefill_base_ms:.1f} ms and {cost.prefill_token_ms:.3f} ms a token, {on_top}, "

@@ -4,14 +4,14 @@ What a machine does meanwhile meets all probes alike: they take turns over the r
 
 alone     prompts of several lengths, one request now and then, with nothing else: how much TTFT varies, and how long
           after it the second token comes
-beside    the same lengths while some streams decode. Several at a time: the prefill node is what limits, so the time
-          between first tokens is its work, and over what a prompt takes alone it tells what decoding takes from it.
-          One at a time: what TTFT has on top. How much slower the streams get: what prompts take from decoding where
-          cores are shared, and for how long each request that comes holds up the others
+beside    the same lengths while some streams decode. One now and then: TTFT beside decoding, and over what it takes
+          alone, what decoding takes from prefill. Two at a time: the prefill node is what limits, so what lies between
+          first tokens lacks what TTFT has on top of work. How much slower the streams get: what prompts take from
+          decoding where cores are shared, and for how long each request that comes holds up the others
 decoding  several concurrencies, lengths and contexts: time per token, by how many decode at once on the average
 
-Prompts come several at a time beside streams only: an idle decode node is given some of them to compute, and two nodes
-look like a fast one.
+A router gives an idle decode node prompts, and any decode node short ones while the prefill pool is busy: two nodes
+then look like a fast one. So the work of a prompt is taken from single ones.
 """
 
 import statistics
@@ -69,11 +69,12 @@ class Fit:
 
     def model(self) -> NodeModel:
         """Of the rounds so far, at least one."""
-        works = [_median(self._beside[number], lambda found: found.work_ms) for number in self._lengths]
-        overhead, per_token = on_top(self._lengths, [_median(self._beside[number], _rest) for number in self._lengths])
+        rests = [_median(found, lambda beside: beside.single_ms - beside.spacing_ms) for found in self._beside.values()]
+        overhead = max(min(rests), 0.0)  # others hold prompts that the decode node computed
+        works = [_median(self._beside[number], lambda found: found.single_ms) - overhead for number in self._lengths]
         longest = self._lengths[-2:]  # short ones take too little to tell, and may be computed where they are decoded
         prefill_beside = statistics.median(
-            found.work_ms / max(alone.ttft_ms - overhead - per_token * number, 1e-3)
+            (found.single_ms - overhead) / max(alone.ttft_ms - overhead, 1e-3)
             for number in longest
             for alone, found in zip(self._alone[number], self._beside[number], strict=True)
         )
@@ -83,7 +84,6 @@ class Fit:
         return NodeModel(
             cost=cost,
             overhead_ms=overhead,
-            overhead_token_ms=per_token,
             noise=statistics.median(alone.noise for found in self._alone.values() for alone in found),
             latency_ms=max(statistics.median(gaps) - cost.decode_step_ms(1, longest[0]), 0.0),
             join_ms=join,
@@ -96,7 +96,9 @@ class Fit:
         rows, times = [], []
         for found in self._beside.values():
             times.append(_median(found, lambda beside: slower(beside, cost)))
-            rows.append((1.0, times[-1] / _median(found, lambda beside: beside.work_ms)))  # requests in a step's time
+            rows.append(
+                (1.0, times[-1] / _median(found, lambda beside: beside.spacing_ms))
+            )  # requests in a step's time
         beside, join = non_negative(rows, times, keep=0)
         return beside, join
 
@@ -117,17 +119,6 @@ class Fit:
             decode_request_ms=decode[1],
             decode_token_ms=decode[2],
         )
-
-
-def on_top(prompt_lengths: Sequence[int], rests_ms: Sequence[float]) -> tuple[float, float]:
-    """What comes on top of each prompt's work, and of each token of the longer ones; neither is below zero."""
-    base = max(statistics.median(rests_ms[:2]), 0.0)
-    slopes = [(rest - base) / number for number, rest in zip(prompt_lengths[-2:], rests_ms[-2:], strict=True)]
-    return base, max(statistics.median(slopes), 0.0)
-
-
-def _rest(beside: Beside) -> float:
-    return beside.single_ms - beside.work_ms
 
 
 def slower(beside: Beside, cost: StepCost) -> float:

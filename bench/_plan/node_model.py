@@ -17,7 +17,6 @@ class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
 
     cost: StepCost
     overhead_ms: float = 0.0  # of TTFT: HTTP, tokenizing, routing
-    overhead_token_ms: float = 0.0  # and for each token of the prompt: what several prompts at a time hide
     noise: float = 0.1  # standard deviation of the logarithm of a prompt's time
     latency_ms: float = 0.0  # between the first token and decoding: the end of a transfer
     join_ms: float = 0.0  # of it, for which all that decode stand still: what a request costs its decode node at once
@@ -26,10 +25,6 @@ class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     num_blocks: int = 100_000  # of a node's pool
     chunk_tokens: int = 2048
-
-    def on_top_ms(self, num_prompt_tokens: int) -> float:
-        """What TTFT has beside the steps."""
-        return self.overhead_ms + self.overhead_token_ms * num_prompt_tokens
 
     def hardware(self, block_size: int = 0) -> Hardware:
         """Simulated nodes of this kind; `block_size` is that of a trace's hashes."""

@@ -62,7 +62,7 @@ class Beside:
     """Prompts that are computed while some streams decode, and what it does to those."""
 
     single_ms: float  # TTFT of one at a time
-    work_ms: float  # of one of several
+    spacing_ms: float  # of several at a time
     quiet: Pace  # of the streams without prompts
     busy: Pace
 
@@ -76,10 +76,7 @@ class Probe:
 
     async def alone(self, num_prompt: int) -> Alone:
         """Some, now and then, of two tokens."""
-        found = []
-        for _ in range(SINGLES):
-            await asyncio.sleep(self._random.uniform(*PAUSE_S))
-            found += await self.run(1, num_prompt, 2, 1)
+        found = await self._now_and_then(num_prompt)
         ttft_ms = [1000 * stream.ttft_s for stream in found]
         noise = statistics.stdev(math.log(ms) for ms in ttft_ms)
         return Alone(statistics.median(ttft_ms), statistics.median(1000 * stream.tpot_s for stream in found), noise)
@@ -101,7 +98,7 @@ class Probe:
         streaming = asyncio.create_task(streams.closed(self._conversations(STREAM_PROMPT, stream_tokens), STREAMS))
         try:
             await asyncio.sleep(QUIET_S)
-            singles = await self.run(1, num_prompt, 2, SINGLES)
+            singles = await self._now_and_then(num_prompt)
             begun_s = time.monotonic()
             await asyncio.sleep(max(QUIET_S, singles[0].ttft_s))
             storm_s = time.monotonic()
@@ -114,6 +111,14 @@ class Probe:
         busy = pace(begun, storm_s, max(stream.times[0] for stream in several))
         single_ms = 1000 * statistics.median(stream.ttft_s for stream in singles)
         return Beside(single_ms, spacing_ms(several), quiet, busy)
+
+    async def _now_and_then(self, num_prompt: int) -> list[Stream]:
+        """One by one, with pauses: while prefill nodes are busy, a router gives short prompts to decode nodes."""
+        found = []
+        for _ in range(SINGLES):
+            await asyncio.sleep(self._random.uniform(*PAUSE_S))
+            found += await self.run(1, num_prompt, 2, 1)
+        return found
 
     async def run(self, concurrency: int, num_prompt: int, num_output: int, number: int) -> list[Stream]:
         """So many requests, some at a time."""

@@ -27,11 +27,6 @@ COST = StepCost(
     decode_token_ms=0.0005,
 )
 OVERHEAD, LATENCY, JOIN, PREFILL_BESIDE, DECODE_BESIDE = 3.0, 4.0, 5.0, 1.2, 1.1
-TOKEN_OVERHEAD = 0.02
-
-
-def _on_top(num_prompt: int) -> float:
-    return OVERHEAD + TOKEN_OVERHEAD * (num_prompt if num_prompt > 64 else 0)  # short ones tell the base
 
 
 class Known(Probe):
@@ -42,16 +37,14 @@ class Known(Probe):
 
     async def alone(self, num_prompt: int) -> Alone:
         work = COST.prefill_ms(num_prompt, 0, 2048)
-        return Alone(
-            self.slow * (_on_top(num_prompt) + work), self.slow * (LATENCY + COST.decode_step_ms(1, num_prompt)), 0.1
-        )
+        return Alone(self.slow * (OVERHEAD + work), self.slow * (LATENCY + COST.decode_step_ms(1, num_prompt)), 0.1)
 
     async def beside(self, num_prompt: int, stream_tokens: int) -> Beside:
         work = PREFILL_BESIDE * COST.prefill_ms(num_prompt, 0, 2048)
         step = COST.decode_base_ms + 2 * COST.decode_request_ms
         busy = DECODE_BESIDE * step / (1 - JOIN / work)  # so much of the time is left for steps
         quiet_pace, busy_pace = Pace(self.slow * step, 2.0), Pace(self.slow * busy, 2.0)
-        return Beside(self.slow * (_on_top(num_prompt) + work), self.slow * work, quiet_pace, busy_pace)
+        return Beside(self.slow * (OVERHEAD + work), self.slow * work, quiet_pace, busy_pace)
 
     async def decoding(self, kind: Decoding) -> Pace:
         context = kind.concurrency * (kind.prompt_tokens + kind.output_tokens / 2)
@@ -70,7 +63,7 @@ def test_a_fit_finds_costs_again_though_the_machine_is_slow_for_a_while() -> Non
     found = asyncio.run(fitted())
     for name in COST.__struct_fields__:
         assert getattr(found.cost, name) == pytest.approx(getattr(COST, name), rel=0.02), name
-    assert (found.overhead_ms, found.overhead_token_ms) == pytest.approx((OVERHEAD, TOKEN_OVERHEAD))
+    assert found.overhead_ms == pytest.approx(OVERHEAD)
     assert found.prefill_beside == pytest.approx(PREFILL_BESIDE)
     assert found.decode_beside == pytest.approx(DECODE_BESIDE, rel=0.02)
     assert found.join_ms == pytest.approx(JOIN, rel=0.02)
