@@ -244,7 +244,9 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path):
         check(groups, tmp_path, interval)
 
 
-@pytest.mark.parametrize(("external", "where"), [({}, "docs/runbooks"), ({"runbooks": ""}, "docs/runbooks"), ({"runbooks": URL}, URL)])
+@pytest.mark.parametrize(
+    ("external", "where"), [({}, "docs/runbooks"), ({"runbooks": ""}, "docs/runbooks"), ({"runbooks": URL}, URL)]
+)
 def test_an_alert_says_where_and_how_much(tmp_path: Path, external: dict[str, str], where: str):
     annotations = {"summary": "KV blocks of decode-0 are 96.5% full", "runbook_url": f"{where}/kv-usage.md"}
     labels = {"track": "stable", "role": "decode", "node_id": "decode-0"}
