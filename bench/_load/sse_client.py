@@ -26,6 +26,7 @@ class Stream:
     num_output_tokens: int = 0
     error: str = ""
     timed_out: bool = False
+    sent: float = 0.0  # an open loop begins when a request was due, which is a little earlier
 
     @property
     def ok(self) -> bool:
@@ -92,7 +93,7 @@ class StreamClient(asyncio.Protocol):
         self._done = asyncio.get_running_loop().create_future()
         self._rest, self._is_done = b"", False
         self._parser = httptools.HttpResponseParser(self)
-        self._stream = stream = Stream(time.monotonic())
+        self._stream = stream = Stream(time.monotonic(), sent=time.monotonic())
         self._transport.write(head.encode() + b"\r\n" + data)
         try:
             async with asyncio.timeout(timeout_s):

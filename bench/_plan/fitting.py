@@ -1,144 +1,138 @@
 """Fits a node model from outside: probes of a fleet of one prefill and one decode node, a minute on two cores.
 
-prompts   several lengths, a few requests at a time, two tokens out: the prefill node is what limits, so time per
-          request is its work
-alone     the same lengths, one request now and then: what TTFT has on top, and how much it varies. A node that was
-          idle takes longer for a prompt than a busy one, so this grows with the prompt
+What a machine does meanwhile meets all probes alike: they take turns over the rounds, and medians of rounds count.
+
+alone     prompts of several lengths, one request now and then, with nothing else: how much TTFT varies, and how long
+          after it the second token comes
+beside    the same lengths while some streams decode. One now and then: TTFT beside decoding, and over what it takes
+          alone, what decoding takes from prefill. Two at a time: the prefill node is what limits, so what lies between
+          first tokens lacks what TTFT has on top of work. How much slower the streams get: what prompts take from
+          decoding where cores are shared, and for how long each request that comes holds up the others
 decoding  several concurrencies, lengths and contexts: time per token, by how many decode at once on the average
+
+A router gives an idle decode node prompts, and any decode node short ones while the prefill pool is busy: two nodes
+then look like a fast one. So the work of a prompt is taken from single ones.
 """
 
-import asyncio
-import itertools
-import math
-import random
 import statistics
-import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import TypeVar
 
-from baton.errors import BatonError
 from baton.step_cost import StepCost
-from bench._load import lengths, workload
-from bench._load.driver import Driver
-from bench._load.sse_client import Stream
 from bench._load.target import Target
-from bench._load.workload import Shape
 from bench._plan.least_squares import non_negative
 from bench._plan.node_model import NodeModel
+from bench._plan.probes import Alone, Beside, Decoding, Pace, Probe, decodings
 
-TIMEOUT_S = 120.0
-PROMPT_AT_A_TIME = 4
-PROMPTS = 24  # of each length
-PROMPTS_ALONE = 8
-PAUSE_S = (0.1, 0.4)
+ROUNDS = 5
 CHUNK_TOKENS = 2048
+PARTS = (1, 4, 16, 32)  # of the longest prompt
 
-
-@dataclass(frozen=True)
-class Decoding:
-    """A probe: so many at a time, with prompts and answers of one length."""
-
-    concurrency: int
-    prompt_tokens: int
-    output_tokens: int
-    num_requests: int
-
-
-def decodings(longest: int) -> list[Decoding]:
-    """What tells latency, base, cost of a request and cost of context apart."""
-    long = max(longest // 2, 64)
-    return [
-        Decoding(1, 32, 8, 12),
-        Decoding(1, 32, 96, 6),
-        Decoding(4, 32, 64, 16),
-        Decoding(12, 32, 64, 48),
-        Decoding(4, long, 64, 16),
-    ]
+Sample = TypeVar("Sample")
 
 
 async def fit(
     target: Target, model: str, *, max_prompt_tokens: int, vocab_size: int, on_step: Callable[[str], None]
 ) -> NodeModel:
     """Probe `target`. BatonError where a request fails."""
-    probe = _Probe(target, model, vocab_size)
-    await probe.run(2, 64, 8, 8)  # the first ones warm up
-    prompt_lengths = sorted({max(max_prompt_tokens // part, 16) for part in (1, 4, 16, 32)})
-    works, alone = [], []
-    for number in prompt_lengths:
-        on_step(f"prompts of {number} tokens")
-        began_s = time.monotonic()
-        await probe.run(PROMPT_AT_A_TIME, number, 2, PROMPTS)
-        works.append(1000 * (time.monotonic() - began_s) / PROMPTS)
-        alone.append(await probe.alone(number))
-    base, token, context = non_negative([_prompt_row(number) for number in prompt_lengths], works)
-    latency, decode_base, request, decode_token = await _fit_decoding(probe, max_prompt_tokens, on_step)
-    cost = StepCost(
-        prefill_base_ms=base,
-        prefill_token_ms=token,
-        prefill_context_ms=context,
-        decode_base_ms=decode_base,
-        decode_request_ms=request,
-        decode_token_ms=decode_token,
+    probes = Fit(Probe(target, model, vocab_size), max_prompt_tokens, on_step)
+    await probes.warm_up()
+    for _ in range(ROUNDS):
+        await probes.round()
+    return probes.model()
+
+
+class Fit:
+    """Samples of some rounds, and the model that they make."""
+
+    def __init__(self, probe: Probe, longest: int, on_step: Callable[[str], None] = lambda _: None) -> None:
+        self._probe, self._longest, self._on_step = probe, longest, on_step
+        self._lengths = sorted({max(longest // part, 16) for part in PARTS})
+        self._alone: dict[int, list[Alone]] = defaultdict(list)  # by length
+        self._beside: dict[int, list[Beside]] = defaultdict(list)
+        self._decoding: dict[Decoding, list[Pace]] = defaultdict(list)
+
+    async def warm_up(self) -> None:
+        """The first requests are slow, and say nothing."""
+        await self._probe.run(2, 64, 8, 8)
+
+    async def round(self) -> None:
+        """Every probe once."""
+        for number in self._lengths:
+            self._on_step(f"prompts of {number} tokens")
+            self._alone[number].append(await self._probe.alone(number))
+            self._beside[number].append(await self._probe.beside(number, min(max(self._longest // 2, 64), 512)))
+        for kind in decodings(self._longest):
+            self._on_step(f"decoding, {kind.concurrency} at a time after {kind.prompt_tokens} tokens")
+            self._decoding[kind].append(await self._probe.decoding(kind))
+
+    def model(self) -> NodeModel:
+        """Of the rounds so far, at least one."""
+        rests = [_median(found, lambda beside: beside.single_ms - beside.spacing_ms) for found in self._beside.values()]
+        overhead = max(min(rests), 0.0)  # others hold prompts that the decode node computed
+        works = [_median(self._beside[number], lambda found: found.single_ms) - overhead for number in self._lengths]
+        longest = self._lengths[-2:]  # short ones take too little to tell, and may be computed where they are decoded
+        prefill_beside = statistics.median(
+            (found.single_ms - overhead) / max(alone.ttft_ms - overhead, 1e-3)
+            for number in longest
+            for alone, found in zip(self._alone[number], self._beside[number], strict=True)
+        )
+        cost = self._cost([ms / prefill_beside for ms in works])
+        decode_beside, join = self._beside_prompts(cost)
+        gaps = [alone.gap_ms for number in longest for alone in self._alone[number]]
+        return NodeModel(
+            cost=cost,
+            overhead_ms=overhead,
+            noise=statistics.median(alone.noise for found in self._alone.values() for alone in found),
+            latency_ms=max(statistics.median(gaps) - cost.decode_step_ms(1, longest[0]), 0.0),
+            join_ms=join,
+            prefill_beside=prefill_beside,
+            decode_beside=decode_beside,
+        )
+
+    def _beside_prompts(self, cost: StepCost) -> tuple[float, float]:
+        """Times as long as a step takes beside prompts, and for how long each request that comes holds all up."""
+        rows, times = [], []
+        for found in self._beside.values():
+            times.append(_median(found, lambda beside: slower(beside, cost)))
+            rows.append(
+                (1.0, times[-1] / _median(found, lambda beside: beside.spacing_ms))
+            )  # requests in a step's time
+        beside, join = non_negative(rows, times, keep=0)
+        return beside, join
+
+    def _cost(self, works_ms: Sequence[float]) -> StepCost:
+        """Of the work of prompts, and of the paces of decoding."""
+        prefill = non_negative([_prompt_row(number) for number in self._lengths], works_ms)
+        rows, tokens_ms = [], []
+        for kind, paces in self._decoding.items():
+            running = _median(paces, lambda pace: pace.num_running)
+            rows.append((1.0, running, running * (kind.prompt_tokens + kind.output_tokens / 2)))
+            tokens_ms.append(_median(paces, lambda pace: pace.event_ms))
+        decode = non_negative(rows, tokens_ms, keep=0)  # there is no step without a base
+        return StepCost(
+            prefill_base_ms=prefill[0],
+            prefill_token_ms=prefill[1],
+            prefill_context_ms=prefill[2],
+            decode_base_ms=decode[0],
+            decode_request_ms=decode[1],
+            decode_token_ms=decode[2],
+        )
+
+
+def slower(beside: Beside, cost: StepCost) -> float:
+    """Times as long as steps take beside prompts; what fewer or more streams make of them is left out."""
+    quiet, busy = (
+        pace.event_ms / (cost.decode_base_ms + cost.decode_request_ms * pace.num_running)
+        for pace in (beside.quiet, beside.busy)
     )
-    overhead, per_token = on_top(
-        prompt_lengths,
-        [
-            statistics.median(ttft) - cost.prefill_ms(number, 0, CHUNK_TOKENS)
-            for number, ttft in zip(prompt_lengths, alone, strict=True)
-        ],
-    )
-    noise = statistics.pstdev(math.log(ms / statistics.median(ttft)) for ttft in alone for ms in ttft)
-    return NodeModel(cost=cost, overhead_ms=overhead, overhead_token_ms=per_token, noise=noise, latency_ms=latency)
+    return busy / quiet if quiet else 1.0
 
 
-def on_top(prompt_lengths: Sequence[int], rests_ms: Sequence[float]) -> tuple[float, float]:
-    """What comes on top of each prompt's cost, and of each of its tokens; neither is below zero."""
-    first, base = prompt_lengths[0], max(rests_ms[0], 0.0)
-    slopes = [(rest - base) / (number - first) for number, rest in zip(prompt_lengths[1:], rests_ms[1:], strict=True)]
-    return base, max(statistics.median(slopes), 0.0) if slopes else 0.0
-
-
-async def _fit_decoding(probe: "_Probe", longest: int, on_step: Callable[[str], None]) -> list[float]:
-    rows, values = [], []
-    for kind in decodings(longest):
-        on_step(f"decoding, {kind.concurrency} at a time after {kind.prompt_tokens} tokens")
-        began_s = time.monotonic()
-        streams = await probe.run(kind.concurrency, kind.prompt_tokens, kind.output_tokens, kind.num_requests)
-        rows.append(decode_row(kind, streams, time.monotonic() - began_s))
-        values.append(1000 * statistics.median(stream.tpot_s for stream in streams))
-    return non_negative(rows, values, keep=1)  # there is no step without a base
-
-
-def decode_row(kind: Decoding, streams: Sequence[Stream], elapsed_s: float) -> tuple[float, float, float, float]:
-    """What time per token is made of: its share of the latency, a step, requests beside it, and their context."""
-    num_running = max(sum(stream.e2e_s - stream.ttft_s for stream in streams) / elapsed_s, 1.0)
-    context = num_running * (kind.prompt_tokens + kind.output_tokens / 2)
-    return 1 / (kind.output_tokens - 1), 1.0, num_running, context
+def _median(samples: Sequence[Sample], figure: Callable[[Sample], float]) -> float:
+    return statistics.median(figure(sample) for sample in samples)
 
 
 def _prompt_row(num_tokens: int) -> tuple[float, float, float]:
     return -(-num_tokens // CHUNK_TOKENS), num_tokens, num_tokens * num_tokens / 2
-
-
-class _Probe:
-    def __init__(self, target: Target, model: str, vocab_size: int) -> None:
-        self._target, self._model, self._vocab_size = target, model, vocab_size
-        self._random = random.Random()
-
-    async def alone(self, num_prompt: int) -> list[float]:
-        """TTFT of each, in milliseconds."""
-        found = []
-        for _ in range(PROMPTS_ALONE):
-            await asyncio.sleep(self._random.uniform(*PAUSE_S))
-            found += [1000 * stream.ttft_s for stream in await self.run(1, num_prompt, 2, 1)]
-        return found
-
-    async def run(self, concurrency: int, num_prompt: int, num_output: int, number: int) -> list[Stream]:
-        prompt, output = lengths.parse(str(num_prompt)), lengths.parse(str(num_output))
-        shape = Shape(model=self._model, prompt=prompt, output=output, vocab_size=self._vocab_size)
-        driver = Driver(self._target, TIMEOUT_S)
-        await driver.closed(list(itertools.islice(workload.conversations(shape, self._random), number)), concurrency)
-        for stream in driver.streams:
-            if not stream.ok:
-                raise BatonError(f"a probe of {num_prompt} tokens failed: {stream.status} {stream.error}".strip())
-        return driver.streams

@@ -17,16 +17,14 @@ class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
 
     cost: StepCost
     overhead_ms: float = 0.0  # of TTFT: HTTP, tokenizing, routing
-    overhead_token_ms: float = 0.0  # and for each token of the prompt
     noise: float = 0.1  # standard deviation of the logarithm of a prompt's time
     latency_ms: float = 0.0  # between the first token and decoding: the end of a transfer
+    join_ms: float = 0.0  # of it, for which all that decode stand still: what a request costs its decode node at once
+    prefill_beside: float = 1.0  # times as long prompts take while all decode nodes are busy
+    decode_beside: float = 1.0  # and steps of decoding while all prefill nodes are: above 1 where cores are shared
     block_size: int = 16
     num_blocks: int = 100_000  # of a node's pool
     chunk_tokens: int = 2048
-
-    def on_top_ms(self, num_prompt_tokens: int) -> float:
-        """What TTFT has beside the steps."""
-        return self.overhead_ms + self.overhead_token_ms * num_prompt_tokens
 
     def hardware(self, block_size: int = 0) -> Hardware:
         """Simulated nodes of this kind; `block_size` is that of a trace's hashes."""
@@ -36,8 +34,11 @@ class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
             chunk_tokens=self.chunk_tokens,
             block_size=size,
             num_blocks=max(self.num_blocks * self.block_size // size, 1),
-            latency_ms=self.latency_ms,
+            latency_ms=max(self.latency_ms - self.join_ms, 0.0),
+            join_ms=self.join_ms,
             noise=self.noise,
+            prefill_beside=self.prefill_beside,
+            decode_beside=self.decode_beside,
             block_ms=0.0,  # transfers hide behind the prompt's computation; what sticks out is in latency_ms
         )
 

@@ -101,11 +101,11 @@ def outcome(model: NodeModel, fleet: SimulatedFleet, requests: Sequence[Simulate
     """Figures of all requests, or of a part of them."""
     began_ms, ended_ms = requests[0].arrival_ms, max(request.end_ms for request in requests)
     took_s = max(ended_ms - began_ms, 1e-3) / 1000
-    ttft = sorted((request.ttft_ms + model.on_top_ms(request.num_prompt_tokens)) / 1000 for request in requests)
+    ttft = sorted((request.ttft_ms + model.overhead_ms) / 1000 for request in requests)
     tpot = sorted(
         (r.end_ms - r.first_token_ms) / (r.num_output_tokens - 1) / 1000 for r in requests if r.num_output_tokens > 1
     )
-    e2e = sorted((request.latency_ms + model.on_top_ms(request.num_prompt_tokens)) / 1000 for request in requests)
+    e2e = sorted((request.latency_ms + model.overhead_ms) / 1000 for request in requests)
     decoding_s = sum(request.end_ms - request.first_token_ms for request in requests) / 1000
     return Outcome(
         num_requests=len(requests),

@@ -12,6 +12,7 @@ from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Outcome, Workload, outcome, simulate
 
 MAX_NODES = 1000
+FULL_BATCH = 32
 _UTILIZATION = 0.7
 _MIN_REQUESTS, _REQUESTS_PER_NODE = 2000, 20
 _MAX_CHOICES = 3_000_000  # nodes times requests: a choice looks at every node
@@ -57,6 +58,13 @@ def largest_batch(model: NodeModel, context: float, held_tokens: float, tpot_s: 
     by_steps = room_ms / each_ms if each_ms else 1e9
     by_blocks = model.num_blocks * model.block_size / held_tokens
     return max(int(min(by_steps, by_blocks, 256)), 1)
+
+
+def capacity(model: NodeModel, num_prompt: int, num_output: int) -> float:
+    """Requests per second that keep the busier one of a prefill and a decode node at work, that with a full batch."""
+    prompt_ms = model.prefill_beside * model.cost.prefill_ms(num_prompt, 0, model.chunk_tokens)
+    step_ms = model.cost.decode_step_ms(FULL_BATCH, round(FULL_BATCH * (num_prompt + num_output / 2)))
+    return 1000 / max(prompt_ms, model.join_ms + model.decode_beside * step_ms * num_output / FULL_BATCH)
 
 
 def search(model: NodeModel, workload: Workload, speed: float, limits: Limits) -> tuple[Size, Outcome]:

@@ -39,6 +39,18 @@ class DecodeNode:
         self._waiting: deque[tuple[SimulatedRequest, Done, Done]] = deque()
         self._waiting_tokens = 0
         self._is_computing = False
+        self._slower = 1.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it computes or decodes anything."""
+        return self._is_computing or bool(self._leaving)
+
+    def slow_down(self, slower: float) -> None:
+        """From now on steps take so many times as long; one that computes prompts ends as it was foreseen."""
+        self._advance()
+        self._slower = slower
+        self._replan()
 
     def reserve(self, request: SimulatedRequest) -> int:
         """Hold blocks for all of it; how many of them have to be sent here."""
@@ -55,6 +67,7 @@ class DecodeNode:
         self._context += request.num_prompt_tokens
         left = max(request.num_output_tokens - 1, 0)
         heapq.heappush(self._leaving, (self._steps + left, next(self._order), request, done))
+        self._advanced_at_ms += self._hardware.join_ms
         self._replan()
 
     def submit(self, request: SimulatedRequest, computed: Done, done: Done) -> None:
@@ -92,7 +105,7 @@ class DecodeNode:
         self._waiting_tokens -= request.num_prompt_tokens
         self._is_computing = True
         self._advance()
-        work_ms = begin_prompt(request, self.cache, self._hardware, self._rng)
+        work_ms = self._slower * begin_prompt(request, self.cache, self._hardware, self._rng)
         self.work_ms += work_ms
         num_uncached = max(request.num_prompt_tokens - request.num_cached_blocks * self._hardware.block_size, 1)
         num_steps = -(-num_uncached // self._hardware.chunk_tokens)
@@ -111,15 +124,17 @@ class DecodeNode:
             self._compute_next()
 
     def _decode_ms(self) -> float:
-        return self._hardware.cost.decode_step_ms(len(self._leaving), int(self._context))
+        return self._slower * self._hardware.cost.decode_step_ms(len(self._leaving), int(self._context))
 
     def _advance(self) -> None:
-        """Up to the present."""
+        """Up to the present, unless it stands still until later."""
         now_ms = self._clock.now_ms
+        if now_ms < self._advanced_at_ms:
+            return
         if self._leaving and self._step_ms > 0:
             steps = (now_ms - self._advanced_at_ms) / self._step_ms
             self._steps += steps
-            self.work_ms += steps * (self._decode_ms() - self._hardware.cost.decode_base_ms)
+            self.work_ms += steps * (self._decode_ms() - self._slower * self._hardware.cost.decode_base_ms)
             self._context += steps * len(self._leaving)
         self._advanced_at_ms = now_ms
 
@@ -132,7 +147,9 @@ class DecodeNode:
         self._plan += 1
         if self._leaving:
             plan, left = self._plan, max(self._leaving[0][0] - self._steps, 0.0)
-            self._clock.at(self._clock.now_ms + left * self._step_ms, lambda: self._leave(plan))
+            self._clock.at(
+                max(self._clock.now_ms, self._advanced_at_ms) + left * self._step_ms, lambda: self._leave(plan)
+            )
 
     def _leave(self, plan: int) -> None:
         if plan != self._plan:

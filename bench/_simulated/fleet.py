@@ -15,6 +15,7 @@ from bench._simulated.clock import VirtualClock
 from bench._simulated.decode_node import DecodeNode
 from bench._simulated.hardware import Hardware, SimulatedRequest
 from bench._simulated.prefill_node import PrefillNode
+from bench._simulated.shared_cores import SharedCores
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.state import NodeState
 from router.placing import policy
@@ -67,6 +68,7 @@ class SimulatedFleet:
         self._drain = Drain()
         self._waiting: dict[int, SimulatedRequest] = {}  # by id() of its place in line
         self._num_turns = 0
+        self._cores = SharedCores(hardware, self.prefills, self.decodes)
 
     def run(self, requests: Iterable[SimulatedRequest], on_arrival: Callable[[], None] = lambda: None) -> None:
         """Until all of them have ended. `requests` in order of arrival; a callback may count them."""
@@ -86,7 +88,7 @@ class SimulatedFleet:
         expect_next()
         self._beat()
         while self.num_open and self.clock.step():
-            pass
+            self._cores.share()
 
     def _beat(self) -> None:
         """All nodes tell their loads."""

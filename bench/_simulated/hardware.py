@@ -25,6 +25,9 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float = 3.0  # of a transfer
     block_ms: float = 6.5  # of each block in it
     noise: float = 0.1  # standard deviation of the logarithm of a prompt's time
+    join_ms: float = 0.0  # for which a decode node stands still whenever a request comes to it
+    prefill_beside: float = 1.0  # times as long prefill nodes take while all decode nodes are busy
+    decode_beside: float = 1.0  # and the other way round: what the pools take from each other on shared cores
 
 
 class SimulatedRequest(msgspec.Struct, kw_only=True, eq=False):

@@ -26,17 +26,29 @@ class PrefillNode:
         self._clock, self._hardware, self._rng = clock, hardware, rng
         self._waiting: deque[tuple[SimulatedRequest, Done]] = deque()
         self._waiting_tokens = 0
-        self._free_at_ms = 0.0
-        self._is_busy = False
+        self._left_ms, self._slower, self._advanced_at_ms = 0.0, 1.0, 0.0  # of the present prompt
+        self._plan = 0  # number of the latest end that was foreseen: older ones are void
+        self._running: tuple[SimulatedRequest, Done, float] | None = None  # and when it began
         self._tokens_per_ms = 1 / hardware.cost.prefill_token_ms
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it computes a prompt."""
+        return self._running is not None
 
     def submit(self, request: SimulatedRequest, done: Done) -> None:
         """Compute the prompt some time."""
         self.expected.add(request.hashes, self._clock.now_s)
         self._waiting.append((request, done))
         self._waiting_tokens += request.num_prompt_tokens
-        if not self._is_busy:
+        if not self.is_busy:
             self._begin()
+
+    def slow_down(self, slower: float) -> None:
+        """From now on work takes so many times as long."""
+        self._advance()
+        self._slower = slower
+        self._replan()
 
     def find(self, hashes: Sequence[int]) -> int:
         """How many leading blocks a router takes this node to hold."""
@@ -44,9 +56,10 @@ class PrefillNode:
 
     def load(self) -> types_pb2.Load:
         """What a node would say of itself. A queued prompt's hits are not known yet, so all of it counts."""
-        remaining_tokens = (self._free_at_ms - self._clock.now_ms) * self._tokens_per_ms if self._is_busy else 0.0
+        self._advance()
+        remaining_tokens = self._left_ms * self._tokens_per_ms
         return types_pb2.Load(
-            num_running=int(self._is_busy),
+            num_running=int(self.is_busy),
             num_waiting=len(self._waiting),
             num_waiting_tokens=self._waiting_tokens + max(int(remaining_tokens), 0),
             num_blocks=self._hardware.num_blocks,
@@ -59,19 +72,35 @@ class PrefillNode:
     def _begin(self) -> None:
         request, done = self._waiting.popleft()
         self._waiting_tokens -= request.num_prompt_tokens
-        self._is_busy = True
-        began_ms = self._clock.now_ms
-        work_ms = begin_prompt(request, self.cache, self._hardware, self._rng)
-        self.work_ms += work_ms
+        self._advanced_at_ms = self._clock.now_ms
+        self._running = request, done, self._clock.now_ms
+        self._left_ms = work_ms = begin_prompt(request, self.cache, self._hardware, self._rng)
         num_tokens = request.num_prompt_tokens - request.num_cached_blocks * self._hardware.block_size
         self._tokens_per_ms += _SMOOTHING * (max(num_tokens, 1) / work_ms - self._tokens_per_ms)
-        self._free_at_ms = began_ms + work_ms
-        self._clock.at(self._free_at_ms, lambda: self._end(request, done, began_ms))
+        self._replan()
 
-    def _end(self, request: SimulatedRequest, done: Done, began_ms: float) -> None:
+    def _advance(self) -> None:
+        """Up to the present."""
+        if self.is_busy:
+            took_ms = self._clock.now_ms - self._advanced_at_ms
+            self.work_ms += took_ms
+            self._left_ms = max(self._left_ms - took_ms / self._slower, 0.0)
+        self._advanced_at_ms = self._clock.now_ms
+
+    def _replan(self) -> None:
+        self._plan += 1
+        if self._running is not None:
+            plan = self._plan
+            self._clock.at(self._clock.now_ms + self._left_ms * self._slower, lambda: self._end(plan))
+
+    def _end(self, plan: int) -> None:
+        if plan != self._plan or self._running is None:
+            return
+        self._advance()
+        request, done, began_ms = self._running
+        self._running, self._left_ms = None, 0.0
         self.cache.touch(request.hashes)
         request.first_token_ms = self._clock.now_ms
-        self._is_busy = False
         if self._waiting:
             self._begin()
         done(began_ms)

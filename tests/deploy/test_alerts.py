@@ -18,6 +18,7 @@ NODE = 'track="stable",role="decode",node_id="decode-0"'
 PREFILL = 'track="stable",role="prefill",node_id="prefill-0"'
 ROUTER = 'track="stable",role="router",node_id="router-0"'
 GPU = f'{NODE},gpu="0"'
+URL = "https://example.com/baton/runbooks"
 STEADY = "100"  # samples, 15 s apart: 25 minutes
 
 
@@ -243,17 +244,18 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path):
         check(groups, tmp_path, interval)
 
 
-def test_an_alert_says_where_and_how_much(tmp_path: Path):
-    annotations = {
-        "summary": "KV blocks of decode-0 are 96.5% full",
-        "runbook_url": "docs/runbooks/kv-usage.md",
-    }
+@pytest.mark.parametrize(
+    ("external", "where"), [({}, "docs/runbooks"), ({"runbooks": ""}, "docs/runbooks"), ({"runbooks": URL}, URL)]
+)
+def test_an_alert_says_where_and_how_much(tmp_path: Path, external: dict[str, str], where: str):
+    annotations = {"summary": "KV blocks of decode-0 are 96.5% full", "runbook_url": f"{where}/kv-usage.md"}
     labels = {"track": "stable", "role": "decode", "node_id": "decode-0"}
     expected = [
         {"exp_labels": labels | {"severity": s}, "exp_annotations": annotations} for s in ("warning", "critical")
     ]
     case = {
         "interval": "15s",
+        "external_labels": external,
         "input_series": [{"series": f"baton_kv_usage_ratio{{{NODE}}}", "values": "0.965x40"}],
         "alert_rule_test": [{"eval_time": "5m", "alertname": "BatonKVUsageHigh", "exp_alerts": expected}],
     }
@@ -270,5 +272,7 @@ def check(tests: list[dict[str, Any]], folder: Path, interval: str = "15s") -> N
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: f"{rule['alert']}-{rule['labels']['severity']}")
 def test_every_alert_has_a_level_and_a_runbook(rule: dict[str, Any]):
     assert rule["labels"]["severity"] in ("warning", "critical")
-    assert (ROOT / rule["annotations"]["runbook_url"]).is_file()
+    where, _, page = rule["annotations"]["runbook_url"].rpartition("/")
+    assert where == "{{ with $externalLabels.runbooks }}{{ . }}{{ else }}docs/runbooks{{ end }}"
+    assert (ROOT / "docs/runbooks" / page).is_file()
     assert rule["annotations"]["summary"]

@@ -84,6 +84,21 @@ def test_tokens_are_passed_on_as_they_come(router: Router, tmp_path: Path):
     assert any(b"X-Request-ID: mine" in head for head in router.heads)
 
 
+def test_the_admin_port_is_reached_with_a_key_and_on_a_port_of_its_own(router: Router, tmp_path: Path):
+    asked = b"GET /dashboard HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer k\r\n\r\n"
+    router.go_on.set()
+    for admin, first in ((True, b"HTTP/1.1 200"), (False, b"HTTP/1.1 404")):
+        folder = tmp_path / str(admin)
+        folder.mkdir()
+        with (
+            running(folder, router.address, admin=admin) as port,
+            socket.create_connection(("127.0.0.1", port), timeout=60) as client,
+        ):
+            client.sendall(asked)
+            assert read_until(client, b"\r\n").startswith(first)
+    assert [b"Authorization: Bearer k" in head for head in router.heads if head] == [True]
+
+
 def test_it_buffers_nothing_and_is_patient():
     said = (DOCKER / "nginx.conf").read_text()
     for directive in ("proxy_buffering off;", "proxy_request_buffering off;", "proxy_read_timeout 300s;"):
@@ -97,7 +112,7 @@ def test_the_proxy_speaks_tls_where_it_is_given_a_certificate(tmp_path: Path):
     make = f"openssl req -x509 {curve} -nodes -days 1 -subj /CN=localhost -keyout tls.key -out tls.crt"
     subprocess.run(make.split(), cwd=tmp_path, check=True, capture_output=True, timeout=60)
     port = free_port()
-    configuration(tmp_path, port, "127.0.0.1:1")
+    configuration(tmp_path, port, "127.0.0.1:1", free_port())
     (tmp_path / "tls.d").mkdir()
     tls = (
         (DOCKER / "nginx-tls.conf").read_text().replace("/run/secrets/", f"{tmp_path}/").replace(" 8443 ", f" {port} ")

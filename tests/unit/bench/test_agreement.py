@@ -1,28 +1,13 @@
 """Two clients against an endpoint whose times are known: the table, and what the exit code says."""
 
-import asyncio
 import shutil
-import threading
-from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
+from baton.errors import BatonError
 from bench import agreement
-from tests.unit.bench.test_load_driver import Paced
-
-
-@pytest.fixture
-def endpoint() -> Iterator[tuple[Paced, str]]:
-    """A server on a thread of its own, since the bench has its own event loops; and its address."""
-    loop, paced = asyncio.new_event_loop(), Paced()
-    server = loop.run_until_complete(asyncio.start_server(paced, "127.0.0.1", 0))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield paced, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    loop.call_soon_threadsafe(server.close)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+from bench._load.sse_client import Stream
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
@@ -34,8 +19,37 @@ def test_both_clients_ask_the_same_and_the_code_tells_whether_they_agree(endpoin
     assert agreement.main([str(part) for flag in flags.items() for part in flag]) == code
     assert len(paced.sent) == agreement.WARM_UP + 2 * 2  # requests of two clients
     table = capsys.readouterr().out
-    for name in agreement.SHOWN:
-        assert name.removesuffix("_s") in table
+    for name, percent in agreement.SHOWN:
+        assert f"{name} p{percent}" in table
+    assert "late" in table
+
+
+def test_an_interval_holds_the_true_ratio_and_narrows_with_more_requests():
+    source = np.random.default_rng(1)
+    widths = []
+    for number in (100, 1600):
+        ours, theirs = 1.1 * source.lognormal(3, 0.3, number), source.lognormal(3, 0.3, number)
+        low, high = agreement.interval(ours, theirs, 90)
+        assert low < 1.1 < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+    same = np.full(5, 7.0)
+    assert agreement.interval(2 * same, same, 50) == (2.0, 2.0)
+
+
+def test_times_of_ours_count_from_when_they_were_sent():
+    stream = Stream(10.0, [10.5, 11.0], 11.0, 200, 1, 3, sent=10.2)
+    assert agreement._latency_s(stream, "ttft") == pytest.approx(0.3)
+    assert agreement._latency_s(stream, "e2e") == pytest.approx(0.8)
+    assert agreement._latency_s(stream, "tpot") == pytest.approx(0.25)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_a_request_that_fails_is_told(endpoint):
+    paced, url = endpoint
+    paced.answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with pytest.raises(BatonError, match="2 requests failed"):
+        agreement.main(["--base-url", url, "--model", "m", "--requests", "1", "--rate", "50"])
 
 
 @pytest.mark.parametrize("flags", [["--requests", "0"], ["--rate", "0"]])
@@ -75,6 +89,16 @@ def test_times_are_those_of_the_trace_even_over_midnight(tmp_path):
     stream = agreement._stream(f"{usage}\n\ndata: [DONE]\n\n", tmp_path / "trace")
     assert (stream.num_prompt_tokens, stream.num_output_tokens) == (7, 4)
     assert (stream.ttft_s, stream.e2e_s) == (pytest.approx(0.0705), pytest.approx(0.11))
+
+
+def test_tokens_that_came_together_had_waited_for_the_client(tmp_path):
+    assert not agreement.was_late(Stream(0.0, [1.0, 1.002, 1.004]))
+    assert not agreement.was_late(Stream(0.0, [1.0, 1.002, 1.0021]))  # the first is what counts
+    assert agreement.was_late(Stream(0.0, [1.0, 1.0001, 1.004]))
+    bunched = TRACE.replace('data: {"choices": [{"text": ""}]}', 'data: {"text": "a"}..data: {"text": "b"}')
+    (tmp_path / "trace").write_text(bunched)
+    usage = 'data: {"usage": {"prompt_tokens": 7, "completion_tokens": 4}}'
+    assert agreement.was_late(agreement._stream(f"{usage}\n\ndata: [DONE]\n\n", tmp_path / "trace"))
 
 
 def test_an_answer_without_an_end_is_no_answer(tmp_path):

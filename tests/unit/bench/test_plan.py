@@ -8,9 +8,7 @@ import pytest
 from baton.errors import ConfigError
 from baton.step_cost import StepCost
 from bench._load import lengths
-from bench._load.sse_client import Stream
 from bench._plan import node_model, sizing
-from bench._plan.fitting import decode_row, decodings, on_top
 from bench._plan.least_squares import non_negative
 from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Workload
@@ -36,29 +34,32 @@ def test_least_squares_find_what_is_there_and_nothing_below_zero():
     assert non_negative([(1, 1), (2, 1)], [0.1, -5.0], keep=1)[0] == 0.0
 
 
-def test_rows_of_probes_find_a_nodes_costs_again():
-    """Streams made from known costs, read as the fit reads them."""
-    latency, base, request, token = 12.0, 4.0, 0.3, 0.002
-    rows, values = [], []
-    for kind in decodings(1024):
-        running = float(kind.concurrency)
-        step = base + request * running + token * running * (kind.prompt_tokens + kind.output_tokens / 2)
-        took_s = (latency + step * (kind.output_tokens - 1)) / 1000
-        streams = [Stream(0.0, [0.0, took_s], took_s, 200, 1, kind.output_tokens)] * kind.concurrency
-        rows.append(decode_row(kind, streams, took_s))
-        values.append(1000 * streams[0].tpot_s)
-    assert non_negative(rows, values) == pytest.approx([latency, base, request, token], rel=0.01)
+def test_what_pools_take_from_each_other_shows_where_both_work():
+    quiet = NodeModel(cost=MODEL.cost, noise=0.0)
+    shared = NodeModel(cost=MODEL.cost, noise=0.0, prefill_beside=1.5, decode_beside=1.2)
+    alone, beside = (sizing.run(model, load(0.1), 1.0, Size(1, 1), number=100) for model in (quiet, shared))
+    assert beside.ttft_p50_s == pytest.approx(alone.ttft_p50_s, rel=0.01)
+    assert beside.tpot_p50_s == pytest.approx(alone.tpot_p50_s, rel=0.01)
+    alone, beside = (sizing.run(model, load(8.0), 1.0, Size(1, 1)) for model in (quiet, shared))
+    assert beside.prefill_utilization == pytest.approx(1.5 * alone.prefill_utilization, rel=0.02)
+    assert 1.05 * alone.tpot_p50_s < beside.tpot_p50_s < 1.25 * alone.tpot_p50_s
+    paired = [sizing.run(model, load(16.0), 1.0, Size(2, 2)).prefill_utilization for model in (quiet, shared)]
+    assert paired[1] == pytest.approx(1.5 * paired[0], rel=0.02)
 
 
-def test_what_ttft_has_on_top_is_a_base_and_a_share_of_the_tokens():
-    assert on_top([16, 32, 512], [4.0, 5.6, 53.6]) == pytest.approx((4.0, 0.1))
-    assert on_top([16, 32, 512], [4.0, 2.0, 0.0]) == (4.0, 0.0)
-    assert on_top([16], [-1.0]) == (0.0, 0.0)
+def test_a_request_that_comes_holds_up_those_that_decode():
+    still = NodeModel(cost=MODEL.cost, noise=0.0, latency_ms=8.0)
+    held = NodeModel(cost=MODEL.cost, noise=0.0, latency_ms=8.0, join_ms=8.0)
+    for rate in (0.1, 8.0):
+        before, after = (sizing.run(model, load(rate), 1.0, Size(1, 1)) for model in (still, held))
+        others_s = rate * 0.008 * after.tpot_p50_s  # requests that come in a token's time, each for 8 ms
+        assert after.tpot_p50_s - before.tpot_p50_s == pytest.approx(others_s, rel=0.3, abs=1e-5)
 
 
-def test_a_prompt_that_comes_to_an_idle_node_takes_what_was_measured():
-    slow = NodeModel(cost=MODEL.cost, overhead_ms=3, overhead_token_ms=0.05, noise=0.0)
-    assert sizing.run(slow, load(0.2), 1.0, Size(1, 1)).ttft_p50_s == pytest.approx((5 + 40 + 3 + 20) / 1000, rel=0.01)
+def test_what_a_pair_can_do_is_bounded_by_the_busier_node():
+    assert sizing.capacity(MODEL, 400, 1) == pytest.approx(1000 / 45)
+    step_ms = 10 + 0.2 * sizing.FULL_BATCH
+    assert sizing.capacity(MODEL, 16, 500) == pytest.approx(1000 * sizing.FULL_BATCH / 500 / step_ms)
 
 
 def test_times_vary_as_much_as_measured():

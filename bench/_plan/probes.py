@@ -1,0 +1,154 @@
+"""Probes of a fleet of one prefill and one decode node: requests, and what their times tell of the nodes' work."""
+
+import asyncio
+import itertools
+import math
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from baton.errors import BatonError
+from baton.process.tasks import end
+from bench._load import lengths, workload
+from bench._load.driver import Driver
+from bench._load.sse_client import Stream
+from bench._load.target import Target
+from bench._load.workload import Conversation, Shape
+
+TIMEOUT_S = 120.0
+PROMPTS, PROMPTS_AT_A_TIME = 8, 2  # of each length in a round
+SINGLES = 3
+PAUSE_S = (0.1, 0.4)
+STREAMS, STREAM_PROMPT = 2, 16  # that decode beside prompts
+QUIET_S = 0.4  # they by themselves
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A probe: so many at once, with prompts and answers of one length."""
+
+    concurrency: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+def decodings(longest: int) -> list[Decoding]:
+    """What tells base, cost of a request and cost of context apart."""
+    long = max(longest // 2, 64)
+    return [Decoding(1, 32, 96), Decoding(4, 32, 64), Decoding(12, 32, 64), Decoding(2, long, min(long, 192))]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of streams in a window of time: milliseconds per event, and how many of them there were on the average."""
+
+    event_ms: float
+    num_running: float
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Prompts with nothing else: medians of TTFT and of the time to the second token; deviation of TTFT's logarithm."""
+
+    ttft_ms: float
+    gap_ms: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Prompts that are computed while some streams decode, and what it does to those."""
+
+    single_ms: float  # TTFT of one at a time
+    spacing_ms: float  # of several at a time
+    quiet: Pace  # of the streams without prompts
+    busy: Pace
+
+
+class Probe:
+    """Requests with prompts of random tokens. BatonError where one fails."""
+
+    def __init__(self, target: Target, model: str, vocab_size: int) -> None:
+        self._target, self._model, self._vocab_size = target, model, vocab_size
+        self._random = random.Random()
+
+    async def alone(self, num_prompt: int) -> Alone:
+        """Some, now and then, of two tokens."""
+        found = await self._now_and_then(num_prompt)
+        ttft_ms = [1000 * stream.ttft_s for stream in found]
+        noise = statistics.stdev(math.log(ms) for ms in ttft_ms)
+        return Alone(statistics.median(ttft_ms), statistics.median(1000 * stream.tpot_s for stream in found), noise)
+
+    async def decoding(self, kind: Decoding) -> Pace:
+        """While all of them decode and no prompt is computed."""
+        streams = await self.run(kind.concurrency, kind.prompt_tokens, kind.output_tokens, kind.concurrency)
+        begin_s, end_s = max(stream.times[0] for stream in streams), min(stream.times[-1] for stream in streams)
+        if begin_s >= end_s:  # the first had ended before the last began
+            begin_s, end_s = min(stream.times[0] for stream in streams), max(stream.times[-1] for stream in streams)
+        found = pace(streams, begin_s, end_s)
+        num_events = sum(len(stream.times) - 1 for stream in streams)
+        num_gaps = sum(stream.num_output_tokens - 1 for stream in streams)
+        return Pace(found.event_ms * num_events / num_gaps, found.num_running)  # a token may come without any text
+
+    async def beside(self, num_prompt: int, stream_tokens: int) -> Beside:
+        """Prompts while streams keep the decode node busy: an idle one would be given some of them to compute."""
+        streams = Driver(self._target, TIMEOUT_S)
+        streaming = asyncio.create_task(streams.closed(self._conversations(STREAM_PROMPT, stream_tokens), STREAMS))
+        try:
+            await asyncio.sleep(QUIET_S)
+            singles = await self._now_and_then(num_prompt)
+            begun_s = time.monotonic()
+            await asyncio.sleep(max(QUIET_S, singles[0].ttft_s))
+            storm_s = time.monotonic()
+            several = await self.run(PROMPTS_AT_A_TIME, num_prompt, 2, PROMPTS)
+        finally:
+            await end(streaming)
+        _check(streams.streams)
+        begun = streams.streams + streams.hung_up
+        quiet = pace(begun, begun_s, storm_s)
+        busy = pace(begun, storm_s, max(stream.times[0] for stream in several))
+        single_ms = 1000 * statistics.median(stream.ttft_s for stream in singles)
+        return Beside(single_ms, spacing_ms(several), quiet, busy)
+
+    async def _now_and_then(self, num_prompt: int) -> list[Stream]:
+        """One by one, with pauses: while prefill nodes are busy, a router gives short prompts to decode nodes."""
+        found = []
+        for _ in range(SINGLES):
+            await asyncio.sleep(self._random.uniform(*PAUSE_S))
+            found += await self.run(1, num_prompt, 2, 1)
+        return found
+
+    async def run(self, concurrency: int, num_prompt: int, num_output: int, number: int) -> list[Stream]:
+        """So many requests, some at a time."""
+        driver = Driver(self._target, TIMEOUT_S)
+        await driver.closed(list(itertools.islice(self._conversations(num_prompt, num_output), number)), concurrency)
+        _check(driver.streams)
+        return driver.streams
+
+    def _conversations(self, num_prompt: int, num_output: int) -> Iterator[Conversation]:
+        prompt, output = lengths.parse(str(num_prompt)), lengths.parse(str(num_output))
+        shape = Shape(model=self._model, prompt=prompt, output=output, vocab_size=self._vocab_size)
+        return workload.conversations(shape, self._random)
+
+
+def _check(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        if not stream.ok:
+            raise BatonError(f"a probe failed: {stream.status} {stream.error}".strip())
+
+
+def spacing_ms(streams: Sequence[Stream]) -> float:
+    """Between first tokens, on the average: what a prompt takes a node that always has one to compute."""
+    firsts = sorted(stream.times[0] for stream in streams)
+    return 1000 * (firsts[-1] - firsts[0]) / (len(firsts) - 1)
+
+
+def pace(streams: Sequence[Stream], begin_s: float, end_s: float) -> Pace:
+    """Of their tokens in `[begin_s, end_s)`, between the first and the last of each."""
+    running_s, num_tokens = 0.0, 0
+    for times in (stream.times for stream in streams if stream.times):
+        running_s += max(min(times[-1], end_s) - max(times[0], begin_s), 0.0)
+        num_tokens += sum(begin_s <= at_s < end_s for at_s in times[1:])
+    return Pace(1000 * running_s / max(num_tokens, 1), running_s / (end_s - begin_s))

@@ -1,0 +1,220 @@
+"""Whether a fleet does what `baton plan` says it would: fit, predict and run in turns; ratios of predicted to measured.
+
+    baton bench plan                                     # a fleet of its own, one prefill and one decode node
+    baton bench plan --model llama-107m --loads 50%:256:48 50%:64:64
+
+A round has every probe of the fit once, and then every load for some seconds, so what the machine does meanwhile meets
+both. The simulator gets the very arrivals that the fleet got. Figures are medians of the rounds, in brackets the range
+of what was measured. Exit code 1 where a ratio is off by more than `--tolerance`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import random
+import re
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from baton.errors import BatonError
+from bench import _fleets, serve
+from bench._load import arrivals, lengths, workload
+from bench._load.driver import Driver
+from bench._load.figures import figures
+from bench._load.target import Target, target_of
+from bench._load.workload import Shape
+from bench._plan import simulation, sizing
+from bench._plan.fitting import Fit
+from bench._plan.node_model import NodeModel
+from bench._plan.probes import TIMEOUT_S, Probe
+from bench._simulated.hardware import SimulatedRequest
+
+LOADS = ("2:256:48", "6:256:48", "10:256:48", "15:64:64", "2:1024:32")
+MIN_REQUESTS = 6  # of a load in a round
+SHOWN = {"output_tokens_per_s": ("tok/s", 1.0), "ttft_p50_s": ("TTFT p50 ms", 1e3), "tpot_p50_s": ("TPOT p50 ms", 1e3)}
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many requests per second, or this share of what one node of each pool can do, of so many tokens."""
+
+    text: str
+    rate: float
+    share: float
+    num_prompt: int
+    num_output: int
+
+    def per_s(self, model: NodeModel) -> float:
+        """Requests."""
+        return self.rate or self.share * sizing.capacity(model, self.num_prompt, self.num_output)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One round of a load: when requests came, and what the fleet made of them."""
+
+    due_s: Sequence[float]
+    measured: Figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table; exit code 1 where a prediction is off."""
+    args = _arguments(argv)
+    command = shlex.join(["baton", "bench", "plan", *(sys.argv[1:] if argv is None else argv)])
+    columns = SpinnerColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("starting")
+        with _endpoint(args) as url:
+            measuring = _measure(args, target_of(url), lambda text: progress.update(task, description=text))
+            model, rates, runs = asyncio.run(measuring)
+    print(f"{serve.machine()}\n{command}\n\n{_node_lines(model)}\n")
+    return 0 if _table(model, rates, runs, args.tolerance) else 1
+
+
+@contextlib.contextmanager
+def _endpoint(args: argparse.Namespace) -> Iterator[str]:
+    if args.base_url:
+        yield args.base_url
+        return
+    flags = ("--model", args.model) if args.model else ()
+    with (
+        tempfile.TemporaryDirectory(prefix="baton-plan-") as folder,
+        _fleets.started(Path(folder) / "home", "--prefill", "1", "--decode", "1", *flags) as url,
+    ):
+        yield url
+
+
+async def _measure(
+    args: argparse.Namespace, target: Target, on_step: Callable[[str], None]
+) -> tuple[NodeModel, dict[Load, float], dict[Load, list[Run]]]:
+    """What was fitted, requests per second of each load, and its rounds."""
+    name, rates, runs = await target.first_model(), dict[Load, float](), defaultdict[Load, list[Run]](list)
+    fit = Fit(Probe(target, name, args.vocab_size), args.fit_prompt_tokens, on_step)
+    await fit.warm_up()
+    for number in range(args.rounds):
+        await fit.round()
+        for load in args.loads:
+            on_step(f"{load.text}, round {number + 1} of {args.rounds}")
+            rate = rates.setdefault(load, load.per_s(fit.model()))
+            shape = Shape(
+                name, lengths.parse(str(load.num_prompt)), lengths.parse(str(load.num_output)), args.vocab_size
+            )
+            runs[load].append(await _run(target, shape, rate, args.seconds, number))
+    return fit.model(), rates, runs
+
+
+async def _run(target: Target, shape: Shape, rate: float, seconds: float, seed: int) -> Run:
+    source = random.Random(seed)
+    due_s = list(itertools.islice(arrivals.times(rate, 1.0, source), max(round(rate * seconds), MIN_REQUESTS)))
+    asked = list(itertools.islice(workload.conversations(shape, random.Random()), len(due_s)))
+    driver, began_s = Driver(target, TIMEOUT_S), time.monotonic()
+    await driver.open(zip(due_s, asked, strict=True))
+    measured = figures(driver.streams, time.monotonic() - began_s)
+    if measured["failed"]:
+        raise BatonError(f"{measured['failed']} requests failed: {measured['error']}")
+    return Run(due_s, measured)
+
+
+def predicted(model: NodeModel, load: Load, due_s: Sequence[float]) -> Figures:
+    """What one node of each pool makes of the same requests."""
+    asked = [
+        SimulatedRequest(
+            arrival_ms=1000 * at_s, num_prompt_tokens=load.num_prompt, num_output_tokens=load.num_output, hashes=[]
+        )
+        for at_s in due_s
+    ]
+    fleet, requests = simulation.simulate(model, 1, 1, asked, 0)
+    found = simulation.outcome(model, fleet, requests)
+    return {name: getattr(found, name) for name in SHOWN}
+
+
+def _table(model: NodeModel, rates: dict[Load, float], runs: dict[Load, list[Run]], tolerance: float) -> bool:
+    """Print it; whether all ratios are within the tolerance."""
+    print(f"{'':<18}" + "".join(f"{title:>30}" for title, _ in SHOWN.values()))
+    print(f"{'predicted/measured':<18}" + f"{'(rounds) ratio':>30}" * len(SHOWN))
+    are_within = True
+    for load, rate in rates.items():
+        line = f"{f'{rate:.3g}/s {load.num_prompt}:{load.num_output}':<18}"
+        rounds = [predicted(model, load, run.due_s) for run in runs[load]]
+        for name, (_, unit) in SHOWN.items():
+            measured = sorted(unit * run.measured[name] for run in runs[load])
+            ours, theirs = unit * statistics.median(found[name] for found in rounds), statistics.median(measured)
+            are_within &= abs(ours / theirs - 1) <= tolerance
+            said = f"{_short(ours)}/{_short(theirs)} ({_short(measured[0])}–{_short(measured[-1])})"
+            line += f"{said:>25}{ours / theirs:>5.2f}"
+        print(line)
+    return are_within
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _node_lines(model: NodeModel) -> str:
+    cost = model.cost
+    on_top = f"{model.overhead_ms:.1f} ms on top of TTFT"
+    joins = f"{model.latency_ms:.1f} ms to the first, {model.join_ms:.1f} ms for each request that comes"
+    return (
+        f"a prompt: {cost.prefill_base_ms:.1f} ms and {cost.prefill_token_ms:.3f} ms a token, {on_top}, "
+        f"× {model.prefill_beside:.2f} beside decoding\n"
+        f"a step: {cost.decode_base_ms:.2f} ms and {cost.decode_request_ms:.3f} ms a request, {joins}, "
+        f"× {model.decode_beside:.2f} beside prompts"
+    )
+
+
+def parse(text: str) -> Load:
+    """Of `RATE:PROMPT:OUTPUT`. ArgumentTypeError where it is not that."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?):(\d+):(\d+)", text)
+    if not found or not all(float(found[part]) for part in (1, 3, 4)):
+        raise argparse.ArgumentTypeError(f"{text} is not RATE:PROMPT:OUTPUT, or SHARE%:PROMPT:OUTPUT")
+    number = float(found[1])
+    rate, share = (0.0, number / 100) if found[2] else (number, 0.0)
+    return Load(text, rate, share, int(found[3]), int(found[4]))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="baton bench plan", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add(
+        "--base-url",
+        default="",
+        help="a fleet of one prefill and one decode node that runs; without it, one is started",
+    )
+    add("--model", default="", help="a checkpoint for the fleet that is started; the default model where none is given")
+    add(
+        "--loads",
+        nargs="+",
+        type=parse,
+        default=[*map(parse, LOADS)],
+        metavar="RATE:PROMPT:OUTPUT",
+        help="tokens; requests per second, or as N%% of what a fleet of one and one can do",
+    )
+    add("--rounds", type=int, default=5, help="of the fit and all loads")
+    add("--seconds", type=float, default=8.0, help="of a load in a round")
+    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt that is tried")
+    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
+    add("--tolerance", type=float, default=0.15)
+    args = parser.parse_args(argv)
+    if args.rounds < 1 or args.seconds <= 0:
+        parser.error("--rounds: at least 1; --seconds: more than 0")
+    return args
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BatonError as failure:
+        sys.exit(f"baton: error: {failure.message}")
