@@ -449,7 +449,7 @@ void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_
     }
     float *partials = scratch<2>(num_floats);
     const Item *all = items.data();
-    parallel_dynamic(items.size(), work, threads, [&](int64_t i) {
+    parallel_dynamic<NoScope>(items.size(), work, threads, [&](int64_t i) {
         const Tile *t = &tiles[all[i].tile];
         if (all[i].chunk < 0) return run_tiles(c, t, all[i].num_tiles);
         Work<T> own;
