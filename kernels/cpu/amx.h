@@ -1,8 +1,9 @@
 // Products of bf16 rows by tiles of AMX: 16 rows of x, or 16 outputs, by 32 inputs each. Sums are fp32.
 //
-// A row's bits do not depend on which rows come with it, nor on how many: tiles are always configured for 16, and what
-// a tile holds beside a row meets only sums that nobody reads. Integers are exact in bf16, and are widened once for all
-// rows; a group's sum is scaled.
+// Integers are exact in bf16, and are widened once for all rows; a group's sum is scaled. What a tile holds beside a row
+// meets only sums that nobody reads. Where rows are few, tiles would be loaded and stored for nothing: fused
+// multiply-adds then give the same sums, to the bit, as Intel's manual has it of TDPBF16PS: even and odd inputs of a
+// tile are summed up apart, then with each other, then with what was there; a subnormal number counts as 0.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -18,6 +19,7 @@ using namespace gemm;
 
 constexpr int ROWS = 16;          // of a tile
 constexpr int SIZE = ROWS * DEPTH; // elements of a tile
+constexpr int FEW = 2;             // rows up to which integers meet no tiles
 constexpr int STEPS_AHEAD = 3;     // that integers are widened before they are multiplied
 constexpr int FAR_BYTES = 6144, NEAR_BYTES = 1024; // that a panel is fetched ahead into the L2 and the L1 cache
 
@@ -28,10 +30,17 @@ struct alignas(64) Config { // as the processor reads it
 };
 constexpr Config CONFIG;
 
-// A thread has tiles while this lives. It costs a tenth of a microsecond.
+// A thread has tiles while this lives, and subnormal numbers are 0. It costs a tenth of a microsecond.
 struct Scope {
-    Scope() { _tile_loadconfig(&CONFIG); }
-    ~Scope() { _tile_release(); }
+    const unsigned control = _mm_getcsr();
+    Scope() {
+        _tile_loadconfig(&CONFIG);
+        _mm_setcsr(control | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+    }
+    ~Scope() {
+        _mm_setcsr(control);
+        _tile_release();
+    }
 };
 
 // Compilers do not know what tiles read.
@@ -85,78 +94,130 @@ template <class S> INLINE void widen(const S *weight, int num_inputs, bf16 *out)
         write(out + SIZE, ((vu)even.b >> 16) | ((vu)odd.b & 0xffff0000));
     }
 }
-template <class S> INLINE void widen(const S *weight, int64_t inputs, int64_t step, bf16 *out) {
-    const S *from = weight + step * DEPTH * STEP<S>;
-    prefetch<DEPTH * STEP<S> * sizeof(S)>(from);
-    if ((step + 1) * DEPTH <= inputs) widen(from, DEPTH, out + step * 2 * SIZE);
-    else widen(from, int(inputs - step * DEPTH), out + step * 2 * SIZE);
-}
-
 // A panel that a thread multiplies by one tile of rows after another.
 template <class S> struct Panel {
     const S *weight;
     const float *scales, *bias;
     const bf16 *tiles; // the weight itself, or what it was widened to while the first rows were multiplied
     int64_t inputs, group;
+    int64_t steps() const { return whole_tiles(inputs) / DEPTH; }
+    int64_t steps_of_group() const { return whole_tiles(group) / DEPTH; }
 };
 
-// out[num_rows][PANEL] = x by a panel. FIRST: these are the first rows that meet it.
-template <class S, bool TWO, bool FIRST>
-void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, float (*out)[PANEL]) {
-    const int64_t steps = whole_tiles(p.inputs) / DEPTH, of_group = whole_tiles(p.group) / DEPTH;
+template <class S> INLINE void widen(const Panel<S> &p, int64_t step) {
+    const S *from = p.weight + step * DEPTH * STEP<S>;
+    bf16 *to = (bf16 *)p.tiles + step * 2 * SIZE;
+    prefetch<DEPTH * STEP<S> * sizeof(S)>(from);
+    if ((step + 1) * DEPTH <= p.inputs) widen(from, DEPTH, to);
+    else widen(from, int(p.inputs - step * DEPTH), to);
+}
+
+// A group's sums are scaled and added to `out`, or to the bias; after the last they are the result.
+template <class S, class Sums, class Sink>
+INLINE void add_up(const Panel<S> &p, int64_t step, int num_rows, float (*out)[PANEL], Sums sums, Sink sink) {
+    const int64_t group = step / p.steps_of_group();
+    const pair by = p.scales ? load_pair(p.scales + group * PANEL) : pair{splat(1), splat(1)};
+    const bool is_first = group == 0, is_last = step + 1 == p.steps();
+    const pair bias = load_pair(p.bias);
+    for (int r = 0; r < num_rows; r++) {
+        const pair sum = sums(r), before = is_first ? bias : load_pair(out[r]);
+        const pair total = {fma(sum.a, by.a, before.a), fma(sum.b, by.b, before.b)};
+        if (is_last) sink(r, total);
+        else store_pair(out[r], total);
+    }
+}
+
+// sink(row, PANEL values) of up to 2 * ROWS rows. FIRST: they are the first that meet the panel.
+template <class S, bool TWO, bool FIRST, class Sink>
+void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, Sink sink) {
+    const int64_t steps = p.steps(), of_group = p.steps_of_group();
     const bf16 *others = x + ROWS * whole_tiles(p.inputs);
     const int stride = std::min(num_rows, ROWS) * DEPTH, of_others = (num_rows - ROWS) * DEPTH;
-    alignas(64) float sums[(1 + TWO) * ROWS][PANEL];
-    for (int r = 0; r < num_rows; r++) memcpy(out[r], p.bias, sizeof *out);
+    alignas(64) float sums[(1 + TWO) * ROWS][PANEL], out[(1 + TWO) * ROWS][PANEL];
     if constexpr (FIRST && !IN_TILES<S>)
-        for (int step = 0; step < std::min<int64_t>(STEPS_AHEAD, steps); step++)
-            widen(p.weight, p.inputs, step, (bf16 *)p.tiles);
+        for (int step = 0; step < std::min<int64_t>(STEPS_AHEAD, steps); step++) widen(p, step);
     for (int64_t step = 0; step < steps; step++) {
-        const bf16 *weight = p.tiles + step * 2 * SIZE;
-        if constexpr (FIRST && IN_TILES<S>) prefetch<2 * SIZE * sizeof(bf16)>(weight);
-        if constexpr (FIRST && !IN_TILES<S>) {
-            if (step + STEPS_AHEAD < steps) widen(p.weight, p.inputs, step + STEPS_AHEAD, (bf16 *)p.tiles);
-            written();
-        }
+        if constexpr (FIRST && IN_TILES<S>) prefetch<2 * SIZE * sizeof(bf16)>(p.weight + step * 2 * SIZE);
+        if constexpr (FIRST && !IN_TILES<S>)
+            if (step + STEPS_AHEAD < steps) widen(p, step + STEPS_AHEAD);
+        written();
         if (step % of_group == 0) zero<TWO>();
-        multiply<TWO>(x + step * stride, others + step * of_others, weight);
+        multiply<TWO>(x + step * stride, others + step * of_others, p.tiles + step * 2 * SIZE);
         if ((step + 1) % of_group) continue;
         store_sums<TWO>(sums);
-        const pair by = p.scales ? load_pair(p.scales + step / of_group * PANEL) : pair{splat(1), splat(1)};
-        for (int r = 0; r < num_rows; r++) {
-            store(out[r], fma(load(sums[r]), by.a, load(out[r])));
-            store(out[r] + W, fma(load(sums[r] + W), by.b, load(out[r] + W)));
-        }
+        add_up(p, step, num_rows, out, [&](int r) { return load_pair(sums[r]); }, sink);
     }
+}
+
+// Adds the products of N rows with inputs k and k + 1 of a panel.
+template <class S, int N>
+INLINE void multiply_two(const float *x, const S *weight, bool both, pair (&even)[N], pair (&odd)[N]) {
+    const pair first = load_pair(weight), second = both ? load_pair(weight + STEP<S>) : pair{};
+#pragma GCC unroll 4
+    for (int r = 0; r < N; r++) {
+        const vf a = splat(x[r]), b = splat(x[N + r]);
+        even[r] = {fma(a, first.a, even[r].a), fma(a, first.b, even[r].b)};
+        odd[r] = {fma(b, second.a, odd[r].a), fma(b, second.b, odd[r].b)};
+    }
+}
+
+// The same for N rows by integers, without tiles. x: [inputs][N], an even number.
+template <class S, int N, class Sink> void run_few(const Panel<S> &p, const float *x, Sink sink) {
+    const int64_t steps = p.steps(), of_group = p.steps_of_group();
+    float out[N][PANEL];
+    pair sums[N];
+    for (int64_t step = 0; step < steps; step++, x += DEPTH * N) {
+        const S *weight = p.weight + step * DEPTH * STEP<S>;
+        const int num = int(std::min<int64_t>(DEPTH, p.inputs - step * DEPTH));
+        prefetch<DEPTH * STEP<S> * sizeof(S)>(weight);
+        pair even[N] = {}, odd[N] = {};
+        if (num == DEPTH)
+#pragma GCC unroll 4
+            for (int k = 0; k < DEPTH; k += 2) multiply_two<S, N>(x + k * N, weight + k * STEP<S>, true, even, odd);
+        else
+            for (int k = 0; k < num; k += 2) multiply_two<S, N>(x + k * N, weight + k * STEP<S>, k + 1 < num, even, odd);
+        for (int r = 0; r < N; r++) {
+            if (step % of_group == 0) sums[r] = pair{};
+            sums[r] = {sums[r].a + (even[r].a + odd[r].a), sums[r].b + (even[r].b + odd[r].b)};
+        }
+        if ((step + 1) % of_group == 0) add_up(p, step, N, out, [&](int r) { return sums[r]; }, sink);
+    }
+}
+template <class S, int N = FEW, class Sink> void run_few(const Panel<S> &p, const float *x, int num_rows, Sink sink) {
+    if (num_rows == N) run_few<S, N>(p, x, sink);
+    else if constexpr (N > 1) run_few<S, N - 1>(p, x, num_rows, sink);
 }
 
 // x of bf16 by weights stored as S; see gemm.h.
 template <class S> struct Product {
     using Storage = S;
-    using Element = bf16;
     using Scope = amx::Scope;
+    static constexpr int SPARE_FLOATS = amx::ROWS * DEPTH; // tiles of 16 rows are read where there are fewer
     static constexpr int ROWS = 2 * amx::ROWS;
 
     // As few tiles of AMX as can be.
     static int64_t first_row(int64_t tile, int64_t, int64_t rows) { return std::min(tile * ROWS, rows); }
-    static int64_t padded(int64_t inputs) { return whole_tiles(inputs); }
+    static int64_t row_floats(int64_t inputs) { return whole_tiles(inputs); }
+    static int64_t row_bytes(int64_t inputs) { return whole_tiles(inputs) * sizeof(bf16); }
     static int panels_at_once(int) { return 1; }
 
-    // -> [16 rows or the others][step][row][DEPTH], with 0 for missing inputs.
-    template <class Source> static void pack_rows(const Tile &t, int64_t inputs, Source source, bf16 *out) {
+    // -> bf16 [16 rows or the others][step][row][DEPTH]; of few rows fp32 [inputs][row]. Missing inputs are 0.
+    template <class Source> static void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
+        auto half = [&](int64_t row, int64_t at) {
+            const int some = int(std::clamp<int64_t>(inputs - at, 0, W));
+            return some ? to_bf16(source(t.row + row, at, some)) : vf{};
+        };
+        bf16 *to = (bf16 *)out;
         for (int first = 0; first < t.num_rows; first += amx::ROWS) {
             const int n = std::min(amx::ROWS, t.num_rows - first);
             for (int r = 0; r < n; r++) {
-                bf16 *to = out + r * DEPTH;
-                for (int64_t k = 0; k < inputs; k += DEPTH, to += n * DEPTH) {
-                    auto half = [&](int64_t at) {
-                        const int some = int(std::clamp<int64_t>(inputs - at, 0, W));
-                        return some ? source(t.row + first + r, at, some) : vf{};
-                    };
-                    store(to, half(k)), store(to + W, half(k + W));
+                for (int64_t k = 0; k < inputs; k += DEPTH) {
+                    const vf low = half(first + r, k), high = half(first + r, k + W);
+                    if (t.num_rows > (IN_TILES<S> ? 0 : FEW)) store(to + k * n + r * DEPTH, low), store(to + k * n + r * DEPTH + W, high);
+                    else for (int i = 0; i < W; i++) out[(k + i) * n + r] = low[i], out[(k + W + i) * n + r] = high[i];
                 }
             }
-            out += n * whole_tiles(inputs);
+            to += n * whole_tiles(inputs);
         }
         written();
     }
@@ -174,13 +235,14 @@ template <class S> struct Product {
 
   private:
     template <class Sink>
-    static void run_tile(const Tile &t, Panel<S> p, const bf16 *x, bool is_first, int64_t output, Sink sink) {
+    static void run_tile(const Tile &t, Panel<S> p, const float *packed, bool is_first, int64_t output, Sink sink) {
         if constexpr (IN_TILES<S>) p.tiles = p.weight;
-        alignas(64) float out[ROWS][PANEL];
-        const bool two = t.num_rows > amx::ROWS;
-        if (is_first) (two ? run_panel<S, true, true> : run_panel<S, false, true>)(p, x, t.num_rows, out);
-        else (two ? run_panel<S, true, false> : run_panel<S, false, false>)(p, x, t.num_rows, out);
-        for (int r = 0; r < t.num_rows; r++) sink(t.row + r, output, out[r]);
+        const bf16 *x = (const bf16 *)packed;
+        auto to = [&](int row, pair values) { sink(t.row + row, output, values); };
+        if constexpr (!IN_TILES<S>)
+            if (t.num_rows <= FEW) return run_few(p, packed, t.num_rows, to);
+        if (t.num_rows > amx::ROWS) is_first ? run_panel<S, true, true>(p, x, t.num_rows, to) : run_panel<S, true, false>(p, x, t.num_rows, to);
+        else is_first ? run_panel<S, false, true>(p, x, t.num_rows, to) : run_panel<S, false, false>(p, x, t.num_rows, to);
     }
 };
 

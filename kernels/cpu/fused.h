@@ -93,7 +93,8 @@ void run_tile(const Tile &t, const Weights &w, const float *x, int64_t panel, in
         const int n = panel + runs.many <= end ? runs.many : 1;
         (n > 1 ? runs.run_many : runs.run_one)(w, x, panel, values);
         for (int r = 0; r < t.num_rows; r++)
-            for (int p = 0; p < n; p++) sink(t.row + r, (panel + p) * PANEL, values + (r * n + p) * PANEL);
+            for (int p = 0; p < n; p++)
+                sink(t.row + r, (panel + p) * PANEL, load_pair(values + (r * n + p) * PANEL));
         panel += n;
     }
 }
@@ -118,13 +119,14 @@ template <class Source> INLINE void pack_rows(const Tile &t, int64_t inputs, Sou
 // x by weights stored as S; see gemm.h.
 template <class S> struct Product {
     using Storage = S;
-    using Element = float;
     using Scope = NoScope;
+    static constexpr int SPARE_FLOATS = 0;
     static constexpr int ROWS = fused::ROWS;
 
     // As even as can be.
     static int64_t first_row(int64_t tile, int64_t num_tiles, int64_t rows) { return rows * tile / num_tiles; }
-    static int64_t padded(int64_t inputs) { return inputs; }
+    static int64_t row_floats(int64_t inputs) { return inputs; }
+    static int64_t row_bytes(int64_t inputs) { return inputs * sizeof(float); }
     static int panels_at_once(int rows) { return fused::panels_at_once(rows); }
 
     template <class Source> static void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {

@@ -44,9 +44,9 @@ template <class P, class Source, class Sink>
 void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows, Source source, Sink sink,
                int threads) {
     const int64_t panels = num_panels(w.outputs);
-    const int64_t row_size = P::padded(w.inputs);
-    auto *packed = scratch<3, typename P::Element>((rows + P::ROWS) * row_size);
-    auto packed_at = [=](int tile) { return packed + (tiles[tile].row - tiles[0].row) * row_size; };
+    const int64_t row_floats = P::row_floats(w.inputs);
+    float *packed = scratch<3>(rows * row_floats + P::SPARE_FLOATS);
+    auto packed_at = [=](int tile) { return packed + (tiles[tile].row - tiles[0].row) * row_floats; };
     parallel(num_tiles, rows * w.inputs, threads,
              [&](int64_t i) { P::pack_rows(tiles[i], w.inputs, source, packed_at(i)); });
 
@@ -68,12 +68,11 @@ void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows,
     });
 }
 
-// Rows from `source`, each by the weight of its tile's expert, to `sink(row, first output, PANEL values)`. Tiles are in
+// Rows from `source`, each by the weight of its tile's expert, to `sink(row, first output, PANEL values as a pair)`. Tiles are in
 // order of rows.
 template <class P, class Source, class Sink>
 void run(const Weights &w, const std::vector<Tile> &tiles, Source source, Sink sink, int threads) {
-    const int64_t row_bytes = P::padded(w.inputs) * sizeof(typename P::Element);
-    const int64_t most = std::max<int64_t>(4 * P::ROWS, X_BYTES / row_bytes);
+    const int64_t most = std::max<int64_t>(4 * P::ROWS, X_BYTES / P::row_bytes(w.inputs));
     for (size_t first = 0, end = 0; first < tiles.size(); first = end) {
         int64_t rows = 0;
         while (end < tiles.size() && rows + tiles[end].num_rows <= most) rows += tiles[end++].num_rows;
@@ -82,11 +81,11 @@ void run(const Weights &w, const std::vector<Tile> &tiles, Source source, Sink s
 }
 
 // Values of a panel from output `first` on, to a row of `outputs`.
-template <class T> INLINE void store_panel(T *row, int64_t outputs, int64_t first, const float *values) {
+template <class T> INLINE void store_panel(T *row, int64_t outputs, int64_t first, pair values) {
     const int n = int(std::min<int64_t>(PANEL, outputs - first));
-    if (n == PANEL) store(row + first, load(values)), store(row + first + W, load(values + W));
-    else if (n > W) store(row + first, load(values)), store(row + first + W, load(values + W), n - W);
-    else store(row + first, load(values), n);
+    if (n == PANEL) store(row + first, values.a), store(row + first + W, values.b);
+    else if (n > W) store(row + first, values.a), store(row + first + W, values.b, n - W);
+    else store(row + first, values.a, n);
 }
 
 // One weight for all rows.
@@ -96,7 +95,7 @@ template <class T, class S> void linear(const Weights &w, const T *x, T *out, in
     using P = Product<T, S>;
     cut<P>(0, rows, 0, tiles);
     auto source = [=](int64_t row, int64_t k, int n) { return load_some(x + row * w.inputs + k, n); };
-    auto sink = [=](int64_t row, int64_t first, const float *values) {
+    auto sink = [=](int64_t row, int64_t first, pair values) {
         store_panel(out + row * w.outputs, w.outputs, first, values);
     };
     run<P>(w, tiles, source, sink, threads);

@@ -162,6 +162,8 @@ INLINE vu round_bf16(vf v) {
     return v != v ? (bits | 0x400000) : rounded;
 }
 
+INLINE vf to_bf16(vf v) { return (vf)(round_bf16(v) & 0xffff0000); }
+
 INLINE void store(float *p, vf v) { write(p, v); }
 INLINE void store(bf16 *p, vf v) { write(p, __builtin_convertvector(round_bf16(v) >> 16, vh)); }
 INLINE void store(fp16 *p, vf v) {

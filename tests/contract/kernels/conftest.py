@@ -25,6 +25,17 @@ def backend(name: str, request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture(params=DTYPES, ids=str)
-def cpu(request: pytest.FixtureRequest) -> Backend:
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def cpu(dtype: torch.dtype) -> Backend:
     torch.manual_seed(0)
-    return cpu_backend(f"cpu-{supported(features())[0].name}", request.param)
+    return cpu_backend(f"cpu-{supported(features())[0].name}", dtype)
+
+
+@pytest.fixture(params=[f"cpu-{level.name}" for level in LEVELS])
+def each_cpu(request: pytest.FixtureRequest, dtype: torch.dtype) -> Backend:
+    torch.manual_seed(0)
+    return cpu_backend(request.param, dtype)
