@@ -33,21 +33,24 @@ LEVELS = (  # fastest first
 
 
 def may_use_tiles() -> bool:
-    """Ask Linux for AMX's registers, which it gives to those that ask: this process and its threads have them then."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    """Ask for AMX's registers, which Linux gives only to those who ask: this process and its children have them then.
+
+    Refused where a thread's alternate signal stack is too small for them.
+    """
+    libc = ctypes.CDLL(None)
     return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 
 @cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Instruction sets of this processor; none where the system does not say."""
+    """Instruction sets of this processor that Linux lets us use; none where the system does not say."""
     try:
         text = cpuinfo.read_text()
     except OSError:
         return frozenset()
     lines = (line.partition(":") for line in text.splitlines())
     named = next((frozenset(flags.split()) for name, _, flags in lines if name.strip() == "flags"), frozenset())
-    return named if "amx_tile" not in named or may_use_tiles() else named - {"amx_tile"}
+    return named if "amx_tile" in named and may_use_tiles() else named - {"amx_tile"}
 
 
 def supported(available: frozenset[str]) -> list[Level]:
