@@ -11,40 +11,25 @@
 #include <type_traits>
 
 #include "parallel.h"
+#include "tiles.h"
 #include "weights.h"
 
 namespace amx {
 
 using namespace gemm;
 
-constexpr int ROWS = 16;          // of a tile
 constexpr int SIZE = ROWS * DEPTH; // elements of a tile
 constexpr int FEW = 2;             // rows up to which integers meet no tiles
 constexpr int STEPS_AHEAD = 3;     // that integers are widened before they are multiplied
 constexpr int FAR_BYTES = 6144, NEAR_BYTES = 1024; // that a panel is fetched ahead into the L2 and the L1 cache
 
-struct alignas(64) Config { // as the processor reads it
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS};
-};
-constexpr Config CONFIG;
-
-// A thread has tiles while this lives, and subnormal numbers are 0. It costs a tenth of a microsecond.
+// Subnormal numbers are 0 to tiles, so they are to all the rest.
 struct Scope {
+    const Tiles tiles;
     const unsigned control = _mm_getcsr();
-    Scope() {
-        _tile_loadconfig(&CONFIG);
-        _mm_setcsr(control | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
-    }
-    ~Scope() {
-        _mm_setcsr(control);
-        _tile_release();
-    }
+    Scope() { _mm_setcsr(control | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
+    ~Scope() { _mm_setcsr(control); }
 };
-
-// Compilers do not know what tiles read.
-INLINE void written() { asm volatile("" ::: "memory"); }
 
 // Up to 32 rows by a panel: tiles 0 and 1 have the sums of the first 16 rows, 2 and 3 of the others.
 template <bool TWO> INLINE void zero() {

@@ -8,8 +8,10 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
+#include "attention_amx.h"
 #include "parallel.h"
 #include "vector.h"
 
@@ -22,6 +24,15 @@ constexpr int DIRECT = 4;                 // query rows up to which keys are wid
 constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
 constexpr int AHEAD_BYTES = 8192;         // of keys and values that are fetched before they are needed
 
+// What a thread needs to have, and whether rows of T are multiplied by tiles of AMX where the shape allows it.
+#if defined(__AMX_BF16__)
+template <class T> constexpr bool IN_TILES = std::is_same_v<T, bf16>;
+using Scope = amx::Tiles;
+#else
+template <class T> constexpr bool IN_TILES = false;
+using Scope = NoScope;
+#endif
+
 template <class T> struct Call {
     const T *q;    // [num_tokens, num_heads, head_dim]
     const T *kv;   // [num_blocks, planes, num_kv_heads, block_size, head_dim], block_stride elements between blocks
@@ -33,6 +44,7 @@ template <class T> struct Call {
     const float *sinks;   // [num_heads] or null
     int64_t group() const { return num_heads / num_kv_heads; }
     int64_t padded_dim() const { return (head_dim + 2 * W - 1) / (2 * W) * (2 * W); }
+    bool in_tiles() const { return IN_TILES<T> && head_dim % 32 == 0 && block_size % 16 == 0; }
     int ahead() const { return std::clamp<int>(AHEAD_BYTES / sizeof(T) / head_dim, 1, CHUNK); } // in keys
 };
 
@@ -56,7 +68,8 @@ INLINE State state_at(float *p, int64_t rows, int64_t padded_dim) {
 // What a tile works with while it runs.
 template <class T> struct Work {
     float *q;      // [num_rows, padded_dim], eight elements as load_quads() has them, times what turns scores into
-                   // powers of 2 (or into what a soft cap takes)
+                   // powers of 2 (or into what a soft cap takes); with tiles of AMX as pack_queries() has them
+    float factor;  // that
     float *scores; // [num_rows, CHUNK]
     float *keys;   // W keys, widened: [padded_dim / 8][4] pairs
     const T *rows[3 * CHUNK]; // of a chunk's keys, then of its values, then what is to be fetched meanwhile
@@ -308,6 +321,36 @@ template <class T> INLINE int locate(const Call<T> &c, const Tile &t, int64_t st
     return padded;
 }
 
+#if defined(__AMX_BF16__)
+// run_chunk() by tiles of AMX, of a chunk's keys [low, high).
+INLINE void run_in_tiles(const Call<bf16> &c, const Tile &t, const bf16 *const *values, int low, int high,
+                         Work<bf16> &work, State state) {
+    const int head_dim = int(c.head_dim), stride = int(c.padded_dim()), ahead = c.ahead();
+    const bf16 *q = (const bf16 *)work.q;
+    for (int j = low / W * W; j < high; j += W) {
+        for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
+        for (int r = 0; r < t.num_rows; r += W) {
+            const int n = std::min(W, t.num_rows - r);
+            if (work.high[r + n - 1] > j)
+                score_tile(q + r * head_dim, work.rows[j], head_dim, n, work.factor, work.scores + r * CHUNK + j, CHUNK);
+        }
+    }
+    const int begin = low / DEPTH * DEPTH, steps = std::max(0, high - begin + DEPTH - 1) / DEPTH;
+    bf16 *weights = scratch<6, bf16>(TILE * CHUNK), *packed = scratch<7, bf16>(CHUNK * head_dim);
+    for (int r = 0; r < t.num_rows; r++) {
+        float *scores = work.scores + r * CHUNK;
+        if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
+        softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r]);
+        for (int j = begin; j < begin + steps * DEPTH; j += W) store(weights + r * CHUNK + j, load(scores + j));
+    }
+    pack_values(values, low, high, head_dim, ahead, packed);
+    amx::written();
+    for (int r = 0; r < t.num_rows; r += W)
+        weigh_tile(weights + r * CHUNK + begin, CHUNK, packed, steps, std::min(W, t.num_rows - r), head_dim,
+                   state.acc + r * stride, stride);
+}
+#endif
+
 // State of one chunk for all rows of a tile.
 template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Next next, Work<T> &work, State state) {
     const int64_t first_query = c.seq_lens[t.seq] - (c.query_start[t.seq + 1] - c.query_start[t.seq]);
@@ -321,6 +364,8 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
         low = std::min(low, work.low[r]), high = std::max(high, work.high[r]);
     }
     const T *const *values = work.rows + locate(c, t, start, high, next, work);
+    if constexpr (IN_TILES<T>)
+        if (c.in_tiles()) return run_in_tiles(c, t, values, low, high, work, state);
     for (int j = low / W * W; j < high; j += W) {
         for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
         if (t.num_rows <= DIRECT && head_dim % 8 == 0) {
@@ -354,15 +399,20 @@ template <class T> void prepare(const Call<T> &c, const Tile &t, Work<T> &work) 
     const int64_t stride = c.padded_dim();
     work.scores = scratch<0>(TILE * (CHUNK + stride) + W * stride);
     work.q = work.scores + TILE * CHUNK, work.keys = work.q + TILE * stride;
-    const float factor = c.softcap ? c.scale / c.softcap * 2 * LOG2_E : c.scale * LOG2_E;
-    for (int r = 0; r < t.num_rows; r++) {
+    work.factor = c.softcap ? c.scale / c.softcap * 2 * LOG2_E : c.scale * LOG2_E;
+    auto query = [&](int r) {
         const int64_t token = c.query_start[t.seq] + (t.row + r) / c.group();
-        const T *q = c.q + (token * c.num_heads + t.kv_head * c.group() + (t.row + r) % c.group()) * c.head_dim;
+        return c.q + (token * c.num_heads + t.kv_head * c.group() + (t.row + r) % c.group()) * c.head_dim;
+    };
+    if constexpr (IN_TILES<T>)
+        if (c.in_tiles()) return pack_queries(t.num_rows, int(c.head_dim), query, (bf16 *)work.q);
+    for (int r = 0; r < t.num_rows; r++) {
+        const T *q = query(r);
         float *to = work.q + r * stride, lanes[W];
         std::fill(to, to + stride, 0.0f);
         for (int64_t d = 0; d < c.head_dim; d += W) {
             const int n = int(std::min<int64_t>(W, c.head_dim - d));
-            store(lanes, load_some(q + d, n) * splat(factor));
+            store(lanes, load_some(q + d, n) * splat(work.factor));
             for (int i = 0; i < n; i++) to[(d + i) / 8 * 8 + place_in_quads((d + i) % 8, q)] = lanes[i];
         }
     }
@@ -449,7 +499,7 @@ void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_
     }
     float *partials = scratch<2>(num_floats);
     const Item *all = items.data();
-    parallel_dynamic<NoScope>(items.size(), work, threads, [&](int64_t i) {
+    parallel_dynamic<Scope>(items.size(), work, threads, [&](int64_t i) {
         const Tile *t = &tiles[all[i].tile];
         if (all[i].chunk < 0) return run_tiles(c, t, all[i].num_tiles);
         Work<T> own;
@@ -479,6 +529,7 @@ template <class T> void run(const Call<T> &c, int threads) {
     }
     const int64_t fair = std::max<int64_t>(1, num_chunks / (4 * threads)); // chunks that one thread may keep to itself
     if (threads > 1) return run_shared(c, tiles, work, fair, threads);
+    Scope scope;
     run_tiles(c, tiles.data(), int(tiles.size()));
 }
 
