@@ -1,9 +1,8 @@
 // Products of bf16 rows by tiles of AMX: 16 rows of x, or 16 outputs, by 32 inputs each. Sums are fp32.
 //
 // Integers are exact in bf16, and are widened once for all rows; a group's sum is scaled. What a tile holds beside a row
-// meets only sums that nobody reads. Where rows are few, tiles would be loaded and stored for nothing: fused
-// multiply-adds then give the same sums, to the bit, as Intel's manual has it of TDPBF16PS: even and odd inputs of a
-// tile are summed up apart, then with each other, then with what was there; a subnormal number counts as 0.
+// meets only sums that nobody reads. Where rows are few, integers would be widened, stored and loaded for nothing: fused
+// multiply-adds give the same sums, see Scope.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -18,49 +17,9 @@ namespace amx {
 
 using namespace gemm;
 
-constexpr int SIZE = ROWS * DEPTH; // elements of a tile
 constexpr int FEW = 2;             // rows up to which integers meet no tiles
 constexpr int STEPS_AHEAD = 3;     // that integers are widened before they are multiplied
 constexpr int FAR_BYTES = 6144, NEAR_BYTES = 1024; // that a panel is fetched ahead into the L2 and the L1 cache
-
-// Subnormal numbers are 0 to tiles, so they are to all the rest.
-struct Scope {
-    const Tiles tiles;
-    const unsigned control = _mm_getcsr();
-    Scope() { _mm_setcsr(control | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
-    ~Scope() { _mm_setcsr(control); }
-};
-
-// Up to 32 rows by a panel: tiles 0 and 1 have the sums of the first 16 rows, 2 and 3 of the others.
-template <bool TWO> INLINE void zero() {
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (TWO) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-}
-// A step: DEPTH inputs.
-template <bool TWO> INLINE void multiply(const bf16 *x, const bf16 *others, const bf16 *weight) {
-    _tile_loadd(6, weight, 64);
-    _tile_loadd(4, x, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, weight + SIZE, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (TWO) {
-        _tile_loadd(5, others, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-}
-template <bool TWO> INLINE void store_sums(float (*sums)[PANEL]) {
-    _tile_stored(0, sums[0], sizeof *sums);
-    _tile_stored(1, sums[0] + W, sizeof *sums);
-    if constexpr (TWO) {
-        _tile_stored(2, sums[ROWS], sizeof *sums);
-        _tile_stored(3, sums[ROWS] + W, sizeof *sums);
-    }
-}
 
 template <int BYTES> INLINE void prefetch(const void *weight) {
     for (int i = 0; i < BYTES; i += 64) {
@@ -127,7 +86,7 @@ void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, Sink sink) {
             if (step + STEPS_AHEAD < steps) widen(p, step + STEPS_AHEAD);
         written();
         if (step % of_group == 0) zero<TWO>();
-        multiply<TWO>(x + step * stride, others + step * of_others, p.tiles + step * 2 * SIZE);
+        multiply<TWO>(x + step * stride, others + step * of_others, 64, p.tiles + step * 2 * SIZE);
         if ((step + 1) % of_group) continue;
         store_sums<TWO>(sums);
         add_up(p, step, num_rows, out, [&](int r) { return load_pair(sums[r]); }, sink);

@@ -27,10 +27,10 @@ constexpr int AHEAD_BYTES = 8192;         // of keys and values that are fetched
 // What a thread needs to have, and whether rows of T are multiplied by tiles of AMX where the shape allows it.
 #if defined(__AMX_BF16__)
 template <class T> constexpr bool IN_TILES = std::is_same_v<T, bf16>;
-using Scope = amx::Tiles;
+template <class T> using Scope = std::conditional_t<IN_TILES<T>, amx::Scope, NoScope>;
 #else
 template <class T> constexpr bool IN_TILES = false;
-using Scope = NoScope;
+template <class T> using Scope = NoScope;
 #endif
 
 template <class T> struct Call {
@@ -329,25 +329,30 @@ INLINE void run_in_tiles(const Call<bf16> &c, const Tile &t, const bf16 *const *
     const bf16 *q = (const bf16 *)work.q;
     for (int j = low / W * W; j < high; j += W) {
         for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
-        for (int r = 0; r < t.num_rows; r += W) {
-            const int n = std::min(W, t.num_rows - r);
-            if (work.high[r + n - 1] > j)
-                score_tile(q + r * head_dim, work.rows[j], head_dim, n, work.factor, work.scores + r * CHUNK + j, CHUNK);
-        }
+        int unseen = 0; // first rows that see none of these keys
+        while (work.high[std::min(unseen + W, t.num_rows) - 1] <= j) unseen += W;
+        score_keys(q + unseen * head_dim, work.rows[j], head_dim, t.num_rows - unseen, work.factor,
+                   work.scores + unseen * CHUNK + j, CHUNK);
     }
     const int begin = low / DEPTH * DEPTH, steps = std::max(0, high - begin + DEPTH - 1) / DEPTH;
     bf16 *weights = scratch<6, bf16>(TILE * CHUNK), *packed = scratch<7, bf16>(CHUNK * head_dim);
+    const bool few = t.num_rows <= FEW;
     for (int r = 0; r < t.num_rows; r++) {
         float *scores = work.scores + r * CHUNK;
         if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
         softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r]);
-        for (int j = begin; j < begin + steps * DEPTH; j += W) store(weights + r * CHUNK + j, load(scores + j));
+        for (int j = begin; j < begin + steps * DEPTH; j += W)
+            if (few) store(scores + j, to_bf16(load(scores + j)));
+            else store(weights + r * CHUNK + j, load(scores + j));
     }
+    if (few) return weigh_few<FEW>(t.num_rows, work.scores, CHUNK, values, low, high, head_dim, ahead, state.acc, stride);
     pack_values(values, low, high, head_dim, ahead, packed);
     amx::written();
-    for (int r = 0; r < t.num_rows; r += W)
-        weigh_tile(weights + r * CHUNK + begin, CHUNK, packed, steps, std::min(W, t.num_rows - r), head_dim,
-                   state.acc + r * stride, stride);
+    for (int r = 0; r < t.num_rows; r += 2 * W) {
+        const int n = std::min(2 * W, t.num_rows - r);
+        (n > W ? weigh_tiles<true> : weigh_tiles<false>)(weights + r * CHUNK + begin, CHUNK, packed, steps, n, head_dim,
+                                                         state.acc + r * stride, stride);
+    }
 }
 #endif
 
@@ -499,7 +504,7 @@ void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_
     }
     float *partials = scratch<2>(num_floats);
     const Item *all = items.data();
-    parallel_dynamic<Scope>(items.size(), work, threads, [&](int64_t i) {
+    parallel_dynamic<Scope<T>>(items.size(), work, threads, [&](int64_t i) {
         const Tile *t = &tiles[all[i].tile];
         if (all[i].chunk < 0) return run_tiles(c, t, all[i].num_tiles);
         Work<T> own;
@@ -519,6 +524,7 @@ void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_
 }
 
 template <class T> void run(const Call<T> &c, int threads) {
+    Scope<T> scope;
     static thread_local std::vector<Tile> tiles;
     tiles.clear();
     plan(c, tiles);
@@ -529,7 +535,6 @@ template <class T> void run(const Call<T> &c, int threads) {
     }
     const int64_t fair = std::max<int64_t>(1, num_chunks / (4 * threads)); // chunks that one thread may keep to itself
     if (threads > 1) return run_shared(c, tiles, work, fair, threads);
-    Scope scope;
     run_tiles(c, tiles.data(), int(tiles.size()));
 }
 
