@@ -165,26 +165,25 @@ INLINE void cap_scores(float *scores, int low, int high, float cap) {
         store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j))));
 }
 
-// Scores of a row -> exponentials, 0 where the row does not see. Leaves their maximum and sum.
-INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum) {
-    if (low >= high) {
-        std::fill(scores, scores + CHUNK, 0.0f);
-        row_max = NEG_INF, row_sum = 0;
-        return;
+// Scores of a row -> exponentials to put(key, vector), 0 where the row does not see. Leaves their maximum and sum.
+template <class Put> INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum, Put put) {
+    const int begin = low / W * W, end = (high + W - 1) / W * W;
+    row_max = NEG_INF, row_sum = 0;
+    if (low < high) {
+        std::fill(scores + begin, scores + low, NEG_INF);
+        std::fill(scores + high, scores + end, NEG_INF);
+        vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
+        for (int j = begin; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
+        row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
+        for (int j = begin; j < end; j += W) {
+            const vf e = exp2(load(scores + j) - splat(row_max));
+            sum += e;
+            put(j, e);
+        }
+        row_sum = sum_lanes(sum);
     }
-    const int end = (high + W - 1) / W * W;
-    std::fill(scores, scores + low, NEG_INF);
-    std::fill(scores + high, scores + end, NEG_INF);
-    vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
-    for (int j = low / W * W; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
-    row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
-    for (int j = 0; j < end; j += W) {
-        vf e = exp2(load(scores + j) - splat(row_max));
-        sum += e;
-        store(scores + j, e);
-    }
-    std::fill(scores + end, scores + CHUNK, 0.0f);
-    row_sum = sum_lanes(sum);
+    for (int j = 0; j < begin; j += W) put(j, vf{});
+    for (int j = low < high ? end : begin; j < CHUNK; j += W) put(j, vf{});
 }
 
 template <class T> INLINE void prefetch(const T *row, int head_dim) {
@@ -340,10 +339,10 @@ INLINE void run_in_tiles(const Call<bf16> &c, const Tile &t, const bf16 *const *
     for (int r = 0; r < t.num_rows; r++) {
         float *scores = work.scores + r * CHUNK;
         if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
-        softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r]);
-        for (int j = begin; j < begin + steps * DEPTH; j += W)
-            if (few) store(scores + j, to_bf16(load(scores + j)));
-            else store(weights + r * CHUNK + j, load(scores + j));
+        softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r], [=](int j, vf e) {
+            if (few) store(scores + j, to_bf16(e));
+            else store(weights + r * CHUNK + j, e);
+        });
     }
     if (few) return weigh_few<FEW>(t.num_rows, work.scores, CHUNK, values, low, high, head_dim, ahead, state.acc, stride);
     pack_values(values, low, high, head_dim, ahead, packed);
@@ -391,7 +390,8 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
         for (int r = first; r < end; r++) {
             float *scores = work.scores + r * CHUNK;
             if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
-            softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r]);
+            softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r],
+                        [=](int j, vf e) { store(scores + j, e); });
         }
         const int low = work.low[first], high = work.high[end - 1];
         for (int j = low; j < high || j == low; j += ahead)

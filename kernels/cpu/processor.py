@@ -25,7 +25,11 @@ _AVX2_FEATURES = frozenset({"avx2", "fma", "f16c"})
 _AVX512_FEATURES = _AVX2_FEATURES | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 
 LEVELS = (  # fastest first
-    Level("amx", (*_AVX512, "-mamx-tile", "-mamx-bf16"), _AVX512_FEATURES | {"amx_tile", "amx_bf16"}),
+    Level(
+        "amx",
+        (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        _AVX512_FEATURES | {"avx512_bf16", "amx_tile", "amx_bf16"},
+    ),
     Level("avx512", _AVX512, _AVX512_FEATURES),
     Level("avx2", _AVX2, _AVX2_FEATURES),
     Level("portable", (), frozenset()),
