@@ -1,8 +1,8 @@
 // Products of bf16 rows by tiles of AMX: 16 rows of x, or 16 outputs, by 32 inputs each. Sums are fp32.
 //
-// Integers are exact in bf16, and are widened once for all rows; a group's sum is scaled. What a tile holds beside a row
-// meets only sums that nobody reads. Where rows are few, integers would be widened, stored and loaded for nothing: fused
-// multiply-adds give the same sums, see Scope.
+// Integers are exact in bf16, and are widened once for all rows; a group's sum is scaled. What a tile holds beside a
+// row meets only sums that nobody reads. Where rows are few, integers would be widened, stored and loaded for nothing:
+// fused multiply-adds give the same sums, see Scope.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -17,8 +17,8 @@ namespace amx {
 
 using namespace gemm;
 
-constexpr int FEW = 2;             // rows up to which integers meet no tiles
-constexpr int STEPS_AHEAD = 3;     // that integers are widened before they are multiplied
+constexpr int FEW = 2;         // rows up to which integers meet no tiles
+constexpr int STEPS_AHEAD = 3; // that integers are widened before they are multiplied
 constexpr int FAR_BYTES = 6144, NEAR_BYTES = 1024; // that a panel is fetched ahead into the L2 and the L1 cache
 
 template <int BYTES> INLINE void prefetch(const void *weight) {
@@ -38,6 +38,7 @@ template <class S> INLINE void widen(const S *weight, int num_inputs, bf16 *out)
         write(out + SIZE, ((vu)even.b >> 16) | ((vu)odd.b & 0xffff0000));
     }
 }
+
 // A panel that a thread multiplies by one tile of rows after another.
 template <class S> struct Panel {
     const S *weight;
@@ -119,7 +120,8 @@ template <class S, int N, class Sink> void run_few(const Panel<S> &p, const floa
 #pragma GCC unroll 4
             for (int k = 0; k < DEPTH; k += 2) multiply_two<S, N>(x + k * N, weight + k * STEP<S>, true, even, odd);
         else
-            for (int k = 0; k < num; k += 2) multiply_two<S, N>(x + k * N, weight + k * STEP<S>, k + 1 < num, even, odd);
+            for (int k = 0; k < num; k += 2)
+                multiply_two<S, N>(x + k * N, weight + k * STEP<S>, k + 1 < num, even, odd);
         for (int r = 0; r < N; r++) {
             if (step % of_group == 0) sums[r] = pair{};
             sums[r] = {sums[r].a + (even[r].a + odd[r].a), sums[r].b + (even[r].b + odd[r].b)};
@@ -147,21 +149,18 @@ template <class S> struct Product {
 
     // -> bf16 [16 rows or the others][step][row][DEPTH]; of few rows fp32 [inputs][row]. Missing inputs are 0.
     template <class Source> static void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
-        auto half = [&](int64_t row, int64_t at) {
+        auto vector = [&](int row, int64_t at) {
             const int some = int(std::clamp<int64_t>(inputs - at, 0, W));
-            return some ? to_bf16(source(t.row + row, at, some)) : vf{};
+            return some ? source(t.row + row, at, some) : vf{};
         };
-        bf16 *to = (bf16 *)out;
-        for (int first = 0; first < t.num_rows; first += amx::ROWS) {
-            const int n = std::min(amx::ROWS, t.num_rows - first);
-            for (int r = 0; r < n; r++) {
-                for (int64_t k = 0; k < inputs; k += DEPTH) {
-                    const vf low = half(first + r, k), high = half(first + r, k + W);
-                    if (t.num_rows > (IN_TILES<S> ? 0 : FEW)) store(to + k * n + r * DEPTH, low), store(to + k * n + r * DEPTH + W, high);
-                    else for (int i = 0; i < W; i++) out[(k + i) * n + r] = low[i], out[(k + W + i) * n + r] = high[i];
-                }
+        for (int row = 0; row < t.num_rows; row++) {
+            const int first = row / amx::ROWS * amx::ROWS, n = std::min(amx::ROWS, t.num_rows - first);
+            bf16 *to = (bf16 *)out + first * whole_tiles(inputs) + (row - first) * DEPTH;
+            for (int64_t k = 0; k < whole_tiles(inputs); k += W) {
+                const vf values = vector(row, k);
+                if (without_tiles(t)) for (int i = 0; i < W; i++) out[(k + i) * n + row] = to_bf16(values)[i];
+                else store(to + k / DEPTH * n * DEPTH + k % DEPTH, values);
             }
-            to += n * whole_tiles(inputs);
         }
         written();
     }
@@ -178,15 +177,19 @@ template <class S> struct Product {
     }
 
   private:
+    static bool without_tiles(const Tile &t) { return !IN_TILES<S> && t.num_rows <= FEW; }
+
     template <class Sink>
     static void run_tile(const Tile &t, Panel<S> p, const float *packed, bool is_first, int64_t output, Sink sink) {
-        if constexpr (IN_TILES<S>) p.tiles = p.weight;
-        const bf16 *x = (const bf16 *)packed;
         auto to = [&](int row, pair values) { sink(t.row + row, output, values); };
-        if constexpr (!IN_TILES<S>)
-            if (t.num_rows <= FEW) return run_few(p, packed, t.num_rows, to);
-        if (t.num_rows > amx::ROWS) is_first ? run_panel<S, true, true>(p, x, t.num_rows, to) : run_panel<S, true, false>(p, x, t.num_rows, to);
-        else is_first ? run_panel<S, false, true>(p, x, t.num_rows, to) : run_panel<S, false, false>(p, x, t.num_rows, to);
+        if constexpr (IN_TILES<S>) p.tiles = p.weight;
+        else if (without_tiles(t)) return run_few(p, packed, t.num_rows, to);
+        auto run = [&](auto two, auto first) {
+            run_panel<S, decltype(two)::value, decltype(first)::value>(p, (const bf16 *)packed, t.num_rows, to);
+        };
+        const bool two = t.num_rows > amx::ROWS;
+        if (is_first) two ? run(std::true_type(), std::true_type()) : run(std::false_type(), std::true_type());
+        else two ? run(std::true_type(), std::false_type()) : run(std::false_type(), std::false_type());
     }
 };
 

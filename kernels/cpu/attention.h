@@ -166,7 +166,8 @@ INLINE void cap_scores(float *scores, int low, int high, float cap) {
 }
 
 // Scores of a row -> exponentials to put(key, vector), 0 where the row does not see. Leaves their maximum and sum.
-template <class Put> INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum, Put put) {
+template <class Put>
+INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum, Put put) {
     const int begin = low / W * W, end = (high + W - 1) / W * W;
     row_max = NEG_INF, row_sum = 0;
     if (low < high) {
@@ -344,7 +345,8 @@ INLINE void run_in_tiles(const Call<bf16> &c, const Tile &t, const bf16 *const *
             else store(weights + r * CHUNK + j, e);
         });
     }
-    if (few) return weigh_few<FEW>(t.num_rows, work.scores, CHUNK, values, low, high, head_dim, ahead, state.acc, stride);
+    if (few)
+        return weigh_few<FEW>(t.num_rows, work.scores, CHUNK, values, low, high, head_dim, ahead, state.acc, stride);
     pack_values(values, low, high, head_dim, ahead, packed);
     amx::written();
     for (int r = 0; r < t.num_rows; r += 2 * W) {

@@ -2,7 +2,8 @@
 //
 // Queries and keys stay as they are; weights are rounded to bf16, as values are. A tile takes 16 keys from where they
 // lie. What belongs to no row is 0, and 0 adds nothing: the bits of a row do not depend on which rows and keys come
-// with it.
+// with it. Few rows, as decode has, weigh values without tiles, to the same bits (see Scope): laying values out for
+// tiles would cost more than it saves.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -101,8 +102,8 @@ INLINE void score_keys(const bf16 *queries, const bf16 *key, int head_dim, int n
     }
 }
 
-// Values of keys [low, high) -> [head_dim / DEPTH][keys / DEPTH][2][DEPTH / 2][W][2]: pairs of keys, first of even, then
-// of odd dimensions. Keys begin at a multiple of DEPTH; those beside are 0.
+// Values of keys [low, high) -> [head_dim / DEPTH][keys / DEPTH][2][DEPTH / 2][W][2]: pairs of keys, first of even,
+// then of odd dimensions. Keys begin at a multiple of DEPTH; those beside are 0.
 INLINE void pack_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
     const int begin = low / DEPTH * DEPTH, end = (high + DEPTH - 1) / DEPTH * DEPTH, steps = (end - begin) / DEPTH;
     const vu zeros = {};
@@ -128,7 +129,8 @@ INLINE void weigh_tiles(const bf16 *weights, int stride, const bf16 *values, int
     for (int d = 0; d < head_dim; d += DEPTH) {
         amx::zero<TWO>();
         for (int step = 0; step < steps; step++, values += 2 * SIZE)
-            amx::multiply<TWO>(weights + step * DEPTH, weights + W * stride + step * DEPTH, stride * sizeof(bf16), values);
+            amx::multiply<TWO>(weights + step * DEPTH, weights + W * stride + step * DEPTH, stride * sizeof(bf16),
+                               values);
         amx::store_sums<TWO>(sums);
         for (int r = 0; r < num_rows; r++) memcpy(acc + r * acc_stride + d, sums[r], sizeof *sums);
     }

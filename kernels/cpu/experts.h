@@ -1,7 +1,8 @@
 // A mixture of experts: (token, expert) pairs are grouped by expert, and each expert multiplies its tokens' rows.
 //
-// Between the two products values stay in fp32 (but tiles of AMX take them as bf16). What an expert makes of a token does not depend on its other tokens,
-// and a token's sum runs in the order of its experts, so neither does a row depend on the others.
+// Between the two products values stay in fp32, but tiles of AMX take them as bf16. What an expert makes of a token
+// does not depend on its other tokens, and a token's sum runs in the order of its experts, so neither does a row depend
+// on the others.
 #pragma once
 
 #include "elementwise.h"

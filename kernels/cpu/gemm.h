@@ -59,7 +59,8 @@ void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows,
     const int64_t fast = std::min<int64_t>(P::panels_at_once(tiles[0].num_rows), panels / threads);
     const int64_t at_once = std::max(fast, std::clamp<int64_t>(panels / (4 * threads), 1, 4)); // that a thread takes
     const int64_t per_run = (panels + at_once - 1) / at_once;
-    parallel_dynamic<typename P::Scope>(runs.size() * per_run, rows * w.inputs * w.outputs / 4, threads, [&](int64_t i) {
+    const int64_t work = rows * w.inputs * w.outputs / 4;
+    parallel_dynamic<typename P::Scope>(runs.size() * per_run, work, threads, [&](int64_t i) {
         const Run run = all[i / per_run];
         const int64_t panel = i % per_run * at_once, end = std::min(panels, panel + at_once);
         const Weights own = of_expert<typename P::Storage>(w, tiles[run.first].expert);
@@ -68,8 +69,8 @@ void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows,
     });
 }
 
-// Rows from `source`, each by the weight of its tile's expert, to `sink(row, first output, PANEL values as a pair)`. Tiles are in
-// order of rows.
+// Rows from `source`, each by the weight of its tile's expert, to `sink(row, first output, PANEL values as a pair)`.
+// Tiles are in order of rows.
 template <class P, class Source, class Sink>
 void run(const Weights &w, const std::vector<Tile> &tiles, Source source, Sink sink, int threads) {
     const int64_t most = std::max<int64_t>(4 * P::ROWS, X_BYTES / P::row_bytes(w.inputs));

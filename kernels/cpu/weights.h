@@ -4,6 +4,8 @@
 // panel is read as one stream.
 #pragma once
 
+#include <type_traits>
+
 #include "vector.h"
 
 namespace gemm {

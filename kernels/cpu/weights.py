@@ -1,4 +1,4 @@
-"""Weights of linear layers as gemm.h has them: packed once into panels, in their own type or in 8 or 4 bits."""
+"""Weights of linear layers as weights.h has them: packed once into panels, in their own type or in 8 or 4 bits."""
 
 import ctypes
 
