@@ -18,7 +18,7 @@ from kernels.cpu.weights import PackedWeights
 from kernels.linear import pack_linear as onednn
 
 CLEARLY = 1.5  # times faster: less is not worth results that depend on the number of rows
-NARROW_PRODUCTS = {torch.bfloat16: {"avx512_bf16", "amx_bf16"}, torch.float16: {"avx512_fp16", "amx_fp16"}}
+NARROW_PRODUCTS = {torch.bfloat16: {"avx512_bf16"}, torch.float16: {"avx512_fp16", "amx_fp16"}}
 
 
 class PackedLinear:

@@ -116,7 +116,7 @@ def test_threads_come_from_the_pool_that_torch_has() -> None:
 @pytest.mark.parametrize("prefers", [False, True])
 def test_onednn_takes_over_where_it_is_clearly_faster(prefers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     own_s, onednn_s = (1.6, 1.0) if prefers else (1.4, 1.0)
-    monkeypatch.setattr(cpu_linear, "features", lambda: {"amx_bf16"})
+    monkeypatch.setattr(cpu_linear, "features", lambda: {"avx512_bf16"})
     monkeypatch.setattr(
         cpu_linear, "_seconds", lambda linear, x: own_s if isinstance(linear, PackedLinear) else onednn_s
     )
