@@ -8,8 +8,10 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
+#include "attention_amx.h"
 #include "parallel.h"
 #include "vector.h"
 
@@ -22,6 +24,15 @@ constexpr int DIRECT = 4;                 // query rows up to which keys are wid
 constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
 constexpr int AHEAD_BYTES = 8192;         // of keys and values that are fetched before they are needed
 
+// What a thread needs to have, and whether rows of T are multiplied by tiles of AMX where the shape allows it.
+#if defined(__AMX_BF16__)
+template <class T> constexpr bool IN_TILES = std::is_same_v<T, bf16>;
+template <class T> using Scope = std::conditional_t<IN_TILES<T>, amx::Scope, NoScope>;
+#else
+template <class T> constexpr bool IN_TILES = false;
+template <class T> using Scope = NoScope;
+#endif
+
 template <class T> struct Call {
     const T *q;    // [num_tokens, num_heads, head_dim]
     const T *kv;   // [num_blocks, planes, num_kv_heads, block_size, head_dim], block_stride elements between blocks
@@ -33,6 +44,7 @@ template <class T> struct Call {
     const float *sinks;   // [num_heads] or null
     int64_t group() const { return num_heads / num_kv_heads; }
     int64_t padded_dim() const { return (head_dim + 2 * W - 1) / (2 * W) * (2 * W); }
+    bool in_tiles() const { return IN_TILES<T> && head_dim % 32 == 0 && block_size % 16 == 0; }
     int ahead() const { return std::clamp<int>(AHEAD_BYTES / sizeof(T) / head_dim, 1, CHUNK); } // in keys
 };
 
@@ -56,7 +68,8 @@ INLINE State state_at(float *p, int64_t rows, int64_t padded_dim) {
 // What a tile works with while it runs.
 template <class T> struct Work {
     float *q;      // [num_rows, padded_dim], eight elements as load_quads() has them, times what turns scores into
-                   // powers of 2 (or into what a soft cap takes)
+                   // powers of 2 (or into what a soft cap takes); with tiles of AMX as pack_queries() has them
+    float factor;  // that
     float *scores; // [num_rows, CHUNK]
     float *keys;   // W keys, widened: [padded_dim / 8][4] pairs
     const T *rows[3 * CHUNK]; // of a chunk's keys, then of its values, then what is to be fetched meanwhile
@@ -152,26 +165,26 @@ INLINE void cap_scores(float *scores, int low, int high, float cap) {
         store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j))));
 }
 
-// Scores of a row -> exponentials, 0 where the row does not see. Leaves their maximum and sum.
-INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum) {
-    if (low >= high) {
-        std::fill(scores, scores + CHUNK, 0.0f);
-        row_max = NEG_INF, row_sum = 0;
-        return;
+// Scores of a row -> exponentials to put(key, vector), 0 where the row does not see. Leaves their maximum and sum.
+template <class Put>
+INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum, Put put) {
+    const int begin = low / W * W, end = (high + W - 1) / W * W;
+    row_max = NEG_INF, row_sum = 0;
+    if (low < high) {
+        std::fill(scores + begin, scores + low, NEG_INF);
+        std::fill(scores + high, scores + end, NEG_INF);
+        vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
+        for (int j = begin; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
+        row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
+        for (int j = begin; j < end; j += W) {
+            const vf e = exp2(load(scores + j) - splat(row_max));
+            sum += e;
+            put(j, e);
+        }
+        row_sum = sum_lanes(sum);
     }
-    const int end = (high + W - 1) / W * W;
-    std::fill(scores, scores + low, NEG_INF);
-    std::fill(scores + high, scores + end, NEG_INF);
-    vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
-    for (int j = low / W * W; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
-    row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
-    for (int j = 0; j < end; j += W) {
-        vf e = exp2(load(scores + j) - splat(row_max));
-        sum += e;
-        store(scores + j, e);
-    }
-    std::fill(scores + end, scores + CHUNK, 0.0f);
-    row_sum = sum_lanes(sum);
+    for (int j = 0; j < begin; j += W) put(j, vf{});
+    for (int j = low < high ? end : begin; j < CHUNK; j += W) put(j, vf{});
 }
 
 template <class T> INLINE void prefetch(const T *row, int head_dim) {
@@ -308,6 +321,42 @@ template <class T> INLINE int locate(const Call<T> &c, const Tile &t, int64_t st
     return padded;
 }
 
+#if defined(__AMX_BF16__)
+// run_chunk() by tiles of AMX, of a chunk's keys [low, high).
+INLINE void run_in_tiles(const Call<bf16> &c, const Tile &t, const bf16 *const *values, int low, int high,
+                         Work<bf16> &work, State state) {
+    const int head_dim = int(c.head_dim), stride = int(c.padded_dim()), ahead = c.ahead();
+    const bf16 *q = (const bf16 *)work.q;
+    for (int j = low / W * W; j < high; j += W) {
+        for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
+        int unseen = 0; // first rows that see none of these keys
+        while (work.high[std::min(unseen + W, t.num_rows) - 1] <= j) unseen += W;
+        score_keys(q + unseen * head_dim, work.rows[j], head_dim, t.num_rows - unseen, work.factor,
+                   work.scores + unseen * CHUNK + j, CHUNK);
+    }
+    const int begin = low / DEPTH * DEPTH, steps = std::max(0, high - begin + DEPTH - 1) / DEPTH;
+    bf16 *weights = scratch<6, bf16>(TILE * CHUNK), *packed = scratch<7, bf16>(CHUNK * head_dim);
+    const bool few = t.num_rows <= FEW;
+    for (int r = 0; r < t.num_rows; r++) {
+        float *scores = work.scores + r * CHUNK;
+        if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
+        softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r], [=](int j, vf e) {
+            if (few) store(scores + j, to_bf16(e));
+            else store(weights + r * CHUNK + j, e);
+        });
+    }
+    if (few)
+        return weigh_few<FEW>(t.num_rows, work.scores, CHUNK, values, low, high, head_dim, ahead, state.acc, stride);
+    pack_values(values, low, high, head_dim, ahead, packed);
+    amx::written();
+    for (int r = 0; r < t.num_rows; r += 2 * W) {
+        const int n = std::min(2 * W, t.num_rows - r);
+        (n > W ? weigh_tiles<true> : weigh_tiles<false>)(weights + r * CHUNK + begin, CHUNK, packed, steps, n, head_dim,
+                                                         state.acc + r * stride, stride);
+    }
+}
+#endif
+
 // State of one chunk for all rows of a tile.
 template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Next next, Work<T> &work, State state) {
     const int64_t first_query = c.seq_lens[t.seq] - (c.query_start[t.seq + 1] - c.query_start[t.seq]);
@@ -321,6 +370,8 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
         low = std::min(low, work.low[r]), high = std::max(high, work.high[r]);
     }
     const T *const *values = work.rows + locate(c, t, start, high, next, work);
+    if constexpr (IN_TILES<T>)
+        if (c.in_tiles()) return run_in_tiles(c, t, values, low, high, work, state);
     for (int j = low / W * W; j < high; j += W) {
         for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
         if (t.num_rows <= DIRECT && head_dim % 8 == 0) {
@@ -341,7 +392,8 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
         for (int r = first; r < end; r++) {
             float *scores = work.scores + r * CHUNK;
             if (c.softcap) cap_scores(scores, work.low[r], work.high[r], c.softcap);
-            softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r]);
+            softmax_row(scores, work.low[r], work.high[r], state.max[r], state.sum[r],
+                        [=](int j, vf e) { store(scores + j, e); });
         }
         const int low = work.low[first], high = work.high[end - 1];
         for (int j = low; j < high || j == low; j += ahead)
@@ -354,15 +406,20 @@ template <class T> void prepare(const Call<T> &c, const Tile &t, Work<T> &work) 
     const int64_t stride = c.padded_dim();
     work.scores = scratch<0>(TILE * (CHUNK + stride) + W * stride);
     work.q = work.scores + TILE * CHUNK, work.keys = work.q + TILE * stride;
-    const float factor = c.softcap ? c.scale / c.softcap * 2 * LOG2_E : c.scale * LOG2_E;
-    for (int r = 0; r < t.num_rows; r++) {
+    work.factor = c.softcap ? c.scale / c.softcap * 2 * LOG2_E : c.scale * LOG2_E;
+    auto query = [&](int r) {
         const int64_t token = c.query_start[t.seq] + (t.row + r) / c.group();
-        const T *q = c.q + (token * c.num_heads + t.kv_head * c.group() + (t.row + r) % c.group()) * c.head_dim;
+        return c.q + (token * c.num_heads + t.kv_head * c.group() + (t.row + r) % c.group()) * c.head_dim;
+    };
+    if constexpr (IN_TILES<T>)
+        if (c.in_tiles()) return pack_queries(t.num_rows, int(c.head_dim), query, (bf16 *)work.q);
+    for (int r = 0; r < t.num_rows; r++) {
+        const T *q = query(r);
         float *to = work.q + r * stride, lanes[W];
         std::fill(to, to + stride, 0.0f);
         for (int64_t d = 0; d < c.head_dim; d += W) {
             const int n = int(std::min<int64_t>(W, c.head_dim - d));
-            store(lanes, load_some(q + d, n) * splat(factor));
+            store(lanes, load_some(q + d, n) * splat(work.factor));
             for (int i = 0; i < n; i++) to[(d + i) / 8 * 8 + place_in_quads((d + i) % 8, q)] = lanes[i];
         }
     }
@@ -449,7 +506,7 @@ void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_
     }
     float *partials = scratch<2>(num_floats);
     const Item *all = items.data();
-    parallel_dynamic(items.size(), work, threads, [&](int64_t i) {
+    parallel_dynamic<Scope<T>>(items.size(), work, threads, [&](int64_t i) {
         const Tile *t = &tiles[all[i].tile];
         if (all[i].chunk < 0) return run_tiles(c, t, all[i].num_tiles);
         Work<T> own;
@@ -469,6 +526,7 @@ void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_
 }
 
 template <class T> void run(const Call<T> &c, int threads) {
+    Scope<T> scope;
     static thread_local std::vector<Tile> tiles;
     tiles.clear();
     plan(c, tiles);

@@ -98,18 +98,24 @@ def _writable_folder() -> Path:
 
 
 def main() -> int:
-    """Build every level, and say what this machine will use."""
+    """Build every level that the compiler can, and say what this machine will use. 1 where there is none."""
     started = time.monotonic()
     with ThreadPoolExecutor() as threads:
-        try:
-            paths = list(threads.map(library, LEVELS))
-        except BuildError as error:
-            sys.stderr.write(f"{error}\n")
-            return 1
-    for level, path in zip(LEVELS, paths, strict=True):
-        sys.stdout.write(f"{level.name:9} {path}\n")
-    sys.stdout.write(f"{time.monotonic() - started:.1f} s; this machine uses {supported(features())[0].name}\n")
+        results = dict(zip(LEVELS, threads.map(_library_or_error, LEVELS), strict=True))
+    for level, result in results.items():
+        (sys.stderr if isinstance(result, BuildError) else sys.stdout).write(f"{level.name:9} {result}\n")
+    built = [level.name for level in supported(features()) if isinstance(results[level], Path)]
+    if not built:
+        return 1
+    sys.stdout.write(f"{time.monotonic() - started:.1f} s; this machine uses {built[0]}\n")
     return 0
+
+
+def _library_or_error(level: Level) -> Path | BuildError:
+    try:
+        return library(level)
+    except BuildError as error:
+        return error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 // A mixture of experts: (token, expert) pairs are grouped by expert, and each expert multiplies its tokens' rows.
 //
-// Between the two products values stay in fp32. What an expert makes of a token does not depend on its other tokens,
-// and a token's sum runs in the order of its experts, so neither does a row depend on the others.
+// Between the two products values stay in fp32, but tiles of AMX take them as bf16. What an expert makes of a token
+// does not depend on its other tokens, and a token's sum runs in the order of its experts, so neither does a row depend
+// on the others.
 #pragma once
 
 #include "elementwise.h"
@@ -22,7 +23,7 @@ template <class T> struct Call {
 };
 
 // The pairs (token * per_token + place) of tokens [begin, end), by expert and then in order; tiles as they follow.
-template <class T>
+template <class T, class P>
 void group(const Call<T> &c, int64_t begin, int64_t end, std::vector<int64_t> &pairs, std::vector<gemm::Tile> &tiles) {
     const int64_t first = begin * c.per_token, last = end * c.per_token;
     static thread_local std::vector<int64_t> next;
@@ -30,7 +31,7 @@ void group(const Call<T> &c, int64_t begin, int64_t end, std::vector<int64_t> &p
     for (int64_t i = first; i < last; i++) next[c.ids[i] + 1]++;
     tiles.clear();
     for (int64_t e = 0; e < c.num_experts; e++) {
-        gemm::cut(next[e], next[e + 1], int(e), tiles);
+        gemm::cut<P>(next[e], next[e + 1], int(e), tiles);
         next[e + 1] += next[e];
     }
     pairs.resize(last - first);
@@ -40,25 +41,26 @@ void group(const Call<T> &c, int64_t begin, int64_t end, std::vector<int64_t> &p
 template <class T, class S> void run_tokens(const Call<T> &c, int64_t begin, int64_t end, int threads) {
     static thread_local std::vector<int64_t> pairs_of_thread;
     static thread_local std::vector<gemm::Tile> tiles;
-    group(c, begin, end, pairs_of_thread, tiles);
+    using P = gemm::Product<T, S>;
+    group<T, P>(c, begin, end, pairs_of_thread, tiles);
     const int64_t *pairs = pairs_of_thread.data(), first = begin * c.per_token;
     const int64_t hidden = c.gate_up.inputs, ffn = c.down.inputs, num_pairs = (end - begin) * c.per_token;
     float *between = scratch<4>(num_pairs * (2 * ffn + hidden)), *parts = between + num_pairs * 2 * ffn;
 
-    gemm::run<S>(
+    gemm::run<P>(
         c.gate_up, tiles,
         [=](int64_t row, int64_t k, int n) { return load_some(c.x + pairs[row] / c.per_token * hidden + k, n); },
-        [=](int64_t row, int64_t at, const float *values) {
+        [=](int64_t row, int64_t at, pair values) {
             gemm::store_panel(between + row * 2 * ffn, 2 * ffn, at, values);
         },
         threads);
-    gemm::run<S>(
+    gemm::run<P>(
         c.down, tiles,
         [=](int64_t row, int64_t k, int n) {
             const float *gate = between + row * 2 * ffn + k;
             return activated(c.activation, load_some(gate, n), load_some(gate + ffn, n));
         },
-        [=](int64_t row, int64_t at, const float *values) {
+        [=](int64_t row, int64_t at, pair values) {
             gemm::store_panel(parts + (pairs[row] - first) * hidden, hidden, at, values);
         },
         threads);

@@ -83,6 +83,18 @@ EXPORT void pack_weight_op(int storage, const void *weight, void *packed, int64_
     with_type(storage, [&](auto *t) { gemm::pack((decltype(t))weight, outputs, inputs, (decltype(t))packed); });
 }
 
+// What that takes, in bytes.
+EXPORT int64_t weight_bytes(int storage, int64_t outputs, int64_t inputs) {
+    const int64_t panels = gemm::num_panels(outputs);
+    if (storage == 4) return panels * gemm::panel_size<int4>(inputs);
+    if (storage == 3) return panels * gemm::panel_size<int8>(inputs);
+    int64_t bytes = 0;
+    with_type(storage, [&](auto *t) {
+        bytes = panels * gemm::panel_size<std::remove_pointer_t<decltype(t)>>(inputs) * sizeof *t;
+    });
+    return bytes;
+}
+
 EXPORT void linear_op(int type, const gemm::Weights *weights, const void *x, void *out, int64_t rows, int threads) {
     with_types(type, weights->storage, [&](auto *t, auto *s) {
         using T = std::remove_pointer_t<decltype(t)>;

@@ -4,6 +4,7 @@ Threads are torch's own, as many as `torch.get_num_threads()`. A row's bits do n
 the rest of the batch, nor on whether its token came in a prefill or in a decode step.
 """
 
+import warnings
 from functools import cache
 
 import torch
@@ -27,10 +28,27 @@ class Unavailable(Exception):
 @cache
 def library(level: Level) -> Library:
     """One per process. Raises Unavailable."""
+    if level not in supported(features()):
+        raise Unavailable(f"this processor cannot run {level.name}")
     try:
         return Library(level)
     except (BuildError, OSError) as error:
         raise Unavailable(str(error)) from error
+
+
+def fastest() -> Level:
+    """Of the levels that this processor runs and the compiler knows. Raises Unavailable where there is none."""
+    errors = []
+    for level in supported(features()):
+        try:
+            library(level)
+        except Unavailable as error:
+            errors.append(f"{level.name}: {error}")
+            continue
+        if errors:
+            warnings.warn(f"slower kernels than this processor could run: {'; '.join(errors)}", stacklevel=2)
+        return level
+    raise Unavailable("; ".join(errors))
 
 
 class CPUKernels:
@@ -48,7 +66,7 @@ class CPUKernels:
             raise Unavailable(f"they do not compute in {dtype}")
         self._type = DTYPES[dtype]
         self._dtype = dtype
-        self.level = level or supported(features())[0]
+        self.level = level or fastest()
         self._library = library(self.level)
         self._deterministic = deterministic
 

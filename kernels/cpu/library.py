@@ -54,6 +54,8 @@ class Library:
         self.linear = loaded.linear_op
         self.experts = loaded.experts_op
         self.pack_weight = loaded.pack_weight_op
+        self.weight_bytes = loaded.weight_bytes
+        self.weight_bytes.argtypes, self.weight_bytes.restype = (c_int, c_int64, c_int64), c_int64
         self.replay = loaded.replay
         self.replay.argtypes, self.replay.restype = (c_void_p, c_int64), None
         self.num_lanes = int(loaded.num_lanes())

@@ -1,8 +1,8 @@
 """Linear layers on the compiled kernels: the weight is packed once, and a row's bits never depend on the other rows.
 
-They widen bf16 and fp16 in registers and multiply in fp32. A processor that multiplies narrow types much faster than
-that (AMX) is better off with oneDNN: where results need not be deterministic it is timed against them, once per
-process.
+bf16 goes through the tiles of AMX where there are any. Else bf16, and fp16 always, are widened in registers and
+multiplied in fp32; a processor that multiplies them much faster than that is better off with oneDNN: where results need
+not be deterministic it is timed against ours, once per process.
 """
 
 import time
@@ -18,7 +18,7 @@ from kernels.cpu.weights import PackedWeights
 from kernels.linear import pack_linear as onednn
 
 CLEARLY = 1.5  # times faster: less is not worth results that depend on the number of rows
-NARROW_PRODUCTS = {torch.bfloat16: {"avx512_bf16", "amx_bf16"}, torch.float16: {"avx512_fp16", "amx_fp16"}}
+NARROW_PRODUCTS = {torch.bfloat16: {"avx512_bf16"}, torch.float16: {"avx512_fp16", "amx_fp16"}}
 
 
 class PackedLinear:

@@ -16,28 +16,36 @@ template <class F> static inline void parallel(int64_t n, int64_t work, int thre
     for (int64_t i = 0; i < n; i++) f(i);
 }
 
-// The same where items differ in cost: threads take the next one as they finish.
-template <class F> static inline void parallel_dynamic(int64_t n, int64_t work, int threads, F f) {
+struct NoScope {};
+
+// The same where items differ in cost: threads take the next one as they finish. A thread makes a Scope before its
+// first.
+template <class Scope, class F> static inline void parallel_dynamic(int64_t n, int64_t work, int threads, F f) {
     if (threads < 2 || n < 2 || work < PARALLEL_FROM) {
+        Scope scope;
         for (int64_t i = 0; i < n; i++) f(i);
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = 0; i < n; i++) f(i);
+#pragma omp parallel num_threads(threads)
+    {
+        Scope scope;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < n; i++) f(i);
+    }
 }
 
-// Memory that a thread keeps and grows: contents do not survive the next call with the same `USE`.
-template <int USE> static inline float *scratch(size_t floats) {
+// Memory that a thread keeps and grows: contents do not survive the next call with the same `USE` and T.
+template <int USE, class T = float> static inline T *scratch(size_t size) {
     struct Buffer {
-        float *data = nullptr;
+        T *data = nullptr;
         size_t size = 0;
         ~Buffer() { free(data); }
     };
     static thread_local Buffer buffer;
-    if (buffer.size < floats) {
+    if (buffer.size < size) {
         free(buffer.data);
-        buffer.size = (floats + 1023) / 1024 * 1024;
-        buffer.data = static_cast<float *>(aligned_alloc(64, buffer.size * sizeof(float)));
+        buffer.size = (size + 1023) / 1024 * 1024;
+        buffer.data = static_cast<T *>(aligned_alloc(64, buffer.size * sizeof(T)));
     }
     return buffer.data;
 }

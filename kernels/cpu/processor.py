@@ -1,5 +1,6 @@
 """Which instruction sets the kernels are compiled for, and which of them this processor has."""
 
+import ctypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,25 +15,46 @@ class Level:
     features: frozenset[str]  # as /proc/cpuinfo names them
 
 
+# Of Linux on x86-64: Documentation/arch/x86/xstate.rst.
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
 
+_AVX2_FEATURES = frozenset({"avx2", "fma", "f16c"})
+_AVX512_FEATURES = _AVX2_FEATURES | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+
 LEVELS = (  # fastest first
-    Level("avx512", _AVX512, frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"})),
-    Level("avx2", _AVX2, frozenset({"avx2", "fma", "f16c"})),
+    Level(
+        "amx",
+        (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        _AVX512_FEATURES | {"avx512_bf16", "amx_tile", "amx_bf16"},
+    ),
+    Level("avx512", _AVX512, _AVX512_FEATURES),
+    Level("avx2", _AVX2, _AVX2_FEATURES),
     Level("portable", (), frozenset()),
 )
 
 
+def may_use_tiles() -> bool:
+    """Ask for AMX's registers, which Linux gives only to those who ask: this process and its children have them then.
+
+    Refused where a thread's alternate signal stack is too small for them.
+    """
+    libc = ctypes.CDLL(None)
+    return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+
+
 @cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Instruction sets of this processor; none where the system does not say."""
+    """Instruction sets of this processor that Linux lets us use; none where the system does not say."""
     try:
         text = cpuinfo.read_text()
     except OSError:
         return frozenset()
     lines = (line.partition(":") for line in text.splitlines())
-    return next((frozenset(flags.split()) for name, _, flags in lines if name.strip() == "flags"), frozenset())
+    named = next((frozenset(flags.split()) for name, _, flags in lines if name.strip() == "flags"), frozenset())
+    return named if "amx_tile" in named and may_use_tiles() else named - {"amx_tile"}
 
 
 def supported(available: frozenset[str]) -> list[Level]:

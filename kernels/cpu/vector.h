@@ -87,11 +87,8 @@ template <int STEP = W / 2> INLINE float max_lanes(vf v) {
     return v[0];
 }
 
-// 2^x: Taylor's series to the seventh power on [-1/2, 1/2]. Below 2^-126 it is 0, so exp2(-inf) is.
-INLINE vf exp2(vf x) {
-    const vf top = splat(127.0f), magic = splat(12582912.0f); // adding 1.5 * 2^23 rounds to an integer
-    vf in_range = x < top ? x : top;
-    vf whole = (in_range + magic) - magic, f = in_range - whole;
+// Taylor's series of 2^f to the seventh power, for f within [-1/2, 1/2].
+INLINE vf exp2_series(vf f) {
     vf y = splat(1.5252733804e-5f);
     y = fma(y, f, splat(1.5403530393e-4f));
     y = fma(y, f, splat(1.3333558146e-3f));
@@ -99,11 +96,22 @@ INLINE vf exp2(vf x) {
     y = fma(y, f, splat(5.5504108665e-2f));
     y = fma(y, f, splat(2.4022650696e-1f));
     y = fma(y, f, splat(6.9314718056e-1f));
-    y = fma(y, f, splat(1.0f));
-    vi scaled = (vi)y + (__builtin_convertvector(whole, vi) << 23);
+    return fma(y, f, splat(1.0f));
+}
+// 2^x; 0 below 2^-126 (with AVX-512 below what rounds to a subnormal number), so exp2(-inf) is.
+INLINE vf exp2(vf x) {
+#if defined(__AVX512F__)
+    const vf f = (vf)_mm512_reduce_ps((__m512)x, 0); // what is left of the nearest integer
+    return (vf)_mm512_scalef_ps((__m512)exp2_series(f), (__m512)(x - f));
+#else
+    const vf top = splat(127.0f), magic = splat(12582912.0f); // adding 1.5 * 2^23 rounds to an integer
+    vf in_range = x < top ? x : top;
+    vf whole = (in_range + magic) - magic;
+    vi scaled = (vi)exp2_series(in_range - whole) + (__builtin_convertvector(whole, vi) << 23);
     vi is_normal = x > splat(-126.0f);
     vi is_nan = x != x;
     return (vf)((scaled & is_normal) | ((vi)x & is_nan));
+#endif
 }
 
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -162,8 +170,16 @@ INLINE vu round_bf16(vf v) {
     return v != v ? (bits | 0x400000) : rounded;
 }
 
+INLINE vf to_bf16(vf v) { return (vf)(round_bf16(v) & 0xffff0000); }
+
 INLINE void store(float *p, vf v) { write(p, v); }
-INLINE void store(bf16 *p, vf v) { write(p, __builtin_convertvector(round_bf16(v) >> 16, vh)); }
+INLINE void store(bf16 *p, vf v) {
+#if defined(__AVX512BF16__)
+    write(p, _mm512_cvtneps_pbh((__m512)v)); // a subnormal number becomes 0
+#else
+    write(p, __builtin_convertvector(round_bf16(v) >> 16, vh));
+#endif
+}
 INLINE void store(fp16 *p, vf v) {
 #if defined(__AVX512F__)
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));

@@ -1,4 +1,4 @@
-"""Weights of linear layers as gemm.h has them: packed once into panels, in their own type or in 8 or 4 bits."""
+"""Weights of linear layers as weights.h has them: packed once into panels, in their own type or in 8 or 4 bits."""
 
 import ctypes
 
@@ -27,7 +27,7 @@ class PackedWeights:
             group, storage = self.inputs // scales.shape[-1], _STORAGE[bits]
             scales = functional.pad(scales, (0, 0, 0, num_panels * panel - self.outputs))
             scales = scales.view(num_experts, num_panels, panel, -1).transpose(2, 3).contiguous()
-        bytes_of_expert = num_panels * panel * self.inputs * (4 if bits == 4 else 8 * weight.itemsize) // 8
+        bytes_of_expert = library.weight_bytes(storage, self.outputs, self.inputs)
         self._panels = library.arena.take(num_experts * bytes_of_expert).view(num_experts, bytes_of_expert)
         for of_expert, packed in zip(weight.contiguous(), self._panels, strict=True):
             library.pack_weight(storage, of_expert.data_ptr(), packed.data_ptr(), self.outputs, self.inputs)

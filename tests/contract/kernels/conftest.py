@@ -7,7 +7,10 @@ from kernels.cpu.processor import LEVELS, features, supported
 from tests.contract.kernels.backends import DTYPES, Backend, cpu_backend, triton_backend
 
 
-@pytest.fixture(params=[*(f"cpu-{level.name}" for level in LEVELS), "triton", "triton-deterministic"])
+CPU_LEVELS = [f"cpu-{level.name}" for level in LEVELS]
+
+
+@pytest.fixture(params=[*CPU_LEVELS, "triton", "triton-deterministic"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -27,20 +30,33 @@ def backend(name: str, request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture(params=DTYPES, ids=str)
-def cpu(request: pytest.FixtureRequest) -> Backend:
-    torch.manual_seed(0)
-    return cpu_backend(f"cpu-{supported(features())[0].name}", request.param)
-
-
-@pytest.fixture(params=["cpu", "triton"])
-def steady_name(request: pytest.FixtureRequest) -> str:
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(params=DTYPES, ids=str)
-def steady(steady_name: str, request: pytest.FixtureRequest) -> Backend:
+@pytest.fixture
+def cpu(dtype: torch.dtype) -> Backend:
+    return _steady("cpu", dtype)
+
+
+@pytest.fixture(params=["cpu", "triton"])
+def steady(request: pytest.FixtureRequest, dtype: torch.dtype) -> Backend:
     """One that promises a row the same bits whatever the other rows."""
+    return _steady(request.param, dtype)
+
+
+@pytest.fixture(params=CPU_LEVELS)
+def each_cpu(request: pytest.FixtureRequest, dtype: torch.dtype) -> Backend:
+    return _steady(request.param, dtype)
+
+
+@pytest.fixture(params=[*CPU_LEVELS, "triton"])
+def each_steady(request: pytest.FixtureRequest, dtype: torch.dtype) -> Backend:
+    return _steady(request.param, dtype)
+
+
+def _steady(name: str, dtype: torch.dtype) -> Backend:
     torch.manual_seed(0)
-    if steady_name == "triton":
-        return triton_backend(request.param, deterministic=True)
-    return cpu_backend(f"cpu-{supported(features())[0].name}", request.param)
+    if name == "triton":
+        return triton_backend(dtype, deterministic=True)
+    return cpu_backend(f"cpu-{supported(features())[0].name}" if name == "cpu" else name, dtype)

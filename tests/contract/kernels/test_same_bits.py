@@ -68,13 +68,24 @@ def test_attention_of_any_width_has_the_same_bits_in_chunks(
         assert torch.equal(steady.kernels.paged_attention(q, batch.kv, meta, Attention(0.125)), together[start:end])
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
-def test_linear_has_the_same_bits_in_any_batch(steady: Backend, bits: int) -> None:
-    linear = steady.kernels.pack_linear(steady.randn(200, 96), steady.randn(200), bits)
-    x = steady.randn(300, 96)
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "bits"), [(200, 96, 16), (200, 96, 8), (200, 96, 4), (50, 97, 16), (50, 33, 8)]
+)
+def test_linear_has_the_same_bits_in_any_batch(each_steady: Backend, outputs: int, inputs: int, bits: int) -> None:
+    linear = each_steady.kernels.pack_linear(each_steady.randn(outputs, inputs), each_steady.randn(outputs), bits)
+    x = each_steady.randn(80 if is_interpreted(each_steady) else 520, inputs)
     together = linear(x)
-    for start, end in [(0, 1), (7, 8), (3, 5), (10, 21), (0, 49), (200, 297)]:
-        assert torch.equal(linear(x[start:end]), together[start:end])
+    for rows in (1, 3, 70) if is_interpreted(each_steady) else (1, 2, 3, 4, 5, 8, 12, 16, 17, 31, 32, 33, 48, 300, 512):
+        for start in (0, 7):
+            assert torch.equal(linear(x[start : start + rows]), together[start : start + rows])
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_subnormal_sums_are_the_same_in_any_batch(each_cpu: Backend, bits: int) -> None:
+    linear = each_cpu.kernels.pack_linear(each_cpu.randn(40, 64) * 1e-20, None, bits)
+    x = each_cpu.randn(40, 64) * 1e-18
+    together = linear(x)
+    assert all(torch.equal(linear(x[row : row + 1]), together[row : row + 1]) for row in range(40))
 
 
 def test_linears_of_heads_have_the_same_bits_in_any_batch(steady: Backend) -> None:
@@ -85,10 +96,12 @@ def test_linears_of_heads_have_the_same_bits_in_any_batch(steady: Backend) -> No
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_experts_give_the_same_bits_in_any_batch(steady: Backend, bits: int) -> None:
-    num_tokens = 30 if is_interpreted(steady) else 120
-    whole = make_mixture(steady, num_tokens, bias=True)
-    packed = steady.kernels.pack_experts(whole.gate_up, whole.down, "silu", whole.gate_up_bias, whole.down_bias, bits)
+def test_experts_give_the_same_bits_in_any_batch(each_steady: Backend, bits: int) -> None:
+    num_tokens = 30 if is_interpreted(each_steady) else 120
+    whole = make_mixture(each_steady, num_tokens, bias=True)
+    packed = each_steady.kernels.pack_experts(
+        whole.gate_up, whole.down, "silu", whole.gate_up_bias, whole.down_bias, bits
+    )
     together = packed(whole.x, whole.expert_ids, whole.weights)
     for start, end in [(0, 1), (7, 8), (3, 5), (10, 21), (25, num_tokens - 1)]:
         rows = slice(start, end)

@@ -1,5 +1,7 @@
 """Choosing a backend: the fastest that this processor can run; plain torch, with the reason, where there is none."""
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from kernels.cpu import kernels as cpu
 from kernels.cpu import linear as cpu_linear
 from kernels.cpu.build import BuildError
 from kernels.cpu.linear import PackedLinear
-from kernels.cpu.processor import LEVELS, features, supported
+from kernels.cpu.processor import LEVELS, Level, features, supported
 
 CPU = torch.device("cpu")
 
@@ -46,10 +48,12 @@ def test_a_type_without_compiled_kernels_takes_plain_torch() -> None:
 
 
 def test_levels_follow_the_features_of_the_processor() -> None:
-    avx512, avx2, portable = LEVELS
+    amx, avx512, avx2, portable = LEVELS
     assert supported(frozenset()) == [portable]
     assert supported(avx2.features | {"sse2"}) == [avx2, portable]
     assert supported(avx512.features) == [avx512, avx2, portable]
+    assert supported(amx.features) == list(LEVELS)
+    assert supported(amx.features - {"amx_bf16"}) == [avx512, avx2, portable]
     assert supported(avx512.features - {"avx512vl"}) == [avx2, portable]
     assert supported(frozenset({"avx2"})) == [portable]  # without fma
 
@@ -59,6 +63,47 @@ def test_features_come_from_cpuinfo(tmp_path: Path) -> None:
     cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma f16c\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     assert features(cpuinfo) == {"fpu", "avx2", "fma", "f16c"}
     assert features(tmp_path / "missing") == frozenset()
+
+
+HAS_TILES = "amx_tile" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+SMALL_SIGNAL_STACK = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+memory = ctypes.create_string_buffer(4096)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 4096)), None) == 0
+"""
+
+
+@pytest.mark.skipif(not HAS_TILES, reason="this processor has no AMX")
+@pytest.mark.parametrize(("before", "level"), [("", "amx"), (SMALL_SIGNAL_STACK, "avx512")])
+def test_without_leave_to_use_tiles_the_next_level_serves(before: str, level: str) -> None:
+    code = before + "from kernels.cpu.processor import features, supported; print(supported(features())[0].name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == level
+
+
+def test_a_level_that_the_compiler_does_not_know_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = Level("fast", (), frozenset()), LEVELS[-1]
+    build = cpu.Library
+
+    def compile_it(level: Level) -> cpu.Library:
+        if level is fast:
+            raise BuildError("unrecognized option")
+        return build(level)
+
+    monkeypatch.setattr(cpu, "supported", lambda available: [fast, slow])
+    monkeypatch.setattr(cpu, "Library", compile_it)
+    cpu.library.cache_clear()
+    with pytest.warns(UserWarning, match="fast: unrecognized option"):
+        assert cpu.CPUKernels(torch.float32).level is slow
+    cpu.library.cache_clear()
+
+
+def test_a_level_that_the_processor_lacks_is_refused() -> None:
+    other = Level("other", (), frozenset({"no_such_feature"}))
+    with pytest.raises(cpu.Unavailable, match="cannot run other"):
+        cpu.CPUKernels(torch.float32, other)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
@@ -71,7 +116,7 @@ def test_threads_come_from_the_pool_that_torch_has() -> None:
 @pytest.mark.parametrize("prefers", [False, True])
 def test_onednn_takes_over_where_it_is_clearly_faster(prefers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     own_s, onednn_s = (1.6, 1.0) if prefers else (1.4, 1.0)
-    monkeypatch.setattr(cpu_linear, "features", lambda: {"amx_bf16"})
+    monkeypatch.setattr(cpu_linear, "features", lambda: {"avx512_bf16"})
     monkeypatch.setattr(
         cpu_linear, "_seconds", lambda linear, x: own_s if isinstance(linear, PackedLinear) else onednn_s
     )

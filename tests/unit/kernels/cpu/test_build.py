@@ -96,3 +96,14 @@ def test_main_reports_failure(folder: Path, capsys: pytest.CaptureFixture[str]) 
     (folder / "answer.h").write_text("#error broken header\n")
     assert build.main() == 1
     assert "broken header" in capsys.readouterr().err
+
+
+def test_main_gets_by_without_a_level_that_the_compiler_does_not_know(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "LEVELS", (Level("new", ("-mno-such-thing",), frozenset()), PORTABLE))
+    monkeypatch.setattr(build, "supported", lambda available: list(build.LEVELS))
+    assert build.main() == 0
+    said = capsys.readouterr()
+    assert "new" in said.err
+    assert "this machine uses portable" in said.out

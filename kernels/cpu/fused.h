@@ -1,0 +1,141 @@
+// Products by fused multiply-adds in fp32: weights are widened in registers, one load and a few cheap instructions for
+// a tile of rows of x. Each result is one chain over the inputs in order (one per group of inputs with int4, scaled and
+// added up), so the bits of a row do not depend on which rows come with it.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "parallel.h"
+#include "vector.h"
+#include "weights.h"
+
+namespace fused {
+
+using namespace gemm;
+constexpr int ROWS = ACCUMULATORS / 2; // rows of x at once
+// How far ahead a panel is fetched into the L2 and the L1 cache.
+constexpr int FAR_BYTES = W > 8 ? 6144 : 3072, NEAR_BYTES = 640;
+
+// For N rows of x. With a single one memory alone sets the pace; processors with AVX2 stream faster when left to it.
+template <int N> INLINE void prefetch(const void *weight) {
+    if constexpr (W <= 8 && N == 1) return;
+    __builtin_prefetch((const char *)weight + FAR_BYTES, 0, 2);
+    __builtin_prefetch((const char *)weight + NEAR_BYTES);
+}
+
+// N rows of x by P panels, over inputs [begin, end).
+template <class S, int N, int P>
+INLINE void multiply(const float *x, const S *weight, int64_t stride, int64_t begin, int64_t end, pair (&sums)[N][P]) {
+    constexpr int PER_LINE = std::max<int>(1, 64 / (STEP<S> * sizeof(S)));
+    for (int64_t k = begin; k < end; k++) {
+        pair w[P];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) {
+            const S *at = weight + p * stride + k * STEP<S>;
+            if (k % PER_LINE == 0) prefetch<N>(at);
+            w[p] = load_pair(at);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < N; r++) {
+            const vf a = splat(x[k * N + r]);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                sums[r][p].a = fma(a, w[p].a, sums[r][p].a);
+                sums[r][p].b = fma(a, w[p].b, sums[r][p].b);
+            }
+        }
+    }
+}
+
+// out[N][P * PANEL] = x[inputs][N] by the panels [panel, panel + P).
+template <class S, int N, int P>
+__attribute__((noinline)) void run_panels(const Weights &w, const float *x, int64_t panel, float *out) {
+    const int64_t stride = w.inputs * STEP<S>, num_groups = w.inputs / w.group;
+    const S *weight = (const S *)w.panels + panel * stride;
+    const float *bias = w.bias + panel * PANEL;
+    for (int r = 0; r < N; r++) memcpy(out + r * P * PANEL, bias, P * PANEL * sizeof(float));
+    for (int64_t g = 0; g < num_groups; g++) {
+        pair sums[N][P] = {};
+        multiply<S, N, P>(x, weight, stride, g * w.group, (g + 1) * w.group, sums);
+        for (int p = 0; p < P; p++) {
+            const int64_t at = ((panel + p) * num_groups + g) * PANEL;
+            const pair by = w.scales ? load_pair(w.scales + at) : pair{splat(1), splat(1)};
+            for (int r = 0; r < N; r++) {
+                float *to = out + (r * P + p) * PANEL;
+                store(to, fma(sums[r][p].a, by.a, load(to)));
+                store(to + W, fma(sums[r][p].b, by.b, load(to + W)));
+            }
+        }
+    }
+}
+
+constexpr int panels_at_once(int rows) { return rows * 8 <= ACCUMULATORS ? 4 : rows * 4 <= ACCUMULATORS ? 2 : 1; }
+
+// run_panels of n rows, as many panels at once as registers allow (`many`), or one by one.
+struct Runs {
+    void (*run_many)(const Weights &, const float *, int64_t, float *);
+    void (*run_one)(const Weights &, const float *, int64_t, float *);
+    int many;
+};
+template <class S, int N = ROWS> Runs runs(int n) {
+    if (n == N) return {run_panels<S, N, panels_at_once(N)>, run_panels<S, N, 1>, panels_at_once(N)};
+    if constexpr (N > 1) return runs<S, N - 1>(n);
+    return {};
+}
+
+// A tile by the panels [panel, end). `w` is that of the tile's expert.
+template <class S, class Sink>
+void run_tile(const Tile &t, const Weights &w, const float *x, int64_t panel, int64_t end, Sink sink) {
+    const Runs runs = fused::runs<S>(t.num_rows);
+    float values[ROWS * 4 * PANEL];
+    while (panel < end) {
+        const int n = panel + runs.many <= end ? runs.many : 1;
+        (n > 1 ? runs.run_many : runs.run_one)(w, x, panel, values);
+        for (int r = 0; r < t.num_rows; r++)
+            for (int p = 0; p < n; p++)
+                sink(t.row + r, (panel + p) * PANEL, load_pair(values + (r * n + p) * PANEL));
+        panel += n;
+    }
+}
+
+// Rows of a tile -> [inputs][rows]. source(row, k, n): n <= W inputs of a row from k on.
+template <class Source> INLINE void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
+    const int64_t rows = t.num_rows;
+    float lanes[W];
+    for (int r = 0; r < rows; r++) {
+        float *to = out + r;
+        int64_t k = 0;
+        for (; k + W <= inputs; k += W, to += W * rows) {
+            store(lanes, source(t.row + r, k, W));
+#pragma GCC unroll 16
+            for (int i = 0; i < W; i++) to[i * rows] = lanes[i];
+        }
+        if (k < inputs) store(lanes, source(t.row + r, k, int(inputs - k)));
+        for (int i = 0; k + i < inputs; i++) to[i * rows] = lanes[i];
+    }
+}
+
+// x by weights stored as S; see gemm.h.
+template <class S> struct Product {
+    using Storage = S;
+    using Scope = NoScope;
+    static constexpr int SPARE_FLOATS = 0;
+    static constexpr int ROWS = fused::ROWS;
+
+    // As even as can be.
+    static int64_t first_row(int64_t tile, int64_t num_tiles, int64_t rows) { return rows * tile / num_tiles; }
+    static int64_t row_floats(int64_t inputs) { return inputs; }
+    static int64_t row_bytes(int64_t inputs) { return inputs * sizeof(float); }
+    static int panels_at_once(int rows) { return fused::panels_at_once(rows); }
+
+    template <class Source> static void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
+        fused::pack_rows(t, inputs, source, out);
+    }
+    template <class At, class Sink>
+    static void run(const Tile *tiles, int n, const Weights &w, At packed_at, int64_t panel, int64_t end, Sink sink) {
+        for (int i = 0; i < n; i++) run_tile<S>(tiles[i], w, packed_at(i), panel, end, sink);
+    }
+};
+
+} // namespace fused

@@ -1,0 +1,87 @@
+// Weights of linear layers as products read them, and rows of x that meet them.
+//
+// Weights stay as they are stored (fp32, bf16, fp16, int8 or int4), packed once into panels of 2W outputs so that a
+// panel is read as one stream.
+#pragma once
+
+#include <type_traits>
+
+#include "vector.h"
+
+namespace gemm {
+
+constexpr int PANEL = 2 * W; // outputs
+
+// Of one expert after another; plain linear layers are a single one. library.py has the same struct.
+struct Weights {
+    const void *panels;  // of S: [experts][panel][panel_size<S>]
+    const float *scales; // [experts][panel][inputs / group][PANEL], or null
+    const float *bias;   // [experts][panels * PANEL]
+    int64_t outputs, inputs, group; // inputs that share a scale
+    int64_t storage;     // which S
+};
+
+// Rows of x of one expert that are multiplied at once.
+struct Tile {
+    int64_t row;
+    int32_t num_rows, expert;
+};
+
+INLINE int64_t num_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
+template <class S> constexpr int STEP = std::is_same_v<S, int4> ? W : PANEL; // elements of S per panel and input
+
+#if defined(__AMX_BF16__)
+constexpr int DEPTH = 32; // inputs that a tile holds of a row; bf16 panels are made of tiles
+INLINE int64_t whole_tiles(int64_t inputs) { return (inputs + DEPTH - 1) / DEPTH * DEPTH; }
+template <class S> constexpr bool IN_TILES = std::is_same_v<S, bf16>;
+#else
+INLINE int64_t whole_tiles(int64_t inputs) { return inputs; }
+template <class S> constexpr bool IN_TILES = false;
+#endif
+
+template <class S> INLINE int64_t panel_size(int64_t inputs) { // elements
+    return (IN_TILES<S> ? whole_tiles(inputs) : inputs) * STEP<S>;
+}
+
+template <class S> INLINE Weights of_expert(Weights w, int expert) {
+    const int64_t panels = expert * num_panels(w.outputs);
+    w.panels = (const S *)w.panels + panels * panel_size<S>(w.inputs);
+    w.scales = w.scales ? w.scales + panels * (w.inputs / w.group) * PANEL : nullptr;
+    w.bias += panels * PANEL;
+    return w;
+}
+
+// Where output `lane` of a panel goes, so that load_pair() finds it.
+INLINE int place(int lane, const void *) { return lane; }
+INLINE int place(int lane, const bf16 *) { return lane % W * 2 + lane / W; }
+
+// [outputs, inputs] -> panels, [inputs][STEP] each; missing outputs are 0.
+template <class S> void pack(const S *weight, int64_t outputs, int64_t inputs, S *packed) {
+    for (int64_t p = 0; p < num_panels(outputs); p++)
+        for (int64_t k = 0; k < inputs; k++, packed += PANEL)
+            for (int lane = 0; lane < PANEL; lane++) {
+                const int64_t n = p * PANEL + lane;
+                packed[place(lane, packed)] = n < outputs ? weight[n * inputs + k] : S{};
+            }
+}
+inline void pack(const int8 *weight, int64_t outputs, int64_t inputs, int4 *packed) {
+    auto at = [=](int64_t n, int64_t k) { return uint8_t(n < outputs ? weight[n * inputs + k].bits + 8 : 8); };
+    for (int64_t p = 0; p < num_panels(outputs); p++)
+        for (int64_t k = 0; k < inputs; k++)
+            for (int64_t n = p * PANEL; n < p * PANEL + W; n++) *packed++ = {uint8_t(at(n, k) | at(n + W, k) << 4)};
+}
+#if defined(__AMX_BF16__)
+// The same as tiles, [inputs / DEPTH][2][DEPTH / 2][W][2]: pairs of inputs of half a panel's outputs. Missing inputs
+// are 0, too.
+template <> inline void pack(const bf16 *weight, int64_t outputs, int64_t inputs, bf16 *packed) {
+    for (int64_t p = 0; p < num_panels(outputs); p++)
+        for (int64_t k = 0; k < whole_tiles(inputs); k += DEPTH)
+            for (int64_t first = p * PANEL; first < (p + 1) * PANEL; first += W)
+                for (int i = 0; i < DEPTH * W; i++) {
+                    const int64_t n = first + i / 2 % W, input = k + i / (2 * W) * 2 + i % 2;
+                    *packed++ = n < outputs && input < inputs ? weight[n * inputs + input] : bf16{};
+                }
+}
+#endif
+
+} // namespace gemm
