@@ -6,7 +6,6 @@ import torch
 from kernels.cpu.processor import LEVELS, features, supported
 from tests.contract.kernels.backends import DTYPES, Backend, cpu_backend, triton_backend
 
-
 CPU_LEVELS = [f"cpu-{level.name}" for level in LEVELS]
 
 
