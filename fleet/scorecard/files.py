@@ -18,7 +18,7 @@ _TIMEOUT_S = 3.0
 _MAX_AGE_S = 30 * 86400
 _MAX_KV_USAGE = 0.85
 _MIN_MEMORY = 0.1
-_ALERT, _RUNBOOK = re.compile(r"^\s*- alert: (\S+)", re.MULTILINE), re.compile(r"runbook_url: (\S+)")
+_ALERT, _RUNBOOK = re.compile(r"^\s*- alert: (\S+)", re.MULTILINE), re.compile(r"runbook_url: .*/([\w.-]+)")
 
 
 def metrics_are_there(context: Context) -> Result:
@@ -39,7 +39,7 @@ def alerts_lead_somewhere(context: Context) -> Result:
     del context
     text = (DEPLOY / "prometheus" / "rules" / "alerts.yaml").read_text()
     alerts, books = _ALERT.findall(text), _RUNBOOK.findall(text)
-    lost = sorted({book for book in books if not (DEPLOY.parent / book).is_file()})
+    lost = sorted({book for book in books if not (DEPLOY.parent / "docs" / "runbooks" / book).is_file()})
     if lost or len(alerts) != len(books):
         return failed(f"{len(alerts)} alerts, {len(books)} runbooks, missing: {', '.join(lost) or 'none'}")
     return passed(f"{len(set(alerts))} alerts on {len(alerts)} levels, each with a runbook")
