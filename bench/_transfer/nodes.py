@@ -65,6 +65,7 @@ def transfers(child: Child, way: str, total: int, size: int, rounds: int) -> lis
 
 async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -> list[Round]:
     """The child is the prefill node, this process the decode node; the first transfer connects and is not counted."""
+    settle()
     num_blocks = total // LAYOUT.block_bytes
     pool = KVPool(huge_pages(total), LAYOUT, num_blocks)
     receiver = KVReceiver(pool, "decode", 1, "127.0.0.1", way, max_message_bytes=size)
@@ -74,7 +75,6 @@ async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -
     await server.start()
     await receiver.start()
     child.ask(way=way, total=total)
-    gc.freeze()  # as nodes do when all is loaded
     try:
         await _transfer(child, receiver, num_blocks, [])
         working = helpers()
@@ -98,10 +98,10 @@ async def _transfer(child: Child, receiver: KVReceiver, num_blocks: int, working
 
 async def _send(way: str, total: int) -> None:
     """One whole transfer per grant, until there is none."""
+    settle()
     pool = KVPool(huge_pages(total).fill_(1), LAYOUT, total // LAYOUT.block_bytes)
     sender = KVSender(pool, "prefill", 1, way, "")
     working: list[psutil.Process] | None = None
-    gc.freeze()
     while task := json.loads(await asyncio.to_thread(sys.stdin.readline)):
         grant = transfer_pb2.Grant.FromString(bytes.fromhex(task["grant"]))
         cpu_s = cpu(working or ())
@@ -112,6 +112,12 @@ async def _send(way: str, total: int) -> None:
         print(cpu(working) - cpu_s, flush=True)
     await sender.close()
     print(0.0, flush=True)
+
+
+def settle() -> None:
+    """What is loaded is not looked at again, as in nodes; pools of earlier transfers go first, or they would stay."""
+    gc.collect()
+    gc.freeze()
 
 
 def _run(main: Coroutine[Any, Any, _T]) -> _T:

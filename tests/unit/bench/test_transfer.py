@@ -1,10 +1,14 @@
 """The benchmark of transfers moves real bytes between real processes, whichever way."""
 
+import gc
+import weakref
+
 import pytest
 from rich.progress import Progress
 
 from bench import transfer
 from bench._transfer import ways
+from bench._transfer.nodes import settle
 from bench._transfer.ways import Round
 
 
@@ -31,3 +35,18 @@ def test_what_ucx_perftest_says_is_read():
     found = ways.ucx_perftest("ucx_perftest shm", 2**20, 2**18)
     assert found.wall_s > 0
     assert found.cpu_s > 0
+
+
+def test_what_an_earlier_transfer_leaves_is_gone_before_the_next_one_begins():
+    class Pool:
+        pass
+
+    pool = Pool()
+    pool.itself = pool
+    left = weakref.ref(pool)
+    del pool
+    try:
+        settle()
+    finally:
+        gc.unfreeze()
+    assert left() is None

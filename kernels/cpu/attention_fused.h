@@ -1,0 +1,204 @@
+// What attention does with a chunk of keys by fused multiply-adds: scores, softmax, and weighted sums of values.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "vector.h"
+
+namespace attention {
+
+constexpr int CHUNK = 256;                // keys
+constexpr int SCORED = W > 8 ? 4 : 3;     // query rows that are scored at once, against W keys
+constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
+
+// W keys as load_quads() finds them; and the same widened beforehand. Both give half a pair: elements
+// [8 * eighth, 8 * eighth + 8) of keys j, j + 4, j + 8, ...
+template <class T> struct Keys {
+    static constexpr int SUMS = W > 8 ? 16 : 8; // that stay in registers beside what it takes to widen
+    const T *const *rows;
+    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const { return load_half<HALF>(rows + j, 8 * eighth); }
+};
+struct WidenedKeys {
+    static constexpr int SUMS = ACCUMULATORS;
+    const float *pairs;
+    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const {
+        return load(pairs + (eighth * 8 + j * 2 + HALF) * W);
+    }
+};
+
+template <class T> INLINE void widen(const T *const *rows, int head_dim, float *out) {
+    for (int d = 0; d < head_dim; d += 8)
+        for (int j = 0; j < 4; j++, out += 2 * W) {
+            T last[QUADS][8] = {};
+            const T *padded[W];
+            const bool whole = d + 8 <= head_dim;
+            for (int i = 0; i < QUADS && !whole; i++) {
+                memcpy(last[i], rows[4 * i + j] + d, (head_dim - d) * sizeof(T));
+                padded[4 * i] = last[i];
+            }
+            store_pair(out, whole ? load_quads(rows + j, d) : load_quads(padded, 0));
+        }
+}
+
+// Half of the elements of an eighth: N rows against J of the four columns of W keys.
+template <int HALF, int N, int J, class K>
+INLINE void score_half(const float *q, int stride, K keys, int eighth, int first, vf (&sums)[N][J]) {
+    vf a[N];
+#pragma GCC unroll 4
+    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + eighth * 8 + HALF * 4);
+#pragma GCC unroll 4
+    for (int j = 0; j < J; j++) {
+        const vf k = keys.template at<HALF>(eighth, first + j);
+#pragma GCC unroll 4
+        for (int r = 0; r < N; r++) sums[r][j] = fma(a[r], k, sums[r][j]);
+    }
+}
+
+// Scores of N rows, `stride` apart, against W keys.
+template <int N, class K> INLINE void score_rows(const float *q, int stride, K keys, int head_dim, float *scores) {
+    constexpr int J = N * 4 <= K::SUMS ? 4 : 2;
+    vf of_row[N][4];
+    for (int first = 0; first < 4; first += J) {
+        vf sums[N][J] = {};
+        for (int eighth = 0; eighth * 8 < head_dim; eighth++) {
+            score_half<0>(q, stride, keys, eighth, first, sums);
+            score_half<1>(q, stride, keys, eighth, first, sums);
+        }
+        for (int r = 0; r < N; r++)
+            for (int j = 0; j < J; j++) of_row[r][first + j] = sums[r][j];
+    }
+    for (int r = 0; r < N; r++) store(scores + r * CHUNK, sum_quads(of_row[r]));
+}
+
+template <class K, int N>
+INLINE void score(int n, const float *q, int stride, K keys, int head_dim, float *scores) {
+    if (n == N) score_rows<N>(q, stride, keys, head_dim, scores);
+    else if constexpr (N > 1) score<K, N - 1>(n, q, stride, keys, head_dim, scores);
+}
+
+// cap * tanh(score / cap), to base 2; a score comes as 2 * log2(e) * score / cap.
+INLINE void cap_scores(float *scores, int low, int high, float cap) {
+    const vf top = splat(cap * LOG2_E);
+    for (int j = low / W * W; j < high; j += W)
+        store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j))));
+}
+
+// Scores of a row -> exponentials to put(key, vector), 0 where the row does not see. Leaves their maximum and sum.
+template <class Put>
+INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum, Put put) {
+    const int begin = low / W * W, end = (high + W - 1) / W * W;
+    row_max = NEG_INF, row_sum = 0;
+    if (low < high) {
+        std::fill(scores + begin, scores + low, NEG_INF);
+        std::fill(scores + high, scores + end, NEG_INF);
+        vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
+        for (int j = begin; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
+        row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
+        for (int j = begin; j < end; j += W) {
+            const vf e = exp2(load(scores + j) - splat(row_max));
+            sum += e;
+            put(j, e);
+        }
+        row_sum = sum_lanes(sum);
+    }
+    for (int j = 0; j < begin; j += W) put(j, vf{});
+    for (int j = low < high ? end : begin; j < CHUNK; j += W) put(j, vf{});
+}
+
+template <class T> INLINE void prefetch(const T *row, int head_dim) {
+    for (int d = 0; d < head_dim; d += 64 / sizeof(T)) __builtin_prefetch(row + d);
+}
+
+// Adds 2W times P dimensions of a value to N sums, by their weights. What lies in registers beside the sums: the value
+// and a weight at a time, or all weights and a vector of the value at a time, where those are fewer.
+template <int N, int P, class T> INLINE void weigh_row(const float *weights, const T *value, pair (&sums)[N][P]) {
+    if constexpr (P == 1 || W > 8) {
+        pair v[P];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) v[p] = load_pair(value + p * 2 * W);
+#pragma GCC unroll 16
+        for (int r = 0; r < N; r++) {
+            const vf w = splat(weights[r * CHUNK]);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                sums[r][p].a = fma(w, v[p].a, sums[r][p].a);
+                sums[r][p].b = fma(w, v[p].b, sums[r][p].b);
+            }
+        }
+    } else {
+        vf w[N];
+#pragma GCC unroll 16
+        for (int r = 0; r < N; r++) w[r] = splat(weights[r * CHUNK]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++, value += 2 * W) {
+            const vf a = load_half<0>(value);
+#pragma GCC unroll 16
+            for (int r = 0; r < N; r++) sums[r][p].a = fma(w[r], a, sums[r][p].a);
+            const vf b = load_half<1>(read_again(value));
+#pragma GCC unroll 16
+            for (int r = 0; r < N; r++) sums[r][p].b = fma(w[r], b, sums[r][p].b);
+        }
+    }
+}
+
+// Weighted sum of values over keys [low, high) for N rows and P times 2W dimensions from `d` on, added to `acc` unless
+// they are the first. Each pass over a value's dimensions fetches its part of the row that comes `ahead` later, so that
+// memory is as busy in the last of them as in the first.
+template <class T, int N, int P>
+INLINE void weigh_rows(const float *weights, const T *const *values, int low, int high, int d, int ahead, float *acc,
+                       int stride, bool first) {
+    pair sums[N][P] = {};
+    for (int r = 0; r < N && !first; r++)
+        for (int p = 0; p < P; p++) {
+            const float *from = acc + r * stride + d + p * 2 * W;
+            sums[r][p] = {load(from), load(from + W)};
+        }
+    for (int j = low; j < high; j++) {
+        if (d * sizeof(T) % 64 == 0 && ahead) prefetch(values[j + ahead] + d, P * 2 * W);
+        weigh_row<N, P>(weights + j, values[j] + d, sums);
+    }
+    for (int r = 0; r < N; r++)
+        for (int p = 0; p < P; p++) {
+            store(acc + r * stride + d + p * 2 * W, sums[r][p].a);
+            store(acc + r * stride + d + p * 2 * W + W, sums[r][p].b);
+        }
+}
+
+// The last dimensions of a head that are no multiple of 2W.
+template <class T>
+INLINE void weigh_tail(int n, const float *weights, const T *const *values, int low, int high, int d, int tail,
+                       float *acc, int stride, bool first) {
+    for (int r = 0; r < n; r++) {
+        float *to = acc + r * stride + d;
+        pair sum = {};
+        if (!first) sum = {load(to), load(to + W)};
+        for (int j = low; j < high; j++) {
+            vf w = splat(weights[r * CHUNK + j]);
+            pair v = load_pair(values[j] + d, tail);
+            sum = {fma(w, v.a, sum.a), fma(w, v.b, sum.b)};
+        }
+        store(to, sum.a);
+        store(to + W, sum.b);
+    }
+}
+
+template <class T, int N = WEIGHED>
+INLINE void weigh(int n, const float *weights, const T *const *values, int low, int high, int head_dim, int ahead,
+                  float *acc, int stride, bool first) {
+    if constexpr (N > 0) {
+        if (n != N) return weigh<T, N - 1>(n, weights, values, low, high, head_dim, ahead, acc, stride, first);
+        int d = 0;
+        auto some = [&](auto panels) {
+            constexpr int P = decltype(panels)::value;
+            for (; d + P * 2 * W <= head_dim; d += P * 2 * W)
+                weigh_rows<T, N, P>(weights, values, low, high, d, ahead, acc, stride, first);
+        };
+        if constexpr (N * 8 <= ACCUMULATORS) some(std::integral_constant<int, 4>());
+        if constexpr (N * 4 <= ACCUMULATORS) some(std::integral_constant<int, 2>());
+        some(std::integral_constant<int, 1>());
+        if (d < head_dim) weigh_tail(n, weights, values, low, high, d, head_dim - d, acc, stride, first);
+    }
+}
+
+} // namespace attention
