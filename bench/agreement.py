@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from baton.errors import BatonError
-from bench import serve
+from bench import _command, serve
 from bench._load import arrivals, lengths, workload
 from bench._load.driver import Driver
 from bench._load.figures import percentile
@@ -200,7 +200,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BatonError as failure:
-        sys.exit(f"baton: error: {failure.message}")
+    _command.run(main)

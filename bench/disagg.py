@@ -24,8 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from baton.errors import BatonError, ConfigError
-from bench import _fleets, serve
+from baton.errors import ConfigError
+from bench import _command, _fleets, serve
 from bench._load import arrivals, lengths, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures, percentile
@@ -183,7 +183,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BatonError as failure:
-        sys.exit(f"baton: error: {failure.message}")
+    _command.run(main)

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from baton.errors import BatonError
-from bench import _fleets, serve
+from bench import _command, _fleets, serve
 from bench._load import arrivals, lengths, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures
@@ -214,7 +214,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BatonError as failure:
-        sys.exit(f"baton: error: {failure.message}")
+    _command.run(main)

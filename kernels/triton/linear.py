@@ -14,7 +14,6 @@ from torch import Tensor
 from kernels.api import Linear
 from kernels.triton.tile import dot_type
 
-ONE_TILE = False  # takes the tile of few rows for any number: for GPUs whose wider products round otherwise
 INNER = 64  # inputs of a tile in 16 bits
 NUM_MULTIPROCESSORS = 132  # an H100's: fewer tiles would leave some without work
 
@@ -113,8 +112,6 @@ def _shape(num_rows: int, num_heads: int, num_outputs: int, itemsize: int) -> tu
     def num_tiles(rows: int, cols: int) -> int:
         return -(-num_rows // rows) * -(-num_outputs // cols) * num_heads
 
-    if ONE_TILE:
-        return 64, 64, INNER, 4, 5
     if num_rows > 64 and num_tiles(128, 128) >= NUM_MULTIPROCESSORS:
         return 128, 128, INNER, 8, 4
     return 64, 64 if num_tiles(64, 64) >= NUM_MULTIPROCESSORS else 32, INNER, 4, 5
