@@ -17,7 +17,7 @@ from baton.errors import Overloaded
 from baton.request import Grammar
 from engine.grammar.jail import ANY_OBJECT, Verdict
 
-_ANSWER_S = 3.0  # the jail has limits of its own; they do not count what starves it
+_ANSWER_S = 3.0  # between signs of life; how long it may take with a grammar is its own business
 _START_S = 30.0  # reading a large tokenizer
 # The jail forks: it has to stay at one thread. Each thread's arena would count against the forks' address space.
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
@@ -93,7 +93,7 @@ class GrammarCheck:
                 return b""
             line = line[os.write(process.stdin.fileno(), line) :]
         while not answer.endswith(b"\n"):
-            if not _ready([process.stdout], [], deadline_s):
+            if not _ready([process.stdout], [], time.monotonic() + self._timeout_s):
                 return b""
             chunk = os.read(process.stdout.fileno(), 1 << 16)
             if not chunk:

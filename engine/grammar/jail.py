@@ -32,6 +32,7 @@ Result = TypeVar("Result")
 TOO_COMPLEX = "The grammar is too complex"
 ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}', "")
 _NICENESS = 2
+_BEAT_S = 0.5
 _NUM_TRIED_TOKENS = 16
 _MAX_REASON_CHARS = 200
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
@@ -56,8 +57,7 @@ def main(argv: Sequence[str]) -> int:
     for line in sys.stdin.buffer:
         verdict = _judge_in_fork(msgspec.json.decode(line, type=Grammar), tokens.tokenizer)
         verdict = msgspec.structs.replace(verdict, num_bytes=max(0, verdict.num_bytes - any_fork))
-        sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
-        sys.stdout.buffer.flush()
+        _say(msgspec.json.encode(verdict) + b"\n")
     return 0
 
 
@@ -170,12 +170,20 @@ def _read_all(file: int, timeout_s: float) -> tuple[bytes, bool]:
     """What the fork says up to its end, which may come early; and whether that came in time."""
     chunks: list[bytes] = []
     deadline_s = time.monotonic() + timeout_s
-    while select.select([file], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        if not select.select([file], [], [], min(left_s, _BEAT_S))[0]:
+            _say(b" ")
+            continue
         chunk = os.read(file, 1 << 16)
         if not chunk:
             return b"".join(chunks), True
         chunks.append(chunk)
     return b"", False
+
+
+def _say(what: bytes) -> None:
+    sys.stdout.buffer.write(what)
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

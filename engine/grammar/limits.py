@@ -8,7 +8,8 @@ import llguidance
 
 MAX_TEXT_BYTES = 64 * 1024
 COMPILE_CPU_S = 0.4  # conversion, compiling and a few masks
-COMPILE_WALL_S = 2.5  # only a starved fork takes longer than its processor time: a good grammar is not refused for that
+# Only a starved fork takes longer than its processor time. To end it and begin anew takes longer still.
+COMPILE_WALL_S = 10.0
 COMPILE_ADDRESS_BYTES = 256 * 2**20  # beyond the compiler's own
 MAX_COMPILED_BYTES = 32 * 2**20  # resident; each running request has a copy of a part of it
 # A quarter of what a node's threads have for the same work.

@@ -190,7 +190,7 @@ def test_what_is_refused_is_a_400_and_disturbs_nobody(fleet: Fleet, client: open
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="model", messages=QUESTION, stream=stream, extra_body=form)
         assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
-        assert time.monotonic() - began < 10  # half a second on a quiet machine, minutes without limits
+        assert time.monotonic() - began < 30  # half a second on a quiet machine, minutes without limits
     assert list(bystander)[-1].choices[0].finish_reason in ("stop", "length")
     assert {one.id: one.pid for one in fleet.status().processes} == pids
 

@@ -4,7 +4,9 @@ import asyncio
 import errno
 import json
 import os
+import select
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -137,7 +139,7 @@ def test_hostile_grammars_are_refused_in_bounded_time_and_stop_nobody(grammars, 
 
     start_s = time.perf_counter()
     asyncio.run(attempt())
-    assert time.perf_counter() - start_s < 5  # minutes where limits fail; 0.5 s on a quiet machine
+    assert time.perf_counter() - start_s < 30  # minutes where limits fail; 0.5 s on a quiet machine
 
 
 def test_others_compile_after_a_hostile_one(compiled):
@@ -186,6 +188,30 @@ def test_a_process_that_never_answers_is_tried_once(tiny_model):
         check.run(Grammar(GrammarKind.REGEX, "a", "p"))
     assert check._process is None
     check.close()
+
+
+def test_a_process_that_takes_long_and_says_so_is_waited_for(tiny_model):
+    check = GrammarCheck(tiny_model, VOCAB, [EOS])
+    slow = "import time\nfor _ in range(12): print(end=' ', flush=True); time.sleep(0.2)\nprint('{}', flush=True)"
+    check._command = [sys.executable, "-c", slow]
+    try:
+        process = check._start()
+        select.select([process.stdout], [], [])  # the interpreter's start has its share
+        check._timeout_s = 2.0  # less than all of it takes
+        assert not check.run(Grammar(GrammarKind.REGEX, "a", "p")).error
+        assert check._process is process
+    finally:
+        check.close()
+
+
+def test_a_starved_fork_is_waited_for_with_signs_of_life(grammars, monkeypatch, capfdbinary):
+    def starved(grammar, tokenizer):
+        time.sleep(1.2)
+        return Verdict("compiled")
+
+    monkeypatch.setattr(jail, "judge", starved)
+    assert jail._judge_in_fork(Grammar(GrammarKind.REGEX, "a", "p"), grammars.tokens.tokenizer).serialized == "compiled"
+    assert capfdbinary.readouterr().out.count(b" ") >= 2
 
 
 @pytest.mark.parametrize("num_chars", [10, 60_000])  # the latter is more than a pipe holds
