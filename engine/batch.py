@@ -66,9 +66,8 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
     query_start = _prefix_sums(lengths)
     seq_lens = computed + lengths
     max_query_len, max_seq_len = int(lengths.max()), int(seq_lens.max())
-    one_each = max_query_len == 1
 
-    if one_each:
+    if max_query_len == 1:
         positions, row_of_token = computed, row
     else:
         positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - computed, lengths)
@@ -76,18 +75,15 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
     slots = rows.block_tables[row_of_token, positions // block_size] * np.int64(block_size) + positions % block_size
 
     num_blocks = -(-max_seq_len // block_size)
-    seq_lens_on = to_device(seq_lens.astype(np.int32), device)
-    tables_on = to_device(rows.block_tables[row, :num_blocks], device)
     meta = AttentionMeta(
-        to_device(query_start, device), seq_lens_on, tables_on, max_query_len, max_seq_len, int(lengths.min())
+        to_device(query_start, device),
+        to_device(seq_lens.astype(np.int32), device),
+        to_device(rows.block_tables[row, :num_blocks], device),
+        max_query_len,
+        max_seq_len,
+        int(lengths.min()),
     )
-    last, wanted_start, last_meta = None, query_start, meta
-    if not one_each and (num_wanted := np.where(rows.scores_prompt[row], lengths, 1)).sum() < len(positions):
-        wanted_start = _prefix_sums(num_wanted)
-        last = to_device(_last_of_each(query_start[1:], num_wanted, wanted_start), device)
-        last_meta = AttentionMeta(
-            to_device(wanted_start, device), seq_lens_on, tables_on, int(num_wanted.max()), max_seq_len
-        )
+    last, last_meta, wanted_start = _wanted(rows.scores_prompt[row], query_start, meta)
     return Batch(
         schedule=schedule,
         token_ids=_token_ids_on(device, schedule, rows, computed, query_start, tokens_of_rows),
@@ -107,6 +103,22 @@ def _prefix_sums(counts: NDArray[np.int64]) -> NDArray[np.int32]:
     sums = np.zeros(len(counts) + 1, np.int32)
     np.cumsum(counts, out=sums[1:])
     return sums
+
+
+def _wanted(
+    is_scored: NDArray[np.bool_], query_start: NDArray[np.int32], meta: AttentionMeta
+) -> tuple[Tensor | None, AttentionMeta, NDArray[np.int32]]:
+    """`last`, `last_meta` and `wanted_start` of a batch; is_scored [B], whether all tokens of a request are wanted."""
+    if meta.max_query_len == 1:
+        return None, meta, query_start
+    num_wanted = np.where(is_scored, np.diff(query_start), 1)
+    if num_wanted.sum() == query_start[-1]:
+        return None, meta, query_start
+    start, device = _prefix_sums(num_wanted), meta.seq_lens.device
+    last = to_device(_last_of_each(query_start[1:], num_wanted, start), device)
+    most = int(num_wanted.max())
+    last_meta = AttentionMeta(to_device(start, device), meta.seq_lens, meta.block_tables, most, meta.max_seq_len)
+    return last, last_meta, start
 
 
 def _last_of_each(ends: NDArray[np.int32], counts: NDArray[np.int64], starts: NDArray[np.int32]) -> NDArray[np.int64]:

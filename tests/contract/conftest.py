@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ if not Path("/dev/nvidiactl").exists():
 sys.path.append(str(Path(__file__).parent))  # for what tests of one subject share
 
 import kv_nodes
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+    import interpreted
+
+    interpreted.quicken()
 
 
 @pytest.fixture(params=[*kv_nodes.TRANSPORTS, "loopback, staged", "shm, staged", "tcp, staged"])

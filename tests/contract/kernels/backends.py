@@ -28,6 +28,11 @@ class Backend:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def is_interpreted(self) -> bool:
+        """Then it is slow."""
+        return self.kernels.name == "triton" and self.device.type == "cpu"
+
     def check(self, got: Tensor, expected: Tensor) -> None:
         assert got.dtype == expected.dtype == self.dtype
         assert got.shape == expected.shape

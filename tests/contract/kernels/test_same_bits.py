@@ -26,19 +26,19 @@ def alone(batch: Batch, seq: int, first_row: int, end_row: int) -> tuple[Tensor,
     return batch.q[first_row:end_row], meta
 
 
-def is_interpreted(backend: Backend) -> bool:
-    """Then it is slow."""
-    return backend.kernels.name == "triton" and backend.device.type == "cpu"
+ATTENTIONS = [
+    (Attention(0.125), 2),
+    (Attention(0.125), 1),
+    (Attention(0.125, window=90, softcap=3.0), 2),
+    (Attention(0.125, window=90, softcap=3.0), 1),
+    (Attention(0.125, window=40), 2),
+]
 
 
-ATTENTIONS = [Attention(0.125), Attention(0.125, window=90, softcap=3.0), Attention(0.125, window=40)]
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("planes", [2, 1])
+@pytest.mark.parametrize(("attention", "planes"), ATTENTIONS)
 def test_attention_has_the_same_bits_in_any_batch(steady: Backend, attention: Attention, planes: int) -> None:
-    first, second = (120, 140) if is_interpreted(steady) else (700, 900)
-    batch = make_batch(steady, [(first, 60), (second, 1), (20, 3)], planes=planes)
+    first, second, num_kv_heads = (120, 140, 1) if steady.is_interpreted else (700, 900, 2)
+    batch = make_batch(steady, [(first, 60), (second, 1), (20, 3)], group=3, num_kv_heads=num_kv_heads, planes=planes)
     if attention.softcap:
         attention = replace(attention, sinks=steady.fp32(batch.q.shape[1]))
     together = steady.kernels.paged_attention(batch.q, batch.kv, batch.meta, attention)
@@ -51,7 +51,7 @@ def test_attention_has_the_same_bits_in_any_batch(steady: Backend, attention: At
     for seq in range(3):
         rows = batch.rows(seq)
         assert torch.equal(run(seq, rows.start, rows.stop), together[rows])
-    for row in range(0, 60, 29 if is_interpreted(steady) else 1):  # a prefill, one decode step at a time
+    for row in range(0, 60, 29 if steady.is_interpreted else 1):  # a prefill, one decode step at a time
         assert torch.equal(run(0, row, row + 1)[0], together[row])
     for start, end in [(0, 7), (7, 50), (50, 60), (33, 59)]:  # and in chunks
         assert torch.equal(run(0, start, end), together[start:end])
@@ -73,9 +73,9 @@ def test_attention_of_any_width_has_the_same_bits_in_chunks(
 )
 def test_linear_has_the_same_bits_in_any_batch(each_steady: Backend, outputs: int, inputs: int, bits: int) -> None:
     linear = each_steady.kernels.pack_linear(each_steady.randn(outputs, inputs), each_steady.randn(outputs), bits)
-    x = each_steady.randn(80 if is_interpreted(each_steady) else 520, inputs)
+    x = each_steady.randn(80 if each_steady.is_interpreted else 520, inputs)
     together = linear(x)
-    for rows in (1, 3, 70) if is_interpreted(each_steady) else (1, 2, 3, 4, 5, 8, 12, 16, 17, 31, 32, 33, 48, 300, 512):
+    for rows in (1, 3, 70) if each_steady.is_interpreted else (1, 2, 3, 4, 5, 8, 12, 16, 17, 31, 32, 33, 48, 300, 512):
         for start in (0, 7):
             assert torch.equal(linear(x[start : start + rows]), together[start : start + rows])
 
@@ -97,7 +97,7 @@ def test_linears_of_heads_have_the_same_bits_in_any_batch(steady: Backend) -> No
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_experts_give_the_same_bits_in_any_batch(each_steady: Backend, bits: int) -> None:
-    num_tokens = 30 if is_interpreted(each_steady) else 120
+    num_tokens = 30 if each_steady.is_interpreted else 120
     whole = make_mixture(each_steady, num_tokens, bias=True)
     packed = each_steady.kernels.pack_experts(
         whole.gate_up, whole.down, "silu", whole.gate_up_bias, whole.down_bias, bits

@@ -73,7 +73,7 @@ async def test_sigterm_drains(fresh: tuple[NodeProcess, NodeProcess], fleet_redi
     for node in fresh:
         node.process.send_signal(signal.SIGTERM)
     await router.wait_for(lambda: any(b.load.state == types_pb2.NODE_STATE_DRAINING for b in router.batches))
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):  # it has a reservation, and stays
         while (decode.id, "draining") not in {(r.node_id, r.state) for r in await registry.list_nodes(redis)}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     with pytest.raises(LegFailed, match="node_unavailable"):

@@ -22,9 +22,11 @@ SHAPE = Shape("m", lengths.parse("8"), lengths.parse(str(NUM_TOKENS)))
 class Paced:
     """Answers with the first token after 200 ms, and one every 40 ms; or with what `answer` says."""
 
-    def __init__(self, answer: bytes = b"") -> None:
-        self.answer, self.num_open, self.most_open, self.num_connections = answer, 0, 0, 0
-        self.sent: list[list[float]] = []  # when, of each answer
+    def __init__(self, answer: bytes = b"", num_tokens: int = NUM_TOKENS) -> None:
+        self.answer, self.num_tokens = answer, num_tokens
+        self.num_open, self.most_open, self.num_connections = 0, 0, 0
+        self.asked: list[float] = []  # when, of each request
+        self.sent: list[list[float]] = []  # and of each token of its answer
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
@@ -53,13 +55,15 @@ class Paced:
             writer.write(self.answer)
             return
         began_s, times = time.monotonic(), list[float]()
+        self.asked.append(began_s)
         self.sent.append(times)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for number in range(NUM_TOKENS):
-            await asyncio.sleep(began_s + FIRST_S + number * GAP_S - time.monotonic())
+        for number in range(self.num_tokens):
+            due_s = began_s + FIRST_S + number * GAP_S
+            await asyncio.sleep(max(due_s - time.monotonic(), 0.001))  # who reads comes before a timer that is late
             times.append(time.monotonic())
             self._event(writer, json.dumps({"choices": [{"text": f"t{number}"}]}))
-        usage = {"prompt_tokens": 8, "completion_tokens": NUM_TOKENS}
+        usage = {"prompt_tokens": 8, "completion_tokens": self.num_tokens}
         self._event(writer, json.dumps({"choices": [], "usage": usage}))
         self._event(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
@@ -79,7 +83,7 @@ def asked(number: int) -> list[workload.Conversation]:
     return list(itertools.islice(workload.conversations(SHAPE, random.Random(0)), number))
 
 
-def test_a_closed_loop_keeps_so_many_under_way_and_tells_the_right_times():
+def test_a_closed_loop_keeps_so_many_under_way():
     endpoint = Paced()
 
     async def run() -> Driver:
@@ -89,13 +93,9 @@ def test_a_closed_loop_keeps_so_many_under_way_and_tells_the_right_times():
             return driver
         raise AssertionError
 
-    streams = asyncio.run(run()).streams
-    found = figures(streams, 1.0, slo_ttft_s=0.001)
+    found = figures(asyncio.run(run()).streams, 1.0, slo_ttft_s=0.001)
     assert (endpoint.most_open, endpoint.num_connections) == (4, 4)
     assert (found["requests"], found["failed"], found["output_tokens"]) == (12, 0, 12 * NUM_TOKENS)
-    for name, known_s in (("ttft_s", FIRST_S), ("tpot_s", GAP_S), ("e2e_s", FIRST_S + (NUM_TOKENS - 1) * GAP_S)):
-        times = [getattr(stream, name) for stream in streams]
-        assert min(times) == pytest.approx(known_s, rel=0.1, abs=0.002)  # a busy machine delays most of them
     assert found["goodput_per_s"] == 0.0
 
 
@@ -117,9 +117,9 @@ def test_an_open_loop_does_not_wait_for_answers():
 
 def test_what_has_not_ended_is_hung_up_on():
     async def run() -> Driver:
-        async for target in serve(Paced()):
+        async for target in serve(Paced(num_tokens=1000)):
             driver = Driver(target, 5.0)
-            due = zip((0.0, 0.0, 0.3), asked(3), strict=False)
+            due = zip((0.0, 0.0, 3 * FIRST_S), asked(3), strict=False)
             await driver.open(due, finish=False)
             return driver
         raise AssertionError
@@ -167,9 +167,15 @@ def test_times_are_those_at_which_the_endpoint_sent():
             return driver
         raise AssertionError
 
-    for stream, sent in zip(asyncio.run(run()).streams, endpoint.sent, strict=True):
+    off_s = []
+    for stream, asked_s, sent in zip(asyncio.run(run()).streams, endpoint.asked, endpoint.sent, strict=True):
         assert len(stream.times) == len(sent) == NUM_TOKENS
-        assert sorted([*stream.times, *sent]) == [at for pair in zip(sent, stream.times, strict=True) for at in pair]
+        seen = [at for pair in zip(sent, stream.times, strict=True) for at in pair]
+        assert sorted([*stream.times, *sent, stream.began, asked_s]) == [stream.began, asked_s, *seen]
+        known = (sent[0] - asked_s, (sent[-1] - sent[0]) / (NUM_TOKENS - 1), sent[-1] - asked_s)
+        told = (stream.ttft_s, stream.tpot_s, stream.e2e_s)
+        off_s.append(max(abs(one - other) for one, other in zip(told, known, strict=True)))
+    assert min(off_s) < 0.01  # a busy machine may come between some of them
 
 
 @pytest.mark.anyio

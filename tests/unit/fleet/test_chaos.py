@@ -75,14 +75,15 @@ async def test_silence_counts_for_the_choice_that_is_silent():
     pieces = [event("a"), event("x", 1), 0.2, event("b", 0, "length"), 0.2, event("y", 1, "length"), DONE]
     async with endpoint(*pieces) as url:
         got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
-    assert got.longest_wait_s < 0.2 < 0.4 <= got.longest_stall_s < 2
+    assert got.longest_wait_s < 0.4 <= got.longest_stall_s
 
 
 async def test_a_first_token_is_waited_for_before_there_is_a_stream():
     pieces = [event("a"), 0.3, event("x", 1), event("b", 0, "length"), event("y", 1, "length"), DONE]
     async with endpoint(0.2, *pieces) as url:
         got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
-    assert 0.3 <= got.longest_stall_s < 0.5 <= got.longest_wait_s < 2
+    assert 0.3 <= got.longest_stall_s < got.longest_wait_s
+    assert got.longest_wait_s >= 0.5
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def start(key: int, attempt: int = 0, token_ids: list[int] | None = None) -> nod
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

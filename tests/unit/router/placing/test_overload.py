@@ -19,26 +19,10 @@ from router.placing.admission import Limits
 from router.placing.placement import Placement
 from router.placing.placer import Placer
 from router.running import Running
+from tests.virtual_loop import VirtualLoop
 
 LIMIT_S, CAPACITY, RATE = 2.0, 100, 300  # requests/s
 SECONDS = 12.0
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time passes only when there is nothing to do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now_s, select = 1000.0, self._selector.select
-
-        def pass_time(timeout: float | None = None) -> Any:
-            self._now_s += timeout or 0.0
-            return select(0)
-
-        self._selector.select = pass_time
-
-    def time(self) -> float:
-        return self._now_s
 
 
 class Node:

@@ -299,7 +299,7 @@ async def test_a_frozen_redis_costs_50_ms_once(killable: Clients, redis_server: 
     for _ in range(100):
         assert await replica.lookup(CHAIN) == {}
     assert first < 1.0  # 50 ms, and what a busy machine adds
-    assert time.monotonic() - began < 1.0  # a hundred times 50 ms, were it asked again
+    assert time.monotonic() - began < 2.5  # a hundred times 50 ms, were it asked again
 
 
 async def test_an_unconfirmed_copy_is_not_used_for_ever(killable: Clients, redis_server: Any) -> None:
