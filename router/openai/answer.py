@@ -47,8 +47,8 @@ class Answer(ABC):
         firsts = self.choices[:: self._choices_per_prompt]
         return TokenCounts(
             num_prompt_tokens=self._num_prompt_tokens,
-            num_output_tokens=sum(choice.num_tokens for choice in self.choices),
-            num_cached_tokens=sum(choice.usage.num_cached_tokens for choice in firsts),
+            num_output_tokens=sum([choice.num_tokens for choice in self.choices]),
+            num_cached_tokens=sum([choice.usage.num_cached_tokens for choice in firsts]),
         )
 
     def timings(self) -> dict[str, float]:

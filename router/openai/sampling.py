@@ -1,6 +1,6 @@
 """From a body to SamplingParams, with what only the model tells: its limits, its vocabulary, its end of sequence."""
 
-import secrets
+import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -62,7 +62,7 @@ def sampling_params(
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=_or(body.repetition_penalty, default.repetition_penalty),
-        seed=secrets.randbits(64) if body.seed is None else body.seed & _MASK,
+        seed=int.from_bytes(os.urandom(8)) if body.seed is None else body.seed & _MASK,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(sorted({*(body.stop_token_ids or ()), *eos})),

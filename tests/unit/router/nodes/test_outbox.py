@@ -40,9 +40,8 @@ async def box(call: Call) -> Any:
     writing.cancel()
 
 
-def start(key: int, num_bytes: int = 100) -> tuple[node_pb2.Start, int]:
-    generation = types_pb2.Generation(key=key, token_ids=bytes(num_bytes))
-    return node_pb2.Start(generation=generation), num_bytes
+def start(key: int, num_bytes: int = 100) -> tuple[types_pb2.Generation, int]:
+    return types_pb2.Generation(key=key, token_ids=bytes(num_bytes)), num_bytes
 
 
 def keys(batch: node_pb2.RouterBatch) -> list[int]:
