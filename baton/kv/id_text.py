@@ -26,13 +26,13 @@ def load() -> Read:
     except OSError:
         return lambda *_: None
     size = ctypes.c_size_t
-    compiled.argtypes = [ctypes.c_char_p, size, size, ctypes.c_uint32, ctypes.c_void_p, size, ctypes.POINTER(size)]
+    compiled.argtypes = [ctypes.c_char_p, size, ctypes.c_uint32, ctypes.c_void_p, size, ctypes.POINTER(size)]
     compiled.restype = ctypes.c_int64
 
     def read(text: bytes, start: int, limit: int) -> "tuple[array[int], int] | None":
         room, num = (len(text) - start) // 2, size()
         ids = array("I", bytes(4 * room))
-        end = compiled(text, len(text), start, limit, ids.buffer_info()[0], room, ctypes.byref(num))
+        end = compiled(text, start, limit, ids.buffer_info()[0], room, ctypes.byref(num))
         return None if end < 0 else (ids[: num.value], end)
 
     return read

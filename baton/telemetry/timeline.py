@@ -6,7 +6,7 @@ ends. A book keeps the last timelines, in order of their beginning, and drops th
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ MAX_ATTEMPTS = 8  # of one request
 MAX_PARTS = 128  # of one timeline
 
 Value = str | int | float
+_NO_VALUES: Mapping[str, Value] = {}
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -37,6 +38,8 @@ class Timeline:
     replied_s = 0.0
     ended_s = 0.0
     error = ""  # code
+    attributes: Mapping[str, Value] = _NO_VALUES
+    parts: Sequence[str] = ()  # ids of the timelines that this one is made of
     more: Callable[[], Iterable[Event]] | None = None  # what others know, while the request goes on
     on_end: Callable[["Timeline"], None] | None = None
 
@@ -44,9 +47,7 @@ class Timeline:
         self.request_id = request_id
         self.attempt = attempt
         self.traceparent = traceparent  # of the span that it belongs to; empty where nobody traces
-        self.attributes: dict[str, Value] = {}
         self.began_s = time.monotonic()
-        self.parts: list[str] = []  # ids of the timelines that this one is made of
         self._events: list[Event] = []
 
     def add(self, name: str, start_s: float, **attributes: Value) -> None:

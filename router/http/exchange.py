@@ -78,7 +78,7 @@ class Exchange:
         """For one of the jobs that it is made of: the client's id alone would not be unique."""
         minted = f"{self.request_id}-{os.urandom(8).hex()}"
         if len(self.timeline.parts) < MAX_PARTS:
-            self.timeline.parts.append(minted)
+            self.timeline.parts = *self.timeline.parts, minted
         return minted
 
     def header(self, name: bytes) -> str:

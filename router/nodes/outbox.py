@@ -1,4 +1,4 @@
-"""What this router has to tell one node: all that comes up in a turn of the event loop leaves in one message.
+"""What this router has to tell one node: all that comes up in two turns of the event loop leaves in one message.
 
 While a message is being written the next ones gather. A node that does not read fills the outbox: then nothing more is
 begun there (`is_full`), as on a node that is overloaded. A write that gets nowhere for STUCK_S ends the stream, and so
@@ -99,6 +99,7 @@ class Outbox:
             while True:
                 await self._filled.wait()
                 self._filled.clear()
+                await asyncio.sleep(0)  # whoever else has come by now goes along: a message costs as much as a request
                 while self._batches:
                     batch = self._batches.popleft()
                     batch.proto.epoch, batch.proto.sequence = self._epoch, sequence

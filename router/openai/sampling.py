@@ -46,8 +46,10 @@ def sampling_params(
     max_tokens = _max_tokens(body, num_prompt_tokens, max_model_len)
     if (body.min_tokens or 0) > max_tokens:
         raise InvalidRequest(f"min_tokens is above max_tokens, which is {max_tokens}", param="min_tokens")
-    check_ids(body.stop_token_ids or (), facts, "stop_token_ids")
-    check_ids(body.logit_bias or (), facts, "logit_bias")
+    if body.stop_token_ids:
+        check_ids(body.stop_token_ids, facts, "stop_token_ids")
+    if body.logit_bias:
+        check_ids(body.logit_bias, facts, "logit_bias")
     if grammar is not None and body.ignore_eos:
         raise InvalidRequest(
             "ignore_eos does not go together with a form of output, which has an end", param="ignore_eos"
