@@ -130,3 +130,12 @@ async def test_a_drain_has_an_end(box: Outbox, call: Call) -> None:
     box.start(*start(1))
     await box.drain(0.01)
     assert len(call.written) == 1
+
+
+async def test_what_comes_up_in_the_next_turn_goes_along(box: Outbox, call: Call) -> None:
+    await box.drain(1.0)
+    box.start(*start(1))
+    await asyncio.sleep(0)  # the writer has been woken
+    box.start(*start(2))
+    await box.drain(1.0)
+    assert [keys(batch) for batch in call.written[1:]] == [[1, 2]]
