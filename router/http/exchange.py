@@ -14,6 +14,7 @@ from typing import Any
 
 from baton.errors import BatonError, Overloaded
 from baton.telemetry.timeline import MAX_PARTS, Timeline
+from router.http import turns
 from router.http.account import NOBODY
 from router.http.error_format import (
     BodyTooLarge,
@@ -34,9 +35,6 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY_BYTES = 8 * 2**20
 _MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
 MAX_HELD_BYTES = 512 * 2**20  # of all bodies that are not here to their end
-LARGE_BYTES = 2**18  # of a body; larger ones take turns
-_LARGE_PAUSES = 4  # as long as reading one takes, before the next is read
-_LARGE_WAITING_BYTES = 128 * 2**20
 _CHUNK_TIMEOUT_S = 10.0
 _BODY_TIMEOUT_S = 60.0
 _JSON = b"application/json"
@@ -93,8 +91,8 @@ class Exchange:
         if self.header(b"content-encoding").strip().lower() not in ("", "identity"):
             raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
         body = self._take() if self._outlet.has_body else await self._read_late()
-        if len(body) > LARGE_BYTES:
-            await _TURNS.take(len(body))
+        if len(body) > turns.LARGE_BYTES:
+            await turns.TURNS.take(len(body))
         return body
 
     def _take(self) -> bytes:
@@ -155,10 +153,8 @@ class Exchange:
     def _described(self, status: int, headers: list[Header]) -> list[Header]:
         """Its headers, with what every answer has."""
         self.status = status
-        headers += (b"x-request-id", self.request_id.encode()), *self.account.headers
-        if self.closing:
-            headers.append((b"connection", b"close"))
-        return headers
+        last = [(b"connection", b"close")] if self.closing else []
+        return [*headers, (b"x-request-id", self.request_id.encode()), *self.account.headers, *last]
 
     async def _read(self) -> bytes:
         chunks, num_bytes, is_crowded = [], 0, False
@@ -209,36 +205,6 @@ class _Held:
 
 
 _HELD = _Held()
-
-
-class _Turns:
-    """Of large bodies: to read JSON of a megabyte takes ten milliseconds and more, in which all streams stand still."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._num_waiting_bytes = 0
-        self._next_s = 0.0
-
-    async def take(self, num_bytes: int) -> None:
-        """Return when a body of so many bytes may be read. Raises Overloaded where too much is before it."""
-        if self._num_waiting_bytes > _LARGE_WAITING_BYTES:
-            raise Overloaded("Too many large bodies at present")
-        self._num_waiting_bytes += num_bytes
-        try:
-            async with self._lock:
-                if (wait_s := self._next_s - time.monotonic()) > 0:
-                    await asyncio.sleep(wait_s)
-                asyncio.get_running_loop().call_soon(self._pause, time.monotonic())
-        finally:
-            self._num_waiting_bytes -= num_bytes
-
-    def _pause(self, began_s: float) -> None:
-        """The loop is back, before the next one's turn."""
-        now_s = time.monotonic()
-        self._next_s = now_s + _LARGE_PAUSES * (now_s - began_s)
-
-
-_TURNS = _Turns()
 
 
 class ClientGone(BatonError):

@@ -107,10 +107,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._num_bytes > MAX_HEAD_BYTES or len(self.headers) >= MAX_HEADERS:
             self._refuse_head()
         if self._reading_head:
-            name = name.lower()
-            if name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
-            self.headers.append((name, value))
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """From here on the application has its own limits."""
@@ -195,6 +192,10 @@ class LimitedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("a header twice")
         if b"transfer-encoding" in names and dict(self.headers)[b"transfer-encoding"].lower() != b"chunked":
             raise httptools.HttpParserError("transfer coding")
+        if b"expect" in names:
+            self.expect_100_continue = any(
+                name == b"expect" and v.lower() == b"100-continue" for name, v in self.headers
+            )
 
     def _refuse_head(self) -> None:
         self._reason = _HEADERS_TOO_LARGE

@@ -170,7 +170,7 @@ class StreamedAnswer(Answer):
             return
         opening = self._told(self._format.begin(choice.index))
         if not self._exchange.status:
-            self._exchange.start(200, list(_STREAM_HEADERS), opening)
+            self._exchange.start(200, _STREAM_HEADERS, opening)
         elif opening:
             self._exchange.sender.write(opening)
 

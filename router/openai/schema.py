@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
-from router.http.exchange import LARGE_BYTES
+from router.http.turns import LARGE_BYTES
 from router.openai.structured_output import StructuredFields
 
 MAX_CHOICES = 128
