@@ -99,7 +99,7 @@ class Outbox:
             while True:
                 await self._filled.wait()
                 self._filled.clear()
-                await asyncio.sleep(0)  # whoever else has come by now goes along: a message costs as much as a request
+                await asyncio.sleep(0)  # who comes by now goes along: a message costs as much as a third of a request
                 while self._batches:
                     batch = self._batches.popleft()
                     batch.proto.epoch, batch.proto.sequence = self._epoch, sequence
