@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 CODE   := baton bench decode_node deploy engine examples fleet kernels kv_transfer prefill_node router tests
 PROTOS := $(wildcard proto/baton/v1/*.proto)
-COMPILED := baton/kv/hash_chain.cpp $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+COMPILED := $(wildcard baton/kv/*.cpp kernels/cpu/*.cpp kernels/cpu/*.h)
 
 .PHONY: help install install-dev run test check format proto bench bench-gpu clean
 
@@ -62,7 +62,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed $(COMPILED)
-	$(BIN)/python -m baton.kv.hash_chain
+	$(BIN)/python -m baton.kv.native
 	$(BIN)/python -m kernels.cpu.build
 	@touch $@
 

@@ -10,13 +10,13 @@ _ITEM_BYTES = 4
 
 
 def packed(token_ids: Sequence[int]) -> "array[int]":
-    """The same ids as an array of uint32: what is cheap to slice, to hash and to send."""
-    return array("I", token_ids)
+    """The same ids as an array of uint32, which is cheap to slice, to hash and to send; an array is taken as it is."""
+    return token_ids if isinstance(token_ids, array) else array("I", token_ids)
 
 
 def to_bytes(token_ids: Sequence[int]) -> bytes:
     """For the wire. An array is copied as it is."""
-    items = token_ids if isinstance(token_ids, array) else packed(token_ids)
+    items = packed(token_ids)
     if sys.byteorder == "big":
         items = items[:]
         items.byteswap()

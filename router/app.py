@@ -85,8 +85,11 @@ class App:
             exchange.send_error(MethodNotAllowed("This path takes POST", allowed=("POST",)))
         else:
             self._observer.begin(exchange)
-            with http_metrics.IN_FLIGHT.track_inprogress():
+            http_metrics.IN_FLIGHT.inc()
+            try:
                 await self._generate(exchange, handler, exchange.account.tenant.salt)
+            finally:
+                http_metrics.IN_FLIGHT.dec()
             self._observer.end(exchange)
 
     async def _generate(self, exchange: Exchange, handler: Handler, salt: bytes) -> None:

@@ -49,7 +49,7 @@ class Recent:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._slots: deque[Slot] = deque([Slot()], maxlen=NUM_SLOTS)
-        self._number = self._now()
+        self._number = int(clock() // SLOT_S)
 
     def slots(self) -> list[Slot]:
         """The latest first; the first one is not over yet."""
@@ -81,14 +81,11 @@ class Recent:
         flows[pair] = before[0] + num_bytes, before[1] + 1
 
     def _current(self) -> Slot:
-        now = self._now()
-        for _ in range(min(now - self._number, NUM_SLOTS)):
-            self._slots.append(Slot())
-        self._number = max(now, self._number)
+        now = int(self._clock() // SLOT_S)
+        if now > self._number:
+            self._slots.extend(Slot() for _ in range(min(now - self._number, NUM_SLOTS)))
+            self._number = now
         return self._slots[-1]
-
-    def _now(self) -> int:
-        return int(self._clock() // SLOT_S)
 
 
 def merged(slots: Iterable[Slot]) -> Slot:

@@ -32,6 +32,15 @@ class Paused(Cancelled):
 class Running:
     """Also the handle that the HTTP side gets."""
 
+    task: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None  # to its deadline
+    is_late = False
+    is_waiting = True  # for nodes to be chosen
+    leg: Leg | None = None
+    computed_by = ""  # the node that has done the prompt's work, and holds its blocks
+    num_failed_transfers = 0
+    _pause: asyncio.Event | None = None  # set at its end
+
     def __init__(self, job: Job, sink: Sink, key: int) -> None:
         self.job = job
         self.key = key
@@ -39,15 +48,8 @@ class Running:
         self.output: list[int] = []
         self._prompt = packed(job.token_ids)
         self.wants_prompt = job.prompt_work is not None  # that work is still to be done
-        self.computed_by = ""  # the node that has done it, and holds the prompt's blocks
         self.troubled: set[str] = set()  # nodes between which a transfer of this request has failed
-        self.num_failed_transfers = 0
-        self.task: asyncio.Task[None] | None = None
         self.timeline = Timeline(job.request_id, traceparent=job.traceparent)
-        self.is_waiting = True  # for nodes to be chosen
-        self.leg: Leg | None = None
-        self._wanted = asyncio.Event()  # cleared while it is paused
-        self._wanted.set()
         self._sink: Sink | None = sink
         self._submitted_at = time.monotonic()
 
@@ -89,19 +91,28 @@ class Running:
         if self.task is not None:
             self.task.cancel()
 
+    def expire(self) -> None:
+        """Its deadline has come."""
+        self.is_late = True
+        if self.task is not None:
+            self.task.cancel()
+
     def pause(self) -> None:
         """Take it off its nodes: what it has sent so far is all that is needed to go on."""
-        self._wanted.clear()
+        self._pause = self._pause or asyncio.Event()
         if self.leg is not None and not self.wants_prompt:
             self.leg.fail(Paused("the client reads too slowly"))
 
     def resume(self) -> None:
         """Place it again."""
-        self._wanted.set()
+        if self._pause is not None:
+            self._pause.set()
+            self._pause = None
 
     async def resumed(self) -> None:
         """Return when it is not paused, or no more."""
-        await self._wanted.wait()
+        while self._pause is not None:
+            await self._pause.wait()
 
     def check_wanted(self) -> None:
         """Raise CancelledError where nobody waits for the outcome: a cancellation can get lost (`process.tasks`)."""

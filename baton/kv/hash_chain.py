@@ -1,25 +1,15 @@
-"""A chain of hashes in one call where it has been compiled, else by hashlib, with the same result.
-
-    python -m baton.kv.hash_chain
-
-compiles it, at installation. It needs a C++17 compiler (`CXX`, by default g++) and is never compiled otherwise: whoever
-hashes should not have to wait for that. The library's name carries a hash of its source.
-"""
+"""A chain of hashes in one call where it has been compiled (`native`), else by hashlib, with the same result."""
 
 import ctypes
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+from baton.kv import native
+
 DIGEST_BYTES = 16
-SOURCE = Path(__file__).with_suffix(".cpp")
-FOLDER = SOURCE.parent / "_build"
+SOURCE = native.SOURCES[0]
 _FEW_BLOCKS = 4  # which take longer by a call of C
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=default")
 
 Chain = Callable[[bytes, bytes, int], bytes]
 """(parent, blocks, bytes of a block): the digests of the whole blocks, one after the other."""
@@ -54,39 +44,6 @@ def load(path: Path, *, portably: bool = False) -> Chain:
 def fastest() -> Chain:
     """What this installation has."""
     try:
-        return load(library())
+        return load(native.library(SOURCE))
     except OSError:
         return hashed
-
-
-def library(folder: Path = FOLDER) -> Path:
-    """Where the compiled one is, if it is there."""
-    source = sha256(repr(_FLAGS).encode() + SOURCE.read_bytes()).hexdigest()
-    return folder / f"hash_chain-{source[:16]}.so"
-
-
-def build(folder: Path = FOLDER) -> Path:
-    """Compile it into `folder`. Raises OSError where the folder, or a compiler, is missing, and CalledProcessError."""
-    target = library(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler (set CXX, or install g++)")
-    partial = target.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, *_FLAGS, str(SOURCE), "-o", str(partial)], check=True)
-    partial.replace(target)
-    return target
-
-
-def main() -> int:
-    """Compile it, and say where it is."""
-    try:
-        sys.stdout.write(f"{build()}\n")
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"prompts are hashed by hashlib: {error}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

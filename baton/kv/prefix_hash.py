@@ -4,7 +4,6 @@
 block 0, so they are part of every hash of the chain.
 """
 
-from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -12,6 +11,7 @@ from struct import Struct
 from typing import NewType, cast
 
 from baton.kv import hash_chain
+from baton.token_ids import to_bytes
 
 BlockHash = NewType("BlockHash", bytes)
 
@@ -35,6 +35,6 @@ def stretched_root(root: BlockHash) -> BlockHash:
 
 def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
     """Hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
-    digests = _chain(parent, array("I", token_ids).tobytes(), block_size * 4)
+    digests = _chain(parent, to_bytes(token_ids), block_size * 4)
     hashes = Struct(_EACH * (len(digests) // HASH_BYTES)).unpack(digests)  # half the time of `iter_unpack`
     return cast("list[BlockHash]", list(hashes))  # a call of BlockHash for each would cost as much as all of this

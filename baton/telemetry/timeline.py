@@ -6,7 +6,7 @@ ends. A book keeps the last timelines, in order of their beginning, and drops th
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ MAX_ATTEMPTS = 8  # of one request
 MAX_PARTS = 128  # of one timeline
 
 Value = str | int | float
+_NO_VALUES: Mapping[str, Value] = {}
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -32,20 +33,21 @@ class Event(msgspec.Struct, frozen=True):
 class Timeline:
     """One request, or one attempt at it, in one process."""
 
+    name = ""
+    parent = ""  # of the span above, where `traceparent` is its own
+    replied_s = 0.0
+    ended_s = 0.0
+    error = ""  # code
+    attributes: Mapping[str, Value] = _NO_VALUES
+    parts: Sequence[str] = ()  # ids of the timelines that this one is made of
+    more: Callable[[], Iterable[Event]] | None = None  # what others know, while the request goes on
+    on_end: Callable[["Timeline"], None] | None = None
+
     def __init__(self, request_id: str, attempt: int = 0, traceparent: str = "") -> None:
         self.request_id = request_id
         self.attempt = attempt
         self.traceparent = traceparent  # of the span that it belongs to; empty where nobody traces
-        self.parent = ""  # of the span above, where `traceparent` is its own
-        self.name = ""
-        self.attributes: dict[str, Value] = {}
         self.began_s = time.monotonic()
-        self.replied_s = 0.0
-        self.ended_s = 0.0
-        self.error = ""  # code
-        self.parts: list[str] = []  # ids of the timelines that this one is made of
-        self.more: Callable[[], Iterable[Event]] | None = None  # what others know, while the request goes on
-        self.on_end: Callable[[Timeline], None] | None = None
         self._events: list[Event] = []
 
     def add(self, name: str, start_s: float, **attributes: Value) -> None:
@@ -102,7 +104,8 @@ class TimelineBook:
 
     def add(self, timeline: Timeline) -> Timeline:
         """Keep it; of several with one id and attempt the latest is found."""
-        timeline.on_end = self.on_end
+        if self.on_end is not None:
+            timeline.on_end = self.on_end
         attempts = self._requests.pop(timeline.request_id, {})
         attempts[timeline.attempt] = timeline
         if len(attempts) > MAX_ATTEMPTS:

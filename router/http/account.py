@@ -3,9 +3,8 @@
 import asyncio
 import math
 
-from prometheus_client import Counter
-
 from baton.errors import ModelNotFound
+from baton.telemetry.unlocked import Counter
 from router.http.error_format import Header
 from router.http.rate_limit import Left, RateLimited, RateLimiter
 from router.http.tenants import ANYBODY, Tenant
@@ -70,6 +69,9 @@ class Account:
                     ("reset", f"{full_s:.3f}s"),
                 ):
                     self.headers.append((f"x-ratelimit-{what}-{kind}".encode(), value.encode()))
+
+
+NOBODY = Account()  # before anybody is known
 
 
 def _bounded(name: str) -> str:

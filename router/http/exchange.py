@@ -5,15 +5,17 @@ What a request means is the business of `generate` and `admin`.
 
 import asyncio
 import logging
+import os
 import re
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from baton.errors import BatonError, Overloaded
 from baton.telemetry.timeline import MAX_PARTS, Timeline
-from router.http.account import Account
+from router.http import turns
+from router.http.account import NOBODY
 from router.http.error_format import (
     BodyTooLarge,
     Header,
@@ -33,9 +35,6 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY_BYTES = 8 * 2**20
 _MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
 MAX_HELD_BYTES = 512 * 2**20  # of all bodies that are not here to their end
-LARGE_BYTES = 2**18  # of a body; larger ones take turns
-_LARGE_PAUSES = 4  # as long as reading one takes, before the next is read
-_LARGE_WAITING_BYTES = 128 * 2**20
 _CHUNK_TIMEOUT_S = 10.0
 _BODY_TIMEOUT_S = 60.0
 _JSON = b"application/json"
@@ -47,36 +46,37 @@ _log = logging.getLogger(__name__)
 class Exchange:
     """Made when the headers are there. Everything but `read_body` and `gone` sends at once, without waiting."""
 
+    status = 0  # 0: nothing sent yet
+    error_code: str | None = None
+    left = False  # whether the client went away before its answer was complete
+    closing = False  # whether the connection is to end with this answer
+    model = ""  # as far as it is served
+    num_tokens = (0, 0)  # prompt, output
+    num_cached_tokens = 0  # of the prompt
+    timings: Mapping[str, float] = MappingProxyType({})
+    account = NOBODY
+    _num_held = 0  # bytes of a body that is not here to its end
+    _on_broken: Callable[[], None] | None = None
+
     def __init__(self, scope: Scope, receive: Receive) -> None:
         """Takes the connection's `baton.outlet` out of the scope, else the two would keep each other alive."""
         self.arrived_s = time.monotonic()
         self._receive = receive
         outlet: Outlet = scope["extensions"].pop("baton.outlet")
         self._outlet = outlet
-        self._on_broken: Callable[[], None] = _nothing
         self.sender = Sender(outlet, self._broken)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = _request_id(self.headers)
-        self._num_held = 0  # bytes of a body that is not here to its end
-        self.status = 0  # 0: nothing sent yet
-        self.error_code: str | None = None
-        self.left = False  # whether the client went away before its answer was complete
-        self.closing = False  # whether the connection is to end with this answer
-        self.model = ""  # as far as it is served
-        self.num_tokens = (0, 0)  # prompt, output
-        self.num_cached_tokens = 0  # of the prompt
-        self.timings: dict[str, float] = {}
-        self.account = Account()
         self.timeline = Timeline(self.request_id)
         self.timeline.began_s = self.arrived_s
 
     def part_id(self) -> str:
         """For one of the jobs that it is made of: the client's id alone would not be unique."""
-        minted = f"{self.request_id}-{secrets.token_hex(8)}"
+        minted = f"{self.request_id}-{os.urandom(8).hex()}"
         if len(self.timeline.parts) < MAX_PARTS:
-            self.timeline.parts.append(minted)
+            self.timeline.parts = *self.timeline.parts, minted
         return minted
 
     def header(self, name: bytes) -> str:
@@ -90,39 +90,46 @@ class Exchange:
             raise UnsupportedMediaType("send the body as application/json")
         if self.header(b"content-encoding").strip().lower() not in ("", "identity"):
             raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
+        body = self._take() if self._outlet.has_body else await self._read_late()
+        if len(body) > turns.LARGE_BYTES:
+            await turns.TURNS.take(len(body))
+        return body
+
+    def _take(self) -> bytes:
+        """A body that is here to its end."""
+        body = self._outlet.take_body()
+        if len(body) > MAX_BODY_BYTES:
+            self.closing = len(body) > _MAX_SKIPPED_BYTES
+            raise _too_large()
+        if _HELD.num_bytes > MAX_HELD_BYTES:
+            raise _crowded()
+        return body
+
+    async def _read_late(self) -> bytes:
+        """A body that is not here to its end."""
         declared = self.header(b"content-length")
         num_declared = int(declared) if declared.isascii() and declared.isdigit() else 0
         if num_declared > _MAX_SKIPPED_BYTES:
             self.closing = True
             raise _too_large()
-        if self._outlet.has_body:
-            body = await self._read()
-        else:
-            try:
-                async with asyncio.timeout(_BODY_TIMEOUT_S):
-                    body = await self._read()
-            except TimeoutError:
-                self.closing = True
-                raise RequestTimeout("the body did not arrive in time") from None
-            finally:
-                self._keep(-self._num_held)
-        if len(body) > LARGE_BYTES:
-            await _TURNS.take(len(body))
-        return body
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                return await self._read()
+        except TimeoutError:
+            self.closing = True
+            raise RequestTimeout("the body did not arrive in time") from None
+        finally:
+            self._keep(-self._num_held)
 
     def send(self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()) -> None:
         """A whole answer."""
-        length = (b"content-length", str(len(body)).encode())
-        self.start(status, [(b"content-type", content_type), length, *headers])
-        self.sender.write(b"" if self.method == "HEAD" else body, more=False)
+        length = (b"content-length", b"%d" % len(body))
+        listed = self._described(status, [(b"content-type", content_type), length, *headers])
+        self.sender.send(status, listed, b"" if self.method == "HEAD" else body)
 
     def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
         """Status and headers of an answer, and how its body begins."""
-        self.status = status
-        own = [(b"x-request-id", self.request_id.encode()), *self.account.headers]
-        if self.closing:
-            own.append((b"connection", b"close"))
-        self.sender.start(status, headers + own, opening)
+        self.sender.start(status, self._described(status, headers), opening)
 
     def send_error(self, error: BatonError) -> None:
         """An error as the whole answer."""
@@ -140,8 +147,14 @@ class Exchange:
 
     def close(self) -> None:
         """It is over: let go of whoever made the answer. Else they hold one another until the collector comes by."""
-        self._on_broken = _nothing
+        self._on_broken = None
         self.sender.close()
+
+    def _described(self, status: int, headers: list[Header]) -> list[Header]:
+        """Its headers, with what every answer has."""
+        self.status = status
+        last = [(b"connection", b"close")] if self.closing else []
+        return [*headers, (b"x-request-id", self.request_id.encode()), *self.account.headers, *last]
 
     async def _read(self) -> bytes:
         chunks, num_bytes, is_crowded = [], 0, False
@@ -165,7 +178,7 @@ class Exchange:
         if num_bytes > MAX_BODY_BYTES:
             raise _too_large()
         if is_crowded:
-            raise Overloaded("Too many bodies are on their way at present")
+            raise _crowded()
         return b"".join(chunks)
 
     def _keep(self, num_bytes: int) -> None:
@@ -181,7 +194,8 @@ class Exchange:
     def _broken(self) -> None:
         _log.info("the client does not read its answer", extra={"request_id": self.request_id})
         self._outlet.abort()
-        self._on_broken()
+        if self._on_broken is not None:
+            self._on_broken()
 
 
 class _Held:
@@ -191,36 +205,6 @@ class _Held:
 
 
 _HELD = _Held()
-
-
-class _Turns:
-    """Of large bodies: to read JSON of a megabyte takes ten milliseconds and more, in which all streams stand still."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._num_waiting_bytes = 0
-        self._next_s = 0.0
-
-    async def take(self, num_bytes: int) -> None:
-        """Return when a body of so many bytes may be read. Raises Overloaded where too much is before it."""
-        if self._num_waiting_bytes > _LARGE_WAITING_BYTES:
-            raise Overloaded("Too many large bodies at present")
-        self._num_waiting_bytes += num_bytes
-        try:
-            async with self._lock:
-                if (wait_s := self._next_s - time.monotonic()) > 0:
-                    await asyncio.sleep(wait_s)
-                asyncio.get_running_loop().call_soon(self._pause, time.monotonic())
-        finally:
-            self._num_waiting_bytes -= num_bytes
-
-    def _pause(self, began_s: float) -> None:
-        """The loop is back, before the next one's turn."""
-        now_s = time.monotonic()
-        self._next_s = now_s + _LARGE_PAUSES * (now_s - began_s)
-
-
-_TURNS = _Turns()
 
 
 class ClientGone(BatonError):
@@ -234,15 +218,15 @@ def _too_large() -> BodyTooLarge:
     return BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
 
 
+def _crowded() -> Overloaded:
+    return Overloaded("Too many bodies are on their way at present")
+
+
 def mint_request_id() -> str:
     """For a request that brings no sane one."""
-    return f"req-{secrets.token_hex(12)}"
+    return f"req-{os.urandom(12).hex()}"
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if _SANE_ID.fullmatch(given) else mint_request_id()
-
-
-def _nothing() -> None:
-    pass

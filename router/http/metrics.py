@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 
-from prometheus_client import Counter, Gauge, Histogram
+from baton.telemetry.unlocked import Counter, Gauge, Histogram
 
 TIME_TO_FIRST_TOKEN = Histogram(
     "baton_time_to_first_token_seconds",
@@ -33,19 +33,13 @@ GENERATION_TOKENS = Counter("baton_router_generation_tokens", "Output tokens rec
 CACHE_HIT_TOKENS = Counter("baton_router_prefix_cache_hit_tokens", "Prompt tokens found in a node's prefix cache")
 
 PHASES = ("queue", "prefill", "transfer", "first_decode")
+_OF_TIMING = {f"{phase}_s": PHASE.labels(phase) for phase in PHASES}
 
 
 def observe_phases(timings: Mapping[str, float]) -> None:
     """Record the phases of a finished job, as far as they are known."""
-    for phase in PHASES:
-        seconds = timings.get(f"{phase}_s")
-        if seconds is not None:
-            _phase(phase).observe(seconds)
-
-
-@cache
-def _phase(name: str) -> Histogram:
-    return PHASE.labels(name)
+    for name, seconds in timings.items():
+        _OF_TIMING[name].observe(seconds)
 
 
 @cache

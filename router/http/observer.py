@@ -37,14 +37,13 @@ class Observer:
         http_metrics.requests(exchange.model, status).inc()
         http_metrics.REQUEST.observe(total_s, exemplar(exchange.request_id))
         RECENT.request(status, *exchange.num_tokens, exchange.num_cached_tokens)
-        exchange.timeline.attributes |= {
+        exchange.timeline.attributes = {
             "status": status,
             "model": exchange.model,
             "num_prompt_tokens": exchange.num_tokens[0],
             "num_output_tokens": exchange.num_tokens[1],
+            **({"code": exchange.error_code} if exchange.error_code else {}),
         }
-        if exchange.error_code:
-            exchange.timeline.attributes["code"] = exchange.error_code
         exchange.timeline.end("" if status < 500 else str(status))
         if _log.isEnabledFor(logging.INFO):
             self._write(exchange, status, total_s)

@@ -53,6 +53,13 @@ class Outlet:
         """Whether the request is here to its end: there is nothing to wait for."""
         return not self._cycle.more_body
 
+    def take_body(self) -> bytes:
+        """Of a request that is here to its end. What its `receive` tells after that is that the client has left."""
+        cycle = self._cycle
+        body, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        return body
+
     @property
     def is_full(self) -> bool:
         """Whether the client has to read first."""
@@ -71,7 +78,7 @@ class Outlet:
         """Status and headers; they go out with the next part, which may be empty."""
         cycle = self._cycle
         cycle.response_started, cycle.waiting_for_100_continue = True, False
-        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers))]
+        lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]]
         names = [name for name, _ in headers]
         if b"connection" in names:
             cycle.keep_alive = False

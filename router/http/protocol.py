@@ -96,14 +96,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """A part of the request line."""
-        self._count(len(url))
+        self._num_bytes += len(url)
+        if self._num_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A whole header. One behind the body counts, and says nothing: a proxy has not looked at it."""
-        self._count(len(name) + len(value))
+        self._num_bytes += len(name) + len(value)
+        if self._num_bytes > MAX_HEAD_BYTES or len(self.headers) >= MAX_HEADERS:
+            self._refuse_head()
         if self._reading_head:
-            super().on_header(name, value)
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """From here on the application has its own limits."""
@@ -188,12 +192,14 @@ class LimitedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("a header twice")
         if b"transfer-encoding" in names and dict(self.headers)[b"transfer-encoding"].lower() != b"chunked":
             raise httptools.HttpParserError("transfer coding")
+        if b"expect" in names:
+            self.expect_100_continue = any(
+                name == b"expect" and v.lower() == b"100-continue" for name, v in self.headers
+            )
 
-    def _count(self, num_bytes: int) -> None:
-        self._num_bytes += num_bytes
-        if self._num_bytes > MAX_HEAD_BYTES or len(self.headers) >= MAX_HEADERS:
-            self._reason = _HEADERS_TOO_LARGE
-            raise httptools.HttpParserError("too large")
+    def _refuse_head(self) -> None:
+        self._reason = _HEADERS_TOO_LARGE
+        raise httptools.HttpParserError("too large")
 
     def _expect_head(self, num_bytes: int = 0) -> None:
         self._reading_head, self._head_bytes = True, num_bytes

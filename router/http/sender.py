@@ -80,6 +80,12 @@ class Sender:
         self._connection.start(status, headers)
         asyncio.get_running_loop().call_soon(self._start_alone)
 
+    def send(self, status: int, headers: list[Header], body: bytes) -> None:
+        """A whole answer, in one write."""
+        self.started = True
+        self._connection.start(status, headers)
+        self.write(body, more=False)
+
     def write(self, data: bytes, *, more: bool = True) -> None:
         """A part of the body; the last one where not `more`."""
         self.ended = not more

@@ -73,11 +73,18 @@ class FleetView:
     @property
     def ready(self) -> bool:
         """Whether requests can be served. Where all nodes are full they wait, or are refused: nothing is missing."""
-        return bool(self._serving("decode")) and (bool(self._serving("prefill")) or not self.expects_prefill)
+        return self._serves("decode") and (self._serves("prefill") or not self.expects_prefill)
 
     def accepting(self, role: str) -> list[NodeLink]:
         """Links of a pool that take new requests for the served model at this moment."""
-        return [link for link in self._serving(role) if link.accepting]
+        facts = self.facts
+        if facts is None:
+            return []
+        return [
+            link
+            for link in self._links.values()
+            if link.record.role == role and link.accepting and link.record.model_fingerprint == facts.model_fingerprint
+        ]
 
     async def start(self) -> None:
         """List the nodes, and go on doing so."""
@@ -127,15 +134,12 @@ class FleetView:
         for link in gone:
             await link.close()
 
-    def _serving(self, role: str) -> list[NodeLink]:
+    def _serves(self, role: str) -> bool:
         facts = self.facts
-        if facts is None:
-            return []
-        return [
-            link
+        return facts is not None and any(
+            link.record.role == role and link.serves and link.record.model_fingerprint == facts.model_fingerprint
             for link in self._links.values()
-            if link.record.role == role and link.serves and link.record.model_fingerprint == facts.model_fingerprint
-        ]
+        )
 
     def _may_suspect(self, link: NodeLink) -> bool:
         """Where more than half of a pool is silent it is rather this host, or the network, that is slow."""

@@ -145,10 +145,7 @@ class NodeLink:
         if self._outbox.is_full:
             raise Overloaded("the node does not read")
         self.attach(leg)
-        start = node_pb2.Start(generation=generation)
-        if prefill is not None:
-            start.prefill_node_id, start.prefill_epoch = prefill.node_id, prefill.epoch
-        self._outbox.start(start, num_bytes)
+        self._outbox.start(generation, num_bytes, prefill)
 
     def grant(self, granted: node_pb2.Granted) -> None:
         """Hand a decode node's grant on to this prefill node."""

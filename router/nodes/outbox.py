@@ -1,4 +1,4 @@
-"""What this router has to tell one node: all that comes up in a turn of the event loop leaves in one message.
+"""What this router has to tell one node: all that comes up in two turns of the event loop leaves in one message.
 
 While a message is being written the next ones gather. A node that does not read fills the outbox: then nothing more is
 begun there (`is_full`), as on a node that is overloaded. A write that gets nowhere for STUCK_S ends the stream, and so
@@ -12,8 +12,9 @@ from collections import deque
 
 from grpc import aio
 
+from baton.net.registry import NodeRecord
 from baton.net.rpc import MAX_MESSAGE_BYTES
-from baton.v1 import node_pb2
+from baton.v1 import node_pb2, types_pb2
 
 MAX_BYTES = 64 * 2**20  # of prompts that wait to be written
 MAX_BATCH_BYTES = 4 * 2**20  # of a message that holds more than one prompt
@@ -48,12 +49,14 @@ class Outbox:
         since_s = self._unheard[0][1] if self._unheard else self._writing_since_s
         return since_s is not None and time.monotonic() - since_s > STUCK_S
 
-    def start(self, start: node_pb2.Start, num_bytes: int) -> None:
-        """Begin a leg, which takes so many bytes on the wire; MAX_START_BYTES at most."""
+    def start(self, generation: types_pb2.Generation, num_bytes: int, prefill: NodeRecord | None = None) -> None:
+        """Begin a leg, which takes so many bytes on the wire; MAX_START_BYTES at most. `prefill` ships to it."""
         if self._batches and self._batches[-1].num_bytes + num_bytes > MAX_BATCH_BYTES:
             self._batches.append(_Batch())
         batch = self._last()
-        batch.proto.starts.append(start)
+        start = batch.proto.starts.add(generation=generation)
+        if prefill is not None:
+            start.prefill_node_id, start.prefill_epoch = prefill.node_id, prefill.epoch
         batch.num_bytes += num_bytes
         self._num_bytes += num_bytes
 
@@ -96,6 +99,7 @@ class Outbox:
             while True:
                 await self._filled.wait()
                 self._filled.clear()
+                await asyncio.sleep(0)  # who comes by now goes along: a message costs as much as a third of a request
                 while self._batches:
                     batch = self._batches.popleft()
                     batch.proto.epoch, batch.proto.sequence = self._epoch, sequence

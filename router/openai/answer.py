@@ -44,12 +44,12 @@ class Answer(ABC):
 
     def counts(self) -> TokenCounts:
         """What it cost so far. A prompt that several choices share was looked up for the first of them."""
-        firsts = self.choices[:: self._choices_per_prompt]
-        return TokenCounts(
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_output_tokens=sum(choice.num_tokens for choice in self.choices),
-            num_cached_tokens=sum(choice.usage.num_cached_tokens for choice in firsts),
-        )
+        num_output_tokens = num_cached_tokens = 0
+        for choice in self.choices:
+            num_output_tokens += choice.num_tokens
+            if choice.index % self._choices_per_prompt == 0:
+                num_cached_tokens += choice.usage.num_cached_tokens
+        return TokenCounts(self._num_prompt_tokens, num_output_tokens, num_cached_tokens)
 
     def timings(self) -> dict[str, float]:
         """Seconds: `ttft_s`, and the phases of the first choice as far as they are known."""
@@ -142,7 +142,8 @@ class WholeAnswer(Answer):
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
         """Kept."""
         self._pieces.setdefault(choice.index, []).append(msgspec.json.encode(text)[1:-1])
-        self._text(choice).entries.extend(entries)
+        if entries:
+            self._text(choice).entries.extend(entries)
 
     def _choice_ended(self, choice: Choice) -> None:
         collected = self._text(choice)
@@ -169,7 +170,7 @@ class StreamedAnswer(Answer):
             return
         opening = self._told(self._format.begin(choice.index))
         if not self._exchange.status:
-            self._exchange.start(200, list(_STREAM_HEADERS), opening)
+            self._exchange.start(200, _STREAM_HEADERS, opening)
         elif opening:
             self._exchange.sender.write(opening)
 

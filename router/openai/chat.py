@@ -5,6 +5,7 @@ An output is taken apart only where tools may be called or the model thinks; all
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -54,15 +55,8 @@ class Chat:
         exchange.model = body.model
         self._model.check_sizes(body.messages, self.max_model_len, "messages")
         tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
-
-        def form(parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
-            named = (answer_id("chatcmpl"), body.model, int(time.time()), parts)
-            if parser is None:
-                return ChatFormat(*named, stream_usage=wants_usage(body))
-            return MessageFormat(*named, parser, self._model.style.calls, stream_usage=wants_usage(body))
-
         given = conversation(body.messages, tools, body.reasoning_effort)
-        await self.generate(exchange, body, given, tools, form, cache_salt)
+        await self.generate(exchange, body, given, tools, partial(self._form, body), cache_salt)
 
     async def generate(
         self,
@@ -99,6 +93,12 @@ class Chat:
             stops=stops(body),
         )
         await self._generator.answer(exchange, plan, cache_salt)
+
+    def _form(self, body: ChatBody, parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
+        named = (answer_id("chatcmpl"), body.model, int(time.time()), parts)
+        if parser is None:
+            return ChatFormat(*named, stream_usage=wants_usage(body))
+        return MessageFormat(*named, parser, self._model.style.calls, stream_usage=wants_usage(body))
 
     def _shape(self, body: ChatBody, tools: Tools, *, opened: bool) -> tuple[Grammar | None, bool]:
         """What the output has to match, and whether it may begin with reasoning."""

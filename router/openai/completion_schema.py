@@ -1,6 +1,8 @@
 """Body of POST /v1/completions."""
 
 import contextlib
+import re
+import secrets
 from array import array
 from typing import Annotated, Any
 
@@ -8,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
+from baton.kv import id_text
 from baton.token_ids import packed
 from router.openai.schema import (
     MAX_CHOICES,
@@ -17,9 +20,14 @@ from router.openai.schema import (
     NoText,
     TokenId,
     check_common,
+    check_num_values,
     decode,
     unsupported,
 )
+
+_LONG_BYTES = 4096
+_KEY = re.compile(rb'"prompt"[ \n\r\t]*:[ \n\r\t]*(?=\[)')
+_STAND_IN = secrets.token_hex(16)  # for ids that are read already; nobody else can write it
 
 
 class CompletionBody(CommonBody, frozen=True, kw_only=True):
@@ -33,24 +41,47 @@ class CompletionBody(CommonBody, frozen=True, kw_only=True):
     suffix: NoText | None = None
 
 
-Decoder = msgspec.json.Decoder[CompletionBody]
-_COMPLETION = Decoder(CompletionBody)
+class Reader:
+    """Of bodies for one model. What is wrong with a body is found by the decoder of the whole schema."""
+
+    def __init__(self, vocab_size: int = 0) -> None:
+        """Ids are below `vocab_size` (0: unknown), which is found while a body is read and takes no time."""
+        token_id: Any = Annotated[int, Meta(ge=0, lt=vocab_size)] if vocab_size else TokenId
+        prompt: Any = str | Annotated[list[str | token_id | list[token_id]], Meta(min_length=1)]
+        kind = msgspec.defstruct(
+            "CompletionBody", [("prompt", prompt)], bases=(CompletionBody,), frozen=True, kw_only=True
+        )
+        self._decoder: msgspec.json.Decoder[CompletionBody] = msgspec.json.Decoder(kind)
+        self._limit = vocab_size or MAX_INT32
+
+    def read(self, data: bytes) -> CompletionBody:
+        """Raises InvalidRequest."""
+        return self._with_ids(data) or decode(self._decoder, data)
+
+    def _with_ids(self, data: bytes) -> CompletionBody | None:
+        """A long body whose prompt is a list of ids, which come as an array; None of any other."""
+        key = _KEY.match(data, max(data.find(b'"prompt"'), 0)) if len(data) > _LONG_BYTES else None
+        if key is None:
+            return None
+        check_num_values(data)
+        found = _read_ids(data, key.end(), self._limit)
+        if found is None:
+            return None
+        ids, end = found
+        try:
+            body = self._decoder.decode(b'%b"%b"%b' % (data[: key.end()], _STAND_IN.encode(), data[end:]))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        return msgspec.structs.replace(body, prompt=ids) if body.prompt == _STAND_IN else None
 
 
-def decoder(vocab_size: int) -> Decoder:
-    """For a model of so many tokens (0: unknown). Larger ids are found while a body is read, which takes no time."""
-    if not vocab_size:
-        return _COMPLETION
-    token_id = Annotated[int, Meta(ge=0, lt=vocab_size)]
-    prompt = str | Annotated[list[str | token_id | list[token_id]], Meta(min_length=1)]
-    return Decoder(
-        msgspec.defstruct("CompletionBody", [("prompt", prompt)], bases=(CompletionBody,), frozen=True, kw_only=True)
-    )
+_read_ids = id_text.load()
+_READER = Reader()
 
 
-def parse_completion(data: bytes, reader: Decoder = _COMPLETION) -> CompletionBody:
+def parse_completion(data: bytes, reader: Reader = _READER) -> CompletionBody:
     """Raises InvalidRequest, whose `param` is the field's path."""
-    body = decode(reader, data)
+    body = reader.read(data)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise unsupported("best_of")
     check_common(body)
@@ -62,7 +93,7 @@ def parse_completion(data: bytes, reader: Decoder = _COMPLETION) -> CompletionBo
 def prompts_of(body: CompletionBody) -> "list[str | array[int]]":
     """The prompts, each a text or token ids."""
     prompt: Any = body.prompt
-    if isinstance(prompt, str):
+    if isinstance(prompt, str | array):
         return [prompt]
     kind = type(prompt[0])
     if kind is int:

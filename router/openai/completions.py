@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from router.http.exchange import Exchange
 from router.openai.answer_format import CompletionFormat
-from router.openai.completion_schema import CompletionBody, decoder, parse_completion, prompts_of
+from router.openai.completion_schema import CompletionBody, Reader, parse_completion, prompts_of
 from router.openai.generate import Generator, Plan, answer_id
 from router.openai.prompt_part import PromptPart
 from router.openai.sampling import check_prompt, num_logprobs, sampling_params, stops
@@ -21,11 +21,11 @@ class Completions:
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._model = generator.model
-        self._decoder = decoder(generator.model.facts.vocab_size)
+        self._reader = Reader(generator.model.facts.vocab_size)
 
     async def completion(self, exchange: Exchange, cache_salt: bytes) -> None:
         """One request."""
-        body = parse_completion(await exchange.read_body(), self._decoder)
+        body = parse_completion(await exchange.read_body(), self._reader)
         self._model.check_name(body.model)
         exchange.model = body.model
         given, limit = prompts_of(body), self._generator.max_model_len

@@ -37,7 +37,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
 def conversation(messages: Sequence[Message], tools: Tools = NO_TOOLS, effort: str | None = None) -> Conversation:
     """Of a chat body."""
-    listed = [tool.for_template() for tool in tools.listed] or None
+    listed = [tool.for_template() for tool in tools.listed] if tools.listed else None
     return Conversation(messages=[_fields(message) for message in messages], tools=listed, effort=effort)
 
 

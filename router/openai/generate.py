@@ -11,9 +11,8 @@ Steps 3 to 5 are here. What it leaves to others: who may ask (`app`), which node
 
 import asyncio
 import logging
-import secrets
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -57,8 +56,7 @@ class Dispatch(Protocol):
         """Take a job on; raises a BatonError where there are too many."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be generated: for each prompt `n` choices, which differ in their seed."""
 
     form: Format
@@ -99,9 +97,11 @@ class Generator:
 
     async def answer(self, exchange: Exchange, plan: Plan, cache_salt: bytes) -> None:
         """Generate it all, and write the answer."""
-        await exchange.account.admit(exchange.model, sum(map(len, plan.prompts)))
+        num_prompt_tokens = sum(map(len, plan.prompts))
+        await exchange.account.admit(exchange.model, num_prompt_tokens)
         kind = StreamedAnswer if plan.stream else WholeAnswer
-        answer = kind(exchange, plan.form, sum(map(len, plan.prompts)), plan.n)
+        answer = kind(exchange, plan.form, num_prompt_tokens, plan.n)
+        exchange.timeline.add("parse and tokenize", exchange.arrived_s, num_prompt_tokens=num_prompt_tokens)
         if self._logs_prompts:
             for token_ids in plan.prompts:
                 text = self.model.tokenizer.decode(list(token_ids))
@@ -128,7 +128,6 @@ class Generator:
 
     def _jobs(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> list[tuple[Job, Choice]]:
         deadline_s, tenant = self.deadline_s(exchange), exchange.account.tenant
-        exchange.timeline.add("parse and tokenize", exchange.arrived_s, num_prompt_tokens=sum(map(len, plan.prompts)))
         jobs: list[tuple[Job, Choice]] = []
         for token_ids, sampling in zip(plan.prompts, plan.samplings, strict=True):
             max_tokens = exchange.account.max_tokens(sampling.max_tokens)
@@ -171,4 +170,4 @@ class Generator:
 
 def answer_id(prefix: str) -> str:
     """Of an answer, as clients see it."""
-    return f"{prefix}-{secrets.token_hex(12)}"
+    return f"{prefix}-{os.urandom(12).hex()}"

@@ -1,6 +1,7 @@
 """POST /v1/responses: the same generations as /v1/chat/completions, in the form of items, and without any memory."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -51,15 +52,15 @@ class Responses:
             effort=body.reasoning.effort if body.reasoning else None,
             param="input",
         )
-
-        def form(parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
-            return ResponsesFormat(body, parts, parser() if parser else PlainParser(), self._model.style.calls)
-
+        form = partial(self._form, body)
         try:
             await self._chat.generate(exchange, chat_body(body), given, tools, form, cache_salt, names=_NAMES)
         except InvalidRequest as error:
             error.param = _NAMES.get(error.param or "", error.param)
             raise
+
+    def _form(self, body: ResponsesBody, parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
+        return ResponsesFormat(body, parts, parser() if parser else PlainParser(), self._model.style.calls)
 
 
 def _complete(body: ResponsesBody, default: SamplingDefaults) -> ResponsesBody:

@@ -1,6 +1,6 @@
 """From a body to SamplingParams, with what only the model tells: its limits, its vocabulary, its end of sequence."""
 
-import secrets
+import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -46,8 +46,10 @@ def sampling_params(
     max_tokens = _max_tokens(body, num_prompt_tokens, max_model_len)
     if (body.min_tokens or 0) > max_tokens:
         raise InvalidRequest(f"min_tokens is above max_tokens, which is {max_tokens}", param="min_tokens")
-    check_ids(body.stop_token_ids or (), facts, "stop_token_ids")
-    check_ids(body.logit_bias or (), facts, "logit_bias")
+    if body.stop_token_ids:
+        check_ids(body.stop_token_ids, facts, "stop_token_ids")
+    if body.logit_bias:
+        check_ids(body.logit_bias, facts, "logit_bias")
     if grammar is not None and body.ignore_eos:
         raise InvalidRequest(
             "ignore_eos does not go together with a form of output, which has an end", param="ignore_eos"
@@ -62,7 +64,7 @@ def sampling_params(
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=_or(body.repetition_penalty, default.repetition_penalty),
-        seed=secrets.randbits(64) if body.seed is None else body.seed & _MASK,
+        seed=int.from_bytes(os.urandom(8)) if body.seed is None else body.seed & _MASK,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(sorted({*(body.stop_token_ids or ()), *eos})),

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
-from router.http.exchange import LARGE_BYTES
+from router.http.turns import LARGE_BYTES
 from router.openai.structured_output import StructuredFields
 
 MAX_CHOICES = 128
@@ -148,14 +148,18 @@ def coded(error: InvalidRequest, code: str) -> InvalidRequest:
     return error
 
 
-def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
-    """A body, or InvalidRequest; its message repeats nothing that the client sent.
+def check_num_values(data: bytes) -> None:
+    """Raise InvalidRequest for too many, before any is made.
 
-    How many values it may have is bounded before any is made: eight megabytes of brackets would hold up the router for
-    half a second, and so all of its streams.
+    Eight megabytes of brackets would hold up the router for half a second, and so all of its streams.
     """
     if len(data) > LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST):
         raise InvalidRequest("The body has too many values")
+
+
+def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
+    """A body, or InvalidRequest; its message repeats nothing that the client sent."""
+    check_num_values(data)
     try:
         try:
             return decoder.decode(data)

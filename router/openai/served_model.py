@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from baton.errors import CheckpointError, InvalidRequest, ModelNotFound, Overloaded
+from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
 from baton.process.settings import ModelFlags, OutputFlags
 from baton.process.threads import started_pool
@@ -90,13 +90,14 @@ class ServedModel:
 
         A message has at least a token of its own; its parts may be empty.
         """
-        self._check_length(len(pieces) * self.tokenizer.max_token_chars, max_model_len, param)
-        num_chars = sum(self.tokenizer.max_token_chars + sum(piece.sizes) for piece in pieces)
-        self._check_length(num_chars, max_model_len, param)
+        least, most = self.tokenizer.max_token_chars, self._max_chars(max_model_len)
+        if len(pieces) * least > most or sum([least + sum(piece.sizes) for piece in pieces]) > most:
+            raise _too_long(max_model_len, param)
 
     async def encode_text(self, text: str, max_model_len: int, *, framed: bool = True) -> list[int]:
         """Token ids of a text, `framed` by the tokenizer's own (a BOS, as a rule); those in it are plain text."""
-        self._check_length(len(text), max_model_len, "prompt")
+        if len(text) > self._max_chars(max_model_len):
+            raise _too_long(max_model_len, "prompt")
         return await self._run(len(text), lambda: self.tokenizer.encode(text, framed=framed))
 
     async def decode(self, token_ids: list[int]) -> str:
@@ -109,9 +110,9 @@ class ServedModel:
         if template is None:
             raise InvalidRequest("The model has no chat template: use /v1/completions", param=param)
         texts = conversation.texts
-        num_chars = sum(map(len, texts))
-        self._check_length(num_chars, max_model_len, param)
-        max_chars = self._max_chars(max_model_len)
+        num_chars, max_chars = sum(map(len, texts)), self._max_chars(max_model_len)
+        if num_chars > max_chars:
+            raise _too_long(max_model_len, param)
         encode = partial(self._encode_chat, template, conversation, texts, max_chars)
         return await self._run(num_chars + 16 * len(texts), encode)
 
@@ -145,9 +146,9 @@ class ServedModel:
     def _max_chars(self, max_model_len: int) -> int:
         return max_model_len * self.tokenizer.max_token_chars if max_model_len else 2**30
 
-    def _check_length(self, num_chars: int, max_model_len: int, param: str) -> None:
-        if num_chars > self._max_chars(max_model_len):
-            raise too_long(max_model_len, "the text is longer", param)
+
+def _too_long(max_model_len: int, param: str) -> ContextLengthExceeded:
+    return too_long(max_model_len, "the text is longer", param)
 
 
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -77,6 +77,9 @@ class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
 
 def grammar_of(body: StructuredFields) -> Grammar | None:
     """What the output has to match; None if it may be anything. Raises InvalidRequest naming a field."""
+    guided = body.guided_json or body.guided_regex or body.guided_choice or body.guided_grammar
+    if not (body.response_format or guided or body.structured_outputs):
+        return None
     grammars = [*_of_response_format(body.response_format), *_of_guided(body), *_of_structured(body.structured_outputs)]
     if len(grammars) > 1:
         named = " and ".join(dict.fromkeys(grammar.param for grammar in grammars))

@@ -149,6 +149,8 @@ def chosen(
 
 def tools_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, *, parallel: bool | None) -> Tools:
     """Of a chat body."""
+    if not tools and choice in (None, "auto"):
+        return NO_TOOLS
     specs = tool_specs((f"tools[{i}].function", tool.function) for i, tool in enumerate(tools or ()))
     match choice:
         case NamedChoice(function=function):

@@ -122,7 +122,7 @@ class AdmissionQueue:
         self._order = itertools.count()
 
     def __len__(self) -> int:
-        return sum(line.num_waiting for line in self._classes)
+        return sum([line.num_waiting for line in self._classes])
 
     def push(self, entry: Waiting, retry_after_s: float = 1.0) -> None:
         """Get in line. Raises Overloaded where the line of that class is full."""

@@ -80,6 +80,8 @@ class Candidates:
         Two nodes may be cut off from one another while everybody else, this router included, reaches both.
         """
         links = self._fleet.accepting(role)
+        if not running.troubled:
+            return links
         return [link for link in links if link.record.node_id not in running.troubled] or links
 
     def _choose_one(

@@ -1,13 +1,11 @@
 """The nodes of one attempt, and the work that they are counted with until they have told their load again."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 
-from baton.errors import BatonError
-from baton.telemetry.timeline import Timeline, Value
+from baton.telemetry.timeline import Value
 from router.nodes.link import NodeLink
 from router.placing.policy import Choice
 
@@ -25,8 +23,8 @@ class Placement(msgspec.Struct, eq=False):
 
     def begin(self) -> None:
         """Count the work."""
-        if self._computing is not None:
-            self._computing.state.send_prompt(self.choice.prompt_ms, time.monotonic())
+        if (computing := self._computing) is not None:
+            computing.state.send_prompt(self.choice.prompt_ms, time.monotonic())
         if self.decode is not None:
             state = self.decode.state
             state.send_decode(self.num_tokens, self.choice.num_missing_blocks)
@@ -39,11 +37,6 @@ class Placement(msgspec.Struct, eq=False):
             self.on_computed()
         self._prompt_done()
 
-    @property
-    def node_ids(self) -> list[str]:
-        """Of the nodes that take part."""
-        return [link.record.node_id for link in (self.prefill, self.decode) if link is not None]
-
     def end(self) -> None:
         """The attempt is over."""
         self._prompt_done()
@@ -54,34 +47,29 @@ class Placement(msgspec.Struct, eq=False):
     @property
     def described(self) -> dict[str, Value]:
         """For timelines."""
-        counts = {
+        return {
+            **self.names,
             "num_uncached_tokens": self.choice.num_uncached_tokens,
             "num_missing_blocks": self.choice.num_missing_blocks,
         }
-        return {**self._names, **counts}
-
-    @contextlib.contextmanager
-    def timed(self, timeline: Timeline, name: str, attempt: int) -> Iterator[None]:
-        """Enter what is done meanwhile into a timeline, with the nodes and the error in which it ends."""
-        began_s, error = time.monotonic(), {}
-        try:
-            yield
-        except BatonError as raised:
-            error = {"error": raised.code or ""}
-            raise
-        finally:
-            timeline.add(name, began_s, attempt=attempt, **self._names, **error)
-
-    def _prompt_done(self) -> None:
-        if self._computing is not None and not self.is_computed:
-            self._computing.state.prompt_done(self.choice.prompt_ms)
-            self.on_change()
-        self.is_computed = True
 
     @property
-    def _names(self) -> dict[str, str]:
-        nodes = {"prefill": self.prefill, "decode": self.decode}
-        return {role: link.record.node_id for role, link in nodes.items() if link is not None}
+    def names(self) -> dict[str, str]:
+        """Ids of the nodes that take part, by role."""
+        names = {}
+        if self.prefill is not None:
+            names["prefill"] = self.prefill.record.node_id
+        if self.decode is not None:
+            names["decode"] = self.decode.record.node_id
+        return names
+
+    def _prompt_done(self) -> None:
+        if self.is_computed:
+            return
+        self.is_computed = True
+        if (computing := self._computing) is not None:
+            computing.state.prompt_done(self.choice.prompt_ms)
+            self.on_change()
 
     @property
     def _computing(self) -> NodeLink | None:

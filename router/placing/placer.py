@@ -213,8 +213,8 @@ class Placer:
 
     def _begin(self, placement: Placement, hashes: PromptHashes) -> None:
         placement.begin()
-        if placement.prefill is not None:
-            self._replica.expect(placement.prefill.record.node_id, hashes.of(self._fleet.facts))
+        if placement.prefill is not None and (blocks := hashes.of(self._fleet.facts)):
+            self._replica.expect(placement.prefill.record.node_id, blocks)
 
     async def _fleet_changed(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -97,7 +97,7 @@ def decode_ms(node: NodeState, ask: Ask, num_missing: int) -> float:
 
 def pressure(nodes: Sequence[NodeState]) -> float:
     """What a millisecond of work costs those that come later, on any node: the busier the pool, the more."""
-    mean = sum(node.utilization for node in nodes) / (len(nodes) or 1)
+    mean = sum([node.utilization for node in nodes]) / (len(nodes) or 1)
     return PRESSURE * mean / (1.0 - mean)
 
 

@@ -105,6 +105,7 @@ class Dispatcher:
         self._failover = Failover(self.router_id, self._fleet, self._placer)
         self._in_flight: dict[int, Running] = {}
         self.timelines = timelines or TimelineBook()
+        _IN_FLIGHT.set_function(lambda: self.num_in_flight)
         _WAITING.set_function(lambda: len(self.waiting()))
         for role, state in itertools.product(("prefill", "decode"), STATES):
             _NODES.labels(role, state).set_function(partial(self._count, role, state))
@@ -189,8 +190,9 @@ class Dispatcher:
         running = Running(job, sink, next(self._keys))
         self.timelines.add(running.timeline)
         self._in_flight[running.key] = running
-        _IN_FLIGHT.set(len(self._in_flight))
-        running.task = asyncio.create_task(self._serve(running))
+        loop = asyncio.get_running_loop()
+        running.task = loop.create_task(self._serve(running))
+        running.timer = loop.call_later(job.deadline_s - time.monotonic(), running.expire)
         running.task.add_done_callback(lambda _: self._forget(running))
         return running
 
@@ -203,18 +205,19 @@ class Dispatcher:
     def _forget(self, running: Running) -> None:
         running.timeline.end()
         running.task = None  # what a cancelled one was doing holds on to `running`
+        if running.timer is not None:
+            running.timer.cancel()
         del self._in_flight[running.key]
-        _IN_FLIGHT.set(len(self._in_flight))
 
     async def _serve(self, running: Running) -> None:
         try:
-            async with asyncio.timeout(running.job.deadline_s - time.monotonic()):
-                running.finish(await self._failover.run(running))
-        except TimeoutError:
-            running.fail(self._timeout_error(running))
+            running.finish(await self._failover.run(running))
         except BatonError as error:
             running.fail(error)
         except asyncio.CancelledError:
+            if running.is_late:
+                running.fail(self._timeout_error(running))
+                return
             running.fail(NoCapacity("the router is stopping"))  # nobody hears it where the client cancelled
             raise
         except Exception:  # an edge: this request fails, the router goes on

@@ -97,14 +97,20 @@ class Failover:
         running.usage.num_attempts += 1
         running.check_wanted()
         running.leg = leg = self._attempt(running, number, placement)
-        with placement.timed(running.timeline, "attempt", number):
+        began_s, end = time.monotonic(), {}
+        try:
             reason = await leg.run()
+        except BatonError as error:
+            end = {"error": error.code or ""}
+            raise
+        finally:
+            running.timeline.add("attempt", began_s, attempt=number, **placement.names, **end)
         if reason is not FinishReason.UNFINISHED:
             self._learn(running, leg, placement)
         return reason
 
     def _note_trouble(self, running: Running, placement: Placement) -> None:
-        running.troubled.update(placement.node_ids)
+        running.troubled.update(placement.names.values())
         if placement.prefill is not None and placement.decode is not None:
             running.num_failed_transfers += 1
             self._fleet.cut_pairs.failed(placement.prefill.record, placement.decode.record)

@@ -28,13 +28,13 @@ HEADERS = st.lists(
 
 
 class Outlet:
-    """A connection that keeps the answer."""
+    """A connection that keeps the answer to a request, whose body is here or is not."""
 
     is_full = False
-    has_body = True
 
-    def __init__(self, on_end):
+    def __init__(self, on_end, given=None):
         self.on_end, self.status, self.headers, self.body = on_end, 0, [], b""
+        self.has_body, self.take_body = given is not None, lambda: given
 
     def start(self, status, headers):
         self.status, self.headers = status, headers
@@ -57,8 +57,7 @@ class Outlet:
 async def ask(app, path, body, headers):
     """The answer."""
     inbox = asyncio.Queue()
-    inbox.put_nowait({"type": "http.request", "body": body, "more_body": False})
-    outlet = Outlet(lambda: inbox.put_nowait({"type": "http.disconnect"}))
+    outlet = Outlet(lambda: inbox.put_nowait({"type": "http.disconnect"}), body)
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
     async with asyncio.timeout(20):
         await app(scope | {"headers": headers, "extensions": {"baton.outlet": outlet}}, inbox.get, None)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from baton.errors import ContextLengthExceeded, NoCapacity
-from router.http import exchange
+from router.http import turns
 
 pytestmark = pytest.mark.anyio
 
@@ -43,8 +43,8 @@ BUSY = {
 @pytest.fixture(autouse=True)
 def no_turns(monkeypatch):
     """Tests do not wait for those before them."""
-    monkeypatch.setattr(exchange, "_LARGE_PAUSES", 0)
-    monkeypatch.setattr(exchange, "_TURNS", exchange._Turns())
+    monkeypatch.setattr(turns, "PAUSES", 0)
+    monkeypatch.setattr(turns, "TURNS", turns.Turns())
 
 
 @pytest.mark.parametrize("name", BUSY)
@@ -99,20 +99,20 @@ async def test_no_more_of_them_are_begun_once_one_has_failed(router, dispatch):
 
 async def test_large_bodies_take_turns(router, monkeypatch):
     """The second one waits, the third finds too much before it, and a small one is in nobody's way."""
-    monkeypatch.setattr(exchange, "_LARGE_PAUSES", 1e9)
-    monkeypatch.setattr(exchange, "_LARGE_WAITING_BYTES", exchange.LARGE_BYTES)
+    monkeypatch.setattr(turns, "PAUSES", 1e9)
+    monkeypatch.setattr(turns, "MAX_WAITING_BYTES", turns.LARGE_BYTES)
 
     async def post(num_bytes):
         return (
             await router.client.post("/v1/completions", json={"model": "tiny", "prompt": "a" * num_bytes})
         ).status_code
 
-    assert await post(exchange.LARGE_BYTES) == 400
-    second = asyncio.create_task(post(exchange.LARGE_BYTES))
+    assert await post(turns.LARGE_BYTES) == 400
+    second = asyncio.create_task(post(turns.LARGE_BYTES))
     async with asyncio.timeout(5):
-        while not exchange._TURNS._num_waiting_bytes:  # noqa: ASYNC110
+        while not turns.TURNS.num_waiting_bytes:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    assert await post(exchange.LARGE_BYTES) == 429
+    assert await post(turns.LARGE_BYTES) == 429
     assert await post(10) == 200
     assert not second.done()
     second.cancel()

@@ -65,6 +65,20 @@ class Source:
         self.told.append("resume")
 
 
+async def test_a_whole_answer_is_one_write_also_where_the_client_is_behind():
+    for is_behind in (False, True):
+        connection = Connection()
+        if is_behind:
+            connection.has_room.clear()
+        connection.sender.send(200, [(b"a", b"b")], b"body")
+        assert connection.written == ([] if is_behind else [(b"body", False)])
+        connection.has_room.set()
+        await connection.sender.flush()
+        await asyncio.sleep(0)
+        assert (connection.heads, connection.written) == ([(200, [(b"a", b"b")])], [(b"body", False)])
+        assert (connection.sender.started, connection.sender.ended, connection.is_held) == (True, True, False)
+
+
 async def test_sends_at_once_where_there_is_room():
     connection = Connection()
     connection.sender.start(200, [], b"o")

@@ -40,9 +40,8 @@ async def box(call: Call) -> Any:
     writing.cancel()
 
 
-def start(key: int, num_bytes: int = 100) -> tuple[node_pb2.Start, int]:
-    generation = types_pb2.Generation(key=key, token_ids=bytes(num_bytes))
-    return node_pb2.Start(generation=generation), num_bytes
+def start(key: int, num_bytes: int = 100) -> tuple[types_pb2.Generation, int]:
+    return types_pb2.Generation(key=key, token_ids=bytes(num_bytes)), num_bytes
 
 
 def keys(batch: node_pb2.RouterBatch) -> list[int]:
@@ -131,3 +130,12 @@ async def test_a_drain_has_an_end(box: Outbox, call: Call) -> None:
     box.start(*start(1))
     await box.drain(0.01)
     assert len(call.written) == 1
+
+
+async def test_what_comes_up_in_the_next_turn_goes_along(box: Outbox, call: Call) -> None:
+    await box.drain(1.0)
+    box.start(*start(1))
+    await asyncio.sleep(0)  # the writer has been woken
+    box.start(*start(2))
+    await box.drain(1.0)
+    assert [keys(batch) for batch in call.written[1:]] == [[1, 2]]

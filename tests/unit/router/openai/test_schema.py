@@ -257,7 +257,7 @@ def test_what_the_clients_parsed_of_an_answer_comes_back_unread():
 
 
 def test_ids_that_the_model_lacks_are_found_while_a_body_is_read():
-    reader = completion_schema.decoder(10)
+    reader = completion_schema.Reader(10)
     for prompt in ([3, 10], [[3], [10]]):
         with pytest.raises(InvalidRequest) as raised:
             completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": prompt}).encode(), reader)
@@ -265,6 +265,33 @@ def test_ids_that_the_model_lacks_are_found_while_a_body_is_read():
     for prompt in ("text", ["text"], [3, 9], [[3], [9]]):
         body = completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": prompt}).encode(), reader)
         assert isinstance(body, completion_schema.CompletionBody)
+
+
+SCHEMA_OF_IDS = {"name": "s", "schema": {"prompt": [1] * 5000}}
+
+
+def test_long_lists_of_ids_are_read_like_short_ones():
+    reader, ids = completion_schema.Reader(10), [i % 10 for i in range(5000)]
+    for change in ({}, {"stream": True, "n": 2}):
+        body = completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": ids, **change}).encode(), reader)
+        assert completion_schema.prompts_of(body) == [array("I", ids)]
+        assert isinstance(body, completion_schema.CompletionBody)
+        assert body.n == change.get("n")
+    decoy = {"metadata": {"prompt": "x"}, "response_format": {"type": "json_schema", "json_schema": SCHEMA_OF_IDS}}
+    for data in ({**decoy, **COMPLETION, "prompt": "text"}, {**decoy, **COMPLETION, "prompt": ids}):
+        body = completion_schema.parse_completion(json.dumps(data).encode(), reader)
+        (prompt,) = completion_schema.prompts_of(body)
+        assert prompt == data["prompt"] if isinstance(prompt, str) else list(prompt) == ids
+    for wrong, param in ((10, "prompt[5000]"), (-1, "prompt[5000]"), (None, "prompt[5000]"), ("a", "prompt")):
+        with pytest.raises(InvalidRequest) as raised:
+            completion_schema.prompts_of(
+                completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": [*ids, wrong]}).encode(), reader)
+            )
+        assert raised.value.param == param
+    for change in ({"n": 0}, {"stop": 1}, {"unknown": 1}):
+        with pytest.raises(InvalidRequest) as raised:
+            completion_schema.parse_completion(json.dumps({**COMPLETION, "prompt": ids, **change}).encode(), reader)
+        assert raised.value.param == next(iter(change))
 
 
 def test_token_ids_are_packed_once():

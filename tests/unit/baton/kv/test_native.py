@@ -1,0 +1,27 @@
+"""What becomes of sources without a compiler, or that do not compile."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from baton.kv import hash_chain, id_text, native
+
+
+def test_without_a_compiler_python_does_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        native.build(hash_chain.SOURCE, tmp_path)
+    monkeypatch.setattr(native, "library", lambda _: tmp_path / "none.so")
+    assert hash_chain.fastest() is hash_chain.hashed
+    assert id_text.load()(b"[1]", 0, 2) is None
+
+
+def test_a_source_that_does_not_compile_leaves_nothing(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    source = tmp_path / "wrong.cpp"
+    source.write_text("this is no C++")
+    with pytest.raises(subprocess.CalledProcessError):
+        native.build(source, tmp_path / "built")
+    assert not list((tmp_path / "built").iterdir())
