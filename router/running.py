@@ -115,8 +115,9 @@ class Running:
             await self._pause.wait()
 
     def check_wanted(self) -> None:
-        """Raise CancelledError where nobody waits for the outcome: a cancellation can get lost (`process.tasks`)."""
-        if self._sink is None:
+        """Raise CancelledError where nobody waits for the outcome, or it is too late: a cancellation can get lost
+        (`process.tasks`)."""
+        if self._sink is None or self.is_late:
             raise asyncio.CancelledError
 
     def emit_prompt(self, result: PromptResult) -> None:
