@@ -122,15 +122,17 @@ def _of_structured(given: Structured | None) -> list[Grammar]:
 
 def _of_schema(raw: RawOrText, param: str) -> list[Grammar]:
     """As it stands in the body: the order of properties matters."""
-    text = b"" if raw is msgspec.UNSET else bytes(raw).strip()
-    if text[:1] == b'"':
-        text = msgspec.json.decode(text, type=str).strip().encode()
-    if not text or text == b"null":
+    given = b"" if raw is msgspec.UNSET else bytes(raw).strip()
+    try:  # nobody has looked yet into what is kept as it stands
+        text = msgspec.json.decode(given, type=str).strip() if given[:1] == b'"' else given.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("Expected a JSON schema in UTF-8", param=param) from None
+    if not text or text == "null":
         return []
-    if text[:1] != b"{":
+    if text[:1] != "{":
         raise InvalidRequest("Expected a JSON schema, which is an object", param=param)
-    check_depth(text, param)
-    return [Grammar(GrammarKind.JSON_SCHEMA, text.decode(), param)]
+    check_depth(text.encode(), param)
+    return [Grammar(GrammarKind.JSON_SCHEMA, text, param)]
 
 
 def check_depth(schema: bytes, param: str) -> None:
