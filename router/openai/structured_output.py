@@ -17,6 +17,7 @@ MAX_CHOICE_STRINGS = 4096
 MAX_DEPTH = 200  # of objects and lists in one another; how deep a parser goes differs between Pythons
 _ANY_OBJECT = '{"type":"object"}'
 
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}(?!\n)$")]  # Python's $ overlooks a newline
 GrammarText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_BYTES)]
 ChoiceStrings: TypeAlias = Annotated[
     list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_CHOICE_STRINGS)
@@ -34,7 +35,7 @@ RawOrText: TypeAlias = (  # the same, or a string that holds it
 class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Of a response format. Name and description are accepted and ignored; a schema is always enforced."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     schema: RawSchema = msgspec.UNSET
     strict: bool | None = None
     description: Annotated[str, Meta(max_length=4096)] | None = None

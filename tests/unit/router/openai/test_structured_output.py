@@ -83,6 +83,7 @@ def test_no_form_is_no_grammar(given):
         ({"response_format": {}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": named(name="a secret")}, "response_format.json_schema.name"),
+        ({"response_format": named(name="x\n")}, "response_format.json_schema.name"),
         ({"response_format": named(schema=["secret"])}, "response_format"),
         ({"response_format": named(unknown=1)}, "response_format.json_schema.unknown"),
         ({"guided_json": "secret"}, "guided_json"),
