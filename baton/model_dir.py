@@ -4,6 +4,7 @@ Weights and the shape of the model are the engine's business; here are the facts
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,24 @@ def load_facts(model_dir: Path) -> ModelFacts:
 def eos_token_ids(model_dir: Path) -> frozenset[int]:
     """The tokens that end a generation: those of config.json and of generation_config.json, where there is one."""
     ids: set[int] = set()
-    for name, required in (("config.json", True), ("generation_config.json", False)):
-        value = read_json(model_dir / name, required=required).get("eos_token_id")
-        ids.update(i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and i >= 0)
+    for path, config in _eos_sources(model_dir):
+        value = config.get("eos_token_id")
+        given = [i for i in (value if isinstance(value, list) else [value]) if i is not None]
+        if not all(isinstance(i, int) for i in given):
+            raise CheckpointError(f"{path}: eos_token_id is neither a token id nor a list of them: {value!r}")
+        ids.update(i for i in given if i >= 0)
     return frozenset(ids)
+
+
+def _eos_sources(model_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    path = model_dir / "config.json"
+    config = read_json(path)
+    yield path, config
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        yield path, text
+    path = model_dir / "generation_config.json"
+    yield path, read_json(path, required=False)
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:

@@ -103,9 +103,10 @@ def _shortened(flags: EngineFlags, max_model_len: int, num_blocks: int, block_by
     fits = num_blocks * flags.block_size
     needed_mib = -(-(-(-max_model_len // flags.block_size) * block_bytes) // 2**20)
     if flags.max_model_len or not fits:
+        shorter = f", or --max-model-len to {fits} or less" if fits else ""
         raise ConfigError(
             f"the KV pool (--kv-memory {flags.kv_memory}) holds {fits} tokens, one request may have {max_model_len}: "
-            f"set --kv-memory to {needed_mib}MiB or more, or --max-model-len to {fits} or less"
+            f"set --kv-memory to {needed_mib}MiB or more{shorter}"
         )
     _log.warning("max_model_len is %d, not the model's %d: the KV pool holds no more", fits, max_model_len)
     return fits

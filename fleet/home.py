@@ -20,6 +20,7 @@ from pathlib import Path
 from baton.errors import ConfigError
 
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 107
+_TRIAL_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,16 @@ class Home:
         return self.path / "logs"
 
     def create(self) -> None:
-        """Make the folders, readable by their owner alone."""
+        """Make the folders, readable by their owner alone; ConfigError unless logs can be written there."""
+        trial = self.logs / ".trial"  # logs may have a disk of their own, and say why a service has ended
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(mode=0o700, exist_ok=True)
+            trial.write_bytes(bytes(_TRIAL_BYTES))
+            trial.unlink(missing_ok=True)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                trial.unlink()
             raise ConfigError(f"cannot write to BATON_HOME {self.path}: {error.strerror}") from None
 
     def make_run_dir(self) -> Path:

@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask the supervisor, and say what it did."""
-    pools = dict(_parsed(pool) for pool in args.pools)
+    pools: dict[str, int] = {}
+    for role, count in map(_parsed, args.pools):
+        if pools.setdefault(role, count) != count:
+            raise ConfigError(f"{role}={pools[role]} and {role}={count}: give each pool one size")
     fleet = state.running(Home.from_env())
     print(control.ask(fleet.control, {"command": "scale", "pools": pools}, _TIMEOUT_S)["done"])
     return 0
@@ -24,6 +27,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _parsed(pool: str) -> tuple[str, int]:
     role, equals, count = pool.partition("=")
-    if not equals or not count.isdecimal():
+    if not equals or not count.isdecimal() or len(count) > 9:
         raise ConfigError(f"{pool!r}: write it as prefill=2 or decode=1")
     return role, int(count)

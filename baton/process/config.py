@@ -5,6 +5,7 @@ A flag on the command line wins over the environment, which wins over the defaul
 
 import argparse
 import dataclasses
+import math
 import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,14 +35,17 @@ class Flag:
 
 
 def parse_bytes(text: str) -> int:
-    """`4GiB`, `512MiB`, `1g` or plain bytes."""
+    """`4GiB`, `512MiB`, `1g` or plain bytes, of --kv-memory."""
     units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
     number = text.strip().lower().removesuffix("b").removesuffix("i")
     unit = number[-1:] if number[-1:] in units else ""
     try:
-        return int(float(number.removesuffix(unit)) * units[unit])
-    except ValueError:
-        raise ConfigError(f"{text!r} is no size: write 512MiB, 4GiB or a number of bytes") from None
+        num_bytes = int(float(number.removesuffix(unit)) * units[unit])
+    except (ValueError, OverflowError):
+        num_bytes = 0
+    if num_bytes < 1:
+        raise ConfigError(f"--kv-memory: {text!r} is no size: write 512MiB, 4GiB or a number of bytes")
+    return num_bytes
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
@@ -129,6 +133,9 @@ def _scalar(name: str, raw: Any, kind: type, spec: Flag) -> Any:
         raise ConfigError(f"{where}: {raw!r} is not one of {', '.join(spec.choices)}")
     convert: Callable[[str], Any] = kind
     try:
-        return convert(raw)
+        value = convert(raw)
     except ValueError:
         raise ConfigError(f"{where}: {raw!r} is not a valid {kind.__name__}") from None
+    if kind is float and not 0 <= value < math.inf:  # all of them are durations
+        raise ConfigError(f"{where}: {raw!r} is no number of seconds from 0 on")
+    return value

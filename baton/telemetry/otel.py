@@ -29,7 +29,9 @@ class SpanExporter:
     """Of one process. `export` is what a TimelineBook calls."""
 
     def __init__(self, endpoint: str, attributes: Mapping[str, str]) -> None:
-        """ConfigError where OpenTelemetry is not installed."""
+        """ConfigError where OpenTelemetry is not installed, or the endpoint is no address of a collector."""
+        if not endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"--otlp-endpoint: {endpoint!r} is no URL: write it as http://collector:4318")
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource

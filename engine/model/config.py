@@ -86,7 +86,7 @@ class ModelConfig:
             num_layers=num_layers,
             **heads._asdict(),
             interleaved_rotary=family.interleaved_rotary and fields.raw.get("rope_interleave") is not False,
-            rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
             rope=rope,
             local_rope=local_rope,
             attention_softcap=fields.number("attn_logit_softcapping", 0.0) * family.attention_softcap,
@@ -133,21 +133,27 @@ def _heads(fields: Fields, family: Family, rope: RopeConfig) -> _Heads:
     head_dim = fields.count("head_dim", fields.count("hidden_size") // num_heads)
     if head_dim % 2:
         fields.refuse(f"head_dim {head_dim} is odd")
-    scale = fields.number("query_pre_attn_scalar", head_dim) ** -0.5
+    scale = fields.positive("query_pre_attn_scalar", head_dim) ** -0.5
     return _Heads(num_heads, num_kv_heads, head_dim, 2, int(head_dim * rope.partial), scale, None)
 
 
 def _language_model(path: Path, raw: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Its architecture, and the fields that describe it."""
-    names = raw.get("architectures") or []
+    names = Fields(path, raw, {}).strings("architectures")
     for name in names:
         if name in FAMILIES:
             return name, raw
         if name in LANGUAGE_MODELS:
-            fields = raw | Fields(path, raw, {}).mapping("text_config")
+            architecture, model_type = LANGUAGE_MODELS[name]
+            text = Fields(path, raw, {}).mapping("text_config")
+            if text.get("model_type") not in (None, model_type):
+                Fields(path, text, {}).refuse(
+                    f"a text_config of {text['model_type']!r} is not served, only {model_type!r}"
+                )
+            fields = raw | text
             if raw.get("tie_word_embeddings") is not None:  # the whole model's word counts
                 fields["tie_word_embeddings"] = raw["tie_word_embeddings"]
-            return LANGUAGE_MODELS[name], fields
+            return architecture, fields
     known = ", ".join([*FAMILIES, *LANGUAGE_MODELS])
     raise CheckpointError(f"{path}: architectures {names} are not known; served are {known}")
 
@@ -167,7 +173,7 @@ def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:
 
 
 def _activation(fields: Fields) -> Activation:
-    name = fields.raw.get("hidden_activation") or fields.raw.get("hidden_act", "silu")
+    name = fields.text("hidden_activation", fields.text("hidden_act", "silu"))
     if name not in _ACTIVATIONS:
         fields.refuse(f"hidden_act {name!r} is not one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]

@@ -200,7 +200,8 @@ FAMILIES = {
 }
 
 # Models of text and images, of which the text is served: what `text_config` and the tensors of `language_model` are.
+# Each with its architecture, and its `model_type`: the same name may stand for a text model of another kind.
 LANGUAGE_MODELS = {
-    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
-    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+    "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text"),
+    "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral"),
 }

@@ -1,5 +1,6 @@
 """Checked access to the fields of a config.json: every error names the file and the field."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,9 +35,33 @@ class Fields:
             self.refuse(f"{name} must be a number, not {value!r}")
         return float(value)
 
+    def positive(self, name: str, default: float) -> float:
+        """A number above 0; `default` where it is null or missing."""
+        value = self.number(name, default)
+        if not 0 < value < math.inf:
+            self.refuse(f"{name} must be more than 0, not {value!r}")
+        return value
+
     def flag(self, name: str) -> bool:
         """False where it is null or missing."""
-        return bool(self.raw.get(name))
+        value = self.raw.get(name)
+        if not isinstance(value, bool | None):
+            self.refuse(f"{name} must be true or false, not {value!r}")
+        return bool(value)
+
+    def text(self, name: str, default: str) -> str:
+        """`default` where it is null or missing."""
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, str):
+            self.refuse(f"{name} must be a string, not {value!r}")
+        return value
+
+    def only(self, name: str, served: object) -> None:
+        """CheckpointError where it is something else than null, missing or what is served."""
+        value = self.raw.get(name)
+        if value is not None and value != served:
+            self.refuse(f"{name} {value!r} is not served in this architecture, only {served!r}")
 
     def strings(self, name: str) -> list[str]:
         """Empty where it is null or missing."""

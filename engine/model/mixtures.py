@@ -46,6 +46,7 @@ def gpt_oss(fields: Fields, num_layers: int) -> MixtureConfig:
 
 def _deepseek(fields: Fields, num_layers: int, routing: Routing, *, correction_bias: bool) -> MixtureConfig:
     """The first layers are dense; experts that all tokens go to are one, as wide as all of them."""
+    fields.only("moe_layer_freq", 1)
     ffn_size, first = fields.count("moe_intermediate_size"), fields.optional_count("first_k_dense_replace")
     return MixtureConfig(
         num_experts=fields.count("n_routed_experts"),
@@ -63,6 +64,8 @@ def deepseek_v2(fields: Fields, num_layers: int) -> MixtureConfig:
     method = fields.raw.get("topk_method")
     if method not in ("greedy", "group_limited_greedy"):
         fields.refuse(f"topk_method {method!r} is neither greedy nor group_limited_greedy")
+    fields.only("scoring_func", "softmax")
+    fields.only("norm_topk_prob", False)
     is_grouped = method == "group_limited_greedy"
     routing = Routing(
         experts_per_token=fields.count("num_experts_per_tok"),
@@ -75,6 +78,8 @@ def deepseek_v2(fields: Fields, num_layers: int) -> MixtureConfig:
 
 def deepseek_v3(fields: Fields, num_layers: int) -> MixtureConfig:
     """Sigmoid scores, corrected for the choice, and the best two experts of a group stand for it."""
+    fields.only("scoring_func", "sigmoid")
+    fields.only("topk_method", "noaux_tc")
     routing = Routing(
         experts_per_token=fields.count("num_experts_per_tok"),
         score="sigmoid",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import CheckpointError
+from engine.model.fields import Fields
 
 _REQUIRED = {
     "default": (),
@@ -19,6 +20,11 @@ _REQUIRED = {
     "yarn": ("factor",),
     "longrope": (),
 }
+_POSITIVE = (
+    *("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"),
+    "original_max_position_embeddings",
+)
+_NOT_OF_A_KIND = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +40,32 @@ class RopeConfig:
     @classmethod
     def from_json(cls, path: Path, raw: Mapping[str, Any]) -> "RopeConfig":
         """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-        scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        model = Fields(path, raw, {})
+        scaling = dict(model.mapping("rope_parameters") or model.mapping("rope_scaling"))
         if any(isinstance(value, dict) for value in scaling.values()):
             raise CheckpointError(f"{path}: rope_parameters that differ between layers are not served")
-        kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+        if "original_max_position_embeddings" in raw:
+            scaling["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
+        fields = Fields(path, scaling, {})
+        kind = fields.text("rope_type", fields.text("type", "default"))
         kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 checkpoints
         if kind not in _REQUIRED:
             raise CheckpointError(f"{path}: RoPE scaling {kind!r} is not known; known are {', '.join(_REQUIRED)}")
-        missing = [name for name in _REQUIRED[kind] if not isinstance(scaling.get(name), int | float)]
+        missing = [name for name in _REQUIRED[kind] if scaling.get(name) is None]
         if missing:
             raise CheckpointError(f"{path}: RoPE scaling {kind!r} needs {', '.join(missing)}")
-        theta = scaling.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
-        partial = scaling.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
-        longest = raw.get("max_position_embeddings") or 2048
-        if "original_max_position_embeddings" in raw:
-            scaling["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
+        for name in _POSITIVE:
+            fields.positive(name, 1.0)
+        for name in ("mscale", "mscale_all_dim"):
+            fields.number(name, 1.0)
+        theta = fields.positive("rope_theta", model.positive("rope_theta", 10000.0))
+        partial = fields.positive("partial_rotary_factor", model.positive("partial_rotary_factor", 1.0))
         return cls(
             kind=kind,
-            theta=float(theta),
-            partial=float(partial),
-            max_position_embeddings=int(longest),
-            values=scaling,
+            theta=theta,
+            partial=partial,
+            max_position_embeddings=model.count("max_position_embeddings", 2048),
+            values={name: value for name, value in scaling.items() if name not in _NOT_OF_A_KIND},
         )
 
     @property
@@ -100,13 +111,19 @@ class RopeConfig:
 
     def check(self, path: Path, rotary_dim: int) -> None:
         """CheckpointError unless a head's `rotary_dim` dimensions can be rotated as this says."""
-        if rotary_dim % 2 or not rotary_dim:
+        if rotary_dim % 2 or not rotary_dim or self.partial > 1:
             raise CheckpointError(f"{path}: partial_rotary_factor {self.partial} makes {rotary_dim} dimensions rotate")
         if self.kind == "longrope":
             for name in ("short_factor", "long_factor"):
                 factors = self.values.get(name)
-                if not isinstance(factors, list) or len(factors) != rotary_dim // 2:
-                    raise CheckpointError(f"{path}: RoPE scaling 'longrope' needs {rotary_dim // 2} numbers as {name}")
+                if not isinstance(factors, list) or [_is_positive(f) for f in factors] != [True] * (rotary_dim // 2):
+                    raise CheckpointError(
+                        f"{path}: RoPE scaling 'longrope' needs {rotary_dim // 2} positive numbers as {name}"
+                    )
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def mscale(factor: float, weight: float) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 from baton import model_source
 from baton.errors import ConfigError
 from baton.model_source import Model
-from baton.process.config import add_flags, from_args
+from baton.process.config import add_flags, from_args, parse_bytes
 from baton.process.settings import FleetConfig, misspelt
 from fleet import control, state
 from fleet.home import Home, remove_run_dir
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     home = Home.from_env()
     os.umask(0o077)
     home.create()
+    if home.is_locked():  # its port is taken, too, but that is not what to say
+        raise ConfigError(_runs_already(home))
     served = model_source.resolve(config.model, config.served_model_name)
     with contextlib.ExitStack() as held:
         reserved = held.enter_context(port.reserve(config.host, config.port))
@@ -156,6 +158,8 @@ def _checked(config: FleetConfig) -> FleetConfig:
     for name in ("prefill", "decode", "routers"):
         if not 1 <= getattr(config, name) <= 64 and not (name == "prefill" and config.colocated):
             raise ConfigError(f"--{name}: a local fleet has between 1 and 64 of them")
+    if config.kv_memory != "auto":
+        parse_bytes(config.kv_memory)
     if config.api_key_file and not os.access(config.api_key_file, os.R_OK):
         raise ConfigError(f"--api-key-file: cannot read {config.api_key_file}")
     return config

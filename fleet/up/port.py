@@ -4,6 +4,7 @@ Routers share it (SO_REUSEPORT); the supervisor binds it too and never listens, 
 asks for any free port, gets it meanwhile.
 """
 
+import errno
 import socket
 
 from baton.errors import ConfigError
@@ -19,9 +20,14 @@ def reserve(host: str, port: int, flag: str = "--port") -> socket.socket:
         return _bind(family, address, shared=True)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", "") or error
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {reason}; stop what listens there, or choose another one with {flag}"
-        ) from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; {_advice(error, flag)}") from None
+
+
+def _advice(error: Exception, flag: str) -> str:
+    if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+        return "give --host an address of this machine"
+    in_use = getattr(error, "errno", 0) == errno.EADDRINUSE
+    return f"{'stop what listens there, or ' if in_use else ''}choose another one with {flag}"
 
 
 def number(reserved: socket.socket) -> int:

@@ -23,7 +23,8 @@ from router.openai.schema import (
     coded,
     decode,
 )
-from router.openai.tool_schema import MAX_TOOLS, CallID, FunctionName, Tool, ToolChoice
+from router.openai.structured_output import Name
+from router.openai.tool_schema import MAX_TOOLS, CallID, Tool, ToolChoice
 
 _MAX_CALLS = 256
 
@@ -42,7 +43,7 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What the model called. The arguments are JSON in a string, as they were handed out."""
 
-    name: FunctionName
+    name: Name
     arguments: Text
     parsed_arguments: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
 

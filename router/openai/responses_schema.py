@@ -1,7 +1,7 @@
 """Body of POST /v1/responses. Nothing is stored: what refers to an earlier response is refused."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -25,12 +25,10 @@ from router.openai.schema import (
     decode,
     unsupported,
 )
-from router.openai.structured_output import JSONObjectFormat, JSONSchemaFormat, NamedSchema, RawSchema, TextFormat
-from router.openai.tool_schema import MAX_TOOLS, CallID, Function, FunctionName, Tools, chosen, tool_specs
+from router.openai.structured_output import JSONObjectFormat, JSONSchemaFormat, Name, NamedSchema, RawSchema, TextFormat
+from router.openai.tool_schema import MAX_TOOLS, CallID, Function, Tools, chosen, tool_specs
 
 LOGPROBS = "message.output_text.logprobs"
-
-SchemaName: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -58,7 +56,7 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Text | list[ContentPart] | None = None
     call_id: CallID | None = None
-    name: FunctionName | None = None
+    name: Name | None = None
     arguments: Text | None = None
     output: Text | list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
@@ -99,27 +97,27 @@ class FunctionTool(Function, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="function"):
     """This tool has to be called."""
 
-    name: FunctionName
+    name: Name
 
 
-class FunctionNamed(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Named(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One of the tools."""
 
     type: Literal["function"]
-    name: FunctionName
+    name: Name
 
 
 class AllowedFunctions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="allowed_tools"):
     """Only some of the tools may be called."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[FunctionNamed], Meta(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[Named], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class SchemaFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="json_schema"):
     """JSON that a schema describes."""
 
-    name: SchemaName
+    name: Name
     schema: RawSchema = msgspec.UNSET
     strict: bool | None = None
     description: Annotated[str, Meta(max_length=4096)] | None = None

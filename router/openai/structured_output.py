@@ -17,6 +17,7 @@ MAX_CHOICE_STRINGS = 4096
 MAX_DEPTH = 200  # of objects and lists in one another; how deep a parser goes differs between Pythons
 _ANY_OBJECT = '{"type":"object"}'
 
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}(?!\n)$")]  # Python's $ overlooks a newline
 GrammarText: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_BYTES)]
 ChoiceStrings: TypeAlias = Annotated[
     list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_CHOICE_STRINGS)
@@ -34,7 +35,7 @@ RawOrText: TypeAlias = (  # the same, or a string that holds it
 class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Of a response format. Name and description are accepted and ignored; a schema is always enforced."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     schema: RawSchema = msgspec.UNSET
     strict: bool | None = None
     description: Annotated[str, Meta(max_length=4096)] | None = None
@@ -125,15 +126,17 @@ def _of_structured(given: Structured | None) -> list[Grammar]:
 
 def _of_schema(raw: RawOrText, param: str) -> list[Grammar]:
     """As it stands in the body: the order of properties matters."""
-    text = b"" if raw is msgspec.UNSET else bytes(raw).strip()
-    if text[:1] == b'"':
-        text = msgspec.json.decode(text, type=str).strip().encode()
-    if not text or text == b"null":
+    given = b"" if raw is msgspec.UNSET else bytes(raw).strip()
+    try:  # nobody has looked yet into what is kept as it stands
+        text = msgspec.json.decode(given, type=str).strip() if given[:1] == b'"' else given.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("Expected a JSON schema in UTF-8", param=param) from None
+    if not text or text == "null":
         return []
-    if text[:1] != b"{":
+    if text[:1] != "{":
         raise InvalidRequest("Expected a JSON schema, which is an object", param=param)
-    check_depth(text, param)
-    return [Grammar(GrammarKind.JSON_SCHEMA, text.decode(), param)]
+    check_depth(text.encode(), param)
+    return [Grammar(GrammarKind.JSON_SCHEMA, text, param)]
 
 
 def check_depth(schema: bytes, param: str) -> None:

@@ -11,20 +11,19 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.openai.schema import Text
-from router.openai.structured_output import RawSchema, check_depth
+from router.openai.structured_output import Name, RawSchema, check_depth
 
 MAX_TOOLS = 128
 _MAX_SCHEMA_BYTES = 512 * 1024  # of all tools together
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
-FunctionName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 CallID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Function(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What a model may call."""
 
-    name: FunctionName
+    name: Name
     description: Text | None = None
     parameters: RawSchema = msgspec.UNSET
     strict: bool | None = None
@@ -40,7 +39,7 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 class FunctionRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One of the tools, by its name."""
 
-    name: FunctionName
+    name: Name
 
 
 class ToolRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

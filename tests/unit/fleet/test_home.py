@@ -36,6 +36,13 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path):
         Home(tmp_path / "file" / "home").create()
 
 
+def test_logs_that_cannot_be_written_are_a_clear_error(tmp_path: Path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / ".trial").symlink_to("/dev/full")  # as on a disk of their own without space
+    with pytest.raises(ConfigError, match=f"cannot write to BATON_HOME {tmp_path}: No space left on device"):
+        Home(tmp_path).create()
+
+
 def test_a_home_that_cannot_be_used_is_a_clear_error(tmp_path: Path):
     (tmp_path / "lock").mkdir()
     with pytest.raises(ConfigError, match=f"cannot use BATON_HOME {tmp_path}: Is a directory"):

@@ -59,6 +59,8 @@ def test_secrets_come_from_the_environment_alone():
     ("env", "expected"),
     [
         ({"BATON_PREFILL": "two"}, "--prefill (BATON_PREFILL): 'two' is not a valid int"),
+        ({"BATON_MAX_TTFT_S": "-1"}, "--max-ttft-s (BATON_MAX_TTFT_S): '-1' is no number of seconds from 0 on"),
+        ({"BATON_MAX_TTFT_S": "nan"}, "--max-ttft-s (BATON_MAX_TTFT_S): 'nan' is no number of seconds from 0 on"),
         ({"BATON_TRANSPORT": "pigeon"}, "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, shm, ucx, tcp"),
         ({"BATON_COLOCATED": "maybe"}, "--colocated (BATON_COLOCATED): 'maybe' is neither true nor false"),
     ],
@@ -76,9 +78,9 @@ def test_sizes(text, expected):
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "much", "4 parsecs", "-"])
+@pytest.mark.parametrize("text", ["", "much", "4 parsecs", "-", "inf", "-5MiB", "0", "nan"])
 def test_no_size(text):
-    with pytest.raises(ConfigError, match="is no size"):
+    with pytest.raises(ConfigError, match=r"--kv-memory: .* is no size"):
         parse_bytes(text)
 
 

@@ -6,6 +6,8 @@ from baton.errors import CheckpointError
 from engine.model.config import ModelConfig
 from engine.random_checkpoint import TINY
 
+YARN = {"type": "yarn", "factor": 2}
+
 
 @pytest.fixture
 def load(tmp_path):
@@ -79,6 +81,10 @@ def test_eos_ids_of_both_files(load):
     assert load({"eos_token_id": -1}, {"eos_token_id": None}).eos_token_ids == frozenset()
 
 
+def test_eos_ids_of_the_text_of_a_model_of_images(load):
+    assert load({"text_config": {"eos_token_id": [4, 9]}}, {"eos_token_id": 7}).eos_token_ids == {2, 4, 7, 9}
+
+
 def test_no_eos_at_all(load):
     assert load({"eos_token_id": None}).eos_token_ids == frozenset()
 
@@ -100,12 +106,28 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"torch_dtype": "int8"}, "dtype int8"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantization_config"),
         ({"rope_scaling": {"type": "axial"}}, "'axial' is not known"),
-        ({"rope_scaling": {"type": "longrope"}}, "'longrope' needs 8 numbers as short_factor"),
+        ({"rope_scaling": {"type": "longrope"}}, "'longrope' needs 8 positive numbers as short_factor"),
         ({"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layers"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served in this architecture"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of strings, not 'LlamaForCausalLM'"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures must be a list of strings"),
+        ({"hidden_act": ["silu"]}, r"hidden_act must be a string, not \['silu'\]"),
+        ({"attention_bias": "no"}, "attention_bias must be true or false, not 'no'"),
+        ({"max_position_embeddings": "many"}, "max_position_embeddings must be a positive integer, not 'many'"),
+        ({"rope_theta": -1}, r"rope_theta must be more than 0, not -1\.0"),
+        ({"rope_theta": "1e4"}, "rope_theta must be a number, not '1e4'"),
+        ({"query_pre_attn_scalar": 0}, r"query_pre_attn_scalar must be more than 0"),
+        ({"rope_scaling": {"type": ["linear"]}}, r"type must be a string, not \['linear'\]"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, r"factor must be more than 0, not 0\.0"),
+        ({"rope_scaling": YARN | {"beta_fast": "x"}}, "beta_fast must be a number, not 'x'"),
+        ({"rope_scaling": YARN | {"mscale": "x"}}, "mscale must be a number, not 'x'"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": "x"}}, "embeddings must be a number, not 'x'"),
+        ({"partial_rotary_factor": "half"}, "partial_rotary_factor must be a number"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": ["1"] * 8}}, "'longrope' needs 8 positive numbers"),
+        ({"eos_token_id": "2"}, "eos_token_id is neither a token id nor a list of them: '2'"),
     ],
 )
 def test_errors_name_file_and_field(load, tmp_path, changes, message):

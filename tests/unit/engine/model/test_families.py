@@ -180,3 +180,31 @@ def test_errors_name_the_field(load, tmp_path, architecture, changes, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         load(architecture, **(MLA | changes if "Deepseek" in architecture else changes))
     assert str(tmp_path / "config.json") in caught.value.message
+
+
+@pytest.mark.parametrize(("model", "kind"), [("Mistral3", "ministral3"), ("Gemma3", "gemma3n_text")])
+def test_text_models_of_another_kind_under_the_same_name(load, model, kind):
+    """Ministral 3 scales queries by their positions, and says so in its text's model_type alone."""
+    text = PLAIN | {"architectures": None}
+    assert load(f"{model}ForConditionalGeneration", text_config=text | {"model_type": None}).num_layers == 4
+    with pytest.raises(CheckpointError, match=f"a text_config of '{kind}' is not served"):
+        load(f"{model}ForConditionalGeneration", text_config=text | {"model_type": kind})
+
+
+@pytest.mark.parametrize(
+    ("version", "changes"),
+    [
+        ("2", {"scoring_func": "sigmoid"}),
+        ("2", {"norm_topk_prob": True}),
+        ("2", {"moe_layer_freq": 2}),
+        ("3", {"scoring_func": "softmax"}),
+        ("3", {"topk_method": "greedy"}),
+        ("3", {"moe_layer_freq": 2}),
+    ],
+)
+def test_deepseek_routes_as_its_version_does(load, version, changes):
+    fields = MLA | {"n_group": 1, "topk_group": 1}
+    published = {"2": {"scoring_func": "softmax"}, "3": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}}
+    assert load(f"DeepseekV{version}ForCausalLM", **fields | published[version] | {"moe_layer_freq": 1}).mixture
+    with pytest.raises(CheckpointError, match=f"{next(iter(changes))} .* is not served in this architecture, only"):
+        load(f"DeepseekV{version}ForCausalLM", **fields | changes)

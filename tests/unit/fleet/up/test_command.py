@@ -59,9 +59,11 @@ def test_a_real_redis_is_used_as_it_is(bench: Bench, redis_url: str):
 
 
 def test_a_second_fleet_in_the_same_home_is_refused_and_one_beside_it_is_not(standing: Bench, bench: Bench):
-    again = standing.baton("up", "--model", str(standing.model), "--port", "0")
-    assert again.returncode == 1
-    assert standing.state()["endpoint"] in again.stderr
+    endpoint = standing.state()["endpoint"]
+    for port in ("0", endpoint.rpartition(":")[2]):
+        again = standing.baton("up", "--model", str(standing.model), "--port", port)
+        assert again.returncode == 1
+        assert f"a fleet runs already at {endpoint}" in again.stderr
     bench.start()
     assert standing.state()["endpoint"] != bench.state()["endpoint"]
     assert bench.baton("down").stdout == "stopped\n"

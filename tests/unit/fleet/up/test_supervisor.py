@@ -120,9 +120,21 @@ def test_a_node_that_cannot_start_fails_the_scaling_and_nothing_else(bench: Benc
 
 @pytest.mark.parametrize(
     ("pools", "complaint"),
-    [("router=2", "no such pool"), ("decode=0", "between 1 and 64"), ("decode", "prefill=2"), ("decode=x", "decode=1")],
+    [
+        ("router=2", "no such pool"),
+        ("decode=0", "between 1 and 64"),
+        ("decode", "prefill=2"),
+        ("decode=x", "decode=1"),
+        ("decode=" + "9" * 5000, "decode=1"),
+    ],
 )
 def test_senseless_scaling_is_refused(standing: Bench, pools: str, complaint: str):
     refused = standing.baton("scale", pools)
     assert refused.returncode == 1
     assert complaint in refused.stderr
+
+
+def test_one_pool_with_two_sizes_is_refused(standing: Bench):
+    refused = standing.baton("scale", "prefill=2", "prefill=3")
+    assert refused.returncode == 1
+    assert "prefill=2 and prefill=3: give each pool one size" in refused.stderr

@@ -83,6 +83,7 @@ def test_no_form_is_no_grammar(given):
         ({"response_format": {}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": named(name="a secret")}, "response_format.json_schema.name"),
+        ({"response_format": named(name="x\n")}, "response_format.json_schema.name"),
         ({"response_format": named(schema=["secret"])}, "response_format"),
         ({"response_format": named(unknown=1)}, "response_format.json_schema.unknown"),
         ({"guided_json": "secret"}, "guided_json"),
@@ -123,3 +124,15 @@ def test_no_text_breaks_the_parser(value):
         except InvalidRequest:
             continue
         assert field == "guided_json"
+
+
+@pytest.mark.parametrize("schema", [b'{"enum": ["\xed\xa0\xbd"]}', b'"\xed\xa0\xbd"', b'"{\xff}"'])
+def test_a_schema_of_bytes_that_are_no_text_is_refused(schema):
+    for fields, param in (
+        (b'"guided_json": %s', "guided_json"),
+        (b'"structured_outputs": {"json": %s}', "structured_outputs"),
+        (b'"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": %s}}', "response_format"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            grammar_of(parse_completion(b'{"model": "m", "prompt": "x", ' + fields % schema + b"}"))
+        assert caught.value.param == param

@@ -189,6 +189,7 @@ async def test_history_reaches_the_template(client, say, dispatch, served_model)
         ({"tool_choice": "required", "tools": []}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [TIME, TIME]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "time\n"}}]}, "tools[0].function.name"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}]},
             "tools[0].function.parameters",
