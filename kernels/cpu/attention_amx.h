@@ -9,6 +9,8 @@
 #if defined(__AMX_BF16__)
 #include <algorithm>
 
+#include "attention_fused.h"
+#include "pairs.h"
 #include "tiles.h"
 
 namespace attention {
@@ -16,20 +18,6 @@ namespace attention {
 constexpr int DEPTH = 32; // dimensions or keys that are multiplied at once
 constexpr int FEW = 4;    // query rows that are weighed without tiles
 using amx::SIZE;
-
-// Rows of queries -> [16 rows][step][DEPTH / 2][row][2], in pairs of dimensions. query(row): its address.
-template <class Query> INLINE void pack_queries(int num_rows, int head_dim, Query query, bf16 *out) {
-    const int steps = head_dim / DEPTH, padded = (num_rows + amx::ROWS - 1) / amx::ROWS * amx::ROWS;
-    for (int r = 0; r < padded; r++) {
-        uint32_t *to = (uint32_t *)(out + r / amx::ROWS * steps * SIZE) + r % amx::ROWS;
-        for (int d = 0; d < head_dim; d += 2) {
-            uint32_t two = 0;
-            if (r < num_rows) memcpy(&two, query(r) + d, sizeof two);
-            to[d / 2 * amx::ROWS] = two;
-        }
-    }
-    amx::written();
-}
 
 template <int STEP = 1> INLINE void transpose(vf (&v)[W]) {
     vi low, high; // of two rows: blocks of STEP lanes, in turn from one and from the other
@@ -46,6 +34,22 @@ template <int STEP = 1> INLINE void transpose(vf (&v)[W]) {
         v[i + STEP] = __builtin_shuffle(a, b, high);
     }
     if constexpr (STEP * 2 < W) transpose<STEP * 2>(v);
+}
+
+// Rows of queries -> [16 rows][step][DEPTH / 2][row][2], in pairs of dimensions. query(row): its address.
+template <class Query> INLINE void pack_queries(int num_rows, int head_dim, Query query, bf16 *out) {
+    for (int first = 0; first < num_rows; first += amx::ROWS) {
+        const bf16 *rows[amx::ROWS];
+        const int n = std::min(amx::ROWS, num_rows - first);
+        for (int r = 0; r < n; r++) rows[r] = query(first + r);
+        for (int d = 0; d < head_dim; d += DEPTH, out += SIZE) {
+            vf pairs[W];
+            for (int r = 0; r < W; r++) pairs[r] = r < n ? read<vf>(rows[r] + d) : vf{};
+            transpose(pairs);
+            for (int i = 0; i < W; i++) write(out + i * DEPTH, pairs[i]);
+        }
+    }
+    amx::written();
 }
 
 // Lane i of rows r < 4 is lane r of v(i), the others undefined.
@@ -112,8 +116,8 @@ INLINE void pack_values(const bf16 *const *values, int low, int high, int head_d
         for (int d = 0; d < head_dim; d += DEPTH, to += steps * 2 * SIZE) {
             const bool first = j >= low && j < high, second = j + 1 >= low && j + 1 < high;
             const vu a = first ? read<vu>(values[j] + d) : zeros, b = second ? read<vu>(values[j + 1] + d) : zeros;
-            if (first && ahead) __builtin_prefetch(values[j + ahead] + d);
-            if (second && ahead) __builtin_prefetch(values[j + 1 + ahead] + d);
+            if (first && ahead) prefetch_line(values[j + ahead] + d);
+            if (second && ahead) prefetch_line(values[j + 1 + ahead] + d);
             write(to, (a & 0xffff) | (b << 16));
             write(to + SIZE, (a >> 16) | (b & 0xffff0000));
         }
@@ -146,7 +150,7 @@ INLINE void weigh_few(const float *weights, int stride, const bf16 *const *value
             pair even[N] = {}, odd[N] = {};
             auto add = [&](int j, pair (&to)[N]) __attribute__((always_inline)) {
                 if (j < low || j >= high) return;
-                if (ahead) __builtin_prefetch(values[j + ahead] + d);
+                if (ahead) prefetch_line(values[j + ahead] + d);
                 const pair v = load_pair(values[j] + d);
 #pragma GCC unroll 4
                 for (int r = 0; r < N; r++) {

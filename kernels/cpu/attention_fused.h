@@ -1,10 +1,9 @@
 // What attention does with a chunk of keys by fused multiply-adds: scores, softmax, and weighted sums of values.
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
-#include "vector.h"
+#include "pairs.h"
 
 namespace attention {
 
@@ -84,14 +83,22 @@ INLINE void cap_scores(float *scores, int low, int high, float cap) {
         store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j))));
 }
 
+// Leaves but lanes [low, high), which a row sees. (Whole vectors: what is read again soon must not lie in parts.)
+INLINE void hide(float *scores, int low, int high) {
+    vi lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    const vi seen = (lane >= low) & (lane < high);
+    store(scores, seen ? load(scores) : splat(NEG_INF));
+}
+
 // Scores of a row -> exponentials to put(key, vector), 0 where the row does not see. Leaves their maximum and sum.
 template <class Put>
 INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum, Put put) {
     const int begin = low / W * W, end = (high + W - 1) / W * W;
     row_max = NEG_INF, row_sum = 0;
     if (low < high) {
-        std::fill(scores + begin, scores + low, NEG_INF);
-        std::fill(scores + high, scores + end, NEG_INF);
+        hide(scores + begin, low - begin, W);
+        hide(scores + end - W, 0, high - (end - W));
         vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
         for (int j = begin; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
         row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
@@ -106,8 +113,15 @@ INLINE void softmax_row(float *scores, int low, int high, float &row_max, float 
     for (int j = low < high ? end : begin; j < CHUNK; j += W) put(j, vf{});
 }
 
-template <class T> INLINE void prefetch(const T *row, int head_dim) {
-    for (int d = 0; d < head_dim; d += 64 / sizeof(T)) __builtin_prefetch(row + d);
+// How far ahead keys and values are fetched, and whether into the L1 cache (3) or the L2 cache (2).
+#if defined(__AMX_BF16__)
+constexpr int AHEAD_BYTES = 16384, NEARNESS = 2;
+#else
+constexpr int AHEAD_BYTES = 8192, NEARNESS = 3;
+#endif
+template <class T> INLINE void prefetch_line(const T *p) { __builtin_prefetch(p, 0, NEARNESS); }
+template <class T> INLINE void prefetch(const T *row, int num_dims) {
+    for (int d = 0; d < num_dims; d += 64 / sizeof(T)) prefetch_line(row + d);
 }
 
 // Adds 2W times P dimensions of a value to N sums, by their weights. What lies in registers beside the sums: the value

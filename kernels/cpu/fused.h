@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "parallel.h"
-#include "vector.h"
+#include "pairs.h"
 #include "weights.h"
 
 namespace fused {

@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "vector.h"
+#include "pairs.h"
 
 namespace gemm {
 
