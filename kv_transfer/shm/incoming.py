@@ -28,7 +28,7 @@ from kv_transfer.shm.frames import (
     refusal,
 )
 from kv_transfer.stall import StallWatch
-from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Peer, Slot
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Peer, Slot
 
 _MAX_COPIES = 64  # of one sender at once; further messages wait in its socket
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
@@ -53,7 +53,7 @@ class ShmIncoming:
         self._on_admitted = on_admitted
         self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
-        self._stall = StallWatch(STALL_S, self.start_closing)
+        self._stall = StallWatch(self.start_closing)
         self._pid = 0
         self._process = -1  # a pidfd
         self._num_copies = 0
