@@ -21,7 +21,7 @@ from kv_transfer.plan import Message
 from kv_transfer.pool import Landing, Pool
 from kv_transfer.transport import Peer, Slot
 
-_CANCEL_GRACE_S = 1.0  # for messages under way to end by themselves, before the connection is closed for everyone
+_CANCEL_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
 _MISSING_S = 2.0  # after a commit, a message that still does not come for so long is missing
 
 
@@ -87,15 +87,15 @@ class IncomingTransfer:
     async def cancel(self) -> None:
         """Idempotent. Returns when nothing can be written into the blocks any more: only then may they be reused.
 
-        Messages under way are given a moment to end, so the connection and its other transfers live on.
+        Messages under way are waited for as long as one after the other ends, so the connection and its other transfers
+        live on.
         """
         self.fail("cancelled", "the decode node cancelled it")
         try:
-            async with asyncio.timeout(_CANCEL_GRACE_S):
-                await self._quiet()
+            await self._quiet(_CANCEL_GRACE_S)
         except TimeoutError:
             await self._disconnect(self.peer)
-            await self._quiet()
+            await self._quiet(None)
         await asyncio.gather(*self._digests.values(), return_exceptions=True)
         self._forget(self)
 
@@ -193,7 +193,9 @@ class IncomingTransfer:
                 num_missing = len(self._plan) - len(self._digests)
                 self.fail("missing", f"{num_missing} of {len(self._plan)} messages did not arrive")
 
-    async def _quiet(self) -> None:
+    async def _quiet(self, patience_s: float | None) -> None:
+        """Until no message is being written. TimeoutError where none has ended for so long."""
         while self._writing:
             self._moved.clear()
-            await self._moved.wait()
+            async with asyncio.timeout(patience_s):
+                await self._moved.wait()

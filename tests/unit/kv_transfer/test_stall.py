@@ -1,35 +1,13 @@
 """Peers that stop moving are noticed, slow ones and our own absence are not held against them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 
 import pytest
 
 from kv_transfer.stall import LEAST_TICKS, MOST_TICKS, TICK_S, Heartbeat, StallWatch
+from tests.virtual_clock import Clock, run
 
 BEAT_S = 0.25
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """Nothing takes time but waiting for it, which takes none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self._selector.select = self._skip
-
-    def time(self) -> float:
-        return self.now
-
-    def _skip(self, timeout: float | None = None) -> list:
-        self.now += timeout or 0.0
-        return []
-
-
-def run(main: Callable[[Clock], Coroutine]) -> None:
-    clock = Clock()
-    with asyncio.Runner(loop_factory=lambda: clock) as runner:
-        runner.run(main(clock))
 
 
 class Watched:
