@@ -18,7 +18,7 @@ class SocketConnection(Connection):
         self._sock = sock
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
-        self._stall = StallWatch(lambda: self._close(stalled))
+        self._stall = StallWatch(stalled, lambda: self._close(stalled))
         self._closed = False
         self._writing = False
         self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)

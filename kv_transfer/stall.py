@@ -1,6 +1,7 @@
 """Notices a peer that stopped moving: neither TCP nor UCX reports one that is frozen or cut off."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 TICK_S = 0.125
@@ -8,6 +9,8 @@ LEAST_TICKS = 9  # 1.1 s, by which two lost packets have been sent again
 MOST_TICKS = 16
 _UNUSUAL = 3.0  # times the longest silence of late: on a busy host bytes come late
 _FORGETTING = 0.996  # of that, a tick
+
+_log = logging.getLogger(__name__)
 
 
 class StallWatch:
@@ -18,7 +21,9 @@ class StallWatch:
     held responsible for more than one of them.
     """
 
-    def __init__(self, on_stall: Callable[[], None]) -> None:
+    def __init__(self, about: str, on_stall: Callable[[], None]) -> None:
+        """`about` says for the log what it means that nothing moves."""
+        self._about = about
         self._on_stall = on_stall
         self._loop = asyncio.get_running_loop()
         self._num_pending = 0
@@ -70,6 +75,8 @@ class StallWatch:
         if self._ticks < self._patience_ticks:
             self._tick_later()
         else:
+            silence_s, usual_s = self._ticks * TICK_S, self._usual_ticks * TICK_S
+            _log.warning("%s for %.1f s (before, %.1f s at most)", self._about, silence_s, usual_s)
             self._on_stall()
 
 

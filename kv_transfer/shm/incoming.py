@@ -54,7 +54,7 @@ class ShmIncoming:
         self._on_admitted = on_admitted
         self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
-        self._stall = StallWatch(self.start_closing)
+        self._stall = StallWatch("a prefill node is silent over shm", self.start_closing)
         self._pid = 0
         self._process = -1  # a pidfd
         self._num_copies = 0

@@ -38,7 +38,7 @@ class TcpIncoming:
         self._on_admitted = on_admitted
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
-        self._stall = StallWatch(self.close)
+        self._stall = StallWatch("a prefill node is silent over tcp", self.close)
         self._header = memoryview(bytearray(HEADER.size))
         self._target = memoryview(bytearray(SECRET_BYTES))
         self._targets: deque[memoryview] = deque()

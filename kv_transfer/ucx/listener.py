@@ -18,7 +18,7 @@ class UcxIncoming:
         self.peer = peer
         self.link = link
         self._listener = listener
-        self._stall = StallWatch(self.lose)
+        self._stall = StallWatch("a prefill node is silent over UCX", self.lose)
         self._stall.started()  # from now on there is a heartbeat
         self._tasks: set[asyncio.Task[None]] = set()
 

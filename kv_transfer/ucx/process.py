@@ -56,7 +56,7 @@ class UcxProcess:
         with contextlib.ExitStack() as failing:
             self._spawn(env, failing)
             failing.pop_all()
-        self._watch = StallWatch(lambda: self._end("it was silent"))
+        self._watch = StallWatch("the UCX process is silent", lambda: self._end("it was silent"))
         self._start_timer = self._loop.call_later(_START_S, self._end, "it did not start")
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
         self._loop.add_reader(self._errors, self._log_errors)

@@ -56,7 +56,7 @@ class SimConnection(Connection):
         self._closed = False
         self._sends: dict[asyncio.Task[Any], None] = {}
         self._moved = asyncio.Event()
-        self._stall = StallWatch(self._lose)
+        self._stall = StallWatch("the decode node takes nothing", self._lose)
         self._heartbeat = Heartbeat(HEARTBEAT_S, lambda: end.send(("beat",)))
         end.on_data, end.on_end, end.on_arrival = self._on_data, self._lose, self._on_arrival
 

@@ -45,7 +45,7 @@ class Incoming:
         self._closed = False
         self._landings: dict[int, Landing] = {}
         self._moved = asyncio.Event()
-        self._stall = StallWatch(self.close)
+        self._stall = StallWatch("a prefill node is silent", self.close)
         end.on_data, end.on_end = self._on_data, self.close
 
     def close(self) -> None:

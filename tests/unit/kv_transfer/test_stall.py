@@ -14,7 +14,7 @@ class Watched:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.stalled_at: float | None = None
-        self.watch = StallWatch(self._stall)
+        self.watch = StallWatch("a peer is silent", self._stall)
 
     def _stall(self) -> None:
         assert self.stalled_at is None
@@ -33,7 +33,7 @@ class Watched:
         assert self.stalled_at is None
 
 
-def test_only_what_is_pending_and_does_not_move_stalls():
+def test_only_what_is_pending_and_does_not_move_stalls(caplog):
     async def main(clock):
         peer = Watched(clock)
         await asyncio.sleep(60)
@@ -44,6 +44,7 @@ def test_only_what_is_pending_and_does_not_move_stalls():
         await asyncio.sleep(60)  # once
 
     run(main)
+    assert "a peer is silent for 1.1 s (before, 0.2 s at most)" in caplog.text
 
 
 @pytest.mark.parametrize(
