@@ -101,7 +101,7 @@ class UcxTransport(Transport):
         except (TransferError, TimeoutError) as error:
             if connection:
                 await connection.close()
-            raise TransferError(f"no UCX connection to the decode node: {error or 'timed out'}") from error
+            raise TransferError(f"no UCX connection to the decode node: {str(error) or 'timed out'}") from error
         return connection
 
     async def close(self) -> None:
