@@ -3,24 +3,68 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 from baton.errors import LayoutMismatch, TransferError
+from baton.process import tasks
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.shm.transport import host_id
-from kv_transfer.transport import MAX_RETRY_S, RETRY_S, Inbox, Listener, Peer
+from kv_transfer.transport import MAX_RETRY_S, PATIENCE_S, RETRY_S, Listener, Peer, Slot
 
 _log = logging.getLogger(__name__)
+
+
+class Reception(Protocol):
+    """The receiver, to whom it matters which way a peer's messages come: a peer may have several."""
+
+    def admit(self, secret: bytes) -> Peer | None:
+        """As for an `Inbox`."""
+
+    def claim(self, tag: int, num_bytes: int, peer: Peer | None, transport: str) -> Slot | None:
+        """As for an `Inbox`."""
+
+    def arrived(self, tag: int, digest: int | None = None) -> None:
+        """As for an `Inbox`."""
+
+    def lost(self, tag: int) -> None:
+        """As for an `Inbox`."""
+
+    def disconnected(self, peer: Peer, transport: str) -> None:
+        """As for an `Inbox`."""
+
+
+class _DoorInbox:
+    """What one listener asks and tells."""
+
+    def __init__(self, transport: str, reception: Reception) -> None:
+        self._transport = transport
+        self._reception = reception
+
+    def admit(self, secret: bytes) -> Peer | None:
+        return self._reception.admit(secret)
+
+    def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
+        return self._reception.claim(tag, num_bytes, peer, self._transport)
+
+    def arrived(self, tag: int, digest: int | None = None) -> None:
+        self._reception.arrived(tag, digest)
+
+    def lost(self, tag: int) -> None:
+        self._reception.lost(tag)
+
+    def disconnected(self, peer: Peer) -> None:
+        self._reception.disconnected(peer, self._transport)
 
 
 class Doors:
     """The listeners of one node. Unless `auto` is wanted, there is one."""
 
-    def __init__(self, wanted: str, host: str, inbox: Inbox) -> None:
+    def __init__(self, wanted: str, host: str, reception: Reception) -> None:
         self._transports = Transports(wanted, host)
         self._host = host
-        self._inbox = inbox
-        self._opening = asyncio.Lock()
+        self._reception = reception
+        self._opening: dict[str, asyncio.Task[None]] = {}
         self._open: dict[str, Listener] = {}
         self._put_off: dict[str, tuple[float, float]] = {}  # those that cannot be opened: until when, after what pause
         self._closed = False
@@ -33,7 +77,8 @@ class Doors:
     async def choose(self, offered: Sequence[str], host_id_: str) -> tuple[str, Listener]:
         """The first of a prefill node's transports that this node has, too, and that may carry between their hosts.
 
-        Raises LayoutMismatch where there is none.
+        One that takes long to open is passed over meanwhile, where there is another. Raises LayoutMismatch where there
+        is none.
         """
         common = [name for name in offered if name in self._transports.names]
         if "shm" in common and host_id_ != host_id():
@@ -43,23 +88,43 @@ class Doors:
         for name in common:
             if self._put_off.get(name, (0.0, 0.0))[0] <= asyncio.get_running_loop().time():
                 try:
-                    return name, await self.open(name)
+                    return name, await (self.open(name) if name == common[-1] else self._open_soon(name))
                 except TransferError as error:
-                    await self._later(name, error)
+                    _log.info("KV blocks do not travel over %s: %s", name, error)
             FALLBACKS.labels(name).inc()
         raise LayoutMismatch("they have no transport in common")
 
     async def open(self, name: str) -> Listener:
         """The listener of that transport. Raises TransferError where this system lacks it."""
-        async with self._opening:
-            if self._closed:
-                raise TransferError("the decode node is stopping")
-            if name not in self._open:
-                try:
-                    self._open[name] = await self._transports.get(name).listen(self._host, self._inbox)
-                except OSError as error:  # for want of descriptors or threads
-                    raise TransferError(f"transport {name} cannot be opened: {error.strerror or error}") from error
-            return self._open[name]
+        opening = self._opening.get(name)
+        if opening is None or (opening.done() and name not in self._open):
+            opening = self._opening[name] = asyncio.create_task(self._listen(name))
+            opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())  # nobody may wait
+        await asyncio.shield(opening)
+        return self._open[name]
+
+    async def _open_soon(self, name: str) -> Listener:
+        """It goes on opening for those who come later."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                listener = await self.open(name)
+                await listener.ready()
+        except TimeoutError:
+            raise TransferError("it takes long to open") from None
+        return listener
+
+    async def _listen(self, name: str) -> None:
+        if self._closed:
+            raise TransferError("the decode node is stopping")
+        try:
+            try:
+                inbox = _DoorInbox(name, self._reception)
+                self._open[name] = await self._transports.get(name).listen(self._host, inbox)
+            except OSError as error:  # for want of descriptors or threads
+                raise TransferError(f"transport {name} cannot be opened: {error.strerror or error}") from error
+        except TransferError as error:
+            await self._later(name, error)
+            raise
 
     async def _later(self, name: str, error: TransferError) -> None:
         """Whoever connects then tries it again, with all that it needs made anew: some reasons pass."""
@@ -80,8 +145,9 @@ class Doors:
 
     async def close_listeners(self) -> None:
         """Accept no more, and disconnect everyone."""
-        async with self._opening:
-            self._closed = True
+        self._closed = True
+        for opening in self._opening.values():
+            await tasks.end(opening)
         for listener in self._open.values():
             await listener.close()
 

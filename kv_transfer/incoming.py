@@ -21,7 +21,7 @@ from kv_transfer.plan import Message
 from kv_transfer.pool import Landing, Pool
 from kv_transfer.transport import Peer, Slot
 
-_CANCEL_GRACE_S = 1.0  # for messages under way to end by themselves, before the connection is closed for everyone
+_CANCEL_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
 _MISSING_S = 2.0  # after a commit, a message that still does not come for so long is missing
 
 
@@ -51,6 +51,7 @@ class IncomingTransfer:
         self.grant = grant
         self.peer = peer
         self.state = TransferState.OPEN
+        self.transports: set[str] = set()  # over which messages have claimed their places
         self._plan = plan
         self._block_ids = block_ids
         self._pool = pool
@@ -67,11 +68,6 @@ class IncomingTransfer:
         self._lease_end_s = 0.0
         self._lease_timer: asyncio.TimerHandle | None = None
         self.renew(grant.lease_ms / 1000)
-
-    @property
-    def started(self) -> bool:
-        """Whether a message has claimed its place."""
-        return bool(self._writing or self._digests)
 
     def renew(self, lease_s: float) -> None:
         """Let the lease last at least that long from now. Without effect on one that has ended."""
@@ -91,19 +87,19 @@ class IncomingTransfer:
     async def cancel(self) -> None:
         """Idempotent. Returns when nothing can be written into the blocks any more: only then may they be reused.
 
-        Messages under way are given a moment to end, so the connection and its other transfers live on.
+        Messages under way are waited for as long as one after the other ends, so the connection and its other transfers
+        live on.
         """
         self.fail("cancelled", "the decode node cancelled it")
         try:
-            async with asyncio.timeout(_CANCEL_GRACE_S):
-                await self._quiet()
+            await self._quiet(_CANCEL_GRACE_S)
         except TimeoutError:
             await self._disconnect(self.peer)
-            await self._quiet()
+            await self._quiet(None)
         await asyncio.gather(*self._digests.values(), return_exceptions=True)
         self._forget(self)
 
-    def claim(self, index: int, num_bytes: int) -> Slot | None:
+    def claim(self, index: int, num_bytes: int, transport: str) -> Slot | None:
         """Where message `index` goes; None unless it is expected now."""
         if not self._live() or index >= len(self._plan) or index in self._writing or index in self._digests:
             return None
@@ -115,6 +111,7 @@ class IncomingTransfer:
         if landing is None:
             self.fail("staging", "too many messages arrive at once")
             return None
+        self.transports.add(transport)
         slot = Slot(self.peer, landing.views)
         self._writing[index] = _Writing(slot, landing)
         return slot
@@ -196,7 +193,9 @@ class IncomingTransfer:
                 num_missing = len(self._plan) - len(self._digests)
                 self.fail("missing", f"{num_missing} of {len(self._plan)} messages did not arrive")
 
-    async def _quiet(self) -> None:
+    async def _quiet(self, patience_s: float | None) -> None:
+        """Until no message is being written. TimeoutError where none has ended for so long."""
         while self._writing:
             self._moved.clear()
-            await self._moved.wait()
+            async with asyncio.timeout(patience_s):
+                await self._moved.wait()

@@ -20,7 +20,7 @@ from kv_transfer.peer import DecodePeer
 from kv_transfer.plan import messages
 from kv_transfer.pool import Loan, Pool
 
-_ABORT_GRACE_S = 1.0  # for messages under way to end by themselves, before the connection is closed for everyone
+_ABORT_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
 
 
 class TransferStats(NamedTuple):
@@ -100,21 +100,22 @@ class OutgoingTransfer:
             raise self._failed(TransferError(f"the transfer was not accepted within {timeout_s:.1f} s")) from None
         except TransferError as error:
             raise self._failed(error) from None
+        self._peer.leave(self)
         return self._stats(time.monotonic() - started_s)
 
     async def abort(self) -> None:
         """Idempotent. Returns when none of our blocks is read any more, and only then may they be reused.
 
-        Messages under way are sent whole, so the connection and its other transfers live on, if that is soon.
+        Messages under way are sent whole, so the connection and its other transfers live on, if each ends soon.
         """
         self._fail(TransferError("the transfer was aborted"))
         try:
-            async with asyncio.timeout(_ABORT_GRACE_S):
-                await self._idle()
+            await self._idle(_ABORT_GRACE_S)
         except TimeoutError:
             await self._peer.close_connection()
-            await self._idle()
+            await self._idle(None)
         await asyncio.gather(*self._digests.values(), return_exceptions=True)
+        self._peer.leave(self)
 
     def take(self) -> tuple[int, int, int] | None:
         """For the outbox: the next message whose blocks are all ready; None too while there is no room to stage it."""
@@ -191,9 +192,11 @@ class OutgoingTransfer:
                 raise self.error
             await self._next_move()
 
-    async def _idle(self) -> None:
+    async def _idle(self, patience_s: float | None) -> None:
+        """Until no message is under way. TimeoutError where none has ended for so long."""
         while self._loans:
-            await self._next_move()
+            async with asyncio.timeout(patience_s):
+                await self._next_move()
 
     async def _next_move(self) -> None:
         self._moved.clear()

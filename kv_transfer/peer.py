@@ -5,6 +5,7 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import grpc
@@ -15,7 +16,7 @@ from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.outbox import Outbox
-from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, RETRY_S, Connection
+from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, PATIENCE_S, RETRY_S, Connection
 
 _log = logging.getLogger(__name__)
 
@@ -27,10 +28,21 @@ class Dependent(Protocol):
         """Nothing more can be sent to this peer."""
 
 
+class _Way:
+    """A connection, and the transfers that may have sent over it."""
+
+    connection: Connection
+
+    def __init__(self) -> None:
+        self.users: weakref.WeakSet[Dependent] = weakref.WeakSet()  # that are not over, once there is a better way
+        self.is_left = False  # for that one, by all of them
+
+
 class DecodePeer:
     """One incarnation of a decode node. When a connection to it is lost, the peer is over and a new one is needed.
 
-    Where a better transport failed, it is tried again beside the one that was taken instead.
+    Where a better transport failed, it is tried again beside the one that was taken instead, which is closed once
+    whatever began over it has ended.
     """
 
     def __init__(
@@ -49,19 +61,31 @@ class DecodePeer:
         self.outbox = Outbox()
         self.error: TransferError | None = None  # why it is over
         self.is_unreachable = False  # it could never be connected to
-        self.transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
         self.transport = ""  # the name of the one that it is connected over
+        self._transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
         self._transports = transports
         self._on_over = on_over
         self._channel = channel
         self._metadata = rpc.metadata(token)
         self._stub: transfer_pb2_grpc.TransferAsyncStub = transfer_pb2_grpc.TransferStub(self._channel)
-        self._connections: list[Connection] = []  # new messages take the last; what began over another ends there
+        self._ways: list[_Way] = []  # new messages take the last
+        self._leaving: set[asyncio.Task[None]] = set()
         self._better: list[str] = []  # transports than that of the last, for want of which it was taken
         self._over = asyncio.Event()
         self._commits: set[asyncio.Task[None]] = set()
         self._connecting = asyncio.get_running_loop().create_task(self._connect(hello))
         self._improving: asyncio.Task[None] | None = None
+
+    def enter(self, transfer: Dependent) -> None:
+        """It sends to this peer from now on, and hears of its end."""
+        self._transfers.add(transfer)
+
+    def leave(self, transfer: Dependent) -> None:
+        """It is over, and so are all of its messages. Idempotent."""
+        self._transfers.discard(transfer)
+        for way in self._ways:
+            way.users.discard(transfer)
+        self._leave_unused()
 
     async def connected(self) -> None:
         """Returns when messages can be sent; raises what stands in the way."""
@@ -82,7 +106,7 @@ class DecodePeer:
         if self.error is None:
             self.error = error
             self._over.set()
-            for transfer in list(self.transfers):
+            for transfer in list(self._transfers):
                 transfer.peer_over(error)
             self._on_over(self)
 
@@ -90,8 +114,9 @@ class DecodePeer:
         """Returns when nothing of any transfer to this peer is being read any more. The peer is over then."""
         self.end(TransferError("the data connection was closed"))
         await asyncio.wait([self._connecting])
-        for connection in self._connections:
-            await connection.close()
+        for way in self._ways:
+            await way.connection.close()
+        await asyncio.gather(*self._leaving)
 
     async def close(self) -> None:
         """Idempotent; the channel goes too, after the commits that are under way: they may yet be accepted."""
@@ -111,22 +136,34 @@ class DecodePeer:
     async def _connect(self, hello: transfer_pb2.ConnectRequest) -> None:
         offered = list(self._transports.names)
         try:
-            connection = await self._best_connection(hello, offered)
+            way = await self._best_way(hello, offered)
         except grpc.aio.AioRpcError as error:
             mismatch = error.code() is grpc.StatusCode.FAILED_PRECONDITION
             self._give_up((LayoutMismatch if mismatch else TransferError)(_reason(error)))
         except TransferError as error:
             self._give_up(error)
         else:
-            await self._use(connection)
+            await self._use(way)
             if self._better:
                 self._improving = asyncio.get_running_loop().create_task(self._improve(hello))
 
-    async def _use(self, connection: Connection) -> None:
-        self._connections.append(connection)
+    async def _use(self, way: _Way) -> None:
+        if self._ways:
+            self._ways[-1].users.update(self._transfers)
+        self._ways.append(way)
         if self.error:
-            await connection.close()
-        self.outbox.start(connection)
+            await way.connection.close()
+        self.outbox.start(way.connection)
+        self._leave_unused()
+
+    def _leave_unused(self) -> None:
+        for way in self._ways[:-1]:
+            if not way.users:
+                self._ways.remove(way)
+                way.is_left = True
+                leaving = asyncio.get_running_loop().create_task(way.connection.close())
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
 
     async def _improve(self, hello: transfer_pb2.ConnectRequest) -> None:
         """Try the better transports again, after twice the last pause: some reasons pass."""
@@ -134,7 +171,7 @@ class DecodePeer:
         while self._better and not await self._is_over_within(pause_s):
             pause_s = min(2 * pause_s, MAX_RETRY_S)
             try:
-                await self._use(await self._best_connection(hello, list(self._better)))
+                await self._use(await self._best_way(hello, list(self._better)))
             except (grpc.aio.AioRpcError, TransferError) as error:
                 reason = _reason(error) if isinstance(error, grpc.aio.AioRpcError) else error
                 _log.info("KV blocks to %s still travel over %s: %s", self.address, self.transport, reason)
@@ -149,7 +186,7 @@ class DecodePeer:
         self.is_unreachable = True
         self.end(error)
 
-    async def _best_connection(self, hello: transfer_pb2.ConnectRequest, names: list[str]) -> Connection:
+    async def _best_way(self, hello: transfer_pb2.ConnectRequest, names: list[str]) -> _Way:
         """Over the best of these transports that carries between the two nodes; the others are said to have failed."""
         offered, tried = list(names), []
         while True:
@@ -162,8 +199,7 @@ class DecodePeer:
             offered.remove(reply.transport)
             tried.append(reply.transport)
             try:
-                transport = self._transports.get(reply.transport)
-                connection = await transport.connect(reply.host, reply.port, reply.secret, self._lost)
+                way = await self._open_way(reply, PATIENCE_S if offered else None)
             except TransferError as error:
                 if not offered:
                     raise
@@ -174,10 +210,22 @@ class DecodePeer:
                 self._better = [
                     name for name in names[: names.index(reply.transport)] if name != "shm" or name in tried
                 ]
-                return connection
+                return way
 
-    def _lost(self) -> None:
-        self.end(TransferError("the data connection to the decode node was lost"))
+    async def _open_way(self, reply: transfer_pb2.ConnectReply, patience_s: float | None) -> _Way:
+        """As the decode node has said. `patience_s`: for the start of what the transport needs on this node."""
+        way, transport = _Way(), self._transports.get(reply.transport)
+        try:
+            async with asyncio.timeout(patience_s):
+                await transport.ready()
+        except TimeoutError:
+            raise TransferError("it takes long to start") from None
+        way.connection = await transport.connect(reply.host, reply.port, reply.secret, partial(self._lost, way))
+        return way
+
+    def _lost(self, way: _Way) -> None:
+        if not way.is_left:
+            self.end(TransferError("the data connection to the decode node was lost"))
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

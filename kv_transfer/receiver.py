@@ -22,7 +22,7 @@ _MAX_SECRETS = 1024  # connections announced and not opened yet
 
 
 class KVReceiver:
-    """One per node process. It is the `Inbox` of its transports, and the `Receiver` of its gRPC service."""
+    """One per node process. It is the `Reception` of its doors, and the `Receiver` of its gRPC service."""
 
     def __init__(
         self, pool: Pool, node_id: str, epoch: int, host: str, transport: str, token: str = "",
@@ -107,7 +107,8 @@ class KVReceiver:
         self._epochs[peer.node_id] = max(peer.epoch, old.epoch)
         if old.epoch < peer.epoch:
             await self.doors.disconnect(old)
-            self._fail_all(old, "the prefill node has restarted", only_started=False)
+            for transfer in self._of(old):
+                transfer.fail("peer_lost", "the prefill node has restarted")
         now_s = asyncio.get_running_loop().time()
         self._secrets = {secret: entry for secret, entry in self._secrets.items() if entry[1] > now_s}
         if len(self._secrets) >= _MAX_SECRETS:
@@ -126,12 +127,12 @@ class KVReceiver:
         peer, end_s = self._secrets.pop(secret, (None, 0.0))
         return peer if end_s > asyncio.get_running_loop().time() else None
 
-    def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
+    def claim(self, tag: int, num_bytes: int, peer: Peer | None, transport: str) -> Slot | None:
         """For the transport: where a message goes."""
         transfer = self._transfers.get(tag // MAX_MESSAGES)
         if transfer is None or (peer is not None and peer != transfer.peer):
             return None
-        return transfer.claim(tag % MAX_MESSAGES, num_bytes)
+        return transfer.claim(tag % MAX_MESSAGES, num_bytes, transport)
 
     def arrived(self, tag: int, digest: int | None = None) -> None:
         """For the transport: a claimed message is there."""
@@ -141,14 +142,14 @@ class KVReceiver:
         """For the transport: a claimed message will not come."""
         self._transfers[tag // MAX_MESSAGES].lost(tag % MAX_MESSAGES)
 
-    def disconnected(self, peer: Peer) -> None:
-        """For the transport: messages of transfers that had begun may be lost with the connection."""
-        self._fail_all(peer, "the connection to the prefill node was lost", only_started=True)
+    def disconnected(self, peer: Peer, transport: str) -> None:
+        """For the transport: messages of transfers that had begun there may be lost with the connection."""
+        for transfer in self._of(peer):
+            if transport in transfer.transports:
+                transfer.fail("peer_lost", "the connection to the prefill node was lost")
 
-    def _fail_all(self, peer: Peer, message: str, *, only_started: bool) -> None:
-        for transfer in list(self._by_grant.values()):
-            if transfer.peer == peer and (transfer.started or not only_started):
-                transfer.fail("peer_lost", message)
+    def _of(self, peer: Peer) -> list[IncomingTransfer]:
+        return [transfer for transfer in self._by_grant.values() if transfer.peer == peer]
 
     def _forget(self, transfer: IncomingTransfer) -> None:
         self._by_grant.pop(transfer.grant.grant_id, None)

@@ -54,7 +54,7 @@ class KVSender:
         """
         peer = self._peer(grant)
         transfer = OutgoingTransfer(grant, block_ids, self._pool, peer, self._digester, self._identity)
-        peer.transfers.add(transfer)
+        peer.enter(transfer)
         self._transfers.add(transfer)
         return transfer
 

@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 from baton.errors import TransferError
 from kv_transfer.stall import Heartbeat, StallWatch
-from kv_transfer.transport import HEARTBEAT_S, STALL_S, Connection
+from kv_transfer.transport import HEARTBEAT_S, Connection
 
 
 class SocketConnection(Connection):
     """What is written, and who waits for it, is the subclass's."""
 
     def __init__(self, sock: socket.socket, on_close: Callable[[], None], stalled: str) -> None:
-        """`stalled` says what has happened when nothing has moved for STALL_S."""
+        """`stalled` says what has happened when nothing has moved for too long."""
         self._sock = sock
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
-        self._stall = StallWatch(STALL_S, lambda: self._close(stalled))
+        self._stall = StallWatch(stalled, lambda: self._close(stalled))
         self._closed = False
         self._writing = False
         self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)

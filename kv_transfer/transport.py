@@ -1,6 +1,6 @@
 """What a transport is: tagged messages from a sender's memory straight into memory that the receiver names.
 
-A transport knows neither blocks nor transfers. A peer that freezes or is cut off is noticed within STALL_S or so.
+A transport knows neither blocks nor transfers. A peer that freezes or is cut off is noticed by its silence (`stall`).
 Everything runs in one event loop; callbacks never block.
 """
 
@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 
 SECRET_BYTES = 32
 CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s
-STALL_S = 1.5  # a receiver that hears nothing, or a sender that gets nothing out, closes the connection
+PATIENCE_S = 1.0  # for a transport that is starting, where there is another; less than a connect may take
 RETRY_S = 10.0  # after which a transport that failed is tried again; then after twice that, and so on
 MAX_RETRY_S = 600.0
-HEARTBEAT_S = 0.4  # senders say at least that often that they live
+HEARTBEAT_S = 0.25  # senders say at least that often that they live
 
 
 class Peer(NamedTuple):
@@ -118,6 +118,9 @@ class Transport(ABC):
     @abstractmethod
     async def listen(self, host: str, inbox: Inbox) -> Listener:
         """Listen on a free port."""
+
+    async def ready(self) -> None:  # noqa: B027 - most always are
+        """Returns when `connect` has all that it needs on this side; TransferError where it never will have."""
 
     @abstractmethod
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> Connection:

@@ -37,7 +37,7 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
 _CLIENT_OPTIONS = [
     *_COMMON_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # which is what an attempt may take: a busy host needs more than 0.1 s
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),  # a channel's death is its own
 ]

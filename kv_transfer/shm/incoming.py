@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 
@@ -28,7 +29,7 @@ from kv_transfer.shm.frames import (
     refusal,
 )
 from kv_transfer.stall import StallWatch
-from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Peer, Slot
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Peer, Slot
 
 _MAX_COPIES = 64  # of one sender at once; further messages wait in its socket
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
@@ -53,10 +54,11 @@ class ShmIncoming:
         self._on_admitted = on_admitted
         self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
-        self._stall = StallWatch(STALL_S, self.start_closing)
+        self._stall = StallWatch("a prefill node is silent over shm", self.start_closing)
         self._pid = 0
         self._process = -1  # a pidfd
         self._num_copies = 0
+        self._unsent: deque[bytes] = deque()  # acknowledgements: a sender that is busy takes no more of them at present
         self._reading = False
         self._closing = False
         self._ended = asyncio.Event()
@@ -71,6 +73,7 @@ class ShmIncoming:
         self._hello_timer.cancel()
         self._stall.close()
         self._read(False)
+        self._loop.remove_writer(self._sock.fileno())
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         if self.peer:
@@ -180,11 +183,23 @@ class ShmIncoming:
 
     def _acknowledge(self, frame: Frame) -> None:
         self._stall.moved()
+        self._unsent.append(ack(frame.sequence))
+        self._send_acks()
+
+    def _send_acks(self) -> None:
+        """No more messages are taken from a sender that does not read what it is told."""
         try:
-            self._sock.send(ack(frame.sequence))
-        except OSError:  # gone, or so many unread ones that it must be frozen
-            return self.start_closing()
-        return self._read(True)
+            while self._unsent:
+                self._sock.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._sock.fileno(), self._send_acks)
+            self._read(False)
+        except OSError:
+            self.start_closing()
+        else:
+            self._loop.remove_writer(self._sock.fileno())
+            self._read(self._num_copies < _MAX_COPIES)
 
     def _end_when_quiet(self) -> None:
         if self._closing and self._num_copies == 0 and not self._ended.is_set():

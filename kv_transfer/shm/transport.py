@@ -55,7 +55,7 @@ class ShmTransport(Transport):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 sock = await _welcomed(host, secret)
         except (OSError, TimeoutError) as error:
-            raise TransferError(f"no shared memory with the decode node: {error or 'timed out'}") from error
+            raise TransferError(f"no shared memory with the decode node: {str(error) or 'timed out'}") from error
         return ShmConnection(sock, on_close)
 
 

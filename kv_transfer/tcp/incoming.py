@@ -9,7 +9,7 @@ import xxhash
 
 from kv_transfer.stall import StallWatch
 from kv_transfer.tcp.outgoing import HEADER, MAGIC
-from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, STALL_S, Inbox, Peer
+from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Inbox, Peer
 
 _MAX_MESSAGE_BYTES = 2**30  # a longer one is no message
 _SCRATCH_BYTES = 256 * 1024  # dropped messages go here
@@ -38,7 +38,7 @@ class TcpIncoming:
         self._on_admitted = on_admitted
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
-        self._stall = StallWatch(STALL_S, self.close)
+        self._stall = StallWatch("a prefill node is silent over tcp", self.close)
         self._header = memoryview(bytearray(HEADER.size))
         self._target = memoryview(bytearray(SECRET_BYTES))
         self._targets: deque[memoryview] = deque()

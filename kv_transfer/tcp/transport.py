@@ -41,7 +41,7 @@ class TcpTransport(Transport):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 sock = await _welcomed(host, port, secret)
         except (OSError, TimeoutError) as error:
-            raise TransferError(f"no data connection to the decode node: {error or 'timed out'}") from error
+            raise TransferError(f"no data connection to the decode node: {str(error) or 'timed out'}") from error
         return TcpConnection(sock, on_close)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from baton.errors import TransferError
 from kv_transfer.stall import Heartbeat, StallWatch
-from kv_transfer.transport import HEARTBEAT_S, STALL_S, Connection
+from kv_transfer.transport import HEARTBEAT_S, Connection
 from kv_transfer.ucx.link import UcxLink
 from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx_child import frames
@@ -19,7 +19,7 @@ class UcxConnection(Connection):
     def __init__(self, process: UcxProcess, link: int) -> None:
         self._link = UcxLink(process, link)
         self._on_close: Callable[[], None] | None = None  # once it is open
-        self._stall = StallWatch(STALL_S, self.lose)
+        self._stall = StallWatch("the decode node takes no more messages over UCX", self.lose)
         self._heartbeat: Heartbeat | None = None
         self._welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._welcomed.add_done_callback(lambda welcomed: welcomed.cancelled() or welcomed.exception())

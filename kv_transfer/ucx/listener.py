@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from baton.errors import TransferError
 from kv_transfer.stall import StallWatch
-from kv_transfer.transport import CONNECT_TIMEOUT_S, STALL_S, Inbox, Listener, Peer
+from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Listener, Peer
 from kv_transfer.ucx.link import UcxLink
 from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx_child import frames
@@ -18,7 +18,7 @@ class UcxIncoming:
         self.peer = peer
         self.link = link
         self._listener = listener
-        self._stall = StallWatch(STALL_S, self.lose)
+        self._stall = StallWatch("a prefill node is silent over UCX", self.lose)
         self._stall.started()  # from now on there is a heartbeat
         self._tasks: set[asyncio.Task[None]] = set()
 

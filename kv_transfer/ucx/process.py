@@ -1,6 +1,6 @@
 """A node's UCX process (`kv_transfer.ucx_child`) as the node sees it: one life of it, from start to death.
 
-It is dead as soon as its end of the socket is closed, or it says nothing for SILENT_S, which a frozen one does; then it
+It is dead as soon as its end of the socket is closed, or when it is silent for too long, which a frozen one is; then it
 is killed, whatever it is doing. All areas and messages go with it.
 """
 
@@ -21,7 +21,6 @@ from kv_transfer.stall import StallWatch
 from kv_transfer.ucx_child import frames
 from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS, FrameSocket
 
-SILENT_S = 1.5
 _START_S = 30.0
 _CLOSE_S = 5.0  # for UCX to let go of a connection's memory, or of its own
 _MAX_PACKETS = 64  # in one go, before other tasks have a turn
@@ -57,7 +56,7 @@ class UcxProcess:
         with contextlib.ExitStack() as failing:
             self._spawn(env, failing)
             failing.pop_all()
-        self._watch = StallWatch(SILENT_S, lambda: self._end("it was silent"))
+        self._watch = StallWatch("the UCX process is silent", lambda: self._end("it was silent"))
         self._start_timer = self._loop.call_later(_START_S, self._end, "it did not start")
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
         self._loop.add_reader(self._errors, self._log_errors)

@@ -85,6 +85,10 @@ class UcxTransport(Transport):
         await self._listener.ready()
         return self._listener
 
+    async def ready(self) -> None:
+        """Waits while a process starts."""
+        await self._alive()
+
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> UcxConnection:
         """Raises TransferError when the peer does not welcome the secret in time, once there is a process."""
         connection: UcxConnection | None = None
@@ -97,7 +101,7 @@ class UcxTransport(Transport):
         except (TransferError, TimeoutError) as error:
             if connection:
                 await connection.close()
-            raise TransferError(f"no UCX connection to the decode node: {error or 'timed out'}") from error
+            raise TransferError(f"no UCX connection to the decode node: {str(error) or 'timed out'}") from error
         return connection
 
     async def close(self) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 from contextlib import suppress
 
+import kv_nodes
 import pytest
-from kv_nodes import Pair, all_ready, arrivals, commit, new_pool, run
+from kv_nodes import Pair, all_ready, arrivals, commit, new_pool, pair, run
 
 from baton.errors import LayoutMismatch, TransferError
 from kv_transfer import choose, peer, sender
 from kv_transfer.metrics import BYTES, FALLBACKS
+from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.sender import KVSender
 from kv_transfer.shm import process_memory
 from kv_transfer.shm.transport import ShmListener, ShmTransport
@@ -126,6 +128,22 @@ def broken(monkeypatch, better) -> list[str]:
     return repairs
 
 
+async def fallen_back(p: Pair, better, repairs: list[str]) -> tuple[peer.DecodePeer, OutgoingTransfer]:
+    """A peer, over the better transport at last, and a transfer that had begun over tcp."""
+    await p.receiver.doors.open(better.name)
+    p.senders.append(KVSender(new_pool(1), "p0", 1, "auto", ""))
+    incoming = p.grant([7])
+    under_way = p.senders[0].open(incoming.grant, [8])
+    under_way.ready(0, 1)
+    await arrivals(incoming, 1)
+    (node,) = p.senders[0]._peers.values()
+    assert node.transport == "tcp"
+    repairs.append("now")
+    while node.transport != better.name:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return node, under_way
+
+
 @pytest.mark.parametrize("better", [ShmTransport, UcxTransport])
 def test_what_failed_is_tried_again_and_what_began_goes_on(monkeypatch, better):
     if better is UcxTransport and (reason := why_unavailable()):
@@ -134,29 +152,55 @@ def test_what_failed_is_tried_again_and_what_began_goes_on(monkeypatch, better):
     monkeypatch.setattr(peer, "RETRY_S", 0.05)
 
     async def main():
-        p, source = Pair("auto", max_message_bytes=1), new_pool(1)  # a message for each layer group
-        await p.start()
-        await p.receiver.doors.open(better.name)
-        p.senders.append(KVSender(source, "p0", 1, "auto", ""))
-        incoming = p.grant([7])
-        under_way = p.senders[0].open(incoming.grant, [8])
-        under_way.ready(0, 1)
-        await arrivals(incoming, 1)
-        (node,) = p.senders[0]._peers.values()
-        assert node.transport == "tcp"
-        repairs.append("now")
-        while node.transport != better.name:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        all_ready(under_way, 1)
-        other = p.senders[0].open(p.grant([1]).grant, [2])
-        all_ready(other, 1)
-        assert (await commit(other)).transport == better.name
-        await commit(under_way)
-        assert p.filled([1, 7], source, [2, 8])
-        assert list(p.senders[0]._peers.values()) == [node]
-        await p.stop()
+        source = new_pool(1)
+        async with pair("auto", max_message_bytes=1) as p:  # a message for each layer group
+            node, under_way = await fallen_back(p, better, repairs)
+            all_ready(under_way, 1)
+            other = p.senders[0].open(p.grant([1]).grant, [2])
+            all_ready(other, 1)
+            assert (await commit(other)).transport == better.name
+            await commit(under_way)
+            assert p.filled([1, 7], source, [2, 8])
+            assert list(p.senders[0]._peers.values()) == [node]
 
     run(main())
+
+
+@pytest.mark.parametrize("end", ["commit", "abort"])
+def test_the_old_connection_is_closed_when_all_that_began_over_it_has_ended(monkeypatch, end):
+    """And what is on its way over the new one does not notice."""
+    repairs = broken(monkeypatch, ShmTransport)
+    monkeypatch.setattr(peer, "RETRY_S", 0.05)
+
+    async def main():
+        async with pair("auto", max_message_bytes=1) as p:
+            node, old = await fallen_back(p, ShmTransport, repairs)
+            tcp = await p.receiver.doors.open("tcp")
+            incoming = p.grant([1])
+            new = p.senders[0].open(incoming.grant, [2])
+            new.ready(0, 1)
+            await arrivals(incoming, 1)
+            assert len(node._ways) == 2
+            assert tcp._connections
+            all_ready(old, 1)
+            await (commit(old) if end == "commit" else old.abort())
+            while tcp._connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            all_ready(new, 1)
+            assert (await commit(new)).transport == "shm"
+            assert len(node._ways) == 1
+            assert not node.error
+
+    run(main())
+
+
+def test_who_takes_long_to_start_is_passed_over_where_there_is_another_way(monkeypatch):
+    async def never(self):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ShmTransport, "ready", never)
+    monkeypatch.setattr(peer, "PATIENCE_S", 0.01)
+    assert ship_between("auto", "auto", without_shm=True) in ("ucx", "tcp")
 
 
 def test_it_is_tried_again_after_twice_the_pause_up_to_ten_minutes(monkeypatch):
@@ -170,13 +214,12 @@ def test_it_is_tried_again_after_twice_the_pause_up_to_ten_minutes(monkeypatch):
     monkeypatch.setattr(peer.DecodePeer, "_is_over_within", noted)
 
     async def main():
-        p = Pair("auto")
-        await p.start()
-        await ship(p, "auto", without_shm=False)
-        (node,) = p.senders[0]._peers.values()
-        await node._improving
-        assert node.transport == "tcp"
-        await p.stop()
+        async with pair("auto") as p:
+            sender = p.sender(new_pool(1))
+            await kv_nodes.ship(p, sender, [1], [2])
+            (node,) = sender._peers.values()
+            await node._improving
+            assert node.transport == "tcp"
 
     run(main())
     assert pauses == [10, 20, 40, 80, 160, 320, 600, 600, 600]

@@ -19,6 +19,7 @@ from kv_nodes import (
     new_pool,
     pair,
     run,
+    ship,
 )
 
 from baton.errors import LayoutMismatch, TransferError
@@ -310,9 +311,11 @@ def test_an_end_that_nobody_waits_for_is_no_error(transport):
             raise TransferError("cancelled meanwhile")
 
         async with pair(transport) as p:
+            sender = p.sender(new_pool(1))
+            await ship(p, sender, [2], [2])
             incoming = p.grant([1])
             incoming.accept = refuse
-            outgoing = p.sender(new_pool(1)).open(incoming.grant, [1])
+            outgoing = sender.open(incoming.grant, [1])
             all_ready(outgoing, 1)
             asked = asyncio.create_task(commit(outgoing))
             while not (commits := outgoing._peer._commits):  # noqa: ASYNC110

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kv_nodes import NUM_BLOCKS, Child, all_ready, arrivals, commit, new_pool, pair, run
+from kv_nodes import NUM_BLOCKS, Child, all_ready, arrivals, commit, new_pool, pair, run, ship
 
 from baton.errors import TransferError
 from kv_transfer.metrics import RESTARTS
@@ -22,7 +22,9 @@ from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx.transport import UcxTransport
 from kv_transfer.ucx_child import frames
 
-NOTICED_S = 5.0  # a frozen one after 1.5 s, a dead one at once, on a machine that has time for this
+NOTICED_S = (
+    8.0  # a frozen one after 1.1 s, a dead one at once; on a busy machine rather later, but before anything else
+)
 
 
 def ucx_of(node: KVReceiver | KVSender) -> UcxTransport:
@@ -38,23 +40,6 @@ async def restarted(transport: UcxTransport, victim: int) -> None:
     while transport.pid == victim:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await transport._alive()
-
-
-async def ship(p: Any, sender: KVSender, to: list[int], blocks: list[int]) -> None:
-    """As a router makes attempts: the first may meet an old connection, or have no time on a busy machine."""
-    for last in (False, False, True):
-        incoming = p.grant(to)
-        sender._unreachable.clear()
-        outgoing = sender.open(incoming.grant, blocks)
-        all_ready(outgoing, len(blocks))
-        try:
-            await commit(outgoing, 15.0)
-            break
-        except TransferError:
-            await outgoing.abort()
-            await incoming.cancel()
-            if last:
-                raise
 
 
 @pytest.mark.parametrize("side", ["receiver", "sender"])
@@ -176,9 +161,8 @@ def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
     async def main():
         transport = UcxTransport("127.0.0.1")
         os.kill(transport.pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
-            await transport._alive()
-            await transport.close()
+        await transport._alive()
+        await transport.close()
 
     run(main())
 

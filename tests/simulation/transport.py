@@ -11,7 +11,7 @@ from typing import Any
 
 from baton.errors import TransferError
 from kv_transfer.stall import Heartbeat, StallWatch
-from kv_transfer.transport import CONNECT_TIMEOUT_S, HEARTBEAT_S, STALL_S, Connection, Inbox, Transport
+from kv_transfer.transport import CONNECT_TIMEOUT_S, HEARTBEAT_S, Connection, Inbox, Transport
 from tests.simulation.loop import current_process
 from tests.simulation.network import End, Network, Refused
 from tests.simulation.transport_fence import Fence
@@ -56,7 +56,7 @@ class SimConnection(Connection):
         self._closed = False
         self._sends: dict[asyncio.Task[Any], None] = {}
         self._moved = asyncio.Event()
-        self._stall = StallWatch(STALL_S, self._lose)
+        self._stall = StallWatch("the decode node takes nothing", self._lose)
         self._heartbeat = Heartbeat(HEARTBEAT_S, lambda: end.send(("beat",)))
         end.on_data, end.on_end, end.on_arrival = self._on_data, self._lose, self._on_arrival
 

@@ -5,7 +5,7 @@ from collections import deque
 from typing import Any
 
 from kv_transfer.stall import StallWatch
-from kv_transfer.transport import STALL_S, Inbox, Listener, Peer
+from kv_transfer.transport import Inbox, Listener, Peer
 from tests.simulation.loop import current_process
 from tests.simulation.network import End, Network
 from tests.simulation.transport_fence import Fence
@@ -45,7 +45,7 @@ class Incoming:
         self._closed = False
         self._landings: dict[int, Landing] = {}
         self._moved = asyncio.Event()
-        self._stall = StallWatch(STALL_S, self.close)
+        self._stall = StallWatch("a prefill node is silent", self.close)
         end.on_data, end.on_end = self._on_data, self.close
 
     def close(self) -> None:

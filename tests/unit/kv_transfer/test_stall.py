@@ -1,110 +1,130 @@
 """Peers that stop moving are noticed, slow ones and our own absence are not held against them."""
 
 import asyncio
-from collections.abc import Coroutine
 
 import pytest
 
-from kv_transfer.stall import Heartbeat, StallWatch
-from tests.virtual_loop import VirtualLoop
+from kv_transfer.stall import LEAST_TICKS, MOST_TICKS, TICK_S, Heartbeat, StallWatch
+from tests.virtual_clock import Clock, run
+
+BEAT_S = 0.25
 
 
-def run(main: Coroutine) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main)
+class Watched:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.stalled_at: float | None = None
+        self.watch = StallWatch("a peer is silent", self._stall)
+
+    def _stall(self) -> None:
+        assert self.stalled_at is None
+        self.stalled_at = self.clock.now
+
+    async def stalls_after_s(self) -> float:
+        began = self.clock.now
+        while self.stalled_at is None:  # noqa: ASYNC110
+            await asyncio.sleep(TICK_S)
+        return self.stalled_at - began
+
+    async def beats(self, silence_s: float, times: int) -> None:
+        for _ in range(times):
+            await asyncio.sleep(silence_s)
+            self.watch.moved()
+        assert self.stalled_at is None
 
 
-def test_only_what_is_pending_and_does_not_move_stalls():
-    async def main():
-        stalled = asyncio.Event()
-        watch = StallWatch(0.4, stalled.set)
-        await asyncio.sleep(0.5)
-        assert not stalled.is_set()  # nothing pending
-        watch.started()
-        for _ in range(10):
-            await asyncio.sleep(0.05)
-            watch.moved()
-        assert not stalled.is_set()
-        assert await stalls_after_s(watch, stalled) > 0.25
+def test_only_what_is_pending_and_does_not_move_stalls(caplog):
+    async def main(clock):
+        peer = Watched(clock)
+        await asyncio.sleep(60)
+        assert peer.stalled_at is None  # nothing pending
+        peer.watch.started()
+        await peer.beats(BEAT_S, 100)
+        assert await peer.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S, abs=TICK_S)
+        await asyncio.sleep(60)  # once
 
-    run(main())
+    run(main)
+    assert "a peer is silent for 1.1 s (before, 0.2 s at most)" in caplog.text
 
 
-async def stalls_after_s(watch: StallWatch, stalled: asyncio.Event) -> float:
-    loop = asyncio.get_running_loop()
-    began_s = loop.time()
-    async with asyncio.timeout(5):
-        await stalled.wait()
-    watch.close()
-    return loop.time() - began_s
+@pytest.mark.parametrize(
+    ("silence_s", "expected_s"), [(BEAT_S, 1.125), (0.5, 1.5), (0.9, MOST_TICKS * TICK_S), (1.1, MOST_TICKS * TICK_S)]
+)
+def test_who_was_silent_before_is_given_longer(silence_s, expected_s):
+    """Up to a point."""
+
+    async def main(clock):
+        peer = Watched(clock)
+        peer.watch.started()
+        await peer.beats(silence_s, 20)
+        assert await peer.stalls_after_s() == pytest.approx(expected_s, abs=TICK_S)
+
+    run(main)
 
 
-def test_who_was_silent_before_is_given_longer():
-    """A peer on a busy host, and one whose bytes never were late."""
+def test_who_was_silent_a_while_ago_is_not():
+    async def main(clock):
+        peer = Watched(clock)
+        peer.watch.started()
+        await peer.beats(0.9, 1)
+        await peer.beats(BEAT_S, 1000)
+        assert await peer.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S, abs=TICK_S)
 
-    async def main():
-        events = [asyncio.Event(), asyncio.Event()]
-        slow, quick = (StallWatch(0.8, event.set) for event in events)
-        slow.started()
-        quick.started()
-        for _ in range(10):
-            await asyncio.sleep(0.05)
-            quick.moved()
-        slow.moved()
-        slow_s, quick_s = await asyncio.gather(stalls_after_s(slow, events[0]), stalls_after_s(quick, events[1]))
-        assert (quick_s, slow_s) == (pytest.approx(0.73 * 0.8), pytest.approx(0.8))
+    run(main)
 
-    run(main())
+
+def test_who_shares_a_host_on_which_everybody_waits_for_a_core_is_given_longer():
+    async def main(clock):
+        peer = Watched(clock)
+        peer.watch.started()
+        clock.now += 0.7  # this process had to wait
+        assert await peer.stalls_after_s() == pytest.approx(1.625, abs=TICK_S)
+
+    run(main)
+
+
+@pytest.mark.parametrize("away_s", [0.3, 0.6, 0.9, 5.0])
+def test_a_loop_that_was_away_gives_the_peer_another_chance(away_s):
+    """It may have spoken meanwhile: nobody has looked. Whenever that was, and however long."""
+
+    async def main(clock):
+        peer = Watched(clock)
+        peer.watch.started()
+        for _ in range(20):
+            await asyncio.sleep(BEAT_S)
+            clock.now += away_s
+            await asyncio.sleep(TICK_S)
+            assert peer.stalled_at is None
+            peer.watch.moved()
+        assert await peer.stalls_after_s() <= (MOST_TICKS + 1) * TICK_S
+
+    run(main)
 
 
 def test_what_is_finished_or_closed_does_not_stall():
-    async def main():
-        stalled = asyncio.Event()
-        watch, closed = StallWatch(0.05, stalled.set), StallWatch(0.05, stalled.set)
-        watch.started()
-        watch.started()
-        watch.finished()
-        watch.finished()
-        closed.started()
-        closed.close()
-        await asyncio.sleep(0.15)
-        assert not stalled.is_set()
+    async def main(clock):
+        finished, closed = Watched(clock), Watched(clock)
+        for peer in (finished, closed):
+            peer.watch.started()
+            peer.watch.started()
+        finished.watch.finished()
+        finished.watch.finished()
+        closed.watch.close()
+        await asyncio.sleep(60)
+        assert finished.stalled_at is closed.stalled_at is None
+        finished.watch.started()
+        assert await finished.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S, abs=TICK_S)
 
-    run(main())
-
-
-def test_a_loop_that_was_away_gives_the_peer_another_chance():
-    async def main():
-        stalled = asyncio.Event()
-        watch = StallWatch(0.2, stalled.set)
-        watch.started()
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        loop.stand_still(0.8)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        assert not stalled.is_set()
-        async with asyncio.timeout(5):
-            await stalled.wait()
-
-    run(main())
+    run(main)
 
 
 def test_a_heart_beats_until_it_is_closed():
-    async def main():
-        beats: list[int] = []
-        third = asyncio.Event()
+    async def main(clock):
+        beats = []
+        heart = Heartbeat(BEAT_S, lambda: beats.append(clock.now))
+        await asyncio.sleep(3.5 * BEAT_S)
+        heart.close()
+        await asyncio.sleep(60)
+        assert beats == [BEAT_S, 2 * BEAT_S, 3 * BEAT_S]
 
-        def beat() -> None:
-            beats.append(1)
-            if len(beats) == 3:
-                heart.close()
-                third.set()
-
-        heart = Heartbeat(0.01, beat)
-        async with asyncio.timeout(5):
-            await third.wait()
-        await asyncio.sleep(0.05)
-        assert len(beats) == 3
-
-    run(main())
+    run(main)

@@ -100,6 +100,37 @@ def test_a_frozen_peer_is_noticed_though_its_kernel_answers():
             process.kill()
 
 
+async def call_one_that_answers_late(delay_s: float) -> None:
+    server = rpc.server()
+    node_pb2_grpc.add_NodeServicer_to_server(Node(), server)
+    port = rpc.open_port(server, "127.0.0.1:0")
+    await server.start()
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader, writer):
+        while data := await reader.read(2**16):
+            writer.write(data)
+        writer.close()
+
+    async def pass_on(reader, writer):
+        await asyncio.sleep(delay_s)
+        there = await asyncio.open_connection("127.0.0.1", port)
+        pumps.update((asyncio.create_task(pump(reader, there[1])), asyncio.create_task(pump(there[0], writer))))
+
+    front = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    try:
+        async with rpc.channel(f"127.0.0.1:{front.sockets[0].getsockname()[1]}") as channel:
+            await node_pb2_grpc.NodeStub(channel).Attach(timeout=60).read()
+    finally:
+        front.close()
+        await server.stop(None)
+        await asyncio.gather(*pumps)
+
+
+def test_a_server_that_waits_for_a_core_is_waited_for():
+    asyncio.run(call_one_that_answers_late(0.25))
+
+
 def test_a_probe_needs_no_token():
     assert asyncio.run(check_health("Check")).status == health_pb2.HealthCheckResponse.SERVING
 

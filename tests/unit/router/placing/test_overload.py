@@ -19,7 +19,7 @@ from router.placing.admission import Limits
 from router.placing.placement import Placement
 from router.placing.placer import Placer
 from router.running import Running
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_clock import Clock
 
 LIMIT_S, CAPACITY, RATE = 2.0, 100, 300  # requests/s
 SECONDS = 12.0
@@ -96,7 +96,7 @@ async def overload(node: Node) -> tuple[list[float], list[float]]:
 def test_refusals_come_at_once_and_first_tokens_in_time(
     said_ms: float, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = VirtualLoop()
+    loop = Clock()
     monkeypatch.setattr("time.monotonic", loop.time)
     try:
         tokens, refusals = loop.run_until_complete(overload(Node(said_ms, room)))
