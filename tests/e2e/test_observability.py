@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from engine import random_checkpoint
 pytestmark = pytest.mark.timeout(240)
 TOKEN = "canary-of-the-fleets-token"
 PROMPT = "canaries sing in the mine " * 8
-TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SPAN_ID = "00f067aa0ba902b7"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -87,6 +88,16 @@ class Fleet:
         headers |= {"content-type": "application/json", "x-request-id": request_id}
         return get(f"{self.status['endpoint']}/v1/completions", json.dumps(body).encode(), **headers)
 
+    def ship(self, name: str) -> str:
+        """Ask until a prompt was computed on the prefill node, of which the id; the decode node may take short ones."""
+        for number in range(100):
+            request_id = f"{name}-{number}"
+            status, headers, _ = self.ask(request_id, traceparent=f"00-{trace_id_of(request_id)}-{SPAN_ID}-01")
+            assert (status, headers["x-request-id"]) == (200, request_id)
+            if any(event["name"] == "transferred" for event in self.trace(self.admins[0], request_id)["events"]):
+                return request_id
+        raise AssertionError("no prompt was ever shipped")
+
     def trace(self, admin: str, request_id: str) -> dict[str, Any]:
         status, _, body = get(f"{admin}/admin/trace/{request_id}")
         assert status == 200, body
@@ -96,6 +107,10 @@ class Fleet:
 def prompt_of(request_id: str) -> str:
     """One that no cache knows, so that it is computed and shipped; a token per character."""
     return f"{request_id}: {PROMPT}"
+
+
+def trace_id_of(request_id: str) -> str:
+    return uuid.uuid5(uuid.NAMESPACE_OID, request_id).hex
 
 
 def get(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -130,10 +145,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
 
 
 def test_a_request_is_traced_from_any_router(fleet: Fleet) -> None:
-    status, headers, _ = fleet.ask("traced-1")
-    assert (status, headers["x-request-id"]) == (200, "traced-1")
-    until(lambda: any(e["name"] == "decode steps" for e in fleet.trace(fleet.admins[0], "traced-1")["events"]))
-    first, second = (fleet.trace(admin, "traced-1") for admin in fleet.admins)
+    request_id = fleet.ship("traced")
+    until(lambda: any(e["name"] == "decode steps" for e in fleet.trace(fleet.admins[0], request_id)["events"]))
+    first, second = (fleet.trace(admin, request_id) for admin in fleet.admins)
     assert first["router_id"] == second["router_id"]  # of the one that served it
     events = {(event["where"].partition(".")[0].rstrip("01"), event["name"]): event for event in first["events"]}
     for where, name in [
@@ -149,7 +163,7 @@ def test_a_request_is_traced_from_any_router(fleet: Fleet) -> None:
     ]:
         assert (where, name) in events, sorted(events)
     assert events["prefill-", "transfer"]["attributes"]["num_bytes"] > 0
-    assert events["prefill-", "prefill chunk"]["attributes"]["num_tokens"] == len(prompt_of("traced-1"))
+    assert events["prefill-", "prefill chunk"]["attributes"]["num_tokens"] == len(prompt_of(request_id))
     assert events["decode-", "decode steps"]["attributes"]["num_steps"] == 22  # the first two tokens came before
     order = ["route", "prefill chunk", "first step", "decode steps"]
     starts = [next(e["start_s"] for (_, name), e in events.items() if name == wanted) for wanted in order]
@@ -159,8 +173,7 @@ def test_a_request_is_traced_from_any_router(fleet: Fleet) -> None:
 
 
 def test_baton_trace_and_baton_top_show_it(fleet: Fleet) -> None:
-    fleet.ask("traced-2")
-    shown = fleet.baton("trace", "traced-2")
+    shown = fleet.baton("trace", fleet.ship("shown"))
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"prefill-0 +prefill chunk", shown.stdout)
     assert fleet.baton("trace", "nobody-knows").returncode == 1
@@ -170,17 +183,17 @@ def test_baton_trace_and_baton_top_show_it(fleet: Fleet) -> None:
 
 
 def test_one_trace_goes_through_all_hops(fleet: Fleet, collector: Collector) -> None:
-    fleet.ask("spans-1", traceparent=f"00-{TRACE_ID}-{SPAN_ID}-01")
+    trace_id = trace_id_of(fleet.ship("spans"))
 
     def complete() -> bool:
-        found = {(service, span.name) for service, span in collector.of(TRACE_ID)}
+        found = {(service, span.name) for service, span in collector.of(trace_id)}
         return {"baton-router", "baton-prefill", "baton-decode"} == {s for s, _ in found} and (
             "baton-router",
             "POST /v1/completions",
         ) in found
 
     until(complete)
-    spans = collector.of(TRACE_ID)
+    spans = collector.of(trace_id)
     root = next(span for _, span in spans if span.name == "POST /v1/completions")
     assert root.parent_span_id.hex() == SPAN_ID
     by_id = {span.span_id: span for _, span in spans}
@@ -194,7 +207,7 @@ def test_one_trace_goes_through_all_hops(fleet: Fleet, collector: Collector) -> 
 
 
 def test_logs_are_json_with_timings_and_nobody_says_a_secret(fleet: Fleet) -> None:
-    fleet.ask("logged-1")
+    logged = fleet.ship("logged")
     broken = b'{"prompt": "' + PROMPT.encode()
     _, _, refused = get(f"{fleet.status['endpoint']}/v1/completions", broken, **{"content-type": "application/json"})
 
@@ -202,15 +215,15 @@ def test_logs_are_json_with_timings_and_nobody_says_a_secret(fleet: Fleet) -> No
         lines = [line for path in (fleet.home / "logs").glob("router-*.log") for line in path.read_text().splitlines()]
         return [json.loads(line) for line in lines if line]
 
-    until(lambda: any(entry.get("request_id") == "logged-1" for entry in entries()))
-    entry = next(entry for entry in entries() if entry.get("request_id") == "logged-1")
-    assert (entry["status"], entry["prompt_tokens"], entry["output_tokens"]) == (200, len(prompt_of("logged-1")), 24)
+    until(lambda: any(entry.get("request_id") == logged for entry in entries()))
+    entry = next(entry for entry in entries() if entry.get("request_id") == logged)
+    assert (entry["status"], entry["prompt_tokens"], entry["output_tokens"]) == (200, len(prompt_of(logged)), 24)
     assert entry["seconds"].keys() >= {"total", "ttft", "queue", "prefill", "transfer", "first_decode"}
     said = fleet.logs() + refused.decode() + fleet.up.stdout
     for url in fleet.metrics.values():
         said += get(url)[2].decode()
     for admin in fleet.admins:
-        said += json.dumps(fleet.trace(admin, "logged-1")) + get(f"{admin}/admin/fleet")[2].decode()
+        said += json.dumps(fleet.trace(admin, logged)) + get(f"{admin}/admin/fleet")[2].decode()
     assert "canar" not in said
     assert any(entry.get("code") == "invalid_value" and entry["status"] == 400 for entry in entries())
 
