@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 TICK_S = 0.125
 LEAST_TICKS = 9  # 1.1 s, by which two lost packets have been sent again
-MOST_TICKS = 16
+MOST_TICKS = 12
 _UNUSUAL = 3.0  # times the longest silence of late: on a busy host bytes come late
 _FORGETTING = 0.996  # of that, a tick
 

@@ -13,7 +13,7 @@ CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s
 PATIENCE_S = 1.0  # for a transport that is starting, where there is another; less than a connect may take
 RETRY_S = 10.0  # after which a transport that failed is tried again; then after twice that, and so on
 MAX_RETRY_S = 600.0
-HEARTBEAT_S = 0.25  # senders say at least that often that they live
+HEARTBEAT_S = 0.4  # senders say at least that often that they live
 
 
 class Peer(NamedTuple):
