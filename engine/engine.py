@@ -16,6 +16,7 @@ from baton.kv.prefix_hash import root_hash
 from baton.process.settings import EngineFlags
 from baton.request import FinishReason, Generation
 from baton.v1 import types_pb2
+from engine import vector_math
 from engine.blocks import BlockManager
 from engine.config import EngineConfig
 from engine.grammar.grammars import Grammars
@@ -78,6 +79,7 @@ class Engine:
         config = resolve(flags, model_dir)
         model = ModelConfig.load(model_dir)
         torch.set_num_threads(config.num_threads)
+        vector_math.settle()
         device, dtype = torch.device(config.device), getattr(torch, config.dtype)
         kernels = kernels or load_kernels(device, dtype, flags.deterministic)
         with torch.inference_mode():
