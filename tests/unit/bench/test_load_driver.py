@@ -1,6 +1,7 @@
 """The driver against an endpoint whose times are known."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -48,7 +49,8 @@ class Paced:
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
-            writer.close()
+            with contextlib.suppress(RuntimeError):  # the loop may have ended before a connection that it accepted last
+                writer.close()
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:
         if self.answer:
