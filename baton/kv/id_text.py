@@ -11,7 +11,6 @@ from collections.abc import Callable
 from baton.kv import native
 
 SOURCE = native.SOURCES[1]
-MAX_LIMIT = 2**32 - 1
 
 Read = Callable[[bytes, int, int], "tuple[array[int], int] | None"]
 """(text, start, limit): the ids of the list that begins at `start`, all of them below the limit, and where it ends.
