@@ -36,12 +36,8 @@ def _available() -> dict[str, str]:
     spec = importlib.util.find_spec("bench")
     folders = list(spec.submodule_search_locations or []) if spec else []
     found = (module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
-    return {name: _summary(folders, name) for name in sorted(found)}
+    return {name: _summary(Path(folders[0]) / f"{name}.py") for name in sorted(found)}
 
 
-def _summary(folders: list[str], name: str) -> str:
-    for folder in folders:
-        for path in (Path(folder) / f"{name}.py", Path(folder) / name / "__init__.py"):
-            if path.is_file():
-                return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-    return ""
+def _summary(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]

@@ -31,8 +31,6 @@ class FleetState(msgspec.Struct):
     run_dir: str
     model: str
     served_model_name: tuple[str, ...]
-    colocated: bool
-    transport: str
     api_key_file: str = ""
     processes: list[ProcessState] = []
 

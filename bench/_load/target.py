@@ -51,7 +51,8 @@ class Target:
         try:
             return str(json.loads(body)["data"][0]["id"])
         except (ValueError, LookupError, TypeError):
-            raise ConfigError(f"{self.url}/v1/models answered {status}, and names no model: use --model") from None
+            why = ": set BATON_API_KEY" if status == 401 else ""
+            raise ConfigError(f"{self.url}/v1/models answers {status} and names no model{why}") from None
 
 
 def target_of(url: str, api_key_env: str = "") -> Target:

@@ -1,7 +1,7 @@
 """`baton chaos`: what a fleet promises when something dies, tried out on a private one.
 
 1. A fleet of two routers, two prefill and two decode nodes runs under load; one fault after the other befalls it.
-   Then another one, whose nodes are apart (`chaos_network`), suffers what networks do.
+   Then another one, whose nodes are apart (`chaos.network`), suffers what networks do.
 2. A colocated fleet that nothing befalls answers the same questions: greedy or seeded, text, tokens and
    log-probabilities have to be the same.
 3. The table, and exit code 1 where a promise is broken: a request failed, an answer differs, a stream stalled,
@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from baton.errors import ConfigError
+from fleet.chaos import hosts
 from fleet.chaos import network as chaos_network
 from fleet.chaos import report as chaos_report
 from fleet.chaos.client import Answer
@@ -111,7 +112,7 @@ def _on_a_network(args: argparse.Namespace, folder: Path, flags: tuple[str, ...]
     if reason := chaos_network.unavailable():
         console.print(f"faults of networks are left out: {reason}")
         return []
-    with chaos_network.started(folder / "network", *flags) as fleet:
+    with hosts.started(folder / "network", *flags) as fleet:
         return asyncio.run(_suffer_all(fleet, faults, args.streams, Memory(), console))
 
 

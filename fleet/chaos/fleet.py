@@ -6,18 +6,16 @@ What it leaves to others: what is done to them.
 import os
 import re
 import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from baton.errors import BatonError
+from bench import _fleets
 from fleet import state
 from fleet.home import Home
 
-_START_TIMEOUT_S = 180.0
 _SCRAPE_TIMEOUT_S = 2.0
 _HELD_BLOCKS = r'baton_kv_blocks\{[^}]*state="(?:running|leased)"[^}]*\}'
 _REQUESTS = ("baton_requests_running", "baton_requests_waiting", "baton_router_requests_in_flight")
@@ -89,24 +87,8 @@ class PrivateFleet:
 @contextmanager
 def started(home: Path, *flags: str) -> Iterator[PrivateFleet]:
     """A fleet with these flags of `baton up`, which is gone afterwards."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
-    env |= {"BATON_HOME": str(home), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "fleet"]
-    try:
-        up = subprocess.run(
-            [*command, "up", "--detach", "--port", "0", *flags],
-            check=False,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=_START_TIMEOUT_S,
-        )
-        if up.returncode:
-            raise BatonError(f"the fleet did not start: {(up.stderr or up.stdout).strip()[-500:]}")
+    with _fleets.started(home, *flags):
         yield PrivateFleet(home)
-    finally:
-        with suppress(subprocess.SubprocessError):
-            subprocess.run([*command, "down"], check=False, env=env, capture_output=True, timeout=60)
 
 
 def _sum(pattern: str, page: str) -> int:

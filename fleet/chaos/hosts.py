@@ -135,8 +135,9 @@ class NetworkFleet(PrivateFleet):
 
 
 @contextmanager
-def running(folder: Path, *flags: str) -> Iterator[NetworkFleet]:
-    """One from start to end."""
+def started(folder: Path, *flags: str) -> Iterator[NetworkFleet]:
+    """A router here, two prefill and two decode nodes in namespaces; all of it is gone afterwards."""
+    folder.mkdir(parents=True)
     fleet = NetworkFleet(folder)
     try:
         fleet.build()

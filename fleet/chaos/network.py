@@ -8,15 +8,13 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from fleet.chaos.acts import Act, Done
 from fleet.chaos.faults import Fault
 from fleet.chaos.fleet import PrivateFleet
-from fleet.chaos.hosts import BRIDGE_HOST, REDIS_HOST, NetworkFleet, running
+from fleet.chaos.hosts import BRIDGE_HOST, REDIS_HOST, NetworkFleet
 
 _TOOLS = ("ip", "iptables", "tc")
 _HOLD_S = 8.0
@@ -35,14 +33,6 @@ def unavailable() -> str:
         return "this container may not make network namespaces"
     subprocess.run(["ip", "netns", "del", probe], check=False, capture_output=True, timeout=10)
     return ""
-
-
-@contextmanager
-def started(folder: Path, *flags: str) -> Iterator[PrivateFleet]:
-    """A router here, two prefill and two decode nodes in namespaces; all of it is gone afterwards."""
-    folder.mkdir(parents=True)
-    with running(folder, *flags) as fleet:
-        yield fleet
 
 
 def _during(do: Callable[[NetworkFleet, int], _Rules]) -> Act:

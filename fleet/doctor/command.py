@@ -1,6 +1,6 @@
 """`baton doctor`: what this machine offers a fleet, and what to do about what is missing.
 
-Exit code 1 if something that a fleet cannot do without is broken. The checks themselves are in doctor_*.
+Exit code 1 if something that a fleet cannot do without is broken. The checks themselves are in `compute` and `network`.
 """
 
 import argparse
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from baton.process.config import add_flags, flag, from_args
-from fleet.doctor import compute as doctor_compute
-from fleet.doctor import network as doctor_network
+from fleet.doctor import compute, network
 from fleet.doctor.finding import Finding
 from fleet.home import Home
 
@@ -56,15 +55,15 @@ def run(args: argparse.Namespace) -> int:
 def examine(config: DoctorConfig) -> Iterator[Finding]:
     """All findings, one after the other."""
     home = Home.from_env()
-    yield doctor_compute.python()
-    yield doctor_compute.memory()
-    yield doctor_network.open_files()
-    yield doctor_network.home(home)
-    yield doctor_network.port(config.host, config.port, home)
-    yield doctor_network.redis(config.redis_url)
-    yield doctor_network.ucx()
-    yield doctor_compute.torch()
-    yield doctor_compute.kernels()
-    yield doctor_compute.gpu()
-    yield doctor_network.transport(config.transport)
-    yield doctor_compute.checkpoint(config.model)
+    yield compute.python()
+    yield compute.memory()
+    yield network.open_files()
+    yield network.home(home)
+    yield network.port(config.host, config.port, home)
+    yield network.redis(config.redis_url)
+    yield network.ucx()
+    yield compute.torch()
+    yield compute.kernels()
+    yield compute.gpu()
+    yield network.transport(config.transport)
+    yield compute.checkpoint(config.model)

@@ -28,8 +28,7 @@ from bench._load.workload import Shape
 from bench._report import files
 from bench.serve import machine
 from fleet.chaos import fleet as chaos_fleet
-from fleet.loadtest import phases as loadtest_phases
-from fleet.loadtest import report as loadtest_report
+from fleet.loadtest import phases, report
 from fleet.loadtest.phases import PHASES, Settings, Verdict
 from fleet.loadtest.site import LocalSite, RemoteSite, Site
 
@@ -64,12 +63,12 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     with _site(args) as site:
         verdicts = asyncio.run(_run(site, args, console))
-    console.print(loadtest_report.summary(verdicts))
+    console.print(report.summary(verdicts))
     if args.json:
         found = {"machine": machine(), "phases": [dataclasses.asdict(verdict) for verdict in verdicts]}
         files.write_json(args.json, found)
     if args.html:
-        loadtest_report.write_html(Path(args.html), verdicts, [machine(), _command(args)])
+        report.write_html(Path(args.html), verdicts, [machine(), _command(args)])
     return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 
@@ -101,9 +100,9 @@ async def _run(site: Site, args: argparse.Namespace, console: Console) -> list[V
 
         def on_phase(verdict: Verdict) -> None:
             progress.update(task, advance=settings.seconds(verdict.name), description=verdict.name)
-            console.print(loadtest_report.line(verdict))
+            console.print(report.line(verdict))
 
-        return await loadtest_phases.run_all(site, settings, on_phase)
+        return await phases.run_all(site, settings, on_phase)
 
 
 def _command(args: argparse.Namespace) -> str:

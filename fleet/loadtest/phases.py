@@ -236,7 +236,7 @@ def _levels(target: int) -> list[int]:
 
 
 def _few(num_failed: int, number: int) -> bool:
-    return (number > 0 and num_failed < max(MAX_ERRORS * number, 1e-9)) or (number > 0 and num_failed == 0)
+    return num_failed < MAX_ERRORS * number
 
 
 def _p99s(streams: list[Stream], middle_s: float, metric: str) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from baton.errors import ConfigError
 from bench._load.target import Target
 
 _TIMEOUT_S = 60.0
@@ -86,15 +85,3 @@ class Client:
         """POST /v1/completions, greedy."""
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
         return self.ask("POST", "/v1/completions", body)
-
-    def first_model(self) -> str:
-        """ConfigError where the endpoint names none."""
-        try:
-            reply = self.ask("GET", "/v1/models")
-        except OSError as error:
-            raise ConfigError(f"{self.target.url} does not answer: {error}") from None
-        try:
-            return str(reply.json["data"][0]["id"])
-        except (ValueError, LookupError, TypeError):
-            why = ": set BATON_API_KEY" if reply.status == 401 else ""
-            raise ConfigError(f"{self.target.url}/v1/models answers {reply.status} and names no model{why}") from None

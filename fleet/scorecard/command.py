@@ -5,6 +5,7 @@ checked and says how to; it counts as not passed. docs/scorecard.md says what ea
 """
 
 import argparse
+import asyncio
 import dataclasses
 import json
 import os
@@ -18,19 +19,11 @@ from baton.errors import BatonError
 from bench._load.target import target_of
 from fleet import state
 from fleet.home import Home
-from fleet.scorecard import disaster as scorecard_disaster
-from fleet.scorecard import files as scorecard_files
-from fleet.scorecard import serving as scorecard_serving
-from fleet.scorecard import trust as scorecard_trust
+from fleet.scorecard import disaster, files, serving, trust
 from fleet.scorecard.client import Client
 from fleet.scorecard.item import Context, Item, Result
 
-ITEMS: tuple[Item, ...] = (
-    *scorecard_trust.ITEMS,
-    *scorecard_serving.ITEMS,
-    *scorecard_files.ITEMS,
-    *scorecard_disaster.ITEMS,
-)
+ITEMS: tuple[Item, ...] = (*trust.ITEMS, *serving.ITEMS, *files.ITEMS, *disaster.ITEMS)
 _MARKS = {"pass": "✓", "fail": "✗", "unknown": "?"}
 
 
@@ -87,10 +80,9 @@ def _context(args: argparse.Namespace) -> Context:
     if local and local.api_key_file and not os.environ.get("BATON_API_KEY"):
         print("BATON_API_KEY is not set: the fleet wants a key", file=sys.stderr)
     target = target_of(local.endpoint if local else args.base_url, args.api_key_env)
-    client = Client(target)
     return Context(
-        client=client,
-        model=client.first_model(),
+        client=Client(target),
+        model=asyncio.run(target.first_model()),
         local=local,
         logs=Home.from_env().logs if local else None,
         admin=args.admin,

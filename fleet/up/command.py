@@ -65,7 +65,7 @@ def _admin_sockets(config: FleetConfig) -> Iterator[socket.socket]:
 
 def _run(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], home: Home) -> int:
     def run(reporter: Reporter, on_start: detach.OnStart) -> int:
-        return supervise(config, served, home, reporter, on_start, admin_ports)
+        return supervise(config, served, admin_ports, home, reporter, on_start)
 
     return detach.run(home, run) if config.detach else run(for_terminal(sys.stdout), lambda code: None)
 
@@ -73,10 +73,10 @@ def _run(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], home:
 def supervise(
     config: FleetConfig,
     served: Model,
+    admin_ports: tuple[int, ...],
     home: Home,
     reporter: Reporter,
     on_start: detach.OnStart,
-    admin_ports: tuple[int, ...] = (),
 ) -> int:
     """Hold the home's lock and run the fleet in it; the exit code. `on_start` gets that of the start."""
     lock = home.lock()
@@ -86,7 +86,7 @@ def supervise(
     home.rotate_logs()
     run_dir = home.make_run_dir()
     try:
-        services = dataclasses.replace(_services(config, served, run_dir), admin_ports=admin_ports)
+        services = _services(config, served, admin_ports, run_dir)
         return asyncio.run(_Supervision(services, home, run_dir, reporter, on_start).run())
     finally:
         reporter.close()
@@ -165,13 +165,13 @@ def _checked(config: FleetConfig) -> FleetConfig:
     return config
 
 
-def _services(config: FleetConfig, served: Model, run_dir: Path) -> Services:
+def _services(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], run_dir: Path) -> Services:
     return Services(
         config=config,
         model=served,
-        port=config.port,
         redis_url=config.redis_url or embedded_redis.new_url(run_dir),
         service_token=os.environ.get("BATON_SERVICE_TOKEN") or secrets.token_urlsafe(32),
+        admin_ports=admin_ports,
         suffix=f"-{secrets.token_hex(2)}" if config.redis_url else "",
     )
 

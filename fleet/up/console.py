@@ -5,7 +5,6 @@ What it leaves to others: what to tell. A detached supervisor tells it through a
 
 import json
 import time
-from collections.abc import Callable
 from typing import IO, Protocol
 
 from rich.console import Console as Terminal
@@ -140,5 +139,4 @@ def replay(source: IO[str], reporter: Reporter) -> int | None:
 def for_terminal(out: IO[str]) -> Reporter:
     """A live display where `out` is a terminal, plain lines elsewhere."""
     terminal = Terminal(file=out)
-    build: Callable[[], Reporter] = (lambda: Live(terminal)) if terminal.is_terminal else (lambda: Plain(out))
-    return build()
+    return Live(terminal) if terminal.is_terminal else Plain(out)

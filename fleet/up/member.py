@@ -1,6 +1,7 @@
 """A service that is kept running: started again when it dies, later each time it dies young."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -89,7 +90,9 @@ class Member:
                 backoff_s = MIN_BACKOFF_S
             self.state.restarts += 1
             self._set("restarting")
-            await _wait(self._stop, backoff_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(backoff_s):
+                    await self._stop.wait()
             backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
 
     async def _run_once(self, first: "asyncio.Future[None]") -> bool:
@@ -139,13 +142,6 @@ class Member:
     def _set(self, state: str) -> None:
         self.state.state = state
         self._on_change(self)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Until the event is set, `timeout_s` at most."""
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait([waiting], timeout=timeout_s)
-    waiting.cancel()
 
 
 def _without_faults(command: Command) -> Command:

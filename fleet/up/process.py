@@ -39,6 +39,7 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process, log: Path, log_start: int) -> None:
         self._process, self._log, self._log_start = process, log, log_start
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._reader: asyncio.Task[None]
 
     @classmethod
     async def spawn(cls, command: Command, log: Path, on_progress: Callable[[float], None]) -> "Process":
@@ -61,14 +62,12 @@ class Process:
         if command.cores:
             with contextlib.suppress(OSError):  # gone already, or cores that a container took away
                 os.sched_setaffinity(process.pid, command.cores)
-        started = cls(process, log, log_start)
-        started._reader = asyncio.create_task(started._read(descriptor, on_progress))
         if process.stdin is not None:
             process.stdin.write(command.stdin)
             process.stdin.close()
+        started = cls(process, log, log_start)
+        started._reader = asyncio.create_task(started._read(descriptor, on_progress))
         return started
-
-    _reader: "asyncio.Task[None]"
 
     @property
     def pid(self) -> int:

@@ -36,7 +36,6 @@ class Services:
 
     config: FleetConfig
     model: Model
-    port: int
     redis_url: str = field(repr=False)
     service_token: str = field(repr=False)
     admin_ports: tuple[int, ...] = ()  # of the routers, on loopback; empty: each takes any free one
@@ -54,7 +53,7 @@ class Services:
     @property
     def endpoint(self) -> str:
         """Where clients on this host reach the fleet."""
-        return f"http://{self.local_host}:{self.port}"
+        return f"http://{self.local_host}:{self.config.port}"
 
     def node(self, role: str, index: int, num_nodes: int) -> Command:
         """The `index`-th prefill or decode node, one of `num_nodes`."""
@@ -80,7 +79,7 @@ class Services:
             tool_parser=self.config.tool_parser,
             reasoning_parser=self.config.reasoning_parser,
             host=self.config.host,
-            port=self.port,
+            port=self.config.port,
             api_key_file=os.path.abspath(self.config.api_key_file) if self.config.api_key_file else "",
             max_ttft_s=self.config.max_ttft_s,
             admin_port=self.admin_ports[index] if self.admin_ports else 0,

@@ -24,7 +24,7 @@ from fleet.home import Home
 from fleet.up import embedded_redis
 from fleet.up.console import Reporter
 from fleet.up.member import Member, Probe, StartError
-from fleet.up.process import Process
+from fleet.up.process import Command, Process
 from fleet.up.router_probe import until_ready
 from fleet.up.services import Services
 
@@ -145,29 +145,18 @@ class Fleet:
 
     def _add_redis(self) -> Member:
         url = self._services.redis_url
-        return self._add(
-            Member(embedded_redis.command(url), lambda _: embedded_redis.answers(url), *self._where("redis"))
-        )
+        return self._add(embedded_redis.command(url), lambda _: embedded_redis.answers(url))
 
     def _add_node(self, role: str, index: int, num_nodes: int) -> Member:
-        command = self._services.node(role, index, num_nodes)
-        return self._add(Member(command, _says_ready, *self._where(command.id)))
+        return self._add(self._services.node(role, index, num_nodes), _says_ready)
 
     def _add_router(self, index: int) -> Member:
-        command = self._services.router(index)
-        return self._add(Member(command, self._router_probe(), *self._where(command.id)))
+        host, port = self._services.local_host, self._services.config.port
+        return self._add(self._services.router(index), lambda process: until_ready(process, host, port))
 
-    def _where(self, name: str) -> Any:
-        return self._home.logs / f"{name}.log", self._changed
-
-    def _router_probe(self) -> Probe:
-        async def probe(process: Process) -> dict[str, Any]:
-            return await until_ready(process, self._services.local_host, self._services.port)
-
-        return probe
-
-    def _add(self, member: Member) -> Member:
-        self.members[member.command.id] = member
+    def _add(self, command: Command, probe: Probe) -> Member:
+        member = Member(command, probe, self._home.logs / f"{command.id}.log", self._changed)
+        self.members[command.id] = member
         return member
 
     def _forget(self, member: Member) -> None:
@@ -189,7 +178,6 @@ class Fleet:
         self._save()
 
     def _save(self) -> None:
-        config = self._services.config
         snapshot = state.FleetState(
             pid=os.getpid(),
             state=self.phase,
@@ -198,9 +186,7 @@ class Fleet:
             run_dir=str(self._run_dir),
             model=str(self._services.model.path),
             served_model_name=self._services.model.names,
-            colocated=config.colocated,
-            transport=config.transport,
-            api_key_file=config.api_key_file,
+            api_key_file=self._services.config.api_key_file,
             processes=[member.state for member in self.members.values()],
         )
         try:

@@ -11,8 +11,8 @@ from fleet.home import Home, remove_run_dir
 
 def a_state(run_dir: Path, **changes: object) -> state.FleetState:
     values: dict = {"pid": 1, "state": "ready", "endpoint": "http://127.0.0.1:1", "redis_url": "unix:///x?password=y"}
-    values |= {"run_dir": str(run_dir), "model": "/m", "served_model_name": ("m",), "colocated": False}
-    return state.FleetState(transport="auto", **(values | changes))
+    values |= {"run_dir": str(run_dir), "model": "/m", "served_model_name": ("m",)}
+    return state.FleetState(**(values | changes))
 
 
 def test_the_variable_names_the_folder_and_the_default_is_in_the_users_home(tmp_path: Path):

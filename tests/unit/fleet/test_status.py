@@ -25,8 +25,6 @@ def a_fleet(*processes: state.ProcessState, redis_url: str = "") -> state.FleetS
         run_dir="/run",
         model="/m",
         served_model_name=("m",),
-        colocated=False,
-        transport="auto",
         processes=list(processes),
     )
 

@@ -15,7 +15,6 @@ def services_of(model: Path, found: tuple[Gpu, ...], **config: object) -> Servic
     return Services(
         config=FleetConfig(**config),  # type: ignore[arg-type]
         model=Model(model, ("m",)),
-        port=1,
         redis_url="",
         service_token="",
         gpus=found,

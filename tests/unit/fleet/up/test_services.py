@@ -15,9 +15,8 @@ from fleet.up.welcome import welcome
 
 def services_of(cores: list[int] | None = None, **config: object) -> Services:
     return Services(
-        config=FleetConfig(device="cpu", **config),  # type: ignore[arg-type]
+        config=FleetConfig(device="cpu", port=1234, **config),  # type: ignore[arg-type]
         model=Model(Path("/models/m"), ("m", "alias")),
-        port=1234,
         redis_url="unix:///run/redis.sock?password=hunter2",
         service_token="t0ken",
         cores=cores or [0, 1],
