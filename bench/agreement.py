@@ -22,17 +22,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
 from baton.errors import BatonError
-from bench import _command, serve
+from bench import _command
 from bench._load import arrivals, lengths, workload
 from bench._load.driver import Driver
 from bench._load.figures import percentile
 from bench._load.sse_client import Stream
 from bench._load.target import Target, target_of
 from bench._load.workload import Conversation, Shape
+from bench._machine import machine
 
 WARM_UP = 8  # requests
 TIMEOUT_S = 300.0
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     num_late = len(seen[0]) - len(ours), len(seen[1]) - len(theirs)
     if not ours or not theirs:
         raise BatonError("all first tokens came together with others: times of single ones cannot be compared")
-    print(f"{serve.machine()}\n\n{'ms':<12}{'ours':>10}{'curl':>10}{'ratio':>8}  95 % interval")
+    print(f"{machine()}\n\n{'ms':<12}{'ours':>10}{'curl':>10}{'ratio':>8}  95 % interval")
     ratios = [_compare(name, percent, ours, theirs) for name, percent in SHOWN]
     print(f"\nleft out, as tokens waited for a client that had no CPU: {num_late[0]} of ours, {num_late[1]} of curl's")
     late_ms = percentile([1000 * (stream.sent - stream.began) for stream in ours], 50)
@@ -74,7 +73,7 @@ async def _measure(args: argparse.Namespace, target: Target) -> tuple[list[Strea
     asked = workload.conversations(shape, random.Random())
     await _with_ours(target, list(islice(asked, WARM_UP)), args.rate, lambda _: None)
     loads = [list(islice(asked, args.requests)) for _ in range(2)]
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with _command.progress() as progress:
         bar = progress.add_task("requests", total=2 * args.requests)
         clients = [
             client(target, load, args.rate, lambda _: progress.advance(bar))

@@ -11,26 +11,21 @@ import argparse
 import asyncio
 import itertools
 import random
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from baton.errors import ConfigError
-from bench import _command, _fleets, serve
-from bench._load import arrivals, lengths, workload
+from bench import _command, _fleets
+from bench._load import arrivals, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures, percentile
 from bench._load.target import Target, target_of
 from bench._load.workload import Shape
+from bench._machine import machine
 from bench._report import disagg as disagg_report
 from bench._report import files
 
@@ -67,15 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = sides(args.nodes, args.model)
     found: dict[str, dict[str, Any]] = {}
     num_turns = len(chosen) * (len(ratios) * len(args.rates) + args.rounds)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with _command.progress() as progress:
         task = progress.add_task("fleets", total=num_turns)
         for side in chosen:
             progress.update(task, description=side.name)
-            with tempfile.TemporaryDirectory(prefix="baton-disagg-") as folder, started(folder, side) as endpoint:
+            with (
+                tempfile.TemporaryDirectory(prefix="baton-disagg-") as folder,
+                _fleets.started(Path(folder) / "home", *side.flags) as endpoint,
+            ):
                 measuring = _measure(args, target_of(endpoint), ratios, lambda: progress.advance(task))
                 found[side.name] = asyncio.run(measuring)
-    command = shlex.join(["baton", "bench", "disagg", *(sys.argv[1:] if argv is None else argv)])
-    report = {"machine": serve.machine(), "command": command, "nodes": args.nodes, "sides": found}
+    command = _command.line("disagg", argv)
+    report = {"machine": machine(), "command": command, "nodes": args.nodes, "sides": found}
     print(disagg_report.text(report))
     if args.json:
         files.write_json(args.json, report)
@@ -84,20 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(run["failed"] for side in found.values() for run in side["runs"]) else 0
 
 
-def started(folder: str, side: Side) -> AbstractContextManager[str]:
-    """Its endpoint, while it runs."""
-    return _fleets.started(Path(folder) / "home", *side.flags)
-
-
 async def _measure(
     args: argparse.Namespace, target: Target, ratios: Sequence[tuple[int, int]], on_run: Any
 ) -> dict[str, Any]:
-    model = await target.first_model()
-    shape = Shape(model=model, vocab_size=args.vocab_size)
+    shape = Shape(await target.first_model(), vocab_size=args.vocab_size)
     await _closed(target, shape, 64, 16, number=8, at_a_time=4)  # the first ones warm up
     runs = []
     for (num_prompt, num_output), rate in itertools.product(ratios, args.rates):
-        runs.append(await _at_rate(args, target, model, num_prompt, num_output, rate))
+        runs.append(await _at_rate(args, target, shape, num_prompt, num_output, rate))
         on_run()
     storms = []
     for _ in range(args.rounds):
@@ -107,13 +99,11 @@ async def _measure(
 
 
 async def _at_rate(
-    args: argparse.Namespace, target: Target, model: str, num_prompt: int, num_output: int, work: float
+    args: argparse.Namespace, target: Target, shape: Shape, num_prompt: int, num_output: int, work: float
 ) -> dict[str, Any]:
     """`work`: thousands of tokens per second, prompts and outputs together, so that mixes compare."""
-    prompt, output = lengths.parse(str(num_prompt)), lengths.parse(str(num_output))
-    shape = Shape(model=model, prompt=prompt, output=output, vocab_size=args.vocab_size)
     rate = 1000 * work / (num_prompt + num_output)
-    asked = workload.conversations(shape, random.Random(0))
+    asked = workload.conversations(_sized(shape, num_prompt, num_output), random.Random(0))
     due = itertools.takewhile(lambda at_s: at_s < args.seconds, arrivals.times(rate, 1.0, random.Random(0)))
     driver, began_s = Driver(target, TIMEOUT_S), time.monotonic()
     await driver.open(zip(due, asked, strict=False))
@@ -151,7 +141,7 @@ async def _closed(
 
 
 def _sized(shape: Shape, num_prompt: int, num_output: int) -> Shape:
-    return Shape(shape.model, lengths.parse(str(num_prompt)), lengths.parse(str(num_output)), shape.vocab_size)
+    return Shape.fixed(shape.model, num_prompt, num_output, shape.vocab_size)
 
 
 def _ratio(text: str) -> tuple[int, int]:

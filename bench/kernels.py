@@ -20,6 +20,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 
+from bench._machine import processor
 from kernels.api import Attention, AttentionMeta, Kernels
 from kernels.cpu.kernels import CPUKernels
 from kernels.cpu.memory import huge_pages
@@ -146,15 +147,6 @@ def compare(repeats: int, *sides: Callable[[], object]) -> list[float]:
             side()
             best[i] = min(best[i], time.perf_counter() - started)
     return best
-
-
-def processor() -> str:
-    """As the system names it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "unknown processor"
 
 
 if __name__ == "__main__":

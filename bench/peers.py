@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench import serve
+from bench import _command, serve
+from bench._machine import free_port, machine
 from bench._turns import in_turns
 from engine import random_checkpoint
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         for server in in_turns(servers, args.rounds):
             for column, value in _measure(server, model).items():
                 best[server.name][column] = max(value, best[server.name].get(column, 0.0))
-    print(f"{serve.machine()}\nbaton bench peers {' '.join(Path(word).name for word in argv)}\n")
+    print(f"{machine()}\n{_command.line('peers', [Path(word).name for word in argv])}\n")
     print(_table(best))
     return 0
 
@@ -75,29 +75,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _servers(args: argparse.Namespace, model: str, scratch: str) -> list[Server]:
     cores = sorted(os.sched_getaffinity(0))
-    threads, port = str(len(cores)), _free_port()
+    threads, port = str(len(cores)), free_port()
     up = ("baton", "up", "--colocated", "--model", model, "--port", str(port), "--log-level", "error")
     servers = [Server("baton", (sys.executable, "-m", "fleet", *up[1:]), port, {"BATON_HOME": f"{scratch}/home"})]
     if args.vllm:
         flags = ("--dtype", "bfloat16", "--max-model-len", "4096", "--enforce-eager", "--no-enable-prefix-caching")
         bind = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "VLLM_CPU_KVCACHE_SPACE": "2"}
-        port = _free_port()
+        port = free_port()
         servers.append(Server("vllm", (args.vllm, "serve", model, "--port", str(port), *flags), port, bind))
     if args.llama_server:
         slots = str(max(WAVES))
-        port = _free_port()
+        port = free_port()
         context = str(max(WAVES) * max(PROMPTS) * 2)
         slotted = ("-m", args.gguf, "-t", threads, "-np", slots, "-c", context, "--no-webui", "--port", str(port))
         servers.append(Server("llama.cpp", (args.llama_server, *slotted), port))
     if find_spec("transformers"):
         servers.append(Server("transformers", (), 0))
     return servers
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _measure(server: Server, model: str) -> Figures:

@@ -14,9 +14,7 @@ import contextlib
 import itertools
 import random
 import re
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -24,16 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import BatonError
-from bench import _command, _fleets, serve
-from bench._load import arrivals, lengths, workload
+from bench import _command, _fleets
+from bench._load import arrivals, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures
 from bench._load.target import Target, target_of
 from bench._load.workload import Shape
+from bench._machine import machine
 from bench._plan import simulation, sizing
 from bench._plan.fitting import Fit
 from bench._plan.node_model import NodeModel
@@ -73,14 +71,12 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; exit code 1 where a prediction is off."""
     args = _arguments(argv)
-    command = shlex.join(["baton", "bench", "plan", *(sys.argv[1:] if argv is None else argv)])
-    columns = SpinnerColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with _command.progress(SpinnerColumn(), TextColumn("{task.description}")) as progress:
         task = progress.add_task("starting")
         with _endpoint(args) as url:
             measuring = _measure(args, target_of(url), lambda text: progress.update(task, description=text))
             model, rates, runs = asyncio.run(measuring)
-    print(f"{serve.machine()}\n{command}\n\n{_node_lines(model)}\n")
+    print(f"{machine()}\n{_command.line('plan', argv)}\n\n{_node_lines(model)}\n")
     return 0 if _table(model, rates, runs, args.tolerance) else 1
 
 
@@ -109,9 +105,7 @@ async def _measure(
         for load in args.loads:
             on_step(f"{load.text}, round {number + 1} of {args.rounds}")
             rate = rates.setdefault(load, load.per_s(fit.model()))
-            shape = Shape(
-                name, lengths.parse(str(load.num_prompt)), lengths.parse(str(load.num_output)), args.vocab_size
-            )
+            shape = Shape.fixed(name, load.num_prompt, load.num_output, args.vocab_size)
             runs[load].append(await _run(target, shape, rate, args.seconds, number))
     return fit.model(), rates, runs
 

@@ -14,8 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import math
-import re
-import shlex
 import sys
 import tempfile
 import time
@@ -25,12 +23,13 @@ from typing import Any
 
 import psutil
 
+from bench import _command
 from bench._load.figures import percentile
 from bench._load.sse_client import Stream, StreamClient
+from bench._machine import machine, processor
 from bench._router.direct import node_ttfts
 from bench._router.servers import Running, Server, servers
 from bench._turns import in_turns
-from bench.serve import machine
 
 CHAT = "/v1/chat/completions"
 TINY = {"model": "mock", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 1, "temperature": 0}
@@ -58,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         for server in in_turns(servers(args, Path(scratch)), args.rounds):
             _keep_best(best.setdefault(server.name, {}), _measure(server, args))
-    command = shlex.join(["baton", "bench", "router", *_plain(argv)])
-    report = f"{machine()}, {_cpu_model()}\n{command}\n\n{_table(best)}\n"
+    command = _command.line("router", [Path(word).name for word in argv])
+    report = f"{machine()}, {processor()}\n{command}\n\n{_table(best)}\n"
     print(report)
     if args.out:
         Path(args.out).write_text(report)
@@ -190,15 +189,6 @@ def _keep_best(best: Figures, new: Figures) -> None:
     for name, value in new.items():
         larger = name in ("tiny", "tokens_per_s")
         best[name] = (max if larger else min)(value, best.get(name, value))
-
-
-def _plain(argv: Sequence[str]) -> list[str]:
-    return [Path(word).name for word in argv]
-
-
-def _cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else "unknown CPU"
 
 
 def _table(best: dict[str, Figures]) -> str:

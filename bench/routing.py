@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.progress import Progress
 
+from bench import _command
+from bench._load.figures import nearest_rank
 from bench._simulated import trace
 from bench._simulated.fleet import Place, Pools, SimulatedFleet
 from bench._simulated.hardware import Hardware, SimulatedRequest
@@ -66,10 +67,10 @@ def main() -> None:
     print(f"# python -m bench.routing {' '.join(_named(sys.argv[1:]))}")
     print(f"# {len(lines)} requests, {blocks} blocks; a boundless cache would hit {hits / blocks:.3f} of them")
     print("# hits: of all blocks; TTFT in seconds; prefill, decode: most work on a node over the mean of its pool")
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with _command.progress() as progress:
         for capacity in args.blocks:
             for num_nodes in args.nodes:
-                _print_table(args, lines, num_nodes, capacity or BOUNDLESS, progress)
+                _print_table(args, lines, hits / blocks, num_nodes, capacity or BOUNDLESS, progress)
 
 
 def replay(
@@ -110,7 +111,7 @@ def summary(
         name=name,
         hit_rate=sum(request.num_cached_blocks for request in served) / num_blocks,
         ideal_rate=ideal_rate,
-        ttft_s=(_quantile(ttft, 0.5), _quantile(ttft, 0.9), _quantile(ttft, 0.99)),
+        ttft_s=(nearest_rank(ttft, 50), nearest_rank(ttft, 90), nearest_rank(ttft, 99)),
         tpot_ms=sum(tpot) / max(len(tpot), 1),
         imbalance=(
             _imbalance([node.work_ms for node in fleet.prefills]),
@@ -142,9 +143,13 @@ class _Timed:
 
 
 def _print_table(
-    args: argparse.Namespace, lines: Sequence[TraceLine], num_nodes: int, capacity: int, progress: Progress
+    args: argparse.Namespace,
+    lines: Sequence[TraceLine],
+    ideal_rate: float,
+    num_nodes: int,
+    capacity: int,
+    progress: Progress,
 ) -> None:
-    hits, blocks = trace.ideal_hits(lines)
     hardware = Hardware(num_blocks=capacity)
     num_prefill = max(round(PREFILL_SHARE * num_nodes), 1)
     size = "boundless" if capacity == BOUNDLESS else f"{capacity} blocks"
@@ -155,7 +160,7 @@ def _print_table(
         task = progress.add_task(f"{num_nodes} nodes, {name}", total=len(lines))
         fleet, requests, choice_us = replay(
             lines,
-            place(),
+            place,
             num_nodes=num_nodes,
             hardware=hardware,
             utilization=args.utilization,
@@ -163,17 +168,13 @@ def _print_table(
             on_arrival=lambda task=task: progress.advance(task),  # type: ignore[misc]
         )
         progress.remove_task(task)
-        print(summary(name, fleet, requests, hits / blocks, choice_us).line(), flush=True)
+        print(summary(name, fleet, requests, ideal_rate, choice_us).line(), flush=True)
 
 
 def _speed(lines: Sequence[TraceLine], hardware: Hardware, num_prefill: int, utilization: float) -> float:
     """How much faster than it was recorded."""
     span_ms = max(lines[-1].timestamp - lines[0].timestamp, 1.0)
     return utilization * num_prefill * span_ms / trace.ideal_work_ms(lines, hardware)
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
 def _imbalance(loads: Sequence[float]) -> float:

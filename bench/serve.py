@@ -11,20 +11,15 @@ greedy and of full length. In front of Baton it also tells where TTFT goes, from
 import argparse
 import asyncio
 import itertools
-import os
-import platform
 import random
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from baton.errors import BatonError, ConfigError
+from bench import _command
 from bench._load import arrivals, lengths, phases, workload
 from bench._load import report as reports
 from bench._load.driver import Driver
@@ -32,6 +27,7 @@ from bench._load.figures import figures, timeline
 from bench._load.sse_client import Stream
 from bench._load.target import target_of
 from bench._load.workload import Conversation, Shape
+from bench._machine import machine
 from bench._report import files
 from bench._simulated import trace
 
@@ -50,14 +46,14 @@ def _main(argv: Sequence[str] | None) -> int:
     files.check(args.json, args.html)
     args.model = args.model or asyncio.run(args.target.first_model())
     runs = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with _command.progress() as progress:
         for load in _loads(args):
             task = progress.add_task(f"{load:g}", total=args.requests or None)
             runs.append(asyncio.run(measure(args, load, lambda _, task=task: progress.advance(task))))  # type: ignore[misc]
             progress.remove_task(task)
     report = {
         "machine": machine(),
-        "command": shlex.join(["baton", "bench", "serve", *(sys.argv[1:] if argv is None else argv)]),
+        "command": _command.line("serve", argv),
         "model": args.model,
         "slo_ttft_s": args.slo_ttft_ms / 1000,
         "slo_tpot_s": args.slo_tpot_ms / 1000,
@@ -73,13 +69,30 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags, with `target`, `prompt` and `output` made of them."""
-    parser = argparse.ArgumentParser(
-        prog="baton bench serve", description=__doc__.partition("\n")[0] if __doc__ else ""
-    )
+    parser = argparse.ArgumentParser(prog="baton bench serve", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--base-url", "--url", dest="url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
     add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")
     add("--model", default="", help="model name; the first that the endpoint lists")
+    _add_load(parser)
+    _add_shape(parser)
+    add(
+        "--slo-ttft-ms", type=float, default=0.0, help="goodput counts requests within this time to first token; 0: all"
+    )
+    add("--slo-tpot-ms", type=float, default=0.0, help="and within this time per output token")
+    add("--timeout-s", type=float, default=300.0, help="of a request")
+    add("--json", metavar="FILE", help="also write the figures there")
+    add("--html", metavar="FILE", help="also write a report with plots there")
+    args = parser.parse_args(argv)
+    _check(args)
+    args.target = target_of(args.url, args.api_key_env)
+    args.prompt, args.output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
+    return args
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    """How many requests, and when."""
+    add = parser.add_argument
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument("--concurrency", type=int, nargs="+", help="closed loop: so many at a time; the default, 1 8 32")
     loop.add_argument("--rate", type=float, nargs="+", help="open loop: conversations per second")
@@ -88,6 +101,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--trace-speed", type=float, default=1.0, help="times as fast as it was recorded")
     add("--trace-shrink", type=int, default=1, help="divide the trace's lengths by this")
     add("--requests", type=int, default=0, help="conversations of each load; 0: four rounds, 30 s, or all of a trace")
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    """What requests look like."""
+    add = parser.add_argument
     add("--prompt-tokens", default="128", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
     add("--output-tokens", default="64", help="likewise")
     add("--prefixes", type=int, default=0, help="begin prompts with one of so many shared prefixes, in turn")
@@ -96,19 +114,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
     add("--chat", metavar="TEXT", default="", help="ask this by /v1/chat/completions, instead of random tokens")
     add("--no-ignore-eos", action="store_true", help="for endpoints that do not know ignore_eos")
-    add(
-        "--slo-ttft-ms", type=float, default=0.0, help="goodput counts requests within this time to first token; 0: all"
-    )
-    add("--slo-tpot-ms", type=float, default=0.0, help="and within this time per output token")
-    add("--timeout-s", type=float, default=300.0, help="of a request")
     add("--seed", type=int, help="of the prompts; without one, each run has its own")
-    add("--json", metavar="FILE", help="also write the figures there")
-    add("--html", metavar="FILE", help="also write a report with plots there")
-    args = parser.parse_args(argv)
-    _check(args)
-    args.target = target_of(args.url, args.api_key_env)
-    args.prompt, args.output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
-    return args
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -132,12 +138,12 @@ async def measure(
     """The figures of one load: a concurrency, a rate, or the speed of a trace."""
     target = args.target
     shape = _shape(args, args.model or await target.first_model())
-    before = await phases.read(target.host, target.port, target.api_key)
+    before = await phases.read(target)
     driver = Driver(target, args.timeout_s, on_done)
     began, cpu = time.monotonic(), time.process_time()
     name = await _drive(args, shape, load, driver)
     elapsed_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
-    phases_s = phases.between(before, await phases.read(target.host, target.port, target.api_key))
+    phases_s = phases.between(before, await phases.read(target))
     slo = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
     return {
         "name": name,
@@ -185,12 +191,6 @@ def _shape(args: argparse.Namespace, model: str) -> Shape:
         chat=args.chat,
         ignore_eos=not args.no_ignore_eos,
     )
-
-
-def machine() -> str:
-    """For reports."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

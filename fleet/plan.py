@@ -11,14 +11,14 @@ router's own choices over fitted nodes, in virtual time. Fitting, simulating and
 import argparse
 import asyncio
 import math
-import sys
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import ConfigError
+from bench._command import progress
 from bench._load import lengths
 from bench._load.target import target_of
 from bench._plan import fitting, node_model, simulation, sizing
@@ -97,9 +97,8 @@ def _model(args: argparse.Namespace) -> NodeModel:
 
 def _fitted(args: argparse.Namespace) -> NodeModel:
     target = target_of(args.fit)
-    columns = SpinnerColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("warming up")
+    with progress(SpinnerColumn(), TextColumn("{task.description}")) as shown:
+        task = shown.add_task("warming up")
 
         async def fit() -> NodeModel:
             return await fitting.fit(
@@ -107,7 +106,7 @@ def _fitted(args: argparse.Namespace) -> NodeModel:
                 await target.first_model(),
                 max_prompt_tokens=args.fit_prompt_tokens,
                 vocab_size=args.vocab_size,
-                on_step=lambda text: progress.update(task, description=text),
+                on_step=lambda text: shown.update(task, description=text),
             )
 
         return asyncio.run(fit())

@@ -1,7 +1,8 @@
 """Where TTFT goes, from a router's own histograms: queue, prefill, transfer, first decode."""
 
-import asyncio
 import re
+
+from bench._load.target import Target
 
 PHASES = ("queue", "prefill", "transfer", "first_decode")
 _METRIC = re.compile(r'^baton_request_phase_seconds_(sum|count)\{.*?phase="(\w+)".*?\} (\S+)$', re.MULTILINE)
@@ -10,19 +11,13 @@ _TIMEOUT_S = 5.0
 Totals = dict[tuple[str, str], float]
 
 
-async def read(host: str, port: int, api_key: str) -> Totals:
+async def read(target: Target) -> Totals:
     """(sum | count, phase) -> value now; empty where the endpoint has no such metrics."""
-    head = f"GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
-    head += f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            writer.write(head.encode() + b"\r\n")
-            text = (await reader.read()).decode()
-            writer.close()
-    except (OSError, TimeoutError):
+        _, body = await target.get("/metrics", _TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError):
         return {}
-    return parse(text)
+    return parse(body.decode(errors="replace"))
 
 
 def parse(text: str) -> Totals:

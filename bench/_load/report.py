@@ -61,7 +61,8 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
         ]
     )
     boxes = [page.card("All runs", _table(runs), wide=True), *(_curves(runs) if len(runs) > 1 else ())]
-    boxes += [box for run in runs for box in _over_time(run, report)]
+    limit_ms = report["slo_ttft_s"] * 1000 or None
+    boxes += [box for run in runs for box in over_time(run["name"], run["timeline"], limit_ms)]
     page.write(path, f"Load on {report['model']}", [report["machine"], report["command"]], body + page.cards(boxes))
 
 
@@ -87,13 +88,11 @@ def _table(runs: Sequence[Run]) -> str:
 def _curves(runs: Sequence[Run]) -> list[str]:
     rates = [run["output_tokens_per_s"] for run in runs]
     names = [run["name"] for run in runs]
-    ttft = [svg.Line(f"p{p}", rates, [1000 * run[f"ttft_p{p}_s"] for run in runs], dots=True) for p in (50, 99)]
-    tpot = [svg.Line(f"p{p}", rates, [1000 * run[f"tpot_p{p}_s"] for run in runs], dots=True) for p in (50, 99)]
     return [
         page.card("Throughput", svg.bars(names, [("output tokens/s", rates)], "tokens/s")),
         page.card("Requests and good requests", svg.bars(names, _goodput(runs), "per second")),
-        page.card("TTFT over throughput", svg.lines(ttft, "output tokens/s", "ms")),
-        page.card("TPOT over throughput", svg.lines(tpot, "output tokens/s", "ms")),
+        page.card("TTFT over throughput", over_throughput(runs, "ttft")),
+        page.card("TPOT over throughput", over_throughput(runs, "tpot")),
     ]
 
 
@@ -102,13 +101,22 @@ def _goodput(runs: Sequence[Run]) -> list[tuple[str, list[float]]]:
     return [(name, [run[key] for run in runs]) for key, name in names.items()]
 
 
-def _over_time(run: Run, report: dict[str, Any]) -> list[str]:
-    over, limit = run["timeline"], report["slo_ttft_s"] * 1000 or None
+def over_throughput(runs: Sequence[Run], latency: str) -> str:
+    """Percentiles of TTFT or TPOT, as a drawing."""
+    rates = [run["output_tokens_per_s"] for run in runs]
+    drawn = [svg.Line(f"p{p}", rates, [1000 * run[f"{latency}_p{p}_s"] for run in runs], dots=True) for p in (50, 99)]
+    return svg.lines(drawn, "output tokens/s", "ms")
+
+
+def over_time(
+    name: str, over: dict[str, list[float]], limit_ms: float | None = None, marks_s: Sequence[float] = ()
+) -> list[str]:
+    """Cards of throughput and TTFT, of the timeline that `figures` makes."""
     rate = [svg.Line("output events/s", over["at_s"], over["events_per_s"])]
     ttft = [svg.Line("TTFT p50", over["at_s"], [1000 * value for value in over["ttft_p50_s"]], dots=True)]
     return [
-        page.card(f"{run['name']}: throughput over time", svg.lines(rate, "s", "events/s")),
-        page.card(f"{run['name']}: TTFT over time", svg.lines(ttft, "s", "ms", limit)),
+        page.card(f"{name}: throughput over time", svg.lines(rate, "s", "events/s", marks=marks_s)),
+        page.card(f"{name}: TTFT over time", svg.lines(ttft, "s", "ms", limit_ms, marks_s)),
     ]
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench._load.lengths import Lengths, parse
-from bench._simulated.trace import TraceLine
+from bench._simulated.trace import BLOCK_TOKENS, TraceLine
 
 FIRST_TOKEN = 100  # those below are often special
-TRACE_BLOCK_TOKENS = 512  # of Mooncake's traces
 
 Body = dict[str, Any]
 
@@ -43,6 +42,11 @@ class Shape:
     chat: str = ""  # ask this, instead of random tokens
     ignore_eos: bool = True
 
+    @classmethod
+    def fixed(cls, model: str, num_prompt: int, num_output: int, vocab_size: int) -> "Shape":
+        """All prompts of one length, and all answers."""
+        return cls(model, parse(str(num_prompt)), parse(str(num_output)), vocab_size)
+
 
 def conversations(shape: Shape, source: random.Random) -> Iterator[Conversation]:
     """Without end."""
@@ -58,7 +62,7 @@ def of_trace(lines: list[TraceLine], shape: Shape, *, speed: float, shrink: int)
     for line in lines:
         prompt: list[int] = []
         for block in line.hash_ids:
-            prompt += _tokens(max(TRACE_BLOCK_TOKENS // shrink, 1), shape, random.Random(block))
+            prompt += _tokens(max(BLOCK_TOKENS // shrink, 1), shape, random.Random(block))
         prompt = prompt[: max(line.input_length // shrink, 1)]
         body = _body(shape, max(line.output_length // shrink, 1)) | {"prompt": prompt or [FIRST_TOKEN]}
         yield Conversation("/v1/completions", [body], (line.timestamp - start_ms) / 1000 / speed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from baton.errors import BatonError
 from baton.process.tasks import end
-from bench._load import lengths, workload
+from bench._load import workload
 from bench._load.driver import Driver
 from bench._load.sse_client import Stream
 from bench._load.target import Target
@@ -128,8 +128,7 @@ class Probe:
         return driver.streams
 
     def _conversations(self, num_prompt: int, num_output: int) -> Iterator[Conversation]:
-        prompt, output = lengths.parse(str(num_prompt)), lengths.parse(str(num_output))
-        shape = Shape(model=self._model, prompt=prompt, output=output, vocab_size=self._vocab_size)
+        shape = Shape.fixed(self._model, num_prompt, num_output, self._vocab_size)
         return workload.conversations(shape, self._random)
 
 

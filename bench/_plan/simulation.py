@@ -15,8 +15,6 @@ from bench._simulated.fleet import SimulatedFleet
 from bench._simulated.hardware import SimulatedRequest
 from bench._simulated.trace import TraceLine
 
-TRACE_BLOCK_TOKENS = 512
-
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What the fleet did. Seconds; utilization is the share of time that nodes of a pool worked."""
@@ -60,7 +58,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def block_size(self) -> int:
         """That hashes stand for; 0: a node's own."""
-        return TRACE_BLOCK_TOKENS if self.lines else 0
+        return trace.BLOCK_TOKENS if self.lines else 0
 
     def requests(self, speed: float, number: int) -> Iterator[SimulatedRequest]:
         """At most so many, coming `speed` times as fast."""

@@ -16,10 +16,9 @@ def text(report: Report) -> str:
     lines = [report["machine"], report["command"], "", "goodput, requests/s within both limits"]
     lines.append(f"{'prompt:output':<16}{'req/s':>8}" + "".join(f"{name:>12}" for name in names) + "   better")
     for runs in _aligned(report):
-        mix = f"{runs[0]['prompt_tokens']}:{runs[0]['output_tokens']}"
         good = [run["goodput_per_s"] for run in runs]
         cells = "".join(f"{value:>12.2f}" for value in good)
-        lines.append(f"{mix:<16}{runs[0]['rate']:>8.2f}{cells}   {better(names, good)}")
+        lines.append(f"{_mix(runs[0]):<16}{runs[0]['rate']:>8.2f}{cells}   {better(names, good)}")
     lines += ["", "TPOT p99 of streams, ms (best round): alone, beside long prompts, ratio"]
     for name in names:
         best = calmest(report["sides"][name]["storms"])
@@ -53,10 +52,8 @@ def calmest(storms: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def write_html(path: Path, report: Report) -> None:
     """Goodput over rate for each mix, the storm, and the advice."""
-    names, boxes = (
-        list(report["sides"]),
-        [page.card("Advice", page.table(["", ""], [[line, ""] for line in advice(report)]), wide=True)],
-    )
+    names = list(report["sides"])
+    boxes = [page.card("Advice", page.table(["", ""], [[line, ""] for line in advice(report)]), wide=True)]
     for mix in _peaks(report):
         series = []
         for name in names:

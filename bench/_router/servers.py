@@ -4,17 +4,18 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import tokenizers
+
+from bench._machine import free_port
 
 START_TIMEOUT_S = 60.0
 _TEMPLATE = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
@@ -29,7 +30,6 @@ class Server:
     port: int
     behind: tuple[tuple[str, ...], ...]
     backend: str  # http://PORT of an OpenAI server, or the URL of the Redis in which nodes are registered
-    env: dict[str, str] = field(default_factory=dict)
 
 
 def servers(args: argparse.Namespace, scratch: Path) -> list[Server]:
@@ -37,20 +37,20 @@ def servers(args: argparse.Namespace, scratch: Path) -> list[Server]:
     listed = [_baton(scratch)]
     for name, command in (("sglang-router", args.sglang_router), ("vllm-router", args.vllm_router)):
         if command:
-            port, backend = _free_port(), _free_port()
+            port, backend = free_port(), free_port()
             flags = ("--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{backend}")
             launch = ("launch",) if name == "sglang-router" else ()
-            more = ("--policy", "cache_aware", "--prometheus-port", str(_free_port()))
+            more = ("--policy", "cache_aware", "--prometheus-port", str(free_port()))
             listed.append(Server(name, (command, *launch, *flags, *more), port, *_server(backend)))
     if find_spec("fastapi") and find_spec("httpx"):
-        port, backend = _free_port(), _free_port()
+        port, backend = free_port(), free_port()
         proxy = (*_openai("proxy", port), f"http://127.0.0.1:{backend}")
         listed.append(Server("fastapi+httpx", proxy, port, *_server(backend)))
     return listed
 
 
 def _baton(scratch: Path) -> Server:
-    port, redis_port = _free_port(), _free_port()
+    port, redis_port = free_port(), free_port()
     redis = (_redis_server(), "--port", str(redis_port), "--save", "", "--bind", "127.0.0.1")
     url = f"redis://127.0.0.1:{redis_port}/0"
     flags = ("--model", str(_model(scratch)), "--served-model-name", "mock", "--port", str(port))
@@ -128,9 +128,8 @@ class Running:
                 process.wait()
 
     def _start(self, command: tuple[str, ...], cores: list[int]) -> None:
-        env = os.environ | self._server.env
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(command, env=env, stdin=quiet, stdout=quiet, stderr=quiet)
+        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
         os.sched_setaffinity(process.pid, cores)
         self._processes.append(process)
 
@@ -150,9 +149,3 @@ class Running:
             except (OSError, urllib.error.HTTPError):
                 time.sleep(0.2)
         raise ConnectionError(f"{self._server.name} did not start within {START_TIMEOUT_S:.0f} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

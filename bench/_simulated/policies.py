@@ -10,47 +10,30 @@ from router.placing.policy import Ask, Choice
 Pick = Callable[[Ask, Sequence[NodeState], Sequence[int]], int]
 
 
-def by_cost() -> Place:
-    """The router's own."""
-    return place_by_cost
-
-
-def round_robin() -> Place:
+def round_robin(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
     """Each in turn."""
-    return _pairs(lambda ask, nodes, _: ask.turn % len(nodes))
+    return ask.turn % len(nodes)
 
 
-def least_loaded() -> Place:
+def least_loaded(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
     """Whoever has the fewest requests."""
-    return _pairs(_least_loaded)
+    return min(range(len(nodes)), key=lambda i: (_load(nodes[i]), _rank(ask, i)))
 
 
-def prefix_affinity() -> Place:
+def prefix_affinity(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
     """Whoever has the longest prefix, if that is half of the prompt; the least loaded otherwise, or once loads differ.
 
     With the usual thresholds: by 32 requests and a tenth.
     """
-
-    def pick(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
-        longest = max(cached)
-        loads = [_load(node) for node in nodes]
-        uneven = max(loads) - min(loads) > 32 and max(loads) > 1.1 * min(loads)
-        if uneven or 2 * longest * ask.block_size < ask.num_tokens:
-            return _least_loaded(ask, nodes, cached)
-        return min((i for i in range(len(nodes)) if cached[i] == longest), key=lambda i: (loads[i], _rank(ask, i)))
-
-    return _pairs(pick, _least_loaded)
+    longest = max(cached)
+    loads = [_load(node) for node in nodes]
+    uneven = max(loads) - min(loads) > 32 and max(loads) > 1.1 * min(loads)
+    if uneven or 2 * longest * ask.block_size < ask.num_tokens:
+        return least_loaded(ask, nodes, cached)
+    return min((i for i in range(len(nodes)) if cached[i] == longest), key=lambda i: (loads[i], _rank(ask, i)))
 
 
-POLICIES: dict[str, Callable[[], Place]] = {
-    "baton": by_cost,
-    "round robin": round_robin,
-    "least loaded": least_loaded,
-    "prefix affinity": prefix_affinity,
-}
-
-
-def _pairs(pick: Pick, pick_decode: Pick | None = None) -> Place:
+def _pairs(pick: Pick, pick_decode: Pick) -> Place:
     """Always on a prefill and a decode node. Where blocks lack on the picked decode node, one that has them."""
 
     def place(ask: Ask, pools: Pools) -> Choice | None:
@@ -62,7 +45,7 @@ def _pairs(pick: Pick, pick_decode: Pick | None = None) -> Place:
         if not able:
             return None
         nodes, cached = [pools.decodes[i] for i in able], [pools.decode_cached[i] for i in able]
-        decode = able[(pick_decode or pick)(ask, nodes, cached)]
+        decode = able[pick_decode(ask, nodes, cached)]
         prefill = pick(ask, pools.prefills, pools.prefill_cached)
         held = pools.prefill_cached[prefill]
         work_ms = policy.prompt_ms(pools.prefills[prefill], ask, held)
@@ -92,5 +75,9 @@ def _rank(ask: Ask, at: int) -> int:
     return (at * 2654435761 + ask.turn * 40503) % 65537
 
 
-def _least_loaded(ask: Ask, nodes: Sequence[NodeState], _: Sequence[int]) -> int:
-    return min(range(len(nodes)), key=lambda i: (_load(nodes[i]), _rank(ask, i)))
+POLICIES: dict[str, Place] = {
+    "baton": place_by_cost,
+    "round robin": _pairs(round_robin, round_robin),
+    "least loaded": _pairs(least_loaded, least_loaded),
+    "prefix affinity": _pairs(prefix_affinity, least_loaded),
+}

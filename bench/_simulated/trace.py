@@ -8,6 +8,8 @@ import msgspec
 from baton.errors import ConfigError
 from bench._simulated.hardware import Hardware, SimulatedRequest
 
+BLOCK_TOKENS = 512
+
 
 class TraceLine(msgspec.Struct, frozen=True):
     """One request. Equal ids mean equal prefixes: an id stands for its block and all before it."""
@@ -50,27 +52,21 @@ def requests(lines: Sequence[TraceLine], speed: float) -> Iterator[SimulatedRequ
 
 def ideal_hits(lines: Sequence[TraceLine]) -> tuple[int, int]:
     """(blocks that came before as part of the same prefix, blocks in all): what one boundless cache would give."""
-    seen: set[int] = set()
-    num_hits = num_blocks = 0
-    for line in lines:
-        num_blocks += len(line.hash_ids)
-        for block in line.hash_ids:
-            if block not in seen:
-                break
-            num_hits += 1
-        seen.update(line.hash_ids)
-    return num_hits, num_blocks
+    return sum(_hits_of_each(lines)), sum(len(line.hash_ids) for line in lines)
 
 
 def ideal_work_ms(lines: Sequence[TraceLine], hardware: Hardware) -> float:
     """What computing all prompts takes one node with a boundless cache."""
-    seen: set[int] = set()
     total_ms = 0.0
-    for line in lines:
-        num_hits = 0
-        while num_hits < len(line.hash_ids) and line.hash_ids[num_hits] in seen:
-            num_hits += 1
-        seen.update(line.hash_ids)
+    for line, num_hits in zip(lines, _hits_of_each(lines), strict=True):
         num_uncached = max(line.input_length - num_hits * hardware.block_size, 1)
         total_ms += hardware.cost.prefill_ms(num_uncached, line.input_length - num_uncached, hardware.chunk_tokens)
     return total_ms
+
+
+def _hits_of_each(lines: Sequence[TraceLine]) -> Iterator[int]:
+    """Leading blocks of each request that came before."""
+    seen: set[int] = set()
+    for line in lines:
+        yield next((i for i, block in enumerate(line.hash_ids) if block not in seen), len(line.hash_ids))
+        seen.update(line.hash_ids)

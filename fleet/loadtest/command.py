@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from baton.errors import ConfigError
+from bench._command import progress
 from bench._load import lengths
 from bench._load.target import target_of
 from bench._load.workload import Shape
+from bench._machine import machine
 from bench._report import files
-from bench.serve import machine
 from fleet.chaos import fleet as chaos_fleet
 from fleet.loadtest import phases, report
 from fleet.loadtest.phases import PHASES, Settings, Verdict
@@ -95,11 +95,11 @@ async def _run(site: Site, args: argparse.Namespace, console: Console) -> list[V
         phases=tuple(name for name in PHASES if name in args.only),
     )
     console.print(f"{site.target.url} serves {model}; {args.minutes:g} minutes, target: {args.concurrency} at a time")
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("loadtest", total=settings.total_s)
+    with progress() as bar:
+        task = bar.add_task("loadtest", total=settings.total_s)
 
         def on_phase(verdict: Verdict) -> None:
-            progress.update(task, advance=settings.seconds(verdict.name), description=verdict.name)
+            bar.update(task, advance=settings.seconds(verdict.name), description=verdict.name)
             console.print(report.line(verdict))
 
         return await phases.run_all(site, settings, on_phase)

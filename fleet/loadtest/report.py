@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench._load.report import over_throughput, over_time
 from bench._report import page, svg
 from fleet.loadtest.phases import Verdict
 
@@ -24,7 +25,9 @@ def write_html(path: Path, verdicts: Sequence[Verdict], notes: Sequence[str]) ->
     rows = [[verdict.name, _word(check.passed), check.text] for verdict in verdicts for check in verdict.checks]
     boxes = [page.card("Verdicts", page.table(["phase", "verdict", "what"], rows), wide=True)]
     for verdict in verdicts:
-        boxes += _curve(verdict) + _over_time(verdict) + _memory(verdict)
+        over = verdict.timeline
+        drawn = over_time(verdict.name, over, marks_s=verdict.marks_s) if over else []
+        boxes += _curve(verdict) + drawn + _memory(verdict)
     page.write(path, f"Load test: {'pass' if all(v.passed for v in verdicts) else 'FAIL'}", notes, page.cards(boxes))
 
 
@@ -32,25 +35,12 @@ def _curve(verdict: Verdict) -> list[str]:
     if not verdict.curve:
         return []
     rates = [found["output_tokens_per_s"] for found in verdict.curve]
-    ttft = [svg.Line(f"p{p}", rates, [1000 * f[f"ttft_p{p}_s"] for f in verdict.curve], dots=True) for p in (50, 99)]
     levels = [str(found["concurrency"]) for found in verdict.curve]
     return [
         page.card(
             f"{verdict.name}: throughput by concurrency", svg.bars(levels, [("output tokens/s", rates)], "tokens/s")
         ),
-        page.card(f"{verdict.name}: TTFT over throughput", svg.lines(ttft, "output tokens/s", "ms")),
-    ]
-
-
-def _over_time(verdict: Verdict) -> list[str]:
-    over = verdict.timeline
-    if not over:
-        return []
-    rate = [svg.Line("output events/s", over["at_s"], over["events_per_s"])]
-    ttft = [svg.Line("TTFT p50", over["at_s"], [1000 * value for value in over["ttft_p50_s"]], dots=True)]
-    return [
-        page.card(f"{verdict.name}: throughput", svg.lines(rate, "s", "events/s", marks=verdict.marks_s)),
-        page.card(f"{verdict.name}: TTFT", svg.lines(ttft, "s", "ms", marks=verdict.marks_s)),
+        page.card(f"{verdict.name}: TTFT over throughput", over_throughput(verdict.curve, "ttft")),
     ]
 
 

@@ -8,16 +8,15 @@ import signal
 import time
 from collections.abc import Callable
 
-from bench._load import lengths, workload
+from bench._load import workload
 from bench._load.driver import Driver
 from fleet import state
 from fleet.home import Home
-from fleet.scorecard.item import Context, Item, Result, failed, unknown, when
+from fleet.scorecard.item import SMALLEST_VOCABULARY, Context, Item, Result, failed, unknown, when
 
 _BACK_S = 60.0
 _TIMEOUT_S = 60.0
 _NUM_REQUESTS, _AT_A_TIME = 16, 4
-_VOCAB_SIZE = 256  # no vocabulary is smaller
 _HARM_AFTER_S = 0.3
 
 
@@ -49,7 +48,7 @@ def _harm(context: Context, role: str, number: signal.Signals) -> Result:
 
 
 async def _load_and(context: Context, harm: Callable[[], None]) -> Driver:
-    shape = workload.Shape(context.model, lengths.parse("64"), lengths.parse("96"), vocab_size=_VOCAB_SIZE)
+    shape = workload.Shape.fixed(context.model, 64, 96, SMALLEST_VOCABULARY)
     asked = list(itertools.islice(workload.conversations(shape, random.Random()), _NUM_REQUESTS))  # noqa: S311
     driver = Driver(context.client.target, _TIMEOUT_S)
     loading = asyncio.create_task(driver.closed(asked, _AT_A_TIME))

@@ -8,6 +8,8 @@ from typing import Literal
 from fleet.scorecard.client import Client
 from fleet.state import FleetState
 
+SMALLEST_VOCABULARY = 256  # tokens that every model has
+
 
 @dataclass(frozen=True)
 class Result:

@@ -9,14 +9,13 @@ import statistics
 from importlib.util import find_spec
 from typing import Any
 
-from bench._load import lengths, workload
+from bench._load import workload
 from bench._load.driver import Driver
 from bench._load.figures import percentile
 from fleet.scorecard.client import Reply
-from fleet.scorecard.item import Context, Item, Result, failed, unknown, when
+from fleet.scorecard.item import SMALLEST_VOCABULARY, Context, Item, Result, failed, unknown, when
 
 _SHORT = 16  # tokens that tell a length limit
-_VOCAB_SIZE = 256  # no vocabulary is smaller
 _MAX_PROMPT = 4096  # that is sent to look at caching and chunks
 _MAX_STALL_S = 0.5  # of a stream, while long prompts are computed
 _FALLS_TO = 0.7  # TTFT, when most of a prompt is known
@@ -132,7 +131,7 @@ def _long(context: Context) -> int:
 
 
 def _tokens(number: int) -> list[int]:
-    return [random.randrange(workload.FIRST_TOKEN, _VOCAB_SIZE) for _ in range(number)]  # noqa: S311
+    return [random.randrange(workload.FIRST_TOKEN, SMALLEST_VOCABULARY) for _ in range(number)]  # noqa: S311
 
 
 def _ttft(context: Context, prompt: list[int]) -> Reply:
@@ -143,8 +142,8 @@ def _ttft(context: Context, prompt: list[int]) -> Reply:
 async def _gap_beside_prompts(context: Context, num_prompt: int) -> float:
     """Of two streams at a time, with two long prompts at a time beside them."""
     target = context.client.target
-    short = workload.Shape(context.model, lengths.parse("16"), lengths.parse("96"), vocab_size=_VOCAB_SIZE)
-    long = workload.Shape(context.model, lengths.parse(str(num_prompt)), lengths.parse("1"), vocab_size=_VOCAB_SIZE)
+    short = workload.Shape.fixed(context.model, 16, 96, SMALLEST_VOCABULARY)
+    long = workload.Shape.fixed(context.model, num_prompt, 1, SMALLEST_VOCABULARY)
     source = random.Random()  # noqa: S311
     streams, prompts = Driver(target, _TIMEOUT_S), Driver(target, _TIMEOUT_S)
     await asyncio.gather(
