@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 from baton.kv import native
 
-SOURCE = native.SOURCES[1]
-
 Read = Callable[[bytes, int, int], "tuple[array[int], int] | None"]
 """(text, start, limit): the ids of the list that begins at `start`, all of them below the limit, and where it ends.
 
@@ -21,7 +19,7 @@ None where anything else is there."""
 def load() -> Read:
     """The compiled one; where there is none, one that reads nothing."""
     try:
-        compiled = ctypes.CDLL(str(native.library(SOURCE))).baton_read_ids
+        compiled = ctypes.CDLL(str(native.library(native.ID_TEXT))).baton_read_ids
     except OSError:
         return lambda *_: None
     size = ctypes.c_size_t

@@ -70,7 +70,42 @@ class EngineFlags(ModelFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceFlags:
+class NodeFlags(EngineFlags):
+    """What nodes are told, besides who they are."""
+
+    transport: str = flag(
+        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontFlags(ModelFlags, OutputFlags):
+    """What routers are told, besides who they are: whom they serve, and how."""
+
+    api_key_file: str = flag(
+        "",
+        "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",
+        metavar="FILE",
+    )
+    max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
+    log_prompts: bool = flag(False, "write prompts into the log; off, they appear nowhere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogFlags:
+    """What every service tells of itself."""
+
+    log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
+    log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
+    otlp_endpoint: str = flag(
+        "",
+        "where spans go, over OTLP/HTTP: http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT where it is empty",
+        metavar="URL",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceFlags(LogFlags):
     """What every service needs to be part of a fleet."""
 
     host: str = flag("127.0.0.1", "address to listen on, and by which the rest of the fleet finds this service")
@@ -80,52 +115,35 @@ class ServiceFlags:
     tls_key: str = flag("", "its key", metavar="FILE")
     tls_ca: str = flag("", "authority that has signed the certificates of all services of the fleet", metavar="FILE")
     tls_name: str = flag("", "name that all these certificates carry; where none is given, each carries its address")
-    log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
-    log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
-    otlp_endpoint: str = flag(
-        "",
-        "where spans go, over OTLP/HTTP: http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT where it is empty",
-        metavar="URL",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeConfig(EngineFlags, ServiceFlags):
+class NodeConfig(NodeFlags, ServiceFlags):
     """One prefill or decode node."""
 
     node_id: str = flag("", "name of this node in the fleet; minted where none is given")
     port: int = flag(0, "gRPC port; 0 takes a free one")
     metrics_port: int = flag(0, "port of /metrics; 0 takes a free one")
-    transport: str = flag(
-        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
-    )
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig(ModelFlags, OutputFlags, ServiceFlags):
+class RouterConfig(FrontFlags, ServiceFlags):
     """One router."""
 
     port: int = flag(8000, "HTTP port; several routers on one host may share it")
     node_id: str = flag("", "name of this router in the fleet; minted where none is given")
     admin_host: str = flag("127.0.0.1", "address of the admin port: metrics, dashboard, traces")
     admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one")
-    log_prompts: bool = flag(False, "write prompts into the log; off, they appear nowhere")
-    api_key_file: str = flag(
-        "",
-        "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",
-        metavar="FILE",
-    )
     api_key: str = flag("", "API keys, comma-separated, beside those of the file", secret=True)
     request_timeout_s: float = flag(600.0, "deadline of a request, waiting included")
-    max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
     max_waiting: int = flag(1024, "requests of each priority class that may wait for a node")
     max_connections_per_address: int = flag(4096, "open connections of one client address; 0: half of all there can be")
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetConfig(EngineFlags, OutputFlags):
+class FleetConfig(NodeFlags, FrontFlags, LogFlags):
     """A local fleet: `baton up`."""
 
     prefill: int = flag(1, "prefill nodes")
@@ -134,26 +152,9 @@ class FleetConfig(EngineFlags, OutputFlags):
     host: str = flag("127.0.0.1", "address that the HTTP endpoint listens on")
     port: int = flag(8000, "HTTP port")
     redis_url: str = flag("", "an existing Redis; where none is given, the fleet starts a private one")
-    transport: str = flag(
-        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
-    )
     colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
-    api_key_file: str = flag(
-        "",
-        "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",
-        metavar="FILE",
-    )
-    max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
     admin_port: int = flag(0, "admin port of the first router, the next ones have the next ones; 0 takes free ones")
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
-    log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
-    log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
-    log_prompts: bool = flag(False, "write prompts into the routers' logs; off, they appear nowhere")
-    otlp_endpoint: str = flag(
-        "",
-        "where spans go, over OTLP/HTTP: http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT where it is empty",
-        metavar="URL",
-    )
 
 
 _LIKE_ENOUGH = 0.88  # BATON_DECOD; not BATON_SERVICE_HOST, which Kubernetes sets where a Service is called baton

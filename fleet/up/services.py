@@ -13,7 +13,7 @@ from typing import Any
 
 from baton.model_source import Model
 from baton.process.config import to_args
-from baton.process.settings import EngineFlags, FleetConfig, NodeConfig, RouterConfig
+from baton.process.settings import FleetConfig, FrontFlags, LogFlags, NodeConfig, NodeFlags, RouterConfig
 from fleet.up.cores import Share, share
 from fleet.up.cores import available as available_cores
 from fleet.up.gpus import Gpu, available, kv_memory, of_node
@@ -27,7 +27,6 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
 }
 _NO_ENV: Mapping[str, str] = {}
 _PASSED_ON = ("BATON_FAULT",)
-_SHARED = ("log_level", "log_format", "otlp_endpoint")  # flags of every service
 
 
 @dataclass(frozen=True)
@@ -58,34 +57,25 @@ class Services:
     def node(self, role: str, index: int, num_nodes: int) -> Command:
         """The `index`-th prefill or decode node, one of `num_nodes`."""
         name = f"{role}-{index}{self.suffix}"
-        engine: dict[str, Any] = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(EngineFlags)}
         part = self._share(role, index, num_nodes)
         gpu = self._gpu(role, index)
-        engine |= {"model": str(self.model.path), "served_model_name": self.model.names}
-        engine |= {"num_threads": part.num_threads, "kv_memory": self._kv_memory(gpu)}
-        flags = NodeConfig(**engine, node_id=name, transport=self.config.transport, **self._shared())
+        own = {"node_id": name, "num_threads": part.num_threads, "kv_memory": self._kv_memory(gpu)}
+        flags = NodeConfig(**self._shared(NodeFlags) | own)
         env = {"CUDA_VISIBLE_DEVICES": gpu.index} if gpu else {}
         return self._command(role, name, to_args(flags), part.cores, env)
 
     def router(self, index: int) -> Command:
         """The `index`-th router."""
         name = f"router-{index}{self.suffix}"
-        flags = RouterConfig(
-            node_id=name,
-            model=str(self.model.path),
-            served_model_name=self.model.names,
-            max_model_len=self.config.max_model_len,
-            sampling_defaults=self.config.sampling_defaults,
-            tool_parser=self.config.tool_parser,
-            reasoning_parser=self.config.reasoning_parser,
-            host=self.config.host,
-            port=self.config.port,
-            api_key_file=os.path.abspath(self.config.api_key_file) if self.config.api_key_file else "",
-            max_ttft_s=self.config.max_ttft_s,
-            admin_port=self.admin_ports[index] if self.admin_ports else 0,
-            log_prompts=self.config.log_prompts,
-            **self._shared(),
-        )
+        key_file = self.config.api_key_file
+        own = {
+            "node_id": name,
+            "host": self.config.host,
+            "port": self.config.port,
+            "admin_port": self.admin_ports[index] if self.admin_ports else 0,
+            "api_key_file": os.path.abspath(key_file) if key_file else "",
+        }
+        flags = RouterConfig(**self._shared(FrontFlags) | own)
         return self._command("router", name, to_args(flags), frozenset())
 
     @property
@@ -93,8 +83,13 @@ class Services:
         """Where a browser on this host sees the fleet; empty where no admin ports were chosen."""
         return f"http://127.0.0.1:{self.admin_ports[0]}/dashboard" if self.admin_ports else ""
 
-    def _shared(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in _SHARED}
+    def _shared(self, kind: type[NodeFlags | FrontFlags]) -> dict[str, Any]:
+        """What the fleet's flags say of a service of that kind."""
+        fields = (field.name for flags in (kind, LogFlags) for field in dataclasses.fields(flags))
+        return {name: getattr(self.config, name) for name in fields} | {
+            "model": str(self.model.path),
+            "served_model_name": self.model.names,
+        }
 
     def _share(self, role: str, index: int, num_nodes: int) -> Share:
         if self.config.num_threads or self._gpus():

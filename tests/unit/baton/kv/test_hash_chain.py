@@ -14,7 +14,7 @@ from baton.kv.hash_chain import hashed
 def built(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    return native.build(hash_chain.SOURCE, tmp_path_factory.mktemp("chain"))
+    return native.build(native.HASH_CHAIN, tmp_path_factory.mktemp("chain"))
 
 
 @pytest.mark.parametrize("portably", [False, True])

@@ -11,7 +11,7 @@ from baton.kv import hash_chain, id_text, native
 def test_without_a_compiler_python_does_it(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError):
-        native.build(hash_chain.SOURCE, tmp_path)
+        native.build(native.HASH_CHAIN, tmp_path)
     monkeypatch.setattr(native, "library", lambda _: tmp_path / "none.so")
     assert hash_chain.fastest() is hash_chain.hashed
     assert id_text.load()(b"[1]", 0, 2) is None
