@@ -66,12 +66,9 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
     query_start = _prefix_sums(lengths)
     seq_lens = computed + lengths
     max_query_len, max_seq_len = int(lengths.max()), int(seq_lens.max())
-
-    if max_query_len == 1:
-        positions, row_of_token = computed, row
-    else:
-        positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - computed, lengths)
-        row_of_token = np.repeat(row, lengths)
+    positions, row_of_token = computed, row
+    if max_query_len > 1:
+        positions, row_of_token = _of_each_token(schedule, computed, query_start)
     slots = rows.block_tables[row_of_token, positions // block_size] * np.int64(block_size) + positions % block_size
 
     num_blocks = -(-max_seq_len // block_size)
@@ -97,6 +94,15 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
         is_whole=lengths == rows.num_uncomputed[row],
         block_size=block_size,
     )
+
+
+def _of_each_token(
+    schedule: Schedule, computed: NDArray[np.int64], query_start: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """([T] positions in their requests, [T] rows)."""
+    lengths = schedule.num_tokens
+    positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - computed, lengths)
+    return positions, np.repeat(schedule.rows, lengths)
 
 
 def _prefix_sums(counts: NDArray[np.int64]) -> NDArray[np.int32]:

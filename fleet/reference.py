@@ -30,6 +30,12 @@ _NOTE = "<!-- Written by `python -m fleet.reference`. -->"
 _ROUTER_ROOMS, _NODE_ROOMS = ("router",), ("baton.node.load", "kv_transfer", "engine", "prefill_node", "decode_node")
 _IMPORTED = ("router.server", "prefill_node.node", "decode_node.node")
 _CONFIGS = {"baton up": FleetConfig, "baton router": RouterConfig, "baton prefill, baton decode": NodeConfig}
+_CODES_OF_PARAMETERS = {  # errors of `invalid_value` that bear another code
+    "invalid_type": "A parameter of another type than it has to be; `param` names it.",
+    "missing_required_parameter": "A parameter that is not there, and has to be; `param` names it.",
+    "unknown_parameter": "A parameter that there is none of; `param` names it.",
+    "unsupported_parameter": "A parameter, or a value, that OpenAI has and Baton does not; `param` names it.",
+}
 _NEVER_SEEN = {"cancelled", "node_unavailable", "transfer_failed", "layout_mismatch", "client_gone"}
 
 
@@ -121,11 +127,13 @@ def _flags_page() -> str:
 
 def _errors_page() -> str:
     importlib.import_module("router.server")
-    rows = sorted(
+    coded = (("400", "`invalid_request_error`", f"`{code}`", says) for code, says in _CODES_OF_PARAMETERS.items())
+    kinds = (
         (str(kind.status), f"`{kind.type}`", f"`{kind.code}`", _first_sentence(kind.__doc__))
         for kind in _kinds(BatonError)
         if "code" in vars(kind) and kind.code not in _NEVER_SEEN and _in(kind.__module__, ("baton", "router"))
     )
+    rows = sorted([*kinds, *coded])
     intro = (
         'Each error is `{"error": {"message", "type", "param", "code"}}`, with an `x-request-id`; 429 and 503 say '
         "`Retry-After`. In a stream that has begun it is one `data:` event, and no `[DONE]` follows."

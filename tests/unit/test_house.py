@@ -35,6 +35,7 @@ PATH = re.compile(
     r"`((?:baton|bench|decode_node|deploy|docs|engine|fleet|kernels|kv_transfer|prefill_node|router|tests)/[\w/.-]+)`"
 )
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+NUMBER = re.compile(r"\d+(?:[.,–]\d+)*k?")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -46,12 +47,19 @@ def test_pages_link_to_and_name_what_is_there(page):
 
 
 def test_the_front_page_has_the_figures_of_the_page_on_what_was_measured():
-    number = re.compile(r"\d[\d.,–k]*")
     front = (ROOT / "README.md").read_text().partition("## Measured")[2].partition("\n## ")[0]
     rows = [line for line in front.splitlines() if line.startswith("|") and "`baton " in line]
     assert len(rows) > 8
-    measured = set(number.findall((ROOT / "docs/measured.md").read_text()))
-    assert {figure for row in rows for figure in number.findall(row)} <= measured
+    measured = set(NUMBER.findall((ROOT / "docs/measured.md").read_text()))
+    assert {figure for row in rows for figure in NUMBER.findall(row)} <= measured
+
+
+def test_figures_of_gpus_are_those_of_the_page_on_gpus():
+    lines = (ROOT / "docs/measured.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| H200:")]
+    assert len(rows) > 3
+    known = set(NUMBER.findall((ROOT / "docs/gpus.md").read_text()))
+    assert {figure for row in rows for figure in NUMBER.findall(row)} <= known
 
 
 def test_every_decision_is_in_the_list_and_bears_its_number():

@@ -26,6 +26,15 @@ def test_a_page_that_differs_is_noticed(tmp_path, monkeypatch, capsys):
     assert reference.main(["--check"]) == 0
 
 
+def test_codes_that_single_errors_bear_are_on_the_page():
+    root = Path(__file__).parents[3]
+    page = (root / "docs/reference/errors.md").read_text()
+    sources = "".join(path.read_text() for path in root.glob("router/**/*.py"))
+    codes = set(re.findall(r'coded\(.*, "(\w+)"\)', sources))
+    assert len(codes) >= 4
+    assert all(f"| `{code}` |" in page for code in codes)
+
+
 def test_pages_name_metrics_that_exist():
     root = Path(__file__).parents[3]
     known = set(re.findall(r"^\| `(baton_\w+)`", (root / "docs/reference/metrics.md").read_text(), re.MULTILINE))
