@@ -24,6 +24,7 @@ from rich.progress import Progress
 
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
+from bench import _command
 from engine import random_checkpoint
 from engine.engine import Engine
 from kernels.cpu.memory import huge_pages
@@ -35,7 +36,7 @@ _MORE_STEPS = 8  # of transformers, whose decode step is a difference
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.engine", description="Engine throughput against roofline.")
+    parser = argparse.ArgumentParser(prog="baton bench engine", description="Engine throughput against roofline.")
     parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
         )
         start_s = time.perf_counter()
         engine = Engine.load(directory, flags)
-        print(f"python -m bench.engine {' '.join(argv)}")
+        print(_command.line("engine", argv))
         print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")
         print(f"loaded in {time.perf_counter() - start_s:.2f} s")
         with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:

@@ -1,4 +1,4 @@
-"""How near the CPU kernels come to what the machine can do: `python -m bench.kernels`.
+"""How near the CPU kernels come to what the machine can do: `baton bench kernels`.
 
 Paged decode attention is held against the bandwidth of a plain read from memory (its target is 0.6 of that) and against
 a plain read of as many bytes, which for small shapes comes from a cache. Linear layers are held against
@@ -20,6 +20,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 
+from bench import _command
 from bench._machine import processor
 from kernels.api import Attention, AttentionMeta, Kernels
 from kernels.cpu.kernels import CPUKernels
@@ -39,7 +40,7 @@ EXPERTS_SHAPES = [(64, 8, 1024, 512)]  # experts, of a token, hidden size, feed-
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description="CPU kernels against the machine.")
+    parser = argparse.ArgumentParser(prog="baton bench kernels", description="CPU kernels against the machine.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--repeats", type=int, default=30)
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
     kernels = load(torch.device("cpu"), dtype)
-    print(f"python -m bench.kernels {' '.join(argv)}".strip())
+    print(_command.line("kernels", argv))
     print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}, {args.dtype}")
     level = getattr(kernels, "level", None)
     print(f"kernels: {kernels.name} {level.name if level else ''}\n")

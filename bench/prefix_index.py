@@ -1,6 +1,6 @@
 """What a prefix lookup costs a router: 32 to 2048 blocks, in its own copy and through Redis.
 
-`python -m bench.prefix_index`. Targets at 512 blocks: 5 µs in the copy, 0.2 ms through Redis.
+`baton bench prefix_index`. Targets at 512 blocks: 5 µs in the copy, 0.2 ms through Redis.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LENGTHS = (32, 512, 2048)
 
 def main() -> None:
     """Print one line per length."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="baton bench prefix_index", description=__doc__)
     parser.add_argument("--redis-url", default="", help="an existing Redis; where none is given, a private one")
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=12_000, help="blocks that each node holds")
@@ -65,7 +65,7 @@ async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) ->
         while replica.num_blocks < num_nodes * num_blocks:  # noqa: ASYNC110 - nothing says when
             await asyncio.sleep(0.01)
     print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}, {num_nodes} nodes")
-    print(f"# {num_nodes * num_blocks} blocks in the index; median of {num_rounds}; python -m bench.prefix_index")
+    print(f"# {num_nodes * num_blocks} blocks in the index; median of {num_rounds}; baton bench prefix_index")
     print(f"{'blocks':>7} {'replica µs':>11} {'redis µs':>9} {'ping µs':>8} {'redis/ping':>10}")
     for hashes in chains:
         replica_us = await _median_us(partial(replica.lookup, hashes), num_rounds, 50)

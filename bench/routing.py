@@ -64,7 +64,7 @@ def main() -> None:
     lines = trace.read(args.trace)[: args.max_requests or None]
     hits, blocks = trace.ideal_hits(lines)
     print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}")
-    print(f"# python -m bench.routing {' '.join(_named(sys.argv[1:]))}")
+    print(f"# {_command.line('routing', [Path(word).name for word in sys.argv[1:]])}")
     print(f"# {len(lines)} requests, {blocks} blocks; a boundless cache would hit {hits / blocks:.3f} of them")
     print("# hits: of all blocks; TTFT in seconds; prefill, decode: most work on a node over the mean of its pool")
     with _command.progress() as progress:
@@ -182,13 +182,8 @@ def _imbalance(loads: Sequence[float]) -> float:
     return max(loads) / mean if mean else 1.0
 
 
-def _named(argv: Sequence[str]) -> list[str]:
-    """The command without folders of this machine."""
-    return [Path(word).name if "/" in word else word for word in argv]
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="baton bench routing", description=__doc__)
     parser.add_argument("--trace", type=Path, required=True, help="requests, in Mooncake's format")
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="of each node's pool; 0: boundless")

@@ -189,7 +189,7 @@ class Engine:
         """What a router wants to know; the node adds its state."""
         scheduler = self._scheduler
         return types_pb2.Load(
-            num_steps=self.steps.speed.num_steps,
+            num_steps=self.steps.times.num_steps,
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting) + len(scheduler.ready),
             num_waiting_tokens=scheduler.num_unstarted_tokens(),

@@ -61,11 +61,8 @@ class PromptLeg:
 class PromptService(prompt_pb2_grpc.PromptServicer):
     """The servicer."""
 
-    def __init__(
-        self, step_loop: StepLoop, sessions: Sessions, board: LoadBoard, timelines: TimelineBook | None = None
-    ) -> None:
-        self._timelines = timelines or TimelineBook()
-        self._step_loop, self._sessions, self._board = step_loop, sessions, board
+    def __init__(self, step_loop: StepLoop, sessions: Sessions, board: LoadBoard, timelines: TimelineBook) -> None:
+        self._step_loop, self._sessions, self._board, self._timelines = step_loop, sessions, board, timelines
         self.owners: Owners[PromptLeg] = Owners(board)
         self._tasks: set[asyncio.Task[Any]] = set()
 

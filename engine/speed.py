@@ -9,7 +9,6 @@ class Speed:
     """Exponential means over steps; 0 is unknown."""
 
     def __init__(self) -> None:
-        self.num_steps = 0
         self.step_s = 0.0
         self.prefill_tokens_per_s = 0.0
         self.fit = StepFit()
@@ -18,7 +17,6 @@ class Speed:
         """A step has run. One made mostly of prompt tokens tells of prefill."""
         num_tokens = shape.num_prompt_tokens + shape.num_decoding
         self.fit.note(shape, 1000 * duration_s)
-        self.num_steps += 1
         self.step_s = _mean(self.step_s, duration_s)
         if shape.num_prompt_tokens > shape.num_decoding and duration_s > 0:
             self.prefill_tokens_per_s = _mean(self.prefill_tokens_per_s, num_tokens / duration_s)
