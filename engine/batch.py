@@ -66,9 +66,7 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
     query_start = _prefix_sums(lengths)
     seq_lens = computed + lengths
     max_query_len, max_seq_len = int(lengths.max()), int(seq_lens.max())
-    positions, row_of_token = computed, row
-    if max_query_len > 1:
-        positions, row_of_token = _of_each_token(schedule, computed, query_start)
+    positions, row_of_token = _of_each_token(schedule, computed, query_start)
     slots = rows.block_tables[row_of_token, positions // block_size] * np.int64(block_size) + positions % block_size
 
     num_blocks = -(-max_seq_len // block_size)
@@ -101,6 +99,8 @@ def _of_each_token(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """([T] positions in their requests, [T] rows)."""
     lengths = schedule.num_tokens
+    if query_start[-1] == len(lengths):
+        return computed, schedule.rows
     positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - computed, lengths)
     return positions, np.repeat(schedule.rows, lengths)
 

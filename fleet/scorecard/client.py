@@ -57,31 +57,31 @@ class Client:
         headers: dict[str, str] | None = None,
     ) -> Reply:
         """OSError where nobody answers. `key` "" sends none."""
-        target = self.target
-        if target.tls:
-            kind: http.client.HTTPConnection = http.client.HTTPSConnection(
-                target.host, target.port, timeout=_TIMEOUT_S, context=target.tls
-            )
-        else:
-            kind = http.client.HTTPConnection(target.host, target.port, timeout=_TIMEOUT_S)
+        connection = self._connection()
         sent = {"Content-Type": "application/json", **(headers or {})}
-        if used := target.api_key if key is None else key:
+        if used := self.target.api_key if key is None else key:
             sent["Authorization"] = f"Bearer {used}"
         try:
             began_s = time.monotonic()
             data = json.dumps(body).encode() if body is not None else None
-            kind.request(method, target.base_path + path, body=data, headers=sent)
-            response = kind.getresponse()
+            connection.request(method, self.target.base_path + path, body=data, headers=sent)
+            response = connection.getresponse()
             first = response.read1(65536)
             took_s = time.monotonic() - began_s
             rest = response.read(_MAX_BYTES)
         except http.client.HTTPException as error:
             raise ConnectionError(f"{path}: {error or type(error).__name__}") from None
         finally:
-            kind.close()
+            connection.close()
         return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, first + rest, took_s)
 
     def complete(self, model: str, prompt: Any, max_tokens: int, **more: Any) -> Reply:
         """POST /v1/completions, greedy."""
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
         return self.ask("POST", "/v1/completions", body)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        at = self.target
+        if at.tls:
+            return http.client.HTTPSConnection(at.host, at.port, timeout=_TIMEOUT_S, context=at.tls)
+        return http.client.HTTPConnection(at.host, at.port, timeout=_TIMEOUT_S)
