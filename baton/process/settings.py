@@ -97,7 +97,7 @@ class NodeConfig(EngineFlags, ServiceFlags):
     port: int = flag(0, "gRPC port; 0 takes a free one")
     metrics_port: int = flag(0, "port of /metrics; 0 takes a free one")
     transport: str = flag(
-        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
+        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "cuda", "shm", "ucx", "tcp")
     )
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
@@ -135,7 +135,7 @@ class FleetConfig(EngineFlags, OutputFlags):
     port: int = flag(8000, "HTTP port")
     redis_url: str = flag("", "an existing Redis; where none is given, the fleet starts a private one")
     transport: str = flag(
-        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
+        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "cuda", "shm", "ucx", "tcp")
     )
     colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
     api_key_file: str = flag(

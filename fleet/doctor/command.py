@@ -28,7 +28,7 @@ class DoctorConfig:
     host: str = flag("127.0.0.1", "address to listen on")
     port: int = flag(8000, "HTTP port")
     redis_url: str = flag("", "an existing Redis")
-    transport: str = flag("auto", "how KV blocks are to travel", choices=("auto", "shm", "ucx", "tcp"))
+    transport: str = flag("auto", "how KV blocks are to travel", choices=("auto", "cuda", "shm", "ucx", "tcp"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
