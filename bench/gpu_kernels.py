@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench._gpu import DEVICE, copy_bandwidth, matmul_flops, randn, seconds
 from kernels.api import Attention, AttentionMeta
 from kernels.triton import TritonKernels
-from kernels.triton.blocks import pack_blocks, unpack_blocks
+from kernels.triton.blocks import digest_blocks, fetch_blocks, pack_blocks, unpack_blocks
 from kernels.triton.sampling import draw
 
 BLOCK_SIZE = 16
@@ -140,6 +140,7 @@ def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
     keys = torch.zeros(len(logits), 2, dtype=torch.int32, device=DEVICE)
     temperature = torch.ones(len(logits), device=DEVICE)
     pool, ids, packed = blocks(PACKED_BLOCKS)
+    told = torch.cat((ids, torch.zeros(1, dtype=ids.dtype, device=DEVICE)))
     qkv, rotate = rotation()
     moves: list[tuple[str, Callable[[], object], int]] = [
         ("rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6), 2 * x.nbytes),
@@ -149,6 +150,12 @@ def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
         (f"draw, {len(logits)} rows of {VOCAB}", lambda: draw(logits, temperature, keys), logits.nbytes),
         (f"pack {PACKED_BLOCKS} blocks", lambda: pack_blocks(pool, ids, packed), 2 * packed.nbytes),
         ("unpack them", lambda: unpack_blocks(packed, pool, ids), 2 * packed.nbytes),
+        (
+            "fetch and digest them",
+            lambda: fetch_blocks(pool.data_ptr(), torch.cat((ids, told)), pool),
+            2 * packed.nbytes,
+        ),
+        ("digest them", lambda: digest_blocks(told, pool), packed.nbytes),
     ]
     for name, run, num_bytes in moves:
         rate = num_bytes / seconds(run, repeats)

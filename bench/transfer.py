@@ -1,10 +1,11 @@
 """KV transfers between two processes of this machine, beside memcpy, a plain blocking socket and ucx_perftest.
 
-    baton bench transfer [--megabytes 256] [--rounds 3]
+    baton bench transfer [--megabytes 256] [--rounds 3] [--device cuda]
 
 A round moves the same bytes in messages of one size. Baton's figures are of whole transfers: grant, messages, digests
 on both sides, commit. All ways of one size take turns, and the best round of each counts, so that what else the machine
-does is in the way of all of them alike. CPU seconds are of both processes together. Written to bench/results, too.
+does is in the way of all of them alike. CPU seconds are of both processes together. With a GPU both pools lie on it,
+and it is a copy within its memory that is beside them. Written to bench/results, too.
 """
 
 import argparse
@@ -14,55 +15,59 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from rich.progress import Progress
 
 from bench._transfer.nodes import Child, transfers
-from bench._transfer.ways import PERFTESTS, Round, blocking_socket, memcpy, ucx_perftest, why_no_perftest
-from kv_transfer.choose import AUTO
+from bench._transfer.ways import PERFTESTS, Round, blocking_socket, device_copy, memcpy, ucx_perftest, why_no_perftest
+from kv_transfer.choose import choose
 from kv_transfer.ucx.transport import why_unavailable
 
 SIZES = [2**16, 2**18, 2**20, 2**22, 2**24, 2**26]
-RATIOS = [("shm", "memcpy"), ("tcp", "socket"), ("ucx", "socket")]
+RATIOS = [("shm", "memcpy"), ("tcp", "socket"), ("ucx", "socket"), ("cuda", "copy"), ("cuda", "shm")]
 RESULTS = Path(__file__).with_name("results")
 
 
-def ways(child: Child, total: int, size: int) -> dict[str, Callable[[], Round]]:
+def ways(child: Child, total: int, size: int, device: str) -> dict[str, Callable[[], Round]]:
     """One round of each, as far as this machine can."""
+    missing = {"ucx"} if why_unavailable() else set()
+    names = [name for name in choose("auto", on_gpu=device == "cuda") if name not in missing]
+    of_baton = {name: lambda name=name: min(transfers(child, name, total, size, 2, device)) for name in names}
+    if device == "cuda":
+        return {"copy": lambda: device_copy(total, size), **of_baton}
     found: dict[str, Callable[[], Round]] = {
         "memcpy": lambda: memcpy(total, size),
         "socket": lambda: blocking_socket(child, total, size),
     }
     if not why_no_perftest():
         found |= {way: lambda way=way: ucx_perftest(way, total, size) for way in PERFTESTS}  # type: ignore[misc]
-    missing = {"ucx"} if why_unavailable() else set()
-    for name in AUTO:
-        if name not in missing:
-            found[name] = lambda name=name: min(transfers(child, name, total, size, 2))  # type: ignore[misc]
-    return found
+    return found | of_baton
 
 
 def line(size: int, total: int, best: dict[str, Round]) -> str:
     """GB/s (and CPU seconds per GB) of each way, then the ratios."""
     cells = [f"{total / 1e9 / r.wall_s:.2f} ({r.cpu_s / (total / 1e9):.2f})" for r in best.values()]
-    ratios = [f"{best[b].wall_s / best[a].wall_s:.2f}" for a, b in RATIOS if a in best]
+    ratios = [f"{best[b].wall_s / best[a].wall_s:.2f}" for a, b in RATIOS if a in best and b in best]
     return " | ".join([f"{size // 1024} KiB", *cells, *ratios])
 
 
-def report(total: int, rounds: int, sizes: Sequence[int], progress: Progress) -> Iterator[str]:
+def report(total: int, rounds: int, sizes: Sequence[int], device: str, progress: Progress) -> Iterator[str]:
     """The lines of the report, as they are measured."""
     load = os.getloadavg()[0]
     yield f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}"
-    yield f"baton bench transfer --megabytes {total // 2**20} --rounds {rounds}\n"
+    on_gpu = f" --device cuda, on {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    yield f"baton bench transfer --megabytes {total // 2**20} --rounds {rounds}{on_gpu}\n"
     yield from filter(None, [why_no_perftest(), why_unavailable()])
     child = Child()
-    names = list(ways(child, total, sizes[0]))
-    yield " | ".join(["GB/s (CPU s/GB)", *names, *(f"{a}/{b}" for a, b in RATIOS if a in names)])
-    yield "|".join(["---"] * (1 + len(names) + sum(a in names for a, _ in RATIOS)))
+    names = list(ways(child, total, sizes[0], device))
+    ratios = [f"{a}/{b}" for a, b in RATIOS if a in names and b in names]
+    yield " | ".join(["GB/s (CPU s/GB)", *names, *ratios])
+    yield "|".join(["---"] * (1 + len(names) + len(ratios)))
     task = progress.add_task("", total=len(sizes) * rounds * len(names))
     for size in sizes:
         best: dict[str, Round] = {}
         for _ in range(rounds):
-            for name, measure in ways(child, total, size).items():
+            for name, measure in ways(child, total, size, device).items():
                 progress.update(task, description=f"{size // 1024} KiB {name}")
                 best[name] = min(measure(), best.get(name, Round(float("inf"), 0.0)))
                 progress.advance(task)
@@ -75,14 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=256, help="moved in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where both pools lie")
     args = parser.parse_args(argv)
     lines = []
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
-        for text in report(args.megabytes * 2**20, args.rounds, SIZES, progress):
+        for text in report(
+            args.megabytes * 2**20, args.rounds, SIZES if args.device == "cpu" else SIZES[2:], args.device, progress
+        ):
             progress.console.print(text, highlight=False, soft_wrap=True, markup=False)
             lines.append(text)
     if RESULTS.is_dir():
-        (RESULTS / "transfer.txt").write_text("\n".join(lines) + "\n")
+        name = "gpu_transfer.txt" if args.device == "cuda" else "transfer.txt"
+        (RESULTS / name).write_text("\n".join(lines) + "\n")
     return 0
 
 

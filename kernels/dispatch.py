@@ -62,3 +62,10 @@ def block_copies(device: torch.device) -> tuple[BlockCopy, BlockCopy]:
     else:
         from kernels.reference import blocks as backend  # type: ignore[no-redef]
     return backend.pack_blocks, backend.unpack_blocks
+
+
+def block_fetches() -> tuple[Callable[[int, Tensor, Tensor], None], Callable[[Tensor, Tensor], None]]:
+    """What fetches KV blocks from elsewhere on a GPU, and digests them there: see `kernels.triton.blocks`."""
+    from kernels.triton import blocks as backend
+
+    return backend.fetch_blocks, backend.digest_blocks

@@ -3,14 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from baton.errors import LayoutMismatch, TransferError
 from baton.process import tasks
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.shm.transport import host_id
-from kv_transfer.transport import MAX_RETRY_S, PATIENCE_S, RETRY_S, Listener, Peer, Slot
+from kv_transfer.transport import MAX_RETRY_S, PATIENCE_S, RETRY_S, WITHIN_HOST, Listener, Peer, Slot
+
+if TYPE_CHECKING:
+    from kv_transfer.device_blocks import DeviceBlocks
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +61,10 @@ class _DoorInbox:
 
 
 class Doors:
-    """The listeners of one node. Unless `auto` is wanted, there is one."""
+    """The listeners of one node. Unless `auto` is wanted, there is one. `device`: as for `Transports`."""
 
-    def __init__(self, wanted: str, host: str, reception: Reception) -> None:
-        self._transports = Transports(wanted, host)
+    def __init__(self, wanted: str, host: str, reception: Reception, device: "DeviceBlocks | None" = None) -> None:
+        self._transports = Transports(wanted, host, device)
         self._host = host
         self._reception = reception
         self._opening: dict[str, asyncio.Task[None]] = {}
@@ -81,10 +84,10 @@ class Doors:
         is none.
         """
         common = [name for name in offered if name in self._transports.names]
-        if "shm" in common and host_id_ != host_id():
-            common.remove("shm")
+        if common and host_id_ != host_id():
+            only_within, common = common, [name for name in common if name not in WITHIN_HOST]
             if not common:
-                raise LayoutMismatch("they are on different hosts, and transport shm is wanted")
+                raise LayoutMismatch(f"they are on different hosts, and transport {only_within[0]} is wanted")
         for name in common:
             if self._put_off.get(name, (0.0, 0.0))[0] <= asyncio.get_running_loop().time():
                 try:

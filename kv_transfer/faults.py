@@ -1,6 +1,7 @@
 """Named faults for tests, off unless armed: by a test, or by `BATON_FAULTS=name:times,name` before a node starts.
 
-corrupt_message      a sender flips one bit of a message, anywhere in it, after its digest was taken
+corrupt_message      a sender flips one bit of a message, anywhere in it, after its digest was taken; or, where blocks
+                     are fetched from a GPU, names another block than one that was digested
 crash_mid_transfer   a sender is killed after its first message
 freeze_mid_transfer  a sender is stopped after its first message, until somebody continues it
 crash_before_commit  a sender is killed when all messages are out
@@ -63,6 +64,12 @@ class Faults:
         bit = random.randrange(8 * len(damaged))  # noqa: S311
         damaged[bit // 8] ^= 1 << bit % 8
         return [memoryview(damaged)]
+
+    def misplace(self, places: list[int], num_blocks: int) -> list[int]:
+        """A copy in which one place, drawn at random, is another."""
+        at, other = random.randrange(len(places)), random.randrange(1, num_blocks)  # noqa: S311
+        first = places[at] // num_blocks * num_blocks  # of its layer group
+        return [*places[:at], first + (places[at] - first + other) % num_blocks, *places[at + 1 :]]
 
     def strike(self, *names: str) -> None:
         """Kill or stop this process, without any clean-up, if one of the faults happens now."""

@@ -18,8 +18,8 @@ from baton.v1 import transfer_pb2
 from kv_transfer.digest import Digester
 from kv_transfer.metrics import FAILURES
 from kv_transfer.plan import Message
-from kv_transfer.pool import Landing, Pool
-from kv_transfer.transport import Peer, Slot
+from kv_transfer.pool import InPlace, Landing, Pool, places_of
+from kv_transfer.transport import IN_PLACE, Peer, Slot
 
 _CANCEL_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
 _MISSING_S = 2.0  # after a commit, a message that still does not come for so long is missing
@@ -107,12 +107,14 @@ class IncomingTransfer:
         block_ids = self._block_ids[message.first : message.first + message.num_blocks]
         if len(message.layer_groups) * len(block_ids) * self._pool.layout.block_group_bytes != num_bytes:
             return None
-        landing = self._pool.land(message.layer_groups, block_ids)
+        in_place = transport in IN_PLACE
+        landing = InPlace() if in_place else self._pool.land(message.layer_groups, block_ids)
         if landing is None:
             self.fail("staging", "too many messages arrive at once")
             return None
         self.transports.add(transport)
-        slot = Slot(self.peer, landing.views)
+        places = places_of(self._pool, message.layer_groups, block_ids) if in_place else ()
+        slot = Slot(self.peer, landing.views, places)
         self._writing[index] = _Writing(slot, landing)
         return slot
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from baton.errors import TransferError
-from kv_transfer.transport import Connection, Inbox, Listener, Peer, Transport
+from kv_transfer.transport import ByteConnection, Inbox, Listener, Peer, Transport
 
 _PIECE_BYTES = 256 * 1024
 _ports = itertools.count(1)
@@ -38,7 +38,7 @@ class LoopbackTransport(Transport):
         return connection
 
 
-class LoopbackConnection(Connection):
+class LoopbackConnection(ByteConnection):
     """Copies messages into the listener's slots."""
 
     def __init__(self, listener: "LoopbackListener", peer: Peer, on_close: Callable[[], None]) -> None:

@@ -20,11 +20,8 @@ class Source(Protocol):
     def take(self) -> tuple[int, int, int] | None:
         """The next message that is ready, as (index, tag, number of bytes); None when there is none at present."""
 
-    async def load(self, index: int, *, is_digested: bool) -> list[memoryview]:
-        """The bytes of a message that was taken; `is_digested`: its digest comes with `sent`.
-
-        Raises TransferError where they cannot be had.
-        """
+    async def send(self, index: int, tag: int, connection: Connection) -> int | None:
+        """Send a message that was taken; its digest, where the connection says it. Raises as the connection does."""
         ...
 
     def sent(self, index: int, error: TransferError | None, digest: int | None) -> None:
@@ -73,7 +70,7 @@ class Outbox:
     async def _send(self, connection: Connection, source: Source, index: int, tag: int, num_bytes: int) -> None:
         error = digest = None
         try:
-            digest = await connection.send(tag, await source.load(index, is_digested=connection.digests))
+            digest = await source.send(index, tag, connection)
         except TransferError as failure:
             error = failure
         self._inflight_bytes -= num_bytes

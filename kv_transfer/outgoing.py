@@ -18,7 +18,8 @@ from kv_transfer.faults import FAULTS
 from kv_transfer.metrics import BYTES, FAILURES, SECONDS
 from kv_transfer.peer import DecodePeer
 from kv_transfer.plan import messages
-from kv_transfer.pool import Loan, Pool
+from kv_transfer.pool import Loan, Pool, places_of
+from kv_transfer.transport import BlockConnection, ByteConnection, Connection
 
 _ABORT_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
 
@@ -129,16 +130,25 @@ class OutgoingTransfer:
                 return self._begin(queue)
         return None
 
-    async def load(self, index: int, *, is_digested: bool) -> list[memoryview]:
-        """For the outbox: the bytes of a message. They are digested while they are sent, here or by the connection."""
+    async def send(self, index: int, tag: int, connection: Connection) -> int | None:
+        """For the outbox: a message is digested while it is sent, here or by the connection."""
+        if isinstance(connection, BlockConnection):
+            places = places_of(self._pool, self._plan[index].layer_groups, self._block_ids(index))
+            self._digests[index] = asyncio.ensure_future(connection.digest(places))
+            if FAULTS.fires("corrupt_message"):
+                places = FAULTS.misplace(places, self._pool.num_blocks)
+            await self._hold_message()
+            await connection.send(tag, places)
+            return None
+        assert isinstance(connection, ByteConnection)  # noqa: S101 - there are two kinds
         views = await self._loans[index].views()
         is_damaged = FAULTS.fires("corrupt_message")
-        if is_damaged or not is_digested:
+        if is_damaged or not connection.digests:
             self._digests[index] = self._digester.start(views)
         if is_damaged:
             views = FAULTS.flip(views)
-        await FAULTS.hold("hold_message", lambda: self.error is not None)
-        return views
+        await self._hold_message()
+        return await connection.send(tag, views)
 
     def sent(self, index: int, error: TransferError | None, digest: int | None) -> None:
         """For the outbox: the connection no longer reads the message."""
@@ -161,15 +171,20 @@ class OutgoingTransfer:
 
     def _begin(self, queue: deque[int]) -> tuple[int, int, int] | None:
         self.began_s = self.began_s or time.monotonic()
-        message = self._plan[queue[0]]
-        block_ids = self._missing[message.first : message.first + message.num_blocks]
-        loan = self._pool.lend(message.layer_groups, block_ids)
+        loan = self._pool.lend(self._plan[queue[0]].layer_groups, self._block_ids(queue[0]))
         if loan is None:
             self._pool.when_room(self._go_on)
             return None
         index = queue.popleft()
         self._loans[index] = loan
         return index, self._grant.tag_base + index, loan.num_bytes
+
+    def _block_ids(self, index: int) -> list[int]:
+        message = self._plan[index]
+        return self._missing[message.first : message.first + message.num_blocks]
+
+    async def _hold_message(self) -> None:
+        await FAULTS.hold("hold_message", lambda: self.error is not None)
 
     def _go_on(self) -> None:
         if self.error is None:

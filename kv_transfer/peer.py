@@ -16,7 +16,7 @@ from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.outbox import Outbox
-from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, PATIENCE_S, RETRY_S, Connection
+from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, PATIENCE_S, RETRY_S, WITHIN_HOST, Connection
 
 _log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class DecodePeer:
             else:
                 self.transport = reply.transport
                 self._better = [
-                    name for name in names[: names.index(reply.transport)] if name != "shm" or name in tried
+                    name for name in names[: names.index(reply.transport)] if name not in WITHIN_HOST or name in tried
                 ]
                 return way
 

@@ -16,6 +16,8 @@ from kv_transfer.plan import runs
 if TYPE_CHECKING:
     import torch
 
+    from kv_transfer.device_blocks import DeviceBlocks
+
 
 class Loan(Protocol):
     """A message's bytes, lent to a sender."""
@@ -54,6 +56,11 @@ class Pool(Protocol):
     layout: KVLayout
     num_blocks: int
 
+    @property
+    def device(self) -> "DeviceBlocks | None":
+        """Its blocks, where these are on a GPU."""
+        ...
+
     def lend(self, layer_groups: range, block_ids: Sequence[int]) -> Loan | None:
         """The bytes of blocks that do not change meanwhile, layer group by layer group; None where there is no room."""
         ...
@@ -81,6 +88,33 @@ def check_buffer(buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> N
         )
 
 
+def places_of(pool: Pool, layer_groups: range, block_ids: Sequence[int]) -> list[int]:
+    """Where a message's blocks are in the pool: layer group times number of blocks, plus block.
+
+    Raises IndexError outside of it.
+    """
+    if not all(0 <= block_id < pool.num_blocks for block_id in block_ids) or not all(
+        0 <= group < pool.layout.num_layer_groups for group in layer_groups
+    ):
+        raise IndexError(f"no blocks {block_ids} of layer groups {layer_groups}")
+    return [group * pool.num_blocks + block_id for group in layer_groups for block_id in block_ids]
+
+
+class InPlace:
+    """A `Landing` of blocks that their transport writes itself: of those in `transport.IN_PLACE`."""
+
+    views: list[memoryview] = []  # noqa: RUF012 - there are none
+
+    def settle(self, digester: Digester, digest: int | None) -> "asyncio.Future[int]":
+        """Such a transport says the digest."""
+        if digest is None:
+            raise TypeError("nobody knows the digest of blocks that were written in place")
+        return known(digest)
+
+    def drop(self) -> None:
+        """There is nothing to drop."""
+
+
 class KVPool:
     """A view on a pool in host memory that lives as long as the node; neither copies nor clears it."""
 
@@ -91,6 +125,7 @@ class KVPool:
         check_buffer(buffer, layout, num_blocks)
         self.layout = layout
         self.num_blocks = num_blocks
+        self.device = None
         self._bytes = buffer.numpy().data
 
     def view(self, layer_group: int, first_block: int, num_blocks: int) -> memoryview:

@@ -14,9 +14,21 @@ _NONCE_BYTES = 32
 
 def missing(wanted: str) -> dict[str, str]:
     """Why each transport of `--transport wanted` cannot be used here; those that can are left out."""
-    reasons: dict[str, Callable[[], str]] = {"shm": why_no_shm, "ucx": ucx.why_unavailable, "tcp": str}
+    reasons: dict[str, Callable[[], str]] = {
+        "cuda": why_no_cuda,
+        "shm": why_no_shm,
+        "ucx": ucx.why_unavailable,
+        "tcp": str,
+    }
     found = {name: reasons[name]() for name in (choose(wanted) if wanted == "auto" else (wanted,))}
     return {name: reason for name, reason in found.items() if reason}
+
+
+def why_no_cuda() -> str:
+    """Empty where there is a GPU, else the reason. Whether a pair of nodes may share its memory, they find out."""
+    import torch  # which takes seconds
+
+    return "" if torch.cuda.is_available() else "torch sees no GPU"
 
 
 def why_no_shm() -> str:

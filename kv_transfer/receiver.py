@@ -17,6 +17,7 @@ from kv_transfer.service import TransferServicer
 from kv_transfer.transport import SECRET_BYTES, Peer, Slot
 
 MAX_MESSAGE_BYTES = 4 * 2**20
+MAX_GPU_MESSAGE_BYTES = 8 * 2**20  # where a message costs as much as a few MiB of it: launches, and waiting for them
 _SECRET_S = 30.0  # for which one opens a connection: the sender's UCX may have to start before it
 _MAX_SECRETS = 1024  # connections announced and not opened yet
 
@@ -26,7 +27,7 @@ class KVReceiver:
 
     def __init__(
         self, pool: Pool, node_id: str, epoch: int, host: str, transport: str, token: str = "",
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_message_bytes: int | None = None,
     ) -> None:  # fmt: skip
         """Create it in the node's event loop. `transport`: a name, or `auto` for whatever suits each pair of nodes.
 
@@ -37,8 +38,8 @@ class KVReceiver:
         self.node_id = node_id
         self.epoch = epoch
         self.address = ""  # of the gRPC server, host:port; set it once that is bound
-        self.doors = Doors(transport, host, self)
-        self._max_message_bytes = max_message_bytes
+        self.doors = Doors(transport, host, self, pool.device)
+        self._max_message_bytes = max_message_bytes or (MAX_GPU_MESSAGE_BYTES if pool.device else MAX_MESSAGE_BYTES)
         self._digester = Digester()
         self._transfers: dict[int, IncomingTransfer] = {}  # by the high bits of their tags
         self._by_grant: dict[int, IncomingTransfer] = {}

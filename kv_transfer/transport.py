@@ -14,6 +14,8 @@ PATIENCE_S = 1.0  # for a transport that is starting, where there is another; le
 RETRY_S = 10.0  # after which a transport that failed is tried again; then after twice that, and so on
 MAX_RETRY_S = 600.0
 HEARTBEAT_S = 0.4  # senders say at least that often that they live
+WITHIN_HOST = frozenset({"cuda", "shm"})  # transports for nodes that share a host
+IN_PLACE = frozenset({"cuda"})  # transports that write the receiver's blocks themselves: what they are told is places
 
 
 class Peer(NamedTuple):
@@ -26,9 +28,10 @@ class Peer(NamedTuple):
 class Slot:
     """Where a message goes, and from whom it is expected."""
 
-    def __init__(self, peer: Peer, views: Sequence[memoryview]) -> None:
+    def __init__(self, peer: Peer, views: Sequence[memoryview], places: Sequence[int] = ()) -> None:
         self.peer = peer
-        self.views = views  # to be filled one after the other
+        self.views = views  # to be filled one after the other; none for transports of IN_PLACE
+        self.places = places  # for those: of its blocks in the pool
         self._staging: memoryview | None = None
 
     @property
@@ -74,6 +77,17 @@ class Inbox(Protocol):
 class Connection(ABC):
     """To one receiver. Lost for good once closed, by whichever side."""
 
+    @abstractmethod
+    async def close(self) -> None:
+        """Idempotent. Returns when nothing of any send is being read, or what is read will be dropped by the receiver.
+
+        The sends have raised by then.
+        """
+
+
+class ByteConnection(Connection):
+    """For bytes in host memory."""
+
     digests = False  # whether `send` says the digest of what it has sent; else whoever calls it has to find out
 
     @abstractmethod
@@ -84,12 +98,17 @@ class Connection(ABC):
         await does not stop the reading, closing the connection does.
         """
 
-    @abstractmethod
-    async def close(self) -> None:
-        """Idempotent. Returns when no view of any send is being read, or what is read will be dropped by the receiver.
 
-        The sends have raised by then.
-        """
+class BlockConnection(Connection):
+    """For blocks where they lie in the sender's pool."""
+
+    @abstractmethod
+    async def digest(self, places: Sequence[int]) -> int:
+        """What the receiver will say of these blocks, if they are what arrives. TransferError where nobody can say."""
+
+    @abstractmethod
+    async def send(self, tag: int, places: Sequence[int]) -> None:
+        """Send the blocks at these places of the pool as one message; otherwise like `ByteConnection.send`."""
 
 
 class Listener(ABC):

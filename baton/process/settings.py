@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from baton.process.config import env_name, flag
 
+TRANSPORTS = ("auto", "cuda", "shm", "ucx", "tcp")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
@@ -73,9 +75,7 @@ class EngineFlags(ModelFlags):
 class NodeFlags(EngineFlags):
     """What nodes are told, besides who they are."""
 
-    transport: str = flag(
-        "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
-    )
+    transport: str = flag("auto", "how KV blocks travel; auto: what each pair of nodes can", choices=TRANSPORTS)
 
 
 @dataclass(frozen=True, kw_only=True)

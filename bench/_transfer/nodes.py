@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import psutil
+import torch
 import uvloop
 
 from baton.kv.layout import KVLayout
@@ -17,7 +18,8 @@ from baton.net import rpc
 from baton.v1 import transfer_pb2
 from bench._transfer.ways import SENDERS, Round, cpu, helpers, send_over_socket
 from kernels.cpu.memory import huge_pages
-from kv_transfer.pool import KVPool
+from kv_transfer.pool import Pool
+from kv_transfer.pools import pool_of
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 
@@ -58,23 +60,23 @@ class Child:
         self._process.communicate()
 
 
-def transfers(child: Child, way: str, total: int, size: int, rounds: int) -> list[Round]:
+def transfers(child: Child, way: str, total: int, size: int, rounds: int, device: str) -> list[Round]:
     """Whole transfers of `total` bytes over one transport, in messages of `size`, on the loop that nodes use."""
-    return _run(_receive(child, way, total, size, rounds))
+    return _run(_receive(child, way, total, size, rounds, device))
 
 
-async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -> list[Round]:
+async def _receive(child: Child, way: str, total: int, size: int, rounds: int, device: str) -> list[Round]:
     """The child is the prefill node, this process the decode node; the first transfer connects and is not counted."""
     settle()
     num_blocks = total // LAYOUT.block_bytes
-    pool = KVPool(huge_pages(total), LAYOUT, num_blocks)
+    pool = _pool(total, device)
     receiver = KVReceiver(pool, "decode", 1, "127.0.0.1", way, max_message_bytes=size)
     server = rpc.server()
     receiver.add_to(server)
     receiver.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     await receiver.start()
-    child.ask(way=way, total=total)
+    child.ask(way=way, total=total, device=device)
     try:
         await _transfer(child, receiver, num_blocks, [])
         working = helpers()
@@ -84,6 +86,7 @@ async def _receive(child: Child, way: str, total: int, size: int, rounds: int) -
     finally:
         await receiver.close()
         await server.stop(None)
+        pool.close()
     return measured
 
 
@@ -96,10 +99,10 @@ async def _transfer(child: Child, receiver: KVReceiver, num_blocks: int, working
     return Round(wall_s, cpu(working) - cpu_s + await asyncio.to_thread(child.wait))
 
 
-async def _send(way: str, total: int) -> None:
+async def _send(way: str, total: int, device: str) -> None:
     """One whole transfer per grant, until there is none."""
     settle()
-    pool = KVPool(huge_pages(total).fill_(1), LAYOUT, total // LAYOUT.block_bytes)
+    pool = _pool(total, device)
     sender = KVSender(pool, "prefill", 1, way, "")
     working: list[psutil.Process] | None = None
     while task := json.loads(await asyncio.to_thread(sys.stdin.readline)):
@@ -111,7 +114,14 @@ async def _send(way: str, total: int) -> None:
         working = helpers() if working is None else working  # with the transfer that is not counted
         print(cpu(working) - cpu_s, flush=True)
     await sender.close()
+    pool.close()
     print(0.0, flush=True)
+
+
+def _pool(num_bytes: int, device: str) -> Pool:
+    """As nodes have it; every page touched."""
+    buffer = huge_pages(num_bytes) if device == "cpu" else torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    return pool_of(buffer.fill_(1), LAYOUT, num_bytes // LAYOUT.block_bytes)
 
 
 def settle() -> None:
@@ -132,7 +142,7 @@ def _main() -> None:
         if task["way"] == "socket":
             send_over_socket(**{key: task[key] for key in ("port", "total", "size")})
         else:
-            _run(_send(task["way"], task["total"]))
+            _run(_send(task["way"], task["total"], task["device"]))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import psutil
+import torch
 
 from kernels.cpu.memory import huge_pages
 
@@ -52,6 +53,17 @@ def memcpy(total: int, size: int) -> Round:
     wall_s, cpu_s = time.perf_counter(), cpu()
     for start in range(0, total, size):
         target[start : start + size] = source[start : start + size]
+    return Round(time.perf_counter() - wall_s, cpu() - cpu_s)
+
+
+def device_copy(total: int, size: int) -> Round:
+    """Copies between two buffers of `total` bytes on the GPU, `size` at a time."""
+    source, target = (torch.full((total,), value, dtype=torch.uint8, device="cuda") for value in (1, 2))
+    torch.cuda.synchronize()
+    wall_s, cpu_s = time.perf_counter(), cpu()
+    for start in range(0, total, size):
+        target[start : start + size].copy_(source[start : start + size])
+    torch.cuda.synchronize()
     return Round(time.perf_counter() - wall_s, cpu() - cpu_s)
 
 

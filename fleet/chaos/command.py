@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from baton.errors import ConfigError
+from baton.process.settings import TRANSPORTS
 from fleet.chaos import hosts
 from fleet.chaos import network as chaos_network
 from fleet.chaos import report as chaos_report
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", type=int, default=0, help="clients at a time; 32, or 12 with --short")
     parser.add_argument("--model", default="", metavar="DIR|HF_ID", help="a small random model if none is given")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--transport", default="auto", choices=("auto", "shm", "ucx", "tcp"))
+    parser.add_argument("--transport", default="auto", choices=TRANSPORTS)
     parser.add_argument(
         "--max-stall-s", type=float, default=3.0, help="what a fault may add to a stream's silence, or to a first token"
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from baton.process.config import add_flags, flag, from_args
+from baton.process.settings import TRANSPORTS
 from fleet.doctor import compute, network
 from fleet.doctor.finding import Finding
 from fleet.home import Home
@@ -27,7 +28,7 @@ class DoctorConfig:
     host: str = flag("127.0.0.1", "address to listen on")
     port: int = flag(8000, "HTTP port")
     redis_url: str = flag("", "an existing Redis")
-    transport: str = flag("auto", "how KV blocks are to travel", choices=("auto", "shm", "ucx", "tcp"))
+    transport: str = flag("auto", "how KV blocks are to travel", choices=TRANSPORTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -39,8 +39,8 @@ def transport(wanted: str) -> Finding:
         return broken("kv transport", str(error), "pip install -e . again")
     if wanted in missing:
         return broken("kv transport", missing[wanted], "--transport auto takes what works for each pair of nodes")
-    if wanted == "shm":
-        return ok("kv transport", "every pair of nodes uses shm, and so has to be on one host")
+    if wanted in ("cuda", "shm"):
+        return ok("kv transport", f"every pair of nodes uses {wanted}, and so has to be on one host")
     between_hosts = "tcp" if wanted == "tcp" or "ucx" in missing else _ucx_way()
     within = "shm" if wanted == "auto" and "shm" not in missing else between_hosts
     text = f"nodes on one host use {within}, on two hosts {between_hosts}"

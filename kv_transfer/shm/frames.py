@@ -1,74 +1,58 @@
-"""What the two ends of a shared-memory connection say to each other, one packet each.
+"""What the two ends of a connection within a host say to each other, one packet each.
 
-A message names memory of the sender itself, never of the receiver: that is named by the tag alone.
+A message names memory of the sender itself, never of the receiver: that is named by the tag alone. How it does depends
+on the kind of memory (`kv_transfer.shm.incoming.SenderMemory`).
 """
 
-import itertools
 import struct
 from typing import NamedTuple
 
-from kv_transfer.shm.process_memory import Runs
 from kv_transfer.transport import SECRET_BYTES
 
-MAX_RUNS = 2048  # of one message; more are gathered before they are sent
 MAX_PACKET_BYTES = 64 * 1024
-NONCE_BYTES = 32
 HEARTBEAT = b"\x02"
 WELCOME = b"\x01"
 _REFUSED = b"\x00"
-_HELLO = struct.Struct(f"<{SECRET_BYTES}s{NONCE_BYTES}sQ")
-_MESSAGE = struct.Struct("<QQ")  # sequence, tag; then pairs of address and length
-_RUN = struct.Struct("<QQ")
+_MESSAGE = struct.Struct("<QQ")  # sequence, tag; then what is to be fetched
 _ACK = struct.Struct("<Q")
 
 
 class Hello(NamedTuple):
-    """The first packet. Whoever can read `nonce` at `address` of the sender shares memory with it."""
+    """The first packet."""
 
     secret: bytes
-    nonce: bytes
-    address: int
+    memory: bytes  # by what the receiver finds the sender's memory, and proves that it can read it
 
     def pack(self) -> bytes:
         """As a packet."""
-        return _HELLO.pack(*self)
+        return self.secret + self.memory
 
     @classmethod
     def unpack(cls, packet: bytes) -> "Hello":
         """Raises ValueError for anything else."""
-        if len(packet) != _HELLO.size:
+        if len(packet) <= SECRET_BYTES:
             raise ValueError("not a hello")
-        return cls(*_HELLO.unpack(packet))
+        return cls(packet[:SECRET_BYTES], packet[SECRET_BYTES:])
 
 
 class Frame(NamedTuple):
-    """A message to be fetched from `runs`."""
+    """A message to be fetched."""
 
     sequence: int
     tag: int
-    runs: Runs
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the message."""
-        return sum(length for _, length in self.runs)
+    source: bytes  # where it lies in the sender's memory
 
     def pack(self) -> bytes:
         """As a packet."""
-        flat = itertools.chain.from_iterable(self.runs)
-        return _MESSAGE.pack(self.sequence, self.tag) + struct.pack(f"<{2 * len(self.runs)}Q", *flat)
+        return _MESSAGE.pack(self.sequence, self.tag) + self.source
 
     @classmethod
     def unpack(cls, packet: bytes) -> "Frame":
-        """Raises ValueError where the packet is none, or names memory that cannot be."""
-        num_runs, rest = divmod(len(packet) - _MESSAGE.size, _RUN.size)
-        if rest or not 0 < num_runs <= MAX_RUNS:
+        """Raises ValueError where the packet is none."""
+        if len(packet) <= _MESSAGE.size:
             raise ValueError("not a message")
-        runs = list(_RUN.iter_unpack(packet[_MESSAGE.size :]))
-        if any(length == 0 or address + length >= 2**64 for address, length in runs):
-            raise ValueError("a message names memory that cannot be")
         sequence, tag = _MESSAGE.unpack_from(packet)
-        return cls(sequence, tag, runs)
+        return cls(sequence, tag, packet[_MESSAGE.size :])
 
 
 def refusal(reason: str) -> bytes:

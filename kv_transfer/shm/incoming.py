@@ -1,4 +1,4 @@
-"""The receiving end of a shared-memory connection: copies messages from the sender's memory into their slots.
+"""The receiving end of a connection within a host: copies messages from the sender's memory into their slots.
 
 Only this process writes its pool, so a cancelled message is fenced when its own copy has ended, which is soon: a copy
 stops between two pieces. What was copied counts only if the sender still lived, and still had its connection open,
@@ -14,26 +14,33 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Protocol
 
-import xxhash
-
-from kv_transfer.shm import process_memory
-from kv_transfer.shm.frames import (
-    HEARTBEAT,
-    MAX_PACKET_BYTES,
-    NONCE_BYTES,
-    WELCOME,
-    Frame,
-    Hello,
-    ack,
-    refusal,
-)
+from kv_transfer.shm.frames import HEARTBEAT, MAX_PACKET_BYTES, WELCOME, Frame, Hello, ack, refusal
 from kv_transfer.stall import StallWatch
 from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Peer, Slot
 
 _MAX_COPIES = 64  # of one sender at once; further messages wait in its socket
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _HANGUP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class SenderMemory(Protocol):
+    """One sender's memory, as long as its connection lasts."""
+
+    def size_of(self, source: bytes) -> int:
+        """Bytes of the message that lies at a frame's `source`. Raises ValueError where none can."""
+        ...
+
+    def fetch(self, source: bytes, slot: Slot, is_over: Callable[[], bool]) -> int:
+        """Copy the message to its slot, in a thread; its digest. Stops soon when `is_over`.
+
+        Raises OSError or RuntimeError where it is not whole.
+        """
+        ...
+
+    def close(self) -> None:
+        """Nothing is fetched any more."""
 
 
 class ShmIncoming:
@@ -44,18 +51,21 @@ class ShmIncoming:
         sock: socket.socket,
         inbox: Inbox,
         copiers: Executor,
+        open_memory: Callable[[int, bytes], SenderMemory],
         on_admitted: Callable[[Peer], None],
         on_ended: Callable[["ShmIncoming"], None],
     ) -> None:
+        """`open_memory` is given a pid and the sender's hello; OSError or ValueError refuses the connection."""
         self.peer: Peer | None = None
         self._sock = sock
         self._inbox = inbox
         self._copiers = copiers
+        self._open_memory = open_memory
         self._on_admitted = on_admitted
         self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._stall = StallWatch("a prefill node is silent over shm", self.start_closing)
-        self._pid = 0
+        self._memory: SenderMemory | None = None
         self._process = -1  # a pidfd
         self._num_copies = 0
         self._unsent: deque[bytes] = deque()  # acknowledgements: a sender that is busy takes no more of them at present
@@ -102,17 +112,17 @@ class ShmIncoming:
             self.start_closing()
 
     def _on_packet(self, packet: bytes) -> None:
-        if self.peer is None:
+        if self._memory is None:
             return self._on_hello(Hello.unpack(packet))
         self._stall.moved()
         if packet == HEARTBEAT:
             return None
         frame = Frame.unpack(packet)
-        slot = self._inbox.claim(frame.tag, frame.num_bytes, self.peer)
+        slot = self._inbox.claim(frame.tag, self._memory.size_of(frame.source), self.peer)
         if slot is None:
             self._acknowledge(frame)
         else:
-            self._start_copy(frame, slot)
+            self._start_copy(self._memory, frame, slot)
         return None
 
     def _on_hello(self, hello: Hello) -> None:
@@ -120,7 +130,7 @@ class ShmIncoming:
         if peer is None:
             return self.start_closing()
         try:
-            self._probe(hello)
+            self._memory = self._opened(hello)
         except OSError as error:
             self._sock.send(refusal(f"this process may not read the prefill node's memory ({error.strerror or error})"))
             return self.start_closing()
@@ -131,37 +141,28 @@ class ShmIncoming:
         self._sock.send(WELCOME)
         return None
 
-    def _probe(self, hello: Hello) -> None:
+    def _opened(self, hello: Hello) -> SenderMemory:
         """Raises OSError unless the sender's memory can be read from here, and is that of this socket's other end."""
         credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self._pid = _CREDENTIALS.unpack(credentials)[0]
-        if self._pid <= 0:
+        pid = _CREDENTIALS.unpack(credentials)[0]
+        if pid <= 0:
             raise ProcessLookupError("its process is not in this PID namespace")
-        self._process = os.pidfd_open(self._pid)
-        found = memoryview(bytearray(NONCE_BYTES))
-        for _ in process_memory.read(self._pid, [(hello.address, NONCE_BYTES)], [found]):
-            pass
-        if found != hello.nonce:
-            raise PermissionError("its memory does not hold what it said")
+        self._process = os.pidfd_open(pid)
+        return self._open_memory(pid, hello.memory)
 
-    def _start_copy(self, frame: Frame, slot: Slot) -> None:
+    def _start_copy(self, memory: SenderMemory, frame: Frame, slot: Slot) -> None:
         self._num_copies += 1
         self._read(self._num_copies < _MAX_COPIES)
-        copy = self._loop.run_in_executor(self._copiers, self._copy, frame, slot)
+        copy = self._loop.run_in_executor(self._copiers, self._copy, memory, frame, slot)
         copy.add_done_callback(lambda copy: self._copied(frame, copy))
 
-    def _copy(self, frame: Frame, slot: Slot) -> int:
-        """In a thread. The digest of what was copied; raises OSError where the message is not whole."""
-        state = xxhash.xxh3_64()
+    def _copy(self, memory: SenderMemory, frame: Frame, slot: Slot) -> int:
+        """In a thread. The digest of what was copied; raises where the message is not whole."""
         if self._closing:
             raise ConnectionAbortedError("closing")
-        for parts in process_memory.read(self._pid, frame.runs, slot.views):
-            for part in parts:
-                state.update(part)
-            if self._closing:
-                raise ConnectionAbortedError("closing")
+        digest = memory.fetch(frame.source, slot, lambda: self._closing)
         self._check_alive()
-        return state.intdigest()
+        return digest
 
     def _check_alive(self) -> None:
         """Looked at after the copy."""
@@ -206,5 +207,7 @@ class ShmIncoming:
             self._ended.set()
             self._on_ended(self)
             self._sock.close()
+            if self._memory:
+                self._memory.close()
             if self._process >= 0:
                 os.close(self._process)

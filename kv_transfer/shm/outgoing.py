@@ -1,4 +1,4 @@
-"""The sending end of a shared-memory connection: says where messages lie, and hears when they have been fetched."""
+"""The sending end of a connection within a host: says where messages lie, and hears when they have been fetched."""
 
 import asyncio
 import itertools
@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from baton.errors import TransferError
-from kv_transfer.shm.frames import HEARTBEAT, MAX_PACKET_BYTES, MAX_RUNS, Frame, acked
+from kv_transfer.shm.frames import HEARTBEAT, MAX_PACKET_BYTES, Frame, acked
+from kv_transfer.shm.host_memory import MAX_RUNS, pack_runs
 from kv_transfer.shm.process_memory import runs_of
 from kv_transfer.socket_connection import SocketConnection
+from kv_transfer.transport import ByteConnection
 
 
-class ShmConnection(SocketConnection):
+class FetchedConnection(SocketConnection):
     """A send ends when the receiver has copied the message, so it needs no memory but the views themselves.
 
     A receiver that goes on reading after `close` finds the connection closed, and drops what it read.
@@ -22,18 +24,15 @@ class ShmConnection(SocketConnection):
         super().__init__(sock, on_close, "the decode node fetches no more messages")
         self._sequence = itertools.count(1)
         self._unsent: deque[bytes] = deque()
-        self._waiting: dict[int, tuple[asyncio.Future[None], Sequence[memoryview]]] = {}
+        self._waiting: dict[int, asyncio.Future[None]] = {}
 
-    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
-        """Returns when the receiver has all of it."""
+    async def fetched(self, tag: int, source: bytes) -> None:
+        """Returns when the receiver has all of the message that lies there."""
         self._check_open()
-        if len(views) > MAX_RUNS:
-            views = [memoryview(bytearray(b"".join(views)))]
         sequence = next(self._sequence)
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._waiting[sequence] = done, views
+        done = self._waiting[sequence] = self._loop.create_future()
         self._stall.started()
-        self._send_packet(Frame(sequence, tag, runs_of(views)).pack())
+        self._send_packet(Frame(sequence, tag, source).pack())
         await done
 
     @property
@@ -47,7 +46,7 @@ class ShmConnection(SocketConnection):
     def _on_readable(self) -> None:
         try:
             while not self._closed:
-                done, _ = self._waiting.pop(acked(self._sock.recv(MAX_PACKET_BYTES)))
+                done = self._waiting.pop(acked(self._sock.recv(MAX_PACKET_BYTES)))
                 self._stall.finished()
                 if not done.done():  # cancelled, by a loop that ends
                     done.set_result(None)
@@ -68,7 +67,17 @@ class ShmConnection(SocketConnection):
 
     def _drop(self, reason: str) -> None:
         self._unsent.clear()
-        for done, _ in self._waiting.values():
+        for done in self._waiting.values():
             if not done.done():
                 done.set_exception(TransferError(reason))
         self._waiting.clear()
+
+
+class ShmConnection(FetchedConnection, ByteConnection):
+    """Messages lie in this process's memory."""
+
+    async def send(self, tag: int, views: Sequence[memoryview]) -> None:
+        """Returns when the receiver has all of it."""
+        if len(views) > MAX_RUNS:
+            views = [memoryview(bytearray(b"".join(views)))]
+        await self.fetched(tag, pack_runs(runs_of(views)))

@@ -1,8 +1,9 @@
 """The transport within one host: the receiver fetches messages from the sender's memory, in one copy.
 
-Both pools stay what they are, private memory in huge pages; nothing is mapped. A Unix-domain socket between the two
-says what to fetch from where, and notices a peer that dies, as its heartbeats notice one that freezes. It is of the
-abstract kind, which vanishes with its owner; being known by everybody on the host, it is guarded by the secret.
+Both pools, in host memory here (`kv_transfer.cuda` is for those on GPUs), stay what they are, private memory in huge
+pages; nothing is mapped. A Unix-domain socket between the two says what to fetch from where, and notices a peer that
+dies, as its heartbeats notice one that freezes. It is of the abstract kind, which vanishes with its owner; being known
+by everybody on the host, it is guarded by the secret.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ from baton.errors import TransferError
 from baton.process.threads import started_pool
 from kv_transfer.acceptor import Acceptor
 from kv_transfer.shm import process_memory
-from kv_transfer.shm.frames import MAX_PACKET_BYTES, NONCE_BYTES, WELCOME, Hello, reason_of
-from kv_transfer.shm.incoming import ShmIncoming
+from kv_transfer.shm.frames import MAX_PACKET_BYTES, WELCOME, Hello, reason_of
+from kv_transfer.shm.host_memory import NONCE_BYTES, HostMemory, proof
+from kv_transfer.shm.incoming import SenderMemory, ShmIncoming
 from kv_transfer.shm.outgoing import ShmConnection
 from kv_transfer.shm.process_memory import why_unavailable
 from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Listener, Peer, Transport
@@ -46,26 +48,23 @@ class ShmTransport(Transport):
 
     async def listen(self, host: str, inbox: Inbox) -> "ShmListener":
         """On a fresh name: `host` does not matter, and there is no port."""
-        return ShmListener(inbox)
+        return ShmListener(inbox, HostMemory)
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> ShmConnection:
         """`host` is the listener's name. Raises TransferError also where the two cannot share memory."""
         process_memory.allow_siblings()
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                sock = await _welcomed(host, secret)
-        except (OSError, TimeoutError) as error:
-            raise TransferError(f"no shared memory with the decode node: {str(error) or 'timed out'}") from error
-        return ShmConnection(sock, on_close)
+        nonce = memoryview(bytearray(secrets.token_bytes(NONCE_BYTES)))
+        return ShmConnection(await welcomed(host, Hello(secret, proof(nonce))), on_close)
 
 
 class ShmListener(Listener):
     """Accepts, admits, and keeps one connection per peer."""
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox, open_memory: Callable[[int, bytes], SenderMemory]) -> None:
         self.host = f"baton-kv-{secrets.token_hex(8)}"
         self.port = 0
         self._inbox = inbox
+        self._open_memory = open_memory
         self._connections: set[ShmIncoming] = set()  # admitted or not; also those whose last copy has not ended yet
         self._copiers = started_pool(_num_copiers(), "kv-copy")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -90,7 +89,9 @@ class ShmListener(Listener):
             sock.close()
             return
         sock.setblocking(False)
-        connection = ShmIncoming(sock, self._inbox, self._copiers, self._admitted, self._connections.discard)
+        connection = ShmIncoming(
+            sock, self._inbox, self._copiers, self._open_memory, self._admitted, self._connections.discard
+        )
         self._connections.add(connection)
 
     def _admitted(self, peer: Peer) -> None:
@@ -101,28 +102,33 @@ class ShmListener(Listener):
         return [connection for connection in self._connections if connection.peer == peer]
 
 
-async def _welcomed(name: str, secret: bytes) -> socket.socket:
-    """Raises OSError where nobody of that name is on this host, or who is there can or will not read our memory."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+async def welcomed(name: str, hello: Hello) -> socket.socket:
+    """Connected to the listener of that name, which can read this process's memory.
+
+    Raises TransferError where nobody of that name is on this host, or who is there can or will not read it.
+    """
     try:
-        sock.setblocking(False)
-        answer = await _said_hello(sock, name, secret)
-        if answer != WELCOME:
-            raise ConnectionRefusedError(reason_of(answer))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                sock.setblocking(False)
+                answer = await _said_hello(sock, name, hello)
+                if answer != WELCOME:
+                    raise ConnectionRefusedError(reason_of(answer))
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+    except (OSError, TimeoutError) as error:
+        raise TransferError(f"no shared memory with the decode node: {str(error) or 'timed out'}") from error
 
 
-async def _said_hello(sock: socket.socket, name: str, secret: bytes) -> bytes:
+async def _said_hello(sock: socket.socket, name: str, hello: Hello) -> bytes:
     """The answer."""
     loop = asyncio.get_running_loop()
-    nonce = memoryview(bytearray(secrets.token_bytes(NONCE_BYTES)))
-    address = process_memory.runs_of([nonce])[0][0]
     try:
         await loop.sock_connect(sock, f"\0{name}")
-        await loop.sock_sendall(sock, Hello(secret, bytes(nonce), address).pack())
+        await loop.sock_sendall(sock, hello.pack())
         return await loop.sock_recv(sock, MAX_PACKET_BYTES)
     except ConnectionRefusedError:
         raise ConnectionRefusedError("it is on another host, or in another network namespace") from None

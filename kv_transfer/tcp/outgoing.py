@@ -11,6 +11,7 @@ import xxhash
 
 from baton.errors import TransferError
 from kv_transfer.socket_connection import SocketConnection
+from kv_transfer.transport import ByteConnection
 
 HEADER = struct.Struct("<4sIQ")  # magic, bytes of the message (none: a heartbeat), tag
 MAGIC = b"BKV1"
@@ -19,7 +20,7 @@ _PIECE_BYTES = 2 * 2**20  # offered at once: what the kernel took of it is diges
 _BUDGET_BYTES = 8 * 2**20  # written in one go, before other tasks have a turn
 
 
-class TcpConnection(SocketConnection):
+class TcpConnection(SocketConnection, ByteConnection):
     """Messages leave in the order of the calls to `send`."""
 
     digests = True

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 
 from baton.errors import TransferError
 from kv_transfer.stall import Heartbeat, StallWatch
-from kv_transfer.transport import HEARTBEAT_S, Connection
+from kv_transfer.transport import HEARTBEAT_S, ByteConnection
 from kv_transfer.ucx.link import UcxLink
 from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx_child import frames
 
 
-class UcxConnection(Connection):
+class UcxConnection(ByteConnection):
     """Beats come from the node itself, not from its UCX process: a frozen node is silent."""
 
     digests = True

@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels.api import Attention, AttentionMeta
 from kernels.triton import TritonKernels
-from kernels.triton.blocks import pack_blocks, unpack_blocks
+from kernels.triton.blocks import digest_blocks, fetch_blocks, pack_blocks, unpack_blocks
 from kernels.triton.sampling import draw, log_total
 
 BF16 = torch.bfloat16
@@ -106,8 +106,11 @@ def launch(capability: int) -> None:
     draw(floats(64, 128256), floats(64), torch.empty(64, 2, dtype=torch.int32, device="meta"))
     log_total(floats(64, 128256))
     blocks, packed = (torch.empty(n, 1 << 16, dtype=torch.uint8, device="meta") for n in (4096, 32))
-    pack_blocks(blocks, torch.empty(32, dtype=torch.int64, device="meta"), packed)
-    unpack_blocks(packed, blocks, torch.empty(32, dtype=torch.int64, device="meta"))
+    ids = torch.empty(32, dtype=torch.int64, device="meta")
+    pack_blocks(blocks, ids, packed)
+    unpack_blocks(packed, blocks, ids)
+    fetch_blocks(1 << 40, torch.empty(65, dtype=torch.int64, device="meta"), blocks)
+    digest_blocks(torch.empty(33, dtype=torch.int64, device="meta"), blocks)
     launch_deterministic()
 
 

@@ -13,6 +13,7 @@ from kv_transfer.metrics import BYTES, FALLBACKS
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.sender import KVSender
 from kv_transfer.shm import process_memory
+from kv_transfer.shm.host_memory import HostMemory
 from kv_transfer.shm.transport import ShmListener, ShmTransport
 from kv_transfer.ucx.transport import UcxTransport, why_unavailable
 
@@ -105,7 +106,7 @@ def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
     """The same kernel, but another network namespace."""
 
     async def elsewhere(self, host, inbox):
-        door = ShmListener(inbox)
+        door = ShmListener(inbox, HostMemory)
         door.host = "baton-kv-elsewhere"
         return door
 

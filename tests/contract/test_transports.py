@@ -185,7 +185,7 @@ def test_blocks_that_did_not_reach_the_device_are_never_accepted(monkeypatch):
 
     async def main():
         async with pair("loopback") as p:
-            monkeypatch.setattr(p.target, "_copy_in", fail)
+            monkeypatch.setattr(p.target.blocks, "_copy_in", fail)
             incoming = p.grant([1, 2])
             outgoing = p.sender(new_pool(1)).open(incoming.grant, [1, 2])
             all_ready(outgoing, 2)
@@ -207,8 +207,8 @@ def test_a_commit_that_nobody_waits_for_any_more_leaves_no_copy_behind(monkeypat
     async def main():
         async with pair("tcp", max_message_bytes=200_000) as p:
             ids, go_on = list(range(64)), threading.Event()
-            copy = p.target._copy_in
-            monkeypatch.setattr(p.target, "_copy_in", lambda *args: go_on.wait(10) and copy(*args))
+            copy = p.target.blocks._copy_in
+            monkeypatch.setattr(p.target.blocks, "_copy_in", lambda *args: go_on.wait(10) and copy(*args))
             incoming = p.grant(ids)
             outgoing = p.sender(new_pool(1)).open(incoming.grant, ids)
             all_ready(outgoing, 64)

@@ -24,6 +24,7 @@ KERNELS = {
     *("rms_norm_kernel", "add_rms_norm_kernel", "gated_kernel"),
     *("sort_kernel", "experts_kernel", "sum_kernel", "linear_kernel"),
     *("draw_kernel", "choose_kernel", "log_total_kernel", "copy_blocks_kernel"),
+    "fetch_blocks_kernel",
 }
 
 

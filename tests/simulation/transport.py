@@ -11,7 +11,7 @@ from typing import Any
 
 from baton.errors import TransferError
 from kv_transfer.stall import Heartbeat, StallWatch
-from kv_transfer.transport import CONNECT_TIMEOUT_S, HEARTBEAT_S, Connection, Inbox, Transport
+from kv_transfer.transport import CONNECT_TIMEOUT_S, HEARTBEAT_S, ByteConnection, Inbox, Transport
 from tests.simulation.loop import current_process
 from tests.simulation.network import End, Network, Refused
 from tests.simulation.transport_fence import Fence
@@ -45,7 +45,7 @@ class SimTransport(Transport):
         return connection
 
 
-class SimConnection(Connection):
+class SimConnection(ByteConnection):
     """The sending end."""
 
     def __init__(self, network: Network, end: End, on_close: Callable[[], None]) -> None:

@@ -112,7 +112,7 @@ def _put_in_place(world: World, stack: contextlib.ExitStack) -> None:
     put(baton.net.redis_client, "connect", lambda url, timeout_s=0.05: RedisClient(world.fleet.redis, timeout_s))
     for module in [module for name, module in sys.modules.items() if name.startswith("kv_transfer.")]:
         if hasattr(module, "make"):
-            put(module, "make", lambda name, host: SimTransport(network))
+            put(module, "make", lambda name, host, device: SimTransport(network))
     put(kv_transfer.digest, "_INLINE_BYTES", 64)
     _replace_defaults(stack, kv_transfer.receiver.KVReceiver, MAX_MESSAGE_BYTES, 100)  # short ones, so there are many
     for count in (PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS):  # of the process: an earlier run has left its mark

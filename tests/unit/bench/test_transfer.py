@@ -16,7 +16,7 @@ def test_a_row_for_each_size_and_a_column_for_each_way(monkeypatch):
     """Without UCX, which takes seconds to start."""
     monkeypatch.setattr(transfer, "why_no_perftest", lambda: "no ucx_perftest here")
     monkeypatch.setattr(transfer, "why_unavailable", lambda: "no ucxx here")
-    lines = list(transfer.report(2**20, 1, [2**16, 2**20], Progress(disable=True)))
+    lines = list(transfer.report(2**20, 1, [2**16, 2**20], "cpu", Progress(disable=True)))
     assert lines[2:4] == ["no ucx_perftest here", "no ucxx here"]
     assert lines[4] == "GB/s (CPU s/GB) | memcpy | socket | shm | tcp | shm/memcpy | tcp/socket"
     assert [line.partition(" | ")[0] for line in lines[6:]] == ["64 KiB", "1024 KiB"]

@@ -13,7 +13,7 @@ from kv_transfer.outbox import Outbox
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.pool import KVPool
 from kv_transfer.receiver import KVReceiver
-from kv_transfer.transport import Connection, Peer
+from kv_transfer.transport import ByteConnection, Peer
 from tests.virtual_clock import run
 
 LAYOUT = KVLayout(
@@ -69,7 +69,7 @@ def begun(receiver, cut):
     return transfer, tags
 
 
-class Wire(Connection):
+class Wire(ByteConnection):
     """Holds every message until the test lets it go."""
 
     def __init__(self) -> None:

@@ -5,12 +5,12 @@ from collections import deque
 
 from baton.errors import TransferError
 from kv_transfer.outbox import Outbox
-from kv_transfer.transport import Connection
+from kv_transfer.transport import ByteConnection
 
 SIZE = 100
 
 
-class Wire(Connection):
+class Wire(ByteConnection):
     """Holds every message until the test lets it go, with a digest."""
 
     digests = True
@@ -43,9 +43,8 @@ class Queue:
         index = self.left.popleft()
         return index, self.first + index, SIZE
 
-    async def load(self, index, *, is_digested):
-        assert is_digested == Wire.digests
-        return [memoryview(bytes(SIZE))]
+    async def send(self, index, tag, connection):
+        return await connection.send(tag, [memoryview(bytes(SIZE))])
 
     def sent(self, index, error, digest):
         self.ended.append((index, error))

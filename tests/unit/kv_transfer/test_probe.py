@@ -1,5 +1,7 @@
 """What `baton doctor` finds out about transports, by trying."""
 
+import torch
+
 from kv_transfer import probe
 from kv_transfer.shm import process_memory
 from kv_transfer.ucx import transport as ucx
@@ -21,3 +23,5 @@ def test_reasons_are_given_for_what_is_wanted_alone(monkeypatch):
     assert probe.missing("auto") == {"shm": "not permitted", "ucx": "no UCX library"}
     assert probe.missing("ucx") == {"ucx": "no UCX library"}
     assert probe.missing("tcp") == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert probe.missing("cuda") == {"cuda": "torch sees no GPU"}

@@ -113,8 +113,8 @@ def test_what_lands_is_in_its_blocks_alone_once_it_has_settled(make, buffer, dig
 def test_a_landing_has_not_settled_before_its_copy_is_over(make, digester, monkeypatch):
     async def main():
         pool, go_on = make(), threading.Event()
-        copy = pool._copy_in
-        monkeypatch.setattr(pool, "_copy_in", lambda *args: go_on.wait(5) and copy(*args))
+        copy = pool.blocks._copy_in
+        monkeypatch.setattr(pool.blocks, "_copy_in", lambda *args: go_on.wait(5) and copy(*args))
         landing = pool.land(range(1), [0])
         settled = landing.settle(digester, None)
         await asyncio.sleep(0.02)
@@ -142,8 +142,8 @@ def test_copies_that_fail_are_errors_of_the_transfer(make, digester, monkeypatch
         def fail(*args):
             raise RuntimeError("device-side assert triggered")
 
-        monkeypatch.setattr(pool, "_copy_in", fail)
-        monkeypatch.setattr(pool, "_copy_out", fail)
+        monkeypatch.setattr(pool.blocks, "_copy_in", fail)
+        monkeypatch.setattr(pool.blocks, "_copy_out", fail)
         with pytest.raises(TransferError, match="device-side assert"):
             await pool.land(range(1), [0]).settle(digester, None)
         loan = pool.lend(range(0, 1), [0])

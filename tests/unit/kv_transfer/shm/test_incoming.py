@@ -2,8 +2,9 @@
 
 import asyncio
 
-from kv_transfer.shm.frames import Frame, acked
-from kv_transfer.shm.transport import ShmTransport, _welcomed
+from kv_transfer.shm.frames import Frame, Hello, acked
+from kv_transfer.shm.host_memory import NONCE_BYTES, pack_runs, proof
+from kv_transfer.shm.transport import ShmTransport, welcomed
 from kv_transfer.transport import Peer
 
 NUM_MESSAGES = 2000
@@ -32,12 +33,13 @@ def test_a_sender_that_has_no_time_to_read_loses_nothing():
     async def main():
         loop, inbox = asyncio.get_running_loop(), Drain()
         listener = await ShmTransport().listen("", inbox)
-        sock = await _welcomed(listener.host, b"x" * 32)
+        nonce = memoryview(bytearray(NONCE_BYTES))
+        sock = await welcomed(listener.host, Hello(b"x" * 32, proof(nonce)))
         (incoming,) = listener._connections
 
         async def announce():
             for sequence in range(NUM_MESSAGES):
-                await loop.sock_sendall(sock, Frame(sequence, 1, [(1, 1)]).pack())
+                await loop.sock_sendall(sock, Frame(sequence, 1, pack_runs([(1, 1)])).pack())
 
         announced = asyncio.create_task(announce())
         while not incoming._unsent:  # noqa: ASYNC110

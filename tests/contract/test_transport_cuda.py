@@ -1,0 +1,286 @@
+"""Between pools on a GPU: one process fetches from another one's, which is killed, frozen, and lies."""
+
+import asyncio
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import kv_nodes
+import psutil
+import pytest
+import torch
+import uvloop
+from kv_nodes import HASH, LAYOUT, NUM_BLOCKS, Child, Pair, all_ready, arrivals, commit, new_pool, pair, run
+
+from baton.errors import ConfigError, TransferError
+from kv_transfer.choose import choose
+from kv_transfer.cuda import driver
+from kv_transfer.cuda.device_memory import DeviceMemory, exported, pack_places
+from kv_transfer.faults import FAULTS
+from kv_transfer.pool import KVPool
+from kv_transfer.staged_pool import StagedPool
+
+
+def on_gpu(test):
+    """For tests that want one."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")(test))
+
+
+ALL = list(range(NUM_BLOCKS))
+
+
+class OnGpu(StagedPool):
+    """With a view of it for tests, which is a copy."""
+
+    def __init__(self, buffer, layout, num_blocks):
+        self.buffer = buffer.cuda()
+        super().__init__(self.buffer, layout, num_blocks)
+
+    def view(self, layer_group, first_block, num_blocks):
+        host = KVPool(self.buffer.cpu(), self.layout, self.num_blocks)
+        return host.view(layer_group, first_block, num_blocks)
+
+
+class Sender(Child):
+    """This file as a prefill node with the pool of seed 1."""
+
+    def __init__(self, *faults: str) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[2])])}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *faults], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        assert self.process.stdout.readline() == b"begun\n"
+
+
+@pytest.fixture(autouse=True)
+def pools(request, monkeypatch):
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(kv_nodes, "Pool", OnGpu)
+
+
+def rows(pool: OnGpu) -> torch.Tensor:
+    """[layer group, block, bytes]"""
+    return pool.buffer.view(LAYOUT.num_layer_groups, NUM_BLOCKS, -1)
+
+
+def ask(child: Child, p: Pair, ids: list[int], epoch: int = 1):
+    incoming = p.grant(ids, epoch=epoch)
+    child.tell(incoming.grant.SerializeToString().hex())
+    return incoming
+
+
+@on_gpu
+@pytest.mark.parametrize("max_message_bytes", [1, 2**18, 2**22])
+def test_blocks_arrive_where_they_were_granted(max_message_bytes):
+    async def main():
+        child = Sender()
+        async with pair("cuda", max_message_bytes=max_message_bytes) as p:
+            expected = rows(new_pool(1))
+            for ids in ([5], [7, 8, 9, 3], torch.randperm(NUM_BLOCKS)[:300].tolist()):
+                p.target.buffer.zero_()
+                incoming = ask(child, p, ids)
+                await incoming.committed()
+                assert await child.hear() == "ok"
+                assert torch.equal(rows(p.target)[:, ids], expected[:, : len(ids)])
+                others = sorted({*ALL} - {*ids})
+                assert not rows(p.target)[:, others].any()
+                assert incoming.transports == {"cuda"}
+        assert child.finish() == 0
+
+    run(main())
+
+
+@on_gpu
+@pytest.mark.parametrize("fault", ["crash_mid_transfer", "crash_before_commit"])
+def test_a_killed_sender_costs_its_own_transfer(fault):
+    async def main():
+        async with pair("cuda", max_message_bytes=2**18) as p:
+            child = Sender(fault)
+            incoming = ask(child, p, ALL)
+            with pytest.raises(TransferError, match="lost"):
+                await incoming.committed()
+            await incoming.cancel()
+            p.target.buffer.fill_(3)
+            assert child.finish() == -signal.SIGKILL
+            again = Sender("epoch2")
+            incoming = ask(again, p, [1, 2, 3], epoch=2)
+            await incoming.committed()
+            assert await again.hear() == "ok"
+            assert torch.equal(rows(p.target)[:, 1:4], rows(new_pool(1))[:, :3])
+            assert rows(p.target)[:, [0, 4, NUM_BLOCKS - 1]].eq(3).all()
+            assert again.finish() == 0
+
+    run(main())
+
+
+@on_gpu
+def test_a_frozen_sender_is_noticed_and_fenced():
+    async def main():
+        async with pair("cuda", max_message_bytes=2**18) as p:
+            child = Sender("freeze_mid_transfer")
+            incoming = ask(child, p, ALL)
+            await arrivals(incoming, 1)
+            async with asyncio.timeout(3.5):
+                with pytest.raises(TransferError, match="lost"):
+                    await incoming.committed()
+                await incoming.cancel()
+            p.target.buffer.fill_(3)
+            while psutil.Process(child.process.pid).status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            child.process.send_signal(signal.SIGCONT)
+            assert await child.hear() != "ok"
+            assert p.target.buffer.eq(3).all()
+            assert child.finish() == 0
+
+    run(main())
+
+
+@on_gpu
+def test_another_block_than_was_digested_is_caught():
+    async def main():
+        async with pair("cuda") as p:
+            child = Sender("corrupt_message:100")
+            for block_id in range(100):
+                incoming = ask(child, p, [block_id])
+                with pytest.raises(TransferError, match="not those that were sent"):
+                    await incoming.committed()
+                await incoming.cancel()
+                assert "not those that were sent" in await child.hear()
+            incoming = ask(child, p, [7])
+            await incoming.committed()
+            assert child.finish() == 0
+
+    run(main())
+
+
+@on_gpu
+def test_what_cannot_be_opened_travels_otherwise():
+    """A process cannot open what it has exported itself."""
+
+    async def main():
+        source = new_pool(1)
+        async with pair("auto") as p:
+            incoming = p.grant([4, 2])
+            outgoing = p.sender(source).open(incoming.grant, [0, 1])
+            all_ready(outgoing, 2)
+            assert (await commit(outgoing)).transport == "shm"
+            assert torch.equal(rows(p.target)[:, [4, 2]], rows(source)[:, :2])
+
+    run(main())
+
+
+@on_gpu
+def test_memory_comes_back_when_the_last_reader_has_closed():
+    async def main():
+        child = Sender()
+        async with pair("cuda") as p:
+            await ask(child, p, [1]).committed()
+            (memory,) = (connection._memory for connection in p.receiver.doors._open["cuda"]._connections)
+            assert child.finish() == 0
+            deadline = time.monotonic() + 10
+            while p.receiver.doors._open["cuda"]._connections:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            with pytest.raises(OSError, match="cuIpcCloseMemHandle"):
+                driver.close(memory._allocation, torch.device("cuda", 0))
+
+    run(main())
+
+
+@on_gpu
+def test_claims_that_are_none_are_refused():
+    blocks = new_pool(1).device
+    claim = exported(blocks)
+    for wrong in (b"", claim[:-1], claim + b"x"):
+        with pytest.raises(ValueError, match="not a pool"):
+            DeviceMemory(blocks, 1, wrong)
+    with pytest.raises(OSError, match="cuIpcOpenMemHandle"):
+        DeviceMemory(blocks, 1, bytes(len(claim)))
+
+
+class Opened:
+    """A driver that opens a pool of four blocks."""
+
+    def __init__(self, monkeypatch, num_bytes: int) -> None:
+        self.closed = 0
+        monkeypatch.setattr(driver, "open_handle", lambda handle, device: driver.Allocation(1 << 40, num_bytes))
+        monkeypatch.setattr(driver, "close", self._close)
+
+    def _close(self, allocation, device):
+        self.closed += 1
+
+
+class Blocks:
+    block_bytes = 100
+    device = torch.device("cuda", 0)
+
+
+def claim_of(num_places: int, offset: int = 0) -> bytes:
+    return struct.pack("<64sQQ", bytes(64), offset, num_places)
+
+
+def test_a_pool_larger_than_its_allocation_is_refused(monkeypatch):
+    opened = Opened(monkeypatch, 400)
+    for claim in (claim_of(5), claim_of(4, offset=1), claim_of(2**63)):
+        with pytest.raises(PermissionError, match="not as large"):
+            DeviceMemory(Blocks, 1, claim)
+    assert opened.closed == 3
+    DeviceMemory(Blocks, 1, claim_of(3, offset=100)).close()
+    assert opened.closed == 4
+
+
+def test_a_message_names_blocks_of_the_pool_alone(monkeypatch):
+    Opened(monkeypatch, 400)
+    memory = DeviceMemory(Blocks, 1, claim_of(4))
+    assert memory.size_of(pack_places([0, 3, 3])) == 300
+    for source in (pack_places([4]), pack_places([0, 2**32 - 1]), pack_places([1])[:3]):
+        with pytest.raises(ValueError, match="not in the pool"):
+            memory.size_of(source)
+
+
+def test_only_a_pool_on_a_gpu_travels_that_way():
+    with pytest.raises(ConfigError, match="host memory"):
+        choose("cuda")
+    assert choose("cuda", on_gpu=True) == ("cuda",)
+    assert choose("auto", on_gpu=True) == ("cuda", "shm", "ucx", "tcp")
+
+
+def test_a_misplaced_block_is_another_of_its_layer_group():
+    places, seen = [3, NUM_BLOCKS + 5], set()
+    for _ in range(200):
+        wrong = FAULTS.misplace(places, NUM_BLOCKS)
+        assert sum(a != b for a, b in zip(wrong, places, strict=True)) == 1
+        assert [place // NUM_BLOCKS for place in wrong] == [0, 1]
+        seen.add(tuple(wrong))
+    assert len(seen) > 100
+
+
+async def send_what_is_granted(epoch: int) -> None:
+    """In: a grant. Out: ok, or why not."""
+    sender = kv_nodes.KVSender(new_pool(1), "p0", epoch, "cuda", "")
+    print("begun", flush=True)
+    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        grant = kv_nodes.transfer_pb2.Grant.FromString(bytes.fromhex(line))
+        outgoing = sender.open(grant, list(range(grant.num_missing_blocks)))
+        all_ready(outgoing, NUM_BLOCKS)
+        try:
+            await outgoing.commit(123, HASH, 5, 10.0)
+            print("ok", flush=True)
+        except TransferError as error:
+            await outgoing.abort()
+            print(error, flush=True)
+    with suppress(TransferError):
+        await sender.close()
+
+
+if __name__ == "__main__":
+    kv_nodes.Pool = OnGpu
+    armed = [name for name in sys.argv[1:] if name != "epoch2"]
+    for fault, _, times in (name.partition(":") for name in armed):
+        FAULTS.arm(fault, int(times or 1))
+    uvloop.run(send_what_is_granted(2 if "epoch2" in sys.argv else 1))
