@@ -22,6 +22,8 @@ part() {
 part gpu_tests pytest -m gpu -W default -rs -p no:cacheprovider tests/gpu
 part gpu_kernels bench.gpu_kernels
 part gpu_decode bench.gpu_decode --deterministic
+part gpu_transfer bench.transfer --device cuda
 part gpu_contract pytest -W default -p no:cacheprovider -k triton tests/contract
+part gpu_cuda pytest -m gpu -W default -rs -p no:cacheprovider tests/contract/test_transport_cuda.py
 part gpu_split pytest -m gpu -W default -rs -p no:cacheprovider tests/integration/test_families_split.py
 exit $status
