@@ -61,7 +61,10 @@ def test_secrets_come_from_the_environment_alone():
         ({"BATON_PREFILL": "two"}, "--prefill (BATON_PREFILL): 'two' is not a valid int"),
         ({"BATON_MAX_TTFT_S": "-1"}, "--max-ttft-s (BATON_MAX_TTFT_S): '-1' is no number of seconds from 0 on"),
         ({"BATON_MAX_TTFT_S": "nan"}, "--max-ttft-s (BATON_MAX_TTFT_S): 'nan' is no number of seconds from 0 on"),
-        ({"BATON_TRANSPORT": "pigeon"}, "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, shm, ucx, tcp"),
+        (
+            {"BATON_TRANSPORT": "pigeon"},
+            "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, cuda, shm, ucx, tcp",
+        ),
         ({"BATON_COLOCATED": "maybe"}, "--colocated (BATON_COLOCATED): 'maybe' is neither true nor false"),
     ],
 )
