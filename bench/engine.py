@@ -44,8 +44,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--context", type=int, default=128, help="prompt tokens before decoding")
     parser.add_argument("--num-steps", type=int, default=40)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         directory = args.model or random_checkpoint.write(Path(scratch), random_checkpoint.LLAMA_107M)
@@ -185,11 +183,10 @@ def gemm_flops(engine: Engine) -> float:
     return max(rates)
 
 
-def generation(engine: Engine, num_tokens: int, num_output: int, args: argparse.Namespace | None = None) -> Generation:
+def generation(engine: Engine, num_tokens: int, num_output: int) -> Generation:
     """Random tokens, so that nothing comes from the prefix cache."""
     tokens = [random.randrange(engine.model_config.vocab_size) for _ in range(num_tokens)]
-    drawing = {"temperature": args.temperature, "top_p": args.top_p} if args else {"temperature": 0.0}
-    sampling = SamplingParams(max_tokens=num_output, ignore_eos=True, seed=random.getrandbits(63), **drawing)
+    sampling = SamplingParams(max_tokens=num_output, ignore_eos=True, temperature=0.0)
     return Generation(
         request_id="bench", key=0, token_ids=tokens, num_prompt_tokens=num_tokens, sampling=sampling, router_id="bench"
     )
@@ -210,7 +207,7 @@ def measure_prefill(engine: Engine) -> float:
 
 def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) -> tuple[float, int]:
     """(median seconds of a step, mean context in tokens) with `batch_size` requests decoding."""
-    requests = [engine.add(generation(engine, args.context, args.num_steps + 2, args)) for _ in range(batch_size)]
+    requests = [engine.add(generation(engine, args.context, args.num_steps + 2)) for _ in range(batch_size)]
     while any(not request.first_token_s for request in requests):
         engine.step()
     times = []

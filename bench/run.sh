@@ -21,10 +21,9 @@ served() {
     "$baton" down >/dev/null
 }
 
-for name in kernels engine prefix_index; do
+for name in kernels engine prefix_index transfer; do
     "$baton" bench "$name" | tee "$results/$name.txt"
 done
-"$baton" bench transfer
 served serve-default
 .venv/bin/python -c "from engine.random_checkpoint import LLAMA_107M, write; write('$work/llama-107m', LLAMA_107M)"
 served serve-107m --model "$work/llama-107m"

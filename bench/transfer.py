@@ -5,7 +5,7 @@
 A round moves the same bytes in messages of one size. Baton's figures are of whole transfers: grant, messages, digests
 on both sides, commit. All ways of one size take turns, and the best round of each counts, so that what else the machine
 does is in the way of all of them alike. CPU seconds are of both processes together. With a GPU both pools lie on it,
-and it is a copy within its memory that is beside them. Written to bench/results, too.
+and it is a copy within its memory that is beside them.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from rich.progress import Progress
@@ -25,7 +24,6 @@ from kv_transfer.ucx.transport import why_unavailable
 
 SIZES = [2**16, 2**18, 2**20, 2**22, 2**24, 2**26]
 RATIOS = [("shm", "memcpy"), ("tcp", "socket"), ("ucx", "socket"), ("cuda", "copy"), ("cuda", "shm")]
-RESULTS = Path(__file__).with_name("results")
 
 
 def ways(child: Child, total: int, size: int, device: str) -> dict[str, Callable[[], Round]]:
@@ -82,16 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where both pools lie")
     args = parser.parse_args(argv)
-    lines = []
+    total = args.megabytes * 2**20
+    sizes = [size for size in (SIZES if args.device == "cpu" else SIZES[2:]) if size <= total]
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
-        for text in report(
-            args.megabytes * 2**20, args.rounds, SIZES if args.device == "cpu" else SIZES[2:], args.device, progress
-        ):
+        for text in report(total, args.rounds, sizes, args.device, progress):
             progress.console.print(text, highlight=False, soft_wrap=True, markup=False)
-            lines.append(text)
-    if RESULTS.is_dir():
-        name = "gpu_transfer.txt" if args.device == "cuda" else "transfer.txt"
-        (RESULTS / name).write_text("\n".join(lines) + "\n")
     return 0
 
 
