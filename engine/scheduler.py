@@ -1,10 +1,11 @@
 """Which requests run in a step, and how many tokens of each: the same on prefill, decode and colocated nodes.
 
 A step is a mixed batch under a budget of tokens: first the running requests, oldest first (one token each in decoding,
-a chunk where a prompt is not done), then newcomers, and of those first the ones that had begun elsewhere. A request
-gets the blocks of all its tokens when it is admitted, so a prompt once begun is never stuck; only decoding grows. Where
-blocks run out, the latest running request is preempted: it gives its blocks back and is computed anew later.
-Prefill-only requests are never preempted: their blocks may be on the wire.
+a chunk where a prompt is not done), then newcomers: the ones that had begun before, whose clients wait in mid-stream,
+or the others where there are none of these. A request gets the blocks of all its tokens when it is admitted, so a
+prompt once begun is never stuck; only decoding grows. Where blocks run out, the latest running request is preempted: it
+gives its blocks back and is computed anew later. Prefill-only requests are never preempted: their blocks may be on the
+wire.
 
 A request that stops running while a step with it is under way keeps its row, and its blocks, until that step has
 landed: it still writes to them (`let_go`).
@@ -61,7 +62,7 @@ class Scheduler:
         if not request.num_output_tokens:
             self.waiting.append(request)
             return
-        begun = (other.num_output_tokens or other.num_preemptions for other in self.waiting)
+        begun = map(_has_begun, self.waiting)
         self.waiting.insert(next((place for place, has in enumerate(begun) if not has), len(self.waiting)), request)
 
     def reserve(self, request: Request) -> bool:
@@ -205,9 +206,10 @@ class Scheduler:
         """The same with newcomers, as far as there is room."""
         budget = self._config.max_num_batched_tokens - int(num_tokens.sum())
         admitted: list[int] = []
+        goes_on = bool(self.waiting) and _has_begun(self.waiting[0])
         while budget and self.waiting and len(self.running) < self._config.max_num_seqs:
             request = self.waiting[0]
-            if not self._admit(request):
+            if goes_on > _has_begun(request) or not self._admit(request):
                 break
             self.waiting.popleft()
             self.running.add(request)
@@ -232,3 +234,8 @@ class Scheduler:
 
     def _num_spare(self) -> int:
         return self._num_spare_blocks if self.running else 0
+
+
+def _has_begun(request: Request) -> bool:
+    """Elsewhere, or here before it was preempted."""
+    return bool(request.num_output_tokens or request.num_preemptions)

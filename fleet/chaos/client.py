@@ -30,11 +30,13 @@ class Answer:
     question: Question
     choices: dict[int, Choice] = field(default_factory=dict)
     num_output_tokens: int = 0
+    request_id: str = ""  # the server's, for `baton trace`
     num_events: int = 0
     local_port: int = 0  # of the connection: tells which router had it
     on_victim: bool = False  # its router was killed: then it may break off
     longest_wait_s: float = 0.0  # of any choice, for its first token; of an embedding for all of it
     longest_stall_s: float = 0.0  # of any choice that had begun
+    stalled_at_s: float = 0.0  # when that began, after the question was asked
     hung_up: bool = False  # on purpose
     complete: bool = False
     error: str = ""
@@ -112,6 +114,11 @@ class _Reader:
         """Whether anything was answered."""
         return bool(self.parser.get_status_code())
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Of an answer."""
+        if name.lower() == b"x-request-id":
+            self.answer.request_id = value.decode()
+
     def on_body(self, body: bytes) -> None:
         """Events, or the body of a refusal."""
         *events, self._rest = (self._rest + body).split(b"\n\n")
@@ -167,9 +174,11 @@ class _Reader:
         if index not in self._heard:
             return
         now = time.monotonic()
-        silence_s, self._heard[index] = now - self._heard[index], now
+        before, self._heard[index] = self._heard[index], now
+        silence_s = now - before
         if index in self._begun:
-            self.answer.longest_stall_s = max(self.answer.longest_stall_s, silence_s)
+            if silence_s > self.answer.longest_stall_s:
+                self.answer.longest_stall_s, self.answer.stalled_at_s = silence_s, before - self._began
         else:
             self._begun.add(index)
             self.answer.longest_wait_s = max(self.answer.longest_wait_s, silence_s)

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from baton.errors import ConfigError
+from baton.errors import BatonError, ConfigError
 from baton.process.settings import TRANSPORTS
+from fleet import trace
 from fleet.chaos import hosts
 from fleet.chaos import network as chaos_network
 from fleet.chaos import report as chaos_report
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         if local:
             shape = ("--transport", args.transport, "--prefill", "2", "--decode", "2", "--routers", "2")
             with started(Path(folder) / "home", *flags, *shape) as fleet:
-                outcomes += asyncio.run(_suffer_all(fleet, local, args.streams, memory, console))
+                outcomes += asyncio.run(_suffer_all(fleet, local, args, memory, console))
         outcomes += _on_a_network(args, Path(folder), flags, console)
         asked = {answer.question for outcome in outcomes for answer in outcome.answers}
         console.print(f"asking the same {len(asked)} questions of a fleet that nothing befalls")
@@ -114,7 +115,7 @@ def _on_a_network(args: argparse.Namespace, folder: Path, flags: tuple[str, ...]
         console.print(f"faults of networks are left out: {reason}")
         return []
     with hosts.started(folder / "network", *flags) as fleet:
-        return asyncio.run(_suffer_all(fleet, faults, args.streams, Memory(), console))
+        return asyncio.run(_suffer_all(fleet, faults, args, Memory(), console))
 
 
 def _random_model(folder: Path) -> Path:
@@ -124,19 +125,35 @@ def _random_model(folder: Path) -> Path:
 
 
 async def _suffer_all(
-    fleet: PrivateFleet, faults: Iterable[Fault], num_clients: int, memory: Memory, console: Console
+    fleet: PrivateFleet, faults: Iterable[Fault], args: argparse.Namespace, memory: Memory, console: Console
 ) -> list[Outcome]:
     outcomes = []
     num_blocks = fleet.num_blocks()
     for turn, fault in enumerate(faults):
-        outcome = await suffer(fleet, fault, f"topic {turn % _NUM_TOPICS}", num_clients, turn, memory)
+        outcome = await suffer(fleet, fault, f"topic {turn % _NUM_TOPICS}", args.streams, turn, memory)
         if (now := fleet.num_blocks()) != num_blocks:
             outcome.num_lost_blocks = sum(num_blocks.values()) - sum(now.values())
         outcomes.append(outcome)
         num_failed = sum(answer.failed for answer in outcome.answers)
         said = f"{len(outcome.answers)} requests, {num_failed} failed, longest stall {outcome.longest_stall_s:.1f} s"
         console.print(f"{fault.name}: {said}, recovered in {outcome.recovery_s:.1f} s")
+        if outcome.longest_stall_s > args.max_stall_s:
+            _explain(fleet, outcome, console)
     return outcomes
+
+
+def _explain(fleet: PrivateFleet, outcome: Outcome, console: Console) -> None:
+    """Where the time of the stream went that stood still for longest."""
+    answer = outcome.most_stalled
+    if answer is None:
+        return
+    console.print(
+        f"{answer.question.name} stood still for {answer.longest_stall_s:.2f} s, from {answer.stalled_at_s:.2f} s on:"
+    )
+    try:
+        trace.show(fleet.trace(answer.request_id), console)
+    except BatonError as error:
+        console.print(f"there is no trace of it: {error.message}")
 
 
 def _reference(

@@ -78,12 +78,21 @@ class Outcome:
     @property
     def longest_stall_s(self) -> float:
         """Of all streams that had begun."""
-        return max((answer.longest_stall_s for answer in self.answers if not answer.on_victim), default=0.0)
+        return max((answer.longest_stall_s for answer in self._counted), default=0.0)
+
+    @property
+    def most_stalled(self) -> Answer | None:
+        """The stream that stood still for the longest time."""
+        return max(self._counted, key=lambda answer: answer.longest_stall_s, default=None)
 
     @property
     def longest_wait_s(self) -> float:
         """Of all requests, for their first token."""
-        return max((answer.longest_wait_s for answer in self.answers if not answer.on_victim), default=0.0)
+        return max((answer.longest_wait_s for answer in self._counted), default=0.0)
+
+    @property
+    def _counted(self) -> list[Answer]:
+        return [answer for answer in self.answers if not answer.on_victim]
 
 
 async def suffer(

@@ -10,10 +10,13 @@ import urllib.request
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from baton.errors import BatonError
 from bench import _fleets
 from fleet import state
+from fleet.admin_client import AdminClient
 from fleet.home import Home
 
 _SCRAPE_TIMEOUT_S = 2.0
@@ -74,6 +77,11 @@ class PrivateFleet:
     def num_blocks(self) -> dict[str, int]:
         """Service -> all of its KV blocks, whatever holds them."""
         return {name: _sum(_BLOCKS, page) for name, page in self._pages() if "baton_kv_blocks" in page}
+
+    def trace(self, request_id: str) -> dict[str, Any]:
+        """What `baton trace` shows of it. Raises BatonError where no router knows it."""
+        urls = [one.metrics.removesuffix("/metrics") for one in self.services("router") if one.metrics]
+        return AdminClient(urls, self.token).get(f"/admin/trace/{quote(request_id, safe='')}")
 
     def _pages(self) -> Iterator[tuple[str, str]]:
         for process in self.services():

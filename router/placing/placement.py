@@ -45,6 +45,14 @@ class Placement(msgspec.Struct, eq=False):
             self.on_change()
 
     @property
+    def compute_s(self) -> float:
+        """Predicted, for all of the prompt."""
+        if self._computing is None:
+            return 0.0
+        state = self._computing.state
+        return state.cost.prefill_ms(self.num_tokens, 0, state.chunk_tokens) / 1000
+
+    @property
     def described(self) -> dict[str, Value]:
         """For timelines."""
         return {

@@ -2,7 +2,8 @@
 
     1. Both legs are started at once; the grant that comes back from the decode node goes on to the prefill node.
     2. The prefill node's first token goes to the client. If it is the last one as well, the reservation is cancelled.
-    3. The decode node has the KV: its tokens come through its link, in step batches, up to Finished.
+    3. The decode node has the KV: its tokens come through its link, in step batches, up to Finished. Where it has not
+       got it a while after the first token, the attempt has failed (`patience`).
 
 Where the decode node is alone it computes the prompt too, and 1 and 2 fall away. An attempt ends once: finished,
 failed, or dropped by its owner; whichever it is, both nodes are told at once. It lives in calls of its links and has no
@@ -23,6 +24,7 @@ from router.nodes.errors import Refused, failed_error, finished_error
 from router.nodes.leg import Leg, Node
 from router.nodes.link import NodeLink
 from router.recent import RECENT
+from router.serving.patience import Patience
 
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 _LOST_ROWS = "tokens were lost between node and router"
@@ -51,8 +53,12 @@ class Attempt(Leg):
         decode: NodeLink | None,
         owner: Owner,
         on_first_token: Callable[[], None],
+        compute_s: float,
     ) -> None:
-        """`prefill` None: all on the decode node. `decode` None: one token is wanted, and the prefill node draws it."""
+        """`prefill` None: all on the decode node. `decode` None: one token is wanted, and the prefill node draws it.
+
+        `compute_s`: how long it would take to compute all of the KV again.
+        """
         self.key = generation.key
         self.attempt = generation.attempt
         self.fresh: list[int] = []
@@ -68,6 +74,7 @@ class Attempt(Leg):
         self._held: list[Callable[[], None]] = []  # what the decode node said before that token was here
         self._ended: asyncio.Future[FinishReason] = asyncio.get_running_loop().create_future()
         self._decode_runs = decode is not None
+        self._patience = Patience(compute_s, lambda: self.fail(TransferError("its KV takes too long")))
         self.prefill_s = 0.0
         self.transferred: node_pb2.Transferred | None = None
 
@@ -86,6 +93,7 @@ class Attempt(Leg):
             return
         self._owner.mark("grant", attempt=self.attempt)
         self._prefill.grant(granted)
+        self._patience.granted()
 
     def on_first_token(self, first: types_pb2.FirstToken) -> None:
         """The prefill node's."""
@@ -105,6 +113,7 @@ class Attempt(Leg):
     def on_transferred(self, transferred: node_pb2.Transferred) -> None:
         """The prefill node has done its part."""
         self.transferred = transferred
+        self._patience.stop()
         self._prefill_matters = self._prefill_runs = False
         self._owner.note(0, transfer_s=transferred.tail_s)
         num_bytes = transferred.num_bytes
@@ -130,6 +139,7 @@ class Attempt(Leg):
 
     def on_started(self, started: types_pb2.Started) -> None:
         """The decode node's first step with this request: it has all of the KV."""
+        self._patience.stop()
         timings = {"first_decode_s": started.first_step_s}
         if self._prefill is None:
             timings |= {"queue_s": started.queue_s, "prefill_s": started.prefill_s}
@@ -206,12 +216,15 @@ class Attempt(Leg):
             self._succeed(reason)
         elif self._decode is None:
             self._succeed(FinishReason.LENGTH)
+        else:
+            self._patience.begun()
         held, self._held = self._held, []
         for call in held:
             call()
 
     def _drop(self) -> None:
         """Both nodes forget the attempt, whatever it had come to."""
+        self._patience.stop()
         if not self._ended.done():
             self._ended.cancel()
         elif not self._ended.cancelled():

@@ -136,7 +136,8 @@ class Failover:
             )
         if placement.prefill is not None and placement.decode is not None:
             self._fleet.cut_pairs.trying(placement.prefill.record, placement.decode.record)
-        return Attempt(generation, placement.prefill, placement.decode, running, placement.computed)
+        nodes = placement.prefill, placement.decode
+        return Attempt(generation, *nodes, running, placement.computed, placement.compute_s)
 
     def _learn(self, running: Running, leg: Attempt | PromptAttempt, placement: Placement) -> None:
         """What a finished request tells about the next ones."""

@@ -19,7 +19,7 @@ class Faults:
     """Breaks a fleet; `kinds` are names of methods."""
 
     ALL = ("kill", "kill_router", "freeze", "partition", "one_way", "isolate", "hang_up", "lose", "repeat", "skip",
-           "corrupt", "forget", "drain", "estrange", "lag", "starve", "set_clock")  # fmt: skip
+           "corrupt", "forget", "drain", "estrange", "lag", "slow", "starve", "set_clock")  # fmt: skip
 
     def __init__(self, fleet: Fleet, network: Network, rng: random.Random) -> None:
         self._fleet, self._network, self._rng = fleet, network, rng
@@ -98,6 +98,12 @@ class Faults:
         pair = tuple(self._rng.sample(self._fleet.names("prefill", "decode", "router"), 2))
         self._network.lags[pair] = self._rng.uniform(0.05, 0.9)
         self._for_a_while(f"lag {pair}", lambda: self._network.lags.pop(pair, None))
+
+    def slow(self) -> None:
+        """What a prefill node ships moves, but takes seconds."""
+        name = self._rng.choice(self._fleet.names("prefill"))
+        self._network.rates[name] = self._rng.uniform(60, 600)
+        self._for_a_while(f"slow {name}", lambda: self._network.rates.pop(name, None), LONGEST_S, LONGEST_S)
 
     def starve(self) -> None:
         """A node runs for moments, with gaps in between that others may take for silence."""

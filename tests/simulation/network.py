@@ -77,7 +77,7 @@ class End:
 
     def _transmit(self, data: Any) -> None:
         network = self._network
-        delay_s = network.latency_s(self.process, self.other.process)
+        delay_s = network.latency_s(self.process, self.other.process) + network.waits_s(self.process, data)
         self._last_arrival_s = max(self._last_arrival_s + ORDER_S, network.loop.time() + delay_s)
         network.loop.call_at(self._last_arrival_s, self._arrive, data, context=network.loop.world.context)
 
@@ -117,10 +117,12 @@ class Network:
         self.rng = rng
         self.trace = trace
         self.lags: dict[tuple[str, str], float] = {}  # seconds more, from one process to another
+        self.rates: dict[str, float] = {}  # bytes of KV a second that a process can send at most
         self.loss = 0.0  # share of segments that have to be sent again
         self.duplicates = 0.0  # share of calls and stream messages that come twice
         self.skips = 0.0  # share of stream messages that something on the way swallows
         self.corruption = 0.0  # share of pieces of KV messages in which a bit flips
+        self._busy_until_s: dict[str, float] = {}
         self._blocked: dict[tuple[str, str], int] = {}
         self._ends: dict[End, None] = {}
         self._listening: dict[int, tuple[Process, Callable[[End], None]]] = {}
@@ -132,6 +134,14 @@ class Network:
         while self.rng.random() < self.loss:
             delay_s += self.rng.uniform(*RESENT_S)
         return delay_s
+
+    def waits_s(self, source: Process, data: Any) -> float:
+        """For what left before on a slow link, and for its own bytes to leave."""
+        if source.name not in self.rates or not isinstance(data, tuple) or data[0] != "piece":
+            return 0.0
+        begins_s = max(self._busy_until_s.get(source.name, 0.0), self.loop.time())
+        self._busy_until_s[source.name] = begins_s + len(data[2]) / self.rates[source.name]
+        return self._busy_until_s[source.name] - self.loop.time()
 
     def happens(self, share: float) -> bool:
         """Whether a fault with that share happens now."""

@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -34,13 +35,15 @@ class Plant(NamedTuple):
     patches: list[tuple[Any, str, Any]]
     kinds: tuple[str, ...]
     strict: bool = False  # it shows in requests that fail
+    longest_stall_s: float = math.inf  # it shows in requests that stand still for longer, and are then computed again
 
     @property
     def scenario(self) -> Scenario:
         """One that shows the bug, sooner or later."""
         return dataclasses.replace(
-            STORM, name="plant", kinds=self.kinds, every_s=0.5, strict=self.strict, num_requests=24, span_s=8.0
-        )
+            STORM, name="plant", kinds=self.kinds, every_s=0.5, strict=self.strict, num_requests=24, span_s=8.0,
+            longest_stall_s=self.longest_stall_s,
+        )  # fmt: skip
 
 
 def _forwarding(kind: type, name: str, change: Callable[..., Any]) -> tuple[type, str, Any]:
@@ -188,7 +191,8 @@ PLANTS: dict[str, Plant] = {
                                                      (Sessions, "lose", _lose_and_keep)], ("partition", "hang_up")),
     "a router's message lost, and not missed": Plant([(NodeService, "_is_next", _miss_nothing),
                                                       (Outbox, "heard", _hear_all)], ("skip",), strict=True),
-    "a grant handed to whichever request is there": Plant([(Session, "leg", _leg_of_anybody)], (), strict=True),
+    "a grant handed to whichever request is there": Plant([(Session, "leg", _leg_of_anybody)], (),
+                                                            longest_stall_s=0.8),
     "a cancel reaches one leg only": Plant([_forwarding(Attempt, "_drop", _drop_prefill_only)], ("hang_up",)),
     "a router that died never noticed": Plant([(Sessions, "lose", lambda self, session, stream: None)],
                                               ("kill_router", "partition")),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ _FREEZES = ("freeze_placed", "freeze_computing", "freeze_shipping", "freeze_comm
 FROZEN = Scenario(
     "frozen", kinds=_FREEZES, once=True, strict=True, cancelled=0.0, span_s=3.0, longest_stall_s=LONGEST_STALL_S
 )
-SCENARIOS = {scenario.name: scenario for scenario in (CALM, SINGLE, STORM, FROZEN)}
+SLOW = dataclasses.replace(FROZEN, name="slow", kinds=("slow",), span_s=6.0)
+SCENARIOS = {scenario.name: scenario for scenario in (CALM, SINGLE, STORM, FROZEN, SLOW)}
 
 
 @dataclass

@@ -14,7 +14,7 @@ from kv_transfer.incoming import IncomingTransfer
 from prefill_node.service import PrefillService
 from tests.simulation.cancels import Cancels
 from tests.simulation.plants import PLANTS, find
-from tests.simulation.scenario import CALM, FROZEN, SINGLE, STORM, simulate
+from tests.simulation.scenario import CALM, FROZEN, SINGLE, SLOW, STORM, simulate
 
 ROOT = Path(__file__).parents[2]
 MAX_SEEDS = 16  # to find a planted bug in; most show in the first
@@ -50,6 +50,12 @@ def test_whatever_a_frozen_prefill_node_was_doing_its_requests_wait_for_3_s_at_m
     scenario = dataclasses.replace(FROZEN, kinds=(kind,))
     assert scenario.longest_stall_s == 3.0
     assert any(simulate(seed, scenario).longest_stall_s > 0.8 for seed in range(6))
+
+
+def test_on_a_slow_link_streams_that_have_begun_stand_still_for_3_s_at_most():
+    """As above; without an end to waiting for what moves, half of the seeds have one that waits for longer."""
+    assert SLOW.longest_stall_s == 3.0
+    assert any(simulate(seed, SLOW).longest_stall_s > 0.8 for seed in range(6))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -40,6 +40,8 @@ class Node:
         self.go = asyncio.Event()
         self.compute = asyncio.Event()  # prefill waits for it
         self.compute.set()
+        self.ship = asyncio.Event()  # what it has computed waits for it, once there is a grant
+        self.ship.set()
         self.first_token_held: asyncio.Event | None = None  # until then it comes after the transfer, not before
         self.refusals: list[BatonError] = []  # of the next starts
         self.transfer_errors: list[BatonError] = []
@@ -212,6 +214,7 @@ class Node:
                 self.say(generation, first_tokens=[first])
             if not first.finish_reason:
                 grant = await self.grants[generation.key, generation.attempt]
+                await self.ship.wait()
                 if self.transfer_errors:
                     self._fail(generation, self.transfer_errors.pop(0))
                 else:

@@ -10,6 +10,7 @@ from baton.errors import NodeUnavailable, Overloaded, TransferError
 from baton.v1 import node_pb2, types_pb2
 from router.nodes import cut_pairs
 from router.nodes.link import AVOID_S
+from router.serving.patience import LEAST_S
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +48,20 @@ async def test_whose_kv_was_shipped_in_vain_twice_goes_where_none_is_shipped(
     assert (await sink.finished()).num_attempts == 3
     assert sink.tokens == output_of(PROMPT, 12)
     assert sum(len(decode.seen("generate")) for decode in decodes) == 1
+
+
+async def test_a_stream_that_has_begun_waits_for_its_kv_for_a_second(fleet: Any, output_of: Any, until: Any) -> None:
+    slow, decode = await fleet.add("prefill"), await fleet.add("decode")
+    slow.ship.clear()
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    await until(lambda: sink.tokens != [])
+    began_s = time.monotonic()
+    assert (await sink.finished()).num_attempts == 2
+    assert LEAST_S <= time.monotonic() - began_s < 2 * LEAST_S
+    assert sink.tokens == output_of(PROMPT, 12)
+    assert len(decode.seen("generate")) == 1  # there is no other pair
+    await until(lambda: slow.num_broken_runs == 1)
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -143,6 +143,16 @@ def test_what_had_begun_elsewhere_goes_before_what_has_not(make_request):
     assert [request for request, _ in node.step()] == [gave_way, begun]
 
 
+def test_what_goes_on_does_not_wait_for_what_begins_in_its_step(node, make_request):
+    new, begun = make_request([1] * 6), make_request([2] * 6)
+    begun.generation.token_ids.append(7)
+    begun.append(7)
+    node.scheduler.add(new)
+    node.scheduler.add(begun)
+    assert node.step() == [(begun, 7)]
+    assert new in [request for request, _ in node.step()]
+
+
 def test_prefill_only_requests_are_never_preempted(make_request):
     node = Node(num_blocks=7, max_num_batched_tokens=3)
     decoding, shipped = make_request([1] * 4, max_tokens=20), make_request([2] * 20, prefill_only=True)

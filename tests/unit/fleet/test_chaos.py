@@ -78,6 +78,15 @@ async def test_silence_counts_for_the_choice_that_is_silent():
     assert got.longest_wait_s < 0.4 <= got.longest_stall_s
 
 
+async def test_a_stream_that_stood_still_can_be_traced():
+    pieces = [event("a"), 0.2, event("b", 0, "length"), DONE]
+    async with endpoint(0.1, *pieces, status="200 OK\r\nX-Request-Id: req-7") as url:
+        got = await ask(url, ASKED, 5)
+    assert (got.request_id, got.stalled_at_s >= 0.1) == ("req-7", True)
+    victim = answer(longest_stall_s=9.0, on_victim=True)
+    assert outcome(answer(), got, victim).most_stalled is got
+
+
 async def test_a_first_token_is_waited_for_before_there_is_a_stream():
     pieces = [event("a"), 0.3, event("x", 1), event("b", 0, "length"), event("y", 1, "length"), DONE]
     async with endpoint(0.2, *pieces) as url:

@@ -1,0 +1,58 @@
+"""KV that is late is given up after a while; what it waits for otherwise is no lateness."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from router.serving.patience import LEAST_S, SOON_S, TICK_S, Patience
+from tests.virtual_clock import Clock, run
+
+
+def ends_at(compute_s: float, *story: float | str | Callable[[Clock], None]) -> float | None:
+    """When it ends, in seconds from the beginning; numbers are pauses, names are calls."""
+    ends: list[float] = []
+
+    async def main(clock: Clock) -> None:
+        patience = Patience(compute_s, lambda: ends.append(clock.now))
+        for step in story:
+            if isinstance(step, str):
+                getattr(patience, step)()
+            elif callable(step):
+                step(clock)
+            else:
+                await asyncio.sleep(step)
+        await asyncio.sleep(100)
+
+    run(main)
+    assert len(ends) <= 1
+    return ends[0] if ends else None
+
+
+@pytest.mark.parametrize(
+    ("compute_s", "expected_s"), [(0.0, LEAST_S), (0.3, LEAST_S), (2.5, 2.5), (7.0, 7.0)], ids=lambda s: f"{s:g} s"
+)
+def test_it_lasts_as_long_as_computing_again_would(compute_s: float, expected_s: float) -> None:
+    assert ends_at(compute_s, "granted", 5.0, "begun") == pytest.approx(5.0 + expected_s, abs=TICK_S)
+
+
+def test_nobody_is_late_who_has_come() -> None:
+    assert ends_at(0.0, "granted", "begun", 0.5 * LEAST_S, "stop") is None
+    assert ends_at(0.0, "granted", "stop", "begun") is None
+    assert ends_at(0.0, "stop", "begun", "granted") is None
+
+
+def test_a_grant_may_come_just_after_the_first_token() -> None:
+    assert ends_at(0.0, "begun", SOON_S / 2, "granted") == pytest.approx(SOON_S / 2 + LEAST_S, abs=TICK_S)
+
+
+def test_waiting_for_blocks_is_no_lateness() -> None:
+    assert ends_at(0.0, "begun") is None
+    assert ends_at(0.0, "begun", 2 * SOON_S, "granted") is None
+
+
+def test_the_time_for_which_this_process_was_away_is_not_held_against_anybody() -> None:
+    def away(clock: Clock) -> None:
+        clock.now += 30.0
+
+    assert ends_at(0.0, "granted", "begun", away, 0.4 * LEAST_S, "stop") is None
