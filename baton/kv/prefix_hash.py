@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
-from typing import NewType, cast, overload
+from typing import NewType, overload
 
 from baton.kv import hash_chain
 from baton.token_ids import to_bytes
@@ -59,10 +59,7 @@ class PackedHashes(Sequence[BlockHash]):
         return BlockHash(self.packed[start : start + HASH_BYTES])
 
     def __iter__(self) -> Iterator[BlockHash]:
-        hashes = Struct(_EACH * len(self)).unpack(self.packed)  # half the time of `iter_unpack`
-        return iter(
-            cast("tuple[BlockHash, ...]", hashes)
-        )  # a call of BlockHash for each would cost as much as all this
+        return iter(_unpacked(self.packed))
 
 
 def packed_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> PackedHashes:
@@ -72,4 +69,8 @@ def packed_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) 
 
 def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
     """The same as a list, for who looks at each of them."""
-    return list(packed_hashes(token_ids, block_size, parent))
+    return list(_unpacked(_chain(parent, to_bytes(token_ids), block_size * 4)))
+
+
+def _unpacked(packed: bytes) -> tuple[BlockHash, ...]:
+    return Struct(_EACH * (len(packed) // HASH_BYTES)).unpack(packed)  # half the time of `iter_unpack`

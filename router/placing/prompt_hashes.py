@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from baton.kv.prefix_hash import BlockHash, packed_hashes, root_hash, stretched_root
+from baton.kv.prefix_hash import BlockHash, block_hashes, packed_hashes, root_hash, stretched_root
 from router.nodes.fleet_view import ModelFacts
 from router.running import Running
 
-_MANY_BLOCKS = 128  # of which it takes longer to make objects than to look for some
+_MANY_TOKENS = 2048  # whose hashes take longer to make objects of than to look for some
 
 
 class PromptHashes:
@@ -23,7 +23,7 @@ class PromptHashes:
             root, token_ids = root_hash(facts.model_fingerprint, self._running.job.cache_salt), self._running.token_ids
             if 0 < facts.stretches_after < len(token_ids):
                 root = stretched_root(root)
-            hashes = packed_hashes(token_ids, facts.block_size, root)
-            self._hashes = hashes if len(hashes) > _MANY_BLOCKS else list(hashes)
+            hashed = packed_hashes if len(token_ids) > _MANY_TOKENS else block_hashes
+            self._hashes = hashed(token_ids, facts.block_size, root)
             self._fingerprint = facts.model_fingerprint
         return self._hashes
