@@ -13,7 +13,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("hash_chain.cpp", "id_text.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("hash_chain.cpp", "id_text.cpp", "byte_count.cpp"))
 FOLDER = Path(__file__).parent / "_build"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=default")
 
