@@ -15,9 +15,9 @@ from baton.kv import id_text, native
 def read(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    built = native.build(id_text.SOURCE, tmp_path_factory.mktemp("ids"))
+    folder = tmp_path_factory.mktemp("ids")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda _: built)
+        patch.setattr(native, "library", lambda source: native.build(source, folder))
         return id_text.load()
 
 
