@@ -16,8 +16,9 @@ def read(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     folder = tmp_path_factory.mktemp("ids")
+    built = {source: native.build(source, folder) for source in native.SOURCES}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda source: native.build(source, folder))
+        patch.setattr(native, "library", built.__getitem__)
         return id_text.load()
 
 
