@@ -9,7 +9,7 @@ constexpr int kMaxDigits = 10;  // of a uint32
 bool is_digit(char c) { return unsigned(c - '0') < 10; }
 
 const char *past_spaces(const char *at) {
-    while (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t') ++at;
+    while (*at <= ' ' && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')) ++at;  // one look at most others
     return at;
 }
 
@@ -25,8 +25,10 @@ extern "C" int64_t baton_read_ids(const char *text, size_t start, uint32_t limit
     for (char mark = '['; *at == mark; mark = ',') {
         const char *first = at = past_spaces(at + 1);
         uint64_t id = 0;
-        while (is_digit(*at) && at - first < kMaxDigits) id = 10 * id + uint64_t(*at++ - '0');
-        if (at == first || is_digit(*at) || (*first == '0' && at - first > 1) || id >= limit || num == room) return -1;
+        while (is_digit(*at)) id = 10 * id + uint64_t(*at++ - '0');
+        const auto num_digits = at - first;
+        if (num_digits == 0 || num_digits > kMaxDigits || (*first == '0' && num_digits > 1)) return -1;
+        if (id >= limit || num == room) return -1;
         ids[num++] = uint32_t(id);
         at = past_spaces(at);
     }

@@ -8,7 +8,7 @@ import ctypes
 from array import array
 from collections.abc import Callable
 
-from baton.kv import native
+from baton.kv import byte_count, native
 
 Read = Callable[[bytes, int, int], "tuple[array[int], int] | None"]
 """(text, start, limit): the ids of the list that begins at `start`, all of them below the limit, and where it ends.
@@ -22,14 +22,15 @@ def load() -> Read:
         compiled = ctypes.CDLL(str(native.library(native.ID_TEXT))).baton_read_ids
     except OSError:
         return lambda *_: None
-    size = ctypes.c_size_t
+    count, size = byte_count.fastest(), ctypes.c_size_t
     compiled.argtypes = [ctypes.c_char_p, size, ctypes.c_uint32, ctypes.c_void_p, size, ctypes.POINTER(size)]
     compiled.restype = ctypes.c_int64
 
     def read(text: bytes, start: int, limit: int) -> "tuple[array[int], int] | None":
-        room, num = (len(text) - start) // 2, size()
+        room, num = count(text, b",")[0] + 1, size()
         ids = array("I", bytes(4 * room))
         end = compiled(text, start, limit, ids.buffer_info()[0], room, ctypes.byref(num))
-        return None if end < 0 else (ids[: num.value], end)
+        del ids[num.value :]
+        return None if end < 0 else (ids, end)
 
     return read

@@ -13,7 +13,9 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-HASH_CHAIN, ID_TEXT = (Path(__file__).with_name(name) for name in ("hash_chain.cpp", "id_text.cpp"))
+HASH_CHAIN, ID_TEXT, BYTE_COUNT = (
+    Path(__file__).with_name(f"{name}.cpp") for name in ("hash_chain", "id_text", "byte_count")
+)
 FOLDER = Path(__file__).parent / "_build"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=default")
 
@@ -40,7 +42,7 @@ def build(source: Path, folder: Path = FOLDER) -> Path:
 def main() -> int:
     """Compile all, and say where they are."""
     try:
-        for source in (HASH_CHAIN, ID_TEXT):
+        for source in (HASH_CHAIN, ID_TEXT, BYTE_COUNT):
             sys.stdout.write(f"{build(source)}\n")
     except (OSError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"long prompts are read and hashed by Python: {error}\n")

@@ -4,11 +4,11 @@
 block 0, so they are part of every hash of the chain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
-from typing import NewType, cast
+from typing import NewType, overload
 
 from baton.kv import hash_chain
 from baton.token_ids import to_bytes
@@ -33,8 +33,44 @@ def stretched_root(root: BlockHash) -> BlockHash:
     return BlockHash(sha256(root + b"stretched").digest()[:HASH_BYTES])
 
 
-def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
+class PackedHashes(Sequence[BlockHash]):
+    """Hashes one behind the other in memory: of a long prompt's thousands a lookup sees a dozen."""
+
+    __slots__ = ("packed",)
+
+    def __init__(self, packed: bytes = b"") -> None:
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed) // HASH_BYTES
+
+    @overload
+    def __getitem__(self, at: int) -> BlockHash: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> "PackedHashes": ...
+
+    def __getitem__(self, at: "int | slice") -> "BlockHash | PackedHashes":
+        """Slices have no steps."""
+        if isinstance(at, slice):
+            first, end, _ = at.indices(len(self))
+            return PackedHashes(self.packed[first * HASH_BYTES : end * HASH_BYTES])
+        start = range(len(self))[at] * HASH_BYTES
+        return BlockHash(self.packed[start : start + HASH_BYTES])
+
+    def __iter__(self) -> Iterator[BlockHash]:
+        return iter(_unpacked(self.packed))
+
+
+def packed_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> PackedHashes:
     """Hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
-    digests = _chain(parent, to_bytes(token_ids), block_size * 4)
-    hashes = Struct(_EACH * (len(digests) // HASH_BYTES)).unpack(digests)  # half the time of `iter_unpack`
-    return cast("list[BlockHash]", list(hashes))  # a call of BlockHash for each would cost as much as all of this
+    return PackedHashes(_chain(parent, to_bytes(token_ids), block_size * 4))
+
+
+def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
+    """The same as a list, for who looks at each of them."""
+    return list(_unpacked(_chain(parent, to_bytes(token_ids), block_size * 4)))
+
+
+def _unpacked(packed: bytes) -> tuple[BlockHash, ...]:
+    return Struct(_EACH * (len(packed) // HASH_BYTES)).unpack(packed)  # half the time of `iter_unpack`

@@ -1,6 +1,8 @@
 """What stands behind a router, called directly: the time to its first token is no router's doing.
 
 Of an OpenAI server it is a stream over HTTP, of Baton's nodes a start on the stream between services, without a router.
+Requests come STEP_S apart, as they do by way of a router, whose clients wait for a second token: processes that sleep
+for so long, and wake with other caches, take more than twice as long as when they are called without a pause.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ from baton.net import redis_client, rpc
 from baton.net.registry import list_nodes
 from baton.request import Generation, SamplingParams
 from baton.v1 import node_pb2, node_pb2_grpc
+from bench._router.nodes import STEP_S
 
 NUM_WARM = 20
 
@@ -42,6 +45,7 @@ async def _first_token_s(call: Any, key: int) -> float:
         sampling=SamplingParams(max_tokens=2),
         router_id="direct",
     )
+    await asyncio.sleep(STEP_S)
     began_s = time.monotonic()
     start = node_pb2.Start(generation=generation.to_proto())
     await call.write(node_pb2.RouterBatch(epoch=1, sequence=key, starts=[start]))

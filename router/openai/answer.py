@@ -4,6 +4,7 @@ Nothing is sent before the first token, so that whatever goes wrong until then i
 error is one event, and no `[DONE]` follows.
 """
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 
@@ -80,10 +81,7 @@ class Answer(ABC):
         """The first token of a choice; that of the first choice is the answer's."""
         if self.first_token_s is None:
             self.first_token_s = time.monotonic()
-            ttft_s = self.first_token_s - self._exchange.arrived_s
-            http_metrics.TIME_TO_FIRST_TOKEN.observe(ttft_s, exemplar(self._exchange.request_id))
-            RECENT.ttft(ttft_s)
-            self._exchange.timeline.mark("first token sent")
+            asyncio.get_running_loop().call_soon(self._record_ttft, self.first_token_s - self._exchange.arrived_s)
 
     @abstractmethod
     def inserter(self, choice: Choice) -> Insert | None:
@@ -115,6 +113,12 @@ class Answer(ABC):
 
     @abstractmethod
     def _choice_ended(self, choice: Choice) -> None: ...
+
+    def _record_ttft(self, ttft_s: float) -> None:
+        """The client has it by now."""
+        http_metrics.TIME_TO_FIRST_TOKEN.observe(ttft_s, exemplar(self._exchange.request_id))
+        RECENT.ttft(ttft_s)
+        self._exchange.timeline.mark("first token sent")
 
     @property
     def _complete(self) -> bool:

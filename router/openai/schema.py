@@ -7,12 +7,14 @@ endpoint has a schema module of its own.
 
 import re
 from enum import IntEnum
+from operator import gt
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
+from baton.kv import byte_count
 from router.http.turns import LARGE_BYTES
 from router.openai.structured_output import StructuredFields
 
@@ -104,7 +106,8 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
 
 _SMALL_BYTES = 2**16  # that may be read twice
 _GOT_FLOAT = re.compile(r"Expected `int\b[^`]*`, got `float`")
-_MOST = ((b"{", 2**17), (b"[", 2**17), (b'"', 2**19), (b",", 2**20))  # in a large body, texts included
+_MARKS, _MOST = b'{[",', (2**17, 2**17, 2**19, 2**20)  # in a large body, texts included
+_count = byte_count.fastest()
 _SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -153,7 +156,7 @@ def check_num_values(data: bytes) -> None:
 
     Eight megabytes of brackets would hold up the router for half a second, and so all of its streams.
     """
-    if len(data) > LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST):
+    if len(data) > LARGE_BYTES and any(map(gt, _count(data, _MARKS), _MOST)):
         raise InvalidRequest("The body has too many values")
 
 

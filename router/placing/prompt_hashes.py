@@ -1,8 +1,12 @@
 """Block hashes of a request's prompt, for looking up who holds how much of it."""
 
-from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash, stretched_root
+from collections.abc import Sequence
+
+from baton.kv.prefix_hash import BlockHash, block_hashes, packed_hashes, root_hash, stretched_root
 from router.nodes.fleet_view import ModelFacts
 from router.running import Running
+
+_MANY_TOKENS = 2048  # whose hashes take longer to make objects of than to look for some
 
 
 class PromptHashes:
@@ -11,14 +15,15 @@ class PromptHashes:
     def __init__(self, running: Running) -> None:
         self._running = running
         self._fingerprint = ""
-        self._hashes: list[BlockHash] = []
+        self._hashes: Sequence[BlockHash] = []
 
-    def of(self, facts: ModelFacts | None) -> list[BlockHash]:
+    def of(self, facts: ModelFacts | None) -> Sequence[BlockHash]:
         """In order; valid until the request goes on."""
         if facts is not None and facts.model_fingerprint != self._fingerprint:
             root, token_ids = root_hash(facts.model_fingerprint, self._running.job.cache_salt), self._running.token_ids
             if 0 < facts.stretches_after < len(token_ids):
                 root = stretched_root(root)
-            self._hashes = block_hashes(token_ids, facts.block_size, root)
+            hashed = packed_hashes if len(token_ids) > _MANY_TOKENS else block_hashes
+            self._hashes = hashed(token_ids, facts.block_size, root)
             self._fingerprint = facts.model_fingerprint
         return self._hashes

@@ -99,16 +99,15 @@ class Attempt(Leg):
         """The prefill node's."""
         if not self._expects_first or self._ended.done():
             return
-        self._on_first_token()
         self._owner.mark("first token", attempt=self.attempt)
         reason = FinishReason(first.finish_reason)
         if reason is FinishReason.ERROR:
             self.fail(NumericalError("the model produced invalid numbers for this request"))
-            return
-        if first.index != self._first_index:
+        elif first.index != self._first_index:
             self.fail(TransferError("the first token is not the one that was asked for"))
-            return
-        self._take_first(first, reason)
+        else:
+            self._take_first(first, reason)
+        self._on_first_token()  # the client comes first
 
     def on_transferred(self, transferred: node_pb2.Transferred) -> None:
         """The prefill node has done its part."""

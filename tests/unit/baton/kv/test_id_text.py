@@ -15,9 +15,10 @@ from baton.kv import id_text, native
 def read(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    built = native.build(native.ID_TEXT, tmp_path_factory.mktemp("ids"))
+    folder = tmp_path_factory.mktemp("ids")
+    built = {source: native.build(source, folder) for source in (native.ID_TEXT, native.BYTE_COUNT)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda _: built)
+        patch.setattr(native, "library", built.__getitem__)
         return id_text.load()
 
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from baton.kv import hash_chain, id_text, native
+from baton.kv import byte_count, hash_chain, id_text, native
 
 
 def test_without_a_compiler_python_does_it(tmp_path, monkeypatch):
@@ -14,6 +14,7 @@ def test_without_a_compiler_python_does_it(tmp_path, monkeypatch):
         native.build(native.HASH_CHAIN, tmp_path)
     monkeypatch.setattr(native, "library", lambda _: tmp_path / "none.so")
     assert hash_chain.fastest() is hash_chain.hashed
+    assert byte_count.fastest() is byte_count.counted
     assert id_text.load()(b"[1]", 0, 2) is None
 
 

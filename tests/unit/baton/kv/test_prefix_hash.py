@@ -4,10 +4,11 @@ import subprocess
 import sys
 from hashlib import sha256
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.kv.prefix_hash import block_hashes, root_hash, stretched_root
+from baton.kv.prefix_hash import HASH_BYTES, PackedHashes, block_hashes, packed_hashes, root_hash, stretched_root
 
 tokens = st.lists(st.integers(0, 2**31), max_size=40)
 
@@ -31,6 +32,22 @@ def test_the_chain_may_be_continued(token_ids, block_size, data):
     head = block_hashes(token_ids[:cut], block_size, root_hash("m"))
     tail = block_hashes(token_ids[cut:], block_size, head[-1] if head else root_hash("m"))
     assert head + tail == whole
+
+
+@given(tokens, st.slices(40))
+def test_packed_hashes_are_a_sequence(token_ids, part):
+    packed, listed = (make(token_ids, 2, root_hash("m")) for make in (packed_hashes, block_hashes))
+    part = slice(part.start, part.stop)
+    assert list(packed) == [packed[i] for i in range(len(packed))] == listed
+    assert [packed[i] for i in range(-len(packed), 0)] == listed
+    assert list(packed[part]) == listed[part]
+    assert b"".join(packed) == packed.packed
+
+
+def test_there_is_no_hash_beyond_the_last_one():
+    for at in (2, -3):
+        with pytest.raises(IndexError):
+            PackedHashes(bytes(2 * HASH_BYTES))[at]
 
 
 def test_model_and_salt_change_every_hash_and_cannot_be_confused():

@@ -10,16 +10,16 @@ from router.nodes.fleet_view import ModelFacts
 from router.placing.prompt_hashes import PromptHashes
 
 
-@pytest.mark.parametrize(("num_tokens", "stretched"), [(8, False), (9, True), (20, True)])
+@pytest.mark.parametrize(("num_tokens", "stretched"), [(8, False), (9, True), (20, True), (2400, True)])
 def test_routers_and_nodes_hash_alike(num_tokens, stretched):
     token_ids = list(range(num_tokens))
     running = SimpleNamespace(token_ids=packed(token_ids), job=SimpleNamespace(cache_salt=b"salt"))
-    found = PromptHashes(running).of(ModelFacts("cafe", 4, 64, stretches_after=8))
+    found = list(PromptHashes(running).of(ModelFacts("cafe", 4, 4096, stretches_after=8)))
     generation = Generation(
         request_id="r", key=1, token_ids=token_ids, num_prompt_tokens=5, sampling=SamplingParams(), router_id=""
     )
     request = Request(generation, root_hash("cafe", b"salt"), 4, 0.0, stretches_after=8)
     assert request.is_stretched == stretched
     assert found == request.hashes(num_tokens // 4)
-    plain = PromptHashes(running).of(ModelFacts("cafe", 4, 64))
+    plain = list(PromptHashes(running).of(ModelFacts("cafe", 4, 4096)))
     assert (found == plain) != stretched

@@ -1,0 +1,32 @@
+"""How often some bytes occur in a text: in one call where it has been compiled (`native`), a twentieth of the time."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+from baton.kv import native
+
+Count = Callable[[bytes, bytes], Sequence[int]]
+"""(text, marks): how often each byte of `marks` occurs."""
+
+
+def counted(text: bytes, marks: bytes) -> Sequence[int]:
+    """By Python: the specification of the other one."""
+    return [text.count(mark) for mark in marks]
+
+
+def fastest() -> Count:
+    """What this installation has."""
+    try:
+        compiled = ctypes.CDLL(str(native.library(native.BYTE_COUNT))).baton_count_bytes
+    except OSError:
+        return counted
+    size = ctypes.c_size_t
+    compiled.argtypes = [ctypes.c_char_p, size, ctypes.c_char_p, size, ctypes.POINTER(ctypes.c_uint64)]
+    compiled.restype = None
+
+    def count(text: bytes, marks: bytes) -> Sequence[int]:
+        counts = (ctypes.c_uint64 * len(marks))()
+        compiled(text, len(text), marks, len(marks), counts)
+        return list(counts)
+
+    return count
