@@ -107,10 +107,10 @@ async def test_min_tokens_holds_stop_strings_off(client, dispatch):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_stop_string_may_begin_before_min_tokens_and_end_after(client, dispatch, served_model, stream):
-    dispatch.reply = served_model.tokenizer.encode("xab.ab.")
-    assert len(dispatch.reply) == 7
-    for min_tokens, expected in ((0, "x"), (2, "x"), (3, "xab."), (5, "xab."), (6, "xab.ab.")):
-        asked = {"model": "tiny", "messages": HELLO, "stop": "ab", "extra_body": {"min_tokens": min_tokens}}
+    dispatch.reply = served_model.tokenizer.encode("xa7c.a7c.")
+    assert len(dispatch.reply) == 9
+    for min_tokens, expected in ((0, "x"), (3, "x"), (4, "xa7c."), (7, "xa7c."), (8, "xa7c.a7c.")):
+        asked = {"model": "tiny", "messages": HELLO, "stop": "a7c", "extra_body": {"min_tokens": min_tokens}}
         if stream:
             chunks = await client.chat.completions.create(**asked, stream=True)
             texts, _ = await text_of(chunks, lambda choice: choice.delta.content)
