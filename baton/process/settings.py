@@ -5,7 +5,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from baton.process.config import env_name, flag
+from baton.process.config import check_bytes, env_name, flag
+
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +64,14 @@ class EngineFlags(ModelFlags):
     cuda_graphs: bool = flag(
         True, "replay decode steps on CUDA from graphs that are recorded at the start; means nothing on a CPU"
     )
-    max_num_seqs: int = flag(256, "requests in one step at most")
-    max_num_batched_tokens: int = flag(2048, "tokens in one step at most; longer prompts are computed in chunks")
-    block_size: int = flag(16, "tokens in a KV block")
-    kv_memory: str = flag("auto", "size of a node's KV pool, as 512MiB or 4GiB; auto looks at the memory at hand")
+    max_num_seqs: int = flag(256, "requests in one step at most", least=1)
+    max_num_batched_tokens: int = flag(
+        2048, "tokens in one step at most; longer prompts are computed in chunks", least=1
+    )
+    block_size: int = flag(16, "tokens in a KV block", least=1)
+    kv_memory: str = flag(
+        "auto", "size of a node's KV pool, as 512MiB or 4GiB; auto looks at the memory at hand", check=check_bytes
+    )
     num_threads: int = flag(0, "compute threads of a node; 0 takes every core it may use")
 
 
@@ -94,8 +100,8 @@ class NodeConfig(EngineFlags, ServiceFlags):
     """One prefill or decode node."""
 
     node_id: str = flag("", "name of this node in the fleet; minted where none is given")
-    port: int = flag(0, "gRPC port; 0 takes a free one")
-    metrics_port: int = flag(0, "port of /metrics; 0 takes a free one")
+    port: int = flag(0, "gRPC port; 0 takes a free one", most=MAX_PORT)
+    metrics_port: int = flag(0, "port of /metrics; 0 takes a free one", most=MAX_PORT)
     transport: str = flag(
         "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
     )
@@ -106,10 +112,10 @@ class NodeConfig(EngineFlags, ServiceFlags):
 class RouterConfig(ModelFlags, OutputFlags, ServiceFlags):
     """One router."""
 
-    port: int = flag(8000, "HTTP port; several routers on one host may share it")
+    port: int = flag(8000, "HTTP port; several routers on one host may share it", most=MAX_PORT)
     node_id: str = flag("", "name of this router in the fleet; minted where none is given")
     admin_host: str = flag("127.0.0.1", "address of the admin port: metrics, dashboard, traces")
-    admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one")
+    admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one", most=MAX_PORT)
     log_prompts: bool = flag(False, "write prompts into the log; off, they appear nowhere")
     api_key_file: str = flag(
         "",
@@ -132,7 +138,7 @@ class FleetConfig(EngineFlags, OutputFlags):
     decode: int = flag(1, "decode nodes")
     routers: int = flag(1, "router processes, sharing one port")
     host: str = flag("127.0.0.1", "address that the HTTP endpoint listens on")
-    port: int = flag(8000, "HTTP port")
+    port: int = flag(8000, "HTTP port", most=MAX_PORT)
     redis_url: str = flag("", "an existing Redis; where none is given, the fleet starts a private one")
     transport: str = flag(
         "auto", "how KV blocks travel; auto: what each pair of nodes can", choices=("auto", "shm", "ucx", "tcp")
@@ -144,7 +150,9 @@ class FleetConfig(EngineFlags, OutputFlags):
         metavar="FILE",
     )
     max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
-    admin_port: int = flag(0, "admin port of the first router, the next ones have the next ones; 0 takes free ones")
+    admin_port: int = flag(
+        0, "admin port of the first router, the next ones have the next ones; 0 takes free ones", most=MAX_PORT
+    )
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
     log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
