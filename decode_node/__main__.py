@@ -2,17 +2,32 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from baton.model_source import settle
+from baton.node.start import settle
 from baton.process import heap, lifecycle  # noqa: F401 - importing `heap` is what it is for
+from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
-from decode_node.node import serve
-from engine.hosting import load
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node until it has drained; its exit code."""
-    return lifecycle.main("decode_node", NodeConfig, load, serve, argv, settle)
+    return lifecycle.main("decode_node", NodeConfig, _load, _serve, argv, settle)
+
+
+def _load(config: NodeConfig) -> "Engine":
+    from engine import hosting  # with torch, for which nobody waits who has mistyped a flag
+
+    return hosting.load(config)
+
+
+async def _serve(config: NodeConfig, engine: "Engine", shutdown: Shutdown) -> None:
+    from decode_node import node
+
+    await node.serve(config, engine, shutdown)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ _SWITCH_INTERVAL_S = 0.001  # the event loop gets the interpreter back soon, als
 def load(config: NodeConfig) -> Engine:
     """The model, which takes long. Raises ConfigError where the node cannot start."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    asyncio.run(redis_client.check(config.redis_url))
     engine = passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
     engine.warm()
     heap.settle()

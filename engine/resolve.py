@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 def resolve(flags: EngineFlags, model_dir: str | Path) -> EngineConfig:
     """What the flags leave open is taken from the model and the machine; ConfigError names the flag to change."""
     model = ModelConfig.load(model_dir)
-    _check(flags)
     device = _device(flags.device)
     dtype = model.dtype if flags.dtype == "auto" else flags.dtype
     block_bytes = layout(model, flags.block_size, dtype, "").block_bytes
@@ -74,14 +73,6 @@ def kv_fingerprint(model_dir: str | Path, model: ModelConfig, config: EngineConf
         extras.append(config.quantization)
     extras += [rope.variant(config.max_model_len) for rope in (model.rope, model.local_rope)]
     return fingerprint(model_dir, Checkpoint(model_dir).files, *extras)
-
-
-def _check(flags: EngineFlags) -> None:
-    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-        if getattr(flags, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
-    if flags.max_model_len < 0 or flags.num_threads < 0:
-        raise ConfigError("--max-model-len and --num-threads must not be negative")
 
 
 def _device(name: str) -> str:

@@ -14,13 +14,25 @@ from typing import Any, TypeVar
 from baton.errors import ConfigError
 
 Config = TypeVar("Config")
+MAX_INT32 = 2**31 - 1
 
 
 def flag(
-    default: Any, description: str, *, choices: Sequence[str] = (), metavar: str | None = None, secret: bool = False
+    default: Any,
+    description: str,
+    *,
+    choices: Sequence[str] = (),
+    metavar: str | None = None,
+    secret: bool = False,
+    least: int = 0,
+    most: int = MAX_INT32,
+    check: Callable[[str], None] | None = None,
 ) -> Any:
-    """A field of a config dataclass. `secret` fields have an environment variable and no flag."""
-    spec = Flag(description, tuple(choices), metavar, secret)
+    """A field of a config dataclass. `secret` fields have an environment variable and no flag.
+
+    Integers are from `least` to `most`; `check` raises ConfigError for a text that is none.
+    """
+    spec = Flag(description, tuple(choices), metavar, secret, least, most, check)
     return dataclasses.field(default=default, metadata={"flag": spec}, repr=not secret)
 
 
@@ -32,6 +44,15 @@ class Flag:
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     secret: bool = False
+    least: int = 0
+    most: int = MAX_INT32
+    check: Callable[[str], None] | None = None
+
+
+def check_bytes(text: str) -> None:
+    """ConfigError unless it is `auto`, or what `parse_bytes` understands."""
+    if text != "auto":
+        parse_bytes(text)
 
 
 def parse_bytes(text: str) -> int:
@@ -136,6 +157,11 @@ def _scalar(name: str, raw: Any, kind: type, spec: Flag) -> Any:
         value = convert(raw)
     except ValueError:
         raise ConfigError(f"{where}: {raw!r} is not a valid {kind.__name__}") from None
+    if kind is int and not spec.least <= value <= spec.most:
+        bound = f"at least {spec.least}" if value < spec.least else f"at most {spec.most}"
+        raise ConfigError(f"{where} must be {bound}, not {value}")
+    if spec.check:
+        spec.check(value)
     if kind is float and not 0 <= value < math.inf:  # all of them are durations
         raise ConfigError(f"{where}: {raw!r} is no number of seconds from 0 on")
     return value

@@ -5,8 +5,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from baton.process.config import env_name, flag
+from baton.process.config import check_bytes, env_name, flag
 
+MAX_PORT = 65535
 TRANSPORTS = ("auto", "cuda", "shm", "ucx", "tcp")
 
 
@@ -64,10 +65,14 @@ class EngineFlags(ModelFlags):
     cuda_graphs: bool = flag(
         True, "replay decode steps on CUDA from graphs that are recorded at the start; means nothing on a CPU"
     )
-    max_num_seqs: int = flag(256, "requests in one step at most")
-    max_num_batched_tokens: int = flag(2048, "tokens in one step at most; longer prompts are computed in chunks")
-    block_size: int = flag(16, "tokens in a KV block")
-    kv_memory: str = flag("auto", "size of a node's KV pool, as 512MiB or 4GiB; auto looks at the memory at hand")
+    max_num_seqs: int = flag(256, "requests in one step at most", least=1)
+    max_num_batched_tokens: int = flag(
+        2048, "tokens in one step at most; longer prompts are computed in chunks", least=1
+    )
+    block_size: int = flag(16, "tokens in a KV block", least=1)
+    kv_memory: str = flag(
+        "auto", "size of a node's KV pool, as 512MiB or 4GiB; auto looks at the memory at hand", check=check_bytes
+    )
     num_threads: int = flag(0, "compute threads of a node; 0 takes every core it may use")
 
 
@@ -122,8 +127,8 @@ class NodeConfig(NodeFlags, ServiceFlags):
     """One prefill or decode node."""
 
     node_id: str = flag("", "name of this node in the fleet; minted where none is given")
-    port: int = flag(0, "gRPC port; 0 takes a free one")
-    metrics_port: int = flag(0, "port of /metrics; 0 takes a free one")
+    port: int = flag(0, "gRPC port; 0 takes a free one", most=MAX_PORT)
+    metrics_port: int = flag(0, "port of /metrics; 0 takes a free one", most=MAX_PORT)
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
 
@@ -131,10 +136,10 @@ class NodeConfig(NodeFlags, ServiceFlags):
 class RouterConfig(FrontFlags, ServiceFlags):
     """One router."""
 
-    port: int = flag(8000, "HTTP port; several routers on one host may share it")
+    port: int = flag(8000, "HTTP port; several routers on one host may share it", most=MAX_PORT)
     node_id: str = flag("", "name of this router in the fleet; minted where none is given")
     admin_host: str = flag("127.0.0.1", "address of the admin port: metrics, dashboard, traces")
-    admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one")
+    admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one", most=MAX_PORT)
     api_key: str = flag("", "API keys, comma-separated, beside those of the file", secret=True)
     request_timeout_s: float = flag(600.0, "deadline of a request, waiting included")
     max_waiting: int = flag(1024, "requests of each priority class that may wait for a node")
@@ -150,10 +155,12 @@ class FleetConfig(NodeFlags, FrontFlags, LogFlags):
     decode: int = flag(1, "decode nodes")
     routers: int = flag(1, "router processes, sharing one port")
     host: str = flag("127.0.0.1", "address that the HTTP endpoint listens on")
-    port: int = flag(8000, "HTTP port")
+    port: int = flag(8000, "HTTP port", most=MAX_PORT)
     redis_url: str = flag("", "an existing Redis; where none is given, the fleet starts a private one")
     colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
-    admin_port: int = flag(0, "admin port of the first router, the next ones have the next ones; 0 takes free ones")
+    admin_port: int = flag(
+        0, "admin port of the first router, the next ones have the next ones; 0 takes free ones", most=MAX_PORT
+    )
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
 
 

@@ -10,6 +10,7 @@ and keeps it; decoding all at once replaces the whole run.
 import re
 from codecs import utf_8_decode
 from collections.abc import Callable, Collection
+from itertools import takewhile
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +27,9 @@ class Detokenizer(Protocol):
 
     def push(self, token_id: int) -> str:
         """The text that is certain now, which may be none."""
+
+    def num_lost(self, token_id: int) -> int:
+        """Characters that a push of this token would return before its own: an incomplete one, lost for good."""
 
     def finish(self) -> str:
         """What is left at the end: an incomplete character shows as U+FFFD."""
@@ -116,6 +120,13 @@ class _ByteDetokenizer:
             self._num_stripped = 0
         return text
 
+    def num_lost(self, token_id: int) -> int:
+        try:
+            utf_8_decode(self._rest + self._token_bytes[token_id][:1], "strict", False)
+        except UnicodeDecodeError:
+            return int(bool(self._rest))
+        return 0
+
     def finish(self) -> str:
         rest, self._rest = self._rest, b""
         return rest.decode(errors="replace")
@@ -137,6 +148,12 @@ class _WindowDetokenizer:
         self._window.append(token_id)
         waiting = len(self._window) - self._num_read < _MAX_WAIT_TOKENS
         return self._read(hold_back=waiting)
+
+    def num_lost(self, token_id: int) -> int:
+        decode, window = self._tokenizer.decode, self._window
+        both = zip(decode(window), decode([*window, token_id]), strict=False)
+        num_same = sum(1 for _ in takewhile(lambda chars: chars[0] == chars[1], both))
+        return max(0, num_same - len(decode(window[: self._num_read])))
 
     def finish(self) -> str:
         return self._read(hold_back=False)

@@ -1,6 +1,6 @@
 """Stop strings in a stream of text: found however the text is cut into pieces, and never sent in part."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class StopStrings:
@@ -13,15 +13,17 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         """`stops` are not empty."""
         self._stops = tuple(stops)
-        self._longest = max(map(len, self._stops))
         self.firsts = frozenset(stop[0] for stop in self._stops)
         """A text that follows nothing held back goes through whole if it has none of these characters."""
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """What may be sent now, and whether a stop string was found (then nothing may follow)."""
-        text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+    def push(self, text: str, *, may_end: bool = True) -> tuple[str, bool]:
+        """What may be sent now, and whether a stop string was found (then nothing may follow).
+
+        Where the text must not end yet (`may_end`), a stop string may still begin, and end in what follows.
+        """
+        num_held, text = len(self._held), self._held + text
+        found = list(self._ends(text, num_held)) if may_end else []
         if found:
             self._held = ""
             return text[: min(found)[1]], True
@@ -39,13 +41,19 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
+    def _ends(self, text: str, num_held: int) -> Iterator[tuple[int, int]]:
+        """(end, start) of each stop string that ends in what is new; one that ended before was not to end the text."""
+        for stop in self._stops:
+            start = text.find(stop, max(0, num_held - len(stop) + 1))
+            if start >= 0:
+                yield start + len(stop), start
+
     def _first_possible_start(self, text: str) -> int:
-        tail_start = max(0, len(text) - self._longest + 1)
-        return min((self._possible_start(text, stop, tail_start) for stop in self._stops), default=len(text))
+        return min(self._possible_start(text, stop) for stop in self._stops)
 
     @staticmethod
-    def _possible_start(text: str, stop: str, tail_start: int) -> int:
-        start = text.find(stop[0], tail_start)
+    def _possible_start(text: str, stop: str) -> int:
+        start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
         while start >= 0:
             if stop.startswith(text[start:]):
                 return start

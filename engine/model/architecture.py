@@ -67,11 +67,16 @@ class Family:
     norm_offset: float = 0.0  # added to every norm weight
     scales_embedding: bool = False  # by the root of hidden_size
     activation: Activation | Literal[""] = ""  # "": as config.json says
+    activation_field: str = "hidden_act"  # where it says so
     partial_rotary: bool = False  # rotates only partial_rotary_factor of a head
     interleaved_rotary: bool = False  # pairs are neighbours, not halves
+    optional_interleaved_rotary: bool = False  # where rope_interleave is set
+    scaled_queries: bool = False  # by query_pre_attn_scalar, where that is set
     attention_softcap: bool = False  # where attn_logit_softcapping is set
+    logit_softcap: bool = False  # where final_logit_softcapping is set
     sinks: bool = False
     windows: Callable[[Fields, int], tuple[int, ...]] = lambda _, num_layers: (0,) * num_layers
-    local_rope: Callable[[Fields], dict[str, Any]] | None = None  # rope fields of the layers with a window
+    two_ropes: bool = False  # layers with a window have one of their own
+    longrope_alias: str = ""  # what its configs also call longrope
     mixture: Callable[[Fields, int], MixtureConfig] | None = None
     latent: Callable[[Fields], LatentConfig] | None = None

@@ -59,7 +59,7 @@ class Checkpoint:
         name = self._stored(name)
         path = self._file_of.get(name)
         if path is None:
-            raise CheckpointError(f"{self._where()}: tensor {name} is missing")
+            self.lacks(name)
         part = self._slice(path, name)
         found = part.get_shape()
         if list(found) != list(shape) and not (reshaped and math.prod(found) == math.prod(shape)):
@@ -79,6 +79,14 @@ class Checkpoint:
     def refuse(self, name: str, what: str) -> NoReturn:
         """Raise a CheckpointError that names the file of the tensor of that name."""
         raise CheckpointError(f"{self._file_of[self._stored(name)]}: tensor {name} {what}")
+
+    def has_linear(self, name: str) -> bool:
+        """Whether linears of that name, as `qkv_proj`, are in any of its layers."""
+        return any(f".{name}." in stored for stored in self._file_of)
+
+    def lacks(self, name: str) -> NoReturn:
+        """Raise a CheckpointError that says that the tensor of that name is missing."""
+        raise CheckpointError(f"{self._where()}: tensor {self._stored(name)} is missing")
 
     def _stored(self, name: str) -> str:
         return _LANGUAGE_MODEL + name if _LANGUAGE_MODEL + name in self._file_of else name

@@ -18,6 +18,7 @@ from engine.model.quantized import Quantized
 from engine.model.rope import RopeConfig
 from kernels.api import Activation
 
+_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")  # whatever text_config says
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -71,8 +72,8 @@ class ModelConfig:
         architecture, raw = _language_model(path, read_json(path))
         family = FAMILIES[architecture]
         fields = Fields(path, raw, family.defaults)
-        if fields.flag("use_bidirectional_attention"):
-            fields.refuse("use_bidirectional_attention is set, but only causal models are served")
+        if fields.flag("use_bidirectional_attention") or fields.raw.get("is_causal") is False:
+            fields.refuse("use_bidirectional_attention or is_causal says otherwise, but only causal models are served")
         num_layers, hidden_size = fields.count("num_hidden_layers"), fields.count("hidden_size")
         rope, local_rope = _ropes(fields, family)
         heads = _heads(fields, family, rope)
@@ -85,12 +86,13 @@ class ModelConfig:
             intermediate_size=fields.count("intermediate_size"),
             num_layers=num_layers,
             **heads._asdict(),
-            interleaved_rotary=family.interleaved_rotary and fields.raw.get("rope_interleave") is not False,
+            interleaved_rotary=family.interleaved_rotary
+            or (family.optional_interleaved_rotary and fields.flag("rope_interleave")),
             rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
             rope=rope,
             local_rope=local_rope,
             attention_softcap=fields.number("attn_logit_softcapping", 0.0) * family.attention_softcap,
-            logit_softcap=fields.number("final_logit_softcapping", 0.0),
+            logit_softcap=fields.number("final_logit_softcapping", 0.0) * family.logit_softcap,
             sinks=family.sinks,
             tie_word_embeddings=fields.flag("tie_word_embeddings"),
             embedding_scale=hidden_size**0.5 if family.scales_embedding else 1.0,
@@ -100,7 +102,7 @@ class ModelConfig:
             qk_norm=family.qk_norm,
             norms=family.norms,
             norm_offset=family.norm_offset,
-            activation=family.activation or _activation(fields),
+            activation=family.activation or _activation(fields, family.activation_field),
             windows=family.windows(fields, num_layers),
             mixture=_mixture(fields, family, num_layers),
             quantized=quantization(fields, architecture),
@@ -133,8 +135,8 @@ def _heads(fields: Fields, family: Family, rope: RopeConfig) -> _Heads:
     head_dim = fields.count("head_dim", fields.count("hidden_size") // num_heads)
     if head_dim % 2:
         fields.refuse(f"head_dim {head_dim} is odd")
-    scale = fields.positive("query_pre_attn_scalar", head_dim) ** -0.5
-    return _Heads(num_heads, num_kv_heads, head_dim, 2, int(head_dim * rope.partial), scale, None)
+    scaled_by = fields.positive("query_pre_attn_scalar", head_dim) if family.scaled_queries else head_dim
+    return _Heads(num_heads, num_kv_heads, head_dim, 2, int(head_dim * rope.partial), scaled_by**-0.5, None)
 
 
 def _language_model(path: Path, raw: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -150,32 +152,44 @@ def _language_model(path: Path, raw: dict[str, Any]) -> tuple[str, dict[str, Any
                 Fields(path, text, {}).refuse(
                     f"a text_config of {text['model_type']!r} is not served, only {model_type!r}"
                 )
-            fields = raw | text
-            if raw.get("tie_word_embeddings") is not None:  # the whole model's word counts
-                fields["tie_word_embeddings"] = raw["tie_word_embeddings"]
-            return architecture, fields
+            above = {field: raw[field] for field in _OF_THE_WHOLE if raw.get(field) is not None}
+            return architecture, text | above
     known = ", ".join([*FAMILIES, *LANGUAGE_MODELS])
     raise CheckpointError(f"{path}: architectures {names} are not known; served are {known}")
 
 
 def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:
     """That of the layers that see all, and that of the layers with a window."""
-    raw = fields.raw | {name: fields.mapping(name) for name in ("rope_parameters", "rope_scaling")}
-    if family.local_rope is None:
-        rope = RopeConfig.from_json(fields.path, raw)
-        if rope.partial != 1.0 and not family.partial_rotary:
-            fields.refuse(f"partial_rotary_factor {rope.partial} is not served in this architecture")
-        return rope, rope
-    parameters = fields.mapping("rope_parameters")
-    whole = {**raw, "rope_parameters": parameters.get("full_attention", parameters)}
-    local = {**raw, "rope_parameters": family.local_rope(fields)}
-    return RopeConfig.from_json(fields.path, whole), RopeConfig.from_json(fields.path, local)
+    scaling, parameters = fields.mapping("rope_scaling"), fields.mapping("rope_parameters")
+    if family.two_ropes:
+        ropes = tuple(_rope(fields, family, one) for one in _two_ropes(fields, scaling, parameters))
+        return ropes[0], ropes[1]
+    rope = _rope(fields, family, scaling or parameters)
+    return rope, rope
 
 
-def _activation(fields: Fields) -> Activation:
-    name = fields.text("hidden_activation", fields.text("hidden_act", "silu"))
+def _two_ropes(fields: Fields, scaling: dict[str, Any], parameters: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What is said of either; `rope_scaling`, of older checkpoints, is of the layers that see all."""
+    if set(parameters) - {"full_attention", "sliding_attention"}:
+        fields.refuse("rope_parameters are those of full_attention and sliding_attention in this architecture")
+    if "type" in scaling and "rope_type" not in scaling:
+        fields.refuse("rope_scaling says its kind as rope_type in this architecture, not as type")
+    nested = Fields(fields.path, parameters, {})
+    whole, local = nested.mapping("full_attention") | scaling, nested.mapping("sliding_attention")
+    return whole, {"rope_theta": fields.number("rope_local_base_freq", 10000.0)} | local
+
+
+def _rope(fields: Fields, family: Family, parameters: dict[str, Any]) -> RopeConfig:
+    rope = RopeConfig.from_json(fields.path, {**fields.raw, "rope_parameters": parameters}, family.longrope_alias)
+    if rope.partial != 1.0 and not family.partial_rotary:
+        fields.refuse(f"partial_rotary_factor {rope.partial} is not served in this architecture")
+    return rope
+
+
+def _activation(fields: Fields, field: str) -> Activation:
+    name = fields.text(field, "silu")
     if name not in _ACTIVATIONS:
-        fields.refuse(f"hidden_act {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+        fields.refuse(f"{field} {name!r} is not one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

@@ -1,15 +1,8 @@
 """The model families that the one decoder serves, and in what they differ. A new family is a new row of `FAMILIES`."""
 
-from typing import Any
-
 from engine.model import mixtures, windows
 from engine.model.architecture import Family, LatentConfig, Norms
 from engine.model.fields import Fields
-
-
-def _gemma3_local_rope(fields: Fields) -> dict[str, Any]:
-    parameters = fields.mapping("rope_parameters").get("sliding_attention")
-    return parameters or {"rope_theta": fields.number("rope_local_base_freq", 10000.0)}
 
 
 def _latent(fields: Fields) -> LatentConfig:
@@ -68,7 +61,7 @@ _GPT_OSS_DEFAULTS = {
     "sliding_window_pattern": 2,
     "num_experts_per_tok": 4,
     "rope_theta": 150000.0,
-    "rope_scaling": _GPT_OSS_YARN,
+    "rope_parameters": _GPT_OSS_YARN,
 }
 _DEEPSEEK_DEFAULTS = {
     "kv_lora_rank": 512,
@@ -129,7 +122,10 @@ FAMILIES = {
         optional_o_bias=True,
         norms=_GEMMA_NORMS,
         norm_offset=1.0,
+        activation_field="hidden_activation",
+        scaled_queries=True,
         attention_softcap=True,
+        logit_softcap=True,
         scales_embedding=True,
         windows=windows.patterned_windows,
     ),
@@ -140,14 +136,18 @@ FAMILIES = {
         qk_norm="head",
         norms=_GEMMA_NORMS,
         norm_offset=1.0,
+        activation_field="hidden_activation",
+        scaled_queries=True,
+        logit_softcap=True,
         scales_embedding=True,
         windows=windows.patterned_windows,
-        local_rope=_gemma3_local_rope,
+        two_ropes=True,
     ),
     "Phi3ForCausalLM": Family(
         defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         windows=windows.one_window,
         partial_rotary=True,
+        longrope_alias="yarn",
     ),
     "Olmo2ForCausalLM": Family(
         defaults={"rms_norm_eps": 1e-5},
@@ -193,7 +193,7 @@ FAMILIES = {
         defaults=_DEEPSEEK_V3_DEFAULTS,
         optional_qkv_bias=True,
         optional_o_bias=True,
-        interleaved_rotary=True,
+        optional_interleaved_rotary=True,
         mixture=mixtures.deepseek_v3,
         latent=_latent,
     ),

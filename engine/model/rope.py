@@ -38,17 +38,17 @@ class RopeConfig:
     values: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
-    def from_json(cls, path: Path, raw: Mapping[str, Any]) -> "RopeConfig":
-        """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    def from_json(cls, path: Path, raw: Mapping[str, Any], longrope_alias: str = "") -> "RopeConfig":
+        """From `rope_parameters`, where what they leave out may stand beside them, as before transformers 5."""
         model = Fields(path, raw, {})
-        scaling = dict(model.mapping("rope_parameters") or model.mapping("rope_scaling"))
+        scaling = dict(model.mapping("rope_parameters"))
         if any(isinstance(value, dict) for value in scaling.values()):
             raise CheckpointError(f"{path}: rope_parameters that differ between layers are not served")
         if "original_max_position_embeddings" in raw:
             scaling["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
         fields = Fields(path, scaling, {})
         kind = fields.text("rope_type", fields.text("type", "default"))
-        kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 checkpoints
+        kind = "longrope" if kind in ("su", longrope_alias) else kind  # "su" in the first Phi-3 checkpoints
         if kind not in _REQUIRED:
             raise CheckpointError(f"{path}: RoPE scaling {kind!r} is not known; known are {', '.join(_REQUIRED)}")
         missing = [name for name in _REQUIRED[kind] if scaling.get(name) is None]

@@ -52,6 +52,8 @@ class TensorReader:
         """The tensors `parts` (with their numbers of rows) under each other; some checkpoints hold that as `fused`."""
         rows = sum(parts.values())
         if fused and not any(name in self for name in parts):
+            if not self.checkpoint.has_linear(fused.split(".")[-2]):
+                self.checkpoint.lacks(next(iter(parts)))
             return self.read(fused, rows, *rest)
         target = self.empty(rows, *rest)
         for part, name in zip(torch.split(target, list(parts.values())), parts, strict=True):

@@ -20,7 +20,7 @@ from typing import Any
 from baton import model_source
 from baton.errors import ConfigError
 from baton.model_source import Model
-from baton.process.config import add_flags, from_args, parse_bytes
+from baton.process.config import add_flags, from_args
 from baton.process.settings import FleetConfig, misspelt
 from fleet import control, state
 from fleet.home import Home, remove_run_dir
@@ -158,8 +158,6 @@ def _checked(config: FleetConfig) -> FleetConfig:
     for name in ("prefill", "decode", "routers"):
         if not 1 <= getattr(config, name) <= 64 and not (name == "prefill" and config.colocated):
             raise ConfigError(f"--{name}: a local fleet has between 1 and 64 of them")
-    if config.kv_memory != "auto":
-        parse_bytes(config.kv_memory)
     if config.api_key_file and not os.access(config.api_key_file, os.R_OK):
         raise ConfigError(f"--api-key-file: cannot read {config.api_key_file}")
     return config

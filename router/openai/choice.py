@@ -194,16 +194,16 @@ class Choice:
                 yield token_id, row
 
     def _push(self, token_id: int, row: TokenLogprobs | None) -> str:
-        text = self._detokenizer.push(token_id)
         if row is not None:
-            self._entries.append(self._entry(token_id, row))
+            self._entries.append(self._entry(token_id, row, self._detokenizer.num_lost(token_id)))
+        text = self._detokenizer.push(token_id)
         self._num_chars += len(text)
         return text
 
     def _through_stops(self, text: str) -> tuple[str, bool]:
-        if self._stops is None or self.num_tokens < self._min_tokens:
+        if self._stops is None:
             return text, False
-        return self._stops.push(text)
+        return self._stops.push(text, may_end=self.num_tokens > self._min_tokens)
 
     def _send(self, text: str) -> None:
         if not text:
@@ -224,14 +224,14 @@ class Choice:
         self._listener.on_end(self)
 
     def _finish(self, reason: str) -> None:
-        text, self._short = "", None
-        if self._hidden is not None:
+        self._short = None
+        text = self._push(*self._hidden) if self._hidden is not None and reason == "length" else ""
+        rest = self._detokenizer.finish()
+        self._num_chars += len(rest)
+        if self._hidden is not None and reason != "length" and self._tells_end:
             token_id, row = self._hidden
-            if reason == "length":
-                text = self._push(token_id, row)
-            elif self._tells_end and row is not None:
-                self._entries.append(self._entry(token_id, row))
-        text, found = self._through_stops(text + self._detokenizer.finish())
+            self._entries += [self._entry(token_id, row)] if row is not None else []
+        text, found = self._through_stops(text + rest)
         if found:
             reason = "stop"
         elif self._stops is not None:
@@ -243,10 +243,10 @@ class Choice:
             self._listener.on_delta(self, text, entries)
         self._listener.on_end(self)
 
-    def _entry(self, token_id: int, row: TokenLogprobs) -> TokenEntry:
+    def _entry(self, token_id: int, row: TokenLogprobs, num_lost: int = 0) -> TokenEntry:
         token_bytes = self._texts.token_bytes
         top = [(token_bytes(i), finite(p)) for i, p in zip(row.top_token_ids, row.top_logprobs, strict=True)]
-        return TokenEntry(token_bytes(token_id), finite(row.logprob), top, self._num_chars)
+        return TokenEntry(token_bytes(token_id), finite(row.logprob), top, self._num_chars + num_lost)
 
 
 def finite(logprob: float) -> float:

@@ -10,7 +10,7 @@ import msgspec
 from router.openai.answer_format import ChatFormat, ChoiceText
 from router.openai.choice import TokenEntry
 from router.openai.logprobs_format import chat_logprobs
-from router.openai.parsing.parts import CallArguments, CallBegin, Content, Parser, Part, Reasoning
+from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Content, Parser, Part, Reasoning
 from router.openai.prompt_part import PromptPart
 from router.openai.schema import StreamUsage
 
@@ -24,6 +24,7 @@ class Call(msgspec.Struct):
     id: str
     name: str
     arguments: str = ""
+    whole: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As in a message."""
@@ -36,6 +37,11 @@ class Collected(msgspec.Struct):
     content: str = ""
     reasoning: str = ""
     calls: list[Call] = []
+
+    @property
+    def called(self) -> bool:
+        """Whether there are calls, none of them cut."""
+        return bool(self.calls) and all(call.whole for call in self.calls)
 
 
 def collect(parser: Parser, text: str, mint: Callable[[], str]) -> Collected:
@@ -51,6 +57,8 @@ def collect(parser: Parser, text: str, mint: Callable[[], str]) -> Collected:
                 collected.calls.append(Call(mint(), name))
             case CallArguments(text=text):
                 collected.calls[-1].arguments += text
+            case CallEnd():
+                collected.calls[-1].whole = True
     return collected
 
 
@@ -82,6 +90,7 @@ class MessageFormat(ChatFormat):
         self._parsers: dict[int, Parser] = {}
         self._around_reasoning: dict[int, tuple[bytes, bytes]] = {}
         self._num_calls: dict[int, int] = {}
+        self._num_whole_calls: dict[int, int] = {}
         self._entries: dict[int, list[TokenEntry]] = {}  # of text that does not show yet
 
     def begin(self, index: int) -> bytes:
@@ -110,11 +119,14 @@ class MessageFormat(ChatFormat):
         events = self._events(index, parser.finish()) if parser else b""
         if entries := self._entries.get(index):
             events += self._event(index, Content(""), entries)
-        reason = _reason(finish_reason, called=bool(self._num_calls.get(index)))
+        num_calls = self._num_calls.get(index, 0)
+        reason = _reason(finish_reason, called=0 < num_calls == self._num_whole_calls.get(index))
         return events + super().end(index, reason)
 
     def _events(self, index: int, parts: Sequence[Part]) -> bytes:
-        return b"".join([self._event(index, part, self._entries.pop(index, ())) for part in parts])
+        shown = [part for part in parts if not isinstance(part, CallEnd)]
+        self._num_whole_calls[index] = self._num_whole_calls.get(index, 0) + len(parts) - len(shown)
+        return b"".join([self._event(index, part, self._entries.pop(index, ())) for part in shown])
 
     def _event(self, index: int, part: Part, entries: Sequence[TokenEntry]) -> bytes:
         if not entries and isinstance(part, Content):
@@ -139,6 +151,8 @@ class MessageFormat(ChatFormat):
             case CallArguments(text=text):
                 number = self._num_calls[index]
                 return {"tool_calls": [{"index": number - 1, "function": {"arguments": text}}]}
+            case CallEnd():
+                return {}
 
     def _message(self, index: int, choice: ChoiceText) -> tuple[dict[str, Any], str]:
         collected = collect(self._make_parser(), choice.text, lambda: mint_call_id(self._calls_style))
@@ -147,7 +161,7 @@ class MessageFormat(ChatFormat):
             message["reasoning_content"] = collected.reasoning
         if collected.calls:
             message["tool_calls"] = [call.to_json() for call in collected.calls]
-        return message, _reason(choice.finish_reason, called=bool(collected.calls))
+        return message, _reason(choice.finish_reason, called=collected.called)
 
 
 def _reason(finish_reason: str, *, called: bool) -> str:

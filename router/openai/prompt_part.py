@@ -67,7 +67,7 @@ class PromptPart:
         """Where each token begins in the echo, in characters."""
         detokenizer, offset, offsets = self._texts.detokenizer(at_start=True), 0, []
         for token_id in self._token_ids:
-            offsets.append(min(offset, len(self.echo)))
+            offsets.append(min(offset + detokenizer.num_lost(token_id), len(self.echo)))
             offset += len(detokenizer.push(token_id))
         return offsets
 

@@ -15,7 +15,7 @@ from router.openai.answer_format import ChoiceText, TokenCounts
 from router.openai.choice import TokenEntry
 from router.openai.logprobs_format import chat_logprobs
 from router.openai.message_format import mint_call_id
-from router.openai.parsing.parts import CallArguments, CallBegin, Content, Parser, Part, Reasoning
+from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Content, Parser, Part, Reasoning
 from router.openai.prompt_part import PromptPart
 from router.openai.response_items import CallItem, Item, MessageItem, ReasoningItem
 from router.openai.responses_schema import ResponsesBody, TextOptions
@@ -93,6 +93,8 @@ class ResponsesFormat:
                 return self._close() + self._open(CallItem(_mint("fc"), mint_call_id(self._calls_style), name))
             case CallArguments(text=text):
                 return self._grow(text)
+            case CallEnd():
+                return self._close(ends_call=True)
 
     def _into(self, kind: type[MessageItem] | type[ReasoningItem], prefix: str) -> bytes:
         if self._items and type(self._items[-1]) is kind and self._items[-1].status == "in_progress":
@@ -108,11 +110,12 @@ class ResponsesFormat:
         item = self._items[-1]
         return self._event(*item.grow(self._place(), text, logprobs))
 
-    def _close(self, status: str = "completed") -> bytes:
+    def _close(self, status: str = "completed", *, ends_call: bool = False) -> bytes:
+        """A call that something else ends than its own end was cut, whatever the status."""
         if not self._items or self._items[-1].status != "in_progress":
             return b""
         item = self._items[-1]
-        item.status = status
+        item.status = "incomplete" if isinstance(item, CallItem) and not ends_call else status
         events = b"".join(self._event(*event) for event in item.closing(self._place()))
         return events + self._event("response.output_item.done", **self._at(), item=item.to_json())
 

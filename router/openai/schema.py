@@ -16,6 +16,7 @@ from msgspec import Meta
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.kv import byte_count
 from router.http.turns import LARGE_BYTES
+from router.openai.choices import choices
 from router.openai.structured_output import StructuredFields
 
 MAX_CHOICES = 128
@@ -112,6 +113,7 @@ _SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _INDEX = re.compile(r"\[\d+\]$")
+_ANY_INDEX = re.compile(r"\[\d+\]")
 _OTHER_PARTS = frozenset({"image_url", "input_audio", "file", "file_data", "file_id", "file_url", "video_url"})
 _ONLY_TEXT = "Only text parts are supported"
 _ONLY_NEUTRAL = re.compile(r"Expected `(null`,|(array|str)` of length <= 0|(array|str) \| null`)")
@@ -135,7 +137,7 @@ def wants_usage(body: CommonBody) -> StreamUsage:
 
 def unsupported(param: str) -> InvalidRequest:
     """For a field that is known, and not served."""
-    return coded(InvalidRequest("This is not supported", param=param), "unsupported_parameter")
+    return coded(InvalidRequest("This is not supported: leave it out", param=param), "unsupported_parameter")
 
 
 def too_long(max_model_len: int, what: str, param: str) -> ContextLengthExceeded:
@@ -171,7 +173,7 @@ def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
                 raise
             return decoder.decode(msgspec.json.encode(_with_integers(msgspec.json.decode(data))))
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("The body is not valid JSON") from None
     except RecursionError:
@@ -187,8 +189,8 @@ def _with_integers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def _invalid(said: str) -> InvalidRequest:
-    """msgspec's message without what it repeats of the body."""
+def _invalid(said: str, kind: Any) -> InvalidRequest:
+    """msgspec's message about a body of that type, without what it repeats of the body."""
     match = _SAID.fullmatch(said)
     what, path = (match["what"], match["path"] or "") if match else (said, "")
     param = path.removeprefix(".")
@@ -203,8 +205,13 @@ def _invalid(said: str) -> InvalidRequest:
     if _ONLY_NEUTRAL.match(what):
         return unsupported(_INDEX.sub("", param))
     if what.startswith("Invalid enum value"):
-        what = _ONLY_TEXT if param.endswith("].type") and "content[" in param else "Invalid value"
+        what = _ONLY_TEXT if param.endswith("].type") and "content[" in param else _one_of(kind, param)
     elif what.startswith("Invalid value"):
-        what = "Invalid value"
+        what = _one_of(kind, param)
     error = InvalidRequest(what, param=param or None)
     return coded(error, "invalid_type") if what.startswith("Expected `") and ", got `" in what else error
+
+
+def _one_of(kind: Any, param: str) -> str:
+    allowed = choices(kind, _ANY_INDEX.sub("[]", param))
+    return f"Expected one of {', '.join(allowed)}" if allowed else "Invalid value"

@@ -26,7 +26,7 @@ class Fleet:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.home, self.port = folder / "home", port
-        self.model = random_checkpoint.write(folder / "model")
+        self.model = random_checkpoint.write(folder / "mine")
         own = {"BATON_HOME": str(self.home), "NO_COLOR": "1", "BATON_API_KEY": KEY, "BATON_SERVICE_TOKEN": TOKEN}
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")} | own
         self._stop = threading.Event()
@@ -73,7 +73,7 @@ class Fleet:
             return str(answer.headers["x-request-id"])
 
     def _answer(self, prompt: str) -> Any:
-        content = {"model": "model", "prompt": prompt, "max_tokens": 16, "temperature": 0}
+        content = {"model": "mine", "prompt": prompt, "max_tokens": 16, "temperature": 0}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/completions",
             json.dumps(content).encode(),

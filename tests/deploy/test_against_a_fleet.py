@@ -151,7 +151,7 @@ def status_of(url: str) -> int:
 
 
 def test_a_stream_passes_the_proxy(proxy: str):
-    content = {"model": "model", "prompt": "a baton", "temperature": 0, "max_tokens": 20, "stream": True}
+    content = {"model": "mine", "prompt": "a baton", "temperature": 0, "max_tokens": 20, "stream": True}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(f"{proxy}/v1/completions", json.dumps(content).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:

@@ -225,6 +225,7 @@ def test_packed_checkpoints_are_their_values(stored, family, method):
         ("qwen3-moe", "model.layers.1.mlp.up_proj.weight"),
         ("gemma3", "model.layers.0.pre_feedforward_layernorm.weight"),
         ("phi3", "model.layers.1.self_attn.qkv_proj.weight"),
+        ("llama-bias-untied", "model.layers.2.self_attn.v_proj.bias"),
         ("glm4", "model.layers.3.mlp.gate_up_proj.weight"),
         ("olmo2", "model.layers.3.self_attn.q_norm.weight"),
         ("gpt-oss", "model.layers.0.self_attn.sinks"),
@@ -238,6 +239,14 @@ def test_packed_checkpoints_are_their_values(stored, family, method):
 def test_a_missing_tensor_is_named(stored, family, name):
     with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor {name} is missing"):
         load(changed(stored(family), without(name)))
+
+
+@pytest.mark.parametrize(
+    ("field", "name"), [("attention_bias", "self_attn.q_proj.bias"), ("mlp_bias", "mlp.gate_proj.bias")]
+)
+def test_biases_that_are_missing_are_named_as_the_weights_are(stored, field, name):
+    with pytest.raises(CheckpointError, match=rf"tensor model\.layers\.0\.{name} is missing"):
+        load(changed(stored("llama"), dict, **{field: True}))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from router.openai.parsing.json_value import JSONValue
-from router.openai.parsing.parts import CallArguments, CallBegin, Part
+from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Part
 
 _ARGUMENTS = ("arguments", "parameters")
 _SPACE = " \t\r\n"
@@ -79,6 +79,8 @@ class CallObject:
         if self._streams:
             if piece:
                 parts.append(CallArguments(piece))
+            if value.ended:
+                parts.append(CallEnd())
         else:
             self._text.append(piece)
         self.broken = value.broken
@@ -107,7 +109,7 @@ class CallObject:
     def _end(self, parts: list[Part]) -> None:
         if self._known:
             self._begin(parts)
-            parts.append(CallArguments("{}" if self._held is None else self._held))
+            parts += [CallArguments("{}" if self._held is None else self._held), CallEnd()]
         self.ended = self.begun
         self.broken = not self.begun
 

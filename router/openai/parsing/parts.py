@@ -33,7 +33,11 @@ class CallArguments(msgspec.Struct, frozen=True):
     text: str
 
 
-Part: TypeAlias = Content | Reasoning | CallBegin | CallArguments
+class CallEnd(msgspec.Struct, frozen=True):
+    """The last call is whole: its arguments are all here. A call without it was cut short, and nobody can make it."""
+
+
+Part: TypeAlias = Content | Reasoning | CallBegin | CallArguments | CallEnd
 
 
 class Parser(Protocol):

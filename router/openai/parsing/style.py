@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from router.openai.parsing.calls import CallParser, HermesParser, LlamaParser, MistralParser
-from router.openai.parsing.parts import CallArguments, CallBegin, Parser, Part, PlainParser
+from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Parser, Part, PlainParser
 from router.openai.parsing.reasoning import CLOSING, OPENING, ReasoningParser
 
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", OPENING, CLOSING)
@@ -78,4 +78,4 @@ class _FirstCall:
 
     def _kept(self, part: Part) -> bool:
         self._num_calls += isinstance(part, CallBegin)
-        return self._num_calls <= 1 or not isinstance(part, CallBegin | CallArguments)
+        return self._num_calls <= 1 or not isinstance(part, CallBegin | CallArguments | CallEnd)

@@ -63,9 +63,6 @@ def test_longrope_has_its_whole_length_and_stretches_what_is_long(tmp_path):
         ),
         ({"kv_memory": "1k"}, "holds 0 tokens.*MiB or more$"),
         ({"kv_memory": "lots"}, "'lots' is no size"),
-        ({"block_size": 0}, "--block-size must be at least 1"),
-        ({"max_num_batched_tokens": 0}, "--max-num-batched-tokens must be"),
-        ({"max_model_len": -1}, "--max-model-len"),
     ],
 )
 def test_errors_name_the_flag(tiny_model, flags, changes, message):

@@ -58,6 +58,26 @@ def test_a_service_gets_its_own_flags(monkeypatch: pytest.MonkeyPatch):
     assert got == [["prefill_node.__main__", "--port", "1"]]
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--block-size", "0"], "--block-size (BATON_BLOCK_SIZE) must be at least 1, not 0"),
+        (["--kv-memory", "lots"], "--kv-memory: 'lots' is no size"),
+        (["--redis-url", "redis://127.0.0.1:1/0"], "no Redis answers at 127.0.0.1:1"),
+        (["--model", "/nowhere"], "no such model: /nowhere"),
+        (["--host", "0.0.0.0"], "refusing to listen on 0.0.0.0 without a service token"),
+        (["--tls-cert", "/nowhere"], "TLS between services needs --tls-key, --tls-ca too"),
+    ],
+)
+def test_a_node_that_cannot_start_says_so_before_it_loads_what_computes(role: str, argv: list[str], message: str):
+    code = "import sys, fleet.cli; sys.exit(fleet.cli.main(sys.argv[1:]) + ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, role, *argv], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{role}_node: error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
 def test_help_is_quick_because_it_imports_nothing():
     code = "import sys, fleet.cli; fleet.cli.main(['--help']); sys.exit(bool({'rich', 'redis'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -65,6 +65,16 @@ def test_secrets_come_from_the_environment_alone():
             {"BATON_TRANSPORT": "pigeon"},
             "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, cuda, shm, ucx, tcp",
         ),
+        ({"BATON_BLOCK_SIZE": "0"}, "--block-size (BATON_BLOCK_SIZE) must be at least 1, not 0"),
+        ({"BATON_MAX_NUM_SEQS": "-1"}, "--max-num-seqs (BATON_MAX_NUM_SEQS) must be at least 1, not -1"),
+        (
+            {"BATON_MAX_NUM_BATCHED_TOKENS": "0"},
+            "--max-num-batched-tokens (BATON_MAX_NUM_BATCHED_TOKENS) must be at least 1, not 0",
+        ),
+        ({"BATON_MAX_MODEL_LEN": "-1"}, "--max-model-len (BATON_MAX_MODEL_LEN) must be at least 0, not -1"),
+        ({"BATON_NUM_THREADS": "-2"}, "--num-threads (BATON_NUM_THREADS) must be at least 0, not -2"),
+        ({"BATON_PORT": "65536"}, "--port (BATON_PORT) must be at most 65535, not 65536"),
+        ({"BATON_KV_MEMORY": "lots"}, "--kv-memory: 'lots' is no size: write 512MiB, 4GiB or a number of bytes"),
         ({"BATON_COLOCATED": "maybe"}, "--colocated (BATON_COLOCATED): 'maybe' is neither true nor false"),
     ],
 )

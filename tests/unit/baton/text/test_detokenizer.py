@@ -57,6 +57,23 @@ def test_pieces_are_the_text_where_nothing_is_held_back(tokenizers_of, style, to
     assert streamed == "".join(stream(tokenizer, token_ids))
 
 
+@pytest.mark.parametrize("style", STYLES)
+@given(token_ids=st.lists(st.integers(0, 720), max_size=40))
+def test_each_token_that_is_text_by_itself_stands_where_it_is_told(tokenizers_of, style, token_ids):
+    """Also behind a character that stayed incomplete."""
+    texts = TokenTexts(tokenizers_of[style])
+    detokenizer, text, places = texts.detokenizer(at_start=False), "", []
+    for token_id in token_ids:
+        places.append(len(text) + detokenizer.num_lost(token_id))
+        text += detokenizer.push(token_id)
+    text += detokenizer.finish()
+    assert places == sorted(places)
+    for token_id, place in zip(token_ids, places, strict=True):
+        alone = texts.token_bytes(token_id).decode(errors="replace")
+        if token_id not in tokenizers_of[style].special_ids and "\ufffd" not in alone:
+            assert text[place:].startswith(alone)
+
+
 def test_what_depends_on_others_or_shows_nothing_has_no_piece(tokenizers_of):
     tokenizer = tokenizers_of["chatml"]
     texts = TokenTexts(tokenizer)
@@ -117,6 +134,19 @@ def test_other_decoders_stream_too(decoder, words):
     tokenizer = Tokenizer(backend)
     token_ids = list(range(len(words)))
     assert "".join(stream(tokenizer, token_ids)) == tokenizer.decode(token_ids)
+
+
+def test_places_behind_an_incomplete_character_of_other_decoders():
+    """A byte-level decoder in a sequence with another: tokens are decoded together."""
+    words = ["\u00f0\u0141", "you", "\u00f0", "\u0141\u0130\u012a"]  # byte-level spelling of parts of an emoji
+    backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="you"))
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
+    for token_ids, expected in (([0, 1], [0, 1]), ([1, 0, 1, 1], [0, 3, 4, 7])):
+        detokenizer, text, places = TokenTexts(Tokenizer(backend)).detokenizer(at_start=True), "", []
+        for token_id in token_ids:
+            places.append(len(text) + detokenizer.num_lost(token_id))
+            text += detokenizer.push(token_id)
+        assert places == expected
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])

@@ -48,6 +48,27 @@ def test_nothing_is_sent_that_a_stop_string_could_take_back(stops, pieces):
     assert by_definition(stops, "".join(pieces))[0].startswith(sent)
 
 
+@example(stops=["xby", "b"], before=["xb"], after=["z"])
+@given(
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    before=st.lists(st.text("ab", max_size=4), max_size=4),
+    after=st.lists(st.text("ab", max_size=4), max_size=4),
+)
+def test_a_stop_string_may_begin_where_the_text_must_not_end_yet(stops, before, after):
+    stop, text, num_safe = StopStrings(stops), "".join([*before, *after]), len("".join(before))
+    sent = "".join(stop.push(piece, may_end=False)[0] for piece in before)
+    for piece in after:
+        more, found = stop.push(piece)
+        sent += more
+        if found:
+            break
+    else:
+        sent += stop.finish()
+    ends = [end for end in range(num_safe + 1, len(text) + 1) if text[:end].endswith(tuple(stops))]
+    longest = max((len(s) for s in stops if ends and text[: ends[0]].endswith(s)), default=0)
+    assert sent == (text[: ends[0] - longest] if ends else text)
+
+
 def test_only_a_possible_beginning_is_held_back():
     stop = StopStrings(["\n\nUser:"])
     assert stop.push("Hello\n") == ("Hello", False)

@@ -62,6 +62,14 @@ def test_rope_in_both_spellings(load):
     assert (old.theta, old.factor, old.max_length) == (5e5, 4.0, 2048)
 
 
+def test_the_older_spelling_of_rope_goes_before_the_newer(load):
+    parameters = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 77.0}
+    rope = load(
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": parameters}
+    ).rope
+    assert (rope.kind, rope.theta, rope.factor) == ("linear", 5e5, 4.0)
+
+
 @pytest.mark.parametrize(
     ("scaling", "longest", "default"),
     [
@@ -111,6 +119,7 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layers"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served in this architecture"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"is_causal": False}, "is_causal says otherwise, but only causal models are served"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of strings, not 'LlamaForCausalLM'"),
         ({"architectures": [["LlamaForCausalLM"]]}, "architectures must be a list of strings"),
@@ -119,7 +128,6 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"max_position_embeddings": "many"}, "max_position_embeddings must be a positive integer, not 'many'"),
         ({"rope_theta": -1}, r"rope_theta must be more than 0, not -1\.0"),
         ({"rope_theta": "1e4"}, "rope_theta must be a number, not '1e4'"),
-        ({"query_pre_attn_scalar": 0}, r"query_pre_attn_scalar must be more than 0"),
         ({"rope_scaling": {"type": ["linear"]}}, r"type must be a string, not \['linear'\]"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, r"factor must be more than 0, not 0\.0"),
         ({"rope_scaling": YARN | {"beta_fast": "x"}}, "beta_fast must be a number, not 'x'"),

@@ -33,6 +33,44 @@ def test_an_unknown_architecture_lists_the_known(load):
     assert all(name in caught.value.message for name in FAMILIES)
 
 
+ALIEN = {
+    "final_logit_softcapping": 1.0,
+    "attn_logit_softcapping": 1.0,
+    "query_pre_attn_scalar": 100,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_interleave": False,
+    "rope_local_base_freq": 7.0,
+    "sliding_window_pattern": 3,
+}
+
+
+@pytest.mark.parametrize(
+    "architecture", ["LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM", "GlmForCausalLM", "Phi3ForCausalLM"]
+)
+def test_fields_of_other_families_mean_nothing(load, architecture):
+    """As in transformers, whose configs may hold whatever their authors wrote into them."""
+    assert load(architecture, **ALIEN) == load(architecture)
+
+
+def test_deepseek_v2_turns_neighbours_whatever_a_field_of_v3_says(load):
+    fields = MLA | {"n_group": 1, "topk_group": 1}
+    assert load("DeepseekV2ForCausalLM", **fields, **ALIEN) == load("DeepseekV2ForCausalLM", **fields)
+
+
+def test_gemma_has_its_activation_in_a_field_of_its_own(load):
+    assert load("Gemma2ForCausalLM", hidden_act="silu").activation == "gelu_tanh"
+    assert load("Gemma2ForCausalLM", hidden_activation="silu").activation == "silu"
+
+
+def test_text_of_a_model_of_images_is_described_by_its_text_config_alone(load):
+    text = {name: value for name, value in PLAIN.items() if name not in ("architectures", "model_type")}
+    nothing = dict.fromkeys(text)
+    above = {"hidden_act": "gelu_pytorch_tanh", "sliding_window": 7, "dtype": "bfloat16"}
+    model = load("Mistral3ForConditionalGeneration", **nothing | above, text_config=text | {"sliding_window": None})
+    assert (model.activation, model.windows, model.dtype) == ("silu", (0,) * 4, "bfloat16")
+    assert load("Mistral3ForConditionalGeneration", **nothing | above, text_config=text).windows == (4096,) * 4
+
+
 def test_gemma2_alternates_windows_and_ties_its_head(load):
     model = load("Gemma2ForCausalLM", query_pre_attn_scalar=144)
     assert model.windows == (4096, 0, 4096, 0)
@@ -109,6 +147,7 @@ def test_longrope_stretches_what_is_longer_than_it_was_trained_on(load):
     rope = load("Phi3ForCausalLM", **fields).rope
     assert (rope.kind, rope.default_length, rope.max_length, rope.stretches_after) == ("longrope", 512, 512, 128)
     assert rope.variant(512) == ""
+    assert load("Phi3ForCausalLM", **fields | {"rope_scaling": factors | {"type": "yarn"}}).rope == rope
 
 
 def test_olmo2_norms_after_its_blocks_only(load):
@@ -165,6 +204,16 @@ def test_deepseek_layers_and_groups(load):
         ("MixtralForCausalLM", {}, "num_local_experts must be a positive integer, not None"),
         ("GptOssForCausalLM", {"num_local_experts": 8, "swiglu_limit": 9.0}, "swiglu_limit other than 7"),
         ("Gemma2ForCausalLM", {"final_logit_softcapping": "no"}, "final_logit_softcapping must be a number"),
+        ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be more than 0"),
+        ("Gemma2ForCausalLM", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not one of"),
+        (
+            "Gemma3ForCausalLM",
+            {"rope_parameters": {"rope_theta": 1e4}},
+            "those of full_attention and sliding_attention",
+        ),
+        ("Gemma3ForCausalLM", {"rope_scaling": {"type": "linear"}}, "says its kind as rope_type"),
+        ("Gemma3ForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served"),
+        ("Phi3ForCausalLM", {"rope_scaling": {"type": "yarn", "factor": 2}}, "'longrope' needs 8 positive numbers"),
         ("DeepseekV3ForCausalLM", {"n_group": 256}, "n_group 256 leaves less than 2 experts in a group"),
         (
             "Qwen3MoeForCausalLM",

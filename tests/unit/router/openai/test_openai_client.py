@@ -105,6 +105,21 @@ async def test_min_tokens_holds_stop_strings_off(client, dispatch):
     assert answer.choices[0].message.content == REPLY
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_may_begin_before_min_tokens_and_end_after(client, dispatch, served_model, stream):
+    dispatch.reply = served_model.tokenizer.encode("xa7c.a7c.")
+    assert len(dispatch.reply) == 9
+    for min_tokens, expected in ((0, "x"), (3, "x"), (4, "xa7c."), (7, "xa7c."), (8, "xa7c.a7c.")):
+        asked = {"model": "tiny", "messages": HELLO, "stop": "a7c", "extra_body": {"min_tokens": min_tokens}}
+        if stream:
+            chunks = await client.chat.completions.create(**asked, stream=True)
+            texts, _ = await text_of(chunks, lambda choice: choice.delta.content)
+            assert texts == {0: expected}
+        else:
+            answer = await client.chat.completions.create(**asked)
+            assert answer.choices[0].message.content == expected
+
+
 async def test_a_stop_token_does_not_show(client, dispatch):
     last = dispatch.reply[-1]
     dispatch.eos = last
@@ -172,6 +187,19 @@ async def test_completion_logprobs(client, dispatch):
     for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
         assert "\ufffd" in token or REPLY[offset:].startswith(token)
     assert all(-0.25 in top.values() for top in logprobs.top_logprobs)
+
+
+async def test_offsets_behind_an_incomplete_character(client, dispatch, served_model):
+    encode = served_model.tokenizer.encode
+    dispatch.reply = [*encode("Hi"), *encode("🎈")[:-1], *encode("you"), *encode("🎈")[:1]]
+    answer = await client.completions.create(model="tiny", prompt="a", logprobs=0, max_tokens=100)
+    choice = answer.choices[0]
+    assert choice.text == "Hi\ufffdyou\ufffd"
+    whole = [
+        (t, o) for t, o in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True) if "\ufffd" not in t
+    ]
+    assert all(choice.text[offset:].startswith(token) for token, offset in whole[:-1])
+    assert whole[-1] == ("<|im_end|>", len(choice.text))
 
 
 @pytest.mark.parametrize("reply", [[], [70]])

@@ -166,6 +166,16 @@ async def test_length_is_incomplete(client):
     assert events[-1].response.output_text == answer.output_text
 
 
+async def test_a_cut_call_is_incomplete_and_a_whole_one_is_not(client, say, dispatch):
+    say(f'{CALL}\n<tool_call>{{"name": "weather", "arguments": {{')
+    fields = {"input": "hello", "tools": [TOOL], "max_output_tokens": len(dispatch.reply)}
+    events = await events_of(client, **fields)
+    assert [item.status for item in events[-1].response.output] == ["completed", "incomplete"]
+    say(f'<tool_call>{{"name": "weather", "arguments": {{ oops </tool_call>{CALL}')
+    whole = await client.responses.create(model="tiny", input="hello", tools=[TOOL])
+    assert [item.status for item in whole.output] == ["incomplete", "completed"]
+
+
 async def test_an_answer_without_text_has_an_empty_message(client, dispatch):
     dispatch.script = lambda job, sink, handle: dispatch.say(job, sink, handle, [dispatch.eos])
     answer = await client.responses.create(model="tiny", input="hello")

@@ -171,6 +171,28 @@ def test_the_codes_are_openais():
         assert raised.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("parse", "change", "allowed"),
+    [
+        (parse_chat, {"messages": [{"role": "x", "content": "a"}]}, "assistant, developer, system, tool, user"),
+        (parse_chat, {"tool_choice": "x"}, "auto, none, required"),
+        (parse_chat, {"tool_choice": {"type": "x"}}, "function, allowed_tools"),
+        (parse_chat, {"tools": [{"type": "x"}]}, "function"),
+        (parse_chat, {"response_format": {"type": "x"}}, "text, json_object, json_schema"),
+        (
+            parse_responses,
+            {"messages": None, "input": [{"role": "x", "content": "a"}]},
+            "assistant, developer, system, user",
+        ),
+    ],
+)
+def test_where_a_field_is_a_choice_all_that_are_allowed_are_told(parse, change, allowed):
+    body = {name: value for name, value in (CHAT | change).items() if value is not None}
+    with pytest.raises(InvalidRequest) as caught:
+        parse(json.dumps(body).encode())
+    assert caught.value.message == f"Expected one of {allowed}"
+
+
 def test_missing_fields_are_named():
     for body, param in (({"messages": CHAT["messages"]}, "model"), ({"model": "m"}, "messages")):
         with pytest.raises(InvalidRequest) as raised:

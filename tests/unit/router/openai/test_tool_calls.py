@@ -115,6 +115,25 @@ async def test_a_cut_call_says_length(client, say, dispatch):
     assert len(message["tool_calls"]) == 1
 
 
+@pytest.mark.parametrize("stop", ["Zü", '{"city"', "}}\n</tool_call>\n<"])
+async def test_a_call_that_a_stop_string_cuts_is_none_to_make(client, say, stop):
+    say(CALLS)
+    answer = await client.chat.completions.create(**ASK, stop=stop)
+    message, reason, _ = await streamed(client, **ASK, stop=stop)
+    assert answer.choices[0].finish_reason == reason == "stop"
+    calls = answer.choices[0].message.tool_calls or ()
+    assert [call.function.arguments for call in calls] == [call[2] for call in message["tool_calls"]]
+
+
+async def test_a_stop_string_behind_a_call_leaves_it_whole(client, say):
+    say(CALLS)
+    answer = await client.chat.completions.create(**ASK, stop="</tool_call>")
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert [call.function.arguments for call in answer.choices[0].message.tool_calls] == [CITY]
+    _, reason, _ = await streamed(client, **ASK, stop="</tool_call>")
+    assert reason == "tool_calls"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_logprobs_are_of_all_tokens(client, say, dispatch, stream):
     say(CALLS)

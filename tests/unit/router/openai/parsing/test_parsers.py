@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.openai.parsing.calls import HermesParser, LlamaParser, MistralParser
-from router.openai.parsing.parts import CallArguments, CallBegin, Content, PlainParser, Reasoning
+from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Content, PlainParser, Reasoning
 from router.openai.parsing.reasoning import ReasoningParser
 
 NAMES = ("weather", "time")
@@ -29,11 +29,11 @@ def joined(parts):
     """Neighbours of a kind as one."""
     result = []
     for part in parts:
-        if result and not isinstance(part, CallBegin) and type(part) is type(result[-1]):
+        if result and not isinstance(part, CallBegin | CallEnd) and type(part) is type(result[-1]):
             result[-1] = type(part)(result[-1].text + part.text)
         else:
             result.append(part)
-    return [part for part in result if isinstance(part, CallBegin) or part.text]
+    return [part for part in result if isinstance(part, CallBegin | CallEnd) or part.text]
 
 
 def parse(kind, *pieces):
@@ -47,6 +47,10 @@ def parse(kind, *pieces):
 
 
 def call(name, arguments):
+    return [*cut(name, arguments), CallEnd()]
+
+
+def cut(name, arguments):
     return [CallBegin(name), CallArguments(arguments)]
 
 
@@ -67,8 +71,8 @@ OUTPUTS = [
     ("hermes", '<tool_call>{"name": "time"}}\n</tool_call>', T),  # a brace too many
     ("hermes", '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>', call("time", '{"a": 1}')),
     ("hermes", '<tool_call>{"name": "time", "arguments": null, "id": 3}</tool_call>', T),
-    ("hermes", '<tool_call>{"name": "other", "arguments": {"a": 1', call("other", '{"a": 1')),
-    ("hermes", BROKEN + "</tool_call>!", [*call("weather", '{"city": '), Content("!")]),
+    ("hermes", '<tool_call>{"name": "other", "arguments": {"a": 1', cut("other", '{"a": 1')),
+    ("hermes", BROKEN + "</tool_call>!", [*cut("weather", '{"city": '), Content("!")]),
     ("hermes", "<tool_call>nothing</tool_call>", [Content("<tool_call>nothing</tool_call>")]),
     ("hermes", '<tool_call>{"nam', [Content('<tool_call>{"nam')]),
     ("hermes", "a <tool_", [Content("a <tool_")]),
@@ -93,7 +97,8 @@ OUTPUTS = [
     ("mistral", "[TOOL_CALLS] [7]", [Content("[TOOL_CALLS] [7]")]),
     ("mistral", "an [array", [Content("an [array")]),
     ("list", f'[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "time", "arguments": {{}}}}]', [*W, *T]),
-    ("list", '[{"name": "time", "arguments": {', call("time", "{")),
+    ("list", '[{"name": "time", "arguments": {', cut("time", "{")),
+    ("hermes", '<tool_call>{"name": "time", "arguments": {"a": 1}', call("time", '{"a": 1}')),
     ("think", "<think>\nHm, 1 < 2.\n\nSo…\n</think>\n\nYes.", [Reasoning("Hm, 1 < 2.\n\nSo…"), Content("Yes.")]),
     ("think", "\n<think></think>Yes.\n", [Content("Yes.\n")]),
     ("think", "No <think> here </think>", [Content("No <think> here </think>")]),
