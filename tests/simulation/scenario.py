@@ -108,6 +108,7 @@ class _Run:
             self._begin(ask)
         await self._until(self._all_over, 35, "requests after healing have not ended")
         self._check_none_failed(self._clients[before:])
+        self._check_stalls()
         await self._settle("in the end")
         return self._report()
 
