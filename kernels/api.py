@@ -107,6 +107,13 @@ class Kernels(Protocol):
         """
         ...
 
+    def pack_gated(self, weight: Tensor, bias: Tensor | None, activation: Activation, bits: int = 16) -> Linear:
+        """`gated(x @ weight.T + bias)`, [T, in] -> [T, F], with weight [2F, in]; packed as by `pack_linear`.
+
+        The product may be rounded to x's dtype before the activation, or not.
+        """
+        ...
+
     def pack_heads(self, weight: Tensor) -> Linear:
         """A linear layer per head, each over its own part of the row, all at once.
 

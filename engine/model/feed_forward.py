@@ -1,4 +1,4 @@
-"""The dense feed-forward of a layer: gate and up as one product, the activation, down."""
+"""The dense feed-forward of a layer: gate and up as one product with the activation, down."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,19 @@ from torch import Tensor
 from engine.model.config import ModelConfig
 from engine.model.packer import Packer
 from engine.model.tensors import TensorReader
-from kernels.api import Activation, Kernels, Linear
+from kernels.api import Linear
 
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
     """[T, H] -> [T, H]."""
 
-    gate_up: Linear  # [T, H] -> [T, 2F]
+    gated: Linear  # [T, H] -> [T, F]
     down: Linear  # [T, F] -> [T, H]
-    activation: Activation
-    kernels: Kernels
 
     def __call__(self, x: Tensor) -> Tensor:
         """One row for each row of `x`."""
-        return self.down(self.kernels.gated(self.gate_up(x), self.activation))
+        return self.down(self.gated(x))
 
 
 def load(reader: TensorReader, packer: Packer, config: ModelConfig, prefix: str, ffn_size: int) -> FeedForward:
@@ -34,11 +32,9 @@ def load(reader: TensorReader, packer: Packer, config: ModelConfig, prefix: str,
 
     has_bias = config.mlp_bias
     return FeedForward(
-        gate_up=packer.linear(gate_up("weight", hidden), gate_up("bias") if has_bias else None),
+        gated=packer.gated(gate_up("weight", hidden), gate_up("bias") if has_bias else None, config.activation),
         down=packer.linear(
             reader.read(f"{prefix}.down_proj.weight", hidden, ffn_size),
             reader.read(f"{prefix}.down_proj.bias", hidden) if has_bias else None,
         ),
-        activation=config.activation,
-        kernels=packer.kernels,
     )

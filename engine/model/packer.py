@@ -20,6 +20,13 @@ class Packer:
         except ValueError as error:
             raise _unroundable(error) from error
 
+    def gated(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> Linear:
+        """weight: [2F, in], bias: [2F], gates before ups."""
+        try:
+            return self.kernels.pack_gated(weight, bias, activation, self._bits)
+        except ValueError as error:
+            raise _unroundable(error) from error
+
     def experts(
         self,
         gate_up: Tensor,

@@ -72,9 +72,46 @@ INLINE void add_up(const Panel<S> &p, int64_t step, int num_rows, float (*out)[P
     }
 }
 
-// sink(row, PANEL values) of up to 2 * ROWS rows. FIRST: they are the first that meet the panel.
+// Where the rows of a tile go, from `output` on.
+template <class Sink> struct Rows {
+    Sink sink;
+    int64_t row, output;
+    INLINE_MEMBER void operator()(int r, pair values) const { sink(row + r, output, values); }
+    INLINE_MEMBER void fetch(int64_t r) const { sink.fetch(row + r, output); }
+};
+
+constexpr int AT_ONCE = 2; // rows that are fetched, or stored, in a step
+
+// Sums by a panel of one group that are not stored yet: they are, a few in a step, while the next tiles are multiplied,
+// which would otherwise stand still meanwhile.
+template <class Sink> struct Waiting {
+    Rows<Sink> to;
+    pair by, bias;
+    int next = 0, end = 0; // rows
+    alignas(64) float sums[2 * ROWS][PANEL];
+
+    INLINE_MEMBER void store_next() {
+        const pair sum = load_pair(sums[next]);
+        to(next++, {fma(sum.a, by.a, bias.a), fma(sum.b, by.b, bias.b)});
+    }
+    INLINE_MEMBER void store_some() {
+        for (int i = 0; i < AT_ONCE && next < end; i++) store_next();
+    }
+    INLINE_MEMBER void store_rest() {
+        while (next < end) store_next();
+    }
+    template <class S, bool TWO> INLINE_MEMBER void take(const Panel<S> &p, int num_rows, const Rows<Sink> &rows) {
+        store_rest();
+        store_sums<TWO>(sums);
+        to.row = rows.row, to.output = rows.output;
+        by = p.scales ? load_pair(p.scales) : pair{splat(1), splat(1)}, bias = load_pair(p.bias);
+        next = 0, end = num_rows;
+    }
+};
+
+// Up to 2 * ROWS rows. FIRST: they are the first that meet the panel.
 template <class S, bool TWO, bool FIRST, class Sink>
-void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, Sink sink) {
+void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> &to, Waiting<Sink> &waiting) {
     const int64_t steps = p.steps(), of_group = p.steps_of_group();
     const bf16 *others = x + ROWS * whole_tiles(p.inputs);
     const int stride = std::min(num_rows, ROWS) * DEPTH, of_others = (num_rows - ROWS) * DEPTH;
@@ -88,10 +125,13 @@ void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, Sink sink) {
         written();
         if (step % of_group == 0) zero<TWO>();
         multiply<TWO>(x + step * stride, others + step * of_others, 64, p.tiles + step * 2 * SIZE);
-        if ((step + 1) % of_group) continue;
+        waiting.store_some();
+        for (int64_t r = AT_ONCE * step; r < std::min<int64_t>(AT_ONCE * (step + 1), num_rows); r++) to.fetch(r);
+        if ((step + 1) % of_group || of_group == steps) continue;
         store_sums<TWO>(sums);
-        add_up(p, step, num_rows, out, [&](int r) { return load_pair(sums[r]); }, sink);
+        add_up(p, step, num_rows, out, [&](int r) { return load_pair(sums[r]); }, to);
     }
+    if (of_group == steps) waiting.template take<S, TWO>(p, num_rows, to);
 }
 
 // Adds the products of N rows with inputs k and k + 1 of a panel.
@@ -156,6 +196,11 @@ template <class S> struct Product {
         for (int row = 0; row < t.num_rows; row++) {
             const int first = row / amx::ROWS * amx::ROWS, n = std::min(amx::ROWS, t.num_rows - first);
             bf16 *to = (bf16 *)out + first * whole_tiles(inputs) + (row - first) * DEPTH;
+            if constexpr (std::is_same_v<Source, InOrder<bf16>>)
+                if (inputs % DEPTH == 0 && !without_tiles(t)) {
+                    for (int64_t k = 0; k < inputs; k += DEPTH) write(to + k * n, read<vu>(source.at(t.row + row) + k));
+                    continue;
+                }
             for (int64_t k = 0; k < whole_tiles(inputs); k += W) {
                 const vf values = vector(row, k);
                 if (without_tiles(t)) for (int i = 0; i < W; i++) out[(k + i) * n + row] = to_bf16(values)[i];
@@ -167,25 +212,29 @@ template <class S> struct Product {
 
     template <class At, class Sink>
     static void run(const Tile *tiles, int n, const Weights &w, At packed_at, int64_t panel, int64_t end, Sink sink) {
+        Waiting<Sink> waiting = {{sink, 0, 0}};
         bf16 *wide = IN_TILES<S> ? nullptr : scratch<5, bf16>(whole_tiles(w.inputs) * PANEL);
         for (; panel < end; panel++) {
             const S *weight = (const S *)w.panels + panel * panel_size<S>(w.inputs);
             const float *scales = w.scales ? w.scales + panel * (w.inputs / w.group) * PANEL : nullptr;
             const Panel<S> p = {weight, scales, w.bias + panel * PANEL, wide, w.inputs, w.group};
-            for (int i = 0; i < n; i++) run_tile(tiles[i], p, packed_at(i), i == 0, panel * PANEL, sink);
+            for (int i = 0; i < n; i++) run_tile(tiles[i], p, packed_at(i), i == 0, panel * PANEL, waiting);
         }
+        waiting.store_rest();
     }
 
   private:
     static bool without_tiles(const Tile &t) { return !IN_TILES<S> && t.num_rows <= FEW; }
 
     template <class Sink>
-    static void run_tile(const Tile &t, Panel<S> p, const float *packed, bool is_first, int64_t output, Sink sink) {
-        auto to = [&](int row, pair values) { sink(t.row + row, output, values); };
+    static void run_tile(const Tile &t, Panel<S> p, const float *packed, bool is_first, int64_t output,
+                         Waiting<Sink> &waiting) {
+        const Rows<Sink> to = {waiting.to.sink, t.row, output};
         if constexpr (IN_TILES<S>) p.tiles = p.weight;
         else if (without_tiles(t)) return run_few(p, packed, t.num_rows, to);
         auto run = [&](auto two, auto first) {
-            run_panel<S, decltype(two)::value, decltype(first)::value>(p, (const bf16 *)packed, t.num_rows, to);
+            constexpr bool TWO = decltype(two)::value, FIRST = decltype(first)::value;
+            run_panel<S, TWO, FIRST>(p, (const bf16 *)packed, t.num_rows, to, waiting);
         };
         const bool two = t.num_rows > amx::ROWS;
         if (is_first) two ? run(std::true_type(), std::true_type()) : run(std::false_type(), std::true_type());

@@ -50,9 +50,7 @@ template <class T, class S> void run_tokens(const Call<T> &c, int64_t begin, int
     gemm::run<P>(
         c.gate_up, tiles,
         [=](int64_t row, int64_t k, int n) { return load_some(c.x + pairs[row] / c.per_token * hidden + k, n); },
-        [=](int64_t row, int64_t at, pair values) {
-            gemm::store_panel(between + row * 2 * ffn, 2 * ffn, at, values);
-        },
+        gemm::Stored{[=](int64_t row) { return between + row * 2 * ffn; }, 2 * ffn},
         threads);
     gemm::run<P>(
         c.down, tiles,
@@ -60,9 +58,7 @@ template <class T, class S> void run_tokens(const Call<T> &c, int64_t begin, int
             const float *gate = between + row * 2 * ffn + k;
             return activated(c.activation, load_some(gate, n), load_some(gate + ffn, n));
         },
-        [=](int64_t row, int64_t at, pair values) {
-            gemm::store_panel(parts + (pairs[row] - first) * hidden, hidden, at, values);
-        },
+        gemm::Stored{[=](int64_t row) { return parts + (pairs[row] - first) * hidden; }, hidden},
         threads);
     parallel(end - begin, num_pairs * hidden, threads, [&](int64_t t) {
         const float *part = parts + t * c.per_token * hidden, *weight = c.weights + (begin + t) * c.per_token;

@@ -103,6 +103,15 @@ EXPORT void linear_op(int type, const gemm::Weights *weights, const void *x, voi
     });
 }
 
+EXPORT void linear_gated_op(int type, const gemm::Weights *weights, const void *x, void *out, int64_t rows,
+                        int64_t outputs, int activation, int threads) {
+    with_types(type, weights->storage, [&](auto *t, auto *s) {
+        using T = std::remove_pointer_t<decltype(t)>;
+        using S = std::remove_pointer_t<decltype(s)>;
+        gemm::linear_gated<T, S>(*weights, (const T *)x, (T *)out, rows, outputs, activation, threads);
+    });
+}
+
 EXPORT void experts_op(int type, const gemm::Weights *gate_up, const gemm::Weights *down, int activation, int64_t
                         num_experts, const void *x, const int64_t *ids, const float *weights, void *out, int64_t
                         tokens, int64_t per_token, int threads) {
@@ -147,7 +156,8 @@ EXPORT void replay(const Slot *slots, int64_t num_calls) {
         case 3: slots = call(rope_and_cache_op, slots); break;
         case 4: slots = call(paged_attention_op, slots); break;
         case 5: slots = call(linear_op, slots); break;
-        case 6: slots = call(experts_op, slots); break;
+        case 6: slots = call(linear_gated_op, slots); break;
+        case 7: slots = call(experts_op, slots); break;
         }
     }
 }

@@ -14,7 +14,7 @@ from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
 from kernels.cpu.build import BuildError
 from kernels.cpu.experts import PackedExperts
 from kernels.cpu.library import ACTIVATIONS, DTYPES, Library
-from kernels.cpu.linear import PackedLinear, prefers_onednn
+from kernels.cpu.linear import PackedGated, PackedLinear, prefers_onednn
 from kernels.cpu.processor import Level, features, supported
 from kernels.cpu.recording import Recorder
 from kernels.cpu.weights import PackedWeights
@@ -155,6 +155,14 @@ class CPUKernels:
         if bits == 16 and not self._deterministic and prefers_onednn(self._library, self._dtype):
             return onednn(weight, bias)
         return PackedLinear(self._library, weight, bias, bits)
+
+    def pack_gated(self, weight: Tensor, bias: Tensor | None, activation: Activation, bits: int = 16) -> Linear:
+        """See `Kernels`."""
+        weight = self._checked(weight)
+        if bits == 16 and not self._deterministic and prefers_onednn(self._library, self._dtype):
+            linear = onednn(weight, bias)
+            return lambda x: self.gated(linear(x), activation)
+        return PackedGated(self._library, weight, bias, activation, bits)
 
     def pack_heads(self, weight: Tensor) -> Linear:
         """See `Kernels`: a product per head, so that a row's bits do not depend on the other rows."""

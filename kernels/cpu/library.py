@@ -32,6 +32,7 @@ OPS = {  # in the order in which kernels.cpp's `replay` numbers them
     "rope_and_cache": (c_int, *[c_void_p] * 8, c_float, *[c_int64] * 7, c_int),
     "paged_attention": (c_int, *[c_void_p] * 6, *[c_int64] * 8, *[c_float] * 2, c_int64, c_void_p, c_int),
     "linear": (c_int, *[c_void_p] * 3, c_int64, c_int),
+    "linear_gated": (c_int, *[c_void_p] * 3, *[c_int64] * 2, *[c_int] * 2),
     "experts": (c_int, *[c_void_p] * 2, c_int, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_int),
 }
 _PACK_WEIGHT = (c_int, *[c_void_p] * 2, *[c_int64] * 2)
@@ -52,6 +53,7 @@ class Library:
         self.rope_and_cache = loaded.rope_and_cache_op
         self.paged_attention = loaded.paged_attention_op
         self.linear = loaded.linear_op
+        self.linear_gated = loaded.linear_gated_op
         self.experts = loaded.experts_op
         self.pack_weight = loaded.pack_weight_op
         self.weight_bytes = loaded.weight_bytes

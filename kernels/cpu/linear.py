@@ -12,7 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels.cpu.library import DTYPES, Library
+from kernels.api import Activation
+from kernels.cpu.library import ACTIVATIONS, DTYPES, Library
 from kernels.cpu.processor import features
 from kernels.cpu.weights import PackedWeights
 from kernels.linear import pack_linear as onednn
@@ -32,14 +33,49 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
-        weights = self._weights
-        if x.dtype is not weights.dtype or x.shape[1] != weights.inputs:
-            raise TypeError(f"expected {weights.dtype} of {weights.inputs} inputs, not {x.dtype} of {x.shape[1]}")
-        x = x.contiguous()
-        rows = x.shape[0]
+        weights, x, rows = self._weights, _checked(x, self._weights), x.shape[0]
         out = self._library.result(rows, weights.outputs, dtype=x.dtype)
         self._library.linear(self._type, weights.address, x.data_ptr(), out.data_ptr(), rows, torch.get_num_threads())
         return out
+
+
+class PackedGated:
+    """The activation of `x @ weight.T + bias`, whose [T, 2F] are never written; packed as `PackedLinear`."""
+
+    def __init__(
+        self, library: Library, weight: Tensor, bias: Tensor | None, activation: Activation, bits: int = 16
+    ) -> None:
+        """weight: [2F, in], bias: [2F], gates before ups. ValueError where the weight cannot be rounded."""
+        self._library = library
+        self._type, self._activation = DTYPES[weight.dtype], ACTIVATIONS[activation]
+        self._outputs = weight.shape[0] // 2
+        weight = _in_turn(weight, library.num_lanes).unsqueeze(0)
+        bias = None if bias is None else _in_turn(bias, library.num_lanes).unsqueeze(0)
+        self._weights = PackedWeights(library, weight, bias, bits)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, F]."""
+        weights, x, rows = self._weights, _checked(x, self._weights), x.shape[0]
+        out = self._library.result(rows, self._outputs, dtype=x.dtype)
+        self._library.linear_gated(
+            *(self._type, weights.address, x.data_ptr(), out.data_ptr(), rows, self._outputs),
+            *(self._activation, torch.get_num_threads()),
+        )
+        return out
+
+
+def _in_turn(gate_up: Tensor, lanes: int) -> Tensor:
+    """[2F, ...] -> the same rows, `lanes` gates and the `lanes` ups that they gate in turn: a panel. Missing are 0."""
+    halves = gate_up.view(2, -1, *gate_up.shape[1:])
+    missing = halves.new_zeros(2, -halves.shape[1] % lanes, *gate_up.shape[1:])
+    parts = torch.cat((halves, missing), dim=1).view(2, -1, lanes, *gate_up.shape[1:])
+    return parts.transpose(0, 1).flatten(0, 2)
+
+
+def _checked(x: Tensor, weights: PackedWeights) -> Tensor:
+    if x.dtype is not weights.dtype or x.shape[1] != weights.inputs:
+        raise TypeError(f"expected {weights.dtype} of {weights.inputs} inputs, not {x.dtype} of {x.shape[1]}")
+    return x.contiguous()
 
 
 @cache

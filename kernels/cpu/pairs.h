@@ -61,6 +61,15 @@ template <> INLINE_MEMBER void store_pair(bf16 *p, pair v) {
     write(p, (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000));
 }
 
+// One vector after the other in memory, whatever the type.
+template <class T> INLINE void store_all(T *p, pair v) {
+    store(p, v.a);
+    store(p + W, v.b);
+}
+#if defined(__AVX512BF16__)
+template <> INLINE_MEMBER void store_all(bf16 *p, pair v) { write(p, _mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a)); }
+#endif
+
 template <class T> INLINE pair load_pair(const T *p, int n) {
     T lanes[2 * W] = {};
     memcpy(lanes, p, n * sizeof(T));

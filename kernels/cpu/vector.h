@@ -202,6 +202,9 @@ template <class T> INLINE void store(T *p, vf v, int n) {
     memcpy(p, lanes, n * sizeof(T));
 }
 
+// The line that is stored to next but one: into the L2 cache, the L1 cache has no room for it.
+INLINE void fetch_line(const void *p) { __builtin_prefetch(p, 1, 2); }
+
 // n lanes, mostly all
 template <class T> INLINE vf load_some(const T *p, int n) { return n == W ? load(p) : load(p, n); }
 template <class T> INLINE void store_some(T *p, vf v, int n) { n == W ? store(p, v) : store(p, v, n); }

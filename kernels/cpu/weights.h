@@ -27,6 +27,14 @@ struct Tile {
     int32_t num_rows, expert;
 };
 
+// Rows of x where they lie, one after another.
+template <class T> struct InOrder {
+    const T *x;
+    int64_t inputs;
+    INLINE_MEMBER const T *at(int64_t row) const { return x + row * inputs; }
+    INLINE_MEMBER vf operator()(int64_t row, int64_t k, int n) const { return load_some(at(row) + k, n); }
+};
+
 INLINE int64_t num_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
 template <class S> constexpr int STEP = std::is_same_v<S, int4> ? W : PANEL; // elements of S per panel and input
 

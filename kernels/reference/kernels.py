@@ -83,6 +83,11 @@ class ReferenceKernels:
         """`functional.linear`, prepacked where that is faster."""
         return pack_linear(rounded(weight, bits), bias)
 
+    def pack_gated(self, weight: Tensor, bias: Tensor | None, activation: Activation, bits: int = 16) -> Linear:
+        """See `Kernels`: a product, and then `gated`."""
+        linear = self.pack_linear(weight, bias, bits)
+        return lambda x: self.gated(linear(x), activation)
+
     def pack_heads(self, weight: Tensor) -> Linear:
         """See `Kernels`."""
         return pack_heads(weight)

@@ -75,6 +75,11 @@ class TritonKernels:
         pack = linear.pack_linear if self._deterministic else pack_linear
         return pack(rounded(weight, bits), bias)
 
+    def pack_gated(self, weight: Tensor, bias: Tensor | None, activation: Activation, bits: int = 16) -> Linear:
+        """See `Kernels`: a product, and then `gated`."""
+        linear = self.pack_linear(weight, bias, bits)
+        return lambda x: self.gated(linear(x), activation)
+
     def pack_heads(self, weight: Tensor) -> Linear:
         """See `Kernels`."""
         return linear.pack_heads(weight) if self._deterministic else pack_heads(weight)

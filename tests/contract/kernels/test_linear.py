@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kernels import quantize
-from tests.contract.kernels.backends import Backend
+from kernels.api import Activation
+from tests.contract.kernels.backends import ACTIVATIONS, REFERENCE, Backend
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,19 @@ def test_linear(backend: Backend, rows: int, outputs: int, inputs: int, bias: bo
     added = backend.randn(outputs) if bias else None
     exact = x.double() @ weight.double().T + (0 if added is None else added.double())
     backend.check(backend.kernels.pack_linear(weight, added)(x), exact.to(backend.dtype))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("rows", "outputs", "inputs", "bits"), [(1, 48, 64, 16), (40, 50, 33, 16), (7, 9, 96, 4)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_linear(
+    backend: Backend, rows: int, outputs: int, inputs: int, bits: int, activation: Activation, bias: bool
+) -> None:
+    x, weight = backend.randn(rows, inputs), backend.randn(2 * outputs, inputs) / inputs**0.5
+    added = backend.randn(2 * outputs) if bias else None
+    exact = x.double() @ quantize.rounded(weight, bits).double().T + (0 if added is None else added.double())
+    expected = REFERENCE.gated(exact.float(), activation).to(backend.dtype)
+    backend.check(backend.kernels.pack_gated(weight, added, activation, bits)(x), expected)
 
 
 @pytest.mark.parametrize(("rows", "heads", "outputs", "inputs"), [(1, 3, 40, 24), (70, 2, 33, 20), (0, 2, 8, 8)])

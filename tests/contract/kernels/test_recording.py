@@ -29,6 +29,7 @@ class Layers:
         self.norm, self.sinks = backend.fp32(HIDDEN), backend.fp32(2)
         self.qkv = self.kernels.pack_linear(backend.randn(64, HIDDEN), backend.randn(64))
         self.o = self.kernels.pack_linear(backend.randn(2 * HIDDEN, 32) / 8, None, bits=8)
+        self.gated = self.kernels.pack_gated(backend.randn(2 * HIDDEN, HIDDEN) / 8, backend.randn(2 * HIDDEN), "silu")
         mixture = make_mixture(backend, ROWS, hidden=HIDDEN)
         self.ids, self.weights = mixture.expert_ids, mixture.weights
         self.experts = self.kernels.pack_experts(mixture.gate_up, mixture.down, "silu")
@@ -42,7 +43,7 @@ class Layers:
         attended = kernels.paged_attention(q, self.kv, self.meta, Attention(0.3, 17, 5.0, self.sinks))
         gated = kernels.gated(self.o(attended.view(ROWS, -1)), "gelu_tanh")
         x, residual = kernels.add_rms_norm(gated, self.residual, self.norm, 1e-5)
-        x = self.experts(x, self.ids, self.weights)
+        x = self.experts(self.gated(x), self.ids, self.weights)
         return kernels.add_rms_norm(x, residual, self.norm, 1e-5)[0]
 
 

@@ -81,6 +81,15 @@ def test_linear_has_the_same_bits_in_any_batch(each_steady: Backend, outputs: in
 
 
 @pytest.mark.parametrize("bits", [16, 8])
+def test_gated_linear_has_the_same_bits_in_any_batch(each_steady: Backend, bits: int) -> None:
+    linear = each_steady.kernels.pack_gated(each_steady.randn(100, 96) / 10, each_steady.randn(100), "silu", bits)
+    x = each_steady.randn(80, 96)
+    together = linear(x)
+    for start, end in [(0, 1), (7, 9), (3, 20), (10, 42), (7, 80)]:
+        assert torch.equal(linear(x[start:end]), together[start:end])
+
+
+@pytest.mark.parametrize("bits", [16, 8])
 def test_subnormal_sums_are_the_same_in_any_batch(each_cpu: Backend, bits: int) -> None:
     linear = each_cpu.kernels.pack_linear(each_cpu.randn(40, 64) * 1e-20, None, bits)
     x = each_cpu.randn(40, 64) * 1e-18

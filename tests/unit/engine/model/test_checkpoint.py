@@ -50,8 +50,9 @@ def test_fused_linears_are_the_parts_side_by_side(single):
     attention = "model.layers.1.self_attn"
     parts = [x @ tensors[f"{attention}.{name}_proj.weight"].T for name in "qkv"]
     assert torch.allclose(weights.layers[1].projections.qkv(x), torch.cat(parts, -1), atol=1e-5)
-    parts = [x @ tensors[f"model.layers.1.mlp.{name}_proj.weight"].T for name in ("gate", "up")]
-    assert torch.allclose(weights.layers[1].feed_forward.gate_up(x), torch.cat(parts, -1), atol=1e-5)
+    gate, up = (x @ tensors[f"model.layers.1.mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+    gated = torch.nn.functional.silu(gate) * up
+    assert torch.allclose(weights.layers[1].feed_forward.gated(x), gated, atol=1e-5)
     assert torch.allclose(weights.lm_head(x), x @ tensors["model.embed_tokens.weight"].T, atol=1e-5)
 
 
