@@ -34,7 +34,6 @@ import prefill_node.legs
 import prefill_node.node
 import router.placing.prefix_replica
 from baton.node.load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS
-from kv_transfer.receiver import MAX_MESSAGE_BYTES
 from tests.simulation import threads
 from tests.simulation.fleet import Fleet
 from tests.simulation.loop import SimLoop, current_process
@@ -114,7 +113,7 @@ def _put_in_place(world: World, stack: contextlib.ExitStack) -> None:
         if hasattr(module, "make"):
             put(module, "make", lambda name, host, device: SimTransport(network))
     put(kv_transfer.digest, "_INLINE_BYTES", 64)
-    _replace_defaults(stack, kv_transfer.receiver.KVReceiver, MAX_MESSAGE_BYTES, 100)  # short ones, so there are many
+    put(kv_transfer.receiver, "MAX_MESSAGE_BYTES", 100)  # short ones, so there are many
     for count in (PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS):  # of the process: an earlier run has left its mark
         put(count, "value", 0)
     put(engine.step_loop, "threading", threads.SimThreading)

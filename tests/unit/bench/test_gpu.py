@@ -48,4 +48,4 @@ def test_every_line_of_the_kernels_is_computed(monkeypatch):
     lines += [*gpu_kernels.moving_lines(1, 1e9), *gpu_kernels.staging_lines(1), *gpu_kernels.prefill_lines(1)]
     lines += gpu_kernels.linear_lines(1, 1e9, 1e12)
     assert _gpu.matmul_flops(1) > 0
-    assert len(lines) == 2 + 2 + 8 + 3 + 2 + 2
+    assert len(lines) == 2 + 2 + 10 + 3 + 2 + 2
