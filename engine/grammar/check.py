@@ -71,7 +71,7 @@ class GrammarCheck:
             stdout=subprocess.PIPE,
             env=os.environ | _ENVIRONMENT,
             bufsize=0,
-            start_new_session=True,  # a Ctrl-C in the terminal is the node's business
+            process_group=0,  # a Ctrl-C in the terminal is the node's business; of a session by itself see docs/log.md
         )
         if self._process.stdin is not None:
             os.set_blocking(self._process.stdin.fileno(), False)

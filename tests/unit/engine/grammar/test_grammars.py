@@ -166,6 +166,17 @@ def test_a_grammar_is_compiled_once_for_all_who_wait_for_it(tiny_model, make_gen
     grammars.close()
 
 
+def test_a_compiler_shares_the_processor_with_its_node(tiny_model):
+    """In a session, and so a scheduling group, of its own it waited for a core for seconds; a Ctrl-C is not for it."""
+    check = GrammarCheck(tiny_model, VOCAB, [EOS])
+    try:
+        check.warm()
+        assert os.getsid(check._process.pid) == os.getsid(0)
+        assert os.getpgid(check._process.pid) == check._process.pid
+    finally:
+        check.close()
+
+
 def test_a_lost_process_is_replaced(tiny_model, make_generation):
     grammars = Grammars(tiny_model, VOCAB, [EOS])
 
