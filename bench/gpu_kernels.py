@@ -141,6 +141,7 @@ def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
     temperature = torch.ones(len(logits), device=DEVICE)
     pool, ids, packed = blocks(PACKED_BLOCKS)
     told = torch.cat((ids, torch.zeros(1, dtype=ids.dtype, device=DEVICE)))
+    both = torch.cat((ids, told))
     qkv, rotate = rotation()
     moves: list[tuple[str, Callable[[], object], int]] = [
         ("rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6), 2 * x.nbytes),
@@ -152,7 +153,7 @@ def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
         ("unpack them", lambda: unpack_blocks(packed, pool, ids), 2 * packed.nbytes),
         (
             "fetch and digest them",
-            lambda: fetch_blocks(pool.data_ptr(), torch.cat((ids, told)), pool),
+            lambda: fetch_blocks(pool.data_ptr(), both, pool),
             2 * packed.nbytes,
         ),
         ("digest them", lambda: digest_blocks(told, pool), packed.nbytes),

@@ -68,7 +68,7 @@ class DeviceBlocks:
         return await self._run(self._digest, places)
 
     def fetch(self, source: int, source_places: Sequence[int], places: Sequence[int]) -> int:
-        """Copy blocks from another pool, at address `source`, to these; their digest here. GPU only.
+        """Copy blocks from another pool, at address `source`, to these; the digest of what was copied. GPU only.
 
         For threads; the blocks are there when it returns. RuntimeError where the device cannot.
         """

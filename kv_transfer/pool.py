@@ -103,7 +103,8 @@ def places_of(pool: Pool, layer_groups: range, block_ids: Sequence[int]) -> list
 class InPlace:
     """A `Landing` of blocks that their transport writes itself: of those in `transport.IN_PLACE`."""
 
-    views: list[memoryview] = []  # noqa: RUF012 - there are none
+    def __init__(self) -> None:
+        self.views: list[memoryview] = []
 
     def settle(self, digester: Digester, digest: int | None) -> "asyncio.Future[int]":
         """Such a transport says the digest."""

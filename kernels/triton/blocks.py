@@ -12,9 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 2048  # words of a block that one program moves
-GAMMA = tl.constexpr(-0x61C8864680B583EB)  # 2^64 / golden ratio, odd, as a signed word
-FIRST = tl.constexpr(-0x40A7B892E31B1A47)
-SECOND = tl.constexpr(-0x6B2FB644ECCEEE15)
+# Of splitmix64, as signed words: the increment, which is 2^64 / golden ratio, and the two multipliers.
+GAMMA = tl.constexpr(-0x61C8864680B583EB)
+MIX_1 = tl.constexpr(-0x40A7B892E31B1A47)
+MIX_2 = tl.constexpr(-0x6B2FB644ECCEEE15)
 
 
 @triton.jit
@@ -40,8 +41,8 @@ def copy_blocks_kernel(
 @triton.jit
 def _mixed(x):
     """The finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection of words."""
-    x = (x ^ (x.to(tl.uint64, bitcast=True) >> 30).to(tl.int64, bitcast=True)) * FIRST
-    x = (x ^ (x.to(tl.uint64, bitcast=True) >> 27).to(tl.int64, bitcast=True)) * SECOND
+    x = (x ^ (x.to(tl.uint64, bitcast=True) >> 30).to(tl.int64, bitcast=True)) * MIX_1
+    x = (x ^ (x.to(tl.uint64, bitcast=True) >> 27).to(tl.int64, bitcast=True)) * MIX_2
     return x ^ (x.to(tl.uint64, bitcast=True) >> 31).to(tl.int64, bitcast=True)
 
 

@@ -9,9 +9,7 @@ from kv_transfer.cuda import driver
 from kv_transfer.device_blocks import DeviceBlocks
 from kv_transfer.transport import Slot
 
-_POOL = struct.Struct(
-    f"<{driver.HANDLE_BYTES}sQQ"
-)  # handle of its allocation, where it begins therein, number of places
+_POOL = struct.Struct(f"<{driver.HANDLE_BYTES}sQQ")  # handle of its allocation, where it begins there, places
 _PLACE = struct.Struct("<I")
 
 _log = logging.getLogger(__name__)
