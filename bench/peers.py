@@ -79,7 +79,7 @@ def _servers(args: argparse.Namespace, model: str, scratch: str) -> list[Server]
     up = ("baton", "up", "--colocated", "--model", model, "--port", str(port), "--log-level", "error")
     servers = [Server("baton", (sys.executable, "-m", "fleet", *up[1:]), port, {"BATON_HOME": f"{scratch}/home"})]
     if args.vllm:
-        flags = ("--dtype", "bfloat16", "--max-model-len", "4096", "--enforce-eager", "--no-enable-prefix-caching")
+        flags = ("--dtype", "bfloat16", "--max-model-len", "4096", "--no-enable-prefix-caching")
         bind = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "VLLM_CPU_KVCACHE_SPACE": "2"}
         port = free_port()
         servers.append(Server("vllm", (args.vllm, "serve", model, "--port", str(port), *flags), port, bind))
