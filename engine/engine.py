@@ -76,8 +76,8 @@ class Engine:
         kernels: Kernels | None = None,
     ) -> "Engine":
         """Read a checkpoint and make ready to run; ConfigError (CheckpointError) where that cannot be done."""
-        config = resolve(flags, model_dir)
         model = ModelConfig.load(model_dir)
+        config = resolve(flags, model_dir, model)
         torch.set_num_threads(config.num_threads)
         vector_math.settle()
         device, dtype = torch.device(config.device), getattr(torch, config.dtype)

@@ -24,9 +24,8 @@ _GPU_ACTIVATION_BYTES_PER_TOKEN = 16  # times the widest activation of a layer
 _log = logging.getLogger(__name__)
 
 
-def resolve(flags: EngineFlags, model_dir: str | Path) -> EngineConfig:
+def resolve(flags: EngineFlags, model_dir: str | Path, model: ModelConfig) -> EngineConfig:
     """What the flags leave open is taken from the model and the machine; ConfigError names the flag to change."""
-    model = ModelConfig.load(model_dir)
     device = _device(flags.device)
     dtype = model.dtype if flags.dtype == "auto" else flags.dtype
     block_bytes = layout(model, flags.block_size, dtype, "").block_bytes

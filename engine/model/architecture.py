@@ -57,6 +57,7 @@ class LatentConfig:
 class Family:
     """What an architecture's name says beyond its config.json."""
 
+    model_type: str  # the other name of the same thing
     defaults: Mapping[str, Any] = field(default_factory=dict)  # for fields that its configs may omit
     qkv_bias: bool = False  # always
     optional_qkv_bias: bool = False  # where attention_bias is set

@@ -29,6 +29,7 @@ class Checkpoint:
         self._dir = Path(model_dir)
         self._shards: dict[Path, Any] = {}
         self._file_of = self._read_index()
+        self._asked_for: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return self._stored(name) in self._file_of
@@ -66,6 +67,7 @@ class Checkpoint:
             raise CheckpointError(f"{path}: tensor {name} has shape {list(found)}, config.json asks for {list(shape)}")
         if part.get_dtype() not in types:
             raise CheckpointError(f"{path}: tensor {name} has type {part.get_dtype()}, not one of {', '.join(types)}")
+        self._asked_for.add(name)
         tensor: Tensor = self._shard(path).get_tensor(name)
         if part.get_dtype() in FLOATS:
             self.check_finite(name, tensor)
@@ -83,6 +85,16 @@ class Checkpoint:
     def has_linear(self, name: str) -> bool:
         """Whether linears of that name, as `qkv_proj`, are in any of its layers."""
         return any(f".{name}." in stored for stored in self._file_of)
+
+    def unread(self) -> list[str]:
+        """Tensors that nobody has asked for; none of those beside the language model, where there is one."""
+        names = self._file_of.keys() - self._asked_for
+        is_part = any(name.startswith(_LANGUAGE_MODEL) for name in self._file_of)
+        return sorted(name for name in names if not is_part or name.startswith(_LANGUAGE_MODEL))
+
+    def is_zero(self, name: str) -> bool:
+        """Whether the tensor, which is there, holds nothing but zeros."""
+        return not self._shard(self._file_of[name]).get_tensor(name).any()
 
     def lacks(self, name: str) -> NoReturn:
         """Raise a CheckpointError that says that the tensor of that name is missing."""

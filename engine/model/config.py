@@ -3,6 +3,7 @@
 Reads JSON only; tensors are the business of `engine.model.weights`, sizes of pools that of `engine.resolve`.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from kernels.api import Activation
 _OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")  # whatever text_config says
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -31,6 +34,7 @@ class ModelConfig:
     hidden_size: int
     intermediate_size: int
     num_layers: int
+    num_draft_layers: int  # behind those, in the checkpoint alone: they guess further tokens
     num_heads: int
     num_kv_heads: int
     head_dim: int  # of queries, and of what is cached
@@ -85,6 +89,7 @@ class ModelConfig:
             hidden_size=hidden_size,
             intermediate_size=fields.count("intermediate_size"),
             num_layers=num_layers,
+            num_draft_layers=fields.optional_count("num_nextn_predict_layers"),
             **heads._asdict(),
             interleaved_rotary=family.interleaved_rotary
             or (family.optional_interleaved_rotary and fields.flag("rope_interleave")),
@@ -144,18 +149,23 @@ def _language_model(path: Path, raw: dict[str, Any]) -> tuple[str, dict[str, Any
     names = Fields(path, raw, {}).strings("architectures")
     for name in names:
         if name in FAMILIES:
+            _compare(path, name, raw.get("model_type"))
             return name, raw
         if name in LANGUAGE_MODELS:
-            architecture, model_type = LANGUAGE_MODELS[name]
+            architecture = LANGUAGE_MODELS[name]
             text = Fields(path, raw, {}).mapping("text_config")
-            if text.get("model_type") not in (None, model_type):
-                Fields(path, text, {}).refuse(
-                    f"a text_config of {text['model_type']!r} is not served, only {model_type!r}"
-                )
+            Fields(path, text, {}).only("model_type", FAMILIES[architecture].model_type)
             above = {field: raw[field] for field in _OF_THE_WHOLE if raw.get(field) is not None}
             return architecture, text | above
     known = ", ".join([*FAMILIES, *LANGUAGE_MODELS])
     raise CheckpointError(f"{path}: architectures {names} are not known; served are {known}")
+
+
+def _compare(path: Path, architecture: str, model_type: object) -> None:
+    """Some tools go by the one, some by the other: where they differ, outputs do."""
+    expected = FAMILIES[architecture].model_type
+    if model_type not in (None, expected):
+        _log.warning("%s: served as %s, though model_type is %r, not %r", path, architecture, model_type, expected)
 
 
 def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:

@@ -90,17 +90,21 @@ _DEEPSEEK_V3_DEFAULTS = _DEEPSEEK_DEFAULTS | {
 }
 
 FAMILIES = {
-    "LlamaForCausalLM": Family(optional_qkv_bias=True, optional_o_bias=True, mlp_bias=True),
+    "LlamaForCausalLM": Family(model_type="llama", optional_qkv_bias=True, optional_o_bias=True, mlp_bias=True),
     "MistralForCausalLM": Family(
-        defaults={"num_key_value_heads": 8, "sliding_window": 4096}, windows=windows.one_window
+        model_type="mistral", defaults={"num_key_value_heads": 8, "sliding_window": 4096}, windows=windows.one_window
     ),
     "MixtralForCausalLM": Family(
+        model_type="mixtral",
         defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2},
         windows=windows.one_window,
         mixture=mixtures.mixtral,
     ),
-    "Qwen2ForCausalLM": Family(defaults=_QWEN_DEFAULTS, qkv_bias=True, windows=windows.upper_windows),
+    "Qwen2ForCausalLM": Family(
+        model_type="qwen2", defaults=_QWEN_DEFAULTS, qkv_bias=True, windows=windows.upper_windows
+    ),
     "Qwen3ForCausalLM": Family(
+        model_type="qwen3",
         defaults=_QWEN_DEFAULTS | {"head_dim": 128},
         optional_qkv_bias=True,
         optional_o_bias=True,
@@ -108,6 +112,7 @@ FAMILIES = {
         windows=windows.upper_windows,
     ),
     "Qwen3MoeForCausalLM": Family(
+        model_type="qwen3_moe",
         defaults=_QWEN3_MOE_DEFAULTS,
         optional_qkv_bias=True,
         optional_o_bias=True,
@@ -116,6 +121,7 @@ FAMILIES = {
         mixture=mixtures.qwen3_moe,
     ),
     "Gemma2ForCausalLM": Family(
+        model_type="gemma2",
         defaults=_GEMMA_DEFAULTS
         | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "sliding_window_pattern": 2},
         optional_qkv_bias=True,
@@ -130,6 +136,7 @@ FAMILIES = {
         windows=windows.patterned_windows,
     ),
     "Gemma3ForCausalLM": Family(
+        model_type="gemma3_text",
         defaults=_GEMMA_DEFAULTS | _GEMMA3_DEFAULTS,
         optional_qkv_bias=True,
         optional_o_bias=True,
@@ -144,12 +151,14 @@ FAMILIES = {
         two_ropes=True,
     ),
     "Phi3ForCausalLM": Family(
+        model_type="phi3",
         defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         windows=windows.one_window,
         partial_rotary=True,
         longrope_alias="yarn",
     ),
     "Olmo2ForCausalLM": Family(
+        model_type="olmo2",
         defaults={"rms_norm_eps": 1e-5},
         optional_qkv_bias=True,
         optional_o_bias=True,
@@ -162,9 +171,10 @@ FAMILIES = {
         ),
     ),
     "GlmForCausalLM": Family(
-        defaults=_GLM_DEFAULTS, optional_qkv_bias=True, partial_rotary=True, interleaved_rotary=True
+        model_type="glm", defaults=_GLM_DEFAULTS, optional_qkv_bias=True, partial_rotary=True, interleaved_rotary=True
     ),
     "Glm4ForCausalLM": Family(
+        model_type="glm4",
         defaults=_GLM_DEFAULTS,
         optional_qkv_bias=True,
         partial_rotary=True,
@@ -172,6 +182,7 @@ FAMILIES = {
         norms=Norms(after_attention="post_self_attn_layernorm", after_feed_forward="post_mlp_layernorm"),
     ),
     "GptOssForCausalLM": Family(
+        model_type="gpt_oss",
         defaults=_GPT_OSS_DEFAULTS,
         optional_qkv_bias=True,
         optional_o_bias=True,
@@ -181,6 +192,7 @@ FAMILIES = {
         mixture=mixtures.gpt_oss,
     ),
     "DeepseekV2ForCausalLM": Family(
+        model_type="deepseek_v2",
         defaults=_DEEPSEEK_V2_DEFAULTS,
         optional_qkv_bias=True,
         optional_o_bias=True,
@@ -190,6 +202,7 @@ FAMILIES = {
         latent=_latent,
     ),
     "DeepseekV3ForCausalLM": Family(
+        model_type="deepseek_v3",
         defaults=_DEEPSEEK_V3_DEFAULTS,
         optional_qkv_bias=True,
         optional_o_bias=True,
@@ -200,8 +213,7 @@ FAMILIES = {
 }
 
 # Models of text and images, of which the text is served: what `text_config` and the tensors of `language_model` are.
-# Each with its architecture, and its `model_type`: the same name may stand for a text model of another kind.
 LANGUAGE_MODELS = {
-    "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text"),
-    "Mistral3ForConditionalGeneration": ("MistralForCausalLM", "mistral"),
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.model import feed_forward
+from engine.model import feed_forward, leftovers
 from engine.model.attention import AttentionLoader, AttentionWeights
 from engine.model.checkpoint import Checkpoint
 from engine.model.config import ModelConfig
@@ -81,6 +81,7 @@ class WeightLoader:
             head = reader.read("lm_head.weight", config.vocab_size, config.hidden_size)
         scale = torch.tensor(config.embedding_scale, dtype=reader.dtype).item()  # rounded as the model's own code does
         weights = Weights(embedding, scale, tuple(layers), final_norm, self._kernels.pack_linear(head, None))
+        leftovers.warn(reader.checkpoint, config)
         progress(1.0)
         return weights
 

@@ -36,8 +36,8 @@ class DeviceMemory:
     It stays readable when its owner has died, or given it back; it is freed when the last who opened it has closed it.
     """
 
-    def __init__(self, blocks: DeviceBlocks, pid: int, claim: bytes) -> None:
-        """`pid` does not matter. Raises OSError unless the pool can be read from here and is as large as it says."""
+    def __init__(self, blocks: DeviceBlocks, claim: bytes) -> None:
+        """Raises OSError unless the pool can be read from here and is as large as it says."""
         if len(claim) != _POOL.size:
             raise ValueError("not a pool")
         handle, offset, self._num_places = _POOL.unpack(claim)

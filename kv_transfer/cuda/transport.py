@@ -6,7 +6,6 @@ through the host. The two processes talk over the same kind of socket as for hos
 
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from kv_transfer.cuda.device_memory import DeviceMemory, exported, pack_places
 from kv_transfer.device_blocks import DeviceBlocks
@@ -27,7 +26,7 @@ class CudaTransport(Transport):
 
     async def listen(self, host: str, inbox: Inbox) -> ShmListener:
         """On a fresh name: `host` does not matter, and there is no port."""
-        return ShmListener(inbox, partial(DeviceMemory, self._blocks))
+        return ShmListener(inbox, lambda pid, claim: DeviceMemory(self._blocks, claim))
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> "CudaConnection":
         """`host` is the listener's name. Raises TransferError also where its GPU cannot read this one's memory."""

@@ -98,10 +98,14 @@ class UcxProcess:
             raise TransferError(f"there is no UCX process: {self.reason}")
 
     def put(self, frame: frames.Frame) -> None:
-        """Tell it something; without effect on a dead one."""
+        """Tell it something; without effect on a dead one. One that takes nothing any more is as good as dead."""
         if self.reason:
             return
-        self._socket.put(frame)
+        try:
+            self._socket.put(frame)
+        except ConnectionError as error:
+            self._end(str(error))
+            return
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)

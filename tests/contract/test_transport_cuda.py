@@ -198,9 +198,9 @@ def test_claims_that_are_none_are_refused():
     claim = exported(blocks)
     for wrong in (b"", claim[:-1], claim + b"x"):
         with pytest.raises(ValueError, match="not a pool"):
-            DeviceMemory(blocks, 1, wrong)
+            DeviceMemory(blocks, wrong)
     with pytest.raises(OSError, match="cuIpcOpenMemHandle"):
-        DeviceMemory(blocks, 1, bytes(len(claim)))
+        DeviceMemory(blocks, bytes(len(claim)))
 
 
 class Opened:
@@ -228,15 +228,15 @@ def test_a_pool_larger_than_its_allocation_is_refused(monkeypatch):
     opened = Opened(monkeypatch, 400)
     for claim in (claim_of(5), claim_of(4, offset=1), claim_of(2**63)):
         with pytest.raises(PermissionError, match="not as large"):
-            DeviceMemory(Blocks, 1, claim)
+            DeviceMemory(Blocks, claim)
     assert opened.closed == 3
-    DeviceMemory(Blocks, 1, claim_of(3, offset=100)).close()
+    DeviceMemory(Blocks, claim_of(3, offset=100)).close()
     assert opened.closed == 4
 
 
 def test_a_message_names_blocks_of_the_pool_alone(monkeypatch):
     Opened(monkeypatch, 400)
-    memory = DeviceMemory(Blocks, 1, claim_of(4))
+    memory = DeviceMemory(Blocks, claim_of(4))
     assert memory.size_of(pack_places([0, 3, 3])) == 300
     for source in (pack_places([4]), pack_places([0, 2**32 - 1]), pack_places([1])[:3]):
         with pytest.raises(ValueError, match="not in the pool"):

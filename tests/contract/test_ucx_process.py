@@ -16,11 +16,12 @@ from baton.errors import TransferError
 from kv_transfer.metrics import RESTARTS
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.staging import Area
 from kv_transfer.transport import HEARTBEAT_S, Peer
 from kv_transfer.ucx import transport as ucx_transport
 from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx.transport import UcxTransport
-from kv_transfer.ucx_child import frames
+from kv_transfer.ucx_child import frame_socket, frames
 
 NOTICED_S = (
     8.0  # a frozen one after 1.1 s, a dead one at once; on a busy machine rather later, but before anything else
@@ -272,5 +273,22 @@ def test_who_needs_a_process_that_cannot_be_started_does_not_wait_for_it(monkeyp
                         await commit(outgoing)
             with pytest.raises(TransferError):
                 p.sender(new_pool(1), "p9")
+
+    run(main())
+
+
+def test_a_process_that_takes_no_more_frames_is_ended_and_whoever_waits_is_told(monkeypatch):
+    monkeypatch.setattr(frame_socket, "_MAX_QUEUED_FRAMES", 8)
+
+    async def main():
+        ends: list[TransferError | None] = []
+        died = asyncio.Event()
+        process = UcxProcess(os.environ, lambda _: None, died.set)
+        for tag in range(12):  # without a turn of the loop nothing is sent
+            process.start_send(1, tag, Area(0, 1), ends.append)
+        assert died.is_set()
+        assert len(ends) == 12
+        assert all(isinstance(end, TransferError) for end in ends)
+        await process.wait()
 
     run(main())

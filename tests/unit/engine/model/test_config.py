@@ -38,6 +38,13 @@ def test_families(load):
     assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias) == (True, True, True)
 
 
+@pytest.mark.parametrize(("model_type", "is_told"), [("llama", False), (None, False), ("mistral", True)])
+def test_a_model_type_of_another_architecture_is_told(load, caplog, model_type, is_told):
+    assert load({"model_type": model_type}).architecture == "LlamaForCausalLM"
+    told = "served as LlamaForCausalLM, though model_type is 'mistral', not 'llama'"
+    assert (told in caplog.text) is is_told
+
+
 def test_windows(load):
     mistral = {"architectures": ["MistralForCausalLM"]}
     assert load(mistral).windows == (4096,) * 4

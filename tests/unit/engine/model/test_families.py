@@ -236,7 +236,7 @@ def test_text_models_of_another_kind_under_the_same_name(load, model, kind):
     """Ministral 3 scales queries by their positions, and says so in its text's model_type alone."""
     text = PLAIN | {"architectures": None}
     assert load(f"{model}ForConditionalGeneration", text_config=text | {"model_type": None}).num_layers == 4
-    with pytest.raises(CheckpointError, match=f"a text_config of '{kind}' is not served"):
+    with pytest.raises(CheckpointError, match=f"model_type '{kind}' is not served"):
         load(f"{model}ForConditionalGeneration", text_config=text | {"model_type": kind})
 
 

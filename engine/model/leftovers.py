@@ -1,0 +1,40 @@
+"""Tensors of a checkpoint that no part of its model has read: signs that config.json does not say all of it.
+
+Numbers are then not those of the model that was trained, as where biases or norms are left out, so they are named.
+Known and no loss are: what is computed from config.json, an output head that is tied, layers that only draft tokens,
+how activations or a cache would be rounded, and biases of zeros, which some quantizers write.
+"""
+
+import logging
+import re
+from collections import Counter
+
+from engine.model.checkpoint import Checkpoint
+from engine.model.config import ModelConfig
+
+_NO_LOSS = re.compile(r"\.rotary_emb\.\w+|\.weight_shape|\.(input|output|[qkv])_(scale|zero_point)")
+_MOST_NAMED = 8
+
+_log = logging.getLogger(__name__)
+
+
+def warn(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Log what is left of a checkpoint once the model has read its tensors; nothing where none of it matters."""
+    left = [name for name in checkpoint.unread() if _matters(name, checkpoint, config)]
+    kinds = Counter(re.sub(r"\d+", "*", name) for name in left)
+    if kinds:
+        named = ", ".join(f"{kind} ({number})" for kind, number in kinds.most_common(_MOST_NAMED))
+        more = f", and {len(kinds) - _MOST_NAMED} kinds more" if len(kinds) > _MOST_NAMED else ""
+        _log.warning(
+            "outputs may be wrong: %d tensors are not used by %s as config.json describes it: %s%s",
+            len(left), config.architecture, named, more,
+        )  # fmt: skip
+
+
+def _matters(name: str, checkpoint: Checkpoint, config: ModelConfig) -> bool:
+    if name.endswith("lm_head.weight") and config.tie_word_embeddings:
+        return False
+    layer = re.search(r"model\.layers\.(\d+)\.", name)
+    if layer and 0 <= int(layer[1]) - config.num_layers < config.num_draft_layers:
+        return False
+    return not (_NO_LOSS.search(name) or (name.endswith(".bias") and checkpoint.is_zero(name)))

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import random_checkpoint
+from engine.model.checkpoint import Checkpoint
+from engine.model.config import ModelConfig
+from engine.model.weights import WeightLoader
+from kernels.reference import ReferenceKernels
+
+LAYER = "model.layers.1"
+
+
+def told(caplog, directory, extra, prefix="", **changes):
+    """What is logged about a checkpoint with these tensors besides."""
+    file, config = directory / "model.safetensors", directory / "config.json"
+    tensors = {prefix + name: tensor for name, tensor in load_file(file).items()}
+    save_file(tensors | extra, file)
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    model = ModelConfig.load(directory)
+    WeightLoader(model, Checkpoint(directory), ReferenceKernels(), torch.float32, torch.device("cpu")).load(lambda _: 0)
+    return caplog.text
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return random_checkpoint.write(tmp_path)
+
+
+def test_a_whole_checkpoint_leaves_nothing(caplog, directory):
+    assert not told(caplog, directory, {})
+
+
+def test_what_the_config_does_not_mention_is_named_with_its_number(caplog, directory):
+    extra = {f"model.layers.{layer}.self_attn.q_norm.weight": torch.ones(16) for layer in range(4)}
+    text = told(caplog, directory, extra | {f"{LAYER}.self_attn.q_proj.bias": torch.ones(64)})
+    assert "5 tensors are not used by LlamaForCausalLM" in text
+    assert "model.layers.*.self_attn.q_norm.weight (4), model.layers.*.self_attn.q_proj.bias (1)" in text
+
+
+def test_a_long_list_is_cut(caplog, directory):
+    text = told(caplog, directory, {f"extra_{letter}.weight": torch.ones(1) for letter in "abcdefghij"})
+    assert text.count("extra_") == 8
+    assert "and 2 kinds more" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{LAYER}.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+        "lm_head.weight",
+        f"{LAYER}.mlp.up_proj.input_scale",
+        f"{LAYER}.self_attn.k_scale",
+        f"{LAYER}.mlp.up_proj.weight_shape",
+        "model.layers.4.eh_proj.weight",
+    ],
+)
+def test_what_is_known_to_be_no_loss_is_not_mentioned(caplog, directory, name):
+    assert not told(caplog, directory, {name: torch.ones(4)}, num_nextn_predict_layers=1)
+
+
+def test_biases_of_zeros_are_no_loss(caplog, directory):
+    assert not told(caplog, directory, {f"{LAYER}.mlp.up_proj.bias": torch.zeros(160)})
+
+
+def test_a_layer_too_many_is_told(caplog, directory):
+    assert "model.layers.*.input_layernorm.weight (1)" in told(
+        caplog, directory, {"model.layers.4.input_layernorm.weight": torch.ones(64)}
+    )
+
+
+def test_images_are_not_served_and_so_not_missed(caplog, directory):
+    extra = {"vision_tower.patch.weight": torch.ones(4), "language_model.model.odd.weight": torch.ones(4)}
+    text = told(caplog, directory, extra, "language_model.")
+    assert "1 tensors are not used" in text
+    assert "language_model.model.odd.weight (1)" in text
