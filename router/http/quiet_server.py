@@ -23,7 +23,7 @@ class QuietServer(uvicorn.Server):
     """`listening` is set once clients can connect."""
 
     def __init__(self, app: ASGI, connections: Connections, backlog: int, idle_s: int, drain_s: int) -> None:
-        """`idle_s`: how long a connection may lie idle; `drain_s`: how long what is under way may take once it is to end."""
+        """`idle_s`: how long a connection may lie idle; `drain_s`: how long it has to end what is under way."""
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else any client can write into the log
         config = uvicorn.Config(
             app,
