@@ -22,9 +22,11 @@ from baton.net import redis_client
 from baton.process.config import described
 from baton.process.settings import FleetConfig, NodeConfig, RouterConfig
 from baton.telemetry import gpu_metrics
+from baton.telemetry.unlocked import Unlocked
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 
+_KINDS = MetricWrapperBase, Unlocked  # the library's, and ours
 _NOTE = "<!-- Written by `python -m fleet.reference`. -->"
 # Where metrics are made -> who exposes them.
 _ROUTER_ROOMS, _NODE_ROOMS = ("router",), ("baton.node.load", "kv_transfer", "engine", "prefill_node", "decode_node")
@@ -69,10 +71,13 @@ def metrics() -> Iterator[tuple[str, str, str, tuple[str, ...], str]]:
         importlib.import_module(module)
     owners = _owners()
     for metric in sorted(set(REGISTRY._collector_to_names), key=str):
-        if isinstance(metric, MetricWrapperBase) and metric._name.startswith("baton_"):
-            kind = str(metric._type)
-            name = f"{metric._name}_total" if kind == "counter" else metric._name
-            yield name, kind, owners.get(id(metric), "all"), tuple(metric._labelnames), metric._documentation
+        if not isinstance(metric, _KINDS):
+            continue
+        (family,) = metric.describe()
+        if family.name.startswith("baton_"):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = metric.labelnames if isinstance(metric, Unlocked) else metric._labelnames
+            yield name, family.type, owners.get(id(metric), "all"), tuple(labels), family.documentation
     for name, text in gpu_metrics.FAMILIES.items():
         yield name, "gauge", "nodes with a GPU", ("gpu",), text
 
@@ -84,12 +89,12 @@ def _owners() -> dict[int, str]:
         who = "routers" if _in(name, _ROUTER_ROOMS) else "nodes" if _in(name, _NODE_ROOMS) else ""
         for value in list(vars(module).values()) if who else ():
             inner = getattr(value, "_metric", value)  # a TokenCount wraps one
-            if isinstance(inner, MetricWrapperBase) and not _is_shared(inner):
+            if isinstance(inner, _KINDS) and not _is_shared(inner):
                 found.setdefault(id(inner), who)
     return found
 
 
-def _is_shared(metric: MetricWrapperBase) -> bool:
+def _is_shared(metric: MetricWrapperBase | Unlocked) -> bool:
     return any(metric is value for value in vars(redis_client).values())
 
 

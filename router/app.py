@@ -47,6 +47,8 @@ class App:
         self._cold_routes = cold_routes
         self._handlers = handlers  # of the paths that take a POST; all others are `cold_routes`'
         self._observer = observer or Observer()
+        self._num_in_flight = 0
+        http_metrics.IN_FLIGHT.set_function(lambda: self._num_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -85,11 +87,11 @@ class App:
             exchange.send_error(MethodNotAllowed("This path takes POST", allowed=("POST",)))
         else:
             self._observer.begin(exchange)
-            http_metrics.IN_FLIGHT.inc()
+            self._num_in_flight += 1
             try:
                 await self._generate(exchange, handler, exchange.account.tenant.salt)
             finally:
-                http_metrics.IN_FLIGHT.dec()
+                self._num_in_flight -= 1
             self._observer.end(exchange)
 
     async def _generate(self, exchange: Exchange, handler: Handler, salt: bytes) -> None:

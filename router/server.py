@@ -13,11 +13,9 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 
 import msgspec
-import uvicorn
 
 from baton.errors import ConfigError
 from baton.model_source import settle
@@ -35,7 +33,6 @@ from router.app import App
 from router.http.auth import APIKeys
 from router.http.connections import Connections, raise_descriptor_limit
 from router.http.observer import Observer
-from router.http.protocol import LimitedProtocol
 from router.http.quiet_server import QuietServer
 from router.http.rate_limit import RateLimiter
 from router.openai import cold_routes
@@ -156,9 +153,8 @@ class HTTPServer:
         self._app = app
         self._listener = listener
         self._grace_s = min(DRAIN_GRACE_S, drain_timeout_s / 2)
-        self._server = QuietServer(
-            _uvicorn_config(app, drain_timeout_s - self._grace_s, Connections(max_connections_per_address))
-        )
+        drain_s = max(1, int(drain_timeout_s - self._grace_s))
+        self._server = QuietServer(app, Connections(max_connections_per_address), _BACKLOG, _IDLE_TIMEOUT_S, drain_s)
 
     async def start(self) -> None:
         """Returns when clients can connect."""
@@ -213,23 +209,6 @@ _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
     (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024),  # else megabytes wait in the kernel for a slow reader
 ]
-
-
-def _uvicorn_config(app: App, drain_s: float, connections: Connections) -> uvicorn.Config:
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else any client can write into the log
-    return uvicorn.Config(
-        app,
-        http=partial(LimitedProtocol, connections),  # type: ignore[arg-type] # whatever makes a protocol will do
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_IDLE_TIMEOUT_S,
-        timeout_graceful_shutdown=max(1, int(drain_s)),
-    )
 
 
 def _address(host: str, listener: socket.socket) -> str:

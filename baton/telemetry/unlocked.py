@@ -1,43 +1,119 @@
 """Prometheus metrics that one thread alone writes: what is counted for every request.
 
-The library takes a lock, and looks again at what cannot have changed, at every count, which was a tenth of all that a
-router did for a tiny request. Reading is the library's own, from any thread.
+The library's own take a lock, and look again at what cannot have changed, at every count, which was a tenth of all that
+a router did for a tiny request. These are plain numbers, of which its families are made when somebody asks.
 """
 
 import time
+from abc import abstractmethod
 from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Self
 
-import prometheus_client
+from prometheus_client import REGISTRY, CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
 
 
-class Counter(prometheus_client.Counter):
-    """Of one series, or a parent of those that `labels` makes."""
+class Unlocked(Collector):
+    """A series; where there are labels, the parent of those that `labels` makes."""
 
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
-        """`amount` is not negative; exemplars are for histograms."""
-        self._value._value += amount
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str] = (),
+        registry: CollectorRegistry | None = REGISTRY,
+    ) -> None:
+        self.name, self.documentation, self.labelnames = name, documentation, tuple(labelnames)
+        self._children: dict[tuple[str, ...], Self] = {}
+        if registry is not None:
+            registry.register(self)
+
+    def labels(self, *values: str) -> Self:
+        """The series with these values, in the order of the labels' names."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._child()
+        return child
+
+    def describe(self) -> list[Metric]:
+        """Its name and type, for the registry."""
+        return [self._family()]
+
+    def collect(self) -> list[Metric]:
+        """All that was counted."""
+        family = self._family()
+        for labels, series in list(self._children.items()) if self.labelnames else [((), self)]:
+            series._add_to(family, labels)
+        return [family]
+
+    @abstractmethod
+    def _child(self) -> Self: ...
+
+    @abstractmethod
+    def _family(self) -> Metric:
+        """The library's, without samples yet."""
+
+    @abstractmethod
+    def _add_to(self, family: Any, labels: tuple[str, ...]) -> None: ...
 
 
-class Gauge(prometheus_client.Gauge):
-    """The same."""
+class Counter(Unlocked):
+    """What only goes up."""
+
+    _value = 0.0
 
     def inc(self, amount: float = 1) -> None:
-        """Of what goes up and down."""
-        self._value._value += amount
+        """`amount` is not negative."""
+        self._value += amount
 
-    def dec(self, amount: float = 1) -> None:
-        """The other way."""
-        self._value._value -= amount
+    def _child(self) -> Self:
+        return type(self)(self.name, self.documentation, registry=None)
+
+    def _family(self) -> Metric:
+        return CounterMetricFamily(self.name, self.documentation, labels=self.labelnames)
+
+    def _add_to(self, family: Any, labels: tuple[str, ...]) -> None:
+        family.add_metric(labels, self._value)
 
 
-class Histogram(prometheus_client.Histogram):
-    """The same."""
+class Histogram(Unlocked):
+    """How many of what was seen are how large."""
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str] = (),
+        registry: CollectorRegistry | None = REGISTRY,
+        *,
+        buckets: Sequence[float],
+    ) -> None:
+        """`buckets` are upper bounds in ascending order, without infinity."""
+        self._bounds = [float(bound) for bound in buckets]  # an int takes longer to compare
+        self._counts = [0] * (len(buckets) + 1)
+        self._exemplars: list[Exemplar | None] = [None] * (len(buckets) + 1)
+        self._sum = 0.0
+        super().__init__(name, documentation, labelnames, registry)
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """`exemplar` is a sane one (`exposition.exemplar`)."""
-        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        bucket._value += 1
-        self._sum._value += amount
+        bucket = bisect_left(self._bounds, amount)
+        self._counts[bucket] += 1
+        self._sum += amount
         if exemplar is not None:
-            bucket._exemplar = Exemplar(exemplar, amount, time.time())
+            self._exemplars[bucket] = Exemplar(exemplar, amount, time.time())
+
+    def _child(self) -> Self:
+        return type(self)(self.name, self.documentation, registry=None, buckets=self._bounds)
+
+    def _family(self) -> Metric:
+        return HistogramMetricFamily(self.name, self.documentation, labels=self.labelnames)
+
+    def _add_to(self, family: Any, labels: tuple[str, ...]) -> None:
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        family.add_metric(labels, list(zip(names, accumulate(self._counts), self._exemplars, strict=True)), self._sum)

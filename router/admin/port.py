@@ -15,12 +15,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-import uvicorn
 
 from baton.errors import BatonError, InvalidRequest, Unauthenticated
 from baton.process import tasks
@@ -35,7 +33,6 @@ from router.http.auth import APIKeys
 from router.http.connections import Connections
 from router.http.error_format import Header, MethodNotAllowed, NotFound
 from router.http.exchange import ClientGone, Exchange, Receive, Scope, Send
-from router.http.protocol import LimitedProtocol
 from router.http.quiet_server import QuietServer
 from router.nodes.rates import NodeRates
 from router.serving.dispatch import Dispatcher
@@ -43,6 +40,7 @@ from router.serving.dispatch import Dispatcher
 _TRACE = "/admin/trace/"
 _DASHBOARD = "/dashboard"
 _HTML = b"text/html; charset=utf-8"
+_IDLE_TIMEOUT_S = 5
 _BACKLOG = 64
 _MAX_CONNECTIONS = 256  # of one address
 _STOP_S = 2.0
@@ -155,7 +153,7 @@ class AdminPort:
         auth = AdminAuth(config.admin_host, keys, config.service_token)
         app = AdminApp(auth, exposition, report, Traces(dispatcher, peers))
         self._listener = listener
-        self._server = QuietServer(_uvicorn_config(app))
+        self._server = QuietServer(app, Connections(_MAX_CONNECTIONS), _BACKLOG, _IDLE_TIMEOUT_S, drain_s=1)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -172,21 +170,6 @@ class AdminPort:
             await asyncio.wait(started[:1], timeout=_STOP_S)
         for task in started:
             await tasks.end(task)
-
-
-def _uvicorn_config(app: AdminApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=partial(LimitedProtocol, Connections(_MAX_CONNECTIONS)),  # type: ignore[arg-type] # whatever makes a protocol will do
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_graceful_shutdown=1,
-    )
 
 
 def _redirect(exchange: Exchange, where: bytes) -> None:

@@ -1,9 +1,10 @@
 """What the HTTP side measures. What nodes and the control side measure is theirs."""
 
 from collections.abc import Mapping
-from functools import cache
 
-from baton.telemetry.unlocked import Counter, Gauge, Histogram
+from prometheus_client import Gauge
+
+from baton.telemetry.unlocked import Counter, Histogram
 
 TIME_TO_FIRST_TOKEN = Histogram(
     "baton_time_to_first_token_seconds",
@@ -40,9 +41,3 @@ def observe_phases(timings: Mapping[str, float]) -> None:
     """Record the phases of a finished job, as far as they are known."""
     for name, seconds in timings.items():
         _OF_TIMING[name].observe(seconds)
-
-
-@cache
-def requests(model: str, status: int) -> Counter:
-    """The series of REQUESTS: looking it up costs more than counting. `model` is one that is served, or empty."""
-    return REQUESTS.labels(model, status)

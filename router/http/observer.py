@@ -34,7 +34,7 @@ class Observer:
         """It is answered, or its client has left."""
         total_s = time.monotonic() - exchange.arrived_s
         status = _CLIENT_LEFT if exchange.left else exchange.status
-        http_metrics.requests(exchange.model, status).inc()
+        http_metrics.REQUESTS.labels(exchange.model, str(status)).inc()
         http_metrics.REQUEST.observe(total_s, exemplar(exchange.request_id))
         RECENT.request(status, *exchange.num_tokens, exchange.num_cached_tokens)
         exchange.timeline.attributes = {

@@ -2,10 +2,18 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
+
+from router.http.connections import Connections
+from router.http.protocol import LimitedProtocol
+
+ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
 LATECOMERS_S = 0.25  # for whoever had connected when the port closed, and has not asked yet
 _LAST_WORDS_S = 0.25  # for answers that are cut off to say so; who has sent the second signal may be about to kill
@@ -14,7 +22,22 @@ _LAST_WORDS_S = 0.25  # for answers that are cut off to say so; who has sent the
 class QuietServer(uvicorn.Server):
     """`listening` is set once clients can connect."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, app: ASGI, connections: Connections, backlog: int, idle_s: int, drain_s: int) -> None:
+        """`idle_s`: how long a connection may lie idle; `drain_s`: how long it has to end what is under way."""
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else any client can write into the log
+        config = uvicorn.Config(
+            app,
+            http=partial(LimitedProtocol, connections),  # type: ignore[arg-type] # whatever makes a protocol will do
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=backlog,
+            timeout_keep_alive=idle_s,
+            timeout_graceful_shutdown=drain_s,
+        )
         super().__init__(config)
         self.listening = asyncio.Event()
 

@@ -77,14 +77,7 @@ class FleetView:
 
     def accepting(self, role: str) -> list[NodeLink]:
         """Links of a pool that take new requests for the served model at this moment."""
-        facts = self.facts
-        if facts is None:
-            return []
-        return [
-            link
-            for link in self._links.values()
-            if link.record.role == role and link.accepting and link.record.model_fingerprint == facts.model_fingerprint
-        ]
+        return [link for link in self._pool(role) if link.accepting]
 
     async def start(self) -> None:
         """List the nodes, and go on doing so."""
@@ -135,11 +128,13 @@ class FleetView:
             await link.close()
 
     def _serves(self, role: str) -> bool:
-        facts = self.facts
-        return facts is not None and any(
-            link.record.role == role and link.serves and link.record.model_fingerprint == facts.model_fingerprint
-            for link in self._links.values()
-        )
+        return any(link.serves for link in self._pool(role))
+
+    def _pool(self, role: str) -> list[NodeLink]:
+        """Links to its nodes of the served model."""
+        served = self.facts and self.facts.model_fingerprint
+        links = self._links.values()
+        return [link for link in links if link.record.role == role and link.record.model_fingerprint == served]
 
     def _may_suspect(self, link: NodeLink) -> bool:
         """Where more than half of a pool is silent it is rather this host, or the network, that is slow."""

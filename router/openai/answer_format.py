@@ -114,8 +114,10 @@ class Frame:
         return _encode({**self._fields, "object": kind, "choices": choices, "usage": counts.to_json(), **more})
 
 
-class ChatFormat:
-    """Of /v1/chat/completions."""
+class _ChoicesFormat:
+    """What answers that consist of choices have in common."""
+
+    _kind = ""  # of their events
 
     def __init__(
         self,
@@ -128,10 +130,20 @@ class ChatFormat:
     ) -> None:
         self.prompts = prompts
         self.counts_each = stream_usage is StreamUsage.EACH
-        self._frame = Frame("chat.completion.chunk", answer_id, model, created, stream_usage=stream_usage)
+        self._frame = Frame(self._kind, answer_id, model, created, stream_usage=stream_usage)
         self._around: dict[int, tuple[bytes, bytes]] = {}
         self.finish = self._frame.finish
         self.failure = self._frame.failure
+
+    def around(self, index: int) -> tuple[bytes, bytes] | None:
+        """Of text."""
+        return self._around[index]
+
+
+class ChatFormat(_ChoicesFormat):
+    """Of /v1/chat/completions."""
+
+    _kind = "chat.completion.chunk"
 
     def begin(self, index: int) -> bytes:
         """The role comes first."""
@@ -148,10 +160,6 @@ class ChatFormat:
             return before + _encode(text)[1:-1] + after
         choice = {"index": index, "delta": {"content": text}, "logprobs": chat_logprobs(entries)}
         return self._frame.event(_encode({**choice, "finish_reason": None}))
-
-    def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """Of content."""
-        return self._around[index]
 
     def end(self, index: int, finish_reason: str) -> bytes:
         """A choice is complete."""
@@ -180,24 +188,10 @@ class ChatFormat:
         return {"content": choice.text}, choice.finish_reason
 
 
-class CompletionFormat:
+class CompletionFormat(_ChoicesFormat):
     """Of /v1/completions. Choices whose prompt is echoed begin with it."""
 
-    def __init__(
-        self,
-        answer_id: str,
-        model: str,
-        created: int,
-        prompts: Sequence[PromptPart],
-        *,
-        stream_usage: StreamUsage = StreamUsage.NONE,
-    ) -> None:
-        self.prompts = prompts
-        self.counts_each = stream_usage is StreamUsage.EACH
-        self._frame = Frame("text_completion", answer_id, model, created, stream_usage=stream_usage)
-        self._around: dict[int, tuple[bytes, bytes]] = {}
-        self.finish = self._frame.finish
-        self.failure = self._frame.failure
+    _kind = "text_completion"
 
     def begin(self, index: int) -> bytes:
         """The prompt, if it is to be echoed."""
@@ -209,10 +203,6 @@ class CompletionFormat:
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """New text of a choice."""
         return self._delta(index, text, moved(entries, len(self.prompts[index].echo)) if entries else ())
-
-    def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """Of text."""
-        return self._around[index]
 
     def _delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         if not entries:

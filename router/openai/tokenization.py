@@ -2,10 +2,10 @@
 
 import msgspec
 
-from baton.errors import InvalidRequest
 from router.http.exchange import Exchange
 from router.openai.conversation import conversation
 from router.openai.generate import Generator
+from router.openai.sampling import check_ids
 from router.openai.schema import too_long
 from router.openai.tokenization_schema import TokenizeBody, parse_detokenize, parse_tokenize
 from router.openai.tool_schema import tools_of
@@ -33,11 +33,10 @@ class Tokenization:
         """The text of token ids, special tokens included."""
         body = parse_detokenize(await exchange.read_body())
         await self._admit(exchange, body.model)
-        vocab_size, limit = self._model.facts.vocab_size, self._generator.max_model_len
+        limit = self._generator.max_model_len
         if limit and len(body.tokens) > limit:
             raise too_long(limit, f"there are {len(body.tokens)}", "tokens")
-        if vocab_size and max(body.tokens, default=0) >= vocab_size:
-            raise InvalidRequest(f"Token ids are below {vocab_size}", param="tokens")
+        check_ids(body.tokens, self._model.facts, "tokens")
         exchange.send(200, msgspec.json.encode({"prompt": await self._model.decode(body.tokens)}))
 
     async def _encode(self, body: TokenizeBody) -> list[int]:

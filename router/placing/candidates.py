@@ -54,8 +54,8 @@ class Candidates:
             return None
         place = partial(self._cheapest, running, self._ask(running, facts), cached)
         found, cut = place(prefills, decodes), self._fleet.cut_pairs
-        if cut and found is not None and found.prefill and found.decode:
-            if not cut.has(found.prefill.record, found.decode.record):
+        if cut and found is not None and found.pair is not None:
+            if not cut.has(*found.pair):
                 return found
             apart = [[link for link in prefills if not cut.has(link.record, to.record)] for to in decodes]
             options = [place(left, [to]) for left, to in zip(apart, decodes, strict=True)]

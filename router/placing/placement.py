@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from baton.net.registry import NodeRecord
 from baton.telemetry.timeline import Value
 from router.nodes.link import NodeLink
 from router.placing.policy import Choice
@@ -51,6 +52,13 @@ class Placement(msgspec.Struct, eq=False):
             return 0.0
         state = self._computing.state
         return state.cost.prefill_ms(self.num_tokens, 0, state.chunk_tokens) / 1000
+
+    @property
+    def pair(self) -> tuple[NodeRecord, NodeRecord] | None:
+        """The nodes between which KV travels; None where all is done on one of them."""
+        if self.prefill is None or self.decode is None:
+            return None
+        return self.prefill.record, self.decode.record
 
     @property
     def described(self) -> dict[str, Value]:

@@ -111,9 +111,9 @@ class Failover:
 
     def _note_trouble(self, running: Running, placement: Placement) -> None:
         running.troubled.update(placement.names.values())
-        if placement.prefill is not None and placement.decode is not None:
+        if placement.pair is not None:
             running.num_failed_transfers += 1
-            self._fleet.cut_pairs.failed(placement.prefill.record, placement.decode.record)
+            self._fleet.cut_pairs.failed(*placement.pair)
 
     def _attempt(self, running: Running, number: int, placement: Placement) -> Attempt | PromptAttempt:
         job = running.job
@@ -134,8 +134,8 @@ class Failover:
             return PromptAttempt(
                 _of_prompt(generation), job.prompt_work, placement.prefill, running, placement.computed
             )
-        if placement.prefill is not None and placement.decode is not None:
-            self._fleet.cut_pairs.trying(placement.prefill.record, placement.decode.record)
+        if placement.pair is not None:
+            self._fleet.cut_pairs.trying(*placement.pair)
         nodes = placement.prefill, placement.decode
         return Attempt(generation, *nodes, running, placement.computed, placement.compute_s)
 
@@ -146,8 +146,8 @@ class Failover:
             costs.note_output(len(running.output))
         if isinstance(leg, Attempt) and leg.transferred is not None:
             costs.transfer.note(leg.transferred.num_blocks, 1000 * leg.prefill_s, 1000 * leg.transferred.tail_s)
-            if placement.prefill is not None and placement.decode is not None and leg.transferred.num_blocks:
-                self._fleet.cut_pairs.carried(placement.prefill.record, placement.decode.record)
+            if placement.pair is not None and leg.transferred.num_blocks:
+                self._fleet.cut_pairs.carried(*placement.pair)
 
     def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:
         _FAILOVERS.labels(str(error.code)).inc()

@@ -16,13 +16,15 @@ def page(kinds, values, accept=""):
     registry = CollectorRegistry()
     times = kinds.Histogram("baton_times", "Times", ["phase"], buckets=BUCKETS, registry=registry)
     seen = kinds.Counter("baton_seen", "Seen", registry=registry)
-    open_ = kinds.Gauge("baton_open", "Open", registry=registry)
+    sent = kinds.Counter("baton_sent", "Sent", ["to", "as"], registry=registry)
+    kinds.Counter("baton_never", "Never", ["why"], registry=registry)
     for value in values:
         times.labels("a").observe(value)
         seen.inc()
         seen.inc(value)
-        open_.inc(2)
-        open_.dec(value)
+        sent.labels("b", "" if value else "zero").inc(2)
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        kinds.Counter("baton_seen", "Again", registry=registry)
     return Exposition({"role": "router"}, registry).render(accept)[0]
 
 
