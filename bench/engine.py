@@ -2,8 +2,10 @@
 
 Prefill of one 512-token prompt and decode steps at several batch sizes, on a random 107M Llama in bf16 (or --model, of
 a dense family). The roofline is measured in the same run: a decode step has to read all weights and the KV once, a
-prefill has to do two floating-point operations per weight and token, and those of causal attention. Where transformers
-is installed, it does the same work.
+prefill has to do two floating-point operations per weight and token, and those of causal attention. Pages of the KV
+pool are real before, as they are of a server once each block has been used. Where transformers is installed, it does
+the same work in turns with the engine: the ratio is the median over rounds of theirs to ours, beside its range, so that
+a slow minute meets both.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from kernels.cpu.memory import huge_pages
 from kernels.dispatch import load
 
 PROMPT_TOKENS = 512
-_PREFILLS = 5
+_ROUNDS = 5
 _MORE_STEPS = 8  # of transformers, whose decode step is a difference
 
 
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> int:
         )
         start_s = time.perf_counter()
         engine = Engine.load(directory, flags)
+        engine.pool.zero_()
         print(_command.line("engine", argv))
         print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")
         print(f"loaded in {time.perf_counter() - start_s:.2f} s")
@@ -71,22 +74,36 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
     peer_dtype = torch_dtype(engine)
     peer = Peer(directory, peer_dtype, engine.config.device) if find_spec("transformers") else None
     peers = f"transformers in {str(peer_dtype).removeprefix('torch.')}"
-    prefill_s = measure_prefill(engine)
+    prefill_s, ratio = in_rounds(partial(measure_prefill, engine), peer.prefill_s if peer else None)
     products = layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)  # logits of one token
     bound_s = 2 * (products + attention_products(engine)) / flops
     yield (
         f"prefill {PROMPT_TOKENS}:   {PROMPT_TOKENS / prefill_s:22.0f} tok/s  {bound_s / prefill_s:4.0%} of roofline"
-        + (f", {peer.prefill_s() / prefill_s:.1f}x {peers}" if peer else "")
+        + (f", {ratio} {peers}" if peer else "")
     )
     for batch_size in args.batch_sizes:
-        step_s, context = measure_decode(engine, batch_size, args)
+        step_s, ratio = in_rounds(
+            partial(measure_decode, engine, batch_size, args),
+            partial(peer.decode_s, batch_size, args.context) if peer else None,
+        )
+        context = args.context + args.num_steps // 2
         kv_bytes = batch_size * context * engine.layout.block_bytes / engine.layout.block_size
         bound_s = max((weight_bytes + kv_bytes) / bytes_per_s, 2 * num_weights * batch_size / flops)
         yield (
             f"decode at {batch_size:3}: {step_s * 1e3:8.2f} ms a step, {batch_size / step_s:7.0f} tok/s  "
-            f"{bound_s / step_s:4.0%} of roofline"
-            + (f", {peer.decode_s(batch_size, args.context) / step_s:.1f}x {peers}" if peer else "")
+            f"{bound_s / step_s:4.0%} of roofline" + (f", {ratio} {peers}" if peer else "")
         )
+
+
+def in_rounds(ours: Callable[[], float], theirs: Callable[[], float] | None) -> tuple[float, str]:
+    """(median of our seconds, median and range of theirs / ours); one of each in every round, after one unmeasured."""
+    times, ratios = [], []
+    for _ in range(1 + _ROUNDS):
+        times.append(ours())
+        ratios.append(theirs() / times[-1] if theirs else math.nan)
+    known = [ratio for ratio in ratios[1:] if not math.isnan(ratio)] or [math.nan]
+    ratio = f"{statistics.median(known):.1f}x ({min(known):.1f}-{max(known):.1f})"
+    return statistics.median(times[1:]), ratio
 
 
 class Peer:
@@ -101,16 +118,12 @@ class Peer:
 
     def prefill_s(self) -> float:
         """Seconds of the prompt and its first token."""
-        return best_of(partial(self._run, 1, PROMPT_TOKENS, 1), self._device, repeats=3)
+        return best_of(partial(self._run, 1, PROMPT_TOKENS, 1), self._device, repeats=1)
 
     def decode_s(self, batch_size: int, context: int) -> float:
-        """Seconds of a decode step: of a run with _MORE_STEPS more, less a run without. NaN where noise hides it.
-
-        Both take turns, so that whatever else the machine does slows both.
-        """
+        """Seconds of a decode step: of a run with _MORE_STEPS more, less a run without. NaN where noise hides it."""
         sides = [partial(self._run, batch_size, context, 1 + steps) for steps in (0, _MORE_STEPS)]
-        rounds = [[best_of(side, self._device, repeats=1) for side in sides] for _ in range(2)]
-        short, long = map(min, zip(*rounds, strict=True))
+        short, long = [best_of(side, self._device, repeats=1) for side in sides]
         return (long - short) / _MORE_STEPS if long > short else math.nan
 
     def _run(self, batch_size: int, num_in: int, num_out: int) -> None:
@@ -193,20 +206,18 @@ def generation(engine: Engine, num_tokens: int, num_output: int) -> Generation:
 
 
 def measure_prefill(engine: Engine) -> float:
-    """Median seconds of a prompt alone, from `add` to its first token."""
+    """Seconds of a prompt alone, from `add` to its first token."""
 
     def run() -> None:
         engine.add(generation(engine, PROMPT_TOKENS, 1))
         while engine.has_work:
             engine.step()
 
-    run()
-    times = [best_of(run, engine.config.device, repeats=1) for _ in range(_PREFILLS)]
-    return statistics.median(times)
+    return best_of(run, engine.config.device, repeats=1)
 
 
-def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) -> tuple[float, int]:
-    """(median seconds of a step, mean context in tokens) with `batch_size` requests decoding."""
+def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) -> float:
+    """Median seconds of a step with `batch_size` requests decoding."""
     requests = [engine.add(generation(engine, args.context, args.num_steps + 2)) for _ in range(batch_size)]
     while any(not request.first_token_s for request in requests):
         engine.step()
@@ -217,7 +228,7 @@ def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) ->
         times.append(time.perf_counter() - start_s)
     for request in requests:
         engine.release(request)
-    return statistics.median(times), args.context + args.num_steps // 2
+    return statistics.median(times)
 
 
 if __name__ == "__main__":
