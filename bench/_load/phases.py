@@ -29,11 +29,11 @@ def parse(text: str) -> Totals:
 
 
 def between(before: Totals, after: Totals) -> dict[str, float]:
-    """Mean seconds of each phase of the requests that ended in between."""
+    """Mean seconds of each phase of the requests that ended in between; none where the router went away or began anew."""
     means = {}
     for phase in PHASES:
         count = after.get(("count", phase), 0.0) - before.get(("count", phase), 0.0)
-        if count:
+        if count > 0:
             total = after[("sum", phase)] - before.get(("sum", phase), 0.0)
             means[phase] = total / count
     return means

@@ -109,6 +109,12 @@ def test_phases_are_means_of_what_happened_in_between():
     assert phases.between(before, after) == {"prefill": 0.25}
 
 
+def test_phases_of_a_router_that_went_away_or_began_anew_are_left_out():
+    before = phases.parse(METRICS % (2.0, 10))
+    assert phases.between(before, {}) == {}
+    assert phases.between(before, phases.parse(METRICS % (0.5, 4))) == {}
+
+
 def test_phases_reach_the_report(tmp_path: Path):
     _, report = bench(Endpoint(), tmp_path, "--concurrency", "1")
     assert report["runs"][0]["phases_s"] == {}  # the endpoint's counts stand still
