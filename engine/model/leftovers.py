@@ -26,9 +26,8 @@ def warn(checkpoint: Checkpoint, config: ModelConfig) -> None:
         named = ", ".join(f"{kind} ({number})" for kind, number in kinds.most_common(_MOST_NAMED))
         more = f", and {len(kinds) - _MOST_NAMED} kinds more" if len(kinds) > _MOST_NAMED else ""
         _log.warning(
-            "outputs may be wrong: %d tensors are not used by %s as config.json describes it: %s%s",
-            len(left), config.architecture, named, more,
-        )  # fmt: skip
+            "outputs may be wrong: %s, as config.json describes it, uses no %s%s", config.architecture, named, more
+        )
 
 
 def _matters(name: str, checkpoint: Checkpoint, config: ModelConfig) -> bool:

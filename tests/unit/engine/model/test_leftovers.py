@@ -36,7 +36,7 @@ def test_a_whole_checkpoint_leaves_nothing(caplog, directory):
 def test_what_the_config_does_not_mention_is_named_with_its_number(caplog, directory):
     extra = {f"model.layers.{layer}.self_attn.q_norm.weight": torch.ones(16) for layer in range(4)}
     text = told(caplog, directory, extra | {f"{LAYER}.self_attn.q_proj.bias": torch.ones(64)})
-    assert "5 tensors are not used by LlamaForCausalLM" in text
+    assert "LlamaForCausalLM, as config.json describes it, uses no " in text
     assert "model.layers.*.self_attn.q_norm.weight (4), model.layers.*.self_attn.q_proj.bias (1)" in text
 
 
@@ -75,5 +75,5 @@ def test_a_layer_too_many_is_told(caplog, directory):
 def test_images_are_not_served_and_so_not_missed(caplog, directory):
     extra = {"vision_tower.patch.weight": torch.ones(4), "language_model.model.odd.weight": torch.ones(4)}
     text = told(caplog, directory, extra, "language_model.")
-    assert "1 tensors are not used" in text
+    assert text.count(" (") == 1
     assert "language_model.model.odd.weight (1)" in text
