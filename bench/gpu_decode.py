@@ -58,6 +58,10 @@ class RandomTensors(Checkpoint):
     def __contains__(self, name: str) -> bool:
         return True
 
+    def unread(self) -> list[str]:
+        """None: there are just those that are asked for."""
+        return []
+
     def tensor(
         self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
     ) -> Tensor:

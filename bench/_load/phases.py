@@ -29,7 +29,7 @@ def parse(text: str) -> Totals:
 
 
 def between(before: Totals, after: Totals) -> dict[str, float]:
-    """Mean seconds of each phase of the requests that ended in between; none where the router went away or began anew."""
+    """Mean seconds of each phase of the requests that ended in between; none where the router left or began anew."""
     means = {}
     for phase in PHASES:
         count = after.get(("count", phase), 0.0) - before.get(("count", phase), 0.0)
