@@ -14,13 +14,18 @@ from engine.resolve import kv_fingerprint, layout, resolve
 BLOCK_BYTES = 4 * 2 * 2 * 16 * 16 * 4  # layers, k and v, heads, block_size, head_dim, fp32
 
 
+def resolved(flags, directory):
+    """What becomes of flags for the model in a directory."""
+    return resolve(flags, directory, ModelConfig.load(directory))
+
+
 @pytest.fixture
 def flags(tiny_model):
     return EngineFlags(model=str(tiny_model), device="cpu")
 
 
 def test_what_flags_leave_open(tiny_model, flags):
-    config = resolve(flags, tiny_model, ModelConfig.load(tiny_model))
+    config = resolved(flags, tiny_model)
     assert (config.max_model_len, config.dtype, config.device) == (512, "float32", "cpu")
     assert config.num_threads >= 1
     assert config.num_blocks <= 256 * 32  # all requests at full length
@@ -28,25 +33,18 @@ def test_what_flags_leave_open(tiny_model, flags):
 
 
 def test_given_sizes(tiny_model, flags):
-    config = resolve(
-        replace(flags, kv_memory="3MiB", max_model_len=100, dtype="bfloat16", num_threads=3),
-        tiny_model,
-        ModelConfig.load(tiny_model),
-    )
+    config = resolved(replace(flags, kv_memory="3MiB", max_model_len=100, dtype="bfloat16", num_threads=3), tiny_model)
     assert (config.num_blocks, config.max_model_len, config.num_threads) == (3 * 2**20 // (BLOCK_BYTES // 2), 100, 3)
     assert config.max_blocks_per_request == 7
 
 
 def test_one_decode_token_of_every_request_fits_a_step(tiny_model, flags):
-    assert (
-        resolve(replace(flags, max_num_batched_tokens=100), tiny_model, ModelConfig.load(tiny_model)).max_num_seqs
-        == 100
-    )
+    assert resolved(replace(flags, max_num_batched_tokens=100), tiny_model).max_num_seqs == 100
 
 
 def test_a_small_pool_shortens_the_default_length(tiny_model, flags, caplog):
     with caplog.at_level(logging.WARNING):
-        config = resolve(replace(flags, kv_memory=str(10 * BLOCK_BYTES)), tiny_model, ModelConfig.load(tiny_model))
+        config = resolved(replace(flags, kv_memory=str(10 * BLOCK_BYTES)), tiny_model)
     assert (config.num_blocks, config.max_model_len) == (10, 160)
     assert "160" in caplog.text
 
@@ -56,7 +54,7 @@ def test_longrope_has_its_whole_length_and_stretches_what_is_long(tmp_path):
     changes = {"architectures": ["Phi3ForCausalLM"], "rope_scaling": factors, "original_max_position_embeddings": 64}
     (tmp_path / "config.json").write_text(json.dumps(TINY | changes))
     flags = EngineFlags(model=str(tmp_path), device="cpu", kv_memory="4MiB")
-    config = resolve(flags, tmp_path, ModelConfig.load(tmp_path))
+    config = resolved(flags, tmp_path)
     assert (config.max_model_len, config.stretches_after) == (512, 64)
 
 
@@ -74,13 +72,13 @@ def test_longrope_has_its_whole_length_and_stretches_what_is_long(tmp_path):
 )
 def test_errors_name_the_flag(tiny_model, flags, changes, message):
     with pytest.raises(ConfigError, match=message):
-        resolve(replace(flags, **changes), tiny_model, ModelConfig.load(tiny_model))
+        resolved(replace(flags, **changes), tiny_model)
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="needs a machine without CUDA")
 def test_cuda_where_there_is_none(tiny_model, flags):
     with pytest.raises(ConfigError, match="--device cuda"):
-        resolve(replace(flags, device="cuda"), tiny_model, ModelConfig.load(tiny_model))
+        resolved(replace(flags, device="cuda"), tiny_model)
 
 
 def test_fingerprint_follows_type_and_dynamic_rope_alone(tmp_path):
@@ -89,7 +87,7 @@ def test_fingerprint_follows_type_and_dynamic_rope_alone(tmp_path):
         directory = random_checkpoint.write(tmp_path / name, TINY | {"max_position_embeddings": 256} | changes)
         model = ModelConfig.load(directory)
         flags = EngineFlags(model=str(directory), device="cpu", max_model_len=256)
-        config = resolve(flags, directory, ModelConfig.load(directory))
+        config = resolved(flags, directory)
         variants = [config, replace(config, max_model_len=100), replace(config, max_model_len=400)]
         variants += [replace(config, dtype="bfloat16"), replace(config, num_blocks=77)]
         assert len({kv_fingerprint(directory, model, variant) for variant in variants}) == num_different
