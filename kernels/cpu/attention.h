@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "attention_tile.h"
+#include "attention_rows.h"
 #include "parallel.h"
 
 namespace attention {
@@ -20,12 +20,13 @@ template <class T> void run_tile(const Call<T> &c, const Tile &t, const Tile *ne
     Work<T> work;
     prepare(c, t, work);
     const int64_t dim = c.padded_dim();
-    float *buffer = scratch<1>(2 * state_floats(TILE, dim));
-    State total = state_at(buffer, TILE, dim), part = state_at(buffer + state_floats(TILE, dim), TILE, dim);
+    float *buffer = scratch<1>(2 * state_floats(t.num_rows, dim));
+    State total = state_at(buffer, t.num_rows, dim);
+    State part = state_at(buffer + state_floats(t.num_rows, dim), t.num_rows, dim);
     for (int chunk = t.chunk; chunk < t.end_chunk; chunk++) {
         const Next then = chunk + 1 < t.end_chunk ? Next{&t, chunk + 1} : Next{next, next ? next->chunk : 0};
         run_chunk(c, t, chunk, then, work, chunk == t.chunk ? total : part);
-        if (chunk > t.chunk) merge(total, part, t.num_rows, dim);
+        if (chunk > t.chunk) merge(c, total, part, t.num_rows);
     }
     finish(c, t, total);
 }
@@ -34,10 +35,11 @@ template <class T> void run_tile(const Call<T> &c, const Tile &t, const Tile *ne
 template <class T> void plan(const Call<T> &c, std::vector<Tile> &tiles) {
     for (int32_t seq = 0; seq < c.num_seqs; seq++) {
         const int32_t num_queries = c.query_start[seq + 1] - c.query_start[seq];
-        const int32_t rows = num_queries * int32_t(c.group()), num_tiles = (rows + TILE - 1) / TILE;
+        const int32_t rows = num_queries * int32_t(c.group()), of_tile = c.tile_rows();
+        const int32_t num_tiles = (rows + of_tile - 1) / of_tile;
         const int64_t first_query = c.seq_lens[seq] - num_queries;
         for (int32_t i = num_tiles - 1; i >= 0; i--) {
-            const int32_t row = i * TILE, n = std::min(TILE, rows - row);
+            const int32_t row = i * of_tile, n = std::min(of_tile, rows - row);
             const int64_t low = c.window ? std::max<int64_t>(0, first_query + row / c.group() + 1 - c.window) : 0;
             const int64_t high = first_query + (row + n - 1) / c.group() + 1;
             const int32_t chunk = int32_t(low / CHUNK), end_chunk = int32_t((high + CHUNK - 1) / CHUNK);
@@ -94,7 +96,7 @@ void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_
         if (t.partial < 0) continue;
         State total = partial_state(partials, t, t.chunk, dim);
         for (int32_t chunk = t.chunk + 1; chunk < t.end_chunk; chunk++)
-            merge(total, partial_state(partials, t, chunk, dim), t.num_rows, dim);
+            merge(c, total, partial_state(partials, t, chunk, dim), t.num_rows);
         finish(c, t, total);
     }
 }

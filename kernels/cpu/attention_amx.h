@@ -1,17 +1,19 @@
 // Scores and weighted sums of values by tiles of AMX, for a chunk of keys and some query rows of bf16.
 //
-// Queries and keys stay as they are; weights are rounded to bf16, as values are. A tile takes 16 keys from where they
-// lie. What belongs to no row is 0, and 0 adds nothing: the bits of a row do not depend on which rows and keys come
-// with it. Few rows, as decode has, weigh values without tiles, to the same bits (see Scope): laying values out for
-// tiles would cost more than it saves.
+// Rows of queries are the columns of tiles: 16 of them are the lanes of a vector, so that a softmax takes no step
+// across lanes, and its weights are what the next product reads. Keys stay where they lie, 16 of them are a tile;
+// values are turned once for all rows. Where rows are hardly more than a vector's lanes that is too much: their weights
+// are turned instead, and a few rows, as decode has, weigh values without tiles (see Scope). Weights are rounded to
+// bf16, as values are. What belongs to no row is 0, and 0 adds nothing: the bits of a row depend neither on which rows
+// and keys come with it, nor on which of these ways it went.
 #pragma once
 
 #if defined(__AMX_BF16__)
 #include <algorithm>
 
 #include "attention_fused.h"
-#include "pairs.h"
 #include "tiles.h"
+#include "transpose.h"
 
 namespace attention {
 
@@ -19,128 +21,190 @@ constexpr int DEPTH = 32; // dimensions or keys that are multiplied at once
 constexpr int FEW = 4;    // query rows that are weighed without tiles
 using amx::SIZE;
 
-template <int STEP = 1> INLINE void transpose(vf (&v)[W]) {
-    vi low, high; // of two rows: blocks of STEP lanes, in turn from one and from the other
-    for (int i = 0; i < W; i++) {
-        const bool second = i / STEP % 2;
-        low[i] = second ? i - STEP + W : i;
-        high[i] = second ? i + W : i + STEP;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i++) {
-        if (i / STEP % 2) continue;
-        const vf a = v[i], b = v[i + STEP];
-        v[i] = __builtin_shuffle(a, b, low);
-        v[i + STEP] = __builtin_shuffle(a, b, high);
-    }
-    if constexpr (STEP * 2 < W) transpose<STEP * 2>(v);
-}
-
-// Rows of queries -> [16 rows][step][DEPTH / 2][row][2], in pairs of dimensions. query(row): its address.
+// Rows of queries -> [COLUMNS rows][step][2][DEPTH / 2][W rows][2], in pairs of dimensions. query(row): its address.
 template <class Query> INLINE void pack_queries(int num_rows, int head_dim, Query query, bf16 *out) {
-    for (int first = 0; first < num_rows; first += amx::ROWS) {
-        const bf16 *rows[amx::ROWS];
-        const int n = std::min(amx::ROWS, num_rows - first);
+    for (int first = 0; first < num_rows; first += W) {
+        const bf16 *rows[W];
+        const int n = std::min(W, num_rows - first);
         for (int r = 0; r < n; r++) rows[r] = query(first + r);
-        for (int d = 0; d < head_dim; d += DEPTH, out += SIZE) {
+        bf16 *to = out + first / COLUMNS * COLUMNS * head_dim + first % COLUMNS / W * SIZE;
+        for (int d = 0; d < head_dim; d += DEPTH, to += 2 * SIZE) {
             vf pairs[W];
             for (int r = 0; r < W; r++) pairs[r] = r < n ? read<vf>(rows[r] + d) : vf{};
             transpose(pairs);
-            for (int i = 0; i < W; i++) write(out + i * DEPTH, pairs[i]);
+            for (int i = 0; i < W; i++) write(to + i * DEPTH, pairs[i]);
         }
     }
     amx::written();
 }
 
-// Lane i of rows r < 4 is lane r of v(i), the others undefined.
-template <class At> INLINE void transpose_quads(At at, vf (&rows)[W]) {
-    vf quads[4];
-    for (int i = 0; i < 4; i++) quads[i] = (vf)gather_quads([&](int j) { return at(4 * i + j); });
-    vi even, odd, low, high; // of two vectors: lanes 0 and 1 of each quad; lanes 2 and 3; halves
-    for (int i = 0; i < W; i++) {
-        even[i] = i % 8 * 4 + i / 8, odd[i] = even[i] + 2;
-        low[i] = i % 8 + i / 8 * W, high[i] = low[i] + 8;
+// Scores of COLUMNS rows by keys [begin, end), multiples of DEPTH -> [2][CHUNK][W rows]. What there is behind the last
+// W keys is read, too.
+INLINE void score_columns(const bf16 *queries, const bf16 *const *keys, int begin, int end, int head_dim, int ahead,
+                          float *scores) {
+    for (int j = begin; j < end; j += DEPTH) {
+        for (int i = j; ahead && i < j + DEPTH; i++) prefetch(keys[i + ahead], head_dim);
+        amx::zero<true>();
+        for (int d = 0; d < head_dim; d += DEPTH)
+            amx::multiply<true>(keys[j] + d, keys[j + W] + d, head_dim * sizeof(bf16), queries + d * COLUMNS);
+        float *to = scores + j * W, *others = to + CHUNK * W;
+        _tile_stored(0, to, 64);
+        _tile_stored(1, others, 64);
+        _tile_stored(2, to + W * W, 64);
+        _tile_stored(3, others + W * W, 64);
     }
-    const vf a = __builtin_shuffle(quads[0], quads[1], even), b = __builtin_shuffle(quads[2], quads[3], even);
-    const vf c = __builtin_shuffle(quads[0], quads[1], odd), d = __builtin_shuffle(quads[2], quads[3], odd);
-    rows[0] = __builtin_shuffle(a, b, low), rows[1] = __builtin_shuffle(a, b, high);
-    rows[2] = __builtin_shuffle(c, d, low), rows[3] = __builtin_shuffle(c, d, high);
+    amx::written();
 }
 
-// scores[row * stride], for 16 keys of which tile 0 has the sums, times `factor`, of up to 16 rows.
-INLINE void store_scores(int num_rows, float factor, float *scores, int stride) {
-    alignas(64) float sums[W][W];
-    _tile_stored(0, sums, 64);
-    vf of_row[W];
-    if (num_rows <= 4) transpose_quads([&](int key) { return sums[key]; }, of_row);
-    else {
-        for (int i = 0; i < W; i++) of_row[i] = load(sums[i]);
-        transpose(of_row);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < W; r++)
-        if (r < num_rows) store(scores + r * stride, of_row[r] * splat(factor));
-}
-
-// The same for up to 48 rows by 16 keys from `key` on.
-INLINE void score_keys(const bf16 *queries, const bf16 *key, int head_dim, int num_rows, float factor, float *scores,
-                       int stride) {
-    if (head_dim == 2 * DEPTH) {
-        _tile_loadd(4, key, 2 * DEPTH * sizeof(bf16));
-        _tile_loadd(5, key + DEPTH, 2 * DEPTH * sizeof(bf16));
-    }
-    for (int r = 0; r < num_rows; r += W, queries += W * head_dim, scores += W * stride) {
-        _tile_zero(0);
-        if (head_dim == 2 * DEPTH) {
-            _tile_loadd(6, queries, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, queries + SIZE, 64);
-            _tile_dpbf16ps(0, 5, 7);
-        } else
-            for (int d = 0; d < head_dim; d += DEPTH) {
-                _tile_loadd(4, key + d, head_dim * sizeof(bf16));
-                _tile_loadd(6, queries + d / DEPTH * SIZE, 64);
-                _tile_dpbf16ps(0, 4, 6);
-            }
-        store_scores(std::min(W, num_rows - r), factor, scores, stride);
-    }
-}
-
-// Values of keys [low, high) -> [head_dim / DEPTH][keys / DEPTH][2][DEPTH / 2][W][2]: pairs of keys, first of even,
-// then of odd dimensions. Keys begin at a multiple of DEPTH; those beside are 0.
-INLINE void pack_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
-    const int begin = low / DEPTH * DEPTH, end = (high + DEPTH - 1) / DEPTH * DEPTH, steps = (end - begin) / DEPTH;
-    const vu zeros = {};
+// Scores of W rows by keys [begin, end), times `factor` -> their exponentials, [key / DEPTH][2][DEPTH / 2][W rows][2]:
+// pairs of keys, 0 where a row does not see. Row r sees keys [low[r], high[r]).
+INLINE void softmax_columns(float *scores, int begin, int end, const int *low, const int *high, float factor, float cap,
+                            float *row_max, float *row_sum, bf16 *weights) {
+    const vi lows = read<vi>(low), highs = read<vi>(high);
+    auto hide = [&](int from, int to) {
+        for (int j = from; j < to; j++)
+            store(scores + j * W, (lows <= j) & (highs > j) ? load(scores + j * W) : splat(NEG_INF));
+    };
+    if (cap) cap_scores(scores, begin * W, end * W, factor, cap), factor = 1;
+    hide(begin, std::min(end, *std::max_element(low, low + W)));
+    hide(std::max(begin, *std::min_element(high, high + W)), end);
+    vf m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)}, sums[W] = {};
+    for (int j = begin; j < end; j += 4)
+        for (int i = 0; i < 4; i++) m[i] = max(m[i], load(scores + (j + i) * W));
+    const vf by = splat(factor), top = max(max(m[0], m[1]), max(m[2], m[3])) * by, none = splat(NEG_INF);
+    const vf seen = top == none ? vf{} : top;
     for (int j = begin; j < end; j += 2) {
-        bf16 *to = out + (j - begin) / DEPTH * 2 * SIZE + j % DEPTH * W;
-        for (int d = 0; d < head_dim; d += DEPTH, to += steps * 2 * SIZE) {
-            const bool first = j >= low && j < high, second = j + 1 >= low && j + 1 < high;
-            const vu a = first ? read<vu>(values[j] + d) : zeros, b = second ? read<vu>(values[j + 1] + d) : zeros;
-            if (first && ahead) prefetch_line(values[j + ahead] + d);
-            if (second && ahead) prefetch_line(values[j + 1 + ahead] + d);
-            write(to, (a & 0xffff) | (b << 16));
-            write(to + SIZE, (a >> 16) | (b & 0xffff0000));
+        const float *p = scores + j * W;
+        const pair e = {weights_of<true>(load(p), by, seen), weights_of<true>(load(p + W), by, seen)};
+        sums[j % W] += e.a, sums[j % W + 1] += e.b;
+        write(weights + j / DEPTH * 2 * SIZE + j % DEPTH * W, side_by_side(e));
+    }
+    for (int step = W / 2; step; step /= 2) // as sum_lanes() does
+        for (int i = 0; i < step; i++) sums[i] += sums[i + step];
+    store(row_max, top);
+    store(row_sum, sums[0]);
+}
+
+// DEPTH dimensions of values j and j + 1, side by side; 0 for what is not within [low, high).
+struct Pairs {
+    vu even, odd; // dimensions
+};
+INLINE Pairs pairs_of(const bf16 *const *values, int j, int low, int high, int d, int ahead) {
+    auto value = [&](int j) __attribute__((always_inline)) {
+        if (j < low || j >= high) return vu{};
+        if (ahead) prefetch_line(values[j + ahead] + d);
+        return read<vu>(values[j] + d);
+    };
+    const vu a = value(j), b = value(j + 1);
+    return {(a & 0xffff) | (b << 16), (a >> 16) | (b & 0xffff0000)};
+}
+
+// Values of keys [low, high) -> [head_dim / DEPTH][CHUNK / DEPTH][2][DEPTH / 2 dimensions][DEPTH keys], first of even,
+// then of odd dimensions. Other keys of the same DEPTH are 0.
+INLINE void turn_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
+    for (int first = low / DEPTH * DEPTH; first < high; first += DEPTH)
+        for (int d = 0; d < head_dim; d += DEPTH) {
+            bf16 *to = out + d * CHUNK + first / DEPTH * 2 * SIZE;
+            vf even[W], odd[W];
+            for (int i = 0; i < W; i++) {
+                const Pairs p = pairs_of(values, first + 2 * i, low, high, d, ahead);
+                even[i] = (vf)p.even, odd[i] = (vf)p.odd;
+            }
+            transpose(even);
+            transpose(odd);
+            for (int i = 0; i < W; i++) write(to + i * DEPTH, even[i]), write(to + SIZE + i * DEPTH, odd[i]);
         }
+    amx::written();
+}
+
+// Weighted sums of the values of `steps` DEPTHs for COLUMNS rows -> acc [head_dim][COLUMNS], of each DEPTH dimensions
+// first the even ones.
+INLINE void weigh_columns(const bf16 *weights, const bf16 *values, int steps, int head_dim, float *acc) {
+    amx::written();
+    for (int d = 0; d < head_dim; d += DEPTH) {
+        const bf16 *some = values + d * CHUNK;
+        amx::zero<true>();
+        for (int step = 0; step < steps; step++, some += 2 * SIZE)
+            amx::multiply<true>(some, some + SIZE, 64, weights + step * 2 * SIZE);
+        amx::store_sums<true>((float(*)[COLUMNS])(acc + d * COLUMNS));
     }
 }
 
-// Weighted sums of values for up to 16 rows, or for 32 (TWO): weights [row][stride], values of `steps` DEPTHs ->
-// acc [row][acc_stride], of each DEPTH dimensions first the even ones.
-template <bool TWO>
-INLINE void weigh_tiles(const bf16 *weights, int stride, const bf16 *values, int steps, int num_rows, int head_dim,
-                        float *acc, int acc_stride) {
-    alignas(64) float sums[(1 + TWO) * W][DEPTH];
+// What W rows have come to, times `factors`, to where out(row) says. acc: [head_dim][COLUMNS].
+template <class Out>
+INLINE void store_columns(int num_rows, const float *acc, vf factors, int head_dim, Out out) {
+    for (int d = 0; d < head_dim; d += DEPTH, acc += DEPTH * COLUMNS) {
+        vf even[W], odd[W];
+        for (int i = 0; i < W; i++)
+            even[i] = load(acc + i * COLUMNS) * factors, odd[i] = load(acc + (W + i) * COLUMNS) * factors;
+        transpose(even);
+        transpose(odd);
+        for (int r = 0; r < num_rows; r++) store_pair(out(r) + d, {even[r], odd[r]});
+    }
+}
+
+// Scores of W rows by the W keys from `key` on -> [W keys][W rows].
+INLINE void score_strip(const bf16 *queries, const bf16 *key, int head_dim, float *scores) {
+    _tile_zero(0);
     for (int d = 0; d < head_dim; d += DEPTH) {
-        amx::zero<TWO>();
-        for (int step = 0; step < steps; step++, values += 2 * SIZE)
-            amx::multiply<TWO>(weights + step * DEPTH, weights + W * stride + step * DEPTH, stride * sizeof(bf16),
-                               values);
-        amx::store_sums<TWO>(sums);
+        _tile_loadd(4, key + d, head_dim * sizeof(bf16));
+        _tile_loadd(6, queries + d * COLUMNS, 64);
+        _tile_dpbf16ps(0, 4, 6);
+    }
+    _tile_stored(0, scores, 64);
+    amx::written();
+}
+
+// The same of up to FEW rows -> [row][CHUNK].
+INLINE void score_few(const bf16 *queries, const bf16 *key, int head_dim, int num_rows, float *scores) {
+    alignas(64) float sums[W][W];
+    score_strip(queries, key, head_dim, sums[0]);
+    vf of_row[W];
+    transpose_quads([&](int key) { return sums[key]; }, of_row);
+#pragma GCC unroll 4
+    for (int r = 0; r < FEW; r++)
+        if (r < num_rows) store(scores + r * CHUNK, of_row[r]);
+}
+
+// Values of keys [low, high) -> [head_dim / DEPTH][CHUNK / DEPTH][2][DEPTH / 2][W][2]: pairs of keys, first of even,
+// then of odd dimensions. Other keys of the same DEPTH are 0.
+INLINE void pair_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
+    for (int first = low / DEPTH * DEPTH; first < high; first += DEPTH)
+        for (int d = 0; d < head_dim; d += DEPTH) {
+            bf16 *to = out + d * CHUNK + first / DEPTH * 2 * SIZE;
+            for (int i = 0; i < W; i++) {
+                const Pairs p = pairs_of(values, first + 2 * i, low, high, d, ahead);
+                write(to + i * DEPTH, p.even);
+                write(to + SIZE + i * DEPTH, p.odd);
+            }
+        }
+    amx::written();
+}
+
+// Weighted sums of values in pairs, of `steps` DEPTHs, for up to W rows -> acc [row][acc_stride], of each DEPTH
+// dimensions first the even ones. Weights come as those of columns, and are turned.
+INLINE void weigh_strip(bf16 *weights, const bf16 *values, int steps, int num_rows, int head_dim, float *acc,
+                        int acc_stride) {
+    alignas(64) float sums[W][DEPTH];
+    for (bf16 *tile = weights; tile < weights + steps * 2 * SIZE; tile += 2 * SIZE) {
+        vf pairs[W];
+        for (int i = 0; i < W; i++) pairs[i] = read<vf>(tile + i * DEPTH);
+        transpose(pairs);
+        for (int i = 0; i < W; i++) write(tile + i * DEPTH, pairs[i]);
+    }
+    amx::written();
+    for (int d = 0; d < head_dim; d += DEPTH) {
+        amx::zero<false>();
+        for (int step = 0; step < steps; step++)
+            amx::multiply<false>(weights + step * 2 * SIZE, nullptr, 64, values + d * CHUNK + step * 2 * SIZE);
+        amx::store_sums<false>(sums);
+        amx::written();
         for (int r = 0; r < num_rows; r++) memcpy(acc + r * acc_stride + d, sums[r], sizeof *sums);
     }
 }
 
-// The same for N rows without tiles, from values where they lie. weights: of bf16, widened.
+// Weighted sums of values for N rows without tiles, from values where they lie -> acc [row][acc_stride], of each DEPTH
+// dimensions first the even ones. weights: of bf16, widened.
 template <int N>
 INLINE void weigh_few(const float *weights, int stride, const bf16 *const *values, int low, int high, int head_dim,
                       int ahead, float *acc, int acc_stride) {

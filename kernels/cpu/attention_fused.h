@@ -8,6 +8,7 @@
 namespace attention {
 
 constexpr int CHUNK = 256;                // keys
+constexpr int COLUMNS = 2 * W;            // query rows that are columns of two tiles of AMX
 constexpr int SCORED = W > 8 ? 4 : 3;     // query rows that are scored at once, against W keys
 constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
 
@@ -76,11 +77,11 @@ INLINE void score(int n, const float *q, int stride, K keys, int head_dim, float
     else if constexpr (N > 1) score<K, N - 1>(n, q, stride, keys, head_dim, scores);
 }
 
-// cap * tanh(score / cap), to base 2; a score comes as 2 * log2(e) * score / cap.
-INLINE void cap_scores(float *scores, int low, int high, float cap) {
+// cap * tanh(score / cap), to base 2; a score times `factor` is 2 * log2(e) * score / cap.
+INLINE void cap_scores(float *scores, int low, int high, float factor, float cap) {
     const vf top = splat(cap * LOG2_E);
     for (int j = low / W * W; j < high; j += W)
-        store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j))));
+        store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j) * splat(factor))));
 }
 
 // Leaves but lanes [low, high), which a row sees. (Whole vectors: what is read again soon must not lie in parts.)
@@ -91,9 +92,15 @@ INLINE void hide(float *scores, int low, int high) {
     store(scores, seen ? load(scores) : splat(NEG_INF));
 }
 
-// Scores of a row -> exponentials to put(key, vector), 0 where the row does not see. Leaves their maximum and sum.
-template <class Put>
-INLINE void softmax_row(float *scores, int low, int high, float &row_max, float &row_sum, Put put) {
+// Exponentials of scores, times `factor`, whose maximum is `top`. ROUNDED: to bf16 is what they will be.
+template <bool ROUNDED> INLINE vf weights_of(vf scores, vf factor, vf top) {
+    return exp2<ROUNDED ? 4 : 7>(fma(scores, factor, -top));
+}
+
+// Scores of a row, times `factor` -> exponentials to put(key, vector), 0 where the row does not see. Leaves their
+// maximum and sum.
+template <bool ROUNDED, class Put>
+INLINE void softmax_row(float *scores, int low, int high, float factor, float &row_max, float &row_sum, Put put) {
     const int begin = low / W * W, end = (high + W - 1) / W * W;
     row_max = NEG_INF, row_sum = 0;
     if (low < high) {
@@ -101,9 +108,9 @@ INLINE void softmax_row(float *scores, int low, int high, float &row_max, float 
         hide(scores + end - W, 0, high - (end - W));
         vf sum = {}, m[4] = {splat(NEG_INF), splat(NEG_INF), splat(NEG_INF), splat(NEG_INF)};
         for (int j = begin; j < end; j += W) m[j / W % 4] = max(m[j / W % 4], load(scores + j));
-        row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
+        row_max = max_lanes(max(max(m[0], m[1]), max(m[2], m[3]))) * factor;
         for (int j = begin; j < end; j += W) {
-            const vf e = exp2(load(scores + j) - splat(row_max));
+            const vf e = weights_of<ROUNDED>(load(scores + j), splat(factor), splat(row_max));
             sum += e;
             put(j, e);
         }
