@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from baton.kv.layout import KVLayout
-from kernels.cpu.memory import huge_pages
+from kernels.cpu.memory import huge_pages, populate
 
 MIN_LAYER_GROUPS = 4
+_POPULATED_BYTES = 256 << 20  # of a pool in memory that becomes real as it is written to; blocks are used in order
 
 
 def layers_per_group(num_layers: int) -> int:
@@ -26,6 +27,9 @@ class KVCache:
         self.num_blocks = num_blocks
         self.pool = _allocate(layout.pool_bytes(num_blocks), device)  # flat uint8
         self.layers = [self._view(layer) for layer in range(layout.num_layers)]
+        if device.type == "cpu":
+            for group in self.pool.view(layout.num_layer_groups, -1):
+                populate(group[: _POPULATED_BYTES // layout.num_layer_groups])
 
     def _view(self, layer: int) -> Tensor:
         """[num_blocks, planes, num_kv_heads, block_size, head_dim] of one layer, strided into the pool."""
@@ -37,5 +41,5 @@ class KVCache:
 
 
 def _allocate(num_bytes: int, device: torch.device) -> Tensor:
-    """Zeros. On a CPU they cost memory only once they are written to."""
+    """Zeros. On a CPU they cost memory only once they are populated or written to."""
     return huge_pages(num_bytes) if device.type == "cpu" else torch.zeros(num_bytes, dtype=torch.uint8, device=device)

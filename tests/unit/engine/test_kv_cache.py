@@ -34,3 +34,12 @@ def test_layers_and_blocks_are_apart():
             view[block] = layer * 10 + block + 1
     for layer, view in enumerate(cache.layers):
         assert [view[block].unique().tolist() for block in range(3)] == [[layer * 10 + block + 1] for block in range(3)]
+
+
+def test_the_first_blocks_of_a_large_pool_are_real_at_once(monkeypatch):
+    populated = []
+    monkeypatch.setattr("engine.kv_cache.populate", lambda memory: populated.append(memory))
+    cache = KVCache(LAYOUT, 4 << 20, torch.device("cpu"))
+    begins = [cache.pool.data_ptr() + LAYOUT.offset(4 << 20, group, 0) for group in range(3)]
+    assert [memory.data_ptr() for memory in populated] == begins
+    assert sum(len(memory) for memory in populated) <= 256 << 20 < cache.pool.numel()

@@ -1,8 +1,15 @@
 """Memory in huge pages: zero, aligned, and each taker's own."""
 
+import os
+from pathlib import Path
+
 import torch
 
-from kernels.cpu.memory import Arena, huge_pages
+from kernels.cpu.memory import Arena, huge_pages, populate
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_huge_pages_are_zero_and_of_the_size_asked_for():
@@ -10,6 +17,17 @@ def test_huge_pages_are_zero_and_of_the_size_asked_for():
         memory = huge_pages(num_bytes)
         assert (memory.dtype, len(memory)) == (torch.uint8, num_bytes)
         assert not memory.any()
+
+
+def test_populated_memory_is_real_before_it_is_written_to():
+    memory = huge_pages(64 << 20)
+    memory[7] = 3
+    before = resident_bytes()
+    populate(memory[5 : 48 << 20])
+    assert 40 << 20 < resident_bytes() - before < 60 << 20
+    assert memory[7] == 3  # also where it was real
+    assert memory.count_nonzero() == 1
+    populate(memory[:0])
 
 
 def test_what_an_arena_hands_out_is_aligned_and_does_not_overlap():
