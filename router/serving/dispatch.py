@@ -158,10 +158,6 @@ class Dispatcher:
         """Blocks that the copy of the prefix index holds."""
         return self._replica.num_blocks
 
-    def nodes(self) -> list[NodeRecord]:
-        """The nodes as this router sees them, each with its last load; `state` is "starting" for one out of reach."""
-        return [_seen(link) for link in self._fleet.links]
-
     async def start(self) -> None:
         """Register, find the nodes, follow the prefix index. Waits for none of them."""
         await self._registration.start()
@@ -234,15 +230,3 @@ class Dispatcher:
             nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
             self._replica.follow(fleet.facts.model_fingerprint, nodes)
         self._placer.nodes_changed()
-
-
-def _seen(link: NodeLink) -> NodeRecord:
-    load = link.load
-    return msgspec.structs.replace(
-        link.record,
-        state="starting" if not link.alive else "draining" if link.draining else "ready",
-        num_blocks=load.num_blocks or link.record.num_blocks,
-        num_free_blocks=load.num_free_blocks,
-        num_running=load.num_running,
-        num_waiting=load.num_waiting,
-    )
