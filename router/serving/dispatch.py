@@ -164,15 +164,14 @@ class Dispatcher:
         await self._replica.start()
         await self._fleet.start()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Leave the registry's list of ready routers, and return when no request is left or time is up."""
+    def leave(self) -> None:
+        """Of the registry's ready routers this is none any more. What it has in flight goes on."""
         self._registration.update(state="draining")
-        if waiting := self._tasks():
-            await asyncio.wait(waiting, timeout=timeout_s)
 
     async def stop(self) -> None:
         """Cancel what is in flight and let go of everything. Idempotent."""
-        await asyncio.gather(*(tasks.end(task) for task in self._tasks()))
+        in_flight = [running.task for running in self._in_flight.values() if running.task is not None]
+        await asyncio.gather(*(tasks.end(task) for task in in_flight))
         await self._fleet.stop()
         await self._replica.stop()
         await self._registration.stop()
@@ -194,9 +193,6 @@ class Dispatcher:
 
     def _count(self, role: str, state: str) -> int:
         return sum(link.record.role == role and link.health == state for link in self.links)
-
-    def _tasks(self) -> "list[asyncio.Task[None]]":
-        return [running.task for running in self._in_flight.values() if running.task is not None]
 
     def _forget(self, running: Running) -> None:
         running.timeline.end()
