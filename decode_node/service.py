@@ -153,8 +153,7 @@ class DecodeService:
         if request is None:
             self.outputs.publish(engine)  # the queue is a sign of load too
             return False
-        num_full = len(leg.generation.token_ids) // self._layout.block_size
-        leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
+        leg.last_block_hash = request.last_block_hash
         self._expect(engine, request, leg)
         return True
 

@@ -138,8 +138,7 @@ class PrefillService:
             sampling = msgspec.structs.replace(generation.sampling, ignore_eos=True, stop_token_ids=(), grammar=None)
             generation, grammar = msgspec.structs.replace(generation, sampling=sampling), None
         request = leg.request = engine.add(generation, prefill_only=True, grammar=grammar)
-        num_full = len(leg.generation.token_ids) // self._layout.block_size
-        leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
+        leg.last_block_hash = request.last_block_hash
         leg.timeline.more = lambda: events(request, engine.steps.times)
         self.outputs.expect(request, leg)
         self.outputs.publish(engine)
