@@ -6,7 +6,7 @@ Everything runs in one event loop; callbacks never block.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 SECRET_BYTES = 32
 CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s
@@ -75,7 +75,7 @@ class Inbox(Protocol):
 
 
 class Connection(ABC):
-    """To one receiver. Lost for good once closed, by whichever side."""
+    """To one receiver, of one of the two kinds below. Lost for good once closed, by whichever side."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -111,6 +111,9 @@ class BlockConnection(Connection):
         """Send the blocks at these places of the pool as one message; otherwise like `ByteConnection.send`."""
 
 
+AnyConnection: TypeAlias = ByteConnection | BlockConnection
+
+
 class Listener(ABC):
     """Accepts connections, and writes messages to where the inbox says."""
 
@@ -142,7 +145,7 @@ class Transport(ABC):
         """Returns when `connect` has all that it needs on this side; TransferError where it never will have."""
 
     @abstractmethod
-    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> Connection:
+    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> AnyConnection:
         """Raises TransferError when there is no connection within CONNECT_TIMEOUT_S, or the secret is refused.
 
         `on_close` is called once, when the connection is lost or closed.
