@@ -25,31 +25,12 @@ class Peer(NamedTuple):
     epoch: int
 
 
-class Slot:
+class Slot(NamedTuple):
     """Where a message goes, and from whom it is expected."""
 
-    def __init__(self, peer: Peer, views: Sequence[memoryview], places: Sequence[int] = ()) -> None:
-        self.peer = peer
-        self.views = views  # to be filled one after the other; none for transports of IN_PLACE
-        self.places = places  # for those: of its blocks in the pool
-        self._staging: memoryview | None = None
-
-    @property
-    def view(self) -> memoryview:
-        """All of it as one run, for transports that fill no other: apart from the blocks where these are not one."""
-        if len(self.views) == 1:
-            return self.views[0]
-        if self._staging is None:
-            self._staging = memoryview(bytearray(sum(view.nbytes for view in self.views)))
-        return self._staging
-
-    def settle(self) -> None:
-        """The message has arrived: put it where it belongs, if it is not there."""
-        if self._staging is None:
-            return
-        rest = self._staging
-        for view in self.views:
-            view[:], rest = rest[: view.nbytes], rest[view.nbytes :]
+    peer: Peer
+    views: Sequence[memoryview]  # to be filled one after the other; none for transports of IN_PLACE
+    places: Sequence[int] = ()  # for those: of its blocks in the pool
 
 
 class Inbox(Protocol):
