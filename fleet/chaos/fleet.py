@@ -30,10 +30,9 @@ _LEAKS = r"baton_kv_block_leaks_total(?:\{[^}]*\})?"
 class PrivateFleet:
     """One that runs."""
 
-    token = ""  # that scrapers need
-
     def __init__(self, home: Path) -> None:
         self.home = Home(home)
+        self.token = ""  # that scrapers need
         self.endpoint = state.running(self.home).endpoint
         self.model = state.running(self.home).served_model_name[0]
 

@@ -57,8 +57,6 @@ class Listener(Protocol):
 class Choice:
     """A sink. Stop tokens are no part of the output where they end it."""
 
-    handle: Handle | None = None
-
     def __init__(
         self,
         index: int,
@@ -74,6 +72,7 @@ class Choice:
         The token that ends a continuation is in its logprobs: who scores a prompt takes the last one for the output.
         """
         self.index = index
+        self.handle: Handle | None = None
         self.num_tokens = 0
         self.finish_reason = ""
         self.usage = Usage(num_prompt_tokens=0)
