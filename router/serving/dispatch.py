@@ -84,20 +84,8 @@ class Dispatcher:
         self._config = config or DispatchConfig()
         self._redis = redis_client.connect(redis_url)
         self._stream_redis = redis_client.connect(redis_url, WAIT_S + 20 * TIMEOUT_S)
-        self._registration = Registration(
-            self._redis,
-            NodeRecord(
-                node_id=self.router_id,
-                role="router",
-                epoch=mint_epoch(),
-                state="ready",
-                address=endpoint,
-                metrics_url=metrics_url,
-                pid=os.getpid(),
-                host=socket.gethostname(),
-                models=models,
-            ),
-        )
+        record = _record(self.router_id, endpoint, metrics_url, models)
+        self._registration = Registration(self._redis, record)
         self._replica = PrefixReplica(self._redis, self._stream_redis)
         self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes, tls)
         self._keys = itertools.count(1)
@@ -105,11 +93,7 @@ class Dispatcher:
         self._failover = Failover(self.router_id, self._fleet, self._placer)
         self._in_flight: dict[int, Running] = {}
         self.timelines = timelines or TimelineBook()
-        _IN_FLIGHT.set_function(lambda: self.num_in_flight)
-        _WAITING.set_function(lambda: len(self.waiting()))
-        for role, state in itertools.product(("prefill", "decode"), STATES):
-            _NODES.labels(role, state).set_function(partial(self._count, role, state))
-        _WAITING_TOKENS.set_function(lambda: sum(running.num_tokens for running in self.waiting()))
+        self._expose()
 
     @property
     def ready(self) -> bool:
@@ -191,6 +175,13 @@ class Dispatcher:
         running.task.add_done_callback(lambda _: self._forget(running))
         return running
 
+    def _expose(self) -> None:
+        _IN_FLIGHT.set_function(lambda: self.num_in_flight)
+        _WAITING.set_function(lambda: len(self.waiting()))
+        _WAITING_TOKENS.set_function(lambda: sum(running.num_tokens for running in self.waiting()))
+        for role, state in itertools.product(("prefill", "decode"), STATES):
+            _NODES.labels(role, state).set_function(partial(self._count, role, state))
+
     def _count(self, role: str, state: str) -> int:
         return sum(link.record.role == role and link.health == state for link in self.links)
 
@@ -226,3 +217,18 @@ class Dispatcher:
             nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
             self._replica.follow(fleet.facts.model_fingerprint, nodes)
         self._placer.nodes_changed()
+
+
+def _record(router_id: str, endpoint: str, metrics_url: str, models: tuple[str, ...]) -> NodeRecord:
+    """For the registry."""
+    return NodeRecord(
+        node_id=router_id,
+        role="router",
+        epoch=mint_epoch(),
+        state="ready",
+        address=endpoint,
+        metrics_url=metrics_url,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        models=models,
+    )
