@@ -18,9 +18,9 @@ import time
 
 import msgspec
 
-from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
+from baton.errors import BatonError
 from baton.kv.layout import KVLayout
-from baton.node.legs import all_over, entered, within_time
+from baton.node.legs import all_over, check_prompt, entered, within_time
 from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
 from baton.node.sessions import Sessions
@@ -50,11 +50,11 @@ class PrefillService:
         sender: KVSender,
         sessions: Sessions,
         board: LoadBoard,
-        timelines: TimelineBook | None = None,
+        timelines: TimelineBook,
     ) -> None:
         self._layout, self._num_blocks = layout, num_blocks
-        self._step_loop, self._sender, self._sessions, self._board = step_loop, sender, sessions, board
-        self._timelines = timelines or TimelineBook()
+        self._step_loop, self._sender = step_loop, sender
+        self._sessions, self._board, self._timelines = sessions, board, timelines
         self.outputs = Outputs(board)
         self._legs: set[PrefillLeg] = set()
 
@@ -173,7 +173,4 @@ class PrefillService:
 
     def _check(self, generation: Generation) -> None:
         self._board.check_room()
-        if not generation.token_ids:
-            raise InvalidRequest("a request without tokens")
-        if len(generation.token_ids) > self._num_blocks * self._layout.block_size:
-            raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
+        check_prompt(generation, self._layout, self._num_blocks)

@@ -6,7 +6,15 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from baton.errors import BatonError, Cancelled, DeadlineExceeded, NodeUnavailable
+from baton.errors import (
+    BatonError,
+    Cancelled,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    NodeUnavailable,
+)
+from baton.kv.layout import KVLayout
 from baton.node.load import ERRORS
 from baton.node.session import Leg
 from baton.node.sessions import Sessions
@@ -61,6 +69,14 @@ def entered(leg: Leg, sessions: Sessions, check: Callable[[Generation], None]) -
         sessions.refuse(leg.generation, error)
         return False
     return True
+
+
+def check_prompt(generation: Generation, layout: KVLayout, num_blocks: int) -> None:
+    """Raise InvalidRequest (ContextLengthExceeded) for what a pool of so many blocks can never hold."""
+    if not generation.token_ids:
+        raise InvalidRequest("a request without tokens")
+    if len(generation.token_ids) > num_blocks * layout.block_size:
+        raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
 
 
 @contextlib.asynccontextmanager
