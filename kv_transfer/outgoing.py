@@ -19,7 +19,7 @@ from kv_transfer.metrics import BYTES, FAILURES, SECONDS
 from kv_transfer.peer import DecodePeer
 from kv_transfer.plan import messages
 from kv_transfer.pool import Loan, Pool, places_of
-from kv_transfer.transport import AnyConnection, BlockConnection, ByteConnection
+from kv_transfer.transport import AnyConnection, BlockConnection, ByteConnection, Peer
 
 _ABORT_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
 
@@ -38,7 +38,7 @@ class OutgoingTransfer:
 
     def __init__(
         self, grant: transfer_pb2.Grant, block_ids: list[int], pool: Pool, peer: DecodePeer, digester: Digester,
-        identity: tuple[str, int],
+        incarnation: Peer,
     ) -> None:  # fmt: skip
         missing = grant.num_missing_blocks
         if grant.num_present_blocks + missing != len(block_ids):
@@ -49,7 +49,7 @@ class OutgoingTransfer:
         self._pool = pool
         self._peer = peer
         self._digester = digester
-        self._node_id, self._epoch = identity
+        self._incarnation = incarnation
         self._missing = block_ids[grant.num_present_blocks :]
         self._plan = messages(pool.layout, missing, grant.max_message_bytes)
         self._queued: dict[range, deque[int]] = {message.layer_groups: deque() for message in self._plan}
@@ -80,8 +80,8 @@ class OutgoingTransfer:
         """
         started_s = time.monotonic()
         request = transfer_pb2.CommitRequest(
-            node_id=self._node_id,
-            epoch=self._epoch,
+            node_id=self._incarnation.node_id,
+            epoch=self._incarnation.epoch,
             grant_id=self._grant.grant_id,
             decode_epoch=self._grant.decode_epoch,
             num_tokens=num_tokens,

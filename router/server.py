@@ -85,11 +85,11 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
     redis = redis_client.connect(config.redis_url)
     metrics_url = f"http://{shown_address(config.admin_host, loaded.admin_listener)}/metrics"
     router_id = f"{config.node_id or 'router'}.{secrets.token_hex(4)}"  # nodes tell incarnations of a router apart
-    identity = {"role": "router", "node_id": config.node_id or router_id}
-    spans = otel.exporter(config.otlp_endpoint, identity)
+    labels = {"role": "router", "node_id": config.node_id or router_id}
+    spans = otel.exporter(config.otlp_endpoint, labels)
     timelines = TimelineBook(on_end=spans.export if spans else None)
     dispatcher = _dispatcher(config, loaded, router_id, address, metrics_url, timelines)
-    exposition = Exposition(identity)
+    exposition = Exposition(labels)
     looking_on = AdminPort(config, loaded.admin_listener, loaded.keys, dispatcher, exposition, loaded.model.names)
     watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
     try:

@@ -68,8 +68,8 @@ class NodeShell:
         self.epoch = mint_epoch()
         self.board = LoadBoard()
         self.sessions = Sessions(self.epoch, self.board.load)
-        identity = {"role": facts.role, "node_id": self.node_id}
-        self._spans = otel.exporter(config.otlp_endpoint, identity)
+        labels = {"role": facts.role, "node_id": self.node_id}
+        self._spans = otel.exporter(config.otlp_endpoint, labels)
         self.timelines = TimelineBook(on_end=self._spans.export if self._spans else None)
         self.server = rpc.server(config.service_token)
         self.tls = tls.load(config)
@@ -77,7 +77,7 @@ class NodeShell:
         self.index = IndexWriter(redis, facts.model_fingerprint, self.node_id, self.epoch, cached)
         self._config, self._facts, self._redis = config, facts, redis
         seen = config.host if config.service_token else "127.0.0.1"  # a scrape is plain HTTP, and has no certificate
-        self._metrics = MetricsServer(seen, config.metrics_port, config.service_token, Exposition(identity))
+        self._metrics = MetricsServer(seen, config.metrics_port, config.service_token, Exposition(labels))
         self._health = health_aio.HealthServicer()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beats: asyncio.Task[None] | None = None
