@@ -1,6 +1,6 @@
 """The life of a request in the router, from `submit` to the last call on its sink.
 
-    1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
+    1. placed      (`placer`) hash the prompt, look up who holds which prefix, choose the nodes.
     2. attempted   (`failover`, `attempt`) both legs run; tokens go to the sink as they come. What is wanted of the
                    prompt itself (`prompt_attempt`) comes before, from one node alone.
     3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
