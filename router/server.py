@@ -9,12 +9,9 @@ import logging
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-
-import msgspec
 
 from baton.errors import ConfigError
 from baton.model_source import settle
@@ -23,6 +20,7 @@ from baton.net.rpc import is_loopback
 from baton.process import lifecycle, tasks
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import RouterConfig
+from baton.process.supervised import say_ready
 from baton.telemetry import otel
 from baton.telemetry.exposition import Exposition
 from baton.telemetry.timeline import TimelineBook
@@ -99,7 +97,9 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
         await http.start()
         memory.settle()
-        _announce(router_id, address, metrics_url)
+        facts = {"node_id": router_id, "role": "router", "address": address, "metrics": metrics_url, "pid": os.getpid()}
+        say_ready(facts)
+        _log.info("%s listens on http://%s", router_id, address)
         await http.run(shutdown, dispatcher.leave)
     finally:
         await tasks.end(watching)
@@ -138,11 +138,3 @@ def _app(
     described = cold_routes.create(loaded.model, generator, version("baton"), exposition)
     observer = Observer(dispatcher.timelines, traces=spans is not None)
     return App(routes(generator), dispatcher, loaded.keys, described, limiter, observer)
-
-
-def _announce(router_id: str, address: str, metrics_url: str) -> None:
-    """A line that a supervisor reads."""
-    facts = {"node_id": router_id, "role": "router", "address": address, "metrics": metrics_url, "pid": os.getpid()}
-    sys.stdout.write(f"ready {msgspec.json.encode(facts).decode()}\n")
-    sys.stdout.flush()
-    _log.info("%s listens on http://%s", router_id, address)
