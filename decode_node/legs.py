@@ -3,48 +3,33 @@
 import asyncio
 import time
 
+from baton.node.legs import OwnedLeg
 from baton.request import Generation
-from baton.telemetry.timeline import Timeline
 from baton.v1 import types_pb2
 from engine.grammar.state import GrammarState
 from engine.request import Request
 from kv_transfer.incoming import IncomingTransfer
 
 
-class DecodeLeg:
-    """One attempt at one request. Whoever wants its end calls `cancel`; only its owner task touches its blocks."""
-
-    owner: asyncio.Task[None]
+class DecodeLeg(OwnedLeg):
+    """Its KV is shipped here, or computed here."""
 
     def __init__(self, generation: Generation) -> None:
-        loop = asyncio.get_running_loop()
-        self._generation = generation
-        self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
-        self._loop = loop
+        super().__init__(generation)
         self.arrived_s = time.monotonic()  # of its commit, once its KV has been shipped
         self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
         self.incoming: IncomingTransfer | None = None
         self.is_accepted = False  # its router has been told so
-        self.over: asyncio.Future[None] = loop.create_future()  # its last token is out
-        self.last_block_hash = b""  # of the last full block of its tokens
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # its last token is out
+        self.last_block_hash = b""  # of the tokens that it begins with
         self.is_shipped = False  # nothing is written into its blocks any more, and all of it is there
-        self.is_ending = False  # the owner cleans up: that must not be interrupted
         self.has_started = False
-
-    @property
-    def generation(self) -> Generation:
-        """What the router asked for."""
-        return self._generation
 
     @property
     def num_output_tokens(self) -> int:
         """Of all attempts so far."""
-        return self._generation.num_output_tokens if self.request is None else self.request.num_output_tokens
-
-    def cancel(self) -> None:
-        """Have the owner end. Idempotent, returns at once."""
-        self._loop.call_soon(self._cancel_owner)  # not before its first line has run: it could not clean up
+        return self.generation.num_output_tokens if self.request is None else self.request.num_output_tokens
 
     def reserved(self) -> Request:
         """The engine's request, which is there once its blocks are."""
@@ -69,8 +54,3 @@ class DecodeLeg:
             prefill_s=0.0 if self.is_shipped else request.first_token_s - began_s,
             first_step_s=now_s - began_s,
         )
-
-    def _cancel_owner(self) -> None:
-        if not self.is_ending:
-            self.is_ending = True
-            self.owner.cancel()

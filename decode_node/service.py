@@ -20,9 +20,9 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
+from baton.errors import BatonError
 from baton.kv.layout import KVLayout
-from baton.node.legs import all_over, entered, within_time
+from baton.node.legs import all_over, check_prompt, entered, within_time
 from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
 from baton.node.sessions import Sessions
@@ -53,11 +53,11 @@ class DecodeService:
         receiver: KVReceiver,
         sessions: Sessions,
         board: LoadBoard,
-        timelines: TimelineBook | None = None,
+        timelines: TimelineBook,
     ) -> None:
         self._layout, self._num_blocks = layout, num_blocks
-        self._step_loop, self._receiver, self._sessions, self._board = step_loop, receiver, sessions, board
-        self._timelines = timelines or TimelineBook()
+        self._step_loop, self._receiver = step_loop, receiver
+        self._sessions, self._board, self._timelines = sessions, board, timelines
         self._reservations = Reservations(board)
         self.outputs = Outputs(sessions, board)
         self._legs: set[DecodeLeg] = set()
@@ -116,10 +116,7 @@ class DecodeService:
         self._sessions.close(leg)
 
     def _check(self, generation: Generation) -> None:
-        if not generation.token_ids:
-            raise InvalidRequest("a request without tokens")
-        if len(generation.token_ids) > self._num_blocks * self._layout.block_size:
-            raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
+        check_prompt(generation, self._layout, self._num_blocks)
 
     async def _receive(self, leg: DecodeLeg, prefill_node_id: str, prefill_epoch: int) -> None:
         await self._prepare(leg)
@@ -153,8 +150,7 @@ class DecodeService:
         if request is None:
             self.outputs.publish(engine)  # the queue is a sign of load too
             return False
-        num_full = len(leg.generation.token_ids) // self._layout.block_size
-        leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
+        leg.last_block_hash = request.last_block_hash
         self._expect(engine, request, leg)
         return True
 

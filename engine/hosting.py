@@ -11,10 +11,11 @@ from baton.kv.prefix_hash import BlockHash
 from baton.net import redis_client
 from baton.net.registry import Role
 from baton.node.service import Legs
-from baton.node.shell import NodeFacts, NodeShell, say_progress
+from baton.node.shell import NodeFacts, NodeShell
 from baton.process import heap
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
+from baton.process.supervised import say_progress
 from baton.telemetry import gpu_metrics
 from baton.v1 import node_pb2, prompt_pb2, prompt_pb2_grpc
 from engine import passing_thread

@@ -39,18 +39,13 @@ class PromptLeg:
     """
 
     def __init__(self, proto: prompt_pb2.PromptRequest, task: "asyncio.Task[Any] | None") -> None:
-        self._generation = generation = Generation.from_proto(proto.generation, proto.router_id)
+        self.generation = generation = Generation.from_proto(proto.generation, proto.router_id)
         self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
         self._task = task
         self.work = PromptWork(proto.num_logprobs if proto.scores else -1, proto.embeds)
         self.dimensions = proto.dimensions
         self.request: Request | None = None  # set on the step thread
         self.events: asyncio.Queue[PromptLogprobs | Output] = asyncio.Queue()
-
-    @property
-    def generation(self) -> Generation:
-        """What the router asked for."""
-        return self._generation
 
     def cancel(self) -> None:
         """End the call. Idempotent, returns at once."""

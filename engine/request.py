@@ -151,6 +151,12 @@ class Request:
         """Whether it will never run again."""
         return self.state in (RequestState.FINISHED, RequestState.HELD)
 
+    @property
+    def last_block_hash(self) -> bytes:
+        """Of the last full block of its tokens; empty where there is none."""
+        num_full = self.num_tokens // self._block_size
+        return self.hashes(num_full)[num_full - 1] if num_full else b""
+
     def stretch(self) -> None:
         """All its KV is another from now on, and none of it is there."""
         self.is_stretched = True

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from baton.errors import BatonError, ConfigError
 from fleet import state
 from fleet.home import Home
-from fleet.key_file import first_key
+from fleet.key_file import key_of
 
 _TIMEOUT_S = 5.0
 _MAX_BYTES = 16 * 2**20
@@ -77,9 +77,7 @@ class AdminClient:
 
 def _key(key_file: str) -> str:
     """The first key of the file, else of the environment, else the service token."""
-    if key_file:
-        return first_key(key_file)
-    return os.environ.get("BATON_API_KEY", "").partition(",")[0] or os.environ.get("BATON_SERVICE_TOKEN", "")
+    return key_of(key_file) or ("" if key_file else os.environ.get("BATON_SERVICE_TOKEN", ""))
 
 
 def _message(body: bytes) -> str:

@@ -15,7 +15,7 @@ from baton.errors import BatonError
 from fleet import state
 from fleet.chat_client import ChatClient, Reply
 from fleet.home import Home
-from fleet.key_file import first_key
+from fleet.key_file import key_of
 
 _HELP = "/clear forgets the conversation, /quit leaves; Ctrl-C ends an answer."
 
@@ -52,7 +52,7 @@ def _connect(args: argparse.Namespace) -> tuple[ChatClient, dict[str, Any]]:
         fleet = state.running(Home.from_env())
         url, key_file = fleet.endpoint, key_file or fleet.api_key_file
         model = model or fleet.served_model_name[0]
-    client = ChatClient(url, first_key(key_file) if key_file else os.environ.get("BATON_API_KEY", "").partition(",")[0])
+    client = ChatClient(url, key_of(key_file))
     options: dict[str, Any] = {"model": model or client.models()[0], "messages": []}
     if args.system:
         options["messages"].append({"role": "system", "content": args.system})

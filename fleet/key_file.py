@@ -1,6 +1,7 @@
 """The key with which commands ask a fleet, of a file as routers read it: plain keys, digests, JSON."""
 
 import json
+import os
 from pathlib import Path
 
 from baton.errors import ConfigError
@@ -11,6 +12,11 @@ _DIGEST, _JSON = "sha256:", "{"
 def first_key(file: str) -> str:
     """The first key of the file; empty where it holds digests alone. ConfigError where it cannot be read."""
     return next(filter(None, map(_key, _entries(file))), "")
+
+
+def key_of(file: str) -> str:
+    """As `first_key`; where no file is named, the first key of BATON_API_KEY."""
+    return first_key(file) if file else os.environ.get("BATON_API_KEY", "").partition(",")[0]
 
 
 def begins_plain(file: str) -> bool:

@@ -11,7 +11,6 @@
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
@@ -31,13 +30,6 @@ class TransferState(enum.Enum):
     OPEN = "open"
     ACCEPTED = "accepted"
     FAILED = "failed"
-
-
-class _Writing(NamedTuple):
-    """A message that is being received."""
-
-    slot: Slot
-    landing: Landing
 
 
 class IncomingTransfer:
@@ -60,7 +52,7 @@ class IncomingTransfer:
         self._forget = forget
         self._disconnect = disconnect
         self._loop = asyncio.get_running_loop()
-        self._writing: dict[int, _Writing] = {}
+        self._writing: dict[int, Landing] = {}  # of messages that are being received
         self._digests: dict[int, asyncio.Future[int]] = {}  # of messages that arrived; done when they are in the pool
         self._moved = asyncio.Event()
         self._result: asyncio.Future[transfer_pb2.CommitRequest] = self._loop.create_future()
@@ -114,15 +106,13 @@ class IncomingTransfer:
             return None
         self.transports.add(transport)
         places = places_of(self._pool, message.layer_groups, block_ids) if in_place else ()
-        slot = Slot(self.peer, landing.views, places)
-        self._writing[index] = _Writing(slot, landing)
-        return slot
+        self._writing[index] = landing
+        return Slot(self.peer, landing.views, places)
 
     def arrived(self, index: int, digest: int | None) -> None:
         """Message `index` is in its slot."""
-        slot, landing = self._writing.pop(index)
+        landing = self._writing.pop(index)
         if self.state is TransferState.OPEN:
-            slot.settle()
             self._digests[index] = landing.settle(self._digester, digest)
             self.renew(self.grant.lease_ms / 1000)  # on a slow link it may well take longer than that
         else:
@@ -131,7 +121,7 @@ class IncomingTransfer:
 
     def lost(self, index: int) -> None:
         """Message `index` is no longer being written, and not whole."""
-        self._writing.pop(index).landing.drop()
+        self._writing.pop(index).drop()
         self.fail("peer_lost", "the connection to the prefill node was lost")
         self._moved.set()
 

@@ -5,6 +5,7 @@ A message is copied piece by piece with the event loop in between, so cancellati
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from baton.errors import TransferError
@@ -57,19 +58,20 @@ class LoopbackConnection(ByteConnection):
             if slot is None:
                 return
             try:
-                await self._copy(views, slot.view)
+                await self._copy(views, deque(slot.views))
             except TransferError:
                 inbox.lost(tag)
                 raise
             inbox.arrived(tag)
 
-    async def _copy(self, views: Sequence[memoryview], target: memoryview) -> None:
-        at = 0
+    async def _copy(self, views: Sequence[memoryview], targets: deque[memoryview]) -> None:
         for view in views:
-            for start in range(0, view.nbytes, _PIECE_BYTES):
-                piece = view[start : start + _PIECE_BYTES]
-                target[at : at + piece.nbytes] = piece
-                at += piece.nbytes
+            while view.nbytes:
+                target = targets.popleft()
+                num_bytes = min(view.nbytes, target.nbytes, _PIECE_BYTES)
+                target[:num_bytes], view = view[:num_bytes], view[num_bytes:]
+                if num_bytes < target.nbytes:
+                    targets.appendleft(target[num_bytes:])
                 await asyncio.sleep(0)
                 self._check_open()
 

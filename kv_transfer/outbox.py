@@ -9,7 +9,7 @@ from collections import deque
 from typing import Protocol
 
 from baton.errors import TransferError
-from kv_transfer.transport import Connection
+from kv_transfer.transport import AnyConnection
 
 MAX_INFLIGHT_BYTES = 16 * 2**20
 
@@ -20,7 +20,7 @@ class Source(Protocol):
     def take(self) -> tuple[int, int, int] | None:
         """The next message that is ready, as (index, tag, number of bytes); None when there is none at present."""
 
-    async def send(self, index: int, tag: int, connection: Connection) -> int | None:
+    async def send(self, index: int, tag: int, connection: AnyConnection) -> int | None:
         """Send a message that was taken; its digest, where the connection says it. Raises as the connection does."""
         ...
 
@@ -32,13 +32,13 @@ class Outbox:
     """Sends what its sources have ready. Starts when it is given a connection."""
 
     def __init__(self, max_inflight_bytes: int = MAX_INFLIGHT_BYTES) -> None:
-        self._connection: Connection | None = None
+        self._connection: AnyConnection | None = None
         self._ring: deque[Source] = deque()
         self._sends: set[asyncio.Task[None]] = set()
         self._inflight_bytes = 0
         self._max_inflight_bytes = max_inflight_bytes
 
-    def start(self, connection: Connection) -> None:
+    def start(self, connection: AnyConnection) -> None:
         """Send over this connection from now on."""
         self._connection = connection
         self._pump()
@@ -67,7 +67,7 @@ class Outbox:
             send.add_done_callback(self._sends.discard)
             self._inflight_bytes += num_bytes
 
-    async def _send(self, connection: Connection, source: Source, index: int, tag: int, num_bytes: int) -> None:
+    async def _send(self, connection: AnyConnection, source: Source, index: int, tag: int, num_bytes: int) -> None:
         error = digest = None
         try:
             digest = await source.send(index, tag, connection)

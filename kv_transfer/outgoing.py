@@ -19,7 +19,7 @@ from kv_transfer.metrics import BYTES, FAILURES, SECONDS
 from kv_transfer.peer import DecodePeer
 from kv_transfer.plan import messages
 from kv_transfer.pool import Loan, Pool, places_of
-from kv_transfer.transport import BlockConnection, ByteConnection, Connection
+from kv_transfer.transport import AnyConnection, BlockConnection, ByteConnection, Peer
 
 _ABORT_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
 
@@ -38,7 +38,7 @@ class OutgoingTransfer:
 
     def __init__(
         self, grant: transfer_pb2.Grant, block_ids: list[int], pool: Pool, peer: DecodePeer, digester: Digester,
-        identity: tuple[str, int],
+        incarnation: Peer,
     ) -> None:  # fmt: skip
         missing = grant.num_missing_blocks
         if grant.num_present_blocks + missing != len(block_ids):
@@ -49,7 +49,7 @@ class OutgoingTransfer:
         self._pool = pool
         self._peer = peer
         self._digester = digester
-        self._node_id, self._epoch = identity
+        self._incarnation = incarnation
         self._missing = block_ids[grant.num_present_blocks :]
         self._plan = messages(pool.layout, missing, grant.max_message_bytes)
         self._queued: dict[range, deque[int]] = {message.layer_groups: deque() for message in self._plan}
@@ -80,8 +80,8 @@ class OutgoingTransfer:
         """
         started_s = time.monotonic()
         request = transfer_pb2.CommitRequest(
-            node_id=self._node_id,
-            epoch=self._epoch,
+            node_id=self._incarnation.node_id,
+            epoch=self._incarnation.epoch,
             grant_id=self._grant.grant_id,
             decode_epoch=self._grant.decode_epoch,
             num_tokens=num_tokens,
@@ -130,25 +130,12 @@ class OutgoingTransfer:
                 return self._begin(queue)
         return None
 
-    async def send(self, index: int, tag: int, connection: Connection) -> int | None:
+    async def send(self, index: int, tag: int, connection: AnyConnection) -> int | None:
         """For the outbox: a message is digested while it is sent, here or by the connection."""
         if isinstance(connection, BlockConnection):
-            places = places_of(self._pool, self._plan[index].layer_groups, self._block_ids(index))
-            self._digests[index] = asyncio.ensure_future(connection.digest(places))
-            if FAULTS.fires("corrupt_message"):
-                places = FAULTS.misplace(places, self._pool.num_blocks)
-            await self._hold_message()
-            await connection.send(tag, places)
+            await self._send_blocks(index, tag, connection)
             return None
-        assert isinstance(connection, ByteConnection)  # noqa: S101 - there are two kinds
-        views = await self._loans[index].views()
-        is_damaged = FAULTS.fires("corrupt_message")
-        if is_damaged or not connection.digests:
-            self._digests[index] = self._digester.start(views)
-        if is_damaged:
-            views = FAULTS.flip(views)
-        await self._hold_message()
-        return await connection.send(tag, views)
+        return await self._send_bytes(index, tag, connection)
 
     def sent(self, index: int, error: TransferError | None, digest: int | None) -> None:
         """For the outbox: the connection no longer reads the message."""
@@ -182,6 +169,24 @@ class OutgoingTransfer:
     def _block_ids(self, index: int) -> list[int]:
         message = self._plan[index]
         return self._missing[message.first : message.first + message.num_blocks]
+
+    async def _send_blocks(self, index: int, tag: int, connection: BlockConnection) -> None:
+        places = places_of(self._pool, self._plan[index].layer_groups, self._block_ids(index))
+        self._digests[index] = asyncio.ensure_future(connection.digest(places))
+        if FAULTS.fires("corrupt_message"):
+            places = FAULTS.misplace(places, self._pool.num_blocks)
+        await self._hold_message()
+        await connection.send(tag, places)
+
+    async def _send_bytes(self, index: int, tag: int, connection: ByteConnection) -> int | None:
+        views = await self._loans[index].views()
+        is_damaged = FAULTS.fires("corrupt_message")
+        if is_damaged or not connection.digests:
+            self._digests[index] = self._digester.start(views)
+        if is_damaged:
+            views = FAULTS.flip(views)
+        await self._hold_message()
+        return await connection.send(tag, views)
 
     async def _hold_message(self) -> None:
         await FAULTS.hold("hold_message", lambda: self.error is not None)

@@ -16,7 +16,7 @@ from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.outbox import Outbox
-from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, PATIENCE_S, RETRY_S, WITHIN_HOST, Connection
+from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, PATIENCE_S, RETRY_S, WITHIN_HOST, AnyConnection
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Dependent(Protocol):
 class _Way:
     """A connection, and the transfers that may have sent over it."""
 
-    connection: Connection
+    connection: AnyConnection
 
     def __init__(self) -> None:
         self.users: weakref.WeakSet[Dependent] = weakref.WeakSet()  # that are not over, once there is a better way

@@ -13,6 +13,7 @@ from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.peer import DecodePeer
 from kv_transfer.pool import Pool
 from kv_transfer.shm.transport import host_id
+from kv_transfer.transport import Peer
 
 _UNREACHABLE_S = 1.5  # for which nobody else waits in vain for a node that could not be connected to
 
@@ -35,7 +36,7 @@ class KVSender:
         Raises ConfigError where there is no such transport.
         """
         self._pool = pool
-        self._identity = (node_id, epoch)
+        self._incarnation = Peer(node_id, epoch)
         self._token, self._tls = token, tls
         self._transports = Transports(transport, host, pool.device)
         if len(self._transports.names) == 1:  # no matter of choice, and it may take a moment to start
@@ -53,7 +54,7 @@ class KVSender:
         not be reached a moment ago; whatever else can go wrong shows in `OutgoingTransfer.error`, and in `commit`.
         """
         peer = self._peer(grant)
-        transfer = OutgoingTransfer(grant, block_ids, self._pool, peer, self._digester, self._identity)
+        transfer = OutgoingTransfer(grant, block_ids, self._pool, peer, self._digester, self._incarnation)
         peer.enter(transfer)
         self._transfers.add(transfer)
         return transfer
@@ -76,9 +77,11 @@ class KVSender:
         if peer:  # it restarted: a new connection, and the old one is closed
             peer.end(TransferError("the decode node has restarted"))
         self._check_reachable(grant)
-        node_id, epoch = self._identity
         hello = transfer_pb2.ConnectRequest(
-            node_id=node_id, epoch=epoch, layout=self._pool.layout.to_proto(), host_id=host_id()
+            node_id=self._incarnation.node_id,
+            epoch=self._incarnation.epoch,
+            layout=self._pool.layout.to_proto(),
+            host_id=host_id(),
         )
         channel = rpc.channel(grant.decode_address, self._tls)
         peer = DecodePeer(

@@ -6,7 +6,7 @@ Everything runs in one event loop; callbacks never block.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 SECRET_BYTES = 32
 CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s
@@ -25,31 +25,12 @@ class Peer(NamedTuple):
     epoch: int
 
 
-class Slot:
+class Slot(NamedTuple):
     """Where a message goes, and from whom it is expected."""
 
-    def __init__(self, peer: Peer, views: Sequence[memoryview], places: Sequence[int] = ()) -> None:
-        self.peer = peer
-        self.views = views  # to be filled one after the other; none for transports of IN_PLACE
-        self.places = places  # for those: of its blocks in the pool
-        self._staging: memoryview | None = None
-
-    @property
-    def view(self) -> memoryview:
-        """All of it as one run, for transports that fill no other: apart from the blocks where these are not one."""
-        if len(self.views) == 1:
-            return self.views[0]
-        if self._staging is None:
-            self._staging = memoryview(bytearray(sum(view.nbytes for view in self.views)))
-        return self._staging
-
-    def settle(self) -> None:
-        """The message has arrived: put it where it belongs, if it is not there."""
-        if self._staging is None:
-            return
-        rest = self._staging
-        for view in self.views:
-            view[:], rest = rest[: view.nbytes], rest[view.nbytes :]
+    peer: Peer
+    views: Sequence[memoryview]  # to be filled one after the other; none for transports of IN_PLACE
+    places: Sequence[int] = ()  # for those: of its blocks in the pool
 
 
 class Inbox(Protocol):
@@ -75,7 +56,7 @@ class Inbox(Protocol):
 
 
 class Connection(ABC):
-    """To one receiver. Lost for good once closed, by whichever side."""
+    """To one receiver, of one of the two kinds below. Lost for good once closed, by whichever side."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -111,6 +92,9 @@ class BlockConnection(Connection):
         """Send the blocks at these places of the pool as one message; otherwise like `ByteConnection.send`."""
 
 
+AnyConnection: TypeAlias = ByteConnection | BlockConnection
+
+
 class Listener(ABC):
     """Accepts connections, and writes messages to where the inbox says."""
 
@@ -142,7 +126,7 @@ class Transport(ABC):
         """Returns when `connect` has all that it needs on this side; TransferError where it never will have."""
 
     @abstractmethod
-    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> Connection:
+    async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> AnyConnection:
         """Raises TransferError when there is no connection within CONNECT_TIMEOUT_S, or the secret is refused.
 
         `on_close` is called once, when the connection is lost or closed.

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 
 from baton.errors import BatonError
+from baton.node.legs import OwnedLeg
 from baton.request import Generation
-from baton.telemetry.timeline import Timeline
 from baton.v1 import transfer_pb2
 from engine.grammar.state import GrammarState
 from engine.outputs import Output
@@ -18,10 +18,8 @@ from engine.request import Request
 from kv_transfer.outgoing import OutgoingTransfer
 
 
-class PrefillLeg:
-    """One attempt at one request. All methods belong to the event loop; only its owner task touches its blocks."""
-
-    owner: asyncio.Task[None]
+class PrefillLeg(OwnedLeg):
+    """All methods belong to the event loop."""
 
     def __init__(
         self,
@@ -30,9 +28,8 @@ class PrefillLeg:
         open_transfer: Callable[[transfer_pb2.Grant, list[int]], OutgoingTransfer],
     ) -> None:
         """`open_transfer` gets the grant and the block ids; it may raise TransferError."""
+        super().__init__(generation)
         self._loop = asyncio.get_running_loop()
-        self._generation = generation
-        self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
         self._num_ready_blocks = [0] * num_layer_groups
         self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
@@ -43,18 +40,8 @@ class PrefillLeg:
         self.transfer: OutgoingTransfer | None = None
         self.granted = asyncio.Event()
         self.opened: asyncio.Future[None] = self._loop.create_future()  # the transfer is, or cannot be
-        self.last_block_hash = b""  # of the last full block of its tokens
+        self.last_block_hash = b""  # of the tokens that it begins with
         self.was_set_aside = False  # what it computes from then on is counted already
-        self.is_ending = False  # the owner cleans up: that must not be interrupted
-
-    @property
-    def generation(self) -> Generation:
-        """What the router asked for."""
-        return self._generation
-
-    def cancel(self) -> None:
-        """Have the owner end. Idempotent, returns at once."""
-        self._loop.call_soon(self._cancel_owner)  # not before its first line has run: it could not clean up
 
     def advance(self, layer_group: int, num_blocks: int, block_ids: list[int]) -> None:
         """Blocks [0, num_blocks) of a layer group are computed and will not change."""
@@ -95,8 +82,3 @@ class PrefillLeg:
             if num_blocks:
                 transfer.ready(layer_group, num_blocks)
         self.opened.set_result(None)
-
-    def _cancel_owner(self) -> None:
-        if not self.is_ending:
-            self.is_ending = True
-            self.owner.cancel()

@@ -18,9 +18,9 @@ import time
 
 import msgspec
 
-from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest
+from baton.errors import BatonError
 from baton.kv.layout import KVLayout
-from baton.node.legs import all_over, entered, within_time
+from baton.node.legs import all_over, check_prompt, entered, within_time
 from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
 from baton.node.sessions import Sessions
@@ -50,11 +50,11 @@ class PrefillService:
         sender: KVSender,
         sessions: Sessions,
         board: LoadBoard,
-        timelines: TimelineBook | None = None,
+        timelines: TimelineBook,
     ) -> None:
         self._layout, self._num_blocks = layout, num_blocks
-        self._step_loop, self._sender, self._sessions, self._board = step_loop, sender, sessions, board
-        self._timelines = timelines or TimelineBook()
+        self._step_loop, self._sender = step_loop, sender
+        self._sessions, self._board, self._timelines = sessions, board, timelines
         self.outputs = Outputs(board)
         self._legs: set[PrefillLeg] = set()
 
@@ -138,8 +138,7 @@ class PrefillService:
             sampling = msgspec.structs.replace(generation.sampling, ignore_eos=True, stop_token_ids=(), grammar=None)
             generation, grammar = msgspec.structs.replace(generation, sampling=sampling), None
         request = leg.request = engine.add(generation, prefill_only=True, grammar=grammar)
-        num_full = len(leg.generation.token_ids) // self._layout.block_size
-        leg.last_block_hash = request.hashes(num_full)[num_full - 1] if num_full else b""
+        leg.last_block_hash = request.last_block_hash
         leg.timeline.more = lambda: events(request, engine.steps.times)
         self.outputs.expect(request, leg)
         self.outputs.publish(engine)
@@ -174,7 +173,4 @@ class PrefillService:
 
     def _check(self, generation: Generation) -> None:
         self._board.check_room()
-        if not generation.token_ids:
-            raise InvalidRequest("a request without tokens")
-        if len(generation.token_ids) > self._num_blocks * self._layout.block_size:
-            raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
+        check_prompt(generation, self._layout, self._num_blocks)

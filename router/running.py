@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from array import array
-from typing import Protocol
+from collections.abc import Callable
 
 from baton.errors import BatonError, Cancelled
 from baton.request import FinishReason
@@ -18,28 +18,12 @@ from router.job import Job, PromptResult, Sink, TokenLogprobs, Usage
 _log = logging.getLogger(__name__)
 
 
-class Leg(Protocol):
-    """The attempt that is under way."""
-
-    def fail(self, error: BatonError) -> None:
-        """End it. Idempotent."""
-
-
 class Paused(Cancelled):
     """The request's own wish: its client has to catch up first."""
 
 
 class Running:
     """Also the handle that the HTTP side gets."""
-
-    task: asyncio.Task[None] | None = None
-    timer: asyncio.TimerHandle | None = None  # to its deadline
-    is_late = False
-    is_waiting = True  # for nodes to be chosen
-    leg: Leg | None = None
-    computed_by = ""  # the node that has done the prompt's work, and holds its blocks
-    num_failed_transfers = 0
-    _pause: asyncio.Event | None = None  # set at its end
 
     def __init__(self, job: Job, sink: Sink, key: int) -> None:
         self.job = job
@@ -52,6 +36,14 @@ class Running:
         self.timeline = Timeline(job.request_id, traceparent=job.traceparent)
         self._sink: Sink | None = sink
         self._submitted_at = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None  # to its deadline
+        self.is_late = False
+        self.is_waiting = True  # for nodes to be chosen
+        self.fail_attempt: Callable[[BatonError], None] | None = None  # ends the one that is under way
+        self.computed_by = ""  # the node that has done the prompt's work, and holds its blocks
+        self.num_failed_transfers = 0
+        self._pause: asyncio.Event | None = None  # set at its end
 
     @property
     def token_ids(self) -> "array[int]":
@@ -100,8 +92,8 @@ class Running:
     def pause(self) -> None:
         """Take it off its nodes: what it has sent so far is all that is needed to go on."""
         self._pause = self._pause or asyncio.Event()
-        if self.leg is not None and not self.wants_prompt:
-            self.leg.fail(Paused("the client reads too slowly"))
+        if self.fail_attempt is not None and not self.wants_prompt:
+            self.fail_attempt(Paused("the client reads too slowly"))
 
     def resume(self) -> None:
         """Place it again."""

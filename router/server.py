@@ -1,8 +1,7 @@
 """A router process: from its flags to a listening socket, and from SIGTERM to the end of the last stream.
 
-Several routers of one fleet may share a port (SO_REUSEPORT); a port that anything else holds is a ConfigError. On the
-way out: `/ready` says 503 at once, newcomers are still served for a moment, then the port closes and streams have until
-the drain's time is up.
+What is wrong with the flags, a port that is taken included, is a ConfigError before the event loop runs. How clients
+fare while it drains is told in `http.server`.
 """
 
 import asyncio
@@ -10,12 +9,9 @@ import logging
 import os
 import secrets
 import socket
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-
-import msgspec
 
 from baton.errors import ConfigError
 from baton.model_source import settle
@@ -24,6 +20,7 @@ from baton.net.rpc import is_loopback
 from baton.process import lifecycle, tasks
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import RouterConfig
+from baton.process.supervised import say_ready
 from baton.telemetry import otel
 from baton.telemetry.exposition import Exposition
 from baton.telemetry.timeline import TimelineBook
@@ -31,19 +28,16 @@ from router import memory
 from router.admin.port import AdminPort
 from router.app import App
 from router.http.auth import APIKeys
-from router.http.connections import Connections, raise_descriptor_limit
+from router.http.connections import raise_descriptor_limit
+from router.http.listener import listen, shown_address
 from router.http.observer import Observer
-from router.http.quiet_server import QuietServer
 from router.http.rate_limit import RateLimiter
+from router.http.server import HTTPServer
 from router.openai import cold_routes
 from router.openai.generate import Generator
 from router.openai.served_model import ServedModel
 from router.routes import routes
 from router.serving.dispatch import DispatchConfig, Dispatcher
-
-DRAIN_GRACE_S = 0.5  # in which newcomers are served, though `/ready` sends them elsewhere
-_IDLE_TIMEOUT_S = 75
-_BACKLOG = 2048
 
 _log = logging.getLogger(__name__)
 
@@ -85,15 +79,15 @@ def load(config: RouterConfig) -> Loaded:
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
     """Serve until a drain is asked for and done."""
     await redis_client.check(config.redis_url)
-    address = _address(config.host, loaded.listener)
+    address = shown_address(config.host, loaded.listener)
     redis = redis_client.connect(config.redis_url)
-    metrics_url = f"http://{_address(config.admin_host, loaded.admin_listener)}/metrics"
+    metrics_url = f"http://{shown_address(config.admin_host, loaded.admin_listener)}/metrics"
     router_id = f"{config.node_id or 'router'}.{secrets.token_hex(4)}"  # nodes tell incarnations of a router apart
-    identity = {"role": "router", "node_id": config.node_id or router_id}
-    spans = otel.exporter(config.otlp_endpoint, identity)
+    labels = {"role": "router", "node_id": config.node_id or router_id}
+    spans = otel.exporter(config.otlp_endpoint, labels)
     timelines = TimelineBook(on_end=spans.export if spans else None)
     dispatcher = _dispatcher(config, loaded, router_id, address, metrics_url, timelines)
-    exposition = Exposition(identity)
+    exposition = Exposition(labels)
     looking_on = AdminPort(config, loaded.admin_listener, loaded.keys, dispatcher, exposition, loaded.model.names)
     watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
     try:
@@ -103,8 +97,10 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
         await http.start()
         memory.settle()
-        _announce(router_id, address, metrics_url)
-        await http.run(shutdown, dispatcher.drain)
+        facts = {"node_id": router_id, "role": "router", "address": address, "metrics": metrics_url, "pid": os.getpid()}
+        say_ready(facts)
+        _log.info("%s listens on http://%s", router_id, address)
+        await http.run(shutdown, dispatcher.leave)
     finally:
         await tasks.end(watching)
         await looking_on.stop()
@@ -142,83 +138,3 @@ def _app(
     described = cold_routes.create(loaded.model, generator, version("baton"), exposition)
     observer = Observer(dispatcher.timelines, traces=spans is not None)
     return App(routes(generator), dispatcher, loaded.keys, described, limiter, observer)
-
-
-class HTTPServer:
-    """The application on its socket."""
-
-    def __init__(
-        self, app: App, listener: socket.socket, drain_timeout_s: float, max_connections_per_address: int = 0
-    ) -> None:
-        self._app = app
-        self._listener = listener
-        self._grace_s = min(DRAIN_GRACE_S, drain_timeout_s / 2)
-        drain_s = max(1, int(drain_timeout_s - self._grace_s))
-        self._server = QuietServer(app, Connections(max_connections_per_address), _BACKLOG, _IDLE_TIMEOUT_S, drain_s)
-
-    async def start(self) -> None:
-        """Returns when clients can connect."""
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
-        listening = asyncio.create_task(self._server.listening.wait())
-        await asyncio.wait([self._serving, listening], return_when=asyncio.FIRST_COMPLETED)
-        listening.cancel()
-        if self._serving.done():
-            self._serving.result()
-
-    async def run(self, shutdown: Shutdown, leave: Callable[[float], Awaitable[None]]) -> None:
-        """Returns when a drain is asked for and done; `leave` tells the fleet."""
-        asked = asyncio.create_task(shutdown.wait())
-        try:
-            await asyncio.wait([self._serving, asked], return_when=asyncio.FIRST_COMPLETED)
-            self._app.draining = True
-            _log.info("draining")
-            await leave(0)
-            await asyncio.wait([self._serving], timeout=self._grace_s)
-            self._server.should_exit = True
-            await self._serving
-        finally:  # be it by a second signal: clients hear of it before all else is taken apart
-            asked.cancel()
-            await self._server.cut_off()
-            self._serving.cancel()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; ConfigError where that is impossible. The options go on to every connection."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    for level, option, value in _SOCKET_OPTIONS:
-        listener.setsockopt(level, option, value)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
-    return listener
-
-
-_SOCKET_OPTIONS = [
-    (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
-    (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # a client whose host is gone is noticed within two minutes
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024),  # else megabytes wait in the kernel for a slow reader
-]
-
-
-def _address(host: str, listener: socket.socket) -> str:
-    port = listener.getsockname()[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _announce(router_id: str, address: str, metrics_url: str) -> None:
-    """A line that a supervisor reads."""
-    facts = {"node_id": router_id, "role": "router", "address": address, "metrics": metrics_url, "pid": os.getpid()}
-    sys.stdout.write(f"ready {msgspec.json.encode(facts).decode()}\n")
-    sys.stdout.flush()
-    _log.info("%s listens on http://%s", router_id, address)

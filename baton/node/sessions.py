@@ -70,10 +70,6 @@ class Sessions:
         session = self._by_router.get(leg.generation.router_id)
         return session if session is not None and session.holds(leg) else None
 
-    def cancel(self, router_id: str, key: int, attempt: int) -> None:
-        """A router's word that it gave up this attempt. Idempotent; unknown requests are no error."""
-        self.session(router_id).cancel(key, attempt)
-
     def grant(self, leg: Leg, grant: transfer_pb2.Grant | None) -> None:
         """A leg is taken up; without a grant its prompt is computed here."""
         if (session := self.of(leg)) is not None:

@@ -9,12 +9,10 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import msgspec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
@@ -30,6 +28,7 @@ from baton.node.sessions import Sessions
 from baton.node.trace_service import TraceService
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
+from baton.process.supervised import say_ready
 from baton.telemetry import otel
 from baton.telemetry.exposition import Exposition
 from baton.telemetry.metrics_server import MetricsServer
@@ -39,6 +38,7 @@ from baton.v1 import node_pb2_grpc, trace_pb2_grpc, types_pb2
 _STOP_GRACE_S = 1.0
 _POLL_S = 0.05
 _RECORD_S = 0.5
+_READY_FIELDS = ("node_id", "role", "epoch", "address", "metrics_url", "pid")
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class NodeShell:
         self.epoch = mint_epoch()
         self.board = LoadBoard()
         self.sessions = Sessions(self.epoch, self.board.load)
-        identity = {"role": facts.role, "node_id": self.node_id}
-        self._spans = otel.exporter(config.otlp_endpoint, identity)
+        labels = {"role": facts.role, "node_id": self.node_id}
+        self._spans = otel.exporter(config.otlp_endpoint, labels)
         self.timelines = TimelineBook(on_end=self._spans.export if self._spans else None)
         self.server = rpc.server(config.service_token)
         self.tls = tls.load(config)
@@ -77,7 +77,7 @@ class NodeShell:
         self.index = IndexWriter(redis, facts.model_fingerprint, self.node_id, self.epoch, cached)
         self._config, self._facts, self._redis = config, facts, redis
         seen = config.host if config.service_token else "127.0.0.1"  # a scrape is plain HTTP, and has no certificate
-        self._metrics = MetricsServer(seen, config.metrics_port, config.service_token, Exposition(identity))
+        self._metrics = MetricsServer(seen, config.metrics_port, config.service_token, Exposition(labels))
         self._health = health_aio.HealthServicer()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beats: asyncio.Task[None] | None = None
@@ -146,9 +146,7 @@ class NodeShell:
         for service in ("", *self._facts.services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         record = registration.record
-        ready = {name: getattr(record, name) for name in ("node_id", "role", "epoch", "address", "metrics_url", "pid")}
-        sys.stdout.write(f"ready {msgspec.json.encode(ready).decode()}\n")
-        sys.stdout.flush()
+        say_ready({name: getattr(record, name) for name in _READY_FIELDS})
         _log.info("%s is ready on %s", self.node_id, self.address)
 
     async def _keep_record(self) -> None:
@@ -200,9 +198,3 @@ class NodeShell:
             num_blocks=facts.num_blocks,
             num_free_blocks=facts.num_blocks,
         )
-
-
-def say_progress(fraction: float) -> None:
-    """A line that a supervisor reads while the node loads."""
-    sys.stdout.write(f"progress {fraction:.2f}\n")
-    sys.stdout.flush()

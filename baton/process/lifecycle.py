@@ -56,7 +56,7 @@ class Shutdown:
     def request(self) -> None:
         """A signal has come: drain at the first, end at the second, or at the first where the parent is dead."""
         orphaned = "BATON_DIE_WITH_PARENT" in os.environ and os.getppid() != self._parent
-        if self._requested.is_set() or orphaned:
+        if self.requested or orphaned:
             self._end_now()
         self._requested.set()
 

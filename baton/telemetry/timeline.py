@@ -33,21 +33,20 @@ class Event(msgspec.Struct, frozen=True):
 class Timeline:
     """One request, or one attempt at it, in one process."""
 
-    name = ""
-    parent = ""  # of the span above, where `traceparent` is its own
-    replied_s = 0.0
-    ended_s = 0.0
-    error = ""  # code
-    attributes: Mapping[str, Value] = _NO_VALUES
-    parts: Sequence[str] = ()  # ids of the timelines that this one is made of
-    more: Callable[[], Iterable[Event]] | None = None  # what others know, while the request goes on
-    on_end: Callable[["Timeline"], None] | None = None
-
     def __init__(self, request_id: str, attempt: int = 0, traceparent: str = "") -> None:
         self.request_id = request_id
         self.attempt = attempt
         self.traceparent = traceparent  # of the span that it belongs to; empty where nobody traces
+        self.parent = ""  # of the span above, where `traceparent` is its own
+        self.name = ""
         self.began_s = time.monotonic()
+        self.replied_s = 0.0
+        self.ended_s = 0.0
+        self.error = ""  # code
+        self.attributes: Mapping[str, Value] = _NO_VALUES
+        self.parts: Sequence[str] = ()  # ids of the timelines that this one is made of
+        self.more: Callable[[], Iterable[Event]] | None = None  # what others know, while the request goes on
+        self.on_end: Callable[[Timeline], None] | None = None
         self._events: list[Event] = []
 
     def add(self, name: str, start_s: float, **attributes: Value) -> None:

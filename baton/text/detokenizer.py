@@ -29,7 +29,7 @@ class Detokenizer(Protocol):
         """The text that is certain now, which may be none."""
 
     def num_lost(self, token_id: int) -> int:
-        """Characters that a push of this token would return before its own: an incomplete one, lost for good."""
+        """Characters that a push of this token would return before its own: of an incomplete one, lost for good."""
 
     def finish(self) -> str:
         """What is left at the end: an incomplete character shows as U+FFFD."""
@@ -124,7 +124,7 @@ class _ByteDetokenizer:
         try:
             utf_8_decode(self._rest + self._token_bytes[token_id][:1], "strict", False)
         except UnicodeDecodeError:
-            return int(bool(self._rest))
+            return len(self._rest.decode(errors="replace"))
         return 0
 
     def finish(self) -> str:

@@ -19,7 +19,7 @@ class TokenCounts:
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
-        """Distinct tokens seen; a view, valid until the next `extend`."""
+        """Distinct tokens seen; a view, valid until the next `catch_up`."""
         return self._token_ids[: self._num_distinct]
 
     @property

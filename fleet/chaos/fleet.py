@@ -6,7 +6,6 @@ What it leaves to others: what is done to them.
 import os
 import re
 import signal
-import urllib.request
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from bench import _fleets
 from fleet import state
 from fleet.admin_client import AdminClient
 from fleet.home import Home
+from fleet.metrics_page import scrape
 
 _SCRAPE_TIMEOUT_S = 2.0
 _HELD_BLOCKS = r'baton_kv_blocks\{[^}]*state="(?:running|leased)"[^}]*\}'
@@ -30,10 +30,9 @@ _LEAKS = r"baton_kv_block_leaks_total(?:\{[^}]*\})?"
 class PrivateFleet:
     """One that runs."""
 
-    token = ""  # that scrapers need
-
     def __init__(self, home: Path) -> None:
         self.home = Home(home)
+        self.token = ""  # that scrapers need
         self.endpoint = state.running(self.home).endpoint
         self.model = state.running(self.home).served_model_name[0]
 
@@ -86,10 +85,7 @@ class PrivateFleet:
     def _pages(self) -> Iterator[tuple[str, str]]:
         for process in self.services():
             if process.metrics and process.state == "ready":
-                bearer = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-                asked = urllib.request.Request(process.metrics, headers=bearer)  # noqa: S310
-                with urllib.request.urlopen(asked, timeout=_SCRAPE_TIMEOUT_S) as answer:  # noqa: S310
-                    yield process.id, answer.read().decode()
+                yield process.id, scrape(process.metrics, self.token, _SCRAPE_TIMEOUT_S)
 
 
 @contextmanager

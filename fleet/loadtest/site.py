@@ -4,7 +4,6 @@ import asyncio
 import re
 import shlex
 import signal
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ import psutil
 from baton.errors import BatonError
 from bench._load.target import Target, target_of
 from fleet.chaos.fleet import PrivateFleet
+from fleet.metrics_page import scrape
 
 _TIMEOUT_S = 3.0
 _KILL_TIMEOUT_S = 30.0
@@ -75,11 +75,8 @@ class RemoteSite(Site):
         """Of Site."""
         found = {}
         for url in self._metrics_urls:
-            headers = {"Authorization": f"Bearer {self.target.api_key}"} if self.target.api_key else {}
-            request = urllib.request.Request(url, headers=headers)  # noqa: S310 - named by the operator
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-                if match := _RESIDENT.search(answer.read().decode()):
-                    found[url] = float(match[1])
+            if match := _RESIDENT.search(scrape(url, self.target.api_key, _TIMEOUT_S)):
+                found[url] = float(match[1])
         return found
 
     def kill(self) -> str:

@@ -3,12 +3,12 @@
 import json
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from fleet.metrics_page import scrape
 from fleet.scorecard.item import Context, Item, Result, failed, passed, unknown, when
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -92,8 +92,7 @@ def load_was_tested(context: Context) -> Result:
 def _node_pages(context: Context) -> Iterator[str]:
     for process in context.local.processes if context.local else ():
         if process.role in ("prefill", "decode") and process.metrics:
-            with urllib.request.urlopen(process.metrics, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - from fleet.json
-                yield answer.read().decode()
+            yield scrape(process.metrics, "", _TIMEOUT_S)
 
 
 ITEMS = (

@@ -31,7 +31,7 @@ class PackedWeights:
         self._panels = library.arena.take(num_experts * bytes_of_expert).view(num_experts, bytes_of_expert)
         for of_expert, packed in zip(weight.contiguous(), self._panels, strict=True):
             library.pack_weight(storage, of_expert.data_ptr(), packed.data_ptr(), self.outputs, self.inputs)
-        self._scales = scales
+        self._scales = scales  # which the struct points to
         self._bias = torch.zeros(num_experts, num_panels * panel)
         if bias is not None:
             self._bias[:, : self.outputs] = bias

@@ -31,8 +31,12 @@ class TcpTransport(Transport):
         """Listens on a free port of `host` alone."""
         family, kind, _, _, address = (await _resolve(host, 0))[0]
         sock = socket.socket(family, kind)
-        sock.bind(address)
-        sock.listen()
+        try:
+            sock.bind(address)
+            sock.listen()
+        except OSError:
+            sock.close()
+            raise
         return TcpListener(sock, host, inbox)
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> TcpConnection:

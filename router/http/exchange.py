@@ -38,6 +38,7 @@ MAX_HELD_BYTES = 512 * 2**20  # of all bodies that are not here to their end
 _CHUNK_TIMEOUT_S = 10.0
 _BODY_TIMEOUT_S = 60.0
 _JSON = b"application/json"
+_NO_TIMINGS: Mapping[str, float] = MappingProxyType({})
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log = logging.getLogger(__name__)
@@ -45,18 +46,6 @@ _log = logging.getLogger(__name__)
 
 class Exchange:
     """Made when the headers are there. Everything but `read_body` and `gone` sends at once, without waiting."""
-
-    status = 0  # 0: nothing sent yet
-    error_code: str | None = None
-    left = False  # whether the client went away before its answer was complete
-    closing = False  # whether the connection is to end with this answer
-    model = ""  # as far as it is served
-    num_tokens = (0, 0)  # prompt, output
-    num_cached_tokens = 0  # of the prompt
-    timings: Mapping[str, float] = MappingProxyType({})
-    account = NOBODY
-    _num_held = 0  # bytes of a body that is not here to its end
-    _on_broken: Callable[[], None] | None = None
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         """Takes the connection's `baton.outlet` out of the scope, else the two would keep each other alive."""
@@ -71,6 +60,17 @@ class Exchange:
         self.request_id = _request_id(self.headers)
         self.timeline = Timeline(self.request_id)
         self.timeline.began_s = self.arrived_s
+        self.account = NOBODY
+        self.model = ""  # as far as it is served
+        self.status = 0  # 0: nothing sent yet
+        self.error_code: str | None = None
+        self.left = False  # whether the client went away before its answer was complete
+        self.closing = False  # whether the connection is to end with this answer
+        self.num_tokens = (0, 0)  # prompt, output
+        self.num_cached_tokens = 0  # of the prompt
+        self.timings: Mapping[str, float] = _NO_TIMINGS
+        self._num_held = 0  # bytes of a body that is not here to its end
+        self._on_broken: Callable[[], None] | None = None
 
     def part_id(self) -> str:
         """For one of the jobs that it is made of: the client's id alone would not be unique."""

@@ -29,17 +29,16 @@ _SINGLE_HEADERS = (b"host", b"authorization", b"content-type")
 class LimitedProtocol(HttpToolsProtocol):
     """One client connection. The scope's `baton.outlet` takes its answers."""
 
-    _head_bytes = 0  # of the request whose head is being read
-    _num_chunks = 0  # of the body
-    _reading_head = True
-    _head_timer: asyncio.TimerHandle | None = None
-    _reason: BatonError | None = None
-    _address: str | None = None  # under which it is counted
-
     def __init__(self, open_connections: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._open_connections = open_connections
         self._gate = Gate()
+        self._address: str | None = None  # under which it is counted
+        self._reading_head = True
+        self._head_bytes = 0  # of the request whose head is being read
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._num_bytes = self._num_chunks = 0  # of request line and headers; of the body
+        self._reason: BatonError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse connections of which there are too many; start the clock for the others."""

@@ -58,11 +58,10 @@ class Connection(Protocol):
 class Sender:
     """One response. `on_broken` is called once if the client does not take it."""
 
-    source: Source | None = None
-
     def __init__(self, connection: Connection, on_broken: Callable[[], None]) -> None:
         self._connection = connection
         self._on_broken = on_broken
+        self.source: Source | None = None
         self._backlog: list[bytes] = []
         self._backlog_bytes = 0
         self._paused = False

@@ -42,7 +42,7 @@ class FleetView:
         router_id: str,
         service_token: str,
         on_nodes: Callable[["FleetView"], None],
-        tls: Identity | None = None,
+        tls: Identity | None,
     ) -> None:
         """`on_nodes` is called when nodes have come or gone."""
         self.facts: ModelFacts | None = None

@@ -50,8 +50,8 @@ class NodeLink:
         service_token: str,
         on_change: Callable[[], None],
         costs: FleetCosts,
-        tls: Identity | None = None,
-        may_suspect: Callable[["NodeLink"], bool] = lambda _: False,
+        tls: Identity | None,
+        may_suspect: Callable[["NodeLink"], bool],
     ) -> None:
         """`on_change` hears of news; `may_suspect` says whether others can take what runs on a silent node."""
         self.record = record

@@ -18,7 +18,8 @@ from router.http.exchange import Exchange
 from router.http.outlet import Insert
 from router.job import PromptResult
 from router.openai.answer_format import ChoiceText, Format, TokenCounts, counted
-from router.openai.choice import Choice, TokenEntry
+from router.openai.choice import Choice
+from router.openai.token_entry import TokenEntry
 from router.recent import RECENT
 
 _STREAM_HEADERS: list[Header] = [

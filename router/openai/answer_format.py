@@ -10,10 +10,10 @@ import msgspec
 
 from baton.errors import BatonError
 from router.http.error_format import error_json
-from router.openai.choice import TokenEntry
 from router.openai.logprobs_format import chat_logprobs, completion_logprobs, moved
 from router.openai.prompt_part import PromptPart
 from router.openai.schema import StreamUsage
+from router.openai.token_entry import TokenEntry
 
 DONE = b"data: [DONE]\n\n"
 _NO_USAGE = b',"usage":null}\n\n'  # cannot be part of a text, whose quotes are escaped

@@ -7,26 +7,15 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-import msgspec
-
 from baton.errors import BatonError
 from baton.request import FinishReason, SamplingParams
 from baton.text.detokenizer import TokenTexts
 from baton.text.stop_strings import StopStrings
 from router.http.outlet import Insert
 from router.job import Handle, PromptResult, TokenLogprobs, Usage
+from router.openai.token_entry import TokenEntry, finite
 
-_MIN_LOGPROB = -9999.0  # JSON has no infinity
 _log = logging.getLogger(__name__)
-
-
-class TokenEntry(msgspec.Struct, frozen=True):
-    """A token of the output with its logprobs."""
-
-    token: bytes
-    logprob: float | None  # None of a prompt's first token: nothing comes before it
-    top: list[tuple[bytes, float]]
-    offset: int  # in the choice's text, in characters
 
 
 class Listener(Protocol):
@@ -57,8 +46,6 @@ class Listener(Protocol):
 class Choice:
     """A sink. Stop tokens are no part of the output where they end it."""
 
-    handle: Handle | None = None
-
     def __init__(
         self,
         index: int,
@@ -74,6 +61,7 @@ class Choice:
         The token that ends a continuation is in its logprobs: who scores a prompt takes the last one for the output.
         """
         self.index = index
+        self.handle: Handle | None = None
         self.num_tokens = 0
         self.finish_reason = ""
         self.usage = Usage(num_prompt_tokens=0)
@@ -247,8 +235,3 @@ class Choice:
         token_bytes = self._texts.token_bytes
         top = [(token_bytes(i), finite(p)) for i, p in zip(row.top_token_ids, row.top_logprobs, strict=True)]
         return TokenEntry(token_bytes(token_id), finite(row.logprob), top, self._num_chars + num_lost)
-
-
-def finite(logprob: float) -> float:
-    """What JSON can hold of it."""
-    return max(logprob, _MIN_LOGPROB)

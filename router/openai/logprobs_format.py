@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from router.openai.choice import TokenEntry
+from router.openai.token_entry import TokenEntry
 
 
 def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:

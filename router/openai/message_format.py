@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from router.openai.answer_format import ChatFormat, ChoiceText
-from router.openai.choice import TokenEntry
 from router.openai.logprobs_format import chat_logprobs
 from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Content, Parser, Part, Reasoning
 from router.openai.prompt_part import PromptPart
 from router.openai.schema import StreamUsage
+from router.openai.token_entry import TokenEntry
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _encode = msgspec.json.encode

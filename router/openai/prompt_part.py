@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from baton.text.detokenizer import TokenTexts
 from router.job import PromptResult, PromptWork
-from router.openai.choice import TokenEntry, finite
+from router.openai.token_entry import TokenEntry, finite
 
 
 class _Row(NamedTuple):

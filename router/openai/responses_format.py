@@ -12,13 +12,13 @@ import msgspec
 
 from baton.errors import BatonError
 from router.openai.answer_format import ChoiceText, TokenCounts
-from router.openai.choice import TokenEntry
 from router.openai.logprobs_format import chat_logprobs
 from router.openai.message_format import mint_call_id
 from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Content, Parser, Part, Reasoning
 from router.openai.prompt_part import PromptPart
 from router.openai.response_items import CallItem, Item, MessageItem, ReasoningItem
 from router.openai.responses_schema import ResponsesBody, TextOptions
+from router.openai.token_entry import TokenEntry
 
 _encode = msgspec.json.encode
 

@@ -85,7 +85,7 @@ class ServedModel:
         if name not in self.names:
             raise ModelNotFound("No such model is served here: GET /v1/models lists those that are", param="model")
 
-    def check_sizes(self, pieces: Sequence["Sized"], max_model_len: int, param: str) -> None:
+    def check_sizes(self, pieces: Sequence[Sized], max_model_len: int, param: str) -> None:
         """Raise ContextLengthExceeded for what is too long at first sight, before anything is made of it.
 
         A message has at least a token of its own; its parts may be empty.

@@ -29,20 +29,13 @@ class Candidates:
 
     async def place(self, running: Running, hashes: PromptHashes) -> Placement | None:
         """Where the request would go now, None where it has to wait."""
-        if self._fleet.facts is None:
-            return None
-        cached = await self._lookup(running, hashes)
-        facts = self._fleet.facts
-        return None if facts is None else self._choose(running, facts, cached)
-
-    async def _lookup(self, running: Running, hashes: PromptHashes) -> dict[str, int]:
         facts = self._fleet.facts
         if facts is None:
-            return {}
+            return None
         cached = await self._replica.lookup(hashes.of(facts))
         if running.computed_by:  # the index may not know it yet
             cached = {**cached, running.computed_by: running.num_tokens // facts.block_size}
-        return cached
+        return self._choose(running, self._fleet.facts or facts, cached)
 
     def _choose(self, running: Running, facts: ModelFacts, cached: dict[str, int]) -> Placement | None:
         alone = not self._fleet.expects_prefill or running.num_failed_transfers >= MAX_FAILED_TRANSFERS

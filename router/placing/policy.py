@@ -107,8 +107,6 @@ def choose(
     prefill_cached: Sequence[int],
     decodes: Sequence[NodeState],
     decode_cached: Sequence[int],
-    *,
-    may_be_alone: bool = True,
 ) -> Choice | None:
     """The cheapest way, None where there is none. `…_cached`: leading blocks of the request that each node holds."""
     missing = [num_missing_blocks(ask.num_tokens, cached, ask.block_size) for cached in decode_cached]
@@ -117,9 +115,7 @@ def choose(
     if prefills:
         free = [_NEVER if node.num_waiting >= MAX_QUEUED else ms for node, ms in zip(decodes, decoding, strict=True)]
         pair = _best_pair(ask, prefills, prefill_cached, missing, free)
-    alone = None
-    if may_be_alone or not prefills:
-        alone = _best_alone(ask, decodes, decode_cached, missing, decoding, takes_all=not prefills)
+    alone = _best_alone(ask, decodes, decode_cached, missing, decoding, takes_all=not prefills)
     if pair is None or (alone is not None and alone.cost_ms < pair.cost_ms):
         return alone
     return pair

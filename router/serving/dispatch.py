@@ -1,6 +1,6 @@
 """The life of a request in the router, from `submit` to the last call on its sink.
 
-    1. placed      (`placement`) hash the prompt, look up who holds which prefix, choose the nodes.
+    1. placed      (`placer`) hash the prompt, look up who holds which prefix, choose the nodes.
     2. attempted   (`failover`, `attempt`) both legs run; tokens go to the sink as they come. What is wanted of the
                    prompt itself (`prompt_attempt`) comes before, from one node alone.
     3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
@@ -84,20 +84,8 @@ class Dispatcher:
         self._config = config or DispatchConfig()
         self._redis = redis_client.connect(redis_url)
         self._stream_redis = redis_client.connect(redis_url, WAIT_S + 20 * TIMEOUT_S)
-        self._registration = Registration(
-            self._redis,
-            NodeRecord(
-                node_id=self.router_id,
-                role="router",
-                epoch=mint_epoch(),
-                state="ready",
-                address=endpoint,
-                metrics_url=metrics_url,
-                pid=os.getpid(),
-                host=socket.gethostname(),
-                models=models,
-            ),
-        )
+        record = _record(self.router_id, endpoint, metrics_url, models)
+        self._registration = Registration(self._redis, record)
         self._replica = PrefixReplica(self._redis, self._stream_redis)
         self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes, tls)
         self._keys = itertools.count(1)
@@ -105,11 +93,7 @@ class Dispatcher:
         self._failover = Failover(self.router_id, self._fleet, self._placer)
         self._in_flight: dict[int, Running] = {}
         self.timelines = timelines or TimelineBook()
-        _IN_FLIGHT.set_function(lambda: self.num_in_flight)
-        _WAITING.set_function(lambda: len(self.waiting()))
-        for role, state in itertools.product(("prefill", "decode"), STATES):
-            _NODES.labels(role, state).set_function(partial(self._count, role, state))
-        _WAITING_TOKENS.set_function(lambda: sum(running.num_tokens for running in self.waiting()))
+        self._expose()
 
     @property
     def ready(self) -> bool:
@@ -158,25 +142,20 @@ class Dispatcher:
         """Blocks that the copy of the prefix index holds."""
         return self._replica.num_blocks
 
-    def nodes(self) -> list[NodeRecord]:
-        """The nodes as this router sees them, each with its last load; `state` is "starting" for one out of reach."""
-        return [_seen(link) for link in self._fleet.links]
-
     async def start(self) -> None:
         """Register, find the nodes, follow the prefix index. Waits for none of them."""
         await self._registration.start()
         await self._replica.start()
         await self._fleet.start()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Leave the registry's list of ready routers, and return when no request is left or time is up."""
+    def leave(self) -> None:
+        """Of the registry's ready routers this is none any more. What it has in flight goes on."""
         self._registration.update(state="draining")
-        if waiting := self._tasks():
-            await asyncio.wait(waiting, timeout=timeout_s)
 
     async def stop(self) -> None:
         """Cancel what is in flight and let go of everything. Idempotent."""
-        await asyncio.gather(*(tasks.end(task) for task in self._tasks()))
+        in_flight = [running.task for running in self._in_flight.values() if running.task is not None]
+        await asyncio.gather(*(tasks.end(task) for task in in_flight))
         await self._fleet.stop()
         await self._replica.stop()
         await self._registration.stop()
@@ -196,11 +175,15 @@ class Dispatcher:
         running.task.add_done_callback(lambda _: self._forget(running))
         return running
 
+    def _expose(self) -> None:
+        _IN_FLIGHT.set_function(lambda: self.num_in_flight)
+        _WAITING.set_function(lambda: len(self.waiting()))
+        _WAITING_TOKENS.set_function(lambda: sum(running.num_tokens for running in self.waiting()))
+        for role, state in itertools.product(("prefill", "decode"), STATES):
+            _NODES.labels(role, state).set_function(partial(self._count, role, state))
+
     def _count(self, role: str, state: str) -> int:
         return sum(link.record.role == role and link.health == state for link in self.links)
-
-    def _tasks(self) -> "list[asyncio.Task[None]]":
-        return [running.task for running in self._in_flight.values() if running.task is not None]
 
     def _forget(self, running: Running) -> None:
         running.timeline.end()
@@ -236,13 +219,16 @@ class Dispatcher:
         self._placer.nodes_changed()
 
 
-def _seen(link: NodeLink) -> NodeRecord:
-    load = link.load
-    return msgspec.structs.replace(
-        link.record,
-        state="starting" if not link.alive else "draining" if link.draining else "ready",
-        num_blocks=load.num_blocks or link.record.num_blocks,
-        num_free_blocks=load.num_free_blocks,
-        num_running=load.num_running,
-        num_waiting=load.num_waiting,
+def _record(router_id: str, endpoint: str, metrics_url: str, models: tuple[str, ...]) -> NodeRecord:
+    """For the registry."""
+    return NodeRecord(
+        node_id=router_id,
+        role="router",
+        epoch=mint_epoch(),
+        state="ready",
+        address=endpoint,
+        metrics_url=metrics_url,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        models=models,
     )

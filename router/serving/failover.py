@@ -81,7 +81,7 @@ class Failover:
                 if failures.are_too_many:
                     raise NoCapacity("the nodes that served the request were lost, one after another") from None
             finally:
-                running.leg = None
+                running.fail_attempt = None
                 placement.end()
         raise AssertionError("unreachable")
 
@@ -96,17 +96,18 @@ class Failover:
         """One attempt; UNFINISHED where there is more to be done."""
         running.usage.num_attempts += 1
         running.check_wanted()
-        running.leg = leg = self._attempt(running, number, placement)
+        attempt = self._attempt(running, number, placement)
+        running.fail_attempt = attempt.fail
         began_s, end = time.monotonic(), {}
         try:
-            reason = await leg.run()
+            reason = await attempt.run()
         except BatonError as error:
             end = {"error": error.code or ""}
             raise
         finally:
             running.timeline.add("attempt", began_s, attempt=number, **placement.names, **end)
         if reason is not FinishReason.UNFINISHED:
-            self._learn(running, leg, placement)
+            self._learn(running, attempt, placement)
         return reason
 
     def _note_trouble(self, running: Running, placement: Placement) -> None:
@@ -139,14 +140,14 @@ class Failover:
         nodes = placement.prefill, placement.decode
         return Attempt(generation, *nodes, running, placement.computed, placement.compute_s)
 
-    def _learn(self, running: Running, leg: Attempt | PromptAttempt, placement: Placement) -> None:
+    def _learn(self, running: Running, attempt: Attempt | PromptAttempt, placement: Placement) -> None:
         """What a finished request tells about the next ones."""
         costs = self._fleet.costs
         if running.output:
             costs.note_output(len(running.output))
-        if isinstance(leg, Attempt) and leg.transferred is not None:
-            costs.transfer.note(leg.transferred.num_blocks, 1000 * leg.prefill_s, 1000 * leg.transferred.tail_s)
-            if placement.pair is not None and leg.transferred.num_blocks:
+        if isinstance(attempt, Attempt) and (transferred := attempt.transferred) is not None:
+            costs.transfer.note(transferred.num_blocks, 1000 * attempt.prefill_s, 1000 * transferred.tail_s)
+            if placement.pair is not None and transferred.num_blocks:
                 self._fleet.cut_pairs.carried(*placement.pair)
 
     def _log_failure(self, running: Running, error: BatonError, num_failures: int) -> None:

@@ -16,15 +16,14 @@ SOON_S = 0.4  # a grant that comes later waited for blocks, and the prompt may h
 class Patience:
     """Of one attempt. It counts ticks of this process's loop, so that its own absence is one of them at most."""
 
-    _timer: asyncio.TimerHandle | None = None
-    _is_granted = False
-    _begun_s = -math.inf
-
     def __init__(self, compute_s: float, on_end: Callable[[], None]) -> None:
         """`compute_s`: how long it would take to compute all of the KV again."""
         self._ticks_left = math.ceil(max(compute_s, LEAST_S) / TICK_S)
         self._on_end: Callable[[], None] | None = on_end
         self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_granted = False
+        self._begun_s = -math.inf
 
     def granted(self) -> None:
         """The decode node has blocks for the KV."""

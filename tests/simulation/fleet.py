@@ -140,7 +140,7 @@ class Fleet:
             found += [f"{name}: {count} {what}" for what, count in counts.items() if count]
         for name in self.names("router"):
             dispatcher = self.processes[name].parts["dispatcher"]
-            num_legs = sum(len(link.legs) for link in dispatcher._fleet.links)
+            num_legs = sum(len(link.legs) for link in dispatcher.links)
             counts = {"requests in flight": dispatcher.num_in_flight, "legs": num_legs}
             found += [f"{name}: {count} {what}" for what, count in counts.items() if count]
         return found

@@ -121,7 +121,7 @@ class _Run:
 
     def _is_ready(self) -> bool:
         dispatchers = [self._fleet.processes[name].parts["dispatcher"] for name in ROUTERS]
-        return all(len([n for n in d.nodes() if n.state == "ready"]) == len(NODES) for d in dispatchers)
+        return all(sum(link.health == "ready" for link in d.links) == len(NODES) for d in dispatchers)
 
     def _begin(self, ask) -> None:
         process = self._fleet.processes[ask.router]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from kv_transfer.stall import StallWatch
@@ -103,7 +104,7 @@ class Incoming:
     def _begin(self, tag: int, num_bytes: int) -> None:
         network = self._listener.network
         if tag not in self._landings and (slot := self._listener.inbox.claim(tag, num_bytes, self._peer)):
-            self._landings[tag] = Landing(self, self._listener, tag, slot.view)
+            self._landings[tag] = Landing(self, self._listener, tag, slot.views)
         if network.happens(network.duplicates):
             self._loop.call_later(network.rng.random(), self._begin_again, tag, num_bytes)
 
@@ -112,17 +113,16 @@ class Incoming:
         if self._closed or tag in self._landings:
             return
         if slot := self._listener.inbox.claim(tag, num_bytes, self._peer):
-            self._landings[tag] = Landing(self, self._listener, tag, slot.view)
+            self._landings[tag] = Landing(self, self._listener, tag, slot.views)
             self._landings[tag].add(bytes(num_bytes))
 
 
 class Landing:
     """A message on its way into its slot."""
 
-    def __init__(self, incoming: Incoming, listener: SimListener, tag: int, view: memoryview) -> None:
+    def __init__(self, incoming: Incoming, listener: SimListener, tag: int, views: Sequence[memoryview]) -> None:
         self._incoming, self._listener = incoming, listener
-        self._tag, self._view = tag, view
-        self._at = 0
+        self._tag, self._views = tag, deque(views)  # what is still to be filled
         self._pieces: deque[bytes] = deque()
         self._loop = asyncio.get_running_loop()
         self._is_over = False
@@ -146,13 +146,16 @@ class Landing:
     def _write(self) -> None:
         if self._is_over:
             return
-        piece = self._pieces[0]
-        target = self._view[self._at : self._at + len(piece)]
-        self._listener.fence.check_write(target)
-        target[:] = piece
-        self._at += len(piece)
-        self._pieces.popleft()
-        if self._at == self._view.nbytes:
+        left = memoryview(self._pieces.popleft())
+        while left:
+            view = self._views.popleft()
+            piece, left = left[: view.nbytes], left[view.nbytes :]
+            target, rest = view[: piece.nbytes], view[piece.nbytes :]
+            self._listener.fence.check_write(target)
+            target[:] = piece
+            if rest:
+                self._views.appendleft(rest)
+        if not self._views:
             self._is_over = True
             self._incoming.landed(self._tag)
             self._listener.inbox.arrived(self._tag)

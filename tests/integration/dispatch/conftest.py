@@ -88,7 +88,7 @@ class Fleet:
         return self.dispatcher
 
     async def alive(self, num_nodes: int) -> None:
-        await until(lambda: sum(node.state == "ready" for node in self.dispatcher.nodes()) == num_nodes)
+        await until(lambda: sum(link.health == "ready" for link in self.dispatcher.links) == num_nodes)
 
     def submit(
         self, prompt: list[int], max_tokens: int = 12, *, timeout_s: float = 20.0, work: Any = None, **sampling: Any

@@ -163,8 +163,8 @@ async def test_nodes_are_shown_with_their_last_load(fleet: Any, until: Any) -> N
     await fleet.add("prefill", "p")
     decode = await fleet.add("decode", "d", num_free_blocks=77, num_running=3)
     await fleet.start()
-    shown = {node.node_id: node for node in fleet.dispatcher.nodes()}
-    assert (shown["d"].num_free_blocks, shown["d"].num_running, shown["d"].state) == (77, 3, "ready")
-    assert shown["p"].role == "prefill"
+    shown = {link.record.node_id: link for link in fleet.dispatcher.links}
+    assert (shown["d"].load.num_free_blocks, shown["d"].load.num_running, shown["d"].health) == (77, 3, "ready")
+    assert shown["p"].record.role == "prefill"
     await decode.die()
-    await until(lambda: {node.node_id: node.state for node in fleet.dispatcher.nodes()}["d"] == "starting")
+    await until(lambda: shown["d"].health == "lost")

@@ -20,7 +20,7 @@ async def test_tokens_that_overtake_the_first_one_wait_for_it(fleet: Any, until:
     prefill.first_token_held = asyncio.Event()
     await fleet.start()
     _, sink = fleet.submit(PROMPT, num_logprobs=0)
-    links = fleet.dispatcher._fleet.links
+    links = fleet.dispatcher.links
     await until(lambda: any(len(leg._held) == 12 for link in links for leg in link.legs.values()))
     assert sink.tokens == []
     prefill.first_token_held.set()

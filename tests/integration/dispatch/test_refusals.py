@@ -82,7 +82,7 @@ async def test_a_node_that_says_that_it_drains_gets_nothing_new(fleet: Any, unti
     leaving, staying = await fleet.add("decode"), await fleet.add("decode")
     await fleet.start()
     leaving.load.state = types_pb2.NODE_STATE_DRAINING
-    await until(lambda: "draining" in [node.state for node in fleet.dispatcher.nodes()])
+    await until(lambda: "draining" in [link.health for link in fleet.dispatcher.links])
     for sink in [fleet.submit(PROMPT)[1] for _ in range(4)]:
         await sink.finished()
     assert (leaving.calls, len(staying.seen("reserve"))) == ([], 4)

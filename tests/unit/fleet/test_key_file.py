@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from baton.errors import ConfigError
-from fleet.key_file import first_key
+from fleet.key_file import first_key, key_of
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,10 @@ def test_the_first_key_that_can_be_sent(tmp_path: Path, text: str, key: str):
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"--api-key-file: .*No such file"):
         first_key(str(tmp_path / "none"))
+
+
+def test_a_file_comes_before_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATON_API_KEY", "sk-env,sk-other")
+    path = tmp_path / "keys"
+    path.write_text("sk-file\n")
+    assert (key_of(str(path)), key_of("")) == ("sk-file", "sk-env")

@@ -108,7 +108,7 @@ def test_an_abort_waits_while_messages_leave(moves):
     async def main(clock):
         node, digester = Node(), Digester()
         grant = transfer_pb2.Grant(num_missing_blocks=1, max_message_bytes=1)
-        transfer = OutgoingTransfer(grant, [1], POOL, node, digester, ("p0", 1))
+        transfer = OutgoingTransfer(grant, [1], POOL, node, digester, Peer("p0", 1))
         for group in range(LAYOUT.num_layer_groups):
             transfer.ready(group, 1)
         await asyncio.sleep(0.1)

@@ -11,9 +11,10 @@ from baton.process.lifecycle import Shutdown
 from baton.process.settings import ModelFlags
 from baton.request import FinishReason
 from baton.v1.types_pb2 import TokenLogprobs
-from router import server
 from router.app import App
 from router.http.auth import APIKeys
+from router.http.listener import listen
+from router.http.server import HTTPServer
 from router.job import Usage
 from router.openai import cold_routes
 from router.openai.generate import Generator
@@ -99,20 +100,16 @@ def make_app(served_model, dispatch):
 
 @contextlib.asynccontextmanager
 async def running(app, drain_timeout_s=2.0, **limits):
-    listener = server.listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     shutdown = Shutdown()
-    http = server.HTTPServer(app, listener, drain_timeout_s, **limits)
+    http = HTTPServer(app, listener, drain_timeout_s, **limits)
     await http.start()
-    task = asyncio.create_task(http.run(shutdown, leave))
+    task = asyncio.create_task(http.run(shutdown, lambda: None))
     port = listener.getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
         yield SimpleNamespace(app=app, http=http, port=port, client=client, shutdown=shutdown, task=task)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def leave(timeout_s):
-    pass
 
 
 @pytest.fixture

@@ -89,19 +89,19 @@ async def test_a_stale_attempt_is_refused(sessions: Sessions, attempt: int) -> N
 async def test_cancel_is_idempotent_and_takes_older_attempts_only(sessions: Sessions) -> None:
     leg = FakeLeg(1, attempt=2)
     sessions.open(leg)
-    sessions.cancel("router", 1, 1)
+    sessions.session("router").cancel(1, 1)
     assert leg.num_cancels == 0
-    sessions.cancel("router", 1, 2)
-    sessions.cancel("router", 1, 2)
+    sessions.session("router").cancel(1, 2)
+    sessions.session("router").cancel(1, 2)
     assert leg.num_cancels == 1
     assert sessions.num_legs == 0
-    sessions.cancel("router", 99, 0)
-    sessions.cancel("unheard of", 1, 0)
+    sessions.session("router").cancel(99, 0)
+    sessions.session("unheard of").cancel(1, 0)
 
 
 async def test_a_cancel_that_comes_first_is_remembered(sessions: Sessions) -> None:
-    sessions.cancel("router", 1, 1)
-    sessions.cancel("router", 1, 0)  # a late, older one takes nothing back
+    sessions.session("router").cancel(1, 1)
+    sessions.session("router").cancel(1, 0)  # a late, older one takes nothing back
     with pytest.raises(Cancelled):
         sessions.open(FakeLeg(1, attempt=1))
     sessions.open(FakeLeg(1, attempt=2))

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from bench._simulated.fleet import Place, Pools, SimulatedFleet, place_by_cost
@@ -40,9 +41,8 @@ def conversations(
 
 
 def never_alone(ask: Ask, pools: Pools) -> Choice | None:
-    return policy.choose(
-        ask, pools.prefills, pools.prefill_cached, pools.decodes, pools.decode_cached, may_be_alone=False
-    )
+    busy = [msgspec.structs.replace(node, queue_ms=1e9) for node in pools.decodes]  # of which only prompts take notice
+    return policy.choose(ask, pools.prefills, pools.prefill_cached, busy, pools.decode_cached)
 
 
 def always_alone(ask: Ask, pools: Pools) -> Choice | None:

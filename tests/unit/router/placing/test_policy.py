@@ -39,7 +39,7 @@ def prefill(*nodes: NodeState, cached: tuple[int, ...] = (), **fields: Any) -> i
 
 
 def decode(*nodes: NodeState, cached: tuple[int, ...] = (), **fields: Any) -> int | None:
-    choice = policy.choose(ask(**fields), [node()], [0], nodes, cached or [0] * len(nodes), may_be_alone=False)
+    choice = policy.choose(ask(**fields), [node()], [0], nodes, cached or [0] * len(nodes))
     return None if choice is None else choice.decode
 
 

@@ -1,0 +1,21 @@
+"""What a service tells whoever has started it: lines on standard output, which `fleet.up.process` reads."""
+
+import sys
+from typing import Any
+
+import msgspec
+
+
+def say_progress(fraction: float) -> None:
+    """How far it is while it loads."""
+    _say(f"progress {fraction:.2f}")
+
+
+def say_ready(facts: dict[str, Any]) -> None:
+    """It serves; `facts` say where, and who it is."""
+    _say(f"ready {msgspec.json.encode(facts).decode()}")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

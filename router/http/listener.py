@@ -1,0 +1,43 @@
+"""The sockets that a router listens on.
+
+Several routers of one fleet may share a port (SO_REUSEPORT); a port that anything else holds is a ConfigError.
+"""
+
+import os
+import socket
+
+from baton.errors import ConfigError
+
+_SOCKET_OPTIONS = [
+    (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+    (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # a client whose host is gone is noticed within two minutes
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024),  # else megabytes wait in the kernel for a slow reader
+]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; ConfigError where that is impossible. The options go on to every connection."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    for level, option, value in _SOCKET_OPTIONS:
+        listener.setsockopt(level, option, value)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
+    return listener
+
+
+def shown_address(host: str, listener: socket.socket) -> str:
+    """`host`, as it was given, with the port that the listener got."""
+    port = listener.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
