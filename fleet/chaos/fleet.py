@@ -6,6 +6,7 @@ What it leaves to others: what is done to them.
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from fleet.home import Home
 from fleet.metrics_page import scrape
 
 _SCRAPE_TIMEOUT_S = 2.0
+_PATIENCE_S = 30.0  # with services that are too busy to answer, or that died a moment ago
 _HELD_BLOCKS = r'baton_kv_blocks\{[^}]*state="(?:running|leased)"[^}]*\}'
 _REQUESTS = ("baton_requests_running", "baton_requests_waiting", "baton_router_requests_in_flight")
 _FAILOVERS = r'baton_router_failovers_total\{(?![^}]*reason="refused")[^}]*\}'
@@ -67,20 +69,31 @@ class PrivateFleet:
 
     def num_failovers(self) -> int:
         """Attempts at requests that were lost with their nodes, and made again."""
-        return sum(_sum(_FAILOVERS, page) for _, page in self._pages())
+        return sum(_sum(_FAILOVERS, page) for page in self._pages_of_all().values())
 
     def num_leaks(self) -> int:
         """Blocks that nodes themselves say are held by nobody."""
-        return sum(_sum(_LEAKS, page) for _, page in self._pages())
+        return sum(_sum(_LEAKS, page) for page in self._pages_of_all().values())
 
     def num_blocks(self) -> dict[str, int]:
         """Service -> all of its KV blocks, whatever holds them."""
-        return {name: _sum(_BLOCKS, page) for name, page in self._pages() if "baton_kv_blocks" in page}
+        return {name: _sum(_BLOCKS, page) for name, page in self._pages_of_all().items() if "baton_kv_blocks" in page}
 
     def trace(self, request_id: str) -> dict[str, Any]:
         """What `baton trace` shows of it. Raises BatonError where no router knows it."""
         urls = [one.metrics.removesuffix("/metrics") for one in self.services("router") if one.metrics]
         return AdminClient(urls, self.token).get(f"/admin/trace/{quote(request_id, safe='')}")
+
+    def _pages_of_all(self) -> dict[str, str]:
+        """By service; asked again where one does not answer."""
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return dict(self._pages())
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
 
     def _pages(self) -> Iterator[tuple[str, str]]:
         for process in self.services():

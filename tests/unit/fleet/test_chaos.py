@@ -5,16 +5,19 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from fleet import cli
+from fleet import cli, state
 from fleet.chaos import report as chaos_report
 from fleet.chaos.acts import nothing
 from fleet.chaos.client import Answer, Choice, ask
 from fleet.chaos.faults import FAULTS, Fault, Outcome
+from fleet.chaos.fleet import PrivateFleet
 from fleet.chaos.memory import Memory
 from fleet.chaos.questions import Question, answers_schema, question
+from fleet.home import Home
 from fleet.state import ProcessState
 
 pytestmark = pytest.mark.anyio
@@ -213,3 +216,26 @@ def test_memory_is_that_of_processes_and_their_children():
 def test_nothing_tried_is_no_promise_kept(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["chaos", "--only", "nonsense"]) == 1
     assert "no fault's name contains 'nonsense'. There are: " in capsys.readouterr().err
+
+
+async def test_a_service_that_is_too_busy_to_answer_is_asked_again(tmp_path: Path):
+    num_asked = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        if num_asked > 2:
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nbaton_kv_block_leaks_total 3.0\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
+    decode = ProcessState("decode-0", "decode", 7, "ready", metrics=url)
+    state.write(Home(tmp_path), state.FleetState(0, "ready", "", "", "", "", ("model",), processes=[decode]))
+    held = Home(tmp_path).lock()
+    assert held is not None
+    async with server:
+        assert await asyncio.to_thread(PrivateFleet(tmp_path).num_leaks) == 3
+    os.close(held)
+    assert num_asked == 3
