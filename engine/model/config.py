@@ -20,6 +20,7 @@ from engine.model.rope import RopeConfig
 from kernels.api import Activation
 
 _OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")  # whatever text_config says
+_ORIGINAL = "original_max_position_embeddings"  # beside ropes of two kinds it means neither of them
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 _log = logging.getLogger(__name__)
@@ -190,7 +191,8 @@ def _two_ropes(fields: Fields, scaling: dict[str, Any], parameters: dict[str, An
 
 
 def _rope(fields: Fields, family: Family, parameters: dict[str, Any]) -> RopeConfig:
-    rope = RopeConfig.from_json(fields.path, {**fields.raw, "rope_parameters": parameters}, family.longrope_alias)
+    said = {name: value for name, value in fields.raw.items() if not (family.two_ropes and name == _ORIGINAL)}
+    rope = RopeConfig.from_json(fields.path, said | {"rope_parameters": parameters}, family.longrope_alias)
     if rope.partial != 1.0 and not family.partial_rotary:
         fields.refuse(f"partial_rotary_factor {rope.partial} is not served in this architecture")
     return rope
@@ -198,8 +200,8 @@ def _rope(fields: Fields, family: Family, parameters: dict[str, Any]) -> RopeCon
 
 def _activation(fields: Fields, field: str) -> Activation:
     name = fields.text(field, "silu")
-    if name not in _ACTIVATIONS:
-        fields.refuse(f"{field} {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+    if name not in _ACTIVATIONS or fields.raw.get(field, name) is None:
+        fields.refuse(f"{field} {fields.raw[field]!r} is not one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

@@ -59,6 +59,7 @@ class RopeConfig:
         for name in ("mscale", "mscale_all_dim"):
             fields.number(name, 1.0)
         theta = fields.positive("rope_theta", model.positive("rope_theta", 10000.0))
+        _check_numbers(fields, kind, theta)
         partial = fields.positive("partial_rotary_factor", model.positive("partial_rotary_factor", 1.0))
         return cls(
             kind=kind,
@@ -113,6 +114,8 @@ class RopeConfig:
         """CheckpointError unless a head's `rotary_dim` dimensions can be rotated as this says."""
         if rotary_dim % 2 or not rotary_dim or self.partial > 1:
             raise CheckpointError(f"{path}: partial_rotary_factor {self.partial} makes {rotary_dim} dimensions rotate")
+        if self.kind == "dynamic" and rotary_dim == 2:
+            raise CheckpointError(f"{path}: RoPE scaling 'dynamic' needs more than 2 dimensions that rotate")
         if self.kind == "longrope":
             for name in ("short_factor", "long_factor"):
                 factors = self.values.get(name)
@@ -120,6 +123,18 @@ class RopeConfig:
                     raise CheckpointError(
                         f"{path}: RoPE scaling 'longrope' needs {rotary_dim // 2} positive numbers as {name}"
                     )
+
+
+def _check_numbers(fields: Fields, kind: str, theta: float) -> None:
+    """CheckpointError for numbers, each of them positive, from which no frequencies follow."""
+    original = fields.number("original_max_position_embeddings", math.inf)
+    if original < 1 or (kind == "longrope" and original < 2):  # logarithms are divided by
+        fields.refuse(f"original_max_position_embeddings {original} is too small")
+    if kind == "yarn" and theta == 1:
+        fields.refuse("rope_theta 1.0 gives no frequencies for RoPE scaling 'yarn'")
+    low, high = fields.number("low_freq_factor", 1.0), fields.number("high_freq_factor", math.inf)
+    if kind == "llama3" and low > high:
+        fields.refuse(f"high_freq_factor {high} is less than low_freq_factor {low}")
 
 
 def _is_positive(value: object) -> bool:

@@ -84,6 +84,11 @@ def test_experts_one_by_one_or_together(stored):
     assert logprobs(changed(directory, together)) == logprobs(directory)
 
 
+def test_a_head_of_its_own_is_used_whatever_config_json_says(stored):
+    directory = stored("llama-bias-untied")
+    assert logprobs(changed(directory, dict, tie_word_embeddings=True)) == logprobs(directory)
+
+
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [("gemma3", "Gemma3ForConditionalGeneration"), ("mistral", "Mistral3ForConditionalGeneration")],

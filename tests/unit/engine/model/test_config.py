@@ -7,6 +7,8 @@ from engine.model.config import ModelConfig
 from engine.random_checkpoint import TINY
 
 YARN = {"type": "yarn", "factor": 2}
+LLAMA3 = {"type": "llama3", "factor": 2, "low_freq_factor": 1.0}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
 @pytest.fixture
@@ -54,6 +56,12 @@ def test_windows(load):
     assert load(qwen | {"use_sliding_window": True}).windows == (0, 0, 0, 32)
     kinds = ["sliding_attention", "full_attention"] * 2
     assert load(qwen | {"use_sliding_window": True, "layer_types": kinds}).windows == (32, 0, 32, 0)
+
+
+def test_an_activation_of_null_is_none_that_is_served(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"hidden_act": None}))
+    with pytest.raises(CheckpointError, match="hidden_act None is not one of silu"):
+        ModelConfig.load(tmp_path)
 
 
 def test_null_window_is_no_window(tmp_path):
@@ -142,6 +150,11 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"rope_scaling": YARN | {"original_max_position_embeddings": "x"}}, "embeddings must be a number, not 'x'"),
         ({"partial_rotary_factor": "half"}, "partial_rotary_factor must be a number"),
         ({"rope_scaling": {"type": "longrope", "short_factor": ["1"] * 8}}, "'longrope' needs 8 positive numbers"),
+        ({"rope_theta": 1, "rope_scaling": YARN}, r"rope_theta 1\.0 gives no frequencies"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 0.5}}, r"embeddings 0\.5 is too small"),
+        ({"rope_scaling": LONGROPE | {"original_max_position_embeddings": 1}}, r"embeddings 1\.0 is too small"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, r"high_freq_factor 0\.5 is less than low_freq_factor 1"),
+        ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' needs more than 2 dimensions"),
         ({"eos_token_id": "2"}, "eos_token_id is neither a token id nor a list of them: '2'"),
     ],
 )

@@ -91,6 +91,15 @@ def test_gemma3_has_two_bases_in_both_spellings(load):
         assert (model.local_rope.kind, model.local_rope.theta) == ("default", 1e4)
 
 
+def test_gemma3_is_asked_for_the_trained_length_of_each_of_its_ropes(load):
+    """As in transformers, where the field beside them is of models with one alone."""
+    yarn = {"rope_type": "yarn", "factor": 8.0}
+    fields = {"sliding_window": 64, "original_max_position_embeddings": 32}
+    assert load("Gemma3ForCausalLM", **fields, rope_scaling=yarn).rope.original_length == 512
+    inside = yarn | {"original_max_position_embeddings": 32}
+    assert load("Gemma3ForCausalLM", sliding_window=64, rope_scaling=inside).rope.original_length == 32
+
+
 def test_gemma3_as_published_says_little_of_its_text(load):
     text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
     nothing = dict.fromkeys(PLAIN.keys() - {"architectures"})
@@ -106,12 +115,6 @@ def test_gemma3_as_published_says_little_of_its_text(load):
     assert not load("Gemma3ForConditionalGeneration", text_config=text, tie_word_embeddings=False).tie_word_embeddings
     with pytest.raises(CheckpointError, match="text_config must be an object"):
         load("Gemma3ForConditionalGeneration", text_config="none")
-
-
-@pytest.mark.parametrize("kinds", [["full_attention"] * 3, ["full_attention"] * 3 + ["chunked_attention"]])
-def test_layer_types_that_do_not_fit(load, kinds):
-    with pytest.raises(CheckpointError, match=r"layer_types .* do not say of 4 layers"):
-        load("Gemma2ForCausalLM", layer_types=kinds)
 
 
 def test_qwen3_moe_has_dense_layers_where_named_and_between_steps(load):
