@@ -172,9 +172,13 @@ def _compare(path: Path, architecture: str, model_type: object) -> None:
 def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:
     """That of the layers that see all, and that of the layers with a window."""
     scaling, parameters = fields.mapping("rope_scaling"), fields.mapping("rope_parameters")
+    if fields.raw.get("rope_parameters") is None:
+        parameters = family.defaults.get("rope_parameters", {})
     if family.two_ropes:
-        ropes = tuple(_rope(fields, family, one) for one in _two_ropes(fields, scaling, parameters))
-        return ropes[0], ropes[1]
+        whole, local = (_rope(fields, family, one) for one in _two_ropes(fields, scaling, parameters))
+        if whole.stretches_after and local.stretches_after not in (0, whole.stretches_after):
+            fields.refuse("rope_parameters of both kinds of layers depend on a request's length, but not on the same")
+        return whole, local
     rope = _rope(fields, family, scaling or parameters)
     return rope, rope
 
