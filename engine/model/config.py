@@ -21,6 +21,7 @@ from kernels.api import Activation
 
 _OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")  # whatever text_config says
 _ORIGINAL = "original_max_position_embeddings"  # beside ropes of two kinds it means neither of them
+_MOST_LAYERS = 10_000
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class ModelConfig:
         fields = Fields(path, raw, family.defaults)
         if fields.flag("use_bidirectional_attention") or fields.raw.get("is_causal") is False:
             fields.refuse("use_bidirectional_attention or is_causal says otherwise, but only causal models are served")
-        num_layers, hidden_size = fields.count("num_hidden_layers"), fields.count("hidden_size")
+        num_layers, hidden_size = fields.count("num_hidden_layers", most=_MOST_LAYERS), fields.count("hidden_size")
         rope, local_rope = _ropes(fields, family)
         heads = _heads(fields, family, rope)
         rope.check(path, heads.rotary_dim)

@@ -48,7 +48,7 @@ class RopeConfig:
             scaling["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
         fields = Fields(path, scaling, {})
         kind = fields.text("rope_type", fields.text("type", "default"))
-        kind = "longrope" if kind in ("su", longrope_alias) else kind  # "su" in the first Phi-3 checkpoints
+        kind = "longrope" if kind in ("su", longrope_alias or "su") else kind  # "su" in the first Phi-3 checkpoints
         if kind not in _REQUIRED:
             raise CheckpointError(f"{path}: RoPE scaling {kind!r} is not known; known are {', '.join(_REQUIRED)}")
         missing = [name for name in _REQUIRED[kind] if scaling.get(name) is None]
@@ -85,7 +85,7 @@ class RopeConfig:
         if self.kind == "yarn":
             return max(self.max_position_embeddings, int(self.original_length * self.factor))
         if self.kind in ("linear", "dynamic"):
-            return int(self.max_position_embeddings * self.factor)
+            return int(self.max_position_embeddings * max(self.factor, 1.0))
         return self.max_position_embeddings
 
     @property
@@ -127,12 +127,12 @@ class RopeConfig:
 
 def _check_numbers(fields: Fields, kind: str, theta: float) -> None:
     """CheckpointError for numbers, each of them positive, from which no frequencies follow."""
-    original = fields.number("original_max_position_embeddings", math.inf)
-    if original < 1 or (kind == "longrope" and original < 2):  # logarithms are divided by
-        fields.refuse(f"original_max_position_embeddings {original} is too small")
+    original = fields.number("original_max_position_embeddings", 2.0)
+    if not (2 if kind == "longrope" else 1) <= original < 2**31:  # its logarithm is divided by
+        fields.refuse(f"original_max_position_embeddings {original} is too small or too large")
     if kind == "yarn" and theta == 1:
         fields.refuse("rope_theta 1.0 gives no frequencies for RoPE scaling 'yarn'")
-    low, high = fields.number("low_freq_factor", 1.0), fields.number("high_freq_factor", math.inf)
+    low, high = fields.number("low_freq_factor", 1.0), fields.number("high_freq_factor", 4.0)
     if kind == "llama3" and low > high:
         fields.refuse(f"high_freq_factor {high} is less than low_freq_factor {low}")
 

@@ -75,6 +75,7 @@ class WeightLoader:
     def load(self, progress: Callable[[float], None]) -> Weights:
         """All weights, on the device, in its dtype; CheckpointError names file and tensor."""
         config, reader = self._config, self._reader
+        reader.checkpoint.check_copies()
         embedding = reader.read("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         layers = []
         for index in range(config.num_layers):

@@ -272,6 +272,18 @@ def test_a_wrong_shape_is_named(stored, family, name, shape):
         load(broken)
 
 
+@pytest.mark.parametrize(
+    ("family", "field", "name"),
+    [
+        ("qwen3-moe", "moe_intermediate_size", "experts.0.gate_proj.weight"),
+        ("gpt-oss", "intermediate_size", "experts.gate_up_proj"),
+    ],
+)
+def test_experts_beyond_the_files_are_refused_before_memory_is_taken(stored, family, field, name):
+    with pytest.raises(CheckpointError, match=rf"tensor model\.layers\.0\.mlp\.{name} and its like in shape"):
+        load(changed(stored(family), dict, **{field: 10**9}))
+
+
 def test_mxfp4_of_another_type_is_named(stored):
     name = f"{EXPERTS.format(layer=0)}.gate_up_proj"
     packed = {f"{name}_blocks": torch.zeros(5, 192, 2, 16), f"{name}_scales": torch.zeros(5, 192, 2).to(torch.uint8)}

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -91,6 +92,7 @@ def test_the_older_spelling_of_rope_goes_before_the_newer(load):
         ({"rope_type": "yarn", "factor": 8.0}, 4096, 4096),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512, 512),
         ({"rope_type": "dynamic", "factor": 2.0}, 1024, 512),
+        ({"rope_type": "linear", "factor": 1e-9}, 512, 512),
         ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 512, 512),
     ],
 )
@@ -154,6 +156,13 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"rope_scaling": YARN | {"original_max_position_embeddings": 0.5}}, r"embeddings 0\.5 is too small"),
         ({"rope_scaling": LONGROPE | {"original_max_position_embeddings": 1}}, r"embeddings 1\.0 is too small"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, r"high_freq_factor 0\.5 is less than low_freq_factor 1"),
+        ({"rope_scaling": {"rope_type": ""}}, "RoPE scaling '' is not known"),
+        ({"rope_scaling": YARN | {"factor": 1e308}}, r"factor 1e\+308 is no number below 1e\+30"),
+        ({"rope_theta": 10**400}, r"rope_theta 10+ is no number below"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps nan is no number below"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is more than 10000"),
+        ({"hidden_size": 2**31}, "hidden_size 2147483648 is more than 2147483647"),
+        ({"num_nextn_predict_layers": ""}, "num_nextn_predict_layers must be a positive integer, not ''"),
         ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' needs more than 2 dimensions"),
         ({"eos_token_id": "2"}, "eos_token_id is neither a token id nor a list of them: '2'"),
     ],
