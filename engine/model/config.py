@@ -192,6 +192,8 @@ def _two_ropes(fields: Fields, scaling: dict[str, Any], parameters: dict[str, An
         fields.refuse("rope_scaling says its kind as rope_type in this architecture, not as type")
     nested = Fields(fields.path, parameters, {})
     whole, local = nested.mapping("full_attention") | scaling, nested.mapping("sliding_attention")
+    for one in (whole, local):
+        Fields(fields.path, one, {}).only("truncate", True)  # transformers does not find it there
     return whole, {"rope_theta": fields.number("rope_local_base_freq", 10000.0)} | local
 
 

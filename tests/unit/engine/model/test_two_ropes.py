@@ -54,3 +54,10 @@ def test_both_depend_on_a_requests_length_or_on_the_same(load):
         load(rope_parameters={"full_attention": DYNAMIC, "sliding_attention": LONGROPE})
     assert load(rope_parameters={"full_attention": LONGROPE, "sliding_attention": LONGROPE}).stretches_after == 64
     assert load(rope_parameters={"sliding_attention": LONGROPE}).stretches_after == 64
+
+
+def test_where_yarn_ends_is_rounded_for_either(load):
+    yarn = {"rope_type": "yarn", "factor": 8.0, "truncate": True}
+    assert load(rope_parameters={"sliding_attention": yarn}).local_rope.kind == "yarn"
+    with pytest.raises(CheckpointError, match="truncate False is not served in this architecture"):
+        load(rope_parameters={"sliding_attention": yarn | {"truncate": False}})
