@@ -22,7 +22,8 @@ _BITS = (4, 8)
 def quantization(fields: Fields, architecture: str) -> Quantized | None:
     """None where linears are stored as they are; CheckpointError for what is not served."""
     raw = fields.mapping("quantization_config")
-    method = raw.get("quant_method")
+    config = Fields(fields.path, raw, {})
+    method = config.text("quant_method", "")
     if not raw or (method == "mxfp4" and architecture == "GptOssForCausalLM"):
         return None
     if method not in _FORMATS:
@@ -30,7 +31,7 @@ def quantization(fields: Fields, architecture: str) -> Quantized | None:
             f"quantization_config with quant_method {method!r} is not served; served are {', '.join(_FORMATS)}, and "
             "mxfp4 in GptOssForCausalLM"
         )
-    return _FORMATS[method](Fields(fields.path, raw, {}))
+    return _FORMATS[method](config)
 
 
 def _fp8(config: Fields) -> Quantized:
@@ -56,13 +57,13 @@ def _awq(config: Fields) -> Quantized:
 
 def _compressed(config: Fields) -> Quantized:
     groups = list(config.mapping("config_groups").values())
-    weights = [group.get("weights") for group in groups if isinstance(group, dict)]
+    weights = [Fields(config.path, group, {}).mapping("weights") for group in groups if isinstance(group, dict)]
     if len(weights) != len(groups) or not weights or not all(scheme == weights[0] for scheme in weights):
         config.refuse("config_groups of compressed-tensors must all have the same weights")
     name, sparsity = config.raw.get("format"), config.mapping("sparsity_config")
     if sparsity.get("format", "dense") != "dense":
         config.refuse(f"sparsity_config with format {sparsity['format']!r} is not served")
-    scheme = Fields(config.path, weights[0] or {}, {})
+    scheme = Fields(config.path, weights[0], {})
     symmetric = scheme.raw.get("symmetric", True) is True
     if name == "pack-quantized":
         size = 0 if scheme.raw.get("strategy") == "channel" else scheme.count("group_size")
@@ -76,7 +77,7 @@ def _compressed(config: Fields) -> Quantized:
 
 def _strategy(scheme: Fields) -> tuple[int, int]:
     """Outputs and inputs that share a scale."""
-    strategy = scheme.raw.get("strategy")
+    strategy = scheme.text("strategy", "")
     if strategy == "block":
         return _block(scheme, scheme.integers("block_structure"))
     if strategy == "group":
