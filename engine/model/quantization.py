@@ -11,6 +11,8 @@
 How activations would be rounded is not followed: they are not.
 """
 
+import json
+import re
 from typing import Any
 
 from engine.model.fields import Fields
@@ -63,6 +65,9 @@ def _compressed(config: Fields) -> Quantized:
     name, sparsity = config.raw.get("format"), config.mapping("sparsity_config")
     if sparsity.get("format", "dense") != "dense":
         config.refuse(f"sparsity_config with format {sparsity['format']!r} is not served")
+    places = re.findall(r'"location": "(\w+)"', json.dumps(config.mapping("transform_config")))
+    if not all(place.startswith("weight_") for place in places):  # those are in the weights already
+        config.refuse(f"transform_config of compressed-tensors with location {places} is not served")
     scheme = Fields(config.path, weights[0], {})
     symmetric = scheme.raw.get("symmetric", True) is True
     if name == "pack-quantized":
