@@ -80,6 +80,8 @@ class ModelConfig:
         fields = Fields(path, raw, family.defaults)
         if fields.flag("use_bidirectional_attention") or fields.raw.get("is_causal") is False:
             fields.refuse("use_bidirectional_attention or is_causal says otherwise, but only causal models are served")
+        if fields.raw.get("per_layer_config"):
+            fields.refuse("per_layer_config, by which layers differ in what all have, is not served")
         num_layers, hidden_size = fields.count("num_hidden_layers", most=_MOST_LAYERS), fields.count("hidden_size")
         rope, local_rope = _ropes(fields, family)
         heads = _heads(fields, family, rope)

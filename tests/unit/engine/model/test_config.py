@@ -137,6 +137,7 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served in this architecture"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"is_causal": False}, "is_causal says otherwise, but only causal models are served"),
+        ({"per_layer_config": {"1": {"skip": ["mlp"]}}}, "per_layer_config, by which layers differ"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of strings, not 'LlamaForCausalLM'"),
         ({"architectures": [["LlamaForCausalLM"]]}, "architectures must be a list of strings"),
