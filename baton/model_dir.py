@@ -11,6 +11,7 @@ from typing import Any
 
 from baton.errors import CheckpointError
 
+_MOST_TOKENS = 2**31 - 1
 _RANGES = {
     "temperature": (0, 2),
     "top_p": (1e-6, 1),
@@ -121,6 +122,6 @@ def _recommended(model_dir: Path) -> SamplingDefaults:
 
 def _count(model_dir: Path, config: dict[str, Any], name: str) -> int:
     value = config.get(name, 0)
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
         raise CheckpointError(f"{model_dir / 'config.json'}: {name} is no number of tokens: {value!r}")
     return value

@@ -92,6 +92,16 @@ class Checkpoint:
         is_part = any(name.startswith(_LANGUAGE_MODEL) for name in self._file_of)
         return sorted(name for name in names if not is_part or name.startswith(_LANGUAGE_MODEL))
 
+    def check_copies(self) -> None:
+        """CheckpointError where a tensor is in several shards, with other values: whoever reads them all has others."""
+        for path in self.files:
+            for name in self._shard(path).keys():  # noqa: SIM118 - a shard is no mapping
+                wanted = self._file_of.get(name, path)
+                if wanted == path:
+                    continue
+                if not _are_same(*(self._shard(each).get_tensor(name) for each in (wanted, path))):
+                    self.refuse(name, f"has other values in {path.name}")
+
     def is_zero(self, name: str) -> bool:
         """Whether the tensor, which is there, holds nothing but zeros."""
         return not self._shard(self._file_of[name]).get_tensor(name).any()
@@ -99,6 +109,13 @@ class Checkpoint:
     def lacks(self, name: str) -> NoReturn:
         """Raise a CheckpointError that says that the tensor of that name is missing."""
         raise CheckpointError(f"{self._where()}: tensor {self._stored(name)} is missing")
+
+    def is_too_small(self, name: str, shape: Sequence[int]) -> NoReturn:
+        """Raise a CheckpointError that says that all files together do not hold the tensors of that name and shape."""
+        raise CheckpointError(
+            f"{self._where()}: config.json asks for tensor {self._stored(name)} and its like in shape {list(shape)}, "
+            "which is more than all files hold"
+        )
 
     def _stored(self, name: str) -> str:
         return _LANGUAGE_MODEL + name if _LANGUAGE_MODEL + name in self._file_of else name
@@ -115,24 +132,30 @@ class Checkpoint:
         return self._shards[path]
 
     def _read_index(self) -> dict[str, Path]:
+        path = self._dir / _SINGLE
+        if path.exists():  # before an index, as in transformers
+            return dict.fromkeys(self._shard(path).keys(), path)
         if (self._dir / _INDEX).exists():
             weight_map = read_json(self._dir / _INDEX).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise CheckpointError(f"{self._dir / _INDEX} holds no weight_map")
             return {name: self._inside(file) for name, file in weight_map.items()}
-        path = self._dir / _SINGLE
-        if not path.exists():
-            raise CheckpointError(f"{self._dir} holds neither {_SINGLE} nor {_INDEX}: only safetensors are read")
-        return dict.fromkeys(self._shard(path).keys(), path)
+        raise CheckpointError(f"{self._dir} holds neither {_SINGLE} nor {_INDEX}: only safetensors are read")
 
     def _inside(self, file: object) -> Path:
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\0" in file:
             raise CheckpointError(f"{self._dir / _INDEX}: {file!r} is no file name")
         return self._dir / file
 
     def _where(self) -> Path:
-        index = self._dir / _INDEX
-        return index if index.exists() else self._dir / _SINGLE
+        single = self._dir / _SINGLE
+        return single if single.exists() else self._dir / _INDEX
+
+
+def _are_same(a: Tensor, b: Tensor) -> bool:
+    """To the bit, whatever the type."""
+    is_alike = a.dtype == b.dtype and a.shape == b.shape
+    return is_alike and torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (a, b)))
 
 
 def open_shard(path: Path) -> Any:

@@ -20,6 +20,8 @@ from engine.model.rope import RopeConfig
 from kernels.api import Activation
 
 _OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")  # whatever text_config says
+_ORIGINAL = "original_max_position_embeddings"  # beside ropes of two kinds it means neither of them
+_MOST_LAYERS = 10_000
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 _log = logging.getLogger(__name__)
@@ -78,7 +80,9 @@ class ModelConfig:
         fields = Fields(path, raw, family.defaults)
         if fields.flag("use_bidirectional_attention") or fields.raw.get("is_causal") is False:
             fields.refuse("use_bidirectional_attention or is_causal says otherwise, but only causal models are served")
-        num_layers, hidden_size = fields.count("num_hidden_layers"), fields.count("hidden_size")
+        if fields.raw.get("per_layer_config"):
+            fields.refuse("per_layer_config, by which layers differ in what all have, is not served")
+        num_layers, hidden_size = fields.count("num_hidden_layers", most=_MOST_LAYERS), fields.count("hidden_size")
         rope, local_rope = _ropes(fields, family)
         heads = _heads(fields, family, rope)
         rope.check(path, heads.rotary_dim)
@@ -171,9 +175,13 @@ def _compare(path: Path, architecture: str, model_type: object) -> None:
 def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:
     """That of the layers that see all, and that of the layers with a window."""
     scaling, parameters = fields.mapping("rope_scaling"), fields.mapping("rope_parameters")
+    if fields.raw.get("rope_parameters") is None:
+        parameters = family.defaults.get("rope_parameters", {})
     if family.two_ropes:
-        ropes = tuple(_rope(fields, family, one) for one in _two_ropes(fields, scaling, parameters))
-        return ropes[0], ropes[1]
+        whole, local = (_rope(fields, family, one) for one in _two_ropes(fields, scaling, parameters))
+        if whole.stretches_after and local.stretches_after not in (0, whole.stretches_after):
+            fields.refuse("rope_parameters of both kinds of layers depend on a request's length, but not on the same")
+        return whole, local
     rope = _rope(fields, family, scaling or parameters)
     return rope, rope
 
@@ -186,11 +194,14 @@ def _two_ropes(fields: Fields, scaling: dict[str, Any], parameters: dict[str, An
         fields.refuse("rope_scaling says its kind as rope_type in this architecture, not as type")
     nested = Fields(fields.path, parameters, {})
     whole, local = nested.mapping("full_attention") | scaling, nested.mapping("sliding_attention")
+    for one in (whole, local):
+        Fields(fields.path, one, {}).only("truncate", True)  # transformers does not find it there
     return whole, {"rope_theta": fields.number("rope_local_base_freq", 10000.0)} | local
 
 
 def _rope(fields: Fields, family: Family, parameters: dict[str, Any]) -> RopeConfig:
-    rope = RopeConfig.from_json(fields.path, {**fields.raw, "rope_parameters": parameters}, family.longrope_alias)
+    said = {name: value for name, value in fields.raw.items() if not (family.two_ropes and name == _ORIGINAL)}
+    rope = RopeConfig.from_json(fields.path, said | {"rope_parameters": parameters}, family.longrope_alias)
     if rope.partial != 1.0 and not family.partial_rotary:
         fields.refuse(f"partial_rotary_factor {rope.partial} is not served in this architecture")
     return rope
@@ -198,8 +209,8 @@ def _rope(fields: Fields, family: Family, parameters: dict[str, Any]) -> RopeCon
 
 def _activation(fields: Fields, field: str) -> Activation:
     name = fields.text(field, "silu")
-    if name not in _ACTIVATIONS:
-        fields.refuse(f"{field} {name!r} is not one of {', '.join(_ACTIVATIONS)}")
+    if name not in _ACTIVATIONS or fields.raw.get(field, name) is None:
+        fields.refuse(f"{field} {fields.raw[field]!r} is not one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

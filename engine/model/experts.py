@@ -98,7 +98,8 @@ class MixtureLoader:
         if f"{name}.gate_up_proj" in reader:
             gate_up = reader.read(f"{name}.gate_up_proj", num_experts, 2 * size, hidden)
             return gate_up, reader.read(f"{name}.down_proj", num_experts, hidden, size)
-        gate_up, down = reader.empty(num_experts, 2 * size, hidden), reader.empty(num_experts, hidden, size)
+        gate_up = reader.room(f"{name}.0.{gate_name}.weight", num_experts, 2 * size, hidden)
+        down = reader.room(f"{name}.0.{down_name}.weight", num_experts, hidden, size)
         for expert in range(num_experts):
             reader.read_into(gate_up[expert, :size], f"{name}.{expert}.{gate_name}.weight")
             reader.read_into(gate_up[expert, size:], f"{name}.{expert}.{up_name}.weight")
@@ -116,7 +117,7 @@ class MixtureLoader:
     def _transposed(self, name: str, num_outputs: int, num_inputs: int) -> Tensor:
         """[E, outputs, inputs] of a tensor that is stored the other way round, or in MXFP4."""
         checkpoint, num_experts = self._reader.checkpoint, self._mixture.num_experts
-        target = self._reader.empty(num_experts, num_outputs, num_inputs)
+        target = self._reader.room(name, num_experts, num_outputs, num_inputs)
         if f"{name}_blocks" not in checkpoint:
             stored = checkpoint.tensor(name, (num_experts, num_inputs, num_outputs))
             for expert, turned in zip(target, stored, strict=True):

@@ -58,7 +58,6 @@ _GPT_OSS_DEFAULTS = {
     "torch_dtype": "bfloat16",
     "attention_bias": True,
     "sliding_window": 128,
-    "sliding_window_pattern": 2,
     "num_experts_per_tok": 4,
     "rope_theta": 150000.0,
     "rope_parameters": _GPT_OSS_YARN,
@@ -122,8 +121,7 @@ FAMILIES = {
     ),
     "Gemma2ForCausalLM": Family(
         model_type="gemma2",
-        defaults=_GEMMA_DEFAULTS
-        | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "sliding_window_pattern": 2},
+        defaults=_GEMMA_DEFAULTS | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
         optional_qkv_bias=True,
         optional_o_bias=True,
         norms=_GEMMA_NORMS,
@@ -133,7 +131,7 @@ FAMILIES = {
         attention_softcap=True,
         logit_softcap=True,
         scales_embedding=True,
-        windows=windows.patterned_windows,
+        windows=windows.alternating_windows,
     ),
     "Gemma3ForCausalLM": Family(
         model_type="gemma3_text",
@@ -188,7 +186,7 @@ FAMILIES = {
         optional_o_bias=True,
         activation="swiglu_oai",
         sinks=True,
-        windows=windows.patterned_windows,
+        windows=windows.alternating_windows,
         mixture=mixtures.gpt_oss,
     ),
     "DeepseekV2ForCausalLM": Family(

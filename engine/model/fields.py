@@ -1,11 +1,13 @@
 """Checked access to the fields of a config.json: every error names the file and the field."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from baton.errors import CheckpointError
+
+_MOST = 2**31 - 1  # of what is counted
+_LARGEST = 1e30  # of numbers, so that products of a few are finite in fp32, or nearly
 
 
 class Fields:
@@ -15,17 +17,19 @@ class Fields:
         self.path = path
         self.raw = {**defaults, **raw}  # a null is kept: it may say "none", where nothing said means a default
 
-    def count(self, name: str, default: int | None = None) -> int:
+    def count(self, name: str, default: int | None = None, most: int = _MOST) -> int:
         """A positive integer; `default` where it is null or missing."""
         value = self.raw.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self.refuse(f"{name} must be a positive integer, not {value!r}")
+        if value > most:
+            self.refuse(f"{name} {value} is more than {most}")
         return value
 
     def optional_count(self, name: str) -> int:
         """0 where it is null, missing or 0."""
-        return self.count(name) if self.raw.get(name) else 0
+        return 0 if self.raw.get(name) in (None, 0) else self.count(name)
 
     def number(self, name: str, default: float) -> float:
         """`default` where it is null or missing."""
@@ -33,12 +37,14 @@ class Fields:
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool):
             self.refuse(f"{name} must be a number, not {value!r}")
+        if not abs(value) <= _LARGEST:  # not a number either
+            self.refuse(f"{name} {value!r} is no number below {_LARGEST}")
         return float(value)
 
     def positive(self, name: str, default: float) -> float:
         """A number above 0; `default` where it is null or missing."""
         value = self.number(name, default)
-        if not 0 < value < math.inf:
+        if value < 1 / _LARGEST:
             self.refuse(f"{name} must be more than 0, not {value!r}")
         return value
 

@@ -118,9 +118,9 @@ class LatentAttentionLoader:
         num_heads, nope, rank = config.num_heads, latent.nope_dim, latent.kv_rank
         rows = num_heads * (nope + latent.value_dim)
         both = reader.read(f"{name}.kv_b_proj.weight", rows, rank).view(num_heads, -1, rank)
-        absorb = reader.empty(num_heads, config.head_dim, nope + latent.rope_dim).zero_()
+        absorb = both.new_zeros(num_heads, config.head_dim, nope + latent.rope_dim)
         absorb[:, self._latent_dims, :nope] = both[:, :nope].transpose(1, 2)
         absorb[:, self._rope_dims, nope + self._rope_order] = 1.0
-        values = reader.empty(num_heads, latent.value_dim, config.head_dim).zero_()
+        values = both.new_zeros(num_heads, latent.value_dim, config.head_dim)
         values[:, :, self._latent_dims] = both[:, nope:]
         return absorb, values

@@ -1,8 +1,8 @@
 """Tensors of a checkpoint that no part of its model has read: signs that config.json does not say all of it.
 
 Numbers are then not those of the model that was trained, as where biases or norms are left out, so they are named.
-Known and no loss are: what is computed from config.json, an output head that is tied, layers that only draft tokens,
-how activations or a cache would be rounded, and biases of zeros, which some quantizers write.
+Known and no loss are: what is computed from config.json, layers that only draft tokens, how activations or a cache
+would be rounded, and biases of zeros, which some quantizers write.
 """
 
 import logging
@@ -31,8 +31,6 @@ def warn(checkpoint: Checkpoint, config: ModelConfig) -> None:
 
 
 def _matters(name: str, checkpoint: Checkpoint, config: ModelConfig) -> bool:
-    if name.endswith("lm_head.weight") and config.tie_word_embeddings:
-        return False
     layer = re.search(r"model\.layers\.(\d+)\.", name)
     if layer and 0 <= int(layer[1]) - config.num_layers < config.num_draft_layers:
         return False

@@ -11,6 +11,8 @@
 How activations would be rounded is not followed: they are not.
 """
 
+import json
+import re
 from typing import Any
 
 from engine.model.fields import Fields
@@ -22,7 +24,8 @@ _BITS = (4, 8)
 def quantization(fields: Fields, architecture: str) -> Quantized | None:
     """None where linears are stored as they are; CheckpointError for what is not served."""
     raw = fields.mapping("quantization_config")
-    method = raw.get("quant_method")
+    config = Fields(fields.path, raw, {})
+    method = config.text("quant_method", "")
     if not raw or (method == "mxfp4" and architecture == "GptOssForCausalLM"):
         return None
     if method not in _FORMATS:
@@ -30,7 +33,7 @@ def quantization(fields: Fields, architecture: str) -> Quantized | None:
             f"quantization_config with quant_method {method!r} is not served; served are {', '.join(_FORMATS)}, and "
             "mxfp4 in GptOssForCausalLM"
         )
-    return _FORMATS[method](Fields(fields.path, raw, {}))
+    return _FORMATS[method](config)
 
 
 def _fp8(config: Fields) -> Quantized:
@@ -56,13 +59,16 @@ def _awq(config: Fields) -> Quantized:
 
 def _compressed(config: Fields) -> Quantized:
     groups = list(config.mapping("config_groups").values())
-    weights = [group.get("weights") for group in groups if isinstance(group, dict)]
+    weights = [Fields(config.path, group, {}).mapping("weights") for group in groups if isinstance(group, dict)]
     if len(weights) != len(groups) or not weights or not all(scheme == weights[0] for scheme in weights):
         config.refuse("config_groups of compressed-tensors must all have the same weights")
     name, sparsity = config.raw.get("format"), config.mapping("sparsity_config")
     if sparsity.get("format", "dense") != "dense":
         config.refuse(f"sparsity_config with format {sparsity['format']!r} is not served")
-    scheme = Fields(config.path, weights[0] or {}, {})
+    places = re.findall(r'"location": "(\w+)"', json.dumps(config.mapping("transform_config")))
+    if not all(place.startswith("weight_") for place in places):  # those are in the weights already
+        config.refuse(f"transform_config of compressed-tensors with location {places} is not served")
+    scheme = Fields(config.path, weights[0], {})
     symmetric = scheme.raw.get("symmetric", True) is True
     if name == "pack-quantized":
         size = 0 if scheme.raw.get("strategy") == "channel" else scheme.count("group_size")
@@ -76,7 +82,7 @@ def _compressed(config: Fields) -> Quantized:
 
 def _strategy(scheme: Fields) -> tuple[int, int]:
     """Outputs and inputs that share a scale."""
-    strategy = scheme.raw.get("strategy")
+    strategy = scheme.text("strategy", "")
     if strategy == "block":
         return _block(scheme, scheme.integers("block_structure"))
     if strategy == "group":

@@ -48,7 +48,7 @@ class RopeConfig:
             scaling["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
         fields = Fields(path, scaling, {})
         kind = fields.text("rope_type", fields.text("type", "default"))
-        kind = "longrope" if kind in ("su", longrope_alias) else kind  # "su" in the first Phi-3 checkpoints
+        kind = "longrope" if kind in ("su", longrope_alias or "su") else kind  # "su" in the first Phi-3 checkpoints
         if kind not in _REQUIRED:
             raise CheckpointError(f"{path}: RoPE scaling {kind!r} is not known; known are {', '.join(_REQUIRED)}")
         missing = [name for name in _REQUIRED[kind] if scaling.get(name) is None]
@@ -59,6 +59,7 @@ class RopeConfig:
         for name in ("mscale", "mscale_all_dim"):
             fields.number(name, 1.0)
         theta = fields.positive("rope_theta", model.positive("rope_theta", 10000.0))
+        _check_numbers(fields, kind, theta)
         partial = fields.positive("partial_rotary_factor", model.positive("partial_rotary_factor", 1.0))
         return cls(
             kind=kind,
@@ -84,7 +85,7 @@ class RopeConfig:
         if self.kind == "yarn":
             return max(self.max_position_embeddings, int(self.original_length * self.factor))
         if self.kind in ("linear", "dynamic"):
-            return int(self.max_position_embeddings * self.factor)
+            return int(self.max_position_embeddings * max(self.factor, 1.0))
         return self.max_position_embeddings
 
     @property
@@ -113,6 +114,8 @@ class RopeConfig:
         """CheckpointError unless a head's `rotary_dim` dimensions can be rotated as this says."""
         if rotary_dim % 2 or not rotary_dim or self.partial > 1:
             raise CheckpointError(f"{path}: partial_rotary_factor {self.partial} makes {rotary_dim} dimensions rotate")
+        if self.kind == "dynamic" and rotary_dim == 2:
+            raise CheckpointError(f"{path}: RoPE scaling 'dynamic' needs more than 2 dimensions that rotate")
         if self.kind == "longrope":
             for name in ("short_factor", "long_factor"):
                 factors = self.values.get(name)
@@ -120,6 +123,18 @@ class RopeConfig:
                     raise CheckpointError(
                         f"{path}: RoPE scaling 'longrope' needs {rotary_dim // 2} positive numbers as {name}"
                     )
+
+
+def _check_numbers(fields: Fields, kind: str, theta: float) -> None:
+    """CheckpointError for numbers, each of them positive, from which no frequencies follow."""
+    original = fields.number("original_max_position_embeddings", 2.0)
+    if not (2 if kind == "longrope" else 1) <= original < 2**31:  # its logarithm is divided by
+        fields.refuse(f"original_max_position_embeddings {original} is too small or too large")
+    if kind == "yarn" and theta == 1:
+        fields.refuse("rope_theta 1.0 gives no frequencies for RoPE scaling 'yarn'")
+    low, high = fields.number("low_freq_factor", 1.0), fields.number("high_freq_factor", 4.0)
+    if kind == "llama3" and low > high:
+        fields.refuse(f"high_freq_factor {high} is less than low_freq_factor {low}")
 
 
 def _is_positive(value: object) -> bool:

@@ -3,6 +3,8 @@
 Which tensors a layer has is the business of the modules that load it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ class TensorReader:
         self.dtype = dtype
         self.device = device
         self._quantized = quantized
+        self._num_values = checkpoint.num_values(quantized.values_per_word if quantized else 1)
 
     def __contains__(self, name: str) -> bool:
         if name in self.checkpoint or self._quantized is None:
@@ -44,8 +47,10 @@ class TensorReader:
         """Fill `target`, which says the shape."""
         target.copy_(self._mapped(name, tuple(target.shape)))
 
-    def empty(self, *shape: int) -> Tensor:
-        """Room for parts that are read one by one."""
+    def room(self, name: str, *shape: int) -> Tensor:
+        """For parts of `name` that are read one by one; CheckpointError where the files cannot hold so many values."""
+        if math.prod(shape) > self._num_values:
+            self.checkpoint.is_too_small(name, shape)
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def outputs(self, parts: dict[str, int], fused: str, *rest: int) -> Tensor:
@@ -55,7 +60,7 @@ class TensorReader:
             if not self.checkpoint.has_linear(fused.split(".")[-2]):
                 self.checkpoint.lacks(next(iter(parts)))
             return self.read(fused, rows, *rest)
-        target = self.empty(rows, *rest)
+        target = self.room(next(iter(parts)), rows, *rest)
         for part, name in zip(torch.split(target, list(parts.values())), parts, strict=True):
             self.read_into(part, name)
         return target

@@ -2,6 +2,7 @@
 feed-forward are read by their own modules, files by `engine.model.checkpoint`, and laying weights out is the kernels'.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,10 @@ from engine.model.packer import Packer
 from engine.model.tensors import TensorReader
 from kernels.api import Attention, Kernels, Linear
 from kernels.dispatch import load as load_kernels
+
+_HEAD = "lm_head.weight"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +75,32 @@ class WeightLoader:
     def load(self, progress: Callable[[float], None]) -> Weights:
         """All weights, on the device, in its dtype; CheckpointError names file and tensor."""
         config, reader = self._config, self._reader
+        reader.checkpoint.check_copies()
         embedding = reader.read("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         layers = []
         for index in range(config.num_layers):
             progress(index / (config.num_layers + 1))
             layers.append(self._layer(index))
         final_norm = reader.wide("model.norm.weight", config.hidden_size) + config.norm_offset
-        head = embedding
-        if not config.tie_word_embeddings:
-            head = reader.read("lm_head.weight", config.vocab_size, config.hidden_size)
         scale = torch.tensor(config.embedding_scale, dtype=reader.dtype).item()  # rounded as the model's own code does
-        weights = Weights(embedding, scale, tuple(layers), final_norm, self._kernels.pack_linear(head, None))
+        lm_head = self._kernels.pack_linear(self._head(embedding), None)
+        weights = Weights(embedding, scale, tuple(layers), final_norm, lm_head)
         leftovers.warn(reader.checkpoint, config)
         progress(1.0)
         return weights
+
+    def _head(self, embedding: Tensor) -> Tensor:
+        """[V, H]: the embedding where both are tied, unless the checkpoint brings another, as transformers 5 has it."""
+        config, reader = self._config, self._reader
+        if config.tie_word_embeddings and _HEAD not in reader:
+            return embedding
+        head = reader.read(_HEAD, config.vocab_size, config.hidden_size)
+        if not config.tie_word_embeddings:
+            return head
+        if torch.equal(head, embedding):
+            return embedding
+        _log.warning("%s is used, for it is not the embedding, though config.json ties them", _HEAD)
+        return head
 
     def _layer(self, index: int) -> LayerWeights:
         config, prefix, norms = self._config, f"model.layers.{index}", self._config.norms

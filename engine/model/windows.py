@@ -15,22 +15,29 @@ def asked_window(fields: Fields, num_layers: int) -> tuple[int, ...]:
 
 def upper_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
     """Where asked for: in the upper layers, or in the layers that `layer_types` names."""
-    first = fields.optional_count("max_window_layers")
-    window = fields.optional_count("sliding_window") * fields.flag("use_sliding_window")
-    return _typed_windows(fields, window, [layer >= first for layer in range(num_layers)])
+    is_asked, first = fields.flag("use_sliding_window"), fields.optional_count("max_window_layers")
+    has_window = is_asked and bool(fields.optional_count("sliding_window"))
+    windows = _typed_windows(fields, [has_window and layer >= first for layer in range(num_layers)])
+    if any(windows) and not is_asked:
+        fields.refuse("layer_types names sliding_attention, though use_sliding_window is not set")
+    return windows
+
+
+def alternating_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
+    """In every other layer, the first among them, or in those that `layer_types` names."""
+    return _typed_windows(fields, [layer % 2 == 0 for layer in range(num_layers)])
 
 
 def patterned_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
     """In all layers but every n-th, or in those that `layer_types` names."""
     period = fields.count("sliding_window_pattern")
-    window = fields.optional_count("sliding_window")
-    return _typed_windows(fields, window, [(layer + 1) % period > 0 for layer in range(num_layers)])
+    return _typed_windows(fields, [(layer + 1) % period > 0 for layer in range(num_layers)])
 
 
-def _typed_windows(fields: Fields, window: int, default: list[bool]) -> tuple[int, ...]:
-    kinds = fields.strings("layer_types")
-    if not kinds:
-        return tuple(window * has_one for has_one in default)
-    if len(kinds) < len(default) or not {*kinds} <= {"sliding_attention", "full_attention"}:
-        fields.refuse(f"layer_types {kinds} do not say of {len(default)} layers sliding_attention or full_attention")
-    return tuple(window * (kind == "sliding_attention") for kind in kinds[: len(default)])
+def _typed_windows(fields: Fields, default: list[bool]) -> tuple[int, ...]:
+    kinds, num_layers = fields.strings("layer_types"), len(default)
+    if kinds and (len(kinds) < num_layers or not {*kinds} <= {"sliding_attention", "full_attention"}):
+        fields.refuse(f"layer_types {kinds} do not say of {num_layers} layers sliding_attention or full_attention")
+    has_window = [kind == "sliding_attention" for kind in kinds[:num_layers]] or default
+    window = fields.count("sliding_window") if any(has_window) else 0
+    return tuple(window * has_one for has_one in has_window)

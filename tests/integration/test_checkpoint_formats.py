@@ -84,6 +84,11 @@ def test_experts_one_by_one_or_together(stored):
     assert logprobs(changed(directory, together)) == logprobs(directory)
 
 
+def test_a_head_of_its_own_is_used_whatever_config_json_says(stored):
+    directory = stored("llama-bias-untied")
+    assert logprobs(changed(directory, dict, tie_word_embeddings=True)) == logprobs(directory)
+
+
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [("gemma3", "Gemma3ForConditionalGeneration"), ("mistral", "Mistral3ForConditionalGeneration")],
@@ -265,6 +270,18 @@ def test_a_wrong_shape_is_named(stored, family, name, shape):
         CheckpointError, match=rf"model\.safetensors: tensor {name} has shape {said}, config\.json asks"
     ):
         load(broken)
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "name"),
+    [
+        ("qwen3-moe", "moe_intermediate_size", "experts.0.gate_proj.weight"),
+        ("gpt-oss", "intermediate_size", "experts.gate_up_proj"),
+    ],
+)
+def test_experts_beyond_the_files_are_refused_before_memory_is_taken(stored, family, field, name):
+    with pytest.raises(CheckpointError, match=rf"tensor model\.layers\.0\.mlp\.{name} and its like in shape"):
+        load(changed(stored(family), dict, **{field: 10**9}))
 
 
 def test_mxfp4_of_another_type_is_named(stored):

@@ -50,7 +50,15 @@ def test_a_broken_file_of_the_model_is_named(model_dirs, tmp_path, name):
         load(config(path))
 
 
-@pytest.mark.parametrize(("text", "said"), [('{"vocab_size": "many"}', "vocab_size"), ("[]", "config.json")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"vocab_size": "many"}', "vocab_size"),
+        ('{"vocab_size": 1000000000000000000000}', "vocab_size is no number of tokens"),
+        ('{"max_position_embeddings": true}', "max_position_embeddings is no number of tokens"),
+        ("[]", "config.json"),
+    ],
+)
 def test_a_nonsensical_config_is_named(model_dirs, tmp_path, text, said):
     path = shutil.copytree(model_dirs["chatml"], tmp_path / "model")
     (path / "config.json").write_text(text)

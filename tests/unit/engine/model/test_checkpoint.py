@@ -126,7 +126,56 @@ def test_index_that_names_a_tensor_elsewhere(sharded):
 
 
 @pytest.mark.parametrize(
-    "index", [{}, {"weight_map": []}, {"weight_map": {"a": "../a.safetensors"}}, {"weight_map": {"a": 1}}]
+    ("dtype", "change", "is_refused"),
+    [(None, 0, False), (None, 1, True), (torch.int8, 0, True), (torch.float8_e4m3fn, 0, True)],
+)
+def test_a_tensor_in_several_shards(sharded, dtype, change, is_refused):
+    first, second, _ = sorted(sharded.glob("*.safetensors"))
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(load_file(second) | {name: (tensor + change).to(dtype or tensor.dtype)}, second)
+    if not is_refused:
+        load(sharded)
+        return
+    with pytest.raises(CheckpointError, match=rf"{first.name}: tensor {name} has other values in {second.name}"):
+        load(sharded)
+
+
+def test_one_file_goes_before_an_index(sharded, tmp_path):
+    """As in transformers: what is left of a model that was saved in parts is not read."""
+    whole = load_file(random_checkpoint.write(tmp_path / "whole", seed=1) / "model.safetensors")
+    save_file(whole, sharded / "model.safetensors")
+    assert torch.equal(load(sharded).embedding, whole["model.embed_tokens.weight"])
+    change(sharded / "model.safetensors", **{"model.norm.weight": None})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor model\.norm\.weight is missing"):
+        load(sharded)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "intermediate_size",
+            10**8,
+            r"mlp\.gate_proj\.weight and its like in shape \[200000000, 64\], .* more than all",
+        ),
+        ("num_attention_heads", 10**7, r"self_attn\.q_proj\.weight and its like in shape"),
+        ("intermediate_size", 161, r"mlp\.gate_proj\.weight has shape \[160, 64\], config\.json asks for \[161, 64\]"),
+    ],
+)
+def test_sizes_beyond_the_files_are_refused_before_memory_is_taken(single, field, value, message):
+    config = json.loads((single / "config.json").read_text())
+    (single / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(CheckpointError, match=message):
+        load(single)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {},
+        {"weight_map": []},
+        *({"weight_map": {"a": file}} for file in ("../a.safetensors", 1, "", "..", "a\0.safetensors")),
+    ],
 )
 def test_broken_index(sharded, index):
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))

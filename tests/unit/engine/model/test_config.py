@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -7,6 +8,8 @@ from engine.model.config import ModelConfig
 from engine.random_checkpoint import TINY
 
 YARN = {"type": "yarn", "factor": 2}
+LLAMA3 = {"type": "llama3", "factor": 2, "low_freq_factor": 1.0}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
 @pytest.fixture
@@ -56,6 +59,12 @@ def test_windows(load):
     assert load(qwen | {"use_sliding_window": True, "layer_types": kinds}).windows == (32, 0, 32, 0)
 
 
+def test_an_activation_of_null_is_none_that_is_served(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"hidden_act": None}))
+    with pytest.raises(CheckpointError, match="hidden_act None is not one of silu"):
+        ModelConfig.load(tmp_path)
+
+
 def test_null_window_is_no_window(tmp_path):
     raw = TINY | {"architectures": ["MistralForCausalLM"], "sliding_window": None}
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -83,6 +92,7 @@ def test_the_older_spelling_of_rope_goes_before_the_newer(load):
         ({"rope_type": "yarn", "factor": 8.0}, 4096, 4096),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512, 512),
         ({"rope_type": "dynamic", "factor": 2.0}, 1024, 512),
+        ({"rope_type": "linear", "factor": 1e-9}, 512, 512),
         ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 512, 512),
     ],
 )
@@ -127,6 +137,7 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served in this architecture"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"is_causal": False}, "is_causal says otherwise, but only causal models are served"),
+        ({"per_layer_config": {"1": {"skip": ["mlp"]}}}, "per_layer_config, by which layers differ"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of strings, not 'LlamaForCausalLM'"),
         ({"architectures": [["LlamaForCausalLM"]]}, "architectures must be a list of strings"),
@@ -142,6 +153,18 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"rope_scaling": YARN | {"original_max_position_embeddings": "x"}}, "embeddings must be a number, not 'x'"),
         ({"partial_rotary_factor": "half"}, "partial_rotary_factor must be a number"),
         ({"rope_scaling": {"type": "longrope", "short_factor": ["1"] * 8}}, "'longrope' needs 8 positive numbers"),
+        ({"rope_theta": 1, "rope_scaling": YARN}, r"rope_theta 1\.0 gives no frequencies"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 0.5}}, r"embeddings 0\.5 is too small"),
+        ({"rope_scaling": LONGROPE | {"original_max_position_embeddings": 1}}, r"embeddings 1\.0 is too small"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, r"high_freq_factor 0\.5 is less than low_freq_factor 1"),
+        ({"rope_scaling": {"rope_type": ""}}, "RoPE scaling '' is not known"),
+        ({"rope_scaling": YARN | {"factor": 1e308}}, r"factor 1e\+308 is no number below 1e\+30"),
+        ({"rope_theta": 10**400}, r"rope_theta 10+ is no number below"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps nan is no number below"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is more than 10000"),
+        ({"hidden_size": 2**31}, "hidden_size 2147483648 is more than 2147483647"),
+        ({"num_nextn_predict_layers": ""}, "num_nextn_predict_layers must be a positive integer, not ''"),
+        ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' needs more than 2 dimensions"),
         ({"eos_token_id": "2"}, "eos_token_id is neither a token id nor a list of them: '2'"),
     ],
 )

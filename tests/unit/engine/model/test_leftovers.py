@@ -51,7 +51,6 @@ def test_a_long_list_is_cut(caplog, directory):
     [
         f"{LAYER}.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",
-        "lm_head.weight",
         f"{LAYER}.mlp.up_proj.input_scale",
         f"{LAYER}.self_attn.k_scale",
         f"{LAYER}.mlp.up_proj.weight_shape",
@@ -60,6 +59,12 @@ def test_a_long_list_is_cut(caplog, directory):
 )
 def test_what_is_known_to_be_no_loss_is_not_mentioned(caplog, directory, name):
     assert not told(caplog, directory, {name: torch.ones(4)}, num_nextn_predict_layers=1)
+
+
+def test_a_head_that_is_the_embedding_is_no_loss_and_another_one_is_told(caplog, directory):
+    embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
+    assert not told(caplog, directory, {"lm_head.weight": embedding.clone()})
+    assert "lm_head.weight is used" in told(caplog, directory, {"lm_head.weight": embedding + 1})
 
 
 def test_biases_of_zeros_are_no_loss(caplog, directory):

@@ -26,6 +26,11 @@ def compressed(name: str = "pack-quantized", **weights) -> dict[str, Any]:
     }
 
 
+def rotated(*places: str) -> dict[str, Any]:
+    applied = [{"targets": ["Linear"], "location": place, "inverse": False} for place in places]
+    return {"transform_config": {"config_groups": {"R": {"type": "hadamard", "apply": applied}}}}
+
+
 def read(config: dict[str, Any], architecture: str = "LlamaForCausalLM") -> Quantized | None:
     return quantization(Fields(Path("config.json"), {"quantization_config": config}, {}), architecture)
 
@@ -41,6 +46,7 @@ def read(config: dict[str, Any], architecture: str = "LlamaForCausalLM") -> Quan
         (AUTO_AWQ, AWQ(128)),
         ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"}, AWQ(64)),
         (compressed(), Packed(4, 128, symmetric=True)),
+        (compressed() | rotated("weight_input", "weight_output"), Packed(4, 128, symmetric=True)),
         (compressed(strategy="channel", num_bits=8, symmetric=False, group_size=None), Packed(8, 0, symmetric=False)),
         (compressed("float-quantized", num_bits=8, type="float", strategy="channel"), Scaled((1, 0))),
         (compressed("float-quantized", num_bits=8, strategy="block", block_structure=[128, 64]), Scaled((128, 64))),
@@ -60,6 +66,10 @@ def test_what_tools_write(config, wanted):
             {"quant_method": "bitsandbytes"},
             "'bitsandbytes' is not served; served are fp8, gptq, awq, compressed-tensors",
         ),
+        ({"quant_method": ["fp8"]}, r"quant_method must be a string, not \['fp8'\]"),
+        (compressed() | {"config_groups": {"a": {"weights": "int4"}}}, "weights must be an object, not 'int4'"),
+        (compressed() | rotated("weight_input", "input"), r"location \['weight_input', 'input'\] is not served"),
+        (compressed("int-quantized", num_bits=8, strategy=["group"]), "strategy must be a string"),
         ({"quant_method": "mxfp4"}, "mxfp4 in GptOssForCausalLM"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"two sizes, not \[128\]"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"two sizes, not \[128, 0\]"),
