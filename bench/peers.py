@@ -3,24 +3,29 @@
     baton bench peers --vllm ~/vllm/bin/vllm --llama-server ~/llama.cpp/build/bin/llama-server --gguf llama-107m.gguf
 
 Every server has all cores, the same bf16 model (a random 107M Llama, or --model) and the same client: waves of 1, 8 and
-32 requests at once with 128 random tokens in and 64 out, greedy, then single prompts of 512 and 2048 tokens. Servers
-take turns over the rounds; each figure is the best of its rounds. transformers runs in this process, without HTTP.
+32 requests at once with 128 random tokens in and 64 out, greedy, of which each figure is the best of its rounds; and
+single prompts of 512 and 2048 tokens, for which all servers run and take turns prompt by prompt, so that a slow minute
+meets all: medians. transformers runs in this process, without HTTP.
 """
 
 import argparse
 import asyncio
 import contextlib
 import os
+import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bench import _command, serve
 from bench._machine import free_port, machine
@@ -30,6 +35,7 @@ from engine import random_checkpoint
 START_TIMEOUT_S = 300.0
 WAVES = (1, 8, 32)
 PROMPTS = (512, 2048)
+PROMPT_TURNS = 25
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
 
 Figures = dict[str, float]  # column -> tokens per second
@@ -53,8 +59,10 @@ def main(argv: Sequence[str]) -> int:
         servers = _servers(args, model, scratch)
         best: dict[str, Figures] = {server.name: {} for server in servers}
         for server in in_turns(servers, args.rounds):
-            for column, value in _measure(server, model).items():
+            for column, value in _waves(server, model).items():
                 best[server.name][column] = max(value, best[server.name].get(column, 0.0))
+        for name, figures in _prompts(servers, model).items():
+            best[name] |= figures
     print(f"{machine()}\n{_command.line('peers', [Path(word).name for word in argv])}\n")
     print(_table(best))
     return 0
@@ -94,14 +102,36 @@ def _servers(args: argparse.Namespace, model: str, scratch: str) -> list[Server]
     return servers
 
 
-def _measure(server: Server, model: str) -> Figures:
+def _waves(server: Server, model: str) -> Figures:
     if not server.command:
-        return _transformers(model)
+        run = _transformers(model)
+        return {f"c{n}": n * OUTPUT_TOKENS / run(n, PROMPT_TOKENS, OUTPUT_TOKENS) for n in WAVES}
     with _running(server):
         _drive(server, 1, 64, 2, requests=2)  # the first request compiles and warms up
-        waves = {f"c{n}": _drive(server, n, PROMPT_TOKENS, OUTPUT_TOKENS, requests=max(n, 4)) for n in WAVES}
-        prompts = {f"prefill {n}": _drive(server, 1, n, 1, requests=3, of_prompt=True) for n in PROMPTS}
-    return waves | prompts
+        return {f"c{n}": _drive(server, n, PROMPT_TOKENS, OUTPUT_TOKENS, requests=max(n, 4)) for n in WAVES}
+
+
+def _prompts(servers: list[Server], model: str) -> dict[str, Figures]:
+    """Server -> prompt tokens per second to the first token, by column."""
+    with contextlib.ExitStack() as running:
+        rates: dict[str, Callable[[int], float]] = {}
+        for server in servers:
+            if server.command:
+                running.enter_context(_running(server))
+                rates[server.name] = partial(_prompt_rate, server)
+            else:
+                rates[server.name] = partial(_rate_of, _transformers(model))
+        for rate in rates.values():
+            rate(max(PROMPTS))  # warms up
+        taken: dict[tuple[str, int], list[float]] = {(name, n): [] for name in rates for n in PROMPTS}
+        for _ in range(PROMPT_TURNS):
+            for name, n in random.sample(sorted(taken), len(taken)):
+                taken[name, n].append(rates[name](n))
+    return {name: {f"prefill {n}": statistics.median(taken[name, n]) for n in PROMPTS} for name in rates}
+
+
+def _rate_of(seconds: Callable[[int, int, int], float], num_tokens: int) -> float:
+    return num_tokens / seconds(1, num_tokens, 1)
 
 
 @contextlib.contextmanager
@@ -139,24 +169,34 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
     raise ConnectionError(f"{server.name} did not start within {START_TIMEOUT_S:.0f} s")
 
 
-def _drive(
-    server: Server, concurrency: int, num_in: int, num_out: int, *, requests: int, of_prompt: bool = False
-) -> float:
-    """Output tokens per second over the whole wave; or, `of_prompt`, prompt tokens per second to the first token."""
-    flags = {"concurrency": concurrency, "requests": requests, "prompt-tokens": num_in, "output-tokens": num_out}
-    words = [f"--{name}={value}" for name, value in flags.items()]
+def _drive(server: Server, concurrency: int, num_in: int, num_out: int, *, requests: int) -> float:
+    """Output tokens per second over the whole wave."""
+    run = _load(server, concurrency=concurrency, requests=requests, prompt_tokens=num_in, output_tokens=num_out)
+    return float(run["output_tokens_per_s"])
+
+
+def _prompt_rate(server: Server, num_tokens: int) -> float:
+    """Prompt tokens per second to the first token."""
+    run = _load(server, concurrency=1, requests=1, prompt_tokens=num_tokens, output_tokens=1)
+    return float(num_tokens / run["ttft_p50_s"])
+
+
+def _load(server: Server, concurrency: int, **flags: int) -> dict[str, Any]:
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in ({"concurrency": concurrency} | flags).items()]
     run = asyncio.run(serve.measure(serve.parse([f"--url=http://127.0.0.1:{server.port}", *words]), concurrency))
     if run["failed"]:
         raise RuntimeError(f"{server.name}: {run['failed']} requests failed: {run['error']}")
-    return float(num_in / run["ttft_p50_s"] if of_prompt else run["output_tokens_per_s"])
+    return run
 
 
-def _transformers(model: str) -> Figures:
+def _transformers(model: str) -> Callable[[int, int, int], float]:
+    """Seconds of so many prompts of such a length, for so many tokens of each."""
     import torch
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
 
+    @torch.inference_mode()
     def seconds(batch: int, num_in: int, num_out: int) -> float:
         prompt = torch.randint(100, 4000, (batch, num_in))
         start_s = time.perf_counter()
@@ -170,10 +210,8 @@ def _transformers(model: str) -> Figures:
         )
         return time.perf_counter() - start_s
 
-    with torch.inference_mode():
-        seconds(1, 64, 2)
-        waves = {f"c{n}": n * OUTPUT_TOKENS / seconds(n, PROMPT_TOKENS, OUTPUT_TOKENS) for n in WAVES}
-        return waves | {f"prefill {n}": n / min(seconds(1, n, 1) for _ in range(3)) for n in PROMPTS}
+    seconds(1, 64, 2)
+    return seconds
 
 
 def _table(best: dict[str, Figures]) -> str:
