@@ -25,13 +25,13 @@ from engine import resolve
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.kv_cache import KVCache
-from engine.model.checkpoint import FLOATS, Checkpoint
+from engine.model.checkpoint import FLOATS
 from engine.model.config import ModelConfig
 from engine.model.cuda_graph import CudaCapture, GraphedDecoder
 from engine.model.decoder import Decoder
 from engine.model.rotary import layer_tables
 from engine.model.weights import WeightLoader
-from engine.random_checkpoint import TINY
+from engine.random_checkpoint import TINY, AnyTensor
 from kernels.dispatch import load as load_kernels
 
 LLAMA_8B = TINY | {
@@ -48,19 +48,12 @@ LLAMA_8B = TINY | {
 }
 
 
-class RandomTensors(Checkpoint):
+class RandomTensors(AnyTensor):
     """Every tensor that is asked for, made on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.num_bytes = 0
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-    def unread(self) -> list[str]:
-        """None: there are just those that are asked for."""
-        return []
 
     def tensor(
         self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from engine import random_checkpoint
-from engine.model.checkpoint import FLOATS, Checkpoint
+from engine.model.checkpoint import FLOATS
 from engine.model.config import ModelConfig
 from engine.model.weights import WeightLoader
-from engine.random_checkpoint import TINY
+from engine.random_checkpoint import TINY, AnyTensor
 from kernels.api import Attention, AttentionMeta
 from kernels.reference import ReferenceKernels
 from tests.recorded_logits import MAX_TOKENS, Recording, generation, run_apart
@@ -54,19 +54,12 @@ MODELS = {
 }
 
 
-class MadeTensors(Checkpoint):
+class MadeTensors(AnyTensor):
     """Every tensor that is asked for, from a seed: what a layer has together is stored together. Keeps them."""
 
     def __init__(self) -> None:
         self.made: dict[str, torch.Tensor] = {}
         self._generator = torch.Generator().manual_seed(5)
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-    def unread(self) -> list[str]:
-        """None: there are just those that are asked for."""
-        return []
 
     def tensor(
         self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
