@@ -94,7 +94,7 @@ def test_what_dies_comes_back_also_where_nothing_can_be_written(bench: Bench):
     first = bench.processes()["decode-0"]["pid"]
     (bench.home / "fleet.json.partial").mkdir()  # takes as little as a full disk
     os.kill(first, signal.SIGKILL)
-    bench.until(lambda: any("decode-0" in child.cmdline() and child.pid != first for child in bench.children()))
+    bench.until(lambda: any(child.pid != first and "decode-0" in child.cmdline() for child in bench.children()))
     (bench.home / "fleet.json.partial").rmdir()
 
 
