@@ -116,7 +116,7 @@ template <class T> INLINE int locate(const Call<T> &c, const Tile &t, int64_t st
         const int64_t end = std::min<int64_t>(c.seq_lens[then.tile->seq], from + ahead);
         for_each_key(c, *then.tile, from, end, [&](const T *key) { *next++ = key; });
     }
-    while (next < work.rows + padded + n + ahead) *next++ = work.rows[n - 1];
+    while (next < work.rows + 2 * padded + ahead) *next++ = work.rows[n - 1];
     return padded;
 }
 
