@@ -1,9 +1,8 @@
-// Chained SHA-256 of equal blocks: digest[i] = sha256(digest[i - 1] || block[i])[:16]. FIPS 180-4, with the processor's
+// Chained SHA-256 of equal blocks: digest[i] = sha256(block[i] || digest[i - 1])[:16]. FIPS 180-4, with the processor's
 // SHA instructions where it has them. Everything about the chain, and the proof that it is hashlib's: hash_chain.py.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -27,6 +26,8 @@ alignas(16) constexpr uint32_t kRounds[64] = {
 using Compress = void (*)(uint32_t *state, const uint8_t *chunk);
 
 uint32_t rotated(uint32_t x, int by) { return x >> by | x << (32 - by); }
+
+uint32_t big_endian(uint32_t x) { return x >> 24 | (x >> 8 & 0xff00) | (x << 8 & 0xff0000) | x << 24; }
 
 void compress_portably(uint32_t *state, const uint8_t *chunk) {
     uint32_t w[64];
@@ -91,20 +92,25 @@ Compress fastest() { return compress_portably; }
 }  // namespace
 
 // `digests` has room for num_blocks of 16 bytes each; `blocks` are of block_bytes each.
-// `portably`: without SHA instructions.
+// `portably`: without SHA instructions. What comes before the parent of one block needs not wait for it, and the
+// processor compresses it beside the block before.
 extern "C" void baton_hash_chain(const uint8_t *parent, const uint8_t *blocks, size_t num_blocks, size_t block_bytes,
                                  uint8_t *digests, int portably) {
     const Compress compress = portably ? compress_portably : fastest();
-    const size_t num_bytes = kDigest + block_bytes;
-    std::vector<uint8_t> message((num_bytes + 1 + kLength + kChunk - 1) / kChunk * kChunk);
-    message[num_bytes] = 0x80;
-    for (size_t i = 0; i < kLength; ++i) message[message.size() - 1 - i] = uint8_t(uint64_t(num_bytes) * 8 >> (8 * i));
+    const size_t num_bits = 8 * (block_bytes + kDigest), rest_bytes = block_bytes % kChunk;
+    const size_t lead_bytes = block_bytes - rest_bytes;
+    const size_t tail_bytes = rest_bytes + kDigest + 1 + kLength <= kChunk ? kChunk : 2 * kChunk;
+    alignas(16) uint8_t tail[2 * kChunk] = {};  // rest of a block, parent, padding
+    tail[rest_bytes + kDigest] = 0x80;
+    for (size_t i = 0; i < kLength; ++i) tail[tail_bytes - 1 - i] = uint8_t(uint64_t(num_bits) >> (8 * i));
     for (size_t at = 0; at < num_blocks; ++at, parent = digests, digests += kDigest, blocks += block_bytes) {
-        std::memcpy(message.data(), parent, kDigest);
-        std::memcpy(message.data() + kDigest, blocks, block_bytes);
         uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                              0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-        for (size_t chunk = 0; chunk < message.size(); chunk += kChunk) compress(state, message.data() + chunk);
-        for (size_t i = 0; i < kDigest; ++i) digests[i] = uint8_t(state[i / 4] >> (24 - 8 * (i % 4)));
+        for (size_t chunk = 0; chunk < lead_bytes; chunk += kChunk) compress(state, blocks + chunk);
+        std::memcpy(tail, blocks + lead_bytes, rest_bytes);
+        std::memcpy(tail + rest_bytes, parent, kDigest);
+        for (size_t chunk = 0; chunk < tail_bytes; chunk += kChunk) compress(state, tail + chunk);
+        for (int i = 0; i < 4; ++i) state[i] = big_endian(state[i]);
+        std::memcpy(digests, state, kDigest);
     }
 }

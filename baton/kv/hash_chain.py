@@ -15,10 +15,10 @@ Chain = Callable[[bytes, bytes, int], bytes]
 
 
 def hashed(parent: bytes, blocks: bytes, block_bytes: int) -> bytes:
-    """By hashlib: the specification of all others. `digest = sha256(digest before ‖ block)[:16]`."""
+    """By hashlib: the specification of all others. `digest = sha256(block ‖ digest before)[:16]`."""
     digests = []
     for start in range(0, len(blocks) - block_bytes + 1, block_bytes):
-        parent = sha256(parent + blocks[start : start + block_bytes]).digest()[:DIGEST_BYTES]
+        parent = sha256(blocks[start : start + block_bytes] + parent).digest()[:DIGEST_BYTES]
         digests.append(parent)
     return b"".join(digests)
 

@@ -1,7 +1,7 @@
 """The identity of KV blocks: a chained hash of full blocks, the same in every process.
 
-`BlockHash_i = sha256(BlockHash_{i-1} ‖ token ids)[:16]`; extras (model, tenant salt) enter through the parent of
-block 0, so they are part of every hash of the chain.
+`BlockHash_i = sha256(token ids ‖ BlockHash_{i-1})[:16]`; extras (model, tenant salt) enter through the parent of
+block 0, so they are part of every hash of the chain. The parent comes last, so that most of a hash need not wait for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from baton.token_ids import to_bytes
 BlockHash = NewType("BlockHash", bytes)
 
 HASH_BYTES = hash_chain.DIGEST_BYTES
-_SEED = b"baton.block.v1"
+_SEED = b"baton.block.v2"
 _EACH = f"{HASH_BYTES}s"
 _chain = hash_chain.fastest()
 

@@ -57,7 +57,7 @@ def test_model_and_salt_change_every_hash_and_cannot_be_confused():
 
 def test_equals_its_formula():
     parent = root_hash("m")
-    expected = sha256(parent + (1).to_bytes(4, "little") + (2).to_bytes(4, "little")).digest()[:16]
+    expected = sha256((1).to_bytes(4, "little") + (2).to_bytes(4, "little") + parent).digest()[:16]
     assert block_hashes([1, 2], 2, parent) == [expected]
 
 
