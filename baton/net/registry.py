@@ -103,7 +103,8 @@ class Registration:
         self._deregister_script = redis.register_script(_DEREGISTER)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._failing = False
+        self._renewed_s = time.monotonic()
+        self._has_lapsed = False
 
     async def start(self) -> None:
         """Register, and renew from now on. Without Redis it keeps trying; check it beforehand where that matters."""
@@ -148,13 +149,13 @@ class Registration:
             renewed: Any = await self._renew_script(keys=self._keys(), args=args)
         except REDIS_ERRORS as error:
             FAILURES.labels("registry").inc()
-            if not self._failing:
-                _log.warning("cannot renew the registration of %s: %s", record.node_id, type(error).__name__)
-            self._failing = True
+            if not self._has_lapsed and time.monotonic() - self._renewed_s > LEASE_S:
+                self._has_lapsed = True
+                _log.warning("the registration of %s has lapsed: %s", record.node_id, type(error).__name__)
             return
         if not renewed:
             _log.error("another process with a later epoch has registered as %s", record.node_id)
-        self._failing = False
+        self._renewed_s, self._has_lapsed = time.monotonic(), False
 
 
 _DECODER = msgspec.msgpack.Decoder(NodeRecord)

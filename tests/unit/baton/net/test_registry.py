@@ -102,6 +102,23 @@ async def test_renewal_survives_a_restart_of_redis(redis_server: Any) -> None:
     await client.aclose()
 
 
+async def test_one_call_that_fails_is_no_news_and_a_lease_that_has_lapsed_is_said_once(
+    redis_server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = redis_client.connect(redis_server.url)
+    registration = Registration(client, record())
+    await registration._renew()
+    redis_server.kill()
+    await registration._renew()
+    assert not caplog.messages
+    monkeypatch.setattr(registry, "LEASE_S", 0.0)
+    await registration._renew()
+    await registration._renew()
+    assert len(caplog.messages) == 1
+    assert "decode-0 has lapsed" in caplog.messages[0]
+    await client.aclose()
+
+
 async def test_a_record_of_another_version_is_left_out(redis: Redis) -> None:
     await redis.hset("baton:node:strange", "record", b"\xc1")
     await redis.sadd("baton:nodes", "strange")
