@@ -1,7 +1,7 @@
 """The identity of KV blocks: a chained hash of full blocks, the same in every process.
 
 `BlockHash_i = sha256(token ids ‖ BlockHash_{i-1})[:16]`; extras (model, tenant salt) enter through the parent of
-block 0, so they are part of every hash of the chain. The parent comes last, so that most of a hash need not wait for it.
+block 0, so they are part of every hash of the chain. The parent comes last: most of a hash need not wait for it.
 """
 
 from collections.abc import Iterator, Sequence
