@@ -4,11 +4,14 @@ import os
 import platform
 import socket
 
+from baton.process.interpreter import is_optimized
+
 
 def machine() -> str:
     """In a line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
+    python = platform.python_version() + ("" if is_optimized() else " (compiled without --enable-optimizations)")
+    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {python}"
 
 
 def processor() -> str:

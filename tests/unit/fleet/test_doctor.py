@@ -76,8 +76,23 @@ def test_a_home_that_cannot_be_written_is_broken(tmp_path: Path):
     assert doctor_network.home(Home(tmp_path / "file" / "x")).level == "broken"
 
 
+@pytest.mark.parametrize(
+    ("prefix", "flags", "level"),
+    [
+        ("/home/me/.pyenv/versions/3.12.1", "'--enable-shared'", "warning"),
+        ("/home/me/.pyenv/versions/3.12.1", "'--enable-optimizations' '--with-lto'", "ok"),
+        ("/usr", None, "ok"),
+    ],
+)
+def test_a_python_that_was_compiled_to_be_slow_is_told(monkeypatch, prefix, flags, level):
+    monkeypatch.setattr("sys.base_prefix", prefix)
+    monkeypatch.setattr("sysconfig.get_config_var", {"CONFIG_ARGS": flags}.get)
+    found = doctor_compute.python()
+    assert (found.level, "--enable-optimizations" in found.advice) == (level, level == "warning")
+
+
 def test_this_python_and_this_torch_will_do():
-    assert doctor_compute.python().level == "ok"
+    assert doctor_compute.python().level in ("ok", "warning")
     assert doctor_compute.torch().level == "ok"
     assert doctor_compute.gpu().level in ("ok", "warning")
 
