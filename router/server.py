@@ -79,9 +79,9 @@ def load(config: RouterConfig) -> Loaded:
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
     """Serve until a drain is asked for and done."""
     await redis_client.check(config.redis_url)
-    address = shown_address(config.host, loaded.listener)
+    address = shown_address(config.host, loaded.listener, config.redis_url)
     redis = redis_client.connect(config.redis_url)
-    metrics_url = f"http://{shown_address(config.admin_host, loaded.admin_listener)}/metrics"
+    metrics_url = f"http://{shown_address(config.admin_host, loaded.admin_listener, config.redis_url)}/metrics"
     router_id = f"{config.node_id or 'router'}.{secrets.token_hex(4)}"  # nodes tell incarnations of a router apart
     labels = {"role": "router", "node_id": config.node_id or router_id}
     spans = otel.exporter(config.otlp_endpoint, labels)

@@ -7,6 +7,7 @@ export BATON_HOST BATON_ADMIN_HOST="${BATON_ADMIN_HOST:-$BATON_HOST}"
 for name in BATON_SERVICE_TOKEN REDIS_PASSWORD; do
     eval "file=\${${name}_FILE:-}"
     [ -z "$file" ] || export "$name=$(cat "$file")"
+    unset "${name}_FILE"
 done
 [ -z "${REDIS_PASSWORD:-}" ] || export BATON_REDIS_URL="redis://:$REDIS_PASSWORD@${REDIS_HOST:-redis}:6379/0"
 unset REDIS_PASSWORD

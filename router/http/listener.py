@@ -5,9 +5,11 @@ Several routers of one fleet may share a port (SO_REUSEPORT); a port that anythi
 
 import os
 import socket
+from urllib.parse import urlsplit
 
 from baton.errors import ConfigError
 
+_ANY = ("0.0.0.0", "::")  # noqa: S104
 _SOCKET_OPTIONS = [
     (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
     (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
@@ -37,7 +39,26 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def shown_address(host: str, listener: socket.socket) -> str:
-    """`host`, as it was given, with the port that the listener got."""
+def shown_address(host: str, listener: socket.socket, redis_url: str) -> str:
+    """Where others reach the listener: `host` as it was given, with the port that it got.
+
+    Of a listener on all addresses it is that of this host on the way to Redis, where the others of the fleet are, too.
+    """
+    if host in _ANY:
+        host = _own_address(redis_url) or host
     port = listener.getsockname()[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _own_address(redis_url: str) -> str:
+    """Empty where there is no way."""
+    url = urlsplit(redis_url)
+    if not url.hostname:
+        return ""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(url.hostname, url.port or 6379, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # which sends nothing
+            return str(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return ""

@@ -172,6 +172,19 @@ def test_the_proxy_limits_the_rate_of_an_address(proxy: str):
     until(lambda: status_of(f"{proxy}/v1/models") == 401)
 
 
+def error_of(url: str, body: bytes | None = None) -> tuple[int, str, str | None]:
+    """Status, the error's code, and when to come back."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url, body, timeout=30)
+    return caught.value.code, json.load(caught.value)["error"]["code"], caught.value.headers["Retry-After"]
+
+
+def test_what_the_proxy_refuses_by_itself_it_refuses_as_routers_do(proxy: str, tmp_path: Path):
+    assert error_of(f"{proxy}/v1/completions", bytes(9 * 2**20)) == (413, "body_too_large", None)
+    with running(tmp_path, f"127.0.0.1:{free_port()}") as port:
+        assert error_of(f"http://127.0.0.1:{port}/v1/models") == (503, "no_capacity", "1")
+
+
 def test_the_image_s_health_check_tells_who_serves(fleet: Fleet):
     check = runpy.run_path(str(DEPLOY / "docker" / "healthcheck.py"))["main"]
     for node in fleet.status()["nodes"]:

@@ -141,7 +141,13 @@ def test_secrets_come_from_files(tmp_path: Path):
     given = entry(tmp_path, **files)
     assert given["BATON_SERVICE_TOKEN"] == "a-token"
     assert given["BATON_REDIS_URL"] == "redis://:a-password@redis:6379/0"
-    assert "REDIS_PASSWORD" not in given
+    assert not {"REDIS_PASSWORD", *files} & given.keys()
+
+
+def test_who_is_in_two_networks_listens_in_both():
+    for name in CONFIGS:
+        service = compose()["services"][name]
+        assert len(service["networks"]) == 1 or service["environment"]["BATON_HOST"] == "0.0.0.0"
 
 
 def test_redis_is_the_same_everywhere():
