@@ -293,8 +293,9 @@ def test_no_connection_without_a_secret(transport):
             finally:
                 await stranger.close()
             secret = await p.receiver.expect(Peer("p0", 1))
-            assert p.receiver.admit(secret) == Peer("p0", 1)
-            assert p.receiver.admit(secret) is None
+            inbox = p.receiver.inbox(transport)
+            assert inbox.admit(secret) == Peer("p0", 1)
+            assert inbox.admit(secret) is None
 
     run(main())
 
