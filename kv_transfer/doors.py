@@ -22,10 +22,10 @@ class Doors:
     """The listeners of one node. Unless `auto` is wanted, there is one."""
 
     def __init__(
-        self, wanted: str, host: str, inbox_of: Callable[[str], Inbox], device: "DeviceBlocks | None" = None
+        self, wanted: str, host: str, inbox_of: Callable[[str], Inbox], gpu_blocks: "DeviceBlocks | None" = None
     ) -> None:
-        """`inbox_of` is given a transport's name, when that is opened. `device`: as for `Transports`."""
-        self._transports = Transports(wanted, host, device)
+        """`inbox_of` is given a transport's name, when that is opened. `gpu_blocks`: as for `Transports`."""
+        self._transports = Transports(wanted, host, gpu_blocks)
         self._host = host
         self._inbox_of = inbox_of
         self._opening: dict[str, asyncio.Task[None]] = {}

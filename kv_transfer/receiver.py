@@ -34,8 +34,8 @@ class KVReceiver:
         self.node_id = node_id
         self.epoch = epoch
         self.address = ""  # of the gRPC server, host:port; set it once that is bound
-        self.doors = Doors(transport, host, self.inbox, pool.device)
-        self._max_message_bytes = max_message_bytes or (MAX_GPU_MESSAGE_BYTES if pool.device else MAX_MESSAGE_BYTES)
+        self.doors = Doors(transport, host, self.inbox, pool.gpu_blocks)
+        self._max_message_bytes = max_message_bytes or (MAX_GPU_MESSAGE_BYTES if pool.gpu_blocks else MAX_MESSAGE_BYTES)
         self._digester = Digester()
         self._transfers: dict[int, IncomingTransfer] = {}  # by the high bits of their tags
         self._by_grant: dict[int, IncomingTransfer] = {}
