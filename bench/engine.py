@@ -29,6 +29,7 @@ from baton.request import Generation, SamplingParams
 from bench import _command
 from engine import random_checkpoint
 from engine.engine import Engine
+from engine.loading import load_engine
 from kernels.cpu.memory import huge_pages
 from kernels.dispatch import load
 
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
             model=str(directory), device=args.device, dtype=args.dtype, num_threads=args.num_threads, kv_memory="1GiB"
         )
         start_s = time.perf_counter()
-        engine = Engine.load(directory, flags)
+        engine = load_engine(directory, flags)
         engine.pool.zero_()
         print(_command.line("engine", argv))
         print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")

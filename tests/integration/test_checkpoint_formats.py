@@ -15,6 +15,7 @@ from baton.errors import CheckpointError
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from engine.engine import Engine
+from engine.loading import load_engine
 from engine.sampling.sampler import Logprobs
 from tests import packed_weights
 from tests.packed_weights import Stored
@@ -47,7 +48,7 @@ def changed(directory: Path, change: Callable[[Tensors], Tensors], **config) -> 
 
 def load(directory: Path) -> Engine:
     flags = EngineFlags(model=str(directory), kv_memory="1MiB", num_threads=1, device="cpu")
-    return Engine.load(directory, flags)
+    return load_engine(directory, flags)
 
 
 def logprobs(directory: Path) -> list[Logprobs | None]:

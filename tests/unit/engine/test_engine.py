@@ -6,7 +6,7 @@ from baton.kv.prefix_hash import block_hashes, root_hash
 from baton.process.settings import EngineFlags
 from baton.request import FinishReason
 from engine import random_checkpoint
-from engine.engine import Engine
+from engine.loading import load_engine
 from engine.outputs import NO_TOKEN
 from engine.request import RequestState
 from kernels.reference import ReferenceKernels
@@ -316,6 +316,6 @@ def test_load_reports_progress_up_to_one(tmp_path):
     random_checkpoint.write(tmp_path)
     fractions = []
     flags = EngineFlags(model=str(tmp_path), device="cpu", kv_memory="1MiB", num_threads=1)
-    Engine.load(tmp_path, flags, fractions.append, ReferenceKernels())
+    load_engine(tmp_path, flags, fractions.append, ReferenceKernels())
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
