@@ -13,16 +13,14 @@ import math
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
@@ -38,8 +36,8 @@ _ROUNDS = 5
 _MORE_STEPS = 8  # of transformers, whose decode step is a difference
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="baton bench engine", description="Engine throughput against roofline.")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _command.parser("engine", __doc__)
     parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -59,9 +57,9 @@ def main(argv: list[str]) -> int:
         print(_command.line("engine", argv))
         print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")
         print(f"loaded in {time.perf_counter() - start_s:.2f} s")
-        with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+        with _command.progress() as progress:
             for line in progress.track(report(engine, args, str(directory)), total=2 + len(args.batch_sizes)):
-                progress.console.print(line, highlight=False, soft_wrap=True)
+                print(line)
     return 0
 
 
@@ -233,4 +231,4 @@ def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)

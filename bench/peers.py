@@ -51,7 +51,7 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure all that is installed; exit code 1 where a server did not start or a request failed."""
     args = _parse(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,13 +63,13 @@ def main(argv: Sequence[str]) -> int:
                 best[server.name][column] = max(value, best[server.name].get(column, 0.0))
         for name, figures in _prompts(servers, model).items():
             best[name] |= figures
-    print(f"{machine()}\n{_command.line('peers', [Path(word).name for word in argv])}\n")
+    print(f"{machine()}\n{_command.line('peers', _command.words(argv))}\n")
     print(_table(best))
     return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton bench peers", description=(__doc__ or "").partition("\n")[0])
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _command.parser("peers", __doc__)
     parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
     parser.add_argument("--vllm", help="vLLM's command, with its CPU backend", metavar="FILE")
     parser.add_argument("--llama-server", help="llama.cpp's server", metavar="FILE")
@@ -226,4 +226,4 @@ def _table(best: dict[str, Figures]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)
