@@ -190,26 +190,12 @@ def _load(server: Server, concurrency: int, **flags: int) -> dict[str, Any]:
 
 
 def _transformers(model: str) -> Callable[[int, int, int], float]:
-    """Seconds of so many prompts of such a length, for so many tokens of each."""
+    """As `Transformers.seconds`, warmed up."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    from bench._transformers import Transformers
 
-    @torch.inference_mode()
-    def seconds(batch: int, num_in: int, num_out: int) -> float:
-        prompt = torch.randint(100, 4000, (batch, num_in))
-        start_s = time.perf_counter()
-        loaded.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=num_out,
-            min_new_tokens=num_out,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        return time.perf_counter() - start_s
-
+    seconds = Transformers(model, torch.bfloat16).seconds
     seconds(1, 64, 2)
     return seconds
 
