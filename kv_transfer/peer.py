@@ -31,11 +31,10 @@ class Dependent(Protocol):
 class _Way:
     """A connection, and the transfers that may have sent over it."""
 
-    connection: AnyConnection  # set once it is open
-
-    def __init__(self) -> None:
+    def __init__(self, connection: AnyConnection, left: asyncio.Event) -> None:
+        self.connection = connection
         self.users: weakref.WeakSet[Dependent] = weakref.WeakSet()  # that are not over, once there is a better way
-        self.is_left = False  # for that one, by all of them
+        self.left = left  # for that one, by all of them
 
 
 class DecodePeer:
@@ -145,21 +144,21 @@ class DecodePeer:
 
     async def _take_best(self, names: Sequence[str]) -> None:
         """Send over the best of these transports from now on. Raises as the connector does."""
-        way = _Way()
-        way.connection, self.transport, self._better = await self._connector.connect(names, partial(self._lost, way))
+        left = asyncio.Event()
+        connection, self.transport, self._better = await self._connector.connect(names, partial(self._lost, left))
         if self._ways:
             self._ways[-1].users.update(self._transfers)
-        self._ways.append(way)
+        self._ways.append(_Way(connection, left))
         if self.error:
-            await way.connection.close()
-        self.outbox.start(way.connection)
+            await connection.close()
+        self.outbox.start(connection)
         self._leave_unused()
 
     def _leave_unused(self) -> None:
         for way in self._ways[:-1]:
             if not way.users:
                 self._ways.remove(way)
-                way.is_left = True
+                way.left.set()
                 leaving = asyncio.get_running_loop().create_task(way.connection.close())
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
@@ -180,6 +179,6 @@ class DecodePeer:
                 await self._over.wait()
         return self._over.is_set()
 
-    def _lost(self, way: _Way) -> None:
-        if not way.is_left:
+    def _lost(self, left: asyncio.Event) -> None:
+        if not left.is_set():
             self.end(TransferError("the data connection to the decode node was lost"))
