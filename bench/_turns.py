@@ -1,10 +1,9 @@
 """Servers that are measured in turns, so that what a machine does in the meantime meets all of them."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from rich.progress import Progress
+from bench import _command
 
 
 class Named(Protocol):
@@ -20,7 +19,7 @@ AnyNamed = TypeVar("AnyNamed", bound=Named)
 
 def in_turns(servers: Sequence[AnyNamed], rounds: int) -> Iterator[AnyNamed]:
     """Each of them in every round; a terminal sees how far it has come."""
-    with Progress(disable=not sys.stderr.isatty()) as progress:
+    with _command.progress() as progress:
         task = progress.add_task("", total=rounds * len(servers))
         for _ in range(rounds):
             for server in servers:

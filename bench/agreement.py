@@ -185,7 +185,7 @@ def _stream(answer: str, trace: Path) -> Stream:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton bench agreement", description=(__doc__ or "").partition("\n")[0])
+    parser = _command.parser("agreement", __doc__)
     parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
     parser.add_argument("--model", default="", help="model name; the first that the endpoint lists")
     parser.add_argument("--rate", type=float, default=2.0, help="of each client, evenly; less than would queue up")

@@ -152,7 +152,7 @@ def _ratio(text: str) -> tuple[int, int]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton bench disagg", description=(__doc__ or "").partition("\n")[0])
+    parser = _command.parser("disagg", __doc__)
     add = parser.add_argument
     add("--model", default="", help="a checkpoint; the default model where none is given")
     add("--nodes", type=int, default=2, help="of each fleet")

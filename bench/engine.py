@@ -13,32 +13,31 @@ import math
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from bench import _command
+from bench._roofline import best_of, gemm_flops, read_bandwidth, torch_dtype
+from bench._transformers import Transformers
 from engine import random_checkpoint
 from engine.engine import Engine
-from kernels.cpu.memory import huge_pages
-from kernels.dispatch import load
+from engine.loading import load_engine
 
 PROMPT_TOKENS = 512
 _ROUNDS = 5
 _MORE_STEPS = 8  # of transformers, whose decode step is a difference
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="baton bench engine", description="Engine throughput against roofline.")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _command.parser("engine", __doc__)
     parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -53,14 +52,14 @@ def main(argv: list[str]) -> int:
             model=str(directory), device=args.device, dtype=args.dtype, num_threads=args.num_threads, kv_memory="1GiB"
         )
         start_s = time.perf_counter()
-        engine = Engine.load(directory, flags)
+        engine = load_engine(directory, flags)
         engine.pool.zero_()
         print(_command.line("engine", argv))
         print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")
         print(f"loaded in {time.perf_counter() - start_s:.2f} s")
-        with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+        with _command.progress() as progress:
             for line in progress.track(report(engine, args, str(directory)), total=2 + len(args.batch_sizes)):
-                progress.console.print(line, highlight=False, soft_wrap=True)
+                print(line)
     return 0
 
 
@@ -68,13 +67,16 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
     """One line after another, as they are measured."""
     num_weights = layer_weights(engine) + head_weights(engine)  # of the embedding a step reads but rows
     weight_bytes = num_weights * (4 if engine.config.dtype == "float32" else 2)
-    flops, bytes_per_s = gemm_flops(engine), read_bandwidth(engine)
+    device, dtype = engine.config.device, getattr(torch, engine.config.dtype)
+    flops, bytes_per_s = gemm_flops(device, dtype), read_bandwidth(device)
     yield f"roofline: {bytes_per_s / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s GEMM"
 
-    peer_dtype = torch_dtype(engine)
-    peer = Peer(directory, peer_dtype, engine.config.device) if find_spec("transformers") else None
+    peer_dtype = torch_dtype(device, dtype)
+    peer = Transformers(directory, peer_dtype, device) if find_spec("transformers") else None
     peers = f"transformers in {str(peer_dtype).removeprefix('torch.')}"
-    prefill_s, ratio = in_rounds(partial(measure_prefill, engine), peer.prefill_s if peer else None)
+    prefill_s, ratio = in_rounds(
+        partial(measure_prefill, engine), partial(peer.seconds, 1, PROMPT_TOKENS, 1) if peer else None
+    )
     products = layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)  # logits of one token
     bound_s = 2 * (products + attention_products(engine)) / flops
     yield (
@@ -84,7 +86,7 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
     for batch_size in args.batch_sizes:
         step_s, ratio = in_rounds(
             partial(measure_decode, engine, batch_size, args),
-            partial(peer.decode_s, batch_size, args.context) if peer else None,
+            partial(transformers_step_s, peer, batch_size, args.context) if peer else None,
         )
         context = args.context + args.num_steps // 2
         kv_bytes = batch_size * context * engine.layout.block_bytes / engine.layout.block_size
@@ -106,32 +108,10 @@ def in_rounds(ours: Callable[[], float], theirs: Callable[[], float] | None) -> 
     return statistics.median(times[1:]), ratio
 
 
-class Peer:
-    """transformers on the same checkpoint and device."""
-
-    def __init__(self, directory: str, dtype: torch.dtype, device: str) -> None:
-        from transformers import AutoModelForCausalLM
-
-        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
-        self._generate = loaded.eval().generate
-        self._device = device
-
-    def prefill_s(self) -> float:
-        """Seconds of the prompt and its first token."""
-        return best_of(partial(self._run, 1, PROMPT_TOKENS, 1), self._device, repeats=1)
-
-    def decode_s(self, batch_size: int, context: int) -> float:
-        """Seconds of a decode step: of a run with _MORE_STEPS more, less a run without. NaN where noise hides it."""
-        sides = [partial(self._run, batch_size, context, 1 + steps) for steps in (0, _MORE_STEPS)]
-        short, long = [best_of(side, self._device, repeats=1) for side in sides]
-        return (long - short) / _MORE_STEPS if long > short else math.nan
-
-    def _run(self, batch_size: int, num_in: int, num_out: int) -> None:
-        prompt = torch.randint(100, 500, (batch_size, num_in), device=self._device)
-        length = {"max_new_tokens": num_out, "min_new_tokens": num_out}
-        mask = torch.ones_like(prompt)
-        with torch.inference_mode():
-            self._generate(prompt, attention_mask=mask, do_sample=False, pad_token_id=0, **length)
+def transformers_step_s(peer: Transformers, batch_size: int, context: int) -> float:
+    """Seconds of a decode step: of a run with _MORE_STEPS more, less a run without. NaN where noise hides it."""
+    short, long = (peer.seconds(batch_size, context, 1 + steps) for steps in (0, _MORE_STEPS))
+    return (long - short) / _MORE_STEPS if long > short else math.nan
 
 
 def layer_weights(engine: Engine) -> int:
@@ -148,52 +128,6 @@ def attention_products(engine: Engine) -> int:
 
 def head_weights(engine: Engine) -> int:
     return engine.model_config.vocab_size * engine.model_config.hidden_size
-
-
-def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> float:
-    """Seconds of the fastest run."""
-    times = []
-    for _ in range(repeats):
-        start_s = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start_s)
-    return min(times)
-
-
-def read_bandwidth(engine: Engine) -> float:
-    """Bytes per second of the fastest way to read 512 MiB, which on a CPU lie in huge pages as weights and KV do.
-
-    A sum, or a product with one row: some processors' own prefetchers do better by the latter.
-    """
-    device = engine.config.device
-    num_bytes = 2**29
-    data = huge_pages(num_bytes) if device == "cpu" else torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    floats = data.view(torch.float32).view(-1, 2**11).fill_(1.0)
-    multiply = partial(load(torch.device(device), torch.float32).pack_linear(floats, None), floats[:1])
-    return num_bytes / min(best_of(floats.sum, device), best_of(multiply, device))
-
-
-def torch_dtype(engine: Engine) -> torch.dtype:
-    """The engine's, or float32 where torch multiplies that faster: without bf16 instructions by two orders."""
-    types: set[torch.dtype] = {getattr(torch, engine.config.dtype), torch.float32}
-    device = engine.config.device
-    squares = {dtype: torch.randn(512, 512, device=device).to(dtype) for dtype in types}
-    return min(types, key=lambda dtype: best_of(partial(torch.matmul, squares[dtype], squares[dtype]), device))
-
-
-def gemm_flops(engine: Engine) -> float:
-    """The fastest that this machine multiplies in a type no narrower than the engine's, whoever does it."""
-    size, device = 2048, torch.device(engine.config.device)
-    rates = []
-    for dtype in {getattr(torch, engine.config.dtype), torch.float32}:
-        a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-        multiplications = [partial(load(device, dtype).pack_linear(b, None), a)]
-        if dtype == torch_dtype(engine):
-            multiplications.append(partial(torch.matmul, a, b))
-        rates += [2 * size**3 / best_of(multiply, engine.config.device) for multiply in multiplications]
-    return max(rates)
 
 
 def generation(engine: Engine, num_tokens: int, num_output: int) -> Generation:
@@ -232,4 +166,4 @@ def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from baton.request import Generation, SamplingParams
+from bench import _command
 from bench._gpu import copy_bandwidth
 from engine import resolve
 from engine.config import EngineConfig
@@ -130,8 +131,8 @@ def engine_config(raw: dict[str, Any], device: str, num_seqs: int, context: int)
     )
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="baton bench gpu_decode", description="Decode steps against the roofline.")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _command.parser("gpu_decode", __doc__)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--context", type=int, default=1024, help="prompt tokens before decoding")
     parser.add_argument("--num-steps", type=int, default=40)
@@ -140,7 +141,7 @@ def main(argv: list[str]) -> int:
     if not torch.cuda.is_available():
         print("this benchmark needs a GPU, and torch sees none", file=sys.stderr)
         return 1
-    print(f"baton bench gpu_decode {' '.join(argv)}".rstrip())
+    print(_command.line("gpu_decode", argv))
     copy_rate = copy_bandwidth(30)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {copy_rate / 1e9:.0f} GB/s")
     for deterministic in (False, True)[: 1 + args.deterministic]:
@@ -169,4 +170,4 @@ def print_steps(args: argparse.Namespace, copy_rate: float, *, deterministic: bo
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)

@@ -7,10 +7,9 @@ graphs, as in decode steps, so what Python takes to launch them is not in the fi
 decode step as a whole is `gpu_decode`.
 """
 
-import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench import _command
 from bench._gpu import DEVICE, copy_bandwidth, matmul_flops, randn, seconds
 from kernels.api import Attention, AttentionMeta
 from kernels.triton import TritonKernels
@@ -48,14 +48,14 @@ PREFILL_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV he
 ]
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="baton bench gpu_kernels", description="Attention against the GPU.")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _command.parser("gpu_kernels", __doc__)
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("this benchmark needs a GPU, and torch sees none", file=sys.stderr)
         return 1
-    print(f"baton bench gpu_kernels {' '.join(argv)}".rstrip())
+    print(_command.line("gpu_kernels", argv))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16\n")
     copy_rate, flops = copy_bandwidth(args.repeats), matmul_flops(args.repeats)
     print(f"copy {copy_rate / 1e9:.0f} GB/s, bytes read and written; matmul {flops / 1e12:.0f} TFLOP/s")
@@ -232,4 +232,4 @@ def paged(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)

@@ -7,16 +7,13 @@ so that whatever else the machine does slows all of them. Each figure is the bes
 steps do, from a recording: what Python takes before a call would be a third of it where there is one sequence.
 """
 
-import argparse
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,8 +36,8 @@ ROWS = [1, 8, 32, 256]
 EXPERTS_SHAPES = [(64, 8, 1024, 512)]  # experts, of a token, hidden size, feed-forward size
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="baton bench kernels", description="CPU kernels against the machine.")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _command.parser("kernels", __doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--repeats", type=int, default=30)
@@ -53,10 +50,10 @@ def main(argv: list[str]) -> int:
     level = getattr(kernels, "level", None)
     print(f"kernels: {kernels.name} {level.name if level else ''}\n")
     num_lines = 3 + len(DECODE_SHAPES) + (len(LINEAR_SHAPES) + len(EXPERTS_SHAPES)) * len(ROWS)
-    with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+    with _command.progress() as progress:
         for lines in (decode_attention, linears, experts):
             for line in progress.track(lines(kernels, dtype, args.repeats), total=num_lines):
-                progress.console.print(line, highlight=False, soft_wrap=True)
+                print(line)
     return 0
 
 
@@ -151,4 +148,4 @@ def compare(repeats: int, *sides: Callable[[], object]) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)

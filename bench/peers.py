@@ -17,9 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench import _command, serve
+from bench import _command, _servers, serve
 from bench._machine import free_port, machine
 from bench._turns import in_turns
 from engine import random_checkpoint
@@ -51,25 +48,25 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure all that is installed; exit code 1 where a server did not start or a request failed."""
     args = _parse(argv)
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model or str(random_checkpoint.write(Path(scratch) / "llama-107m", random_checkpoint.LLAMA_107M))
-        servers = _servers(args, model, scratch)
+        servers = _installed(args, model, scratch)
         best: dict[str, Figures] = {server.name: {} for server in servers}
         for server in in_turns(servers, args.rounds):
             for column, value in _waves(server, model).items():
                 best[server.name][column] = max(value, best[server.name].get(column, 0.0))
         for name, figures in _prompts(servers, model).items():
             best[name] |= figures
-    print(f"{machine()}\n{_command.line('peers', [Path(word).name for word in argv])}\n")
+    print(f"{machine()}\n{_command.line('peers', _command.words(argv))}\n")
     print(_table(best))
     return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton bench peers", description=(__doc__ or "").partition("\n")[0])
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _command.parser("peers", __doc__)
     parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
     parser.add_argument("--vllm", help="vLLM's command, with its CPU backend", metavar="FILE")
     parser.add_argument("--llama-server", help="llama.cpp's server", metavar="FILE")
@@ -81,7 +78,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _servers(args: argparse.Namespace, model: str, scratch: str) -> list[Server]:
+def _installed(args: argparse.Namespace, model: str, scratch: str) -> list[Server]:
     cores = sorted(os.sched_getaffinity(0))
     threads, port = str(len(cores)), free_port()
     up = ("baton", "up", "--colocated", "--model", model, "--port", str(port), "--log-level", "error")
@@ -140,33 +137,15 @@ def _running(server: Server) -> Iterator[None]:
         environment = os.environ | server.environment
         process = subprocess.Popen(server.command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            _wait_until_ready(server, process)
+            models = f"http://127.0.0.1:{server.port}/v1/models"
+            _servers.wait_until_ready(server.name, process, models, START_TIMEOUT_S)
             yield
         except ConnectionError:
             log.seek(0)
             sys.stderr.write(log.read()[-3000:].decode(errors="replace"))
             raise
         finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
-    """Until it answers; ConnectionError where it ends or takes too long."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            raise ConnectionError(f"{server.name} ended with exit code {process.returncode} instead of serving")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/v1/models", timeout=5):
-                return
-        except (OSError, urllib.error.HTTPError):
-            time.sleep(0.2)
-    raise ConnectionError(f"{server.name} did not start within {START_TIMEOUT_S:.0f} s")
+            _servers.end([process], 30)
 
 
 def _drive(server: Server, concurrency: int, num_in: int, num_out: int, *, requests: int) -> float:
@@ -190,26 +169,12 @@ def _load(server: Server, concurrency: int, **flags: int) -> dict[str, Any]:
 
 
 def _transformers(model: str) -> Callable[[int, int, int], float]:
-    """Seconds of so many prompts of such a length, for so many tokens of each."""
+    """As `Transformers.seconds`, warmed up."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    from bench._transformers import Transformers
 
-    @torch.inference_mode()
-    def seconds(batch: int, num_in: int, num_out: int) -> float:
-        prompt = torch.randint(100, 4000, (batch, num_in))
-        start_s = time.perf_counter()
-        loaded.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=num_out,
-            min_new_tokens=num_out,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        return time.perf_counter() - start_s
-
+    seconds = Transformers(model, torch.bfloat16).seconds
     seconds(1, 64, 2)
     return seconds
 
@@ -226,4 +191,4 @@ def _table(best: dict[str, Figures]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)

@@ -180,7 +180,7 @@ def parse(text: str) -> Load:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton bench plan", description=(__doc__ or "").partition("\n")[0])
+    parser = _command.parser("plan", __doc__)
     add = parser.add_argument
     add(
         "--base-url",

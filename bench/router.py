@@ -50,20 +50,20 @@ COLUMNS = {
 Figures = dict[str, float]
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure all that is installed; exit code 1 where a router did not start or a request failed."""
     args = _parse(argv)
     best: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for server in in_turns(servers(args, Path(scratch)), args.rounds):
             _keep_best(best.setdefault(server.name, {}), _measure(server, args))
-    command = _command.line("router", [Path(word).name for word in argv])
+    command = _command.line("router", _command.words(argv))
     print(f"{machine()}, {processor()}\n{command}\n\n{_table(best)}\n")
     return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton bench router", description=(__doc__ or "").partition("\n")[0])
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _command.parser("router", __doc__)
     parser.add_argument("--sglang-router", help="its command", metavar="FILE")
     parser.add_argument("--vllm-router", help="its command", metavar="FILE")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each router")
@@ -212,4 +212,4 @@ def _cell(value: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _command.run(main)

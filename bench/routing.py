@@ -7,7 +7,6 @@ nodes busy for `--utilization` of the time. Results repeat exactly; only `choice
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,19 +57,20 @@ HEAD = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print a table per number of nodes."""
-    args = _arguments()
+    args = _arguments(argv)
     lines = trace.read(args.trace)[: args.max_requests or None]
     hits, blocks = trace.ideal_hits(lines)
     print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}")
-    print(f"# {_command.line('routing', [Path(word).name for word in sys.argv[1:]])}")
+    print(f"# {_command.line('routing', _command.words(argv))}")
     print(f"# {len(lines)} requests, {blocks} blocks; a boundless cache would hit {hits / blocks:.3f} of them")
     print("# hits: of all blocks; TTFT in seconds; prefill, decode: most work on a node over the mean of its pool")
     with _command.progress() as progress:
         for capacity in args.blocks:
             for num_nodes in args.nodes:
                 _print_table(args, lines, hits / blocks, num_nodes, capacity or BOUNDLESS, progress)
+    return 0
 
 
 def replay(
@@ -182,8 +182,8 @@ def _imbalance(loads: Sequence[float]) -> float:
     return max(loads) / mean if mean else 1.0
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="baton bench routing", description=__doc__)
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _command.parser("routing", __doc__)
     parser.add_argument("--trace", type=Path, required=True, help="requests, in Mooncake's format")
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="of each node's pool; 0: boundless")
@@ -191,8 +191,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-requests", type=int, default=0, help="only the first of them; 0: all")
     parser.add_argument("--max-ttft-s", type=float, default=0.0, help="refuse what would take longer; 0: nothing")
     parser.add_argument("--policies", nargs="+", default=[], choices=list(POLICIES))
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    main()
+    _command.run(main)

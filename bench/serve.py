@@ -69,7 +69,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags, with `target`, `prompt` and `output` made of them."""
-    parser = argparse.ArgumentParser(prog="baton bench serve", description=(__doc__ or "").partition("\n")[0])
+    parser = _command.parser("serve", __doc__)
     add = parser.add_argument
     add("--base-url", "--url", dest="url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
     add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")

@@ -8,15 +8,14 @@ does is in the way of all of them alike. CPU seconds are of both processes toget
 and it is a copy within its memory that is beside them.
 """
 
-import argparse
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from rich.progress import Progress
 
+from bench import _command
 from bench._transfer.nodes import Child, transfers
 from bench._transfer.ways import PERFTESTS, Round, blocking_socket, device_copy, memcpy, ucx_perftest, why_no_perftest
 from kv_transfer.choose import choose
@@ -75,18 +74,18 @@ def report(total: int, rounds: int, sizes: Sequence[int], device: str, progress:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one row per message size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _command.parser("transfer", __doc__)
     parser.add_argument("--megabytes", type=int, default=256, help="moved in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where both pools lie")
     args = parser.parse_args(argv)
     total = args.megabytes * 2**20
     sizes = [size for size in (SIZES if args.device == "cpu" else SIZES[2:]) if size <= total]
-    with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
+    with _command.progress() as progress:
         for text in report(total, args.rounds, sizes, args.device, progress):
-            progress.console.print(text, highlight=False, soft_wrap=True, markup=False)
+            print(text)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _command.run(main)

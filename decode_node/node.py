@@ -7,6 +7,7 @@ from engine.engine import Engine
 from engine.hosting import HostedEngine
 from kv_transfer.pools import pool_of
 from kv_transfer.receiver import KVReceiver
+from kv_transfer.service import add_transfer_service
 
 
 async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
@@ -14,8 +15,8 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     node = HostedEngine(config, engine, "decode")
     shell = node.shell
     pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
-    receiver = KVReceiver(pool, shell.node_id, shell.epoch, config.host, config.transport, config.service_token)
-    receiver.add_to(shell.server)
+    receiver = KVReceiver(pool, shell.node_id, shell.epoch, config.host, config.transport)
+    add_transfer_service(receiver, shell.server)
     service = DecodeService(
         engine.layout, engine.num_blocks, node.step_loop, receiver, shell.sessions, shell.board, shell.timelines
     )

@@ -6,39 +6,29 @@ What travels between nodes, and who may ask for what, is the business of the nod
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from baton.kv.layout import KVLayout
 from baton.kv.prefix_hash import root_hash
-from baton.process.settings import EngineFlags
 from baton.request import FinishReason, Generation
 from baton.v1 import types_pb2
-from engine import vector_math
 from engine.blocks import BlockManager
 from engine.config import EngineConfig
 from engine.grammar.grammars import Grammars
 from engine.grammar.state import GrammarState
 from engine.kv_cache import KVCache
-from engine.model.checkpoint import Checkpoint
 from engine.model.config import ModelConfig
-from engine.model.decoder import Decoder
-from engine.model.replay import AnyDecoder, replaying
-from engine.model.rotary import layer_tables
-from engine.model.weights import WeightLoader
+from engine.model.replay import AnyDecoder
 from engine.outputs import StepOutput
 from engine.readout import Readout
 from engine.request import NO_PROMPT_WORK, PromptWork, Request, RequestState
-from engine.resolve import kv_fingerprint, layout, resolve
 from engine.rows import Rows
 from engine.sampling.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.steps import Steps
 from engine.validation import validate
-from kernels.api import Kernels
-from kernels.dispatch import load as load_kernels
 from kernels.dispatch import unfiltered_draw
 
 
@@ -66,31 +56,6 @@ class Engine:
         self.steps = Steps(config, readout, self._rows, self._scheduler, self.blocks, clock)
         self._clock = clock
         self._output = StepOutput()  # of the step to come
-
-    @classmethod
-    def load(
-        cls,
-        model_dir: str | Path,
-        flags: EngineFlags,
-        progress: Callable[[float], None] = lambda fraction: None,
-        kernels: Kernels | None = None,
-    ) -> "Engine":
-        """Read a checkpoint and make ready to run; ConfigError (CheckpointError) where that cannot be done."""
-        model = ModelConfig.load(model_dir)
-        config = resolve(flags, model_dir, model)
-        torch.set_num_threads(config.num_threads)
-        vector_math.settle()
-        device, dtype = torch.device(config.device), getattr(torch, config.dtype)
-        kernels = kernels or load_kernels(device, dtype, flags.deterministic)
-        with torch.inference_mode():
-            loader = WeightLoader(model, Checkpoint(model_dir), kernels, dtype, device, config.weight_bits)
-            weights = loader.load(progress)
-            cos_sin = layer_tables(model, config.max_model_len, device)
-        fingerprint = kv_fingerprint(model_dir, model, config)
-        cache = KVCache(layout(model, config.block_size, config.dtype, fingerprint), config.num_blocks, device)
-        grammars = Grammars(model_dir, model.vocab_size, model.eos_token_ids)
-        decoder = Decoder(model, weights, kernels, cache, cos_sin)
-        return cls(config, model, replaying(decoder, config, kernels, flags), cache, grammars=grammars)
 
     @property
     def layout(self) -> KVLayout:

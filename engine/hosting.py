@@ -20,6 +20,7 @@ from baton.telemetry import gpu_metrics
 from baton.v1 import node_pb2, prompt_pb2, prompt_pb2_grpc
 from engine import passing_thread
 from engine.engine import Engine
+from engine.loading import load_engine
 from engine.outputs import StepOutput
 from engine.owners import Owners
 from engine.prompt_service import PromptService
@@ -32,7 +33,7 @@ _SWITCH_INTERVAL_S = 0.001  # the event loop gets the interpreter back soon, als
 def load(config: NodeConfig) -> Engine:
     """The model, which takes long. Raises ConfigError where the node cannot start."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    engine = passing_thread.run(lambda: Engine.load(config.model, config, say_progress))
+    engine = passing_thread.run(lambda: load_engine(config.model, config, say_progress))
     engine.warm()
     heap.settle()
     if engine.config.device.startswith("cuda"):

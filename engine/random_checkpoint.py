@@ -57,7 +57,7 @@ LLAMA_107M = TINY | {
 
 
 class AnyTensor(Checkpoint):
-    """A checkpoint without files: whoever says what `tensor` gives has every tensor that is asked for."""
+    """A checkpoint without files, which has every tensor that is asked for: a subclass makes it, in `tensor`."""
 
     def __init__(self) -> None:
         """Nothing is opened."""

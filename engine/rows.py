@@ -143,8 +143,8 @@ class Rows:
         for place in advance.changed.tolist():  # prompts only
             requests[place].num_uncomputed_tokens = int(advance.num_uncomputed[place])
 
-    def stop_at(self, row: NDArray[np.int64], token_ids: Sequence[int]) -> NDArray[np.bool_]:
-        """Which of these rows end with these tokens of theirs."""
+    def are_stopped_by(self, row: NDArray[np.int64], token_ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Which of these rows end because their latest token, one each, is among those that stop them."""
         tokens = np.array(token_ids, np.int64)
         stopped: NDArray[np.bool_] = (self.stop_token_ids[row] == tokens[:, None]).any(1)
         return stopped

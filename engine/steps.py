@@ -212,7 +212,7 @@ class Steps:
         """Those that have drawn their last token, or wanted none, run no more."""
         rows, schedule = self._rows, flight.batch.schedule
         row = schedule.rows[drawn.places]
-        stopped, full = rows.stop_at(row, drawn.token_ids), num_tokens >= rows.length_limit[row]
+        stopped, full = rows.are_stopped_by(row, drawn.token_ids), num_tokens >= rows.length_limit[row]
         for i in places(stopped | full | rows.prefill_only[row]).tolist():
             request = drawn.requests[i]
             if stopped[i] or full[i]:

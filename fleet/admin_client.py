@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from baton.errors import BatonError, ConfigError
-from fleet import state
+from fleet import http_ask, key_file, state
 from fleet.home import Home
-from fleet.key_file import key_of
 
 _TIMEOUT_S = 5.0
 _MAX_BYTES = 16 * 2**20
+_NO_REASON = "no reason given"
 
 
 class NotKnown(BatonError):
@@ -25,7 +25,7 @@ class NotKnown(BatonError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which router, and who asks."""
     parser.add_argument("--admin", default="", metavar="URL", help="a router's admin port; the running fleet's if none")
-    parser.add_argument("--api-key-file", default="", metavar="FILE", help="file whose first line is the API key")
+    key_file.add_argument(parser)
 
 
 class AdminClient:
@@ -38,13 +38,13 @@ class AdminClient:
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "AdminClient":
         """Of the running fleet where no URL is given; ConfigError where none runs."""
-        key_file = args.api_key_file or os.environ.get("BATON_API_KEY_FILE", "")
+        file = key_file.asked_for(args)
         urls = [args.admin.rstrip("/").removesuffix("/dashboard")]
         if not args.admin:
             fleet = state.running(Home.from_env())
-            key_file = key_file or fleet.api_key_file
+            file = file or fleet.api_key_file
             urls = [p.metrics.removesuffix("/metrics") for p in fleet.processes if p.role == "router" and p.metrics]
-        return cls(urls, _key(key_file))
+        return cls(urls, _key(file))
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON at that path. Raises NotKnown, or ConfigError where nobody answers or the key is refused."""
@@ -56,17 +56,15 @@ class AdminClient:
                 reason = f"{url}: {error}"
                 continue
             if status == 404:
-                raise NotKnown(_message(body))
+                raise NotKnown(http_ask.error_message(body, _NO_REASON))
             if status != 200:
-                raise ConfigError(f"{url} answers {status}: {_message(body)}")
+                raise ConfigError(f"{url} answers {status}: {http_ask.error_message(body, _NO_REASON)}")
             answer: dict[str, Any] = json.loads(body)
             return answer
         raise ConfigError(f"no admin port answers ({reason})")
 
     def _ask(self, url: str, path: str) -> tuple[int, bytes]:
-        parts = urlsplit(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+        connection = http_ask.connection(urlsplit(url), _TIMEOUT_S)
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {self._key}"} if self._key else {})
             response = connection.getresponse()
@@ -75,13 +73,6 @@ class AdminClient:
             connection.close()
 
 
-def _key(key_file: str) -> str:
+def _key(file: str) -> str:
     """The first key of the file, else of the environment, else the service token."""
-    return key_of(key_file) or ("" if key_file else os.environ.get("BATON_SERVICE_TOKEN", ""))
-
-
-def _message(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return "no reason given"
+    return key_file.key_of(file) or ("" if file else os.environ.get("BATON_SERVICE_TOKEN", ""))

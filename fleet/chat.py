@@ -5,17 +5,15 @@ In a terminal it goes on until you leave it; from a pipe it answers what it is g
 
 import argparse
 import contextlib
-import os
 import sys
 from typing import Any
 
 from rich.console import Console
 
 from baton.errors import BatonError
-from fleet import state
+from fleet import key_file, state
 from fleet.chat_client import ChatClient, Reply
 from fleet.home import Home
-from fleet.key_file import key_of
 
 _HELP = "/clear forgets the conversation, /quit leaves; Ctrl-C ends an answer."
 
@@ -30,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", default="", help="system message")
     parser.add_argument("--temperature", type=float, help="0 is greedy")
     parser.add_argument("--max-tokens", type=int, help="length of an answer at most")
-    parser.add_argument("--api-key-file", default="", metavar="FILE", help="file whose first line is the API key")
+    key_file.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _connect(args: argparse.Namespace) -> tuple[ChatClient, dict[str, Any]]:
-    key_file = args.api_key_file or os.environ.get("BATON_API_KEY_FILE", "")
+    file = key_file.asked_for(args)
     url, model = args.url.rstrip("/").removesuffix("/v1"), args.model
     if not url:
         fleet = state.running(Home.from_env())
-        url, key_file = fleet.endpoint, key_file or fleet.api_key_file
+        url, file = fleet.endpoint, file or fleet.api_key_file
         model = model or fleet.served_model_name[0]
-    client = ChatClient(url, key_of(key_file))
+    client = ChatClient(url, key_file.key_of(file))
     options: dict[str, Any] = {"model": model or client.models()[0], "messages": []}
     if args.system:
         options["messages"].append({"role": "system", "content": args.system})

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from baton.errors import BatonError, ConfigError
+from fleet import http_ask
 
 _TIMEOUT_S = 600.0
 
@@ -54,18 +55,17 @@ class ChatClient:
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
         parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         headers = {"Content-Type": "application/json", "Connection": "close"}  # closing the response hangs up
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         try:
-            connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+            connection = http_ask.connection(parts, _TIMEOUT_S)
             connection.request(method, parts.path.rstrip("/") + path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(f"no answer from {self.url}: {error}") from None
         if response.status != 200:
-            raise BatonError(_error(response.read(64 * 1024), response.status))
+            raise BatonError(http_ask.error_message(response.read(64 * 1024), f"the server answered {response.status}"))
         return response
 
 
@@ -88,10 +88,3 @@ def _read(event: dict[str, Any], reply: Reply) -> str:
         reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
         return choice.get("delta", {}).get("content") or ""
     return ""
-
-
-def _error(body: bytes, status: int) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {status}"

@@ -1,5 +1,6 @@
 """The key with which commands ask a fleet, of a file as routers read it: plain keys, digests, JSON."""
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,16 @@ from pathlib import Path
 from baton.errors import ConfigError
 
 _DIGEST, _JSON = "sha256:", "{"
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """Which file."""
+    parser.add_argument("--api-key-file", default="", metavar="FILE", help="file whose first line is the API key")
+
+
+def asked_for(args: argparse.Namespace) -> str:
+    """The file that the command or the environment names; empty where neither does."""
+    return str(args.api_key_file) or os.environ.get("BATON_API_KEY_FILE", "")
 
 
 def first_key(file: str) -> str:

@@ -6,8 +6,10 @@ transports. Nothing is imported here, since the UCX process needs no more than i
 
 | read in this order | for |
 |---|---|
-| `sender`, `outgoing`, `outbox`, `peer` | a prefill node: a transfer, its turn, the way to one decode node |
-| `receiver`, `incoming`, `service`, `doors` | a decode node: grants, a transfer, commits as gRPC, its listeners |
+| `sender`, `outgoing`, `outbox` | a prefill node: a transfer, its turn |
+| `peer`, `connector` | the way to one decode node, and how it is found |
+| `receiver`, `incoming`, `service` | a decode node: grants, a transfer, connects and commits as gRPC |
+| `doors`, `inbox` | its listeners, and what they ask and tell |
 | `plan`, `pool`, `pools`, `digest` | what both compute: messages, where blocks lie, what arrived |
 | `staged_pool`, `device_blocks` | pools on a GPU |
 | `transport`, `choose` | what a transport is, and which there are |

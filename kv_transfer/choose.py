@@ -29,10 +29,10 @@ def choose(wanted: str, *, on_gpu: bool = False) -> tuple[str, ...]:
     return (wanted,)
 
 
-def make(name: str, host: str, device: "DeviceBlocks | None" = None) -> Transport:
+def make(name: str, host: str, gpu_blocks: "DeviceBlocks | None" = None) -> Transport:
     """The transport of that name for a node at `host`; called in the event loop that will run it.
 
-    `device`: the KV pool's blocks, where they are on a GPU.
+    `gpu_blocks`: the KV pool's, where that is on a GPU.
 
     Raises TransferError where this system lacks it; ucx says so when it is first used.
     """
@@ -42,27 +42,27 @@ def make(name: str, host: str, device: "DeviceBlocks | None" = None) -> Transpor
         return UcxTransport(host)
     if name == "tcp":
         return TcpTransport()
-    if name == "cuda" and device:
+    if name == "cuda" and gpu_blocks:
         from kv_transfer.cuda.transport import CudaTransport  # which wants torch
 
-        return CudaTransport(device)
+        return CudaTransport(gpu_blocks)
     if name == "loopback":
         return LoopbackTransport()
     raise ConfigError(f"no transport is named {name!r}: there are cuda, shm, ucx, tcp and loopback")
 
 
 class Transports:
-    """Those of one node, each made when a pair first needs it. `device`: its KV pool's blocks, if they are on a GPU."""
+    """Those of one node, each made when a pair first needs it. `gpu_blocks`: as for `make`."""
 
-    def __init__(self, wanted: str, host: str, device: "DeviceBlocks | None" = None) -> None:
-        self.names = choose(wanted, on_gpu=device is not None)
-        self._host, self._device = host, device
+    def __init__(self, wanted: str, host: str, gpu_blocks: "DeviceBlocks | None" = None) -> None:
+        self.names = choose(wanted, on_gpu=gpu_blocks is not None)
+        self._host, self._gpu_blocks = host, gpu_blocks
         self._made: dict[str, Transport] = {}
 
     def get(self, name: str) -> Transport:
         """Raises TransferError where this system lacks it."""
         if name not in self._made:
-            self._made[name] = make(name, self._host, self._device)
+            self._made[name] = make(name, self._host, self._gpu_blocks)
         return self._made[name]
 
     async def drop(self, name: str) -> None:

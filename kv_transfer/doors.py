@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from baton.errors import LayoutMismatch, TransferError
 from baton.process import tasks
 from kv_transfer.choose import Transports
 from kv_transfer.metrics import FALLBACKS
 from kv_transfer.shm.transport import host_id
-from kv_transfer.transport import MAX_RETRY_S, PATIENCE_S, RETRY_S, WITHIN_HOST, Listener, Peer, Slot
+from kv_transfer.transport import MAX_RETRY_S, PATIENCE_S, RETRY_S, WITHIN_HOST, Inbox, Listener, Peer
 
 if TYPE_CHECKING:
     from kv_transfer.device_blocks import DeviceBlocks
@@ -18,55 +18,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Reception(Protocol):
-    """The receiver, to whom it matters which way a peer's messages come: a peer may have several."""
-
-    def admit(self, secret: bytes) -> Peer | None:
-        """As for an `Inbox`."""
-
-    def claim(self, tag: int, num_bytes: int, peer: Peer | None, transport: str) -> Slot | None:
-        """As for an `Inbox`."""
-
-    def arrived(self, tag: int, digest: int | None = None) -> None:
-        """As for an `Inbox`."""
-
-    def lost(self, tag: int) -> None:
-        """As for an `Inbox`."""
-
-    def disconnected(self, peer: Peer, transport: str) -> None:
-        """As for an `Inbox`."""
-
-
-class _DoorInbox:
-    """What one listener asks and tells."""
-
-    def __init__(self, transport: str, reception: Reception) -> None:
-        self._transport = transport
-        self._reception = reception
-
-    def admit(self, secret: bytes) -> Peer | None:
-        return self._reception.admit(secret)
-
-    def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
-        return self._reception.claim(tag, num_bytes, peer, self._transport)
-
-    def arrived(self, tag: int, digest: int | None = None) -> None:
-        self._reception.arrived(tag, digest)
-
-    def lost(self, tag: int) -> None:
-        self._reception.lost(tag)
-
-    def disconnected(self, peer: Peer) -> None:
-        self._reception.disconnected(peer, self._transport)
-
-
 class Doors:
-    """The listeners of one node. Unless `auto` is wanted, there is one. `device`: as for `Transports`."""
+    """The listeners of one node. Unless `auto` is wanted, there is one."""
 
-    def __init__(self, wanted: str, host: str, reception: Reception, device: "DeviceBlocks | None" = None) -> None:
-        self._transports = Transports(wanted, host, device)
+    def __init__(
+        self, wanted: str, host: str, inbox_of: Callable[[str], Inbox], gpu_blocks: "DeviceBlocks | None" = None
+    ) -> None:
+        """`inbox_of` is given a transport's name, when that is opened. `gpu_blocks`: as for `Transports`."""
+        self._transports = Transports(wanted, host, gpu_blocks)
         self._host = host
-        self._reception = reception
+        self._inbox_of = inbox_of
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._open: dict[str, Listener] = {}
         self._put_off: dict[str, tuple[float, float]] = {}  # those that cannot be opened: until when, after what pause
@@ -121,8 +82,7 @@ class Doors:
             raise TransferError("the decode node is stopping")
         try:
             try:
-                inbox = _DoorInbox(name, self._reception)
-                self._open[name] = await self._transports.get(name).listen(self._host, inbox)
+                self._open[name] = await self._transports.get(name).listen(self._host, self._inbox_of(name))
             except OSError as error:  # for want of descriptors or threads
                 raise TransferError(f"transport {name} cannot be opened: {error.strerror or error}") from error
         except TransferError as error:

@@ -1,22 +1,22 @@
-"""A sender's side of one decode node: the gRPC channel, the data connection, and the outbox before it."""
+"""A sender's side of one decode node: what is under way to it, commits, and its end. `connector` opens connections."""
 
 import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 import grpc
 
-from baton.errors import LayoutMismatch, TransferError
+from baton.errors import TransferError
 from baton.net import rpc
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.choose import Transports
-from kv_transfer.metrics import FALLBACKS
+from kv_transfer.connector import Connector, reason
 from kv_transfer.outbox import Outbox
-from kv_transfer.transport import CONNECT_TIMEOUT_S, MAX_RETRY_S, PATIENCE_S, RETRY_S, WITHIN_HOST, AnyConnection
+from kv_transfer.transport import MAX_RETRY_S, RETRY_S, AnyConnection
 
 _log = logging.getLogger(__name__)
 
@@ -31,11 +31,10 @@ class Dependent(Protocol):
 class _Way:
     """A connection, and the transfers that may have sent over it."""
 
-    connection: AnyConnection
-
-    def __init__(self) -> None:
+    def __init__(self, connection: AnyConnection, left: asyncio.Event) -> None:
+        self.connection = connection
         self.users: weakref.WeakSet[Dependent] = weakref.WeakSet()  # that are not over, once there is a better way
-        self.is_left = False  # for that one, by all of them
+        self.left = left  # for that one, by all of them
 
 
 class DecodePeer:
@@ -63,17 +62,17 @@ class DecodePeer:
         self.is_unreachable = False  # it could never be connected to
         self.transport = ""  # the name of the one that it is connected over
         self._transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
-        self._transports = transports
         self._on_over = on_over
         self._channel = channel
         self._metadata = rpc.metadata(token)
         self._stub: transfer_pb2_grpc.TransferAsyncStub = transfer_pb2_grpc.TransferStub(self._channel)
+        self._connector = Connector(address, epoch, self._stub, self._metadata, hello, transports)
         self._ways: list[_Way] = []  # new messages take the last
         self._leaving: set[asyncio.Task[None]] = set()
         self._better: list[str] = []  # transports than that of the last, for want of which it was taken
         self._over = asyncio.Event()
         self._commits: set[asyncio.Task[None]] = set()
-        self._connecting = asyncio.get_running_loop().create_task(self._connect(hello))
+        self._connecting = asyncio.get_running_loop().create_task(self._connect(transports.names))
         self._improving: asyncio.Task[None] | None = None
 
     def enter(self, transfer: Dependent) -> None:
@@ -131,50 +130,48 @@ class DecodePeer:
         try:
             await self._stub.Commit(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise TransferError(f"the decode node did not accept the commit: {_reason(error)}") from error
+            raise TransferError(f"the decode node did not accept the commit: {reason(error)}") from error
 
-    async def _connect(self, hello: transfer_pb2.ConnectRequest) -> None:
-        offered = list(self._transports.names)
+    async def _connect(self, names: Sequence[str]) -> None:
         try:
-            way = await self._best_way(hello, offered)
-        except grpc.aio.AioRpcError as error:
-            mismatch = error.code() is grpc.StatusCode.FAILED_PRECONDITION
-            self._give_up((LayoutMismatch if mismatch else TransferError)(_reason(error)))
+            await self._take_best(names)
         except TransferError as error:
-            self._give_up(error)
+            self.is_unreachable = True
+            self.end(error)
         else:
-            await self._use(way)
             if self._better:
-                self._improving = asyncio.get_running_loop().create_task(self._improve(hello))
+                self._improving = asyncio.get_running_loop().create_task(self._improve())
 
-    async def _use(self, way: _Way) -> None:
+    async def _take_best(self, names: Sequence[str]) -> None:
+        """Send over the best of these transports from now on. Raises as the connector does."""
+        left = asyncio.Event()
+        connection, self.transport, self._better = await self._connector.connect(names, partial(self._lost, left))
         if self._ways:
             self._ways[-1].users.update(self._transfers)
-        self._ways.append(way)
+        self._ways.append(_Way(connection, left))
         if self.error:
-            await way.connection.close()
-        self.outbox.start(way.connection)
+            await connection.close()
+        self.outbox.start(connection)
         self._leave_unused()
 
     def _leave_unused(self) -> None:
         for way in self._ways[:-1]:
             if not way.users:
                 self._ways.remove(way)
-                way.is_left = True
+                way.left.set()
                 leaving = asyncio.get_running_loop().create_task(way.connection.close())
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
 
-    async def _improve(self, hello: transfer_pb2.ConnectRequest) -> None:
+    async def _improve(self) -> None:
         """Try the better transports again, after twice the last pause: some reasons pass."""
         pause_s = RETRY_S
         while self._better and not await self._is_over_within(pause_s):
             pause_s = min(2 * pause_s, MAX_RETRY_S)
             try:
-                await self._use(await self._best_way(hello, list(self._better)))
-            except (grpc.aio.AioRpcError, TransferError) as error:
-                reason = _reason(error) if isinstance(error, grpc.aio.AioRpcError) else error
-                _log.info("KV blocks to %s still travel over %s: %s", self.address, self.transport, reason)
+                await self._take_best(self._better)
+            except TransferError as error:
+                _log.info("KV blocks to %s still travel over %s: %s", self.address, self.transport, error)
 
     async def _is_over_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -182,51 +179,6 @@ class DecodePeer:
                 await self._over.wait()
         return self._over.is_set()
 
-    def _give_up(self, error: TransferError) -> None:
-        self.is_unreachable = True
-        self.end(error)
-
-    async def _best_way(self, hello: transfer_pb2.ConnectRequest, names: list[str]) -> _Way:
-        """Over the best of these transports that carries between the two nodes; the others are said to have failed."""
-        offered, tried = list(names), []
-        while True:
-            hello.transports[:] = offered
-            reply = await self._stub.Connect(hello, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata)
-            if reply.epoch != self.epoch:
-                raise TransferError("the decode node has restarted since it gave the grant")
-            if reply.transport not in offered:
-                raise TransferError("the decode node chose a transport that it was not offered")
-            offered.remove(reply.transport)
-            tried.append(reply.transport)
-            try:
-                way = await self._open_way(reply, PATIENCE_S if offered else None)
-            except TransferError as error:
-                if not offered:
-                    raise
-                FALLBACKS.labels(reply.transport).inc()
-                _log.warning("KV blocks to %s do not travel over %s: %s", self.address, reply.transport, error)
-            else:
-                self.transport = reply.transport
-                self._better = [
-                    name for name in names[: names.index(reply.transport)] if name not in WITHIN_HOST or name in tried
-                ]
-                return way
-
-    async def _open_way(self, reply: transfer_pb2.ConnectReply, patience_s: float | None) -> _Way:
-        """As the decode node has said. `patience_s`: for the start of what the transport needs on this node."""
-        way, transport = _Way(), self._transports.get(reply.transport)
-        try:
-            async with asyncio.timeout(patience_s):
-                await transport.ready()
-        except TimeoutError:
-            raise TransferError("it takes long to start") from None
-        way.connection = await transport.connect(reply.host, reply.port, reply.secret, partial(self._lost, way))
-        return way
-
-    def _lost(self, way: _Way) -> None:
-        if not way.is_left:
+    def _lost(self, left: asyncio.Event) -> None:
+        if not left.is_set():
             self.end(TransferError("the data connection to the decode node was lost"))
-
-
-def _reason(error: grpc.aio.AioRpcError) -> str:
-    return error.details() or error.code().name

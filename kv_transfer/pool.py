@@ -57,7 +57,7 @@ class Pool(Protocol):
     num_blocks: int
 
     @property
-    def device(self) -> "DeviceBlocks | None":
+    def gpu_blocks(self) -> "DeviceBlocks | None":
         """Its blocks, where these are on a GPU."""
         ...
 
@@ -126,7 +126,7 @@ class KVPool:
         check_buffer(buffer, layout, num_blocks)
         self.layout = layout
         self.num_blocks = num_blocks
-        self.device = None
+        self.gpu_blocks = None
         self._bytes = buffer.numpy().data
 
     def view(self, layer_group: int, first_block: int, num_blocks: int) -> memoryview:

@@ -1,20 +1,18 @@
-"""The decode node's side: hands out grants, says where messages go, and answers the Transfer service."""
+"""The decode node's side: hands out grants, and knows which prefill nodes may connect. See `service` for its gRPC."""
 
 import asyncio
 import itertools
 import secrets
 
-from grpc import aio
-
 from baton.errors import TransferError
-from baton.v1 import transfer_pb2, transfer_pb2_grpc
+from baton.v1 import transfer_pb2
 from kv_transfer.digest import Digester
 from kv_transfer.doors import Doors
+from kv_transfer.inbox import TransferInbox
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.plan import MAX_MESSAGES, messages
 from kv_transfer.pool import Pool
-from kv_transfer.service import TransferServicer
-from kv_transfer.transport import SECRET_BYTES, Peer, Slot
+from kv_transfer.transport import SECRET_BYTES, Peer
 
 MAX_MESSAGE_BYTES = 4 * 2**20
 MAX_GPU_MESSAGE_BYTES = 8 * 2**20  # where a message costs as much as a few MiB of it: launches, and waiting for them
@@ -23,23 +21,21 @@ _MAX_SECRETS = 1024  # connections announced and not opened yet
 
 
 class KVReceiver:
-    """One per node process. It is the `Reception` of its doors, and the `Receiver` of its gRPC service."""
+    """One per node process."""
 
     def __init__(
-        self, pool: Pool, node_id: str, epoch: int, host: str, transport: str, token: str = "",
-        max_message_bytes: int | None = None,
-    ) -> None:  # fmt: skip
+        self, pool: Pool, node_id: str, epoch: int, host: str, transport: str, max_message_bytes: int | None = None
+    ) -> None:
         """Create it in the node's event loop. `transport`: a name, or `auto` for whatever suits each pair of nodes.
 
-        The service that `add_to` registers is guarded by its server's token. Raises ConfigError where there is no such
-        transport.
+        Raises ConfigError where there is no such transport.
         """
         self.pool = pool
         self.node_id = node_id
         self.epoch = epoch
         self.address = ""  # of the gRPC server, host:port; set it once that is bound
-        self.doors = Doors(transport, host, self, pool.device)
-        self._max_message_bytes = max_message_bytes or (MAX_GPU_MESSAGE_BYTES if pool.device else MAX_MESSAGE_BYTES)
+        self.doors = Doors(transport, host, self.inbox, pool.gpu_blocks)
+        self._max_message_bytes = max_message_bytes or (MAX_GPU_MESSAGE_BYTES if pool.gpu_blocks else MAX_MESSAGE_BYTES)
         self._digester = Digester()
         self._transfers: dict[int, IncomingTransfer] = {}  # by the high bits of their tags
         self._by_grant: dict[int, IncomingTransfer] = {}
@@ -55,10 +51,6 @@ class KVReceiver:
     async def start(self) -> None:
         """Listen for data connections. Raises TransferError where this system lacks the wanted transport."""
         await self.doors.start()
-
-    def add_to(self, server: aio.Server) -> None:
-        """Register the Transfer service."""
-        transfer_pb2_grpc.add_TransferServicer_to_server(TransferServicer(self), server)
 
     async def close(self) -> None:
         """Fail every open transfer. Returns when nothing is written into the pool any more."""
@@ -108,8 +100,9 @@ class KVReceiver:
         self._epochs[peer.node_id] = max(peer.epoch, old.epoch)
         if old.epoch < peer.epoch:
             await self.doors.disconnect(old)
-            for transfer in self._of(old):
-                transfer.fail("peer_lost", "the prefill node has restarted")
+            for transfer in list(self._by_grant.values()):
+                if transfer.peer == old:
+                    transfer.fail("peer_lost", "the prefill node has restarted")
         now_s = asyncio.get_running_loop().time()
         self._secrets = {secret: entry for secret, entry in self._secrets.items() if entry[1] > now_s}
         if len(self._secrets) >= _MAX_SECRETS:
@@ -123,34 +116,13 @@ class KVReceiver:
         transfer = self._by_grant.get(grant_id)
         return transfer if transfer and transfer.peer == peer else None
 
-    def admit(self, secret: bytes) -> Peer | None:
-        """For the transport: who opens a connection."""
+    def inbox(self, transport: str) -> TransferInbox:
+        """For the listener of that transport."""
+        return TransferInbox(transport, self._transfers, self._admit)
+
+    def _admit(self, secret: bytes) -> Peer | None:
         peer, end_s = self._secrets.pop(secret, (None, 0.0))
         return peer if end_s > asyncio.get_running_loop().time() else None
-
-    def claim(self, tag: int, num_bytes: int, peer: Peer | None, transport: str) -> Slot | None:
-        """For the transport: where a message goes."""
-        transfer = self._transfers.get(tag // MAX_MESSAGES)
-        if transfer is None or (peer is not None and peer != transfer.peer):
-            return None
-        return transfer.claim(tag % MAX_MESSAGES, num_bytes, transport)
-
-    def arrived(self, tag: int, digest: int | None = None) -> None:
-        """For the transport: a claimed message is there."""
-        self._transfers[tag // MAX_MESSAGES].arrived(tag % MAX_MESSAGES, digest)
-
-    def lost(self, tag: int) -> None:
-        """For the transport: a claimed message will not come."""
-        self._transfers[tag // MAX_MESSAGES].lost(tag % MAX_MESSAGES)
-
-    def disconnected(self, peer: Peer, transport: str) -> None:
-        """For the transport: messages of transfers that had begun there may be lost with the connection."""
-        for transfer in self._of(peer):
-            if transport in transfer.transports:
-                transfer.fail("peer_lost", "the connection to the prefill node was lost")
-
-    def _of(self, peer: Peer) -> list[IncomingTransfer]:
-        return [transfer for transfer in self._by_grant.values() if transfer.peer == peer]
 
     def _forget(self, transfer: IncomingTransfer) -> None:
         self._by_grant.pop(transfer.grant.grant_id, None)

@@ -38,7 +38,7 @@ class KVSender:
         self._pool = pool
         self._incarnation = Peer(node_id, epoch)
         self._token, self._tls = token, tls
-        self._transports = Transports(transport, host, pool.device)
+        self._transports = Transports(transport, host, pool.gpu_blocks)
         if len(self._transports.names) == 1:  # no matter of choice, and it may take a moment to start
             self._transports.get(self._transports.names[0])
         self._digester = Digester()

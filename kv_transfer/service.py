@@ -1,6 +1,6 @@
 """The Transfer service, as gRPC: layouts compared at connect, commits answered when they are accepted."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from grpc import aio
@@ -8,33 +8,21 @@ from grpc import aio
 from baton.errors import LayoutMismatch, TransferError
 from baton.kv.layout import KVLayout
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
-from kv_transfer.doors import Doors
-from kv_transfer.incoming import IncomingTransfer
-from kv_transfer.pool import Pool
+from kv_transfer.receiver import KVReceiver
 from kv_transfer.transport import Listener, Peer
 
 _Context = aio.ServicerContext[Any, Any]
 
 
-class Receiver(Protocol):
-    """What the service needs of the receiver."""
-
-    pool: Pool
-    node_id: str
-    epoch: int
-    doors: Doors
-
-    async def expect(self, peer: Peer) -> bytes:
-        """The secret with which this peer may open its connection."""
-
-    def find(self, grant_id: int, peer: Peer) -> IncomingTransfer | None:
-        """The open transfer of that grant, if it was granted to this peer."""
+def add_transfer_service(receiver: KVReceiver, server: aio.Server) -> None:
+    """Register the service, which is guarded by the server's token."""
+    transfer_pb2_grpc.add_TransferServicer_to_server(TransferServicer(receiver), server)
 
 
 class TransferServicer(transfer_pb2_grpc.TransferServicer):
     """Errors are gRPC statuses with a message fit for the prefill node's log."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: KVReceiver) -> None:
         self._receiver = receiver
 
     async def Connect(  # noqa: N802

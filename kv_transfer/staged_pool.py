@@ -41,7 +41,7 @@ class StagedPool:
         self.layout = layout
         self.num_blocks = num_blocks
         self.blocks = DeviceBlocks(buffer, layout, num_blocks)
-        self.device = self.blocks if buffer.device.type == "cuda" else None
+        self.gpu_blocks = self.blocks if buffer.device.type == "cuda" else None
         self._max_lent_bytes, self._max_landing_bytes = max_lent_bytes, max_landing_bytes
         self._lent_bytes = self._landing_bytes = 0
         self._waiting: list[Callable[[], None]] = []

@@ -18,6 +18,7 @@ import xxhash
 
 from baton.errors import TransferError
 from baton.process.threads import started_pool
+from kv_transfer.digest import known
 from kv_transfer.ucx_child.region import mapped
 
 REGION_BYTES = 256 * 2**20
@@ -123,14 +124,11 @@ class Staging:
         self, num_bytes: int, copy: Callable[[memoryview, Sequence[memoryview]], int],
         run: memoryview, views: Sequence[memoryview],
     ) -> asyncio.Future[int]:  # fmt: skip
-        loop = asyncio.get_running_loop()
         if self.descriptor < 0:  # with it goes UCX: the last that it said and its end may be heard at once
             raise TransferError("the staging memory is closed")
         if num_bytes > _INLINE_BYTES:
-            return loop.run_in_executor(self._threads, copy, run, views)
-        done: asyncio.Future[int] = loop.create_future()
-        done.set_result(copy(run, views))
-        return done
+            return asyncio.get_running_loop().run_in_executor(self._threads, copy, run, views)
+        return known(copy(run, views))
 
 
 def _gather(target: memoryview, views: Sequence[memoryview]) -> int:

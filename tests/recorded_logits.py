@@ -7,7 +7,7 @@ from torch import Tensor
 
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
-from engine.engine import Engine
+from engine.loading import load_engine
 
 MAX_TOKENS = 4
 
@@ -18,7 +18,7 @@ class Recording:
     def __init__(self, directory: Path, dtype: str, quantization: str = "none", **flags: object) -> None:
         defaults = {"device": "cpu", "kv_memory": "4MiB", "block_size": 8, "num_threads": 1}
         config = EngineFlags(model=str(directory), dtype=dtype, quantization=quantization, **(defaults | flags))
-        self.engine = Engine.load(directory, config)
+        self.engine = load_engine(directory, config)
         self.rows: Counter[bytes] = Counter()
         decoder = self.engine.steps.readout.decoder
         compute = decoder.logits

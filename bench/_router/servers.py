@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import tokenizers
 
+from bench import _servers
 from bench._machine import free_port
 
 START_TIMEOUT_S = 60.0
@@ -118,14 +118,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _servers.end(self._processes, 15)
 
     def _start(self, command: tuple[str, ...], cores: list[int]) -> None:
         quiet = subprocess.DEVNULL
@@ -135,17 +128,8 @@ class Running:
 
     def _wait_until_ready(self) -> None:
         """Until it generates: a router may answer before it has found a node."""
-        deadline_s = time.monotonic() + START_TIMEOUT_S
         body = {"model": "mock", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
         url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
-        while time.monotonic() < deadline_s:
-            if self._processes[-1].poll() is not None:
-                raise ConnectionError(f"{self._server.name} ended instead of serving")
-            headers = {"content-type": "application/json"}
-            asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
-            try:
-                with urllib.request.urlopen(asked, timeout=5):  # noqa: S310
-                    return
-            except (OSError, urllib.error.HTTPError):
-                time.sleep(0.2)
-        raise ConnectionError(f"{self._server.name} did not start within {START_TIMEOUT_S:.0f} s")
+        headers = {"content-type": "application/json"}
+        asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        _servers.wait_until_ready(self._server.name, self._processes[-1], asked, START_TIMEOUT_S)

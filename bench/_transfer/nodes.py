@@ -22,6 +22,7 @@ from kv_transfer.pool import Pool
 from kv_transfer.pools import pool_of
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.service import add_transfer_service
 
 LAYOUT = KVLayout(  # 64 KiB for one block of the one layer group
     num_layers=1,
@@ -72,7 +73,7 @@ async def _receive(child: Child, way: str, total: int, size: int, rounds: int, d
     pool = _pool(total, device)
     receiver = KVReceiver(pool, "decode", 1, "127.0.0.1", way, max_message_bytes=size)
     server = rpc.server()
-    receiver.add_to(server)
+    add_transfer_service(receiver, server)
     receiver.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     await receiver.start()

@@ -60,7 +60,7 @@ class Checkpoint:
         name = self._stored(name)
         path = self._file_of.get(name)
         if path is None:
-            self.lacks(name)
+            self.refuse_missing(name)
         part = self._slice(path, name)
         found = part.get_shape()
         if list(found) != list(shape) and not (reshaped and math.prod(found) == math.prod(shape)):
@@ -106,11 +106,11 @@ class Checkpoint:
         """Whether the tensor, which is there, holds nothing but zeros."""
         return not self._shard(self._file_of[name]).get_tensor(name).any()
 
-    def lacks(self, name: str) -> NoReturn:
+    def refuse_missing(self, name: str) -> NoReturn:
         """Raise a CheckpointError that says that the tensor of that name is missing."""
         raise CheckpointError(f"{self._where()}: tensor {self._stored(name)} is missing")
 
-    def is_too_small(self, name: str, shape: Sequence[int]) -> NoReturn:
+    def refuse_size(self, name: str, shape: Sequence[int]) -> NoReturn:
         """Raise a CheckpointError that says that all files together do not hold the tensors of that name and shape."""
         raise CheckpointError(
             f"{self._where()}: config.json asks for tensor {self._stored(name)} and its like in shape {list(shape)}, "

@@ -50,7 +50,7 @@ class TensorReader:
     def room(self, name: str, *shape: int) -> Tensor:
         """For parts of `name` that are read one by one; CheckpointError where the files cannot hold so many values."""
         if math.prod(shape) > self._num_values:
-            self.checkpoint.is_too_small(name, shape)
+            self.checkpoint.refuse_size(name, shape)
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def outputs(self, parts: dict[str, int], fused: str, *rest: int) -> Tensor:
@@ -58,7 +58,7 @@ class TensorReader:
         rows = sum(parts.values())
         if fused and not any(name in self for name in parts):
             if not self.checkpoint.has_linear(fused.split(".")[-2]):
-                self.checkpoint.lacks(next(iter(parts)))
+                self.checkpoint.refuse_missing(next(iter(parts)))
             return self.read(fused, rows, *rest)
         target = self.room(next(iter(parts)), rows, *rest)
         for part, name in zip(torch.split(target, list(parts.values())), parts, strict=True):

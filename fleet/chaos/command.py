@@ -74,17 +74,17 @@ def run(args: argparse.Namespace) -> int:
     memory = Memory()
     with tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder:
         model = args.model or str(_random_model(Path(folder)))
-        flags = ("--model", model, "--dtype", args.dtype, "--kv-memory", _KV_MEMORY)
+        flags = ("--dtype", args.dtype, "--kv-memory", _KV_MEMORY)
         outcomes: list[Outcome] = []
         local = _schedule(args, FAULTS)
         if local:
             shape = ("--transport", args.transport, "--prefill", "2", "--decode", "2", "--routers", "2")
-            with started(Path(folder) / "home", *flags, *shape) as fleet:
+            with started(Path(folder) / "home", "--model", model, *flags, *shape) as fleet:
                 outcomes += asyncio.run(_suffer_all(fleet, local, args, memory, console))
-        outcomes += _on_a_network(args, Path(folder), flags, console)
+        outcomes += _on_a_network(args, Path(folder), model, flags, console)
         asked = {answer.question for outcome in outcomes for answer in outcome.answers}
         console.print(f"asking the same {len(asked)} questions of a fleet that nothing befalls")
-        reference = _reference(Path(folder) / "reference", flags, asked, args.streams)
+        reference = _reference(Path(folder) / "reference", ("--model", model, *flags), asked, args.streams)
     return _report(outcomes, reference, args.max_stall_s, memory, console)
 
 
@@ -106,7 +106,9 @@ def _at_random(faults: list[Fault], seed: int, until_s: float) -> Iterator[Fault
         yield source.choice(faults)
 
 
-def _on_a_network(args: argparse.Namespace, folder: Path, flags: tuple[str, ...], console: Console) -> list[Outcome]:
+def _on_a_network(
+    args: argparse.Namespace, folder: Path, model: str, flags: tuple[str, ...], console: Console
+) -> list[Outcome]:
     """The faults of networks, on a fleet whose nodes have hosts of their own as far as they can tell."""
     faults = [] if args.minutes else _schedule(args, chaos_network.FAULTS)
     if not faults:
@@ -114,7 +116,7 @@ def _on_a_network(args: argparse.Namespace, folder: Path, flags: tuple[str, ...]
     if reason := chaos_network.unavailable():
         console.print(f"faults of networks are left out: {reason}")
         return []
-    with hosts.started(folder / "network", *flags) as fleet:
+    with hosts.started(folder / "network", model, *flags) as fleet:
         return asyncio.run(_suffer_all(fleet, faults, args, Memory(), console))
 
 

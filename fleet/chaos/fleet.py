@@ -1,4 +1,4 @@
-"""The fleets of `baton chaos`: each in a BATON_HOME of its own, on any free port, stopped when done.
+"""The fleets of `baton chaos`: what is asked of them, and those of this host, each in a BATON_HOME of its own.
 
 What it leaves to others: what is done to them.
 """
@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,23 +30,21 @@ _BLOCKS = r"baton_kv_blocks\{[^}]*\}"
 _LEAKS = r"baton_kv_block_leaks_total(?:\{[^}]*\})?"
 
 
-class PrivateFleet:
-    """One that runs."""
+class PrivateFleet(ABC):
+    """One that runs, and may be harmed."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = Home(home)
-        self.token = ""  # that scrapers need
-        self.endpoint = state.running(self.home).endpoint
-        self.model = state.running(self.home).served_model_name[0]
+    def __init__(self, endpoint: str, model: str, token: str = "") -> None:
+        """`token` is what scrapers need."""
+        self.endpoint, self.model, self.token = endpoint, model, token
 
     @property
+    @abstractmethod
     def redis_url(self) -> str:
         """Where its Redis is, password and all."""
-        return state.running(self.home).redis_url
 
+    @abstractmethod
     def services(self, role: str = "") -> list[state.ProcessState]:
         """Those of a role, or all."""
-        return [process for process in state.running(self.home).processes if role in ("", process.role)]
 
     def is_whole(self, without: Set[int]) -> bool:
         """Whether every service is ready, and none of them is a process of `without`, which were killed."""
@@ -101,11 +100,29 @@ class PrivateFleet:
                 yield process.id, scrape(process.metrics, self.token, _SCRAPE_TIMEOUT_S)
 
 
+class LocalFleet(PrivateFleet):
+    """One of `baton up`, which says in its home what runs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = Home(home)
+        now = state.running(self.home)
+        super().__init__(now.endpoint, now.served_model_name[0])
+
+    @property
+    def redis_url(self) -> str:
+        """See `PrivateFleet`."""
+        return state.running(self.home).redis_url
+
+    def services(self, role: str = "") -> list[state.ProcessState]:
+        """See `PrivateFleet`."""
+        return [process for process in state.running(self.home).processes if role in ("", process.role)]
+
+
 @contextmanager
-def started(home: Path, *flags: str) -> Iterator[PrivateFleet]:
-    """A fleet with these flags of `baton up`, which is gone afterwards."""
+def started(home: Path, *flags: str) -> Iterator[LocalFleet]:
+    """A fleet with these flags of `baton up`, on any free port, which is gone afterwards."""
     with _fleets.started(home, *flags):
-        yield PrivateFleet(home)
+        yield LocalFleet(home)
 
 
 def _sum(pattern: str, page: str) -> int:

@@ -29,25 +29,27 @@ _NODES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 
 
 class NetworkFleet(PrivateFleet):
-    """One that runs. `nodes` are names of namespaces' owners: prefill-0 and so on."""
+    """One whose nodes, prefill-0 and so on, have a network namespace each. There is no endpoint before `start`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.nodes = _NODES
-        self.token = secrets.token_urlsafe(16)
-        self._folder = folder
+    nodes = _NODES
+
+    def __init__(self, folder: Path, model: str) -> None:
+        super().__init__("", Path(model).name, secrets.token_urlsafe(16))
+        self._folder, self._model_dir = folder, model
         self._tag = f"bc{os.getpid() % 100000}"
         self._net = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+        self._redis_port = 0
         self._password = secrets.token_urlsafe(16)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._services: list[ProcessState] = []
 
     @property
     def redis_url(self) -> str:
-        """Where its Redis is."""
+        """See `PrivateFleet`."""
         return f"redis://:{self._password}@{self._net}.253:{self._redis_port}"
 
     def services(self, role: str = "") -> list[ProcessState]:
-        """Those of a role, or all."""
+        """See `PrivateFleet`."""
         return [service for service in self._services if role in ("", service.role)]
 
     def name(self, role: str, turn: int) -> str:
@@ -89,14 +91,13 @@ class NetworkFleet(PrivateFleet):
             role = node.partition("-")[0]
             within = ("ip", "netns", "exec", f"{self._tag}-{node}")
             own = ("--host", f"{self._net}.{1 + at}", "--node-id", node, "--transport", "tcp", "--num-threads", "1")
-            self._spawn(node, (*within, *PROGRAMS[role], *flags, *own))
-        model = flags[flags.index("--model") + 1]
-        self._spawn("router", (*PROGRAMS["router"], "--model", model, "--port", "0"))
+            self._spawn(node, (*within, *PROGRAMS[role], "--model", self._model_dir, *flags, *own))
+        self._spawn("router", (*PROGRAMS["router"], "--model", self._model_dir, "--port", "0"))
         for service in self.services():
             if service.role != "redis":
                 self._learn(service, self._ready(service.id))
         router = self.services("router")[0]
-        self.endpoint, self.model = f"http://{router.address}", Path(model).name
+        self.endpoint = f"http://{router.address}"
         _until(lambda: _answers(self.endpoint), "the router never got ready")
 
     def stop(self) -> None:
@@ -135,10 +136,13 @@ class NetworkFleet(PrivateFleet):
 
 
 @contextmanager
-def started(folder: Path, *flags: str) -> Iterator[NetworkFleet]:
-    """A router here, two prefill and two decode nodes in namespaces; all of it is gone afterwards."""
+def started(folder: Path, model: str, *flags: str) -> Iterator[NetworkFleet]:
+    """A router here, two prefill and two decode nodes in namespaces; all of it is gone afterwards.
+
+    `model` is a checkpoint, `flags` are those of nodes.
+    """
     folder.mkdir(parents=True)
-    fleet = NetworkFleet(folder)
+    fleet = NetworkFleet(folder, model)
     try:
         fleet.build()
         fleet.start(*flags)

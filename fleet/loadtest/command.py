@@ -29,8 +29,9 @@ from bench._machine import machine
 from bench._report import files
 from fleet.chaos import fleet as chaos_fleet
 from fleet.loadtest import phases, report
-from fleet.loadtest.phases import PHASES, Settings, Verdict
+from fleet.loadtest.run import PHASES, Settings
 from fleet.loadtest.site import LocalSite, RemoteSite, Site
+from fleet.loadtest.verdict import Verdict
 
 # a small pool: it is touched whole in the first seconds, and does not look like growing memory
 _LOCAL = ("--prefill", "2", "--decode", "2", "--kv-memory", "64MiB")

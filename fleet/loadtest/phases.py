@@ -2,21 +2,16 @@
 
 import asyncio
 import itertools
-import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-from bench._load import arrivals, workload
-from bench._load.driver import Driver
 from bench._load.figures import figures, percentile, timeline
 from bench._load.sse_client import Stream
-from bench._load.workload import Shape
+from fleet.loadtest.run import Run, Settings
 from fleet.loadtest.site import Site
+from fleet.loadtest.verdict import Verdict
 from fleet.loadtest.watch import MemoryWatch, back_to_normal_s, longest_silence_s, throughput_back_s, tokens_of_unended
 
-PHASES = {"baseline": 5.0, "ramp": 10.0, "sustained": 60.0, "overload": 15.0, "chaos": 10.0}  # shares of the time
 MAX_ERRORS = 0.001
 MAX_DRIFT = 1.25  # of a p99, between the halves of a run
 DRIFT_SLACK_S = 0.05  # that a p99 of short runs moves by itself
@@ -24,90 +19,6 @@ MIN_GOODPUT = 0.9  # in overload, of that before
 NORMAL_WITHIN_S = 30.0
 BACK_WITHIN_S = 60.0
 MAX_SILENCE_S = 5.0  # of all streams together, after a kill
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The load, and how long all phases take together."""
-
-    shape: Shape
-    concurrency: int
-    timeout_s: float
-    total_s: float
-    phases: tuple[str, ...] = tuple(PHASES)
-
-    def seconds(self, name: str) -> float:
-        """Of one phase."""
-        return self.total_s * PHASES[name] / sum(PHASES[phase] for phase in self.phases)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that has to hold, with the figure."""
-
-    passed: bool
-    text: str
-
-
-@dataclass
-class Verdict:
-    """What became of a phase."""
-
-    name: str
-    checks: list[Check] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)  # of ramp: figures of each level
-    timeline: dict[str, list[float]] = field(default_factory=dict)
-    memory: dict[str, list[float]] = field(default_factory=dict)  # service -> bytes over time
-    marks_s: list[float] = field(default_factory=list)  # moments to mark in the timeline
-
-    @property
-    def passed(self) -> bool:
-        """Whether everything held."""
-        return all(check.passed for check in self.checks)
-
-    def check(self, passed: bool, text: str) -> None:
-        """One more thing that had to hold."""
-        self.checks.append(Check(passed, text))
-
-
-class Run:
-    """The fleet, the load, and what phases know of those before."""
-
-    def __init__(self, site: Site, settings: Settings) -> None:
-        self.site, self.settings = site, settings
-        self.normal_ttft_s = 0.0  # p95 of one request at a time
-        self.peak: dict[str, Any] = {}  # figures at the target
-        self._conversations = workload.conversations(settings.shape, random.Random())  # noqa: S311
-
-    def driver(self) -> Driver:
-        """A fresh one."""
-        return Driver(self.site.target, self.settings.timeout_s)
-
-    async def closed(self, concurrency: int, seconds: float) -> tuple[list[Stream], float, float]:
-        """Streams, when they began, and how long it took."""
-        driver, began_s = self.driver(), time.monotonic()
-        await driver.closed(self._conversations, concurrency, began_s + seconds)
-        return driver.streams, began_s, time.monotonic() - began_s
-
-    async def open(self, rate: float, seconds: float) -> tuple[list[Stream], list[Stream], float]:
-        """Those that ended within the time, those that were hung up on, and when they began."""
-        driver, began_s = self.driver(), time.monotonic()
-        due = itertools.takewhile(lambda at_s: at_s < seconds, arrivals.times(rate, 1.0, random.Random()))  # noqa: S311
-        await driver.open(zip(due, self._conversations, strict=False), finish=False)
-        return driver.streams, driver.hung_up, began_s
-
-    async def need_normal(self) -> None:
-        """For phases that are run alone."""
-        if not self.normal_ttft_s:
-            streams, _, took_s = await self.closed(1, 3.0)
-            self.normal_ttft_s = figures(streams, took_s)["ttft_p95_s"]
-
-    async def need_peak(self) -> None:
-        """Likewise."""
-        if not self.peak:
-            streams, _, took_s = await self.closed(self.settings.concurrency, 5.0)
-            self.peak = figures(streams, took_s)
 
 
 async def run_all(site: Site, settings: Settings, on_phase: Callable[[Verdict], None]) -> list[Verdict]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench._load.report import over_throughput, over_time
 from bench._report import page, svg
-from fleet.loadtest.phases import Verdict
+from fleet.loadtest.verdict import Verdict
 
 
 def line(verdict: Verdict) -> str:

@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +78,11 @@ class Fleet:
         """Drain and end everything, within 10 s."""
         self.phase = "stopping"
         self._save()
-        by_role = {role: [m for m in self.members.values() if m.command.role == role] for role in _STOP_ORDER}
-        for role in _STOP_ORDER:  # nothing that dies from now on is to come back
-            for member in by_role[role]:
-                member.expect_end()
-        await self._stop_all(by_role["router"], ROUTER_STOP_S)
-        await self._stop_all(by_role["prefill"] + by_role["decode"], NODE_STOP_S)
-        await self._stop_all(by_role["redis"], REDIS_STOP_S)
+        for member in self.members.values():  # nothing that dies from now on is to come back
+            member.expect_end()
+        await self._stop_all(("router",), ROUTER_STOP_S)
+        await self._stop_all(("prefill", "decode"), NODE_STOP_S)
+        await self._stop_all(("redis",), REDIS_STOP_S)
         for task in self._draining:
             task.cancel()
 
@@ -123,7 +120,8 @@ class Fleet:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _stop_all(self, members: Iterable[Member], timeout_s: float) -> None:
+    async def _stop_all(self, roles: tuple[str, ...], timeout_s: float) -> None:
+        members = [member for member in self.members.values() if member.command.role in roles]
         await asyncio.gather(*(member.stop(timeout_s) for member in members))
 
     def _drain(self, member: Member) -> None:
@@ -196,9 +194,6 @@ class Fleet:
             if self.phase == "starting":
                 raise StartError(said) from None
             self._reporter.note(f"{said}; what `baton status` says is old")  # the fleet itself goes on
-
-
-_STOP_ORDER = ("router", "prefill", "decode", "redis")
 
 
 async def _says_ready(process: Process) -> dict[str, Any]:

@@ -1,76 +1,19 @@
 // Products of bf16 rows by tiles of AMX: 16 rows of x, or 16 outputs, by 32 inputs each. Sums are fp32.
 //
-// Integers are exact in bf16, and are widened once for all rows; a group's sum is scaled. What a tile holds beside a
-// row meets only sums that nobody reads. Where rows are few, integers would be widened, stored and loaded for nothing:
-// fused multiply-adds give the same sums, see Scope.
+// Integers are exact in bf16, and are widened once for all rows, unless these are few (amx_few.h). What a tile holds
+// beside a row meets only sums that nobody reads.
 #pragma once
 
 #if defined(__AMX_BF16__)
 #include <algorithm>
 #include <type_traits>
 
+#include "amx_few.h"
 #include "parallel.h"
-#include "tiles.h"
-#include "weights.h"
 
 namespace amx {
 
-using namespace gemm;
-
-constexpr int FEW = 2;         // rows up to which integers meet no tiles
 constexpr int STEPS_AHEAD = 3; // that integers are widened before they are multiplied
-constexpr int FAR_BYTES = 6144, NEAR_BYTES = 1024; // that a panel is fetched ahead into the L2 and the L1 cache
-
-template <int BYTES> INLINE void prefetch(const void *weight) {
-    for (int i = 0; i < BYTES; i += 64) {
-        __builtin_prefetch((const char *)weight + FAR_BYTES + i, 0, 2);
-        __builtin_prefetch((const char *)weight + NEAR_BYTES + i);
-    }
-}
-
-// A step of a panel of integers -> two tiles, as pack() lays out bf16.
-template <class S> INLINE void widen(const S *weight, int num_inputs, bf16 *out) {
-#pragma GCC unroll 4
-    for (int k = 0; k < DEPTH; k += 2, out += PANEL) {
-        const pair even = k < num_inputs ? load_pair(weight + k * STEP<S>) : pair{};
-        const pair odd = k + 1 < num_inputs ? load_pair(weight + (k + 1) * STEP<S>) : pair{};
-        write(out, ((vu)even.a >> 16) | ((vu)odd.a & 0xffff0000));
-        write(out + SIZE, ((vu)even.b >> 16) | ((vu)odd.b & 0xffff0000));
-    }
-}
-
-// A panel that a thread multiplies by one tile of rows after another.
-template <class S> struct Panel {
-    const S *weight;
-    const float *scales, *bias;
-    const bf16 *tiles; // the weight itself, or what it was widened to while the first rows were multiplied
-    int64_t inputs, group;
-    int64_t steps() const { return whole_tiles(inputs) / DEPTH; }
-    int64_t steps_of_group() const { return whole_tiles(group) / DEPTH; }
-};
-
-template <class S> INLINE void widen(const Panel<S> &p, int64_t step) {
-    const S *from = p.weight + step * DEPTH * STEP<S>;
-    bf16 *to = (bf16 *)p.tiles + step * 2 * SIZE;
-    prefetch<DEPTH * STEP<S> * sizeof(S)>(from);
-    if ((step + 1) * DEPTH <= p.inputs) widen(from, DEPTH, to);
-    else widen(from, int(p.inputs - step * DEPTH), to);
-}
-
-// A group's sums are scaled and added to `out`, or to the bias; after the last they are the result.
-template <class S, class Sums, class Sink>
-INLINE void add_up(const Panel<S> &p, int64_t step, int num_rows, float (*out)[PANEL], Sums sums, Sink sink) {
-    const int64_t group = step / p.steps_of_group();
-    const pair by = p.scales ? load_pair(p.scales + group * PANEL) : pair{splat(1), splat(1)};
-    const bool is_first = group == 0, is_last = step + 1 == p.steps();
-    const pair bias = load_pair(p.bias);
-    for (int r = 0; r < num_rows; r++) {
-        const pair sum = sums(r), before = is_first ? bias : load_pair(out[r]);
-        const pair total = {fma(sum.a, by.a, before.a), fma(sum.b, by.b, before.b)};
-        if (is_last) sink(r, total);
-        else store_pair(out[r], total);
-    }
-}
 
 // Where the rows of a tile go, from `output` on.
 template <class Sink> struct Rows {
@@ -132,46 +75,6 @@ void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> 
         add_up(p, step, num_rows, out, [&](int r) { return load_pair(sums[r]); }, to);
     }
     if (of_group == steps) waiting.template take<S, TWO>(p, num_rows, to);
-}
-
-// Adds the products of N rows with inputs k and k + 1 of a panel.
-template <class S, int N>
-INLINE void multiply_two(const float *x, const S *weight, bool both, pair (&even)[N], pair (&odd)[N]) {
-    const pair first = load_pair(weight), second = both ? load_pair(weight + STEP<S>) : pair{};
-#pragma GCC unroll 4
-    for (int r = 0; r < N; r++) {
-        const vf a = splat(x[r]), b = splat(x[N + r]);
-        even[r] = {fma(a, first.a, even[r].a), fma(a, first.b, even[r].b)};
-        odd[r] = {fma(b, second.a, odd[r].a), fma(b, second.b, odd[r].b)};
-    }
-}
-
-// The same for N rows by integers, without tiles. x: [inputs][N], an even number.
-template <class S, int N, class Sink> void run_few(const Panel<S> &p, const float *x, Sink sink) {
-    const int64_t steps = p.steps(), of_group = p.steps_of_group();
-    float out[N][PANEL];
-    pair sums[N];
-    for (int64_t step = 0; step < steps; step++, x += DEPTH * N) {
-        const S *weight = p.weight + step * DEPTH * STEP<S>;
-        const int num = int(std::min<int64_t>(DEPTH, p.inputs - step * DEPTH));
-        prefetch<DEPTH * STEP<S> * sizeof(S)>(weight);
-        pair even[N] = {}, odd[N] = {};
-        if (num == DEPTH)
-#pragma GCC unroll 4
-            for (int k = 0; k < DEPTH; k += 2) multiply_two<S, N>(x + k * N, weight + k * STEP<S>, true, even, odd);
-        else
-            for (int k = 0; k < num; k += 2)
-                multiply_two<S, N>(x + k * N, weight + k * STEP<S>, k + 1 < num, even, odd);
-        for (int r = 0; r < N; r++) {
-            if (step % of_group == 0) sums[r] = pair{};
-            sums[r] = {sums[r].a + (even[r].a + odd[r].a), sums[r].b + (even[r].b + odd[r].b)};
-        }
-        if ((step + 1) % of_group == 0) add_up(p, step, N, out, [&](int r) { return sums[r]; }, sink);
-    }
-}
-template <class S, int N = FEW, class Sink> void run_few(const Panel<S> &p, const float *x, int num_rows, Sink sink) {
-    if (num_rows == N) run_few<S, N>(p, x, sink);
-    else if constexpr (N > 1) run_few<S, N - 1>(p, x, num_rows, sink);
 }
 
 // x of bf16 by weights stored as S; see gemm.h.

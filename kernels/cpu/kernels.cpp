@@ -36,11 +36,11 @@ EXPORT void rms_norm_op(int type, const void *x, const void *weight, void *out, 
 }
 
 EXPORT void add_rms_norm_op(int type, const void *x, const void *residual, const void *weight, void *out, void *total,
-                        int64_t rows, int64_t n, float eps, int threads) {
+                            int64_t rows, int64_t n, float eps, int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
-        add_rms_norm<T>((const T *)x, (const T *)residual, (const float *)weight, (T *)out, (T *)total, rows, n,
-            eps, threads);
+        add_rms_norm<T>((const T *)x, (const T *)residual, (const float *)weight, (T *)out, (T *)total, rows, n, eps,
+                        threads);
     });
 }
 
@@ -51,27 +51,28 @@ EXPORT void gated_op(int type, const void *gate_up, void *out, int64_t rows, int
     });
 }
 
-EXPORT void rope_and_cache_op(int type, const void *qkv, const float *cos_sin, const int64_t *positions, const int64_t
-                        *slots, void *kv, void *q, const void *q_norm, const void *k_norm, float eps, int64_t tokens,
-                        int64_t heads, int64_t kv_heads, int64_t planes, int64_t head_dim, int64_t block_size, int64_t
-                        block_stride, int threads) {
+EXPORT void rope_and_cache_op(int type, const void *qkv, const float *cos_sin, const int64_t *positions,
+                              const int64_t *slots, void *kv, void *q, const void *q_norm, const void *k_norm,
+                              float eps, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t planes,
+                              int64_t head_dim, int64_t block_size, int64_t block_stride, int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
         const RopeShape shape = {tokens, heads, kv_heads, planes, head_dim, block_size, block_stride};
         rope_and_cache<T>((const T *)qkv, cos_sin, positions, slots, (T *)kv, (T *)q, (const float *)q_norm,
-            (const float *)k_norm, eps, shape, threads);
+                          (const float *)k_norm, eps, shape, threads);
     });
 }
 
-EXPORT void paged_attention_op(int type, const void *q, const void *kv, void *out, const int32_t *query_start, const
-                        int32_t *seq_lens, const int32_t *block_tables, int64_t seqs, int64_t max_blocks, int64_t
-                        heads, int64_t kv_heads, int64_t planes, int64_t head_dim, int64_t block_size, int64_t
-                        block_stride, float scale, float softcap, int64_t window, const float *sinks, int threads) {
+EXPORT void paged_attention_op(int type, const void *q, const void *kv, void *out, const int32_t *query_start,
+                               const int32_t *seq_lens, const int32_t *block_tables, int64_t seqs, int64_t max_blocks,
+                               int64_t heads, int64_t kv_heads, int64_t planes, int64_t head_dim, int64_t block_size,
+                               int64_t block_stride, float scale, float softcap, int64_t window, const float *sinks,
+                               int threads) {
     with_type(type, [&](auto *t) {
         using T = std::remove_pointer_t<decltype(t)>;
         attention::Call<T> call = {(const T *)q, (const T *)kv, (T *)out, query_start, seq_lens, block_tables,
-            seqs, max_blocks, heads, kv_heads, planes, head_dim, block_size, block_stride,
-            scale, softcap, window, sinks};
+                                   seqs, max_blocks, heads, kv_heads, planes, head_dim, block_size, block_stride,
+                                   scale, softcap, window, sinks};
         attention::run(call, threads);
     });
 }
@@ -104,7 +105,7 @@ EXPORT void linear_op(int type, const gemm::Weights *weights, const void *x, voi
 }
 
 EXPORT void linear_gated_op(int type, const gemm::Weights *weights, const void *x, void *out, int64_t rows,
-                        int64_t outputs, int activation, int threads) {
+                            int64_t outputs, int activation, int threads) {
     with_types(type, weights->storage, [&](auto *t, auto *s) {
         using T = std::remove_pointer_t<decltype(t)>;
         using S = std::remove_pointer_t<decltype(s)>;
@@ -112,14 +113,14 @@ EXPORT void linear_gated_op(int type, const gemm::Weights *weights, const void *
     });
 }
 
-EXPORT void experts_op(int type, const gemm::Weights *gate_up, const gemm::Weights *down, int activation, int64_t
-                        num_experts, const void *x, const int64_t *ids, const float *weights, void *out, int64_t
-                        tokens, int64_t per_token, int threads) {
+EXPORT void experts_op(int type, const gemm::Weights *gate_up, const gemm::Weights *down, int activation,
+                       int64_t num_experts, const void *x, const int64_t *ids, const float *weights, void *out,
+                       int64_t tokens, int64_t per_token, int threads) {
     with_types(type, gate_up->storage, [&](auto *t, auto *s) {
         using T = std::remove_pointer_t<decltype(t)>;
         using S = std::remove_pointer_t<decltype(s)>;
         experts::Call<T> call = {(const T *)x, ids, weights, (T *)out, *gate_up, *down,
-            tokens, per_token, num_experts, activation};
+                                 tokens, per_token, num_experts, activation};
         experts::run<T, S>(call, threads);
     });
 }

@@ -109,9 +109,9 @@ def decode_kernel(
             REST,
             SOFTCAP,
             WINDOW,
-            True,
-            False,
-            DOT,
+            ONE_QUERY=True,
+            DETERMINISTIC=False,
+            DOT=DOT,
         )
         # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take
         # registers from the loop.

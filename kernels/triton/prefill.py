@@ -107,9 +107,9 @@ def prefill_kernel(
         REST,
         SOFTCAP,
         WINDOW,
-        False,
-        DETERMINISTIC,
-        DOT,
+        ONE_QUERY=False,
+        DETERMINISTIC=DETERMINISTIC,
+        DOT=DOT,
     )
     # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take
     # registers from the loops.

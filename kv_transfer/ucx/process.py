@@ -5,36 +5,25 @@ is killed, whatever it is doing. All areas and messages go with it.
 """
 
 import asyncio
-import contextlib
 import itertools
-import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 
 from baton.errors import TransferError
 from kv_transfer.staging import Area, Staging
 from kv_transfer.stall import StallWatch
+from kv_transfer.ucx.child import UcxChild
 from kv_transfer.ucx_child import frames
-from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS, FrameSocket
 
 _START_S = 30.0
 _CLOSE_S = 5.0  # for UCX to let go of a connection's memory, or of its own
 _MAX_PACKETS = 64  # in one go, before other tasks have a turn
 _PROMPT_BYTES = 2**18  # UCX may begin with so many while the node copies the next
-_MAX_LOG_BYTES = 2**14  # of what it says in one go; the rest is dropped
 _ENDED = "the UCX process has ended"
-COMMAND = (sys.executable, "-P", "-m", "kv_transfer.ucx_child")
 OnEnd = Callable[[TransferError | None], None]  # called once: UCX no longer touches the message's area
-
-_log = logging.getLogger(__name__)
 
 
 class UcxProcess:
-    """Create it in the event loop, in a thread that lives as long: with its thread the kernel takes the child away."""
+    """Where and how to create one: see `UcxChild`."""
 
     def __init__(
         self, env: Mapping[str, str], on_report: Callable[[frames.Report], None], on_end: Callable[[], None]
@@ -43,7 +32,6 @@ class UcxProcess:
         self.port = 0  # at which it accepts connections; 0 while it does not
         self.reason = ""  # why it ended
         self.has_started = False
-        self._last_words = ""
         self._on_report = on_report
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -53,33 +41,16 @@ class UcxProcess:
         self._numbers = itertools.count(1)
         self._closing: dict[int, asyncio.TimerHandle] = {}
         self._flushing = False
-        with contextlib.ExitStack() as failing:
-            self._spawn(env, failing)
-            failing.pop_all()
+        self.staging = Staging()
+        try:
+            self._child = UcxChild(env, self.staging)
+        except OSError:
+            self.staging.close()
+            raise
+        self._socket = self._child.socket
         self._watch = StallWatch("the UCX process is silent", lambda: self._end("it was silent"))
         self._start_timer = self._loop.call_later(_START_S, self._end, "it did not start")
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
-        self._loop.add_reader(self._errors, self._log_errors)
-
-    def _spawn(self, env: Mapping[str, str], failing: contextlib.ExitStack) -> None:
-        """`failing` gets what is to be undone where something lacks: most likely descriptors."""
-        self.staging = Staging()
-        failing.callback(self.staging.close)
-        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        failing.callback(mine.close)
-        with its:
-            self._errors, its_errors = os.pipe()
-            failing.callback(os.close, self._errors)
-            descriptors = (its.fileno(), self.staging.descriptor)
-            try:
-                self._child = subprocess.Popen(
-                    [*COMMAND, *(str(value) for value in (*descriptors, self.staging.num_bytes))],
-                    stdin=subprocess.DEVNULL, stdout=its_errors, stderr=its_errors, pass_fds=descriptors, env=env,
-                )  # fmt: skip
-            finally:
-                os.close(its_errors)
-        os.set_blocking(self._errors, False)
-        self._socket: FrameSocket[frames.Report] = FrameSocket(mine, frames.Report)
 
     @property
     def pid(self) -> int:
@@ -88,8 +59,8 @@ class UcxProcess:
 
     @property
     def is_unable(self) -> bool:
-        """Whether it has ended by itself, as where UCX cannot be loaded; known after `wait`."""
-        return (self._child.returncode or 0) > 0
+        """See `UcxChild`."""
+        return self._child.is_unable
 
     async def started(self) -> None:
         """Raises TransferError when it has ended."""
@@ -133,10 +104,8 @@ class UcxProcess:
 
     async def wait(self) -> None:
         """Returns when there is no such process any more; it has ended before."""
-        code = await asyncio.to_thread(self._child.wait)
-        if code and code != -signal.SIGKILL:
-            with contextlib.suppress(ValueError):
-                self.reason += f" ({signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
+        if how := await self._child.wait():
+            self.reason += f" ({how})"
 
     def _start(self, frame: frames.Send | frames.Receive, on_end: OnEnd) -> None:
         if self.reason:
@@ -192,33 +161,17 @@ class UcxProcess:
                 self._closing.pop(link).cancel()
         self._on_report(report)
 
-    def _log_errors(self) -> None:
-        """What it prints, UCX's own lines among it, into the node's log."""
-        try:
-            said = os.read(self._errors, _MAX_LOG_BYTES)
-        except BlockingIOError:
-            return
-        if not said:
-            self._loop.remove_reader(self._errors)
-        for line in filter(str.strip, said.decode(errors="replace").splitlines()):
-            _log.warning("UCX process %d: %s", self.pid, line)
-            self._last_words = line[:MAX_TEXT_CHARS]
-
     def _end(self, reason: str) -> None:
         if self.reason:
             return
-        self._log_errors()
-        self.reason = f"{reason} ({self._last_words})" if self._last_words else reason
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        last_words = self._child.end()
+        self.reason = f"{reason} ({last_words})" if last_words else reason
         self.port = 0
         self._watch.close()
         for timer in (self._start_timer, *self._closing.values()):
             timer.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
-        self._loop.remove_reader(self._errors)
-        self._socket.close()
-        os.close(self._errors)
-        self._child.kill()
         self.staging.close()
         messages, self._messages = self._messages, {}
         for on_end in messages.values():

@@ -26,9 +26,10 @@ from baton.net.rpc import is_loopback
 from baton.process.tasks import end
 from kv_transfer.metrics import RESTARTS
 from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Transport
+from kv_transfer.ucx.child import COMMAND
 from kv_transfer.ucx.connection import UcxConnection
 from kv_transfer.ucx.listener import UcxListener
-from kv_transfer.ucx.process import COMMAND, UcxProcess
+from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx_child import frames
 
 _CHECK_TIMEOUT_S = 60.0

@@ -23,6 +23,7 @@ from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.pool import KVPool
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
+from kv_transfer.service import add_transfer_service
 from kv_transfer.staged_pool import StagedPool
 
 TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]
@@ -85,7 +86,7 @@ class Pair:
 
     async def start(self) -> None:
         self.server = rpc.server()
-        self.receiver.add_to(self.server)
+        add_transfer_service(self.receiver, self.server)
         self.receiver.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         await self.server.start()
         await self.receiver.start()

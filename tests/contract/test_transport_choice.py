@@ -8,7 +8,7 @@ import pytest
 from kv_nodes import Pair, all_ready, arrivals, commit, new_pool, pair, run
 
 from baton.errors import LayoutMismatch, TransferError
-from kv_transfer import choose, peer, sender
+from kv_transfer import choose, connector, peer, sender
 from kv_transfer.metrics import BYTES, FALLBACKS
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.sender import KVSender
@@ -200,7 +200,7 @@ def test_who_takes_long_to_start_is_passed_over_where_there_is_another_way(monke
         await asyncio.Event().wait()
 
     monkeypatch.setattr(ShmTransport, "ready", never)
-    monkeypatch.setattr(peer, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(connector, "PATIENCE_S", 0.01)
     assert ship_between("auto", "auto", without_shm=True) in ("ucx", "tcp")
 
 

@@ -194,7 +194,7 @@ def test_memory_comes_back_when_the_last_reader_has_closed():
 
 @on_gpu
 def test_claims_that_are_none_are_refused():
-    blocks = new_pool(1).device
+    blocks = new_pool(1).gpu_blocks
     claim = exported(blocks)
     for wrong in (b"", claim[:-1], claim + b"x"):
         with pytest.raises(ValueError, match="not a pool"):

@@ -20,6 +20,7 @@ import kv_transfer.sender
 from baton.errors import TransferError
 from baton.net import rpc
 from baton.v1 import transfer_pb2
+from kv_transfer.service import add_transfer_service
 
 
 def test_cancel_in_the_middle_then_reuse(transport):
@@ -236,7 +237,7 @@ def test_restarted_decode_node_at_the_same_address(transport):
         second = Pair(transport)
         second.receiver.epoch = 8
         second.server = rpc.server()
-        second.receiver.add_to(second.server)
+        add_transfer_service(second.receiver, second.server)
         second.receiver.address = first.receiver.address
         second.server.add_insecure_port(second.receiver.address)
         await second.server.start()

@@ -8,7 +8,7 @@ import torch
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from engine import random_checkpoint
-from engine.engine import Engine
+from engine.loading import load_engine
 from engine.model.cuda_graph import GraphedDecoder
 from kernels.reference import ReferenceKernels
 
@@ -63,8 +63,8 @@ def test_tokens_are_those_of_the_reference(model, padded, deterministic, tmp_pat
         num_threads=1,
         cuda_graphs=False,
     )
-    expected = generate(Engine.load(tmp_path, flags, kernels=ReferenceKernels()))
-    engine = Engine.load(tmp_path, flags, kernels=TritonKernels(deterministic=deterministic))
+    expected = generate(load_engine(tmp_path, flags, kernels=ReferenceKernels()))
+    engine = load_engine(tmp_path, flags, kernels=TritonKernels(deterministic=deterministic))
     if padded:  # as for CUDA graphs, with nothing recorded
         graphed = GraphedDecoder(engine.steps.readout.decoder, engine.config, lambda compute: compute)
         engine.steps.readout.decoder = graphed

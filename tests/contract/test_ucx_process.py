@@ -18,6 +18,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.staging import Area
 from kv_transfer.transport import HEARTBEAT_S, Peer
+from kv_transfer.ucx import child as ucx_child
 from kv_transfer.ucx import transport as ucx_transport
 from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx.transport import UcxTransport
@@ -229,21 +230,19 @@ def test_a_frozen_ucx_process_is_let_go_on_only_to_die():
 
 def test_a_process_that_cannot_be_started_for_a_while_costs_transfers_and_nothing_else(monkeypatch: Any):
     """For want of descriptors, say: those in need of it are told, and it is tried again."""
-    refusals, start = [], UcxProcess._spawn
+    refusals, start = [], ucx_child.Popen
 
-    def refuse(self: UcxProcess, env: Any, failing: Any) -> None:
-        start(self, env, failing)
-        if len(refusals) < 2:
-            refusals.append(self._child)
-            self._child.kill()
-            self._child.wait()
-            raise OSError(errno.EMFILE, "Too many open files")
+    def refuse(*args: Any, **options: Any) -> Any:
+        if len(refusals) == 2:
+            return start(*args, **options)
+        refusals.append(args)
+        raise OSError(errno.EMFILE, "Too many open files")
 
     async def main():
         async with pair("ucx") as p:
             transport = ucx_of(p.receiver)
             victim, used = transport.pid, psutil.Process().num_fds()
-            monkeypatch.setattr(UcxProcess, "_spawn", refuse)
+            monkeypatch.setattr(ucx_child, "Popen", refuse)
             os.kill(victim, signal.SIGKILL)
             await restarted(transport, victim)
             assert len(refusals) == 2
@@ -255,14 +254,14 @@ def test_a_process_that_cannot_be_started_for_a_while_costs_transfers_and_nothin
 
 
 def test_who_needs_a_process_that_cannot_be_started_does_not_wait_for_it(monkeypatch: Any):
-    def refuse(self: UcxProcess, env: Any, failing: Any) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def main():
         async with pair("ucx") as p:
             sender = p.sender(new_pool(1))
             await ship(p, sender, [1], [2])
-            monkeypatch.setattr(UcxProcess, "_spawn", refuse)
+            monkeypatch.setattr(ucx_child, "Popen", refuse)
             monkeypatch.setattr(ucx_transport, "_RESTART_S", 0.2)
             os.kill(ucx_of(sender).pid, signal.SIGKILL)
             for _ in range(2):

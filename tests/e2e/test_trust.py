@@ -8,14 +8,14 @@ import pytest
 
 from engine import random_checkpoint
 from fleet import cli
-from fleet.chaos.fleet import PrivateFleet, started
+from fleet.chaos.fleet import LocalFleet, started
 
 KEY = "a-key-of-this-test"
 LOAD = ("--prompt-tokens", "32", "--output-tokens", "16", "--vocab-size", "400")
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateFleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     folder = tmp_path_factory.mktemp("trust")
     keys = folder / "keys"
     keys.write_text(KEY + "\n")
@@ -27,12 +27,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateFleet]:
 
 
 @pytest.fixture(autouse=True)
-def operator(fleet: PrivateFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def operator(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_HOME", str(fleet.home.path))
     monkeypatch.setenv("BATON_API_KEY", KEY)
 
 
-def test_a_benchmark_with_a_report(fleet: PrivateFleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_benchmark_with_a_report(fleet: LocalFleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from bench import serve
 
     page, figures = tmp_path / "r.html", tmp_path / "r.json"
@@ -56,7 +56,7 @@ def test_a_benchmark_with_a_report(fleet: PrivateFleet, tmp_path: Path, capsys: 
     assert "client:" in capsys.readouterr().out
 
 
-def test_a_load_test_passes_judgement(fleet: PrivateFleet, tmp_path: Path):
+def test_a_load_test_passes_judgement(fleet: LocalFleet, tmp_path: Path):
     found = tmp_path / "load.json"
     flags = [
         "--base-url",

@@ -10,6 +10,7 @@ from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from engine import random_checkpoint
 from engine.engine import Engine
+from engine.loading import load_engine
 from engine.random_checkpoint import TINY
 
 pytestmark = [
@@ -26,7 +27,7 @@ def model_dir(tmp_path_factory):
 def generate(model_dir, num_requests, runs_ahead=None, **flags):
     """Tokens of requests of different lengths, greedy and sampled, that run together."""
     defaults = {"kv_memory": "16MiB", "max_num_seqs": 16, "max_num_batched_tokens": 100, "num_threads": 2}
-    engine = Engine.load(model_dir, EngineFlags(model=str(model_dir), **(defaults | flags)))
+    engine = load_engine(model_dir, EngineFlags(model=str(model_dir), **(defaults | flags)))
     if runs_ahead is not None:
         config = dataclasses.replace(engine.config, runs_ahead=runs_ahead)
         engine = Engine(config, engine.model_config, engine.steps.readout.decoder, engine._cache)
@@ -61,7 +62,7 @@ def test_tokens_are_those_of_the_cpu(model_dir, num_requests):
 
 def test_steps_run_ahead_unless_they_are_told_not_to(model_dir):
     flags = EngineFlags(model=str(model_dir), kv_memory="16MiB", max_num_seqs=4, device="cuda", cuda_graphs=False)
-    assert Engine.load(model_dir, flags).config.runs_ahead
+    assert load_engine(model_dir, flags).config.runs_ahead
 
 
 @pytest.mark.parametrize("num_requests", [1, 13])

@@ -1,5 +1,6 @@
 """Random checkpoints of every served family, as transformers itself writes them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,6 +153,17 @@ def save_family():
         return model
 
     return save
+
+
+@pytest.fixture
+def stored(tmp_path, save_family) -> Callable[[str], Path]:
+    """A checkpoint of that name."""
+
+    def store(name: str) -> Path:
+        save_family(tmp_path / "stored", name)
+        return tmp_path / "stored"
+
+    return store
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -8,6 +8,7 @@ import torch
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from engine.engine import Engine
+from engine.loading import load_engine
 from engine.request import Request
 from engine.sampling.sampler import Logprobs
 from kernels.api import Kernels
@@ -25,7 +26,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 def engine_of(directory, kernels: Kernels | None = None, **flags) -> Engine:
     defaults = {"kv_memory": "2MiB", "max_num_batched_tokens": 24, "block_size": 8, "num_threads": 1, "device": "cpu"}
     flags = EngineFlags(model=str(directory), **(defaults | flags))
-    return Engine.load(directory, flags, kernels=kernels)
+    return load_engine(directory, flags, kernels=kernels)
 
 
 def ahead(engine: Engine) -> Engine:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from baton.process.settings import EngineFlags
-from engine.engine import Engine
+from engine.loading import load_engine
 from kernels.api import Kernels
 from kernels.dispatch import load
 from kernels.reference import ReferenceKernels
@@ -94,7 +94,7 @@ def test_sharded_checkpoint(name, tmp_path, save_family):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     fractions: list[float] = []
     flags = EngineFlags(model=str(tmp_path), kv_memory="1MiB", num_threads=1, device="cpu")
-    engine = Engine.load(tmp_path, flags, fractions.append)
+    engine = load_engine(tmp_path, flags, fractions.append)
     request = engine.add(generation(*prompts(20)))
     run(engine)
     assert_same(model, request)

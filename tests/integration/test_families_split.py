@@ -22,6 +22,7 @@ from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
 from baton.request import Generation, SamplingParams
 from engine.engine import Engine
+from engine.loading import load_engine
 from kv_transfer.staged_pool import StagedPool
 from tests.node_stream import NodeStream
 
@@ -48,7 +49,7 @@ def generation(prompt: list[int]) -> Generation:
 async def running(role: Any, config: NodeConfig, runs_ahead: bool = False) -> AsyncIterator[NodeRecord]:
     """A node of that role until the block is left; it must drain by itself."""
     shutdown = Shutdown()
-    engine = await asyncio.to_thread(Engine.load, config.model, config)
+    engine = await asyncio.to_thread(load_engine, config.model, config)
     if runs_ahead:
         decoder, engine_config = engine.steps.readout.decoder, dataclasses.replace(engine.config, runs_ahead=True)
         engine = Engine(engine_config, engine.model_config, decoder, engine._cache, grammars=engine._grammars)
@@ -110,7 +111,7 @@ async def split(
     ):
         assert first.model_fingerprint == second.model_fingerprint
         tokens = await apart(first, second, prompt)
-    alone = Engine.load(directory, decode)
+    alone = load_engine(directory, decode)
     request = alone.add(generation(prompt))
     while alone.has_work:
         alone.step()

@@ -8,7 +8,7 @@ import transformers
 from baton.process.settings import EngineFlags
 from baton.request import FinishReason, Generation, SamplingParams
 from engine import prompt_logprobs, random_checkpoint
-from engine.engine import Engine
+from engine.loading import load_engine
 from engine.outputs import NO_TOKEN
 from engine.request import PromptWork
 
@@ -37,7 +37,7 @@ def reference(model_dir):
 @pytest.fixture
 def engine(model_dir):
     flags = EngineFlags(model=str(model_dir), device="cpu", kv_memory="4MiB", max_num_batched_tokens=64, num_threads=1)
-    return Engine.load(model_dir, flags)
+    return load_engine(model_dir, flags)
 
 
 def generation(token_ids, max_tokens=0, key=0):

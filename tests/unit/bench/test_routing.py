@@ -1,6 +1,5 @@
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,10 @@ def write_trace(path: Path, num_requests: int = 150) -> Path:
 
 
 def test_a_table_for_each_fleet_in_which_the_router_is_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_trace(tmp_path / "trace.jsonl")
-    monkeypatch.setattr(sys, "argv", ["bench", "--trace", str(path), "--nodes", "4", "8", "--max-requests", "140"])
-    routing.main()
+    assert routing.main(["--trace", str(path), "--nodes", "4", "8", "--max-requests", "140"]) == 0
     out = capsys.readouterr().out
     assert "140 requests" in out
     assert str(tmp_path) not in out

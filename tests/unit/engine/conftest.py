@@ -6,7 +6,7 @@ from baton.kv.prefix_hash import root_hash
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from engine import random_checkpoint
-from engine.engine import Engine
+from engine.loading import load_engine
 from engine.request import Request
 from kernels.reference import ReferenceKernels
 
@@ -47,7 +47,7 @@ def make_engine(tiny_model):
     def make(model_dir=tiny_model, kernels=None, **flags):
         defaults = {"kv_memory": "2MiB", "max_num_batched_tokens": 64, "block_size": 8, "num_threads": 1}
         flags = EngineFlags(model=str(model_dir), device="cpu", **(defaults | flags))
-        return Engine.load(model_dir, flags, kernels=kernels or ReferenceKernels())
+        return load_engine(model_dir, flags, kernels=kernels or ReferenceKernels())
 
     return make
 

@@ -14,7 +14,7 @@ from fleet.chaos import report as chaos_report
 from fleet.chaos.acts import nothing
 from fleet.chaos.client import Answer, Choice, ask
 from fleet.chaos.faults import FAULTS, Fault, Outcome
-from fleet.chaos.fleet import PrivateFleet
+from fleet.chaos.fleet import LocalFleet
 from fleet.chaos.memory import Memory
 from fleet.chaos.questions import Question, answers_schema, question
 from fleet.home import Home
@@ -236,6 +236,6 @@ async def test_a_service_that_is_too_busy_to_answer_is_asked_again(tmp_path: Pat
     held = Home(tmp_path).lock()
     assert held is not None
     async with server:
-        assert await asyncio.to_thread(PrivateFleet(tmp_path).num_leaks) == 3
+        assert await asyncio.to_thread(LocalFleet(tmp_path).num_leaks) == 3
     os.close(held)
     assert num_asked == 3

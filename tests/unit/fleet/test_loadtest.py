@@ -13,8 +13,9 @@ from bench._load.workload import Shape
 from fleet.loadtest import phases as loadtest_phases
 from fleet.loadtest import report as loadtest_report
 from fleet.loadtest import watch as loadtest_watch
-from fleet.loadtest.phases import Run, Settings, Verdict
+from fleet.loadtest.run import PHASES, Run, Settings
 from fleet.loadtest.site import RemoteSite, Site
+from fleet.loadtest.verdict import Verdict
 
 MIB = 2.0**20
 SETTINGS = Settings(Shape("m", lengths.parse("4"), lengths.parse("4")), 4, 5.0, total_s=100.0)
@@ -95,7 +96,7 @@ def test_tokens_of_what_was_hung_up_on_are_counted_by_its_events():
 
 def test_phases_share_the_time():
     assert SETTINGS.seconds("sustained") == 60.0
-    assert sum(SETTINGS.seconds(name) for name in loadtest_phases.PHASES) == pytest.approx(100.0)
+    assert sum(SETTINGS.seconds(name) for name in PHASES) == pytest.approx(100.0)
     alone = Settings(SETTINGS.shape, 4, 5.0, 100.0, ("chaos",))
     assert alone.seconds("chaos") == 100.0
 

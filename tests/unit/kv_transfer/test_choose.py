@@ -48,7 +48,7 @@ def test_unknown_transports_are_refused():
 
 def choose_door(wanted: str, offered: list[str], host: str) -> str:
     async def main() -> str:
-        doors_ = Doors(wanted, "127.0.0.1", reception=None)
+        doors_ = Doors(wanted, "127.0.0.1", inbox_of=lambda transport: None)
         try:
             return (await doors_.choose(offered, host))[0]
         finally:
@@ -82,7 +82,7 @@ def test_what_could_not_be_opened_is_tried_again_after_a_while(monkeypatch):
         return await listen(self, host, inbox)
 
     async def main() -> None:
-        doors_ = Doors("auto", "127.0.0.1", reception=None)
+        doors_ = Doors("auto", "127.0.0.1", inbox_of=lambda transport: None)
         chosen = [(await doors_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
         for pause_s in (RETRY_S, 2 * RETRY_S):
             until_s, said_s = doors_._put_off["shm"]
@@ -107,7 +107,7 @@ def test_what_takes_long_to_open_is_passed_over_until_it_is_open(monkeypatch):
         return await listen(self, host, inbox)
 
     async def main() -> None:
-        doors_ = Doors("auto", "127.0.0.1", reception=None)
+        doors_ = Doors("auto", "127.0.0.1", inbox_of=lambda transport: None)
         chosen = [(await doors_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
         may_go_on.set()
         await doors_.open("shm")
@@ -127,7 +127,7 @@ def test_a_node_that_stops_does_not_wait_for_what_is_opening(monkeypatch):
         await asyncio.Event().wait()
 
     async def main() -> None:
-        doors_ = Doors("auto", "127.0.0.1", reception=None)
+        doors_ = Doors("auto", "127.0.0.1", inbox_of=lambda transport: None)
         await doors_.choose(["shm", "tcp"], host_id())
         async with asyncio.timeout(10):
             await doors_.close_listeners()

@@ -27,12 +27,12 @@ PAUSE_S, PATIENCE_S = 1.2, 1.5
 def test_a_cancel_waits_while_messages_arrive():
     async def main(clock):
         receiver, cut = KVReceiver(POOL, "d0", 7, "127.0.0.1", "tcp", max_message_bytes=1), []
-        transfer, tags = begun(receiver, cut)
+        transfer, inbox, tags = begun(receiver, cut)
         cancelled = asyncio.create_task(transfer.cancel())
         for tag in tags:
             await asyncio.sleep(PAUSE_S)
             assert not cancelled.done()
-            receiver.arrived(tag)
+            inbox.arrived(tag)
         await cancelled
         assert not cut
         await receiver.close()
@@ -43,8 +43,8 @@ def test_a_cancel_waits_while_messages_arrive():
 def test_a_cancel_does_not_wait_for_what_never_comes():
     async def main(clock):
         receiver, cut = KVReceiver(POOL, "d0", 7, "127.0.0.1", "tcp", max_message_bytes=1), []
-        transfer, tags = begun(receiver, cut)
-        receiver.arrived(tags.pop())
+        transfer, inbox, tags = begun(receiver, cut)
+        inbox.arrived(tags.pop())
         await transfer.cancel()
         assert cut == [pytest.approx(PATIENCE_S)]
         await receiver.close()
@@ -53,20 +53,20 @@ def test_a_cancel_does_not_wait_for_what_never_comes():
 
 
 def begun(receiver, cut):
-    """A transfer, and the tags of its messages, all of which are being written."""
-    tags = []
+    """A transfer, the inbox of its messages, and their tags; all of them are being written."""
+    inbox, tags = receiver.inbox("tcp"), []
 
     async def cut_off(peer):
         cut.append(asyncio.get_running_loop().time())
         for tag in tags:
-            receiver.lost(tag)
+            inbox.lost(tag)
 
     receiver.doors.disconnect = cut_off
     transfer = receiver.grant([1], 0, "p0", 1, 60.0, b"")
     tags += range(transfer.grant.tag_base, transfer.grant.tag_base + NUM_MESSAGES)
     for tag in tags:
-        assert receiver.claim(tag, LAYOUT.block_group_bytes, Peer("p0", 1), "tcp")
-    return transfer, tags
+        assert inbox.claim(tag, LAYOUT.block_group_bytes, Peer("p0", 1))
+    return transfer, inbox, tags
 
 
 class Wire(ByteConnection):

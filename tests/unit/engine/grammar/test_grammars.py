@@ -1,23 +1,14 @@
 """Grammars as clients send them: compiled or refused, in bounded time, and kept."""
 
 import asyncio
-import errno
 import json
-import os
-import select
-import signal
-import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from baton.errors import InvalidRequest, Overloaded
 from baton.request import Grammar, GrammarKind
 from engine import random_checkpoint
-from engine.grammar import jail
-from engine.grammar.cache import GrammarCache
 from engine.grammar.check import GrammarCheck
 from engine.grammar.grammars import Grammars
 from engine.grammar.jail import Verdict
@@ -166,17 +157,6 @@ def test_a_grammar_is_compiled_once_for_all_who_wait_for_it(tiny_model, make_gen
     grammars.close()
 
 
-def test_a_compiler_shares_the_processor_with_its_node(tiny_model):
-    """In a session, and so a scheduling group, of its own it waited for a core for seconds; a Ctrl-C is not for it."""
-    check = GrammarCheck(tiny_model, VOCAB, [EOS])
-    try:
-        check.warm()
-        assert os.getsid(check._process.pid) == os.getsid(0)
-        assert os.getpgid(check._process.pid) == check._process.pid
-    finally:
-        check.close()
-
-
 def test_a_lost_process_is_replaced(tiny_model, make_generation):
     grammars = Grammars(tiny_model, VOCAB, [EOS])
 
@@ -192,54 +172,6 @@ def test_a_lost_process_is_replaced(tiny_model, make_generation):
     grammars.close()
 
 
-def test_a_process_that_never_answers_is_tried_once(tiny_model):
-    check = GrammarCheck(tiny_model, VOCAB, [EOS])
-    check._command = ["false"]
-    with pytest.raises(Overloaded):  # which another node may not be
-        check.run(Grammar(GrammarKind.REGEX, "a", "p"))
-    assert check._process is None
-    check.close()
-
-
-def test_a_process_that_takes_long_and_says_so_is_waited_for(tiny_model):
-    check = GrammarCheck(tiny_model, VOCAB, [EOS])
-    slow = "import time\nfor _ in range(12): print(end=' ', flush=True); time.sleep(0.2)\nprint('{}', flush=True)"
-    check._command = [sys.executable, "-c", slow]
-    try:
-        process = check._start()
-        select.select([process.stdout], [], [])  # the interpreter's start has its share
-        check._timeout_s = 2.0  # less than all of it takes
-        assert not check.run(Grammar(GrammarKind.REGEX, "a", "p")).error
-        assert check._process is process
-    finally:
-        check.close()
-
-
-def test_a_starved_fork_is_waited_for_with_signs_of_life(grammars, monkeypatch, capfdbinary):
-    def starved(grammar, tokenizer):
-        time.sleep(1.2)
-        return Verdict("compiled")
-
-    monkeypatch.setattr(jail, "judge", starved)
-    assert jail._judge_in_fork(Grammar(GrammarKind.REGEX, "a", "p"), grammars.tokens.tokenizer).serialized == "compiled"
-    assert capfdbinary.readouterr().out.count(b" ") >= 2
-
-
-@pytest.mark.parametrize("num_chars", [10, 60_000])  # the latter is more than a pipe holds
-def test_a_frozen_process_is_given_up_and_replaced(tiny_model, num_chars):
-    check = GrammarCheck(tiny_model, VOCAB, [EOS])
-    try:
-        assert not check.run(Grammar(GrammarKind.REGEX, "a", "p")).error
-        os.kill(check._process.pid, signal.SIGSTOP)
-        check._timeout_s = 0.3
-        frozen = check._process
-        check.run(Grammar(GrammarKind.REGEX, "\x01" * num_chars, "p"))
-        assert check._process is not frozen
-        assert not check.run(Grammar(GrammarKind.REGEX, "b", "p")).error
-    finally:
-        check.close()
-
-
 def test_no_grammar_waits_for_a_process_to_start_once_they_are_warm(tiny_model):
     grammars = Grammars(tiny_model, VOCAB, [EOS])
     try:
@@ -253,20 +185,6 @@ def test_no_grammar_waits_for_a_process_to_start_once_they_are_warm(tiny_model):
         grammars.close()
 
 
-def test_closing_ends_a_wait(tiny_model):
-    check = GrammarCheck(tiny_model, VOCAB, [EOS])
-    check.run(Grammar(GrammarKind.REGEX, "a", "p"))
-    os.kill(check._process.pid, signal.SIGSTOP)
-    check._timeout_s = 60.0
-    with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(check.run, Grammar(GrammarKind.REGEX, "b", "p"))
-        while not check._lock.locked():
-            time.sleep(0.001)
-        check.close()
-        with pytest.raises(Overloaded):
-            waiting.result(timeout=5.0)
-
-
 def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammars, make_generation, monkeypatch):
     generation = make_generation([5], grammar=Grammar(GrammarKind.REGEX, "starved", "p"))
     with monkeypatch.context() as patch:
@@ -274,19 +192,6 @@ def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammar
         with pytest.raises(Overloaded):
             asyncio.run(grammars.compile(generation))
     assert asyncio.run(grammars.compile(generation))
-
-
-def test_want_of_a_thread_or_process_says_nothing_about_a_grammar(grammars, monkeypatch):
-    def no_thread(thread):
-        raise RuntimeError("can't start new thread")
-
-    def no_process():
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
-    monkeypatch.setattr(os, "fork", no_process)
-    for judge in (jail.judge, jail._judge_in_fork):
-        assert not judge(Grammar(GrammarKind.REGEX, "a", "p"), grammars.tokens.tokenizer).is_final
 
 
 def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):
@@ -318,19 +223,3 @@ def test_a_model_without_end_or_tokenizer_refuses_grammars_alone(tmp_path, make_
     assert asyncio.run(grammars.compile(make_generation([5]))) is None
     with pytest.raises(InvalidRequest, match="does not allow for structured output"):
         asyncio.run(grammars.compile(make_generation([5], grammar=Grammar(GrammarKind.REGEX, "a", "guided_regex"))))
-
-
-def test_the_cache_forgets_the_least_lately_used():
-    cache = GrammarCache(max_entries=2, max_bytes=100_000)
-    a, b, c = (Grammar(GrammarKind.REGEX, text, "p") for text in "abc")
-    cache.put(a, "A", 10)
-    cache.put(b, "B", 10)
-    assert cache.get(Grammar(GrammarKind.REGEX, "a", "another name")) == "A"
-    cache.put(c, "C", 10)
-    assert (cache.get(a), cache.get(b), cache.get(c)) == ("A", None, "C")
-    cache.put(c, "C", 90_000)
-    assert (cache.get(a), len(cache)) == ("A", 2)
-    cache.put(b, "B", 50_000)
-    assert len(cache) == 1 or cache.num_bytes <= 100_000
-    cache.put(a, "A", 200_000)
-    assert (len(cache), cache.num_bytes) == (0, 0)

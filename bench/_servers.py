@@ -1,0 +1,33 @@
+"""Servers that a benchmark starts: until they answer, and until they are gone."""
+
+import subprocess
+import time
+import urllib.request
+
+Process = subprocess.Popen[bytes]
+
+
+def wait_until_ready(name: str, process: Process, asked: str | urllib.request.Request, within_s: float) -> None:
+    """Until it answers what it is asked over HTTP; ConnectionError where it ends or takes too long."""
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise ConnectionError(f"{name} ended with exit code {process.returncode} instead of serving")
+        try:
+            with urllib.request.urlopen(asked, timeout=5):  # noqa: S310
+                return
+        except OSError:  # an HTTPError is one, too
+            time.sleep(0.2)
+    raise ConnectionError(f"{name} did not start within {within_s:.0f} s")
+
+
+def end(processes: list[Process], within_s: float) -> None:
+    """Ask them to end, the latest first; kill who does not."""
+    for process in reversed(processes):
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,42 @@
+"""A grammar's judge, where the machine lets it wait or lacks what it needs: that says nothing about the grammar."""
+
+import errno
+import os
+import threading
+import time
+
+import pytest
+
+from baton.request import Grammar, GrammarKind
+from engine.grammar import jail, tokens
+from engine.grammar.jail import Verdict
+
+VOCAB, EOS = 512, 2
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return tokens.load(tiny_model, VOCAB, [EOS]).tokenizer
+
+
+def test_a_starved_fork_is_waited_for_with_signs_of_life(tokenizer, monkeypatch, capfdbinary):
+    def starved(grammar, tokenizer):
+        time.sleep(1.2)
+        return Verdict("compiled")
+
+    monkeypatch.setattr(jail, "judge", starved)
+    assert jail._judge_in_fork(Grammar(GrammarKind.REGEX, "a", "p"), tokenizer).serialized == "compiled"
+    assert capfdbinary.readouterr().out.count(b" ") >= 2
+
+
+def test_want_of_a_thread_or_process_says_nothing_about_a_grammar(tokenizer, monkeypatch):
+    def no_thread(thread):
+        raise RuntimeError("can't start new thread")
+
+    def no_process():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    monkeypatch.setattr(os, "fork", no_process)
+    for judge in (jail.judge, jail._judge_in_fork):
+        assert not judge(Grammar(GrammarKind.REGEX, "a", "p"), tokenizer).is_final
