@@ -115,8 +115,9 @@ class FleetView:
             del self._links[link.record.node_id, link.record.epoch]
             if link.record.role == "prefill":
                 self._prefill_lost = not link.draining
-        for key in listed.keys() - self._links.keys():
-            record = listed[key]
+        for key, record in listed.items():
+            if key in self._links:
+                continue
             about = record, self._router_id, self._service_token, self._on_change, self.costs
             link = NodeLink(*about, self._tls, self._may_suspect)
             self._links[key] = link

@@ -37,10 +37,16 @@ class _Failures:
     def __init__(self) -> None:
         self.num = self._num_in_vain = 0
 
-    def add(self, num_tokens: int) -> None:
-        """Another one, which brought so many tokens. The first of them is the prefill node's."""
+    def add(self, error: BatonError, num_tokens: int) -> None:
+        """Another one, which brought so many tokens. The first of them is the prefill node's.
+
+        A transfer that failed takes no node with it, and after the second one the request does without.
+        """
         self.num += 1
-        self._num_in_vain = 1 if num_tokens > 1 else self._num_in_vain + 1
+        if num_tokens > 1:
+            self._num_in_vain = 0
+        if not isinstance(error, TransferError):
+            self._num_in_vain += 1
 
     @property
     def are_too_many(self) -> bool:
@@ -74,7 +80,7 @@ class Failover:
                 _FAILOVERS.labels("refused").inc()
                 self._placer.check_patience(running)
             except (NodeUnavailable, TransferError, Cancelled) as error:
-                failures.add(len(running.output) - num_before)
+                failures.add(error, len(running.output) - num_before)
                 if isinstance(error, TransferError):
                     self._note_trouble(running, placement)
                 self._log_failure(running, error, failures.num)
