@@ -15,7 +15,7 @@ from baton.request import Grammar
 from router.http.exchange import Exchange
 from router.openai.answer_format import ChatFormat, Format
 from router.openai.chat_schema import ChatBody, parse_chat
-from router.openai.conversation import Conversation, conversation
+from router.openai.conversation import Conversation, conversation, thinking_variables
 from router.openai.generate import Generator, Plan, answer_id
 from router.openai.message_format import MessageFormat
 from router.openai.parsing.parts import Parser
@@ -55,7 +55,7 @@ class Chat:
         exchange.model = body.model
         self._model.check_sizes(body.messages, self.max_model_len, "messages")
         tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
-        given = conversation(body.messages, tools, body.reasoning_effort)
+        given = conversation(body.messages, tools, thinking_variables(body.reasoning_effort, body.chat_template_kwargs))
         await self.generate(exchange, body, given, tools, partial(self._form, body), cache_salt)
 
     async def generate(
