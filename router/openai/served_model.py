@@ -18,7 +18,6 @@ from baton.text.chat_template import ChatTemplate
 from baton.text.detokenizer import TokenTexts
 from baton.text.tokenizer import Tokenizer
 from router.openai.conversation import Conversation
-from router.openai.parsing.reasoning import OPENING
 from router.openai.parsing.style import MARKERS, OutputStyle, detect
 from router.openai.schema import too_long
 
@@ -116,10 +115,10 @@ class ServedModel:
         encode = partial(self._encode_chat, template, conversation, texts, max_chars)
         return await self._run(num_chars + 16 * len(texts), encode)
 
-    def opens_reasoning(self, token_ids: list[int]) -> bool:
-        """Whether a prompt ends within a reasoning block, which its template has begun."""
+    def ends_with(self, token_ids: list[int], mark: str) -> bool:
+        """Whether a prompt ends with this, but for space: its template has begun a reasoning block, or ended one."""
         tail = b"".join(map(self.marked_texts.token_bytes, token_ids[-_TAIL_TOKENS:]))
-        return tail.rstrip().endswith(OPENING.encode())
+        return tail.rstrip().endswith(mark.encode())
 
     async def _run(self, num_chars: int, encode: Callable[[], Result]) -> Result:
         if num_chars <= _INLINE_CHARS:

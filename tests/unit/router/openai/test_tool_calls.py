@@ -250,6 +250,22 @@ async def test_thinking_is_switched_as_clients_of_other_servers_do(client, dispa
     assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"tool_choice": "required"},
+        {"tools": [{"type": "function", "function": {**WEATHER["function"], "strict": True}}]},
+        {"tools": [], "response_format": {"type": "json_object"}},
+    ],
+)
+async def test_a_form_leaves_no_room_for_reasoning_that_is_switched_off(client, dispatch, form):
+    for effort in ("high", "none"):
+        await client.chat.completions.create(**{**ASK, **form}, reasoning_effort=effort)
+    on, off = (job.sampling.grammar.text for job in dispatch.jobs)
+    assert "think" in on
+    assert "think" not in off
+
+
 async def test_reasoning_is_taken_back_by_either_name(client, dispatch, served_model):
     for name in ("reasoning_content", "reasoning"):
         said = {"role": "assistant", "content": "Yes.", name: "Hm."}
