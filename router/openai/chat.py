@@ -103,7 +103,7 @@ class Chat:
         return MessageFormat(*named, parser, self._model.style.calls, stream_usage=wants_usage(body))
 
     def _shape(self, body: ChatBody, tools: Tools, *, opened: bool, over: bool) -> tuple[Grammar | None, bool]:
-        """What the output has to match, and whether it may begin with reasoning; if that is `over`, no form has room."""
+        """What the output has to match, and whether it may begin with reasoning; no form has room if `over`."""
         thinks = self._model.style.thinks
         style = msgspec.structs.replace(self._model.style, thinks=thinks and not over)
         if tools.required:
