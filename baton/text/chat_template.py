@@ -90,7 +90,8 @@ class ChatTemplate:
         except _Refused as error:
             raise InvalidRequest(str(error)[:_MAX_REASON_CHARS], param="messages") from None
         except _RENDER_ERRORS:
-            raise InvalidRequest("the model's chat template cannot render these messages", param="messages") from None
+            what = "these messages with these tools" if tools else "these messages"
+            raise InvalidRequest(f"the model's chat template cannot render {what}", param="messages") from None
 
     def _render_within(self, messages: list[dict[str, Any]], max_chars: int, more: dict[str, Any]) -> str:
         deadline = time.monotonic() + TIMEOUT_S

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from baton.errors import BatonError, Unauthenticated
+from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest, Unauthenticated
 
 Header = tuple[bytes, bytes]
 
@@ -65,8 +65,14 @@ class HeadersTooLarge(BatonError):
 
 def error_object(error: BatonError) -> dict[str, Any]:
     """`{"error": {...}}`."""
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    fields = {"message": _told(error), "type": error.type, "param": error.param, "code": error.code}
     return {"error": fields}
+
+
+def _told(error: BatonError) -> str:
+    """A message that names its field itself: it is all that OpenAI's Python client shows of an error."""
+    is_named = not error.param or error.param in error.message or isinstance(error, ContextLengthExceeded)
+    return f"{error.param}: {error.message}" if isinstance(error, InvalidRequest) and not is_named else error.message
 
 
 def error_json(error: BatonError) -> bytes:

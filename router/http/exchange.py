@@ -55,7 +55,7 @@ class Exchange:
         self._outlet = outlet
         self.sender = Sender(outlet, self._broken)
         self.method: str = scope["method"]
-        self.path: str = scope["path"]
+        self.path: str = scope["raw_path"].decode("ascii")  # as it is spelled: a proxy has looked at nothing else
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = _request_id(self.headers)
         self.timeline = Timeline(self.request_id)
@@ -109,7 +109,7 @@ class Exchange:
         """A body that is not here to its end."""
         declared = self.header(b"content-length")
         num_declared = int(declared) if declared.isascii() and declared.isdigit() else 0
-        if num_declared > _MAX_SKIPPED_BYTES:
+        if num_declared > (MAX_BODY_BYTES if self._outlet.asks_first else _MAX_SKIPPED_BYTES):
             self.closing = True
             raise _too_large()
         try:
@@ -153,7 +153,7 @@ class Exchange:
     def _described(self, status: int, headers: list[Header]) -> list[Header]:
         """Its headers, with what every answer has."""
         self.status = status
-        last = [(b"connection", b"close")] if self.closing else []
+        last = [(b"connection", b"close")] if self.closing or self._outlet.asks_first else []
         return [*headers, (b"x-request-id", self.request_id.encode()), *self.account.headers, *last]
 
     async def _read(self) -> bytes:

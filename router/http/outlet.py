@@ -53,11 +53,17 @@ class Outlet:
         """Whether the request is here to its end: there is nothing to wait for."""
         return not self._cycle.more_body
 
+    @property
+    def asks_first(self) -> bool:
+        """Whether the client waits to be told to send its body, and may keep it where it is answered before."""
+        return self._cycle.waiting_for_100_continue and not self.has_body
+
     def take_body(self) -> bytes:
         """Of a request that is here to its end. What its `receive` tells after that is that the client has left."""
         cycle = self._cycle
         body, cycle.body = bytes(cycle.body), bytearray()
         cycle.message_event.clear()
+        cycle.waiting_for_100_continue = False  # it was sent without waiting
         return body
 
     @property

@@ -15,10 +15,11 @@ from baton.request import Grammar
 from router.http.exchange import Exchange
 from router.openai.answer_format import ChatFormat, Format
 from router.openai.chat_schema import ChatBody, parse_chat
-from router.openai.conversation import Conversation, conversation
+from router.openai.conversation import Conversation, conversation, thinking_variables
 from router.openai.generate import Generator, Plan, answer_id
 from router.openai.message_format import MessageFormat
 from router.openai.parsing.parts import Parser
+from router.openai.parsing.reasoning import CLOSING, OPENING
 from router.openai.prompt_part import PromptPart
 from router.openai.sampling import check_prompt, sampling_params, stops
 from router.openai.schema import wants_usage
@@ -55,7 +56,7 @@ class Chat:
         exchange.model = body.model
         self._model.check_sizes(body.messages, self.max_model_len, "messages")
         tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
-        given = conversation(body.messages, tools, body.reasoning_effort)
+        given = conversation(body.messages, tools, thinking_variables(body.reasoning_effort, body.chat_template_kwargs))
         await self.generate(exchange, body, given, tools, partial(self._form, body), cache_salt)
 
     async def generate(
@@ -75,8 +76,9 @@ class Chat:
         model, limit, n = self._model, self.max_model_len, body.n or 1
         token_ids = await model.encode_chat(given, limit)
         check_prompt(token_ids, limit, given.param)
-        opened = model.style.thinks and model.opens_reasoning(token_ids)
-        grammar, reasons = self._shape(body, tools, opened=opened)
+        opened = model.style.thinks and model.ends_with(token_ids, OPENING)
+        over = model.style.thinks and model.ends_with(token_ids, CLOSING)
+        grammar, reasons = self._shape(body, tools, opened=opened, over=over)
         if grammar is not None and grammar.param in names:
             grammar = msgspec.structs.replace(grammar, param=names[grammar.param])
         parser = self._parser(tools, reasons=reasons, opened=opened)
@@ -100,17 +102,18 @@ class Chat:
             return ChatFormat(*named, stream_usage=wants_usage(body))
         return MessageFormat(*named, parser, self._model.style.calls, stream_usage=wants_usage(body))
 
-    def _shape(self, body: ChatBody, tools: Tools, *, opened: bool) -> tuple[Grammar | None, bool]:
-        """What the output has to match, and whether it may begin with reasoning."""
-        style = self._model.style
+    def _shape(self, body: ChatBody, tools: Tools, *, opened: bool, over: bool) -> tuple[Grammar | None, bool]:
+        """What the output has to match, and whether it may begin with reasoning; no form has room if `over`."""
+        thinks = self._model.style.thinks
+        style = msgspec.structs.replace(self._model.style, thinks=thinks and not over)
         if tools.required:
             if (asked := grammar_of(msgspec.structs.replace(body, response_format=None))) is not None:
                 raise InvalidRequest("A form of output does not go together with a required call", param=asked.param)
-            return calls_grammar(style, tools.allowed, parallel=tools.parallel, opened=opened), style.thinks
+            return calls_grammar(style, tools.allowed, parallel=tools.parallel, opened=opened), thinks
         asked = grammar_of(body)
         if asked is not None:
             return after_thinking(asked, style, opened=opened)
-        return strict_grammar(style, tools.allowed, opened=opened) if tools.strict else None, style.thinks
+        return strict_grammar(style, tools.allowed, opened=opened) if tools.strict else None, thinks
 
     def _parser(self, tools: Tools, *, reasons: bool, opened: bool) -> Callable[[], Parser] | None:
         style = self._model.style

@@ -66,6 +66,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     tool_call_id: CallID | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=_MAX_CALLS)] | None = None
     reasoning_content: Text | None = None
+    reasoning: Text | None = None  # the same as vLLM's answers name it, which clients send back
     parsed: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
     # have to be empty
     annotations: NoList | None = None
@@ -76,7 +77,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     @property
     def sizes(self) -> "Iterator[int]":
         """Characters of its parts, as far as they may be many or long."""
-        yield len(self.reasoning_content or "")
+        yield len(self.thought or "")
         if isinstance(self.content, list):
             yield from (len(part.text) for part in self.content)
         else:
@@ -84,9 +85,22 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         yield from (len(call.function.arguments) for call in self.tool_calls or ())
 
     @property
+    def thought(self) -> str | None:
+        """An assistant's reasoning, by whichever name."""
+        return self.reasoning_content if self.reasoning is None else self.reasoning
+
+    @property
     def text(self) -> str:
         """All of the content."""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
+
+
+class Switches(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Whether to think, as clients of vLLM, SGLang and llama.cpp tell it to templates. Nothing else reaches those."""
+
+    enable_thinking: bool | None = None  # Qwen 3, GLM 4.5
+    preserve_thinking: bool | None = None  # Qwen 3.6: also of earlier turns
+    thinking: bool | None = None  # DeepSeek V3.1, Granite
 
 
 class ChatBody(CommonBody, frozen=True, kw_only=True):
@@ -100,6 +114,7 @@ class ChatBody(CommonBody, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
+    chat_template_kwargs: Switches | None = None
     # accepted and ignored
     prompt_cache_options: CacheHint | None = None
     verbosity: Verbosity | None = None

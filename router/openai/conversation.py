@@ -1,11 +1,11 @@
 """A conversation as a chat template takes it, whichever endpoint it came by."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from router.openai.chat_schema import Message, ToolCall
+from router.openai.chat_schema import Message, Switches, ToolCall
 from router.openai.tool_schema import NO_TOOLS, Tools
 
 
@@ -14,7 +14,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
-    effort: str | None = None
+    variables: Mapping[str, bool | str] = {}  # what else the template is told
     param: str = "messages"  # the client's name for the messages, for errors
 
     @property
@@ -35,10 +35,21 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, messages=messages, tools=tools)
 
 
-def conversation(messages: Sequence[Message], tools: Tools = NO_TOOLS, effort: str | None = None) -> Conversation:
+def conversation(
+    messages: Sequence[Message], tools: Tools = NO_TOOLS, variables: Mapping[str, bool | str] | None = None
+) -> Conversation:
     """Of a chat body."""
     listed = [tool.for_template() for tool in tools.listed] if tools.listed else None
-    return Conversation(messages=[_fields(message) for message in messages], tools=listed, effort=effort)
+    return Conversation(messages=[_fields(message) for message in messages], tools=listed, variables=variables or {})
+
+
+def thinking_variables(effort: str | None, switches: Switches | None = None) -> dict[str, bool | str]:
+    """What templates call the wish to think more or less, or not at all. A switch of the client's goes before."""
+    told: dict[str, bool | str] = {}
+    if effort is not None:
+        told = {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+    given = msgspec.structs.asdict(switches) if switches is not None else {}
+    return told | {name: value for name, value in given.items() if value is not None}
 
 
 def for_template(call_id: str, name: str, arguments: str) -> dict[str, Any]:
@@ -57,8 +68,8 @@ def _fields(message: Message) -> dict[str, Any]:
         fields["name"] = message.name
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
-    if message.reasoning_content is not None:
-        fields["reasoning_content"] = message.reasoning_content
+    if message.thought is not None:
+        fields["reasoning_content"] = message.thought
     if message.tool_calls:
         fields["tool_calls"] = [_called(call) for call in message.tool_calls]
     return fields

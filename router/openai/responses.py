@@ -12,7 +12,7 @@ from router.http.exchange import Exchange
 from router.openai.answer_format import Format
 from router.openai.chat import Chat
 from router.openai.chat_schema import ChatBody
-from router.openai.conversation import Conversation, for_template
+from router.openai.conversation import Conversation, for_template, thinking_variables
 from router.openai.generate import Generator
 from router.openai.parsing.parts import Parser, PlainParser
 from router.openai.prompt_part import PromptPart
@@ -49,7 +49,7 @@ class Responses:
         given = Conversation(
             messages=messages_of(body),
             tools=[tool.for_template() for tool in tools.listed] or None,
-            effort=body.reasoning.effort if body.reasoning else None,
+            variables=thinking_variables(body.reasoning.effort if body.reasoning else None),
             param="input",
         )
         form = partial(self._form, body)

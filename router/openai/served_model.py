@@ -5,10 +5,10 @@ before it is encoded.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
@@ -18,7 +18,6 @@ from baton.text.chat_template import ChatTemplate
 from baton.text.detokenizer import TokenTexts
 from baton.text.tokenizer import Tokenizer
 from router.openai.conversation import Conversation
-from router.openai.parsing.reasoning import OPENING
 from router.openai.parsing.style import MARKERS, OutputStyle, detect
 from router.openai.schema import too_long
 
@@ -116,10 +115,10 @@ class ServedModel:
         encode = partial(self._encode_chat, template, conversation, texts, max_chars)
         return await self._run(num_chars + 16 * len(texts), encode)
 
-    def opens_reasoning(self, token_ids: list[int]) -> bool:
-        """Whether a prompt ends within a reasoning block, which its template has begun."""
+    def ends_with(self, token_ids: list[int], mark: str) -> bool:
+        """Whether a prompt ends with this, but for space: its template has begun a reasoning block, or ended one."""
         tail = b"".join(map(self.marked_texts.token_bytes, token_ids[-_TAIL_TOKENS:]))
-        return tail.rstrip().endswith(OPENING.encode())
+        return tail.rstrip().endswith(mark.encode())
 
     async def _run(self, num_chars: int, encode: Callable[[], Result]) -> Result:
         if num_chars <= _INLINE_CHARS:
@@ -140,7 +139,7 @@ class ServedModel:
         messages = given.messages
         if not self._knows_developers:  # then it knows system messages
             messages = [m if m["role"] != "developer" else {**m, "role": "system"} for m in messages]
-        rendered = template.render(messages, max_chars, given.tools, _thinking(given.effort))
+        rendered = template.render(messages, max_chars, given.tools, given.variables)
         return self.tokenizer.encode_chat(rendered, marks)
 
     def _max_chars(self, max_model_len: int) -> int:
@@ -159,10 +158,3 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None
             f"{path / 'tokenizer.json'} does not match the model: token {largest} has no row in tensor "
             f"model.embed_tokens.weight, which has {vocab_size} by vocab_size in {path / 'config.json'}"
         )
-
-
-def _thinking(effort: str | None) -> Mapping[str, Any]:
-    """What templates call the wish to think more or less, or not at all."""
-    if effort is None:
-        return {}
-    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}

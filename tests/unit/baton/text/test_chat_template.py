@@ -147,6 +147,14 @@ def test_a_template_that_fails_costs_its_request_only(source):
     assert "secret" not in raised.value.message
 
 
+def test_tools_that_a_template_cannot_show_are_not_blamed_on_messages():
+    template = ChatTemplate("{% for tool in tools or [] %}{{ 'of ' + tool.parameters.type }}{% endfor %}", {})
+    asked = [{"role": "user", "content": "x"}]
+    assert template.render(asked, 100) == ""
+    with pytest.raises(InvalidRequest, match="cannot render these messages with these tools"):
+        template.render(asked, 100, [{"parameters": {"type": ["string", "null"]}}])
+
+
 def test_size_is_bounded():
     with pytest.raises(ContextLengthExceeded):
         render(ChatTemplate("{% for i in range(99999) %}aaaaaaaaaa{% endfor %}", {}), [], max_chars=1000)

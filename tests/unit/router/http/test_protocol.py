@@ -123,6 +123,38 @@ async def test_what_can_be_got_can_be_asked_for_its_head(router, path):
     assert head.headers["content-type"] == got.headers["content-type"]
 
 
+async def test_a_path_is_what_it_is_spelled(router, dispatch, make_app, serve):
+    """A proxy that lets some paths through has not decoded them, or not the same way."""
+    for path in (b"/v1%2Fcompletions", b"/v1/completion%73", b"/v1/%2e/completions"):
+        answer = await talk(router, POST.replace(b"/v1/completions", path) + LENGTH + b"\r\n" + BODY + LAST)
+        assert statuses(answer) == [404, 200]
+    assert not dispatch.jobs
+    async with serve(make_app(keys=["sk-mine"])) as guarded:
+        assert (await guarded.client.get("/%68ealth")).status_code == 401
+
+
+EXPECT = POST + b"Expect: 100-continue\r\n"
+
+
+async def test_who_asks_first_is_told_to_go_on(router, dispatch):
+    answer = await talk(router, EXPECT + LENGTH + b"\r\n", BODY + LAST)
+    assert statuses(answer) == [100, 200, 200]
+    answer = await talk(router, EXPECT + LENGTH + b"\r\n" + BODY + LAST)  # without waiting
+    assert statuses(answer) == [200, 200]
+    assert len(dispatch.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [(b"Content-Length: 9000000\r\n", 413), (LENGTH + b"Content-Type: text/plain\r\n", 415)],
+)
+async def test_who_asks_first_sends_nothing_in_vain(router, headers, status):
+    """And nothing that could be taken for another request."""
+    answer = await talk(router, EXPECT + headers + b"\r\n")
+    assert statuses(answer) == [status]
+    assert b"connection: close" in answer
+
+
 async def test_a_packed_body_is_415(router):
     answer = await router.client.post("/v1/completions", content=BODY, headers={"content-encoding": "gzip"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")

@@ -278,6 +278,13 @@ async def test_errors_are_openais(client):
     with pytest.raises(openai.BadRequestError) as raised:
         await client.chat.completions.create(model="tiny", messages=HELLO, temperature=3)
     assert raised.value.param == "temperature"
+    assert raised.value.body["message"] == "temperature: Expected `float` <= 2.0"  # shown by itself
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.chat.completions.create(model="tiny", messages=HELLO, extra_body={"top_a": 1})
+    assert raised.value.body["message"] == "top_a: Unknown field"
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.chat.completions.create(model="tiny", messages=HELLO, tool_choice="required")
+    assert raised.value.body["message"] == "tool_choice needs tools"
     for prompt, max_tokens in (("a " * 5000, 1), ("a", 400), ([1] * 400, 1)):
         with pytest.raises(openai.BadRequestError) as raised:
             await client.completions.create(model="tiny", prompt=prompt, max_tokens=max_tokens)

@@ -20,7 +20,8 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{
 REFUSED = [  # what is added to a valid chat body, and the param that the error names
     ({"foo": 1}, "foo"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
-    ({"chat_template_kwargs": {}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    ({"chat_template_kwargs": {"enable_thinking": "{{ x }}"}}, "chat_template_kwargs.enable_thinking"),
     ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
     ({"kv_transfer_params": {}}, "kv_transfer_params"),
     ({"cache_salt": "x"}, "cache_salt"),

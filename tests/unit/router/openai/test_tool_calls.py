@@ -235,6 +235,44 @@ async def test_reasoning_is_split_off(client, say, dispatch, served_model):
     assert answer.choices[0].message.reasoning_content == "Hm, hm."
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_off"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": False}}, True),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}, False),
+        ({"chat_template_kwargs": {"thinking": False, "preserve_thinking": None}}, False),
+        ({"chat_template_kwargs": {}, "reasoning_effort": "none"}, True),
+    ],
+)
+async def test_thinking_is_switched_as_clients_of_other_servers_do(client, dispatch, served_model, fields, is_off):
+    await client.chat.completions.create(**ASK, extra_body=fields)
+    assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"tool_choice": "required"},
+        {"tools": [{"type": "function", "function": {**WEATHER["function"], "strict": True}}]},
+        {"tools": [], "response_format": {"type": "json_object"}},
+    ],
+)
+async def test_a_form_leaves_no_room_for_reasoning_that_is_switched_off(client, dispatch, form):
+    for effort in ("high", "none"):
+        await client.chat.completions.create(**{**ASK, **form}, reasoning_effort=effort)
+    on, off = (job.sampling.grammar.text for job in dispatch.jobs)
+    assert "think" in on
+    assert "think" not in off
+
+
+async def test_reasoning_is_taken_back_by_either_name(client, dispatch, served_model):
+    for name in ("reasoning_content", "reasoning"):
+        said = {"role": "assistant", "content": "Yes.", name: "Hm."}
+        await client.chat.completions.create(**{**ASK, "messages": [*ASK["messages"], said]})
+        assert "<think>Hm.</think>Yes." in prompt(dispatch, served_model)
+
+
 async def test_what_is_special_to_the_tokenizer_is_still_found(model_dirs, tmp_path):
     """Mistral's and Llama's markers are special tokens, which other outputs never show."""
     for file in model_dirs["chatml"].iterdir():
