@@ -18,8 +18,8 @@ JITTER_S = 0.002
 RESENT_S = (0.2, 0.8)
 ORDER_S = 1e-7  # between segments of a connection, so that their order shows in their times
 
-_FIN = object()
-_RST = object()
+_FIN = ("fin",)
+_RST = ("rst",)
 
 
 class Refused(OSError):
