@@ -7,6 +7,7 @@ import pytest
 
 from baton.errors import NoCapacity
 from baton.v1 import node_pb2
+from router.serving import failover
 
 pytestmark = pytest.mark.anyio
 
@@ -157,3 +158,16 @@ async def test_a_long_request_outlives_more_failures_as_long_as_it_gets_on(fleet
     _, sink = fleet.submit(PROMPT, 40)
     assert (await sink.finished()).num_attempts == 6
     assert sink.tokens == output_of(PROMPT, 40)
+
+
+async def test_a_request_that_gets_on_may_fail_often_and_not_for_ever(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failover, "MAX_FAILURES", 6)
+    await fleet.add("prefill")
+    decode = await fleet.add("decode")
+    lose_row(decode, 3, 99)
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT, 100)
+    assert isinstance(await sink.outcome(), NoCapacity)
+    assert len(decode.calls) == 6

@@ -242,3 +242,22 @@ async def test_a_beat_drops_a_router_whose_outbox_is_full(sessions: Sessions) ->
         session.add_failed(5, 0, Overloaded("full"))
     sessions.beat()
     assert (leg.num_cancels, session.stream) == (1, None)
+
+
+async def test_routers_beyond_a_bound_are_refused(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.node.sessions.MAX_SESSIONS", 2)
+    sessions.attach("one")
+    sessions.open(FakeLeg(1, router_id="two"))
+    with pytest.raises(Overloaded):
+        sessions.attach("three")
+    sessions.attach("two")
+
+
+async def test_of_what_is_over_the_latest_are_remembered(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.node.session._MAX_TOMBSTONES", 2)
+    for key in (1, 2, 1, 3):
+        sessions.session("router").cancel(key, 0)
+    for key in (1, 3):
+        with pytest.raises(Cancelled):
+            sessions.open(FakeLeg(key))
+    sessions.open(FakeLeg(2))

@@ -1,0 +1,53 @@
+"""Who may open a connection: whoever was told a secret a moment ago."""
+
+import asyncio
+
+import pytest
+import torch
+
+from baton.errors import TransferError
+from baton.kv.layout import KVLayout
+from kv_transfer import receiver
+from kv_transfer.pool import KVPool
+from kv_transfer.receiver import KVReceiver
+from kv_transfer.transport import Peer
+from tests.virtual_clock import run
+
+LAYOUT = KVLayout(
+    num_layers=1, layers_per_group=1, block_size=1, num_kv_heads=1, head_dim=4, dtype="float32", model_fingerprint="ab"
+)
+PEER = Peer("p0", 1)
+
+
+def make():
+    pool = KVPool(torch.zeros(LAYOUT.pool_bytes(2), dtype=torch.uint8), LAYOUT, 2)
+    return KVReceiver(pool, "d0", 7, "127.0.0.1", "tcp")
+
+
+def test_a_secret_that_was_not_used_ends():
+    async def main(clock):
+        node = make()
+        secrets = [await node.expect(PEER) for _ in range(2)]
+        await asyncio.sleep(29)
+        assert node.admit(secrets[0]) == PEER
+        await asyncio.sleep(2)
+        assert node.admit(secrets[1]) is None
+        await node.close()
+
+    run(main)
+
+
+def test_so_many_secrets_are_told_at_once_and_no_more(monkeypatch):
+    monkeypatch.setattr(receiver, "_MAX_SECRETS", 2)
+
+    async def main(clock):
+        node = make()
+        for _ in range(2):
+            await node.expect(PEER)
+        with pytest.raises(TransferError, match="too many"):
+            await node.expect(PEER)
+        await asyncio.sleep(31)
+        await node.expect(PEER)
+        await node.close()
+
+    run(main)
