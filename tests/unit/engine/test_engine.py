@@ -200,8 +200,13 @@ class TestReserve:
         engine = make_engine()
         engine.add(make_generation(PROMPT[:16], max_tokens=1))
         run(engine)
-        request = engine.reserve(make_generation(PROMPT[:16]))
-        assert (request.num_present_blocks, request.num_cached_tokens) == (2, 16)
+        for prompt, num_prompt_tokens, found in [
+            (PROMPT[:16], 16, (2, 16)),
+            (PROMPT[:16], 9, (2, 9)),
+            ([7] * 16, 16, (0, 0)),
+        ]:
+            request = engine.reserve(make_generation(prompt, num_prompt_tokens=num_prompt_tokens))
+            assert (request.num_present_blocks, request.num_cached_tokens) == found
 
     def test_none_where_blocks_lack_and_released_at_any_time(self, make_engine, make_generation):
         engine = make_engine(kv_memory=str(make_engine().layout.block_bytes * 8))
@@ -310,6 +315,16 @@ def test_load(make_engine, make_generation, run):
     run(engine)
     assert engine.current_load().num_free_blocks == engine.num_blocks
     assert all(request.state is RequestState.FINISHED for request in requests)
+
+
+def test_load_counts_what_is_half_computed_and_what_waits_for_its_kv(make_engine, make_generation):
+    engine = make_engine(max_num_batched_tokens=16)
+    engine.add(make_generation([1] * 40, max_tokens=2))
+    engine.reserve(make_generation([2] * 20))
+    engine.step()
+    load = engine.current_load()
+    assert (load.num_waiting_tokens, load.num_context_tokens, load.num_reserved) == (24, 40 + 20, 1)
+    assert engine.num_idle_blocks == 3
 
 
 def test_load_reports_progress_up_to_one(tmp_path):
