@@ -55,12 +55,15 @@ def test_a_message_is_let_in_once_and_as_it_was_planned():
         case = Case()
         assert case.claim(case.first, SIZE + 1) is None
         assert case.claim(case.second + 1) is None
+        assert case.claim(case.first ^ 1 << 40) is None  # of no transfer
         assert case.claim(case.first, peer=Peer("p0", 2)) is None
         slot = case.claim(case.first)
         assert (slot.peer, [view.nbytes for view in slot.views]) == (PEER, [SIZE])
         assert case.claim(case.first) is None  # it is being written
         case.node.arrived(case.first)
         assert case.claim(case.first) is None  # it has been digested
+        assert case.claim(case.second, peer=None)  # from whom only its tag says
+        case.node.arrived(case.second)
         assert case.transfer.state is TransferState.OPEN
         await case.node.close()
 
@@ -77,8 +80,11 @@ def test_nothing_is_let_in_or_renewed_after_the_lease():
         assert case.claim(case.first) is None
         case.transfer.renew(100.0)
         assert case.claim(case.first) is None
-        with pytest.raises(TransferError, match="lease"):
-            await case.transfer.committed()
+        unasked = case.node.grant([0], 0, *PEER, LEASE_S, HASH)
+        for transfer in (case.transfer, unasked):
+            with pytest.raises(TransferError, match="lease"):
+                await transfer.committed()
+        assert clock.now == pytest.approx(2 * LEASE_S)
         await case.node.close()
 
     run(main)
@@ -93,7 +99,7 @@ def test_each_message_that_arrives_renews_the_lease():
         await asyncio.sleep(LEASE_S - 1)
         await case.accept()
         assert (await case.transfer.committed()).last_block_hash == HASH
-        assert case.node.num_open_transfers == 0
+        assert not (case.node.num_open_transfers or case.node._transfers)
         case.transfer.fail("cancelled", "too late")
         assert case.transfer.state is TransferState.ACCEPTED
         await asyncio.sleep(10 * LEASE_S)
@@ -162,18 +168,35 @@ def test_a_commit_waits_while_messages_come_and_two_seconds_for_the_next_one():
 
 
 @pytest.mark.parametrize("word", ["arrived", "lost"])
-def test_what_a_failed_transfer_was_still_writing_is_given_back(word):
+def test_what_a_cancelled_transfer_was_still_writing_is_given_back(word):
     async def main(clock):
         pool = StagedPool(buffer(), LAYOUT, 4)
         case = Case(pool)
         assert case.claim(case.first)
-        case.transfer.fail("cancelled", "meanwhile")
         cancelling = asyncio.create_task(case.transfer.cancel())
         await asyncio.sleep(0.1)
         assert not cancelling.done()
+        assert case.claim(case.second) is None
         getattr(case.node, word)(case.first)
         await cancelling
         assert (pool._landing_bytes, case.node.num_open_transfers) == (0, 0)
+        assert clock.now == pytest.approx(0.1)
+        await case.node.close()
+        pool.close()
+
+    run(main)
+
+
+def test_where_there_is_no_room_to_land_the_transfer_fails():
+    async def main(clock):
+        pool = StagedPool(buffer(), LAYOUT, 4, max_landing_bytes=SIZE)
+        case = Case(pool)
+        assert case.claim(case.first)
+        assert case.claim(case.second) is None
+        with pytest.raises(TransferError, match="too many messages"):
+            await case.transfer.committed()
+        case.node.arrived(case.first)
+        assert pool._landing_bytes == 0
         await case.node.close()
         pool.close()
 
@@ -202,6 +225,8 @@ def test_a_connection_that_closes_fails_what_has_begun_over_it():
         others = case.node.grant([3], 0, "p0", 2, LEASE_S, HASH)
         case.arrive(case.first)
         assert case.node.claim(others.grant.tag_base, SIZE, others.peer, "tcp")
+        accepting = asyncio.create_task(case.accept())
+        await asyncio.sleep(0)
         case.node.disconnected(PEER, "shm")
         assert case.transfer.state is TransferState.OPEN
         case.node.disconnected(PEER, "tcp")
@@ -209,6 +234,9 @@ def test_a_connection_that_closes_fails_what_has_begun_over_it():
         assert states == [TransferState.FAILED, TransferState.OPEN, TransferState.OPEN]
         assert case.node.find(fresh.grant.grant_id, PEER) is fresh
         assert case.node.find(fresh.grant.grant_id, Peer("p0", 2)) is None
+        with pytest.raises(TransferError, match="connection"):
+            await accepting
+        assert clock.now == 0
         case.node.lost(others.grant.tag_base)
         await case.node.close()
         assert fresh.state is TransferState.FAILED

@@ -1,4 +1,4 @@
-"""Who may open a connection: whoever was told a secret a moment ago."""
+"""Who may open a connection: whoever was told a secret a moment ago, and is the latest of its name."""
 
 import asyncio
 
@@ -8,6 +8,7 @@ import torch
 from baton.errors import TransferError
 from baton.kv.layout import KVLayout
 from kv_transfer import receiver
+from kv_transfer.incoming import TransferState
 from kv_transfer.pool import KVPool
 from kv_transfer.receiver import KVReceiver
 from kv_transfer.transport import Peer
@@ -48,6 +49,24 @@ def test_so_many_secrets_are_told_at_once_and_no_more(monkeypatch):
             await node.expect(PEER)
         await asyncio.sleep(31)
         await node.expect(PEER)
+        await node.close()
+
+    run(main)
+
+
+def test_a_later_incarnation_cuts_off_the_earlier_one_and_not_the_other_way():
+    async def main(clock):
+        node, cut = make(), []
+
+        async def cut_off(peer):
+            cut.append(peer.epoch)
+
+        node.doors.disconnect = cut_off
+        transfers = [node.grant([0], 0, "p0", epoch, 60.0, b"") for epoch in (2, 3)]
+        for epoch in (2, 1, 2, 3, 2):
+            await node.expect(Peer("p0", epoch))
+        assert cut == [2]
+        assert [transfer.state for transfer in transfers] == [TransferState.FAILED, TransferState.OPEN]
         await node.close()
 
     run(main)
