@@ -99,7 +99,7 @@ def test_each_message_that_arrives_renews_the_lease():
         await asyncio.sleep(LEASE_S - 1)
         await case.accept()
         assert (await case.transfer.committed()).last_block_hash == HASH
-        assert not (case.node.num_open_transfers or case.node._transfers)
+        assert (case.node.num_open_transfers, case.node._transfers) == (0, {})
         case.transfer.fail("cancelled", "too late")
         assert case.transfer.state is TransferState.ACCEPTED
         await asyncio.sleep(10 * LEASE_S)
