@@ -47,6 +47,19 @@ def test_only_what_is_pending_and_does_not_move_stalls(caplog):
     assert "a peer is silent for 1.1 s (before, 0.2 s at most)" in caplog.text
 
 
+def test_what_is_begun_meanwhile_is_no_sign_of_life():
+    async def main(clock):
+        peer = Watched(clock)
+        for _ in range(4):
+            peer.watch.started()
+            await asyncio.sleep(BEAT_S)
+        assert await peer.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S - 4 * BEAT_S, abs=TICK_S)
+        peer.watch.started()
+        await asyncio.sleep(60)  # once
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("silence_s", "expected_s"), [(BEAT_S, 1.125), (0.5, 1.5), (0.9, MOST_TICKS * TICK_S), (1.1, MOST_TICKS * TICK_S)]
 )
