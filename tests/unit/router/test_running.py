@@ -69,17 +69,20 @@ async def test_no_end_before_the_prompts_work_is_done() -> None:
     assert sink.heard == [result]
 
 
-async def test_of_several_attempts_the_first_report_counts_and_no_more_than_the_prompt_was_cached() -> None:
+@pytest.mark.parametrize(("cached", "counted"), [(2, 2), (7, 3)])
+async def test_of_several_attempts_the_first_report_counts_and_no_more_than_the_prompt_was_cached(
+    cached: int, counted: int
+) -> None:
     running, _ = make()
     running.note(0, queue_s=1.0)
-    running.note(7, queue_s=2.0, prefill_s=3.0)
+    running.note(cached, queue_s=2.0, prefill_s=3.0)
     running.note(1)
-    assert running.usage.num_cached_tokens == 3
+    assert running.usage.num_cached_tokens == counted
     assert running.usage.timings == {"queue_s": 1.0, "prefill_s": 3.0}
 
 
 @pytest.mark.parametrize("end", ["cancel", "expire"])
-async def test_whoever_is_not_wanted_any_more_is_not_begun_again(end: str) -> None:
+async def test_whoever_is_not_wanted_any_more_is_not_begun_again(end: str, caplog: pytest.LogCaptureFixture) -> None:
     """Also where its task has lost the cancellation."""
     running, sink = make()
     running.check_wanted()
@@ -93,6 +96,17 @@ async def test_whoever_is_not_wanted_any_more_is_not_begun_again(end: str) -> No
     running.fail(NoCapacity("late"))
     running.finish(FinishReason.LENGTH)
     assert sink.heard == ([] if end == "cancel" else [5, NoCapacity])
+    assert not caplog.records
+
+
+async def test_a_request_ends_once() -> None:
+    running, sink = make()
+    running.emit([5, 6], None)
+    running.finish(FinishReason.LENGTH)
+    running.emit([7], None)
+    running.finish(FinishReason.STOP)
+    running.fail(NoCapacity("late"))
+    assert sink.heard == [5, 6, (FinishReason.LENGTH, 2)]
 
 
 async def test_a_pause_ends_the_attempt_and_holds_until_it_is_over() -> None:
