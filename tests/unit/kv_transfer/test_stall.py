@@ -75,6 +75,17 @@ def test_who_was_silent_before_is_given_longer(silence_s, expected_s):
     run(main)
 
 
+def test_it_is_the_longest_of_late_silences_that_counts():
+    async def main(clock):
+        peer = Watched(clock)
+        peer.watch.started()
+        await peer.beats(0.9, 1)
+        await peer.beats(BEAT_S, 8)
+        assert await peer.stalls_after_s() == pytest.approx(MOST_TICKS * TICK_S, abs=TICK_S)
+
+    run(main)
+
+
 def test_who_was_silent_a_while_ago_is_not():
     async def main(clock):
         peer = Watched(clock)
@@ -127,6 +138,20 @@ def test_what_is_finished_or_closed_does_not_stall():
         assert finished.stalled_at is closed.stalled_at is None
         finished.watch.started()
         assert await finished.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S, abs=TICK_S)
+
+    run(main)
+
+
+def test_what_is_finished_has_moved():
+    async def main(clock):
+        peer = Watched(clock)
+        for _ in range(5):
+            peer.watch.started()
+        for _ in range(4):
+            await asyncio.sleep(1.0)
+            peer.watch.finished()
+        assert peer.stalled_at is None
+        peer.watch.close()
 
     run(main)
 

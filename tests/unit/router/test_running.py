@@ -60,6 +60,12 @@ async def test_its_end_is_known_where_the_node_was_lost_before_it_could_say_so(
     assert (running.num_tokens, running.num_tokens_left) == (3 + len(output), 4 - len(output))
 
 
+async def test_a_grammar_that_leaves_nothing_else_ends_it_before_min_tokens() -> None:
+    running, _ = make(min_tokens=3)
+    running.emit([5, EOS], None)
+    assert running.reached_end is FinishReason.STOP
+
+
 async def test_no_end_before_the_prompts_work_is_done() -> None:
     running, sink = make(PromptWork(num_logprobs=0), max_tokens=0)
     assert running.reached_end is None
