@@ -30,7 +30,9 @@ def make(num_present, num_missing, max_message_bytes):
     )
     pool = KVPool(torch.zeros(LAYOUT.pool_bytes(4), dtype=torch.uint8), LAYOUT, 4)
     block_ids = list(range(num_present + num_missing))
-    return OutgoingTransfer(grant, block_ids, pool, SimpleNamespace(outbox=Outbox()), Digester(), Peer("p0", 1))
+    peer = SimpleNamespace(outbox=Outbox(), left=[])
+    peer.leave = peer.left.append
+    return OutgoingTransfer(grant, block_ids, pool, peer, Digester(), Peer("p0", 1))
 
 
 def test_only_what_is_computed_is_sent_and_nothing_that_is_there_already():
@@ -71,5 +73,25 @@ def test_what_has_failed_sends_nothing_more():
         transfer.ready(0, 2)
         assert transfer.take() is None
         assert transfer.error.message == "the connection was lost"
+
+    asyncio.run(main())
+
+
+def test_an_abort_waits_for_what_is_read_and_lets_nothing_more_out():
+    async def main():
+        transfer = make(0, 2, 1)
+        transfer.ready(0, 2)
+        assert transfer.take() is not None
+        digest = transfer._digests[0] = asyncio.get_running_loop().create_future()
+        aborting = asyncio.create_task(transfer.abort())
+        await asyncio.sleep(0)
+        assert transfer.take() is None
+        transfer.sent(0, None, None)
+        await asyncio.sleep(0.01)
+        assert not aborting.done()  # it has been sent, and is being digested
+        assert transfer._peer.left == []
+        digest.set_result(5)
+        await aborting
+        assert transfer._peer.left == [transfer]
 
     asyncio.run(main())
