@@ -62,7 +62,11 @@ def test_after_a_pause_one_request_finds_out():
     pairs.trying(P, D)
     assert not pairs
     pairs.failed(P, D)
-    clock.now_s += MIN_PAUSE_S
+    assert pairs
+    clock.now_s += MIN_PAUSE_S - 0.1
+    pairs.trying(P, D)  # it was placed before
+    assert pairs.has(P, D)
+    clock.now_s += 0.1
     assert not pairs.has(P, D)
     pairs.trying(P, D)
     assert pairs.has(P, D)  # for whoever comes next

@@ -40,7 +40,11 @@ class Node:
 
     def __init__(self, link: NodeLink) -> None:
         self.link = link
-        self.sequence = 0
+        self.sequence = self.num_changes = 0
+        link._on_change = self._changed
+
+    def _changed(self) -> None:
+        self.num_changes += 1
 
     def say(self, **words: Any) -> None:
         batch = node_pb2.StepBatch(**({"epoch": EPOCH, "sequence": self.sequence} | words))
@@ -94,7 +98,7 @@ async def test_a_node_lives_from_its_first_load_on(node: Node, now: SimpleNamesp
     link.grant(node_pb2.Granted())
     assert not link._outbox._batches  # nobody is there to be told
     node.load()
-    assert (link.health, link.accepting) == ("ready", True)
+    assert (link.health, link.accepting, node.num_changes) == ("ready", True, 1)
     link.avoid()
     assert (link.serves, link.accepting) == (True, False)
     now.s += AVOID_S
@@ -127,6 +131,7 @@ async def test_whoever_speaks_is_suspected_no_more(node: Node) -> None:
     link.attach(leg)
     link._suspect()
     assert (link.health, link.accepting, link.alive, leg.num_losses) == ("lost", False, True, 1)
+    assert node.num_changes == 2
     node.say()
     assert (link.health, link.accepting) == ("ready", True)
 
@@ -141,6 +146,16 @@ async def test_a_leg_is_detached_by_itself_alone(node: Node) -> None:
     node.link.detach(newer)
     node.link.detach(newer)
     assert node.link.legs == {}
+
+
+async def test_a_node_that_lives_is_told_of_grants_and_cancels(node: Node) -> None:
+    node.load()
+    node.link.grant(node_pb2.Granted(key=4, attempt=2))
+    node.link.cancel(Request(5, 1))
+    [batch] = node.link._outbox._batches
+    assert [(word.key, word.attempt) for word in batch.proto.grants] == [(4, 2)]
+    assert (list(batch.proto.cancelled_keys), list(batch.proto.cancelled_attempts)) == ([5], [1])
+    node.link._outbox.close()
 
 
 async def test_nothing_is_begun_on_a_node_that_does_not_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +174,7 @@ async def test_where_its_stream_ends_legs_hear_of_it_once(node: Node) -> None:
     leg = Request(1)
     node.load()
     node.link.attach(leg)
-    for _ in range(2):
-        node.link._down("cancelled")
+    await node.link.close()
+    node.link._down("once more")
     assert (leg.num_losses, node.link.health, node.link.legs) == (1, "lost", {})
+    assert node.num_changes == 3
