@@ -36,9 +36,11 @@ def test_a_node_is_suspected_where_half_of_its_pool_speaks(num_others: int, num_
 
 
 def test_a_model_is_served_as_long_as_one_of_its_nodes_lives() -> None:
-    first, second, other = make_link("d0"), make_link("d1"), make_link("d2", model="beef0")
-    view = view_of(first, second, other)
+    first, second, other = make_link("d0"), make_link("d1"), make_link("d2", model="beef0", alive=False)
+    view = view_of(other, first, second)
     assert view.facts is not None
+    other.alive = True
+    view._on_change()
     assert (view.facts.model_fingerprint, view.facts.block_size) == ("cafe", 4)
     assert view.accepting("decode") == [first, second]
     first.alive = first.accepting = False
@@ -55,7 +57,7 @@ def test_a_model_is_served_as_long_as_one_of_its_nodes_lives() -> None:
 
 def test_it_is_ready_where_each_pool_that_it_has_serves() -> None:
     prefill, decode = make_link("p", "prefill"), make_link("d")
-    view = view_of(prefill, decode)
+    view = view_of(prefill, decode, make_link("full", serves=False))
     assert (view.ready, view.expects_prefill) == (True, True)
     prefill.serves = False
     assert not view.ready
