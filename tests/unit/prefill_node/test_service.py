@@ -1,11 +1,12 @@
-"""What is refused is not begun."""
+"""What is refused is not begun, and what is over gives its blocks back in time."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest, NodeUnavailable, Overloaded
+from baton.errors import BatonError, ContextLengthExceeded, InvalidRequest, NodeUnavailable, Overloaded, TransferError
 from baton.kv.layout import KVLayout
 from baton.node.load import MAX_WAITING, LoadBoard
 from baton.node.sessions import Sessions
@@ -50,3 +51,25 @@ async def test_a_leg_that_is_refused_is_not_begun(why: str, num_tokens: int, err
     service.begin(make_generation(num_tokens), "", 1)
     assert not service._legs
     assert [word.code for word in session.take().failed] == ([] if error is None else [error.code])
+
+
+async def test_blocks_are_given_back_when_nothing_reads_them_any_more() -> None:
+    sessions, go_on, released = Sessions(7, types_pb2.Load), asyncio.Event(), list[Any]()
+    session, _ = sessions.attach("router")
+
+    async def fail(generation: Generation) -> None:
+        raise TransferError("lost")
+
+    step_loop: Any = SimpleNamespace(prepare=fail, submit=released.append)
+    parts: Any = [SimpleNamespace(open=None)]
+    service = PrefillService(LAYOUT, 2, step_loop, *parts, sessions, LoadBoard(), TimelineBook())
+    service.begin(make_generation(), "", 1)
+    [leg] = service._legs
+    leg.transfer = SimpleNamespace(abort=go_on.wait)  # type: ignore[assignment]
+    await asyncio.wait([leg.owner], timeout=0.05)
+    assert [word.code for word in session.take().failed] == ["transfer_failed"]
+    assert released == []
+    go_on.set()
+    await asyncio.wait([leg.owner], timeout=5)
+    assert len(released) == 1
+    assert not service._legs
