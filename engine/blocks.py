@@ -97,8 +97,6 @@ class BlockManager:
         Where another block with the same content is already offered, that one is pinned too, so that chains stay whole.
         """
         num_full = request.num_computed_tokens // self.block_size
-        if num_full <= len(request.chain):
-            return
         hashes = request.hashes(num_full)
         for index in range(len(request.chain), num_full):
             content = self._content(request, index, request.chain)

@@ -34,10 +34,8 @@ class StallWatch:
 
     def started(self) -> None:
         """One more thing is pending."""
-        if self._num_pending == 0:
-            self._ticks = 0
-            if self._timer is None:
-                self._tick_later()
+        if self._num_pending == 0 and self._timer is None:
+            self._tick_later()
         self._num_pending += 1
 
     def moved(self) -> None:

@@ -68,12 +68,11 @@ class Running:
     @property
     def reached_end(self) -> FinishReason | None:
         """Why the tokens sent so far are all there is, where a node was lost before it could say so."""
-        sampling = self.job.sampling
         if self.wants_prompt:
             return None
         if self.num_tokens_left <= 0:
             return FinishReason.LENGTH
-        if self.output and self.output[-1] in sampling.stop_token_ids and len(self.output) >= sampling.min_tokens:
+        if self.output and self.output[-1] in self.job.sampling.stop_token_ids:
             return FinishReason.STOP
         return None
 

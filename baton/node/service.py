@@ -60,7 +60,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         try:
             await self._send_batches(session, stream, context)
         except TimeoutError:
-            self._sessions.detach(session)
+            self._sessions.lose(session, stream)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the stream is not read")
         finally:
             reading.cancel()

@@ -37,15 +37,15 @@ class _Failures:
     def __init__(self) -> None:
         self.num = self._num_in_vain = 0
 
-    def add(self, error: BatonError, num_tokens: int) -> None:
+    def add(self, num_tokens: int, *, of_transfer: bool) -> None:
         """Another one, which brought so many tokens. The first of them is the prefill node's.
 
-        A transfer that failed takes no node with it, and after the second one the request does without.
+        A transfer that failed is no attempt in vain: no node went with it, and after the second one there is none.
         """
         self.num += 1
         if num_tokens > 1:
             self._num_in_vain = 0
-        if not isinstance(error, TransferError):
+        if not of_transfer:
             self._num_in_vain += 1
 
     @property
@@ -80,7 +80,8 @@ class Failover:
                 _FAILOVERS.labels("refused").inc()
                 self._placer.check_patience(running)
             except (NodeUnavailable, TransferError, Cancelled) as error:
-                failures.add(error, len(running.output) - num_before)
+                of_transfer = isinstance(error, TransferError) and placement.pair is not None
+                failures.add(len(running.output) - num_before, of_transfer=of_transfer)
                 if isinstance(error, TransferError):
                     self._note_trouble(running, placement)
                 self._log_failure(running, error, failures.num)

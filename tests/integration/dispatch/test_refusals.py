@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from baton.errors import NodeUnavailable, Overloaded, TransferError
+from baton.errors import ContextLengthExceeded, NodeUnavailable, Overloaded, TransferError
 from baton.v1 import node_pb2, types_pb2
-from router.nodes import cut_pairs
+from router.nodes import cut_pairs, link
 from router.nodes.link import AVOID_S
 from router.serving.patience import LEAST_S
 
@@ -141,3 +141,12 @@ async def test_a_request_may_be_paused_before_it_is_placed(fleet: Any, output_of
     assert sink.tokens == output_of(PROMPT, 12)
     handle.pause()  # it has ended
     handle.resume()
+
+
+async def test_a_prompt_that_no_message_holds_is_the_clients_own(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "MAX_START_BYTES", 100)
+    prefill = await fleet.add("prefill")
+    await fleet.add("decode")
+    await fleet.start()
+    assert isinstance(await fleet.submit(PROMPT * 10)[1].outcome(), ContextLengthExceeded)
+    assert not prefill.calls

@@ -33,7 +33,8 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_small_one_does_not_overtake_a_large_one() -> None:
+async def test_a_small_one_does_not_overtake_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reservations, "_RETRY_S", 100.0)
     board, pool = LoadBoard(), Pool(4)
     queue = Reservations(board)
     large = asyncio.create_task(queue.take(pool.take("large", 6)))

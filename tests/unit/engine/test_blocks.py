@@ -77,11 +77,19 @@ def test_same_block_under_another_prefix_is_a_miss(make_request, monkeypatch):
 
     monkeypatch.setattr("engine.request.block_hashes", last_token)
     blocks = BlockManager(16, BLOCK_SIZE)
-    first, second = make_request([0, 0, 0, 1, 5, 5, 5, 2]), make_request([9, 9, 9, 3, 5, 5, 5, 2])
-    for request in (first, second):
+    first, second, third = (
+        make_request(tokens)
+        for tokens in (
+            [0, 0, 0, 1, 5, 5, 5, 2, 6, 6, 6, 4],
+            [9, 9, 9, 3, 5, 5, 5, 2],
+            [0, 0, 0, 1, 9, 9, 9, 5, 6, 6, 6, 4],
+        )
+    )
+    for request in (first, second, third):
         assert admit(blocks, request)
         compute(blocks, request)
     assert second.chain == second.block_ids[:1]  # its second block hangs on another parent than the published one
+    assert third.chain == [first.block_ids[0], third.block_ids[1]]
 
 
 def test_equal_blocks_computed_twice_keep_chains_whole(make_request):
@@ -125,20 +133,41 @@ def test_spare_blocks_count_what_is_revived(make_request):
     assert blocks.allocate(second, found, 3, num_spare=1)
 
 
-def test_retract_takes_descendants_along(make_request):
+def test_retract_takes_descendants_along_and_nobody_else(make_request):
     blocks = BlockManager(8, BLOCK_SIZE)
-    parent, child = make_request(range(5)), make_request(range(12))
-    for request in (parent, child):
+    parent, sibling, child, other = (make_request(tokens) for tokens in (range(5), range(6), range(12), range(50, 54)))
+    for request in (parent, sibling, child, other):
         assert admit(blocks, request)
         compute(blocks, request)
     blocks.release(child)
     blocks.take_events()
     blocks.retract(parent)
+    blocks.retract(sibling)  # of what has been retracted already
     assert blocks.find(make_request(range(12)), 12) == []
-    blocks.release(parent)
+    assert len(blocks.find(make_request(range(50, 54)), 4)) == 1
+    for request in (parent, sibling, other):
+        blocks.release(request)
     blocks.check([])
     assert len(blocks.take_events()[1]) == 3
-    assert blocks.num_free_blocks == 8
+    assert admit(blocks, make_request(range(100, 132)))  # all eight of them can be had
+
+
+def test_the_check_finds_blocks_that_do_not_add_up(make_request):
+    blocks = BlockManager(8, BLOCK_SIZE)
+    request = make_request(range(8))
+    assert admit(blocks, request)
+    compute(blocks, request)
+    for held in ([], [request, request]):
+        with pytest.raises(RuntimeError, match=r"blocks \[0, 1\] are held by more or fewer"):
+            blocks.check(held)
+    lost, blocks._free[0] = blocks._free[0], request.block_ids[0]
+    with pytest.raises(RuntimeError, match="are not 8"):  # free, and offered to others
+        blocks.check([request])
+    blocks._free[0] = lost
+    blocks.check([request])
+    blocks._free.popleft()
+    with pytest.raises(RuntimeError, match="2 held and 5 free blocks are not 8"):
+        blocks.check([request])
 
 
 def test_events_are_net(make_request):

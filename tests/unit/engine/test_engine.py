@@ -216,3 +216,13 @@ def test_load(make_engine, make_generation, run):
     run(engine)
     assert engine.current_load().num_free_blocks == engine.num_blocks
     assert all(request.state is RequestState.FINISHED for request in requests)
+
+
+def test_load_counts_what_is_half_computed_and_what_waits_for_its_kv(make_engine, make_generation):
+    engine = make_engine(max_num_batched_tokens=16)
+    engine.add(make_generation([1] * 40, max_tokens=2))
+    engine.reserve(make_generation([2] * 20))
+    engine.step()
+    load = engine.current_load()
+    assert (load.num_waiting_tokens, load.num_context_tokens, load.num_reserved) == (24, 40 + 20, 1)
+    assert engine.num_idle_blocks == 3

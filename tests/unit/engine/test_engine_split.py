@@ -70,8 +70,13 @@ class TestReserve:
         engine = make_engine()
         engine.add(make_generation(PROMPT[:16], max_tokens=1))
         run(engine)
-        request = engine.reserve(make_generation(PROMPT[:16]))
-        assert (request.num_present_blocks, request.num_cached_tokens) == (2, 16)
+        for prompt, num_prompt_tokens, found in [
+            (PROMPT[:16], 16, (2, 16)),
+            (PROMPT[:16], 9, (2, 9)),
+            ([7] * 16, 16, (0, 0)),
+        ]:
+            request = engine.reserve(make_generation(prompt, num_prompt_tokens=num_prompt_tokens))
+            assert (request.num_present_blocks, request.num_cached_tokens) == found
 
     def test_none_where_blocks_lack_and_released_at_any_time(self, make_engine, make_generation):
         engine = make_engine(kv_memory=str(make_engine().layout.block_bytes * 8))

@@ -46,4 +46,4 @@ def test_a_row_is_kept_until_the_steps_that_write_for_it_have_landed(running, ro
     assert running.let_go() == []
     rows.num_flights[stopped.row] = 0
     assert running.let_go() == [stopped]
-    assert (stopped.row, running.is_departing(departed)) == (-1, True)
+    assert (stopped.row, list(running.departing())) == (-1, [departed])

@@ -110,9 +110,12 @@ def test_latest_is_preempted_and_continues(make_request):
     first, second = make_request([1] * 11, max_tokens=12), make_request([2] * 11, max_tokens=12)
     node.scheduler.add(first)
     node.scheduler.add(second)
+    while not second.num_preemptions:
+        node.step()
+    assert second.num_computed_tokens == 0
     for _ in range(40):
         node.step()
-    assert (first.num_preemptions, second.num_preemptions) == (0, 1)
+    assert (first.num_preemptions, second.num_preemptions, node.scheduler.num_preemptions) == (0, 1, 1)
     assert first.state is second.state is RequestState.FINISHED
     assert second.token_ids == [2] * 11 + [7] * 12
     assert node.blocks.num_free_blocks == 6
@@ -181,7 +184,7 @@ def test_a_request_that_gave_way_alone_runs_again_in_the_same_step(make_request)
     node.scheduler.add(behind)  # computes the same prompt at the same time: pins the other's blocks as well
     while behind.state is not RequestState.FINISHED:
         assert node.step()
-    assert behind.num_preemptions == 1
+    assert (behind.num_preemptions, behind.num_cached_tokens) == (1, 0)  # what it finds of its own is no gain
 
 
 def test_reserved_request_waits_unshared_for_its_start(node, make_request):
@@ -206,6 +209,33 @@ def test_reserve_needs_blocks_and_yields_to_the_preempted(make_request):
     while not second.num_preemptions:
         node.step()
     assert not node.scheduler.reserve(make_request([9]))
+
+
+def test_newcomers_leave_a_block_in_a_hundred_to_those_that_run(make_request):
+    node = Node(num_blocks=100, max_num_batched_tokens=500)
+    first, second = make_request([1] * 4, max_tokens=6), make_request([2] * 400, max_tokens=0)
+    node.scheduler.add(first)
+    node.step()
+    assert not node.scheduler.reserve(make_request([3] * 396))  # the other 99
+    reserved = make_request([3] * 392)
+    assert node.scheduler.reserve(reserved)
+    node.scheduler.release(reserved)
+    node.scheduler.add(second)  # it takes the whole pool: nobody else has to run then
+    while first.state is not RequestState.FINISHED:
+        assert node.step() == [(first, 1)]
+    assert node.step() == [(second, 400)]
+
+
+def test_what_is_released_before_its_first_step_never_runs(node, make_request):
+    waiting, ready = make_request([1] * 5), make_request([2] * 9)
+    node.scheduler.add(waiting)
+    assert node.scheduler.reserve(ready)
+    node.scheduler.start(ready)
+    for request in (waiting, ready):
+        node.scheduler.release(request)
+    assert not node.scheduler.has_work
+    assert node.step() == []
+    assert node.blocks.num_free_blocks == 32
 
 
 def test_started_requests_wait_for_a_row(make_request):

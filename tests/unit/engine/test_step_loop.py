@@ -136,6 +136,21 @@ async def test_after_stop_calls_are_refused(make_engine):
         await loop.call(lambda engine: None)
 
 
+async def test_calls_that_still_wait_when_it_stops_are_refused(started):
+    loop, _, _ = started
+    entered, go = threading.Event(), threading.Event()
+    loop.submit(lambda engine: (entered.set(), go.wait(20)))
+    assert await asyncio.to_thread(entered.wait, 20)
+    waiting = asyncio.ensure_future(loop.call(lambda engine: None))
+    stopping = asyncio.ensure_future(loop.stop())
+    await asyncio.sleep(0.01)
+    assert not stopping.done()  # the step thread is still at work
+    go.set()
+    await stopping
+    with pytest.raises(NodeUnavailable):
+        await asyncio.wait_for(waiting, 5)
+
+
 async def test_stop_without_start(make_engine):
     loop = StepLoop(make_engine(), lambda output: None)
     await loop.stop()

@@ -47,6 +47,7 @@ def test_a_cancel_does_not_wait_for_what_never_comes():
         inbox.arrived(tags.pop())
         await transfer.cancel()
         assert cut == [pytest.approx(PATIENCE_S)]
+        assert clock.now == pytest.approx(PATIENCE_S + PAUSE_S)  # some were still being written then
         await receiver.close()
 
     run(main)
@@ -57,9 +58,10 @@ def begun(receiver, cut):
     inbox, tags = receiver.inbox("tcp"), []
 
     async def cut_off(peer):
-        cut.append(asyncio.get_running_loop().time())
+        loop = asyncio.get_running_loop()
+        cut.append(loop.time())
         for tag in tags:
-            inbox.lost(tag)
+            loop.call_later(PAUSE_S, inbox.lost, tag)
 
     receiver.doors.disconnect = cut_off
     transfer = receiver.grant([1], 0, "p0", 1, 60.0, b"")

@@ -47,6 +47,19 @@ def test_only_what_is_pending_and_does_not_move_stalls(caplog):
     assert "a peer is silent for 1.1 s (before, 0.2 s at most)" in caplog.text
 
 
+def test_what_is_begun_meanwhile_is_no_sign_of_life():
+    async def main(clock):
+        peer = Watched(clock)
+        for _ in range(4):
+            peer.watch.started()
+            await asyncio.sleep(BEAT_S)
+        assert await peer.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S - 4 * BEAT_S, abs=TICK_S)
+        peer.watch.started()
+        await asyncio.sleep(60)  # once
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("silence_s", "expected_s"), [(BEAT_S, 1.125), (0.5, 1.5), (0.9, MOST_TICKS * TICK_S), (1.1, MOST_TICKS * TICK_S)]
 )
@@ -58,6 +71,17 @@ def test_who_was_silent_before_is_given_longer(silence_s, expected_s):
         peer.watch.started()
         await peer.beats(silence_s, 20)
         assert await peer.stalls_after_s() == pytest.approx(expected_s, abs=TICK_S)
+
+    run(main)
+
+
+def test_it_is_the_longest_of_late_silences_that_counts():
+    async def main(clock):
+        peer = Watched(clock)
+        peer.watch.started()
+        await peer.beats(0.9, 1)
+        await peer.beats(BEAT_S, 8)
+        assert await peer.stalls_after_s() == pytest.approx(MOST_TICKS * TICK_S, abs=TICK_S)
 
     run(main)
 
@@ -114,6 +138,20 @@ def test_what_is_finished_or_closed_does_not_stall():
         assert finished.stalled_at is closed.stalled_at is None
         finished.watch.started()
         assert await finished.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S, abs=TICK_S)
+
+    run(main)
+
+
+def test_what_is_finished_has_moved():
+    async def main(clock):
+        peer = Watched(clock)
+        for _ in range(5):
+            peer.watch.started()
+        for _ in range(4):
+            await asyncio.sleep(1.0)
+            peer.watch.finished()
+        assert peer.stalled_at is None
+        peer.watch.close()
 
     run(main)
 

@@ -53,9 +53,9 @@ async def test_a_grant_that_comes_first_waits_for_the_blocks() -> None:
 
     leg = make_leg(open_transfer)
     leg.take_grant(GRANT)
+    leg.take_grant(transfer_pb2.Grant(grant_id=5))  # a second one counts for nothing
     assert opened == []
     leg.advance(0, 4, BLOCKS)
-    leg.take_grant(transfer_pb2.Grant(grant_id=5))  # a second one counts for nothing
     leg.advance(1, 4, BLOCKS)
     assert opened == [(4, BLOCKS)]
     assert cast(Transfer, leg.transfer).calls == [(0, 4), (1, 4)]
@@ -70,6 +70,26 @@ async def test_a_grant_that_does_not_fit_fails_whoever_waits_for_the_transfer() 
     leg.take_grant(GRANT)
     with pytest.raises(TransferError, match="too few"):
         await leg.opened
+
+
+async def test_what_is_set_aside_is_computed_into_other_blocks() -> None:
+    opened = []
+
+    def open_transfer(grant: transfer_pb2.Grant, block_ids: list[int]) -> Transfer:
+        opened.append(block_ids)
+        return Transfer()
+
+    leg = make_leg(open_transfer)
+    leg.advance(0, 4, BLOCKS)
+    output = leg.output
+    assert leg.set_aside()
+    assert leg.output is not output
+    leg.take_grant(GRANT)
+    assert (opened, leg.granted.is_set()) == ([], True)
+    leg.advance(1, 2, [11, 12])
+    assert opened == [[11, 12]]
+    assert cast(Transfer, leg.transfer).calls == [(1, 2)]
+    assert not leg.set_aside()
 
 
 async def test_a_leg_that_ends_opens_no_transfer_any_more() -> None:

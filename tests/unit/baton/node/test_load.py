@@ -1,5 +1,8 @@
+import pytest
 from prometheus_client import REGISTRY
 
+from baton.errors import Overloaded
+from baton.node import load as node_load
 from baton.node.load import LoadBoard
 from baton.v1 import types_pb2
 
@@ -30,3 +33,14 @@ def test_preemptions_only_ever_grow() -> None:
     for total in (2, 2, 5):
         board.publish(types_pb2.Load(), num_cached=0, num_leased=0, num_preemptions=total)
     assert REGISTRY.get_sample_value("baton_preemptions_total") == before + 5
+
+
+def test_where_too_many_wait_already_nobody_waits_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_load, "MAX_WAITING", 5)
+    board = LoadBoard()
+    board.publish(types_pb2.Load(num_waiting=2), num_cached=0, num_leased=0, num_preemptions=0)
+    board.num_queued = 2
+    board.check_room()
+    board.num_queued = 3
+    with pytest.raises(Overloaded):
+        board.check_room()

@@ -152,6 +152,9 @@ async def test_a_message_that_comes_twice_counts_once(attach: Callable[..., Stre
     await until(lambda: len(legs.begun) == 3)
     assert legs.keys == [(1, 0), (2, 0), (3, 0)]
     assert not legs.stale
+    async with asyncio.timeout(5):
+        while (await stream.read()).num_heard != 4:  # its first one too
+            pass
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,46 @@ async def test_an_older_stream_ends_when_its_router_attaches_anew(
     await until(lambda: len(legs.begun) == 2)
     assert (await new.read()).sequence == 1
     assert not legs.begun[1].is_cancelled
+
+
+async def test_what_still_comes_on_an_older_stream_is_dropped(sessions: Sessions, legs: HoldingLegs) -> None:
+    session, older = sessions.attach("router")
+    newer = sessions.attach("router")[1]
+
+    async def messages() -> AsyncIterator[node_pb2.RouterBatch]:
+        yield node_pb2.RouterBatch(epoch=EPOCH, sequence=1, starts=[start(1)])
+
+    await NodeService(sessions, legs)._read(session, older, messages())
+    assert not legs.begun
+    assert session.stream is newer
+
+
+async def test_a_write_that_hangs_on_an_older_stream_costs_the_newer_one_nothing(
+    sessions: Sessions, legs: HoldingLegs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.node.service._WRITE_TIMEOUT_S", 0.05)
+    writing = asyncio.Event()
+
+    class Context:
+        async def write(self, batch: node_pb2.StepBatch) -> None:
+            writing.set()
+            await asyncio.Event().wait()
+
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            raise aio.AbortError(details)
+
+    async def messages() -> AsyncIterator[node_pb2.RouterBatch]:
+        yield node_pb2.RouterBatch(router_id="router", epoch=EPOCH)
+        await asyncio.Event().wait()
+
+    context: Any = Context()
+    older = asyncio.create_task(NodeService(sessions, legs).Attach(messages(), context))
+    await writing.wait()
+    session, newer = sessions.attach("router")
+    legs.begin(Generation.from_proto(start(1).generation, "router"), "", 0)
+    await asyncio.wait([older], timeout=5)
+    assert session.stream is newer
+    assert not legs.begun[0].is_cancelled
 
 
 async def test_shutting_sends_what_is_left_and_ends_the_stream(

@@ -1,10 +1,12 @@
+import asyncio
+
 import pytest
 
 from baton.errors import Cancelled, InvalidRequest, NodeUnavailable, Overloaded
 from baton.node.session import MAX_OUTBOX_ROWS
 from baton.node.sessions import GONE_S, Sessions
 from baton.request import FinishReason, Generation, SamplingParams
-from baton.v1 import transfer_pb2, types_pb2
+from baton.v1 import node_pb2, transfer_pb2, types_pb2
 
 pytestmark = pytest.mark.anyio
 
@@ -46,6 +48,7 @@ async def sessions(clock: Clock) -> Sessions:
 async def test_rows_of_all_requests_leave_as_one_batch(sessions: Sessions) -> None:
     one, two = FakeLeg(1), FakeLeg(2, attempt=3)
     session, _ = sessions.attach("router")
+    session.take()
     for leg in (one, two):
         sessions.open(leg)
         session.add_tokens([leg.generation.key], [leg.generation.attempt], [5], [40 + leg.generation.key])
@@ -115,7 +118,9 @@ async def test_a_router_whose_stream_ends_loses_its_requests(sessions: Sessions,
     sessions.attach("other")
     sessions.open(mine)
     sessions.open(others)
+    session.take()
     sessions.lose(session, stream)
+    assert session.wake.is_set()  # whoever writes to the stream has to end
     assert (mine.num_cancels, others.num_cancels) == (1, 0)
     assert sessions.num_legs == 1
     clock.now += GONE_S - 0.1
@@ -132,8 +137,13 @@ async def test_a_router_that_attaches_anew_begins_with_nothing(sessions: Session
     for each in (leg, others):
         sessions.open(each)
     session.add_tokens([leg.generation.key], [0], [0], [11])
+    session.take()
+    assert not session.beat_due
+    session.add_tokens([leg.generation.key], [0], [1], [12])
     again, newer = sessions.attach("router")
     assert again is session
+    assert session.beat_due  # its first message carries the load
+    assert session.wake.is_set()
     assert (leg.num_cancels, others.num_cancels) == (1, 0)
     assert session.is_empty
     with pytest.raises(Cancelled):
@@ -179,6 +189,30 @@ async def test_alternatives_count_towards_the_bound(sessions: Sessions) -> None:
     assert session.overflowed
 
 
+WORDS = {
+    "tokens": lambda session: session.add_tokens([1], [0], [0], [5]),
+    "logprobs": lambda session: session.add_logprobs(types_pb2.TokenLogprobs()),
+    "started": lambda session: session.add_started(types_pb2.Started()),
+    "finished": lambda session: session.add_finished(types_pb2.Finished()),
+    "granted": lambda session: session.add_granted(FakeLeg(1).generation, None),
+    "first_tokens": lambda session: session.add_first_token(types_pb2.FirstToken()),
+    "transferred": lambda session: session.add_transferred(node_pb2.Transferred()),
+    "failed": lambda session: session.add_failed(1, 0, Overloaded("full")),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+async def test_whatever_a_leg_says_counts_and_goes_out(sessions: Sessions, word: str) -> None:
+    """At once, unless it comes of a step, which ends with a flush."""
+    session, _ = sessions.attach("router")
+    session.take()
+    WORDS[word](session)
+    assert not session.is_empty
+    assert session.wake.is_set() == (word not in ("tokens", "logprobs", "started"))
+    sessions.flush()
+    assert session.wake.is_set()
+
+
 async def test_finish_is_told_once_and_closes_the_leg(sessions: Sessions) -> None:
     leg = FakeLeg(1, attempt=4)
     session, _ = sessions.attach("router")
@@ -200,12 +234,12 @@ async def test_a_draining_node_takes_nothing_new(sessions: Sessions) -> None:
 
 
 async def test_a_late_copy_of_a_call_does_not_open_its_leg_again(sessions: Sessions) -> None:
-    leg = FakeLeg(1, attempt=1)
+    leg = FakeLeg(5, attempt=1)
     sessions.open(leg)
     sessions.close(leg)
     with pytest.raises(Cancelled):
-        sessions.open(FakeLeg(1, attempt=1))
-    sessions.open(FakeLeg(1, attempt=2))
+        sessions.open(FakeLeg(5, attempt=1))
+    sessions.open(FakeLeg(5, attempt=2))
     assert sessions.num_legs == 1
 
 
@@ -214,6 +248,7 @@ async def test_legs_are_granted_and_fail_in_words_of_their_own(sessions: Session
     granted, failed = FakeLeg(1, attempt=1), FakeLeg(2)
     for leg in (granted, failed):
         sessions.open(leg)
+    session.take()
     sessions.grant(granted, transfer_pb2.Grant(grant_id=9))
     sessions.fail(failed, InvalidRequest("too odd", param="top_k"))
     sessions.fail(failed, InvalidRequest("once is enough"))
@@ -242,3 +277,35 @@ async def test_a_beat_drops_a_router_whose_outbox_is_full(sessions: Sessions) ->
         session.add_failed(5, 0, Overloaded("full"))
     sessions.beat()
     assert (leg.num_cancels, session.stream) == (1, None)
+
+
+async def test_routers_beyond_a_bound_are_refused(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.node.sessions.MAX_SESSIONS", 2)
+    sessions.attach("one")
+    sessions.open(FakeLeg(1, router_id="two"))
+    with pytest.raises(Overloaded):
+        sessions.attach("three")
+    sessions.attach("two")
+
+
+async def test_of_what_is_over_the_latest_are_remembered(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.node.session._MAX_TOMBSTONES", 2)
+    for key in (1, 2, 1, 3):
+        sessions.session("router").cancel(key, 0)
+    for key in (1, 3):
+        with pytest.raises(Cancelled):
+            sessions.open(FakeLeg(key))
+    sessions.open(FakeLeg(2))
+
+
+async def test_routers_that_are_gone_are_swept_in_time(
+    sessions: Sessions, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.node.sessions.BEAT_S", 0.001)
+    sessions.open(FakeLeg(1))
+    clock.now += GONE_S + 0.1
+    running = asyncio.create_task(sessions.run())
+    async with asyncio.timeout(5):
+        while sessions.num_legs:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    running.cancel()

@@ -5,6 +5,7 @@ import itertools
 import json
 import socket
 import struct
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,6 +48,28 @@ def test_a_line_break_never_gets_into_a_head():
     cycle.transport = type("Transport", (), {"abort": None})()
     with pytest.raises(ValueError, match="line break"):
         Outlet(cycle, Gate()).start(200, [(b"a", b"b\r\nc: d")])
+
+
+def test_an_inserted_text_is_a_chunk_of_its_own_while_nothing_stands_against_it():
+    written, gate = [], Gate()
+    transport = SimpleNamespace(abort=None, write=written.append)
+    scope = {"method": "GET", "http_version": "1.1"}
+    cycle = SimpleNamespace(default_headers=[], scope=scope, flow=None, keep_alive=True, transport=transport)
+    outlet = Outlet(cycle, gate)
+    assert outlet.inserter(b"", b"") is None  # no head has said that there are chunks
+    outlet.start(200, [])
+    insert = outlet.inserter(b"<", b">")
+    for size in (0, 1, 1021, 1022, 1023, 70_000):
+        assert insert(b"x" * size)
+        assert written.pop() == b"%x\r\n<%b>\r\n" % (size + 2, b"x" * size)
+    for reason in ("full", "held"):
+        gate.set(reason, shut=True)
+    gate.set("full", shut=False)
+    assert not insert(b"x")
+    gate.set("held", shut=False)
+    gate.set("held", shut=False)
+    assert insert(b"x")
+    assert len(written) == 1
 
 
 async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):

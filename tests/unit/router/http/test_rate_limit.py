@@ -68,7 +68,8 @@ async def test_tokens_count_and_outputs_are_owed(alone: Any) -> None:
     limiter, clock = alone
     assert await num_taken(limiter, num_tokens=1000) == 3
     clock.now_s += 60
-    await limiter.spend(TENANT, 3500)
+    for num_tokens in (3400, 100):
+        await limiter.spend(TENANT, num_tokens)
     with pytest.raises(RateLimited) as refusal:
         await limiter.take(TENANT, 500)
     assert refusal.value.retry_after_s == pytest.approx((500 + 500) * 60 / 3000)
@@ -95,3 +96,20 @@ async def test_an_account_tells_what_is_left(alone: Any) -> None:
     assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"900"
     account.used(100, 0, 50, is_good=True)
     await asyncio.sleep(0)
+
+
+async def test_who_lacks_both_waits_for_the_later(alone: Any) -> None:
+    limiter, _ = alone
+    tenant = Tenant(name="both", requests_per_minute=2, tokens_per_minute=2000)
+    await limiter.take(tenant, 1000)
+    with pytest.raises(RateLimited) as refusal:
+        await limiter.take(tenant, 100)
+    assert refusal.value.retry_after_s == pytest.approx(60)
+
+
+async def test_without_redis_so_many_tenants_are_remembered(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "_MAX_LOCAL", 3)
+    limiter, _ = alone
+    for n in range(6):
+        await limiter.take(Tenant(name=f"t{n % 5}", requests_per_minute=60), 1)
+    assert list(limiter._local._held) == ["t3", "t4", "t0"]

@@ -159,6 +159,36 @@ async def test_the_source_pauses_until_the_client_has_taken_all_of_it(monkeypatc
     assert connection.body == b"x" * 11
 
 
+async def test_a_source_goes_on_when_what_was_kept_for_it_has_been_taken_too(monkeypatch):
+    monkeypatch.setattr(sender, "PAUSE_AT_PARTS", 2)
+    connection, source = Connection(), Source()
+    connection.sender.source = source
+    write = connection.write
+
+    def fills(data, *, more):
+        write(data, more=more)
+        connection.has_room.clear()
+
+    connection.write = fills
+    for number in range(1, 3):
+        connection.has_room.clear()
+        for _ in range(5):
+            connection.sender.write(b"x")
+        connection.has_room.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(connection.written) == number
+        assert source.told == ["pause", "resume"] * (number - 1) + ["pause"]
+        connection.has_room.set()
+        await connection.sender.flush()
+        assert source.told == ["pause", "resume"] * number
+    connection.has_room.clear()
+    connection.sender.write(b"y")
+    connection.has_room.set()
+    await connection.sender.flush()
+    assert source.told == ["pause", "resume"] * 2  # that was not enough to pause for
+
+
 async def test_a_full_backlog_gives_the_client_up(monkeypatch):
     monkeypatch.setattr(sender, "MAX_BACKLOG_BYTES", 1000)
     connection = Connection()
@@ -166,8 +196,9 @@ async def test_a_full_backlog_gives_the_client_up(monkeypatch):
     insert = connection.sender.inserter(b"<", b">")
     for _ in range(2000):
         connection.sender.write(b"x")
+        await asyncio.sleep(0)
     assert connection.num_broken == 1
-    await connection.sender.flush()
+    await asyncio.wait_for(connection.sender.flush(), 1)
     connection.has_room.set()
     connection.sender.write(b"y")
     assert not insert(b"z")

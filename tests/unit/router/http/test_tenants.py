@@ -19,7 +19,7 @@ def write(path: Path, *lines: object) -> Path:
 def test_plain_hashed_and_described_keys(tmp_path: Path) -> None:
     hashed = sha256(b"key-b").hexdigest()
     limited = {"key": "key-c", "name": "search", "models": ["tiny"], "requests_per_minute": 5, "priority": "high"}
-    path = write(tmp_path / "keys", "# comment", "key-a", f"sha256:{hashed}", limited)
+    path = write(tmp_path / "keys", "# comment", "", "key-a", "  # another", f"sha256:{hashed}", limited)
     keys = APIKeys.load(str(path), "key-d")
     found = {name: keys.tenant(f"Bearer key-{name}") for name in "abcd"}
     assert len({tenant.salt for tenant in found.values()}) == 4
@@ -28,7 +28,7 @@ def test_plain_hashed_and_described_keys(tmp_path: Path) -> None:
     assert (found["c"].priority, found["c"].models, found["c"].is_limited) == (0, {"tiny"}, True)
     assert found["a"].priority == 1
     assert not found["a"].is_limited
-    for wrong in ("", "key-a", "Bearer", "Bearer key-x", "Basic key-a", f"Bearer {hashed}"):
+    for wrong in ("", "key-a", "Bearer", "Bearer key-x", "Basic key-a", f"Bearer {hashed}", "Bearer # comment"):
         with pytest.raises(Unauthenticated):
             keys.tenant(wrong)
 
@@ -49,6 +49,7 @@ def test_groups_share_a_cache_and_nobody_else_does(tmp_path: Path) -> None:
     assert salts[0] == salts[1]
     assert salts[2] == salts[3]
     assert len(set(salts)) == 3
+    assert {len(salt) for salt in salts} == {16}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,10 @@ def test_groups_share_a_cache_and_nobody_else_does(tmp_path: Path) -> None:
         {"key": "secret-key", "priority": "highest"},
         {"key": "secret-key", "requests_per_minute": -1},
         {"key": "secret-key", "requests_per_minute": "many"},
-        {"sha256": "abc"},
+        {"key": "secret-key", "tokens_per_minute": -1},
+        {"key": "secret-key", "max_tokens": -1},
+        {"key": "secret-key", "max_ttft_s": -0.1},
+        {"sha256": "abcd"},
         "sha256:xyz",
         '{"key": "secret-key", "name": }',
     ],
@@ -72,6 +76,32 @@ def test_a_bad_line_is_named_and_not_shown(tmp_path: Path, line: object) -> None
     with pytest.raises(ConfigError, match="line 2") as raised:
         tenants.read(path)
     assert "secret-key" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"", "holds no key"),
+        (b"# nobody\n", "holds no key"),
+        (b"a" * 10, "larger than 9"),
+    ],
+)
+def test_a_file_that_lets_nobody_in_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, why: str
+) -> None:
+    monkeypatch.setattr(tenants, "_MAX_FILE_BYTES", 9)
+    path = tmp_path / "keys"
+    path.write_bytes(b"a" * 9)
+    assert len(tenants.read(path)) == 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=why):
+        tenants.read(path)
+
+
+def test_either_rate_is_a_limit() -> None:
+    limits = ("requests_per_minute", "tokens_per_minute")
+    assert all(tenants.Tenant(**{name: 5}).is_limited for name in limits)  # type: ignore[arg-type]
 
 
 def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(

@@ -1,6 +1,9 @@
 """A pair between which nothing travels is left alone, for longer each time, until something does."""
 
+import pytest
+
 from baton.net.registry import NodeRecord
+from router.nodes import cut_pairs
 from router.nodes.cut_pairs import MAX_PAUSE_S, MIN_PAUSE_S, TRIAL_S, CutPairs
 
 
@@ -59,7 +62,11 @@ def test_after_a_pause_one_request_finds_out():
     pairs.trying(P, D)
     assert not pairs
     pairs.failed(P, D)
-    clock.now_s += MIN_PAUSE_S
+    assert pairs
+    clock.now_s += MIN_PAUSE_S - 0.1
+    pairs.trying(P, D)  # it was placed before
+    assert pairs.has(P, D)
+    clock.now_s += 0.1
     assert not pairs.has(P, D)
     pairs.trying(P, D)
     assert pairs.has(P, D)  # for whoever comes next
@@ -79,3 +86,11 @@ def test_a_trial_that_does_not_fail_lets_others_follow():
     for _ in range(2):
         pairs.trying(P, D)
         assert not pairs.has(P, D)
+
+
+def test_beyond_a_bound_those_that_failed_longest_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut_pairs, "MAX_PAIRS", 2)
+    pairs = CutPairs(Clock())
+    for name in ("decode-0", "decode-1", "decode-0", "decode-2"):
+        pairs.failed(P, node(name))
+    assert [pairs.has(P, node(f"decode-{n}")) for n in range(3)] == [True, False, True]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from baton.net.registry import NodeRecord
 from baton.v1 import node_pb2, transfer_pb2, types_pb2
 from router.nodes import outbox
 from router.nodes.outbox import Outbox
@@ -52,13 +53,13 @@ async def test_a_stream_begins_with_who_speaks_and_a_turn_is_a_message(box: Outb
     box.start(*start(1))
     box.cancel(9, 3)
     box.grant(node_pb2.Granted(key=5, attempt=1, grant=transfer_pb2.Grant(grant_id=4)))
-    box.start(*start(2))
+    box.start(*start(2), NodeRecord(node_id="p", role="prefill", epoch=8, state="ready", address=""))
     await box.drain(1.0)
     box.cancel(2, 0)
     await box.drain(1.0)
     hello, first, second = call.written
     assert (hello.router_id, hello.epoch, hello.sequence) == ("router", 7, 0)
-    assert keys(first) == [1, 2]
+    assert [(s.generation.key, s.prefill_node_id, s.prefill_epoch) for s in first.starts] == [(1, "", 0), (2, "p", 8)]
     assert (list(first.cancelled_keys), list(first.cancelled_attempts)) == ([9], [3])
     assert [word.grant.grant_id for word in first.grants] == [4]
     assert [(batch.epoch, batch.sequence) for batch in (first, second)] == [(7, 1), (7, 2)]
@@ -91,6 +92,7 @@ async def test_a_node_that_does_not_read_counts_as_full_and_then_as_stuck(
 ) -> None:
     monkeypatch.setattr(outbox, "MAX_BYTES", 1000)
     await box.drain(1.0)
+    box.heard(1)
     call.reads.clear()
     box.start(*start(1, 900))
     await asyncio.sleep(0.001)  # it is being written, and counts until it is
@@ -123,6 +125,24 @@ async def test_with_its_stream_ends_what_was_not_said(call: Call) -> None:
         await box.drain(1.0)
     writing.cancel()
     assert [(batch.router_id, keys(batch)) for batch in call.written] == [("router", []), ("router", []), ("", [2])]
+
+
+async def test_a_stream_that_ended_full_and_stuck_is_forgotten(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_BYTES", 100)
+    box = Outbox("router", 7)
+    writing = asyncio.create_task(box.write_to(call))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    call.reads.clear()
+    for key in (1, 2):
+        box.start(*start(key))
+        await asyncio.sleep(0.001)
+    monkeypatch.setattr(outbox, "STUCK_S", 0.0)
+    assert (box.is_full, box.is_stuck) == (True, True)
+    writing.cancel()
+    await asyncio.wait([writing])
+    box.close()
+    assert (box.is_full, box.is_stuck, box._filled.is_set()) == (False, False, False)
+    await asyncio.wait_for(box.drain(60.0), 1)
 
 
 async def test_a_drain_has_an_end(box: Outbox, call: Call) -> None:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import Overloaded
+from router.placing import admission
 from router.placing.admission import MAX_RETRY_AFTER_S, TTFT_MARGIN, AdmissionQueue, Drain, Waiting
 
 
@@ -83,6 +84,14 @@ def test_who_passes_an_empty_line_counts_as_if_it_had_been_in_it(served_before: 
     assert [entry.tenant for entry in served(past)] == [entry.tenant for entry in served(through)]
 
 
+def test_of_tenants_that_nobody_waits_for_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_MAX_IDLE_TENANTS", 3)
+    queue = AdmissionQueue()
+    for n in range(10):
+        queue.passed(f"t{n}", 1, 100)
+    assert list(queue._classes[1]._idle) == ["t7", "t8", "t9"]
+
+
 def test_giving_up_costs_nothing_and_is_idempotent() -> None:
     first, second = waiting(deadline_s=1), waiting(deadline_s=2)
     queue = line(first, second)
@@ -108,6 +117,9 @@ def test_what_is_ahead_of_a_newcomer() -> None:
     queue = line(
         waiting("a", tokens=100), waiting("b", tokens=900), waiting("b", tokens=900), waiting(priority=0, tokens=7)
     )
+    gone = waiting("a", tokens=300)
+    queue.push(gone)
+    queue.remove(gone, is_served=False)
     assert queue.ahead_ms("new", 1, 50.0) == 7 + 50 + 50  # each of the others gets as much as the newcomer meanwhile
     assert queue.ahead_ms("a", 1, 50.0) == 7 + 100 + 150
     assert queue.ahead_ms("new", 0, 50.0) == 7
@@ -142,7 +154,7 @@ def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
 def test_predictions_are_trusted_as_far_as_they_held() -> None:
     drain = Drain()
     for _ in range(50):
-        drain.came(1.0, 1.5, 0.0)
+        drain.came(2.0, 3.0, 0.0)
     assert drain.margin == pytest.approx(1.5, abs=0.02)
     drain.check_ttft(1.0, 1.6)
     with pytest.raises(Overloaded):

@@ -13,8 +13,12 @@ def test_expected_blocks_lengthen_a_prefix() -> None:
 def test_what_never_comes_is_forgotten() -> None:
     expected = ExpectedBlocks()
     expected.add("ab", 100.0)
-    assert expected.extend("ab", 0, 100.0 + TURN_S) == 2
-    assert expected.extend("ab", 0, 100.0 + 3 * TURN_S) == 0
+    expected.add("cd", 105.0)
+    for now_s in (106.0, 107.0, 100.0 + TURN_S, 99.9 + 2 * TURN_S):
+        assert [expected.extend(blocks, 0, now_s) for blocks in ("ab", "cd")] == [2, 2]
+    assert [expected.extend(blocks, 0, 100.0 + 2 * TURN_S) for blocks in ("ab", "cd")] == [0, 0]
+    expected.add("ab", 200.0)
+    assert expected.extend("ab", 0, 200.0 + 2 * TURN_S) == 0  # nobody has looked meanwhile
 
 
 def test_it_is_bounded() -> None:

@@ -336,3 +336,26 @@ async def test_an_event_that_cannot_be_read_does_not_end_the_copy(clients: Clien
     await clients.fast.xadd(prefix_index._events_key(MODEL), {"node": "a", "version": "another"})
     node.put(CHAIN[3:9], [])
     await until(lambda: len(replica._holders["a"].blocks) == 9)
+
+
+async def test_a_node_that_is_gone_or_back_anew_begins_with_nothing(clients: Clients) -> None:
+    replica = PrefixReplica(clients.fast, clients.patient)
+    followed = []
+    for fingerprint, nodes in [(MODEL, {"a": 1, "b": 1}), (MODEL, {"a": 1}), (MODEL, {"a": 2}), ("beef", {"a": 2})]:
+        replica.follow(fingerprint, nodes)
+        assert {name: holder.epoch for name, holder in replica._holders.items()} == nodes
+        followed.append(replica._holders["a"])
+    assert followed[0] is followed[1]
+    assert len(set(followed)) == 3
+
+
+async def test_what_is_loaded_again_takes_the_place_of_what_was_known(clients: Clients) -> None:
+    await clients.node("a", num_blocks=4)
+    replica = await clients.replica()
+    replica.follow(MODEL, {"a": 1})
+    holder = replica._holders["a"]
+    await until(lambda: len(holder.blocks) == 4)
+    holder.blocks.add(CHAIN[4])  # evicted, as an event said that was trimmed before it was read
+    await replica._load(MODEL, "a", holder)
+    assert holder.blocks == set(CHAIN[:4])
+    assert await replica.lookup([]) == {}

@@ -1,0 +1,39 @@
+"""Who is known to want a request's blocks, and what is said where nobody does."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from baton.node.load import LoadBoard
+from engine.owners import Owners
+from engine.request import RequestState
+
+
+@pytest.fixture
+def owners():
+    return Owners(LoadBoard())
+
+
+def test_what_is_leased_to_nobody_is_told(owners, make_engine, make_generation, caplog):
+    engine, others = make_engine(), Owners(LoadBoard())
+    leased = engine.reserve(make_generation([1] * 20))
+    for known in (owners, others):
+        known.expect(leased, SimpleNamespace(request=leased))
+        owners.audit(engine, others)
+        assert not caplog.records
+        known.forget(leased)
+    owners.audit(engine, others)
+    assert "3 blocks are leased to nobody" in caplog.text
+
+
+def test_whoever_ends_gives_back_what_it_has(owners, make_engine, make_generation):
+    engine = make_engine()
+    request = engine.reserve(make_generation([1] * 20))
+    owner = SimpleNamespace(request=request)
+    owners.expect(request, owner)
+    assert owners.of(request) is owner
+    for _ in range(2):
+        owners.release(engine, owner)
+    assert (owners.of(request), request.state) == (None, RequestState.FINISHED)
+    assert owners._board.load().num_free_blocks == engine.num_blocks
+    owners.release(engine, SimpleNamespace(request=None))  # it had not come so far

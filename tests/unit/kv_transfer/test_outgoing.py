@@ -1,0 +1,97 @@
+"""One transfer on its way out: what it lets go, and when."""
+
+import asyncio
+from types import SimpleNamespace
+
+import torch
+
+from baton.errors import TransferError
+from baton.kv.layout import KVLayout
+from baton.v1.transfer_pb2 import Grant
+from kv_transfer.digest import Digester
+from kv_transfer.outbox import Outbox
+from kv_transfer.outgoing import OutgoingTransfer
+from kv_transfer.pool import KVPool
+from kv_transfer.transport import Peer
+
+LAYOUT = KVLayout(
+    num_layers=2, layers_per_group=1, block_size=1, num_kv_heads=1, head_dim=4, dtype="float32", model_fingerprint="ab"
+)
+SIZE = LAYOUT.block_group_bytes
+TAG = 1 << 20
+
+
+def make(num_present, num_missing, max_message_bytes):
+    grant = Grant(
+        num_present_blocks=num_present,
+        num_missing_blocks=num_missing,
+        max_message_bytes=max_message_bytes,
+        tag_base=TAG,
+    )
+    pool = KVPool(torch.zeros(LAYOUT.pool_bytes(4), dtype=torch.uint8), LAYOUT, 4)
+    block_ids = list(range(num_present + num_missing))
+    peer = SimpleNamespace(outbox=Outbox(), left=[])
+    peer.leave = peer.left.append
+    return OutgoingTransfer(grant, block_ids, pool, peer, Digester(), Peer("p0", 1))
+
+
+def test_only_what_is_computed_is_sent_and_nothing_that_is_there_already():
+    async def main():
+        transfer = make(1, 2, 1)  # a message for each block of each layer group
+        transfer.ready(0, 1)
+        assert transfer.take() is None
+        transfer.ready(0, 2)
+        assert transfer.take() == (0, TAG, SIZE)
+        transfer.ready(0, 1)  # never takes anything back
+        assert transfer.take() is None
+        transfer.ready(1, 3)
+        assert [transfer.take(), transfer.take()] == [(2, TAG + 2, SIZE), (3, TAG + 3, SIZE)]
+        transfer.ready(0, 3)
+        assert [transfer.take(), transfer.take()] == [(1, TAG + 1, SIZE), None]
+
+    asyncio.run(main())
+
+
+def test_layer_groups_that_travel_together_wait_for_one_another():
+    async def main():
+        transfer = make(0, 2, 2**20)
+        transfer.ready(0, 2)
+        transfer.ready(1, 1)
+        assert transfer.take() is None
+        transfer.ready(1, 2)
+        assert transfer.take() == (0, TAG, 4 * SIZE)
+
+    asyncio.run(main())
+
+
+def test_what_has_failed_sends_nothing_more():
+    async def main():
+        transfer = make(0, 2, 1)
+        transfer.ready(0, 1)
+        assert transfer.take() is not None
+        transfer.sent(0, TransferError("the connection was lost"), None)
+        transfer.ready(0, 2)
+        assert transfer.take() is None
+        assert transfer.error.message == "the connection was lost"
+
+    asyncio.run(main())
+
+
+def test_an_abort_waits_for_what_is_read_and_lets_nothing_more_out():
+    async def main():
+        transfer = make(0, 2, 1)
+        transfer.ready(0, 2)
+        assert transfer.take() is not None
+        digest = transfer._digests[0] = asyncio.get_running_loop().create_future()
+        aborting = asyncio.create_task(transfer.abort())
+        await asyncio.sleep(0)
+        assert transfer.take() is None
+        transfer.sent(0, None, None)
+        await asyncio.sleep(0.01)
+        assert not aborting.done()  # it has been sent, and is being digested
+        assert transfer._peer.left == []
+        digest.set_result(5)
+        await aborting
+        assert transfer._peer.left == [transfer]
+
+    asyncio.run(main())
