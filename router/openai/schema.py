@@ -46,6 +46,8 @@ Ignored: TypeAlias = Annotated[msgspec.Raw, Meta(extra_json_schema={"description
 Nothing: TypeAlias = None  # of a field that is known, and refused with any value
 NoList = Annotated[list[None], Meta(max_length=0)]
 NoText = Annotated[str, Meta(max_length=0)]
+Yes = Annotated[bool, Meta(extra_json_schema={"const": True})]
+No = Annotated[bool, Meta(extra_json_schema={"const": False})]
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
@@ -103,6 +105,11 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
     prompt_cache_retention: Label | None = None
     store: bool | None = None
     metadata: Metadata | None = None
+    # what clients of vLLM send where they want nothing of it
+    skip_special_tokens: Yes | None = None
+    spaces_between_special_tokens: Yes | None = None
+    include_stop_str_in_output: No | None = None
+    use_beam_search: No | None = None
 
 
 _SMALL_BYTES = 2**16  # that may be read twice
@@ -119,8 +126,16 @@ _ONLY_TEXT = "Only text parts are supported"
 _ONLY_NEUTRAL = re.compile(r"Expected `(null`,|(array|str)` of length <= 0|(array|str) \| null`)")
 
 
+_YES = ("skip_special_tokens", "spaces_between_special_tokens")
+_NO = ("include_stop_str_in_output", "use_beam_search")
+
+
 def check_common(body: CommonBody) -> None:
-    """What no single field tells."""
+    """What no single field tells, or no type."""
+    for names, refused in ((_YES, False), (_NO, True)):
+        for name in names:
+            if getattr(body, name) is refused:
+                raise unsupported(name)
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
     if body.stream_options is not None and not body.stream:

@@ -194,6 +194,22 @@ def test_where_a_field_is_a_choice_all_that_are_allowed_are_told(parse, change, 
     assert caught.value.message == f"Expected one of {allowed}"
 
 
+@pytest.mark.parametrize("parse", [parse_chat, completion_schema.parse_completion])
+def test_what_vllm_has_and_nobody_asks_for_is_accepted_and_nothing_else_of_it(parse):
+    neutral = {
+        "skip_special_tokens": True,
+        "spaces_between_special_tokens": True,
+        "include_stop_str_in_output": False,
+        "use_beam_search": False,
+    }
+    body = CHAT if parse is parse_chat else COMPLETION
+    assert parse(json.dumps({**body, **neutral}).encode()).model == body["model"]
+    for name, value in neutral.items():
+        with pytest.raises(InvalidRequest) as raised:
+            parse(json.dumps({**body, name: not value}).encode())
+        assert (raised.value.param, raised.value.code) == (name, "unsupported_parameter")
+
+
 def test_missing_fields_are_named():
     for body, param in (({"messages": CHAT["messages"]}, "model"), ({"model": "m"}, "messages")):
         with pytest.raises(InvalidRequest) as raised:
