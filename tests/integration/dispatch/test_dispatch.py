@@ -136,7 +136,9 @@ async def test_decode_nodes_alone_serve_everything(fleet: Any, output_of: Any) -
     for sink in sinks:
         await sink.finished()
         assert sink.tokens == output_of(PROMPT, 12)
-    assert [len(node.seen("generate")) for node in nodes] == [2, 2]
+    served = [len(node.seen("generate")) for node in nodes]
+    assert sum(served) == 4
+    assert min(served) >= 1  # one that was quick may have had three
 
 
 async def test_logprobs_stay_beside_their_tokens(fleet: Any) -> None:
