@@ -1,4 +1,4 @@
-"""How this Python was compiled. Without profile-guided optimization all that is Python takes half as long again."""
+"""How this Python was compiled. Without profile-guided optimization calls of Python take half as long again."""
 
 import sys
 import sysconfig

@@ -16,8 +16,7 @@ _MIN_PYTHON, _MAX_PYTHON = (3, 11), (3, 13)
 _MIN_TORCH = (2, 11)
 _MIN_MEMORY_BYTES = 2 * 2**30
 _SLOW_PYTHON = (
-    "routers take 1.2 to 1.4 times the CPU: take a distribution's, or for pyenv "
-    "PYTHON_CONFIGURE_OPTS=--enable-optimizations"
+    "routers carry a sixth less: take a distribution's, or for pyenv PYTHON_CONFIGURE_OPTS=--enable-optimizations"
 )
 
 

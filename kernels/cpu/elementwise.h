@@ -32,7 +32,7 @@ void rms_norm(const T *x, const float *weight, T *out, int64_t rows, int64_t n, 
 template <class T>
 void add_rms_norm(const T *x, const T *residual, const float *weight, T *out, T *total, int64_t rows, int64_t n,
                   float eps, int threads) {
-    parallel(rows, rows * n * 4, threads, [&](int64_t r) { // half of x is in the other core's cache
+    parallel(rows, rows * n * 4, threads, [&](int64_t r) { // x comes from the caches of all cores
         const T *a = x + r * n, *b = residual + r * n;
         T *sum = total + r * n;
         for_each_vector(n, [&](int64_t i, int k) {

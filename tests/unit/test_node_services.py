@@ -1,6 +1,7 @@
-"""What is refused is not begun, and what is over gives its blocks back in time."""
+"""Of both nodes' services: what is refused is not begun, and what is over gives its blocks back in time."""
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from baton.node.sessions import Sessions
 from baton.request import Generation, SamplingParams
 from baton.telemetry.timeline import TimelineBook
 from baton.v1 import types_pb2
+from decode_node.service import DecodeService
 from prefill_node.service import PrefillService
 
 pytestmark = pytest.mark.anyio
@@ -20,6 +22,18 @@ pytestmark = pytest.mark.anyio
 LAYOUT = KVLayout(
     num_layers=1, layers_per_group=1, block_size=4, num_kv_heads=1, head_dim=4, dtype="float32", model_fingerprint="ab"
 )
+SENDER: Any = SimpleNamespace(open=None)
+RECEIVER: Any = None
+
+Make = Callable[[Any, Sessions, LoadBoard], Any]
+
+
+def prefill_service(step_loop: Any, sessions: Sessions, board: LoadBoard) -> PrefillService:
+    return PrefillService(LAYOUT, 2, step_loop, SENDER, sessions, board, TimelineBook())
+
+
+def decode_service(step_loop: Any, sessions: Sessions, board: LoadBoard) -> DecodeService:
+    return DecodeService(LAYOUT, 2, step_loop, RECEIVER, sessions, board, TimelineBook())
 
 
 def make_generation(num_tokens: int = 5) -> Generation:
@@ -30,42 +44,52 @@ def make_generation(num_tokens: int = 5) -> Generation:
 
 
 @pytest.mark.parametrize(
-    ("why", "num_tokens", "error"),
+    ("make", "why", "num_tokens", "error"),
     [
-        ("draining", 5, NodeUnavailable),
-        ("over", 5, None),  # its router knows
-        ("", 0, InvalidRequest),
-        ("", 9, ContextLengthExceeded),
-        ("full", 5, Overloaded),
+        *(
+            (make, why, num_tokens, error)
+            for make in (prefill_service, decode_service)
+            for why, num_tokens, error in (
+                ("draining", 5, NodeUnavailable),
+                ("over", 5, None),  # its router knows
+                ("", 0, InvalidRequest),
+                ("", 9, ContextLengthExceeded),
+            )
+        ),
+        (prefill_service, "full", 5, Overloaded),
     ],
 )
-async def test_a_leg_that_is_refused_is_not_begun(why: str, num_tokens: int, error: type[BatonError] | None) -> None:
+async def test_a_leg_that_is_refused_is_not_begun(
+    make: Make, why: str, num_tokens: int, error: type[BatonError] | None
+) -> None:
     sessions, board = Sessions(7, types_pb2.Load), LoadBoard()
     session, _ = sessions.attach("router")
     sessions.draining = why == "draining"
     if why == "over":
         session.cancel(1, 0)
     board.num_queued = MAX_WAITING if why == "full" else 0
-    parts: Any = None, SimpleNamespace(open=None)
-    service = PrefillService(LAYOUT, 2, *parts, sessions, board, TimelineBook())
-    service.begin(make_generation(num_tokens), "", 1)
+    service = make(None, sessions, board)
+    service.begin(make_generation(num_tokens), "p", 1)
     assert not service._legs
     assert [word.code for word in session.take().failed] == ([] if error is None else [error.code])
 
 
-async def test_blocks_are_given_back_when_nothing_reads_them_any_more() -> None:
+@pytest.mark.parametrize(
+    ("make", "transfer", "end"), [(prefill_service, "transfer", "abort"), (decode_service, "incoming", "cancel")]
+)
+async def test_blocks_are_given_back_when_no_transfer_touches_them_any_more(
+    make: Make, transfer: str, end: str
+) -> None:
     sessions, go_on, released = Sessions(7, types_pb2.Load), asyncio.Event(), list[Any]()
     session, _ = sessions.attach("router")
 
     async def fail(generation: Generation) -> None:
         raise TransferError("lost")
 
-    step_loop: Any = SimpleNamespace(prepare=fail, submit=released.append)
-    parts: Any = [SimpleNamespace(open=None)]
-    service = PrefillService(LAYOUT, 2, step_loop, *parts, sessions, LoadBoard(), TimelineBook())
-    service.begin(make_generation(), "", 1)
+    service = make(SimpleNamespace(prepare=fail, submit=released.append), sessions, LoadBoard())
+    service.begin(make_generation(), "p", 1)
     [leg] = service._legs
-    leg.transfer = SimpleNamespace(abort=go_on.wait)  # type: ignore[assignment]
+    setattr(leg, transfer, SimpleNamespace(**{end: go_on.wait}))
     await asyncio.wait([leg.owner], timeout=0.05)
     assert [word.code for word in session.take().failed] == ["transfer_failed"]
     assert released == []
