@@ -19,7 +19,7 @@ from router.http.observer import Observer
 from router.http.rate_limit import RateLimiter
 from router.openai.generate import Dispatch
 
-Handler = Callable[[Exchange, bytes], Awaitable[None]]
+Handler = Callable[[Exchange], Awaitable[None]]
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
 _PROBES = ("/health", "/ready")
@@ -89,14 +89,14 @@ class App:
             self._observer.begin(exchange)
             self._num_in_flight += 1
             try:
-                await self._generate(exchange, handler, exchange.account.tenant.salt)
+                await self._generate(exchange, handler)
             finally:
                 self._num_in_flight -= 1
             self._observer.end(exchange)
 
-    async def _generate(self, exchange: Exchange, handler: Handler, salt: bytes) -> None:
+    async def _generate(self, exchange: Exchange, handler: Handler) -> None:
         try:
-            await handler(exchange, salt)
+            await handler(exchange)
             return
         except ClientGone:
             exchange.left = True

@@ -12,7 +12,7 @@ from router.openai.tokenization import Tokenization
 def routes(generator: Generator) -> dict[str, Handler]:
     """The handler of each path."""
     chat = Chat(generator)
-    embedder = Embedder(generator.model, generator)
+    embedder = Embedder(generator)
     tokenization = Tokenization(generator)
     return {
         "/v1/chat/completions": chat.chat,

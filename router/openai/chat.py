@@ -49,7 +49,7 @@ class Chat:
         """Tokens of a request."""
         return self._generator.max_model_len
 
-    async def chat(self, exchange: Exchange, cache_salt: bytes) -> None:
+    async def chat(self, exchange: Exchange) -> None:
         """One request."""
         body = parse_chat(await exchange.read_body())
         self._model.check_name(body.model)
@@ -57,7 +57,7 @@ class Chat:
         self._model.check_sizes(body.messages, self.max_model_len, "messages")
         tools = tools_of(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
         given = conversation(body.messages, tools, thinking_variables(body.reasoning_effort, body.chat_template_kwargs))
-        await self.generate(exchange, body, given, tools, partial(self._form, body), cache_salt)
+        await self.generate(exchange, body, given, tools, partial(self._form, body))
 
     async def generate(
         self,
@@ -66,7 +66,6 @@ class Chat:
         given: Conversation,
         tools: Tools,
         form: MakeFormat,
-        cache_salt: bytes,
         names: Mapping[str, str] = _SAME_NAMES,
     ) -> None:
         """Generate what `body` wants of a conversation; its own messages and tools are not looked at.
@@ -94,7 +93,7 @@ class Chat:
             stream=bool(body.stream),
             stops=stops(body),
         )
-        await self._generator.answer(exchange, plan, cache_salt)
+        await self._generator.answer(exchange, plan)
 
     def _form(self, body: ChatBody, parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
         named = (answer_id("chatcmpl"), body.model, int(time.time()), parts)

@@ -23,7 +23,7 @@ class Completions:
         self._model = generator.model
         self._reader = Reader(generator.model.facts.vocab_size)
 
-    async def completion(self, exchange: Exchange, cache_salt: bytes) -> None:
+    async def completion(self, exchange: Exchange) -> None:
         """One request."""
         body = parse_completion(await exchange.read_body(), self._reader)
         self._model.check_name(body.model)
@@ -52,7 +52,7 @@ class Completions:
             stops=stops(body),
             at_start=False,
         )
-        await self._generator.answer(exchange, plan, cache_salt)
+        await self._generator.answer(exchange, plan)
 
     async def _encode(self, prompt: "str | array[int]", limit: int, *, num_output_tokens: int) -> Sequence[int]:
         token_ids = await self._model.encode_text(prompt, limit) if isinstance(prompt, str) else prompt

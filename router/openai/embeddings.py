@@ -23,7 +23,6 @@ from router.job import Job, PromptResult, PromptWork, TokenLogprobs, Usage
 from router.openai.embedding_schema import inputs_of, parse_embedding, parse_score, texts_of
 from router.openai.generate import Generator
 from router.openai.sampling import check_ids, check_prompt
-from router.openai.served_model import ServedModel
 
 MAX_IN_FLIGHT = 64  # jobs of one request
 _ITEMS_AT_ONCE = 16  # encoded before other requests have their turn
@@ -59,17 +58,17 @@ class Vector:
 class Embedder:
     """Serves both endpoints."""
 
-    def __init__(self, model: ServedModel, generator: Generator) -> None:
-        self._model = model
+    def __init__(self, generator: Generator) -> None:
         self._generator = generator
+        self._model = generator.model
 
-    async def embeddings(self, exchange: Exchange, cache_salt: bytes) -> None:
+    async def embeddings(self, exchange: Exchange) -> None:
         """POST /v1/embeddings."""
         body = parse_embedding(await exchange.read_body())
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)
         prompts = [await self._encode(given, "input") for given in inputs]
-        vectors = await self._embed(exchange, prompts, cache_salt, body.dimensions or 0)
+        vectors = await self._embed(exchange, prompts, body.dimensions or 0)
         as_text = body.encoding_format == "base64"
         items = (
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else _floats(vector)}
@@ -77,13 +76,13 @@ class Embedder:
         )
         await _send(exchange, {"object": "list", "model": body.model, "usage": _usage(prompts)}, items)
 
-    async def score(self, exchange: Exchange, cache_salt: bytes) -> None:
+    async def score(self, exchange: Exchange) -> None:
         """POST /v1/score: the cosines of the angles between embeddings."""
         body = parse_score(await exchange.read_body())
         self._check_model(exchange, body.model)
         first = [await self._encode(text, "text_1") for text in texts_of(body.text_1)]
         second = [await self._encode(text, "text_2") for text in texts_of(body.text_2)]
-        vectors = list(map(_floats, await self._embed(exchange, first + second, cache_salt)))
+        vectors = list(map(_floats, await self._embed(exchange, first + second)))
         left, right = vectors[: len(first)], vectors[len(first) :]
         num_scores = max(len(left), len(right))
         left, right = (side * num_scores if len(side) == 1 else side for side in (left, right))
@@ -107,9 +106,7 @@ class Embedder:
         await asyncio.sleep(0)  # others have their turn between one text and the next
         return token_ids
 
-    async def _embed(
-        self, exchange: Exchange, prompts: Sequence[list[int]], cache_salt: bytes, dimensions: int = 0
-    ) -> list[bytes]:
+    async def _embed(self, exchange: Exchange, prompts: Sequence[list[int]], dimensions: int = 0) -> list[bytes]:
         """The vectors, fp32 each. The first error ends them all; so does a client that leaves."""
         num_tokens, account = sum(map(len, prompts)), exchange.account
         await account.admit(exchange.model, num_tokens)
@@ -117,20 +114,11 @@ class Embedder:
         exchange.num_tokens = (num_tokens, 0)
         http_metrics.PROMPT_TOKENS.inc(num_tokens)
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
-        deadline_s = self._generator.deadline_s(exchange)
+        sampling, work = SamplingParams(max_tokens=0), PromptWork(embeds=True, dimensions=dimensions)
 
         async def embed(token_ids: list[int]) -> bytes:
             async with room:
-                job = Job(
-                    request_id=exchange.part_id(),
-                    token_ids=token_ids,
-                    sampling=SamplingParams(max_tokens=0),
-                    prompt_work=PromptWork(embeds=True, dimensions=dimensions),
-                    cache_salt=cache_salt,
-                    deadline_s=deadline_s,
-                    traceparent=exchange.timeline.traceparent,
-                )
-                return await self._vector(job)
+                return await self._vector(self._generator.job(exchange, token_ids, sampling, work))
 
         return await _unless_gone(exchange, _all(embed(token_ids) for token_ids in prompts))
 

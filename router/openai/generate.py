@@ -22,7 +22,7 @@ from baton.request import SamplingParams
 from baton.text.detokenizer import TokenTexts
 from router.http import metrics as http_metrics
 from router.http.exchange import Exchange
-from router.job import Handle, Job, Sink
+from router.job import Handle, Job, PromptWork, Sink
 from router.openai.answer import Answer, StreamedAnswer, WholeAnswer
 from router.openai.answer_format import Format
 from router.openai.choice import Choice
@@ -87,15 +87,29 @@ class Generator:
         facts, default = self._dispatch.facts, self.model.facts.max_model_len
         return min(filter(None, (self.model.max_model_len, facts.max_model_len)), default=default) if facts else default
 
-    def deadline_s(self, exchange: Exchange) -> float:
-        """When a request has to be answered, on the monotonic clock."""
-        return exchange.arrived_s + self._request_timeout_s
+    def job(
+        self, exchange: Exchange, token_ids: Sequence[int], sampling: SamplingParams, prompt_work: PromptWork | None
+    ) -> Job:
+        """One of the jobs that a request is made of. What its key says of priority, caches and waiting goes along."""
+        tenant = exchange.account.tenant
+        return Job(
+            request_id=exchange.part_id(),
+            token_ids=token_ids,
+            sampling=sampling,
+            prompt_work=prompt_work,
+            cache_salt=tenant.salt,
+            tenant=tenant.name,
+            priority=tenant.priority,
+            max_ttft_s=tenant.max_ttft_s,
+            deadline_s=exchange.arrived_s + self._request_timeout_s,
+            traceparent=exchange.timeline.traceparent,
+        )
 
     def submit(self, job: Job, sink: Sink) -> Handle:
         """Hand a job to the control side; raises a BatonError where there are too many."""
         return self._dispatch.submit(job, sink)
 
-    async def answer(self, exchange: Exchange, plan: Plan, cache_salt: bytes) -> None:
+    async def answer(self, exchange: Exchange, plan: Plan) -> None:
         """Generate it all, and write the answer."""
         num_prompt_tokens = sum(map(len, plan.prompts))
         await exchange.account.admit(exchange.model, num_prompt_tokens)
@@ -107,7 +121,7 @@ class Generator:
                 text = self.model.tokenizer.decode(list(token_ids))
                 _log.info("prompt", extra={"request_id": exchange.request_id, "fields": {"prompt": text}})
         try:
-            await self._submit(answer, self._jobs(exchange, plan, answer, cache_salt))
+            await self._submit(answer, self._jobs(exchange, plan, answer))
             await exchange.gone()
         except asyncio.CancelledError:
             answer.on_failure(NoCapacity("the router is shutting down"))
@@ -126,8 +140,7 @@ class Generator:
                 if answer.ended:
                     return
 
-    def _jobs(self, exchange: Exchange, plan: Plan, answer: Answer, cache_salt: bytes) -> list[tuple[Job, Choice]]:
-        deadline_s, tenant = self.deadline_s(exchange), exchange.account.tenant
+    def _jobs(self, exchange: Exchange, plan: Plan, answer: Answer) -> list[tuple[Job, Choice]]:
         jobs: list[tuple[Job, Choice]] = []
         for token_ids, sampling in zip(plan.prompts, plan.samplings, strict=True):
             max_tokens = exchange.account.max_tokens(sampling.max_tokens)
@@ -137,20 +150,8 @@ class Generator:
                 seeded = msgspec.structs.replace(sampling, seed=choice_seed(sampling.seed, i)) if i else sampling
                 choice = Choice(len(jobs), answer, plan.texts, seeded, plan.stops, at_start=plan.at_start)
                 answer.choices.append(choice)
-                job_id = exchange.part_id()
-                job = Job(
-                    request_id=job_id,
-                    token_ids=token_ids,
-                    sampling=seeded,
-                    prompt_work=plan.form.prompts[choice.index].work(seeded.max_tokens),
-                    cache_salt=cache_salt,
-                    tenant=tenant.name,
-                    priority=tenant.priority,
-                    max_ttft_s=tenant.max_ttft_s,
-                    deadline_s=deadline_s,
-                    traceparent=exchange.timeline.traceparent,
-                )
-                jobs.append((job, choice))
+                work = plan.form.prompts[choice.index].work(seeded.max_tokens)
+                jobs.append((self.job(exchange, token_ids, seeded, work), choice))
         return jobs
 
     def _record(self, exchange: Exchange, answer: Answer) -> None:

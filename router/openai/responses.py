@@ -37,7 +37,7 @@ class Responses:
         self._model = generator.model
         self._chat = chat
 
-    async def respond(self, exchange: Exchange, cache_salt: bytes) -> None:
+    async def respond(self, exchange: Exchange) -> None:
         """One request."""
         body = parse_responses(await exchange.read_body())
         self._model.check_name(body.model)
@@ -54,7 +54,7 @@ class Responses:
         )
         form = partial(self._form, body)
         try:
-            await self._chat.generate(exchange, chat_body(body), given, tools, form, cache_salt, names=_NAMES)
+            await self._chat.generate(exchange, chat_body(body), given, tools, form, names=_NAMES)
         except InvalidRequest as error:
             error.param = _NAMES.get(error.param or "", error.param)
             raise

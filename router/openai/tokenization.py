@@ -18,7 +18,7 @@ class Tokenization:
         self._generator = generator
         self._model = generator.model
 
-    async def tokenize(self, exchange: Exchange, cache_salt: bytes) -> None:
+    async def tokenize(self, exchange: Exchange) -> None:
         """Token ids of a prompt or of a conversation."""
         body = parse_tokenize(await exchange.read_body())
         await self._admit(exchange, body.model)
@@ -29,7 +29,7 @@ class Tokenization:
         answer = {"count": len(token_ids), "max_model_len": self._generator.max_model_len or None}
         exchange.send(200, msgspec.json.encode({**answer, "tokens": token_ids, "token_strs": strings}))
 
-    async def detokenize(self, exchange: Exchange, cache_salt: bytes) -> None:
+    async def detokenize(self, exchange: Exchange) -> None:
         """The text of token ids, special tokens included."""
         body = parse_detokenize(await exchange.read_body())
         await self._admit(exchange, body.model)

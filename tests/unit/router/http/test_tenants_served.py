@@ -1,14 +1,17 @@
 """Keys with limits, through HTTP."""
 
+import array
 import json
 
 import pytest
 from prometheus_client import REGISTRY
 
 from baton.net import redis_client
+from baton.request import FinishReason
 from router.app import App
 from router.http.auth import APIKeys
 from router.http.rate_limit import RateLimiter
+from router.job import PromptResult
 from router.openai import cold_routes
 from router.openai.generate import Generator
 from router.routes import routes
@@ -64,6 +67,19 @@ async def test_limits_of_a_key_go_with_its_jobs(client, dispatch):
     job = dispatch.jobs[-1]
     assert (job.tenant, job.priority, job.max_ttft_s, job.sampling.max_tokens) == ("short", 2, 2.5, 3)
     assert tokens_of("short", "output") == before + 3
+
+
+async def test_limits_of_a_key_go_with_jobs_without_output_too(client, dispatch):
+    async def embed(job, sink, handle):
+        sink.on_prompt(PromptResult([], array.array("f", [1.0]).tobytes()))
+        sink.on_finish(FinishReason.LENGTH, handle.usage)
+
+    dispatch.script = embed
+    body = {"model": "alias", "input": "a"}
+    answer = await client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer short"})
+    assert answer.status_code == 200
+    job = dispatch.jobs[-1]
+    assert (job.tenant, job.priority, job.max_ttft_s) == ("short", 2, 2.5)
 
 
 async def test_a_model_that_a_key_may_not_use_is_not_there(client, dispatch):
