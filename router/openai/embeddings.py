@@ -19,7 +19,7 @@ from baton.errors import BatonError, NoCapacity
 from baton.request import FinishReason, SamplingParams
 from router.http import metrics as http_metrics
 from router.http.exchange import ClientGone, Exchange
-from router.job import Job, PromptResult, PromptWork, TokenLogprobs, Usage
+from router.job import PromptResult, PromptWork, TokenLogprobs, Usage
 from router.openai.embedding_schema import inputs_of, parse_embedding, parse_score, texts_of
 from router.openai.generate import Generator
 from router.openai.sampling import check_ids, check_prompt
@@ -110,27 +110,29 @@ class Embedder:
         """The vectors, fp32 each. The first error ends them all; so does a client that leaves."""
         num_tokens, account = sum(map(len, prompts)), exchange.account
         await account.admit(exchange.model, num_tokens)
-        account.used(num_tokens, 0, 0, is_good=True)
         exchange.num_tokens = (num_tokens, 0)
         http_metrics.PROMPT_TOKENS.inc(num_tokens)
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
         sampling, work = SamplingParams(max_tokens=0), PromptWork(embeds=True, dimensions=dimensions)
+        vectors = [Vector() for _ in prompts]
 
-        async def embed(token_ids: list[int]) -> bytes:
+        async def embed(vector: Vector, token_ids: list[int]) -> bytes:
             async with room:
-                return await self._vector(self._generator.job(exchange, token_ids, sampling, work))
+                handle = self._generator.submit(self._generator.job(exchange, token_ids, sampling, work), vector)
+                try:
+                    return await vector.embedding
+                finally:
+                    handle.cancel()
 
-        return await _unless_gone(exchange, _all(embed(token_ids) for token_ids in prompts))
-
-    async def _vector(self, job: Job) -> bytes:
-        vector = Vector()
-        handle = self._generator.submit(job, vector)
+        is_good = False
         try:
-            found = await vector.embedding
+            found = await _unless_gone(exchange, _all(map(embed, vectors, prompts)))
+            is_good = True
+            return found
         finally:
-            handle.cancel()
-        http_metrics.CACHE_HIT_TOKENS.inc(vector.usage.num_cached_tokens)
-        return found
+            num_cached = exchange.num_cached_tokens = sum(vector.usage.num_cached_tokens for vector in vectors)
+            http_metrics.CACHE_HIT_TOKENS.inc(num_cached)
+            account.used(num_tokens, num_cached, 0, is_good=is_good)
 
 
 async def _all(jobs: Iterable[Awaitable[bytes]]) -> list[bytes]:

@@ -6,6 +6,7 @@ import json
 import pytest
 from prometheus_client import REGISTRY
 
+from baton.errors import NumericalError
 from baton.net import redis_client
 from baton.request import FinishReason
 from router.app import App
@@ -46,8 +47,20 @@ async def chat(client, key, **fields):
     )
 
 
+async def embed(job, sink, handle):
+    if job.token_ids == [7]:
+        sink.on_error(NumericalError("bad"))
+        return
+    sink.on_prompt(PromptResult([], array.array("f", [1.0]).tobytes()))
+    sink.on_finish(FinishReason.LENGTH, handle.usage)
+
+
 def tokens_of(tenant, kind):
     return REGISTRY.get_sample_value("baton_tenant_tokens_total", {"tenant": tenant, "kind": kind}) or 0
+
+
+def requests_of(tenant, outcome):
+    return REGISTRY.get_sample_value("baton_tenant_requests_total", {"tenant": tenant, "outcome": outcome}) or 0
 
 
 async def test_a_rate_is_limited_and_told(client):
@@ -70,16 +83,22 @@ async def test_limits_of_a_key_go_with_its_jobs(client, dispatch):
 
 
 async def test_limits_of_a_key_go_with_jobs_without_output_too(client, dispatch):
-    async def embed(job, sink, handle):
-        sink.on_prompt(PromptResult([], array.array("f", [1.0]).tobytes()))
-        sink.on_finish(FinishReason.LENGTH, handle.usage)
-
     dispatch.script = embed
     body = {"model": "alias", "input": "a"}
     answer = await client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer short"})
     assert answer.status_code == 200
     job = dispatch.jobs[-1]
     assert (job.tenant, job.priority, job.max_ttft_s) == ("short", 2, 2.5)
+
+
+async def test_what_embeddings_took_is_counted_when_they_are_there_or_have_failed(client, dispatch):
+    dispatch.script = embed
+    before = [requests_of("short", "served"), requests_of("short", "failed"), tokens_of("short", "cached")]
+    for token_id in (5, 7):
+        body = {"model": "alias", "input": [token_id]}
+        await client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer short"})
+    after = [requests_of("short", "served"), requests_of("short", "failed"), tokens_of("short", "cached")]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 3]
 
 
 async def test_a_model_that_a_key_may_not_use_is_not_there(client, dispatch):
