@@ -70,7 +70,6 @@ class Exchange:
         self.num_cached_tokens = 0  # of the prompt
         self.timings: Mapping[str, float] = _NO_TIMINGS
         self._num_held = 0  # bytes of a body that is not here to its end
-        self._on_broken: Callable[[], None] | None = None
 
     def part_id(self) -> str:
         """For one of the jobs that it is made of: the client's id alone would not be unique."""
@@ -136,10 +135,6 @@ class Exchange:
         self.error_code = error.code
         self.send(error.status, error_json(error), headers=error_headers(error))
 
-    def on_broken(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if the client stops reading for too long."""
-        self._on_broken = callback
-
     async def gone(self) -> None:
         """Return when the answer is complete, or the client has left."""
         while (await self._receive())["type"] != "http.disconnect":
@@ -147,7 +142,6 @@ class Exchange:
 
     def close(self) -> None:
         """It is over: let go of whoever made the answer. Else they hold one another until the collector comes by."""
-        self._on_broken = None
         self.sender.close()
 
     def _described(self, status: int, headers: list[Header]) -> list[Header]:
@@ -194,8 +188,6 @@ class Exchange:
     def _broken(self) -> None:
         _log.info("the client does not read its answer", extra={"request_id": self.request_id})
         self._outlet.abort()
-        if self._on_broken is not None:
-            self._on_broken()
 
 
 class _Held:

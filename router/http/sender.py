@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from router.http.error_format import Header
-from router.http.outlet import Insert
+from router.http.outlet import Insert, Outlet
 
 STALL_TIMEOUT_S = 60.0
 MAX_BACKLOG_BYTES = 2**20
@@ -31,35 +31,15 @@ class Source(Protocol):
     def resume(self) -> None:
         """It has taken all that there was."""
 
-
-class Connection(Protocol):
-    """What an answer is written to (`outlet`)."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client has to read first."""
-
-    async def room(self) -> None:
-        """Return when it is not full."""
-
-    def start(self, status: int, headers: list[Header]) -> None:
-        """Status and headers; they go out with the next part, which may be empty."""
-
-    def write(self, data: bytes, *, more: bool) -> None:
-        """A part of the body; the last one where not `more`."""
-
-    def inserter(self, before: bytes, after: bytes) -> Insert | None:
-        """What writes a text between these two; False of it: not now. None where there cannot be one."""
-
-    def hold(self, held: bool) -> None:
-        """Insert nothing while parts wait elsewhere that come before it."""
+    def drop(self) -> None:
+        """It does not take the answer: make no more at all."""
 
 
 class Sender:
     """One response. `on_broken` is called once if the client does not take it."""
 
-    def __init__(self, connection: Connection, on_broken: Callable[[], None]) -> None:
-        self._connection = connection
+    def __init__(self, outlet: Outlet, on_broken: Callable[[], None]) -> None:
+        self._outlet = outlet
         self._on_broken = on_broken
         self.source: Source | None = None
         self._backlog: list[bytes] = []
@@ -76,13 +56,13 @@ class Sender:
         """Status and headers, and how the body begins. They go out with what follows at once, or without it."""
         self.started, self._opening = True, opening
         self._hold(True)
-        self._connection.start(status, headers)
+        self._outlet.start(status, headers)
         asyncio.get_running_loop().call_soon(self._start_alone)
 
     def send(self, status: int, headers: list[Header], body: bytes) -> None:
         """A whole answer, in one write."""
         self.started = True
-        self._connection.start(status, headers)
+        self._outlet.start(status, headers)
         self.write(body, more=False)
 
     def write(self, data: bytes, *, more: bool = True) -> None:
@@ -92,7 +72,7 @@ class Sender:
             return
         if self._opening is not None:
             data, self._opening = self._opening + data, None
-        if self._task is None and not self._connection.is_full:
+        if self._task is None and not self._outlet.is_full:
             self._write(data)
             return
         if self._task is None:
@@ -101,7 +81,7 @@ class Sender:
 
     def inserter(self, before: bytes, after: bytes) -> Insert | None:
         """What sends a text between these two; False of it, and nothing is sent: not now. None: there is none."""
-        return self._connection.inserter(before, after)
+        return self._outlet.inserter(before, after)
 
     async def flush(self) -> None:
         """Return when the backlog is sent, or the client has been given up."""
@@ -114,7 +94,7 @@ class Sender:
 
     def _write(self, data: bytes) -> None:
         try:
-            self._connection.write(data, more=not self.ended)
+            self._outlet.write(data, more=not self.ended)
             self._hold(self._task is not None)
         except Exception:
             self._fail()
@@ -122,7 +102,7 @@ class Sender:
     def _hold(self, held: bool) -> None:
         if held != self._held:
             self._held = held
-            self._connection.hold(held)
+            self._outlet.hold(held)
 
     def _start_alone(self) -> None:
         if self._opening is not None:
@@ -159,7 +139,7 @@ class Sender:
 
     async def _room(self) -> None:
         async with asyncio.timeout(STALL_TIMEOUT_S):
-            await self._connection.room()
+            await self._outlet.room()
 
     def _resume(self) -> None:
         if self._paused and not self.broken and self.source is not None:
@@ -177,6 +157,8 @@ class Sender:
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._on_broken()
+        if self.source is not None:
+            self.source.drop()
 
 
 def _nothing() -> None:

@@ -41,7 +41,6 @@ class Answer(ABC):
         self._format = form
         self._num_prompt_tokens = num_prompt_tokens
         self._choices_per_prompt = choices_per_prompt
-        exchange.on_broken(self.drop)
         exchange.sender.source = self
 
     def counts(self) -> TokenCounts:

@@ -13,34 +13,20 @@ task. Whether there is another attempt is decided in `failover`.
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from baton.errors import BatonError, NodeUnavailable, NumericalError, Overloaded, TransferError
 from baton.request import FinishReason, Generation
-from baton.telemetry.timeline import Value
 from baton.v1 import node_pb2, types_pb2
 from baton.v1.types_pb2 import TokenLogprobs
 from router.nodes.errors import Refused, failed_error, finished_error
 from router.nodes.leg import Leg, Node
 from router.nodes.link import NodeLink
 from router.recent import RECENT
+from router.running import Running
 from router.serving.patience import Patience
 
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 _LOST_ROWS = "tokens were lost between node and router"
-
-
-class Owner(Protocol):
-    """What an attempt tells the request that it serves."""
-
-    def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
-        """The next output tokens."""
-
-    def note(self, num_cached_tokens: int, **timings: float) -> None:
-        """How long a part took, in seconds."""
-
-    def mark(self, name: str, **attributes: Value) -> None:
-        """For its timeline: this happens now."""
 
 
 class Attempt(Leg):
@@ -51,7 +37,7 @@ class Attempt(Leg):
         generation: Generation,
         prefill: NodeLink | None,
         decode: NodeLink | None,
-        owner: Owner,
+        running: Running,
         on_first_token: Callable[[], None],
         compute_s: float,
     ) -> None:
@@ -66,7 +52,7 @@ class Attempt(Leg):
         self._first_index = generation.num_output_tokens
         self._wants_logprobs = generation.sampling.num_logprobs >= 0
         self._prefill, self._decode = prefill, decode
-        self._owner = owner
+        self._request = running
         self._on_first_token = on_first_token
         self._prefill_matters = self._prefill_runs = prefill is not None
         self._expects_first = prefill is not None  # the prefill node's token, which comes before all others
@@ -89,9 +75,9 @@ class Attempt(Leg):
     def on_granted(self, granted: node_pb2.Granted) -> None:
         """The decode node's word that it has taken the request up."""
         if self._prefill is None:
-            self._owner.mark("accepted", attempt=self.attempt)
+            self._request.mark("accepted", attempt=self.attempt)
             return
-        self._owner.mark("grant", attempt=self.attempt)
+        self._request.mark("grant", attempt=self.attempt)
         self._prefill.grant(granted)
         self._patience.granted()
 
@@ -99,7 +85,7 @@ class Attempt(Leg):
         """The prefill node's."""
         if not self._expects_first or self._ended.done():
             return
-        self._owner.mark("first token", attempt=self.attempt)
+        self._request.mark("first token", attempt=self.attempt)
         reason = FinishReason(first.finish_reason)
         if reason is FinishReason.ERROR:
             self.fail(NumericalError("the model produced invalid numbers for this request"))
@@ -114,9 +100,9 @@ class Attempt(Leg):
         self.transferred = transferred
         self._patience.stop()
         self._prefill_matters = self._prefill_runs = False
-        self._owner.note(0, transfer_s=transferred.tail_s)
+        self._request.note(0, transfer_s=transferred.tail_s)
         num_bytes = transferred.num_bytes
-        self._owner.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transferred.transport)
+        self._request.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transferred.transport)
         if self._prefill is not None and self._decode is not None:
             RECENT.transfer(self._prefill.record.node_id, self._decode.record.node_id, num_bytes)
             self._prefill.detach(self)
@@ -132,9 +118,9 @@ class Attempt(Leg):
                 self.fail(TransferError("log-probabilities were lost between node and router"))
                 return
         if self._expects_first:
-            self._held.append(partial(self._owner.emit, tokens, rows))
+            self._held.append(partial(self._request.emit, tokens, rows))
         else:
-            self._owner.emit(tokens, rows)
+            self._request.emit(tokens, rows)
 
     def on_started(self, started: types_pb2.Started) -> None:
         """The decode node's first step with this request: it has all of the KV."""
@@ -145,7 +131,7 @@ class Attempt(Leg):
             self._on_first_token()
         elif not self._expects_first:
             self._prefill_matters = False
-        self._owner.note(started.num_cached_tokens if self._prefill is None else 0, **timings)
+        self._request.note(started.num_cached_tokens if self._prefill is None else 0, **timings)
 
     def on_finished(self, finished: types_pb2.Finished) -> None:
         """The decode node's last word."""
@@ -207,9 +193,9 @@ class Attempt(Leg):
 
     def _take_first(self, first: types_pb2.FirstToken, reason: FinishReason) -> None:
         self.prefill_s = first.prefill_s
-        self._owner.note(first.num_cached_tokens, queue_s=first.queue_s, prefill_s=first.prefill_s)
+        self._request.note(first.num_cached_tokens, queue_s=first.queue_s, prefill_s=first.prefill_s)
         self._expects_first = False
-        self._owner.emit([first.token_id], [first.logprobs] if self._wants_logprobs else None)
+        self._request.emit([first.token_id], [first.logprobs] if self._wants_logprobs else None)
         if reason is not FinishReason.UNFINISHED:
             self._prefill_runs = False
             self._succeed(reason)

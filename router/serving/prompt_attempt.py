@@ -6,38 +6,30 @@ token was drawn as well, and more are wanted, the request goes on from there as 
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from grpc import aio
 
 from baton.errors import BatonError, NodeUnavailable, TransferError
 from baton.request import FinishReason, Generation
 from baton.v1 import prompt_pb2
-from baton.v1.types_pb2 import TokenLogprobs
 from router.job import PromptResult, PromptWork
 from router.nodes.errors import rpc_error
 from router.nodes.leg import Leg, Node
 from router.nodes.link import NodeLink
-
-
-class Owner(Protocol):
-    """What the attempt tells the request that it serves."""
-
-    def emit_prompt(self, result: PromptResult) -> None:
-        """All that was asked for of the prompt."""
-
-    def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
-        """The next output tokens."""
-
-    def note(self, num_cached_tokens: int, **timings: float) -> None:
-        """How long a part took, in seconds."""
+from router.running import Running
 
 
 class PromptAttempt(Leg):
     """The node's link tells it no more than that the node was lost."""
 
     def __init__(
-        self, generation: Generation, work: PromptWork, link: NodeLink, owner: Owner, on_computed: Callable[[], None]
+        self,
+        generation: Generation,
+        work: PromptWork,
+        link: NodeLink,
+        running: Running,
+        on_computed: Callable[[], None],
     ) -> None:
         self.key = generation.key
         self.attempt = generation.attempt
@@ -45,7 +37,7 @@ class PromptAttempt(Leg):
         self._generation = generation
         self._work = work
         self._link = link
-        self._owner = owner
+        self._request = running
         self._on_computed = on_computed
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -117,11 +109,11 @@ class PromptAttempt(Leg):
         return computed
 
     def _tell(self, result: PromptResult, computed: prompt_pb2.Computed) -> FinishReason:
-        self._owner.note(computed.num_cached_tokens, queue_s=computed.queue_s, prefill_s=computed.prefill_s)
-        self._owner.emit_prompt(result)
+        self._request.note(computed.num_cached_tokens, queue_s=computed.queue_s, prefill_s=computed.prefill_s)
+        self._request.emit_prompt(result)
         if not computed.HasField("first_token"):
             return FinishReason.UNFINISHED
         first = computed.first_token
         wants_logprobs = self._generation.sampling.num_logprobs >= 0
-        self._owner.emit([first.token_id], [first.logprobs] if wants_logprobs else None)
+        self._request.emit([first.token_id], [first.logprobs] if wants_logprobs else None)
         return FinishReason(first.finish_reason)

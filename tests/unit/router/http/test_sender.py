@@ -64,6 +64,9 @@ class Source:
     def resume(self):
         self.told.append("resume")
 
+    def drop(self):
+        self.told.append("drop")
+
 
 async def test_a_whole_answer_is_one_write_also_where_the_client_is_behind():
     for is_behind in (False, True):
@@ -208,10 +211,11 @@ async def test_a_full_backlog_gives_the_client_up(monkeypatch):
 async def test_time_gives_the_client_up(monkeypatch):
     monkeypatch.setattr(sender, "STALL_TIMEOUT_S", 0.05)
     connection = Connection()
+    source = connection.sender.source = Source()
     connection.has_room.clear()
     connection.sender.write(b"x")
     await connection.sender.flush()
-    assert connection.num_broken == 1
+    assert (connection.num_broken, source.told) == (1, ["drop"])
     assert connection.is_held
 
 
