@@ -36,8 +36,9 @@ from router.http.server import HTTPServer
 from router.openai import cold_routes
 from router.openai.generate import Generator
 from router.openai.served_model import ServedModel
+from router.placing.admission import Limits
 from router.routes import routes
-from router.serving.dispatch import DispatchConfig, Dispatcher
+from router.serving.dispatch import Dispatcher
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def _dispatcher(
         tls=loaded.identity,
         models=loaded.model.names,
         metrics_url=metrics_url,
-        config=DispatchConfig(max_ttft_s=config.max_ttft_s, max_waiting=config.max_waiting),
+        limits=Limits(max_ttft_s=config.max_ttft_s, max_waiting=config.max_waiting),
         timelines=timelines,
     )
 

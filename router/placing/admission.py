@@ -27,8 +27,9 @@ _MAX_IDLE_TENANTS = 4096
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a router bounds waiting by."""
+    """How much a router takes on, and for how long it lets that wait."""
 
+    max_in_flight: int = 4096
     max_waiting: int = 1024  # of each class
     max_full_wait_s: float = 30.0  # with nodes alive but full, before a request is told to come again
     max_ttft_s: float = 0.0  # predicted; who would wait longer is told at once. 0: no limit

@@ -22,7 +22,6 @@ import time
 import uuid
 from functools import partial
 
-import msgspec
 from prometheus_client import Gauge
 
 from baton.errors import BatonError, DeadlineExceeded, NoCapacity, Overloaded
@@ -42,25 +41,12 @@ from router.running import Running
 from router.serving.failover import Failover
 
 _log = logging.getLogger(__name__)
+_LIMITS = Limits()
 
 _IN_FLIGHT = Gauge("baton_router_requests_in_flight", "Requests between submission and their last token")
 _NODES = Gauge("baton_router_nodes", "Nodes as this router sees them", ["pool", "state"])
 _WAITING = Gauge("baton_router_requests_waiting", "Requests that no node has been chosen for yet")
 _WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Prompt tokens of those")
-
-
-class DispatchConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the dispatcher."""
-
-    max_in_flight: int = 4096
-    max_full_wait_s: float = 30.0
-    max_waiting: int = 1024
-    max_ttft_s: float = 0.0
-
-    @property
-    def limits(self) -> Limits:
-        """Of waiting."""
-        return Limits(max_waiting=self.max_waiting, max_full_wait_s=self.max_full_wait_s, max_ttft_s=self.max_ttft_s)
 
 
 class Dispatcher:
@@ -76,12 +62,12 @@ class Dispatcher:
         tls: Identity | None = None,
         models: tuple[str, ...] = (),
         metrics_url: str = "",
-        config: DispatchConfig | None = None,
+        limits: Limits = _LIMITS,
         timelines: TimelineBook | None = None,
     ) -> None:
         """`endpoint` is the router's own HTTP host:port, for the registry."""
         self.router_id = router_id or f"router-{uuid.uuid4().hex[:12]}"
-        self._config = config or DispatchConfig()
+        self._limits = limits
         self._redis = redis_client.connect(redis_url)
         self._stream_redis = redis_client.connect(redis_url, WAIT_S + 20 * TIMEOUT_S)
         record = _record(self.router_id, endpoint, metrics_url, models)
@@ -89,7 +75,7 @@ class Dispatcher:
         self._replica = PrefixReplica(self._redis, self._stream_redis)
         self._fleet = FleetView(self._redis, self.router_id, service_token, self._on_nodes, tls)
         self._keys = itertools.count(1)
-        self._placer = Placer(self._fleet, self._replica, self._config.limits)
+        self._placer = Placer(self._fleet, self._replica, limits)
         self._failover = Failover(self.router_id, self._fleet, self._placer)
         self._in_flight: dict[int, Running] = {}
         self.timelines = timelines or TimelineBook()
@@ -164,7 +150,7 @@ class Dispatcher:
 
     def submit(self, job: Job, sink: Sink) -> Running:
         """Take a request on; raises Overloaded where too many are in flight."""
-        if len(self._in_flight) >= self._config.max_in_flight:
+        if len(self._in_flight) >= self._limits.max_in_flight:
             raise Overloaded("too many requests at present")
         running = Running(job, sink, next(self._keys))
         self.timelines.add(running.timeline)

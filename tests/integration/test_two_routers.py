@@ -16,7 +16,8 @@ import pytest
 from baton.request import SamplingParams
 from engine import random_checkpoint
 from router.job import Job
-from router.serving.dispatch import DispatchConfig, Dispatcher
+from router.placing.admission import Limits
+from router.serving.dispatch import Dispatcher
 from tests.metrics_page import samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(110)]
@@ -83,8 +84,7 @@ def submit(router: Dispatcher, prompt: list[int]) -> Sink:
 
 async def test_racing_routers_never_reserve_a_block_twice(redis_server: Any, decode_metrics: str) -> None:
     routers = [
-        Dispatcher(redis_server.url, endpoint=f"127.0.0.1:{i}", config=DispatchConfig(max_full_wait_s=80))
-        for i in (1, 2)
+        Dispatcher(redis_server.url, endpoint=f"127.0.0.1:{i}", limits=Limits(max_full_wait_s=80)) for i in (1, 2)
     ]
     for router in routers:
         await router.start()

@@ -11,7 +11,8 @@ import decode_node.node
 import prefill_node.node
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
-from router.serving.dispatch import DispatchConfig, Dispatcher
+from router.placing.admission import Limits
+from router.serving.dispatch import Dispatcher
 from tests.simulation import threads
 from tests.simulation.loop import Process, SimLoop, Violation
 from tests.simulation.model import make_engine, random_work
@@ -100,7 +101,7 @@ class Fleet:
             REDIS_URL,
             endpoint=f"{process.name}:8000",
             router_id=f"{process.name}-{self.loop.time():.3f}",
-            config=DispatchConfig(max_full_wait_s=20.0),
+            limits=Limits(max_full_wait_s=20.0),
         )
         task = process.parts["task"] = asyncio.get_running_loop().create_task(dispatcher.start())
         task.add_done_callback(lambda task: task.exception() and self._ended(process, task))

@@ -12,7 +12,8 @@ from baton.errors import BatonError
 from baton.net import redis_client
 from baton.request import FinishReason, SamplingParams
 from router.job import Job
-from router.serving.dispatch import DispatchConfig, Dispatcher
+from router.placing.admission import Limits
+from router.serving.dispatch import Dispatcher
 from tests.integration.dispatch.nodes import Node, next_token
 
 
@@ -81,7 +82,7 @@ class Fleet:
 
     async def start(self, *, num_alive: int | None = None, **config: Any) -> Dispatcher:
         self.dispatcher = Dispatcher(
-            self.url, endpoint="127.0.0.1:1", service_token=self.token, config=DispatchConfig(**config)
+            self.url, endpoint="127.0.0.1:1", service_token=self.token, limits=Limits(**config)
         )
         await self.dispatcher.start()
         await self.alive(len(self.nodes) if num_alive is None else num_alive)
