@@ -14,9 +14,13 @@ _SPACE = " \t\r\n"
 
 
 class CallParser(ABC):
-    """Each state is a method that takes text, adds parts, and returns what the next state is to look at."""
+    """Each state is a method that takes text, adds parts, and returns what the next state is to look at.
+
+    From text a marker leads to `_before_call`, an object to `_in_call`, and its end to `_after_call`.
+    """
 
     passes = False
+    _MARKER = ""
 
     def __init__(self, names: Collection[str]) -> None:
         """`names` are those of the tools."""
@@ -24,12 +28,15 @@ class CallParser(ABC):
         self._parts: list[Part] = []
         self._space = ""  # after content: shown if more content follows
         self._called = False  # the last thing that was told is a call
+        self._text = Until(self._MARKER)
         self._call = CallObject()
+        self._held = ""  # markup around a call: content, should it turn out to be none
+        self._state: Callable[[str], str] = self._in_text
 
     def push(self, text: str) -> list[Part]:
         """What is certain now."""
         while text:
-            text = self._step(text)
+            text = self._state(text)
         return self._told()
 
     def finish(self) -> list[Part]:
@@ -39,11 +46,42 @@ class CallParser(ABC):
             self._parts.append(Content(self._space))
         return self._told()
 
-    @abstractmethod
-    def _step(self, text: str) -> str: ...
+    def _in_text(self, text: str) -> str:
+        before, marker, after = self._text.push(text)
+        self._content(before)
+        if marker:
+            self._state, self._held = self._before_call, marker
+        return after
 
     @abstractmethod
-    def _rest(self) -> str: ...
+    def _before_call(self, text: str) -> str: ...
+
+    def _in_call(self, text: str) -> str:
+        call = self._call
+        parts, rest = call.push(text)
+        if any(isinstance(part, CallBegin) for part in parts):
+            self._called, self._space = True, ""
+        self._parts += parts
+        if call.broken and not call.begun:
+            self._content(self._held + call.raw)
+            self._state, self._held = self._in_text, ""
+        elif call.ended or call.broken:
+            self._state, self._held = self._after_call, ""
+        return rest
+
+    @abstractmethod
+    def _after_call(self, text: str) -> str: ...
+
+    def _rest(self) -> str:
+        """What is held back when the output ends, as far as it is content."""
+        if self._state == self._in_text:
+            return self._text.finish()
+        if self._state == self._in_call:
+            return "" if self._call.begun else self._held + self._call.raw
+        return self._held
+
+    def _begin_call(self, names: Collection[str] | None = None) -> None:
+        self._state, self._call = self._in_call, CallObject(names)
 
     def _told(self) -> list[Part]:
         parts, self._parts = self._parts, []
@@ -59,120 +97,70 @@ class CallParser(ABC):
             self._parts.append(Content(shown))
             self._called = False
 
-    def _push_call(self, text: str) -> str:
-        parts, rest = self._call.push(text)
-        if any(isinstance(part, CallBegin) for part in parts):
-            self._called, self._space = True, ""
-        self._parts += parts
-        return rest
-
 
 class HermesParser(CallParser):
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, any number of times, between texts."""
 
-    _OPENING, _CLOSING = "<tool_call>", "</tool_call>"
+    _MARKER, _CLOSING = "<tool_call>", "</tool_call>"
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(names)
-        self._text = Until(self._OPENING)
-        self._tail: Until | None = None  # after an object, up to the end of the element
-        self._skipped = ""
-        self._in_call = False
+        self._tail = Until(self._CLOSING, self._MARKER)  # after an object, up to the end of the element
 
-    def _step(self, text: str) -> str:
-        if self._tail is not None:
-            return self._step_in_tail(self._tail, text)
-        return self._step_in_call(text) if self._in_call else self._step_in_text(text)
+    def _before_call(self, text: str) -> str:
+        self._begin_call()
+        return text
 
-    def _step_in_text(self, text: str) -> str:
-        before, marker, after = self._text.push(text)
-        self._content(before)
+    def _after_call(self, text: str) -> str:
+        before, marker, after = self._tail.push(text)
+        self._held += before
         if marker:
-            self._in_call, self._call, self._skipped = True, CallObject(), ""
-        return after
-
-    def _step_in_call(self, text: str) -> str:
-        rest = self._push_call(text)
-        if self._call.ended or (self._call.broken and self._call.begun):
-            self._tail = Until(self._CLOSING, self._OPENING)
-        elif self._call.broken:
-            self._in_call = False
-            self._content(self._OPENING + self._call.raw)
-        return rest
-
-    def _step_in_tail(self, tail: Until, text: str) -> str:
-        before, marker, after = tail.push(text)
-        self._skipped += before
-        if marker:
-            self._tail, self._in_call = None, False
-        return self._OPENING + after if marker == self._OPENING else after
+            self._state, self._held = self._in_text, ""
+        return marker + after if marker == self._MARKER else after
 
     def _rest(self) -> str:
-        if self._tail is not None:
-            rest = self._skipped + self._tail.finish()
-            return rest if self._call.ended and not may_begin(rest.strip(_SPACE), [self._CLOSING]) else ""
-        if self._in_call:
-            return "" if self._call.begun else self._OPENING + self._call.raw
-        return self._text.finish()
+        if self._state != self._after_call:
+            return super()._rest()
+        rest = self._held + self._tail.finish()
+        return rest if self._call.ended and not may_begin(rest.strip(_SPACE), [self._CLOSING]) else ""
 
 
 class LlamaParser(CallParser):
     """`{"name": …, "parameters": {…}}` from the start on, or after `<|python_tag|>`; more calls after `;` or space."""
 
-    _TAG = "<|python_tag|>"
+    _MARKER = "<|python_tag|>"
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(names)
-        self._text = Until(self._TAG)
-        self._state: Callable[[str], str] = self._at_start
-        self._held = ""  # of what may be a call
+        self._state = self._before_call
 
-    def _step(self, text: str) -> str:
-        return self._state(text)
-
-    def _at_start(self, text: str) -> str:
-        """Before a call, or anything else."""
+    def _before_call(self, text: str) -> str:
+        """Or before anything else."""
         text = self._held + text
         self._held = ""
         bare = text.lstrip(_SPACE + (";," if self._called else ""))
-        tagged = bare.startswith(self._TAG)
-        value = bare[len(self._TAG) :].lstrip(_SPACE) if tagged else bare
-        if not value or (not tagged and may_begin(bare, [self._TAG])):
+        tagged = bare.startswith(self._MARKER)
+        value = bare[len(self._MARKER) :].lstrip(_SPACE) if tagged else bare
+        if not value or (not tagged and may_begin(bare, [self._MARKER])):
             self._held = text
             return ""
         if value.startswith("{"):
             self._held = text[: len(text) - len(value)]
-            self._state, self._call = self._in_call, CallObject(self._names)
+            self._begin_call(self._names)
             return value
         self._state = self._in_text
         if not tagged:
             return text
-        end = len(text) - len(bare) + len(self._TAG)
+        end = len(text) - len(bare) + len(self._MARKER)
         self._content(text[:end])
         return text[end:]
 
-    def _in_call(self, text: str) -> str:
-        rest = self._push_call(text)
-        if self._call.ended or (self._call.broken and self._call.begun):
-            self._state, self._held = self._at_start, ""
-        elif self._call.broken:
-            self._content(self._held + self._call.raw)
-            self._state, self._held = self._in_text, ""
-        return rest
-
-    def _in_text(self, text: str) -> str:
-        before, marker, after = self._text.push(text)
-        self._content(before)
-        if marker:
-            self._state = self._at_start
-        return marker + after
+    _after_call = _before_call
 
     def _rest(self) -> str:
-        if self._state == self._in_call:
-            return "" if self._call.begun else self._held + self._call.raw
-        if self._state == self._at_start:
-            return "" if self._called and not self._held.strip(_SPACE + ";,") else self._held
-        return self._text.finish()
+        rest = super()._rest()
+        is_between = self._state == self._before_call and self._called and not rest.strip(_SPACE + ";,")
+        return "" if is_between else rest
 
 
 class MistralParser(CallParser):
@@ -182,25 +170,14 @@ class MistralParser(CallParser):
 
     def __init__(self, names: Collection[str], *, bare: bool = False) -> None:
         super().__init__(names)
-        self._text = Until(self._MARKER)
-        self._state: Callable[[str], str] = self._before_list if bare else self._in_text
-        self._held = ""  # of what may be a call
+        if bare:
+            self._state = self._before_call
 
-    def _step(self, text: str) -> str:
-        return self._state(text)
-
-    def _in_text(self, text: str) -> str:
-        before, marker, after = self._text.push(text)
-        self._content(before)
-        if marker:
-            self._state, self._held = self._before_list, marker
-        return after
-
-    def _before_list(self, text: str) -> str:
+    def _before_call(self, text: str) -> str:
         """One character at a time: a bracket, then an object."""
         char, rest = text[0], text[1:]
         if char == "{":
-            self._state, self._call = self._in_call, CallObject()
+            self._begin_call()
             return text
         if char in _SPACE or (char == "[" and not self._held.removeprefix(self._MARKER).strip(_SPACE)):
             self._held += char
@@ -209,34 +186,20 @@ class MistralParser(CallParser):
         self._state, self._held = self._in_text, ""
         return text
 
-    def _in_call(self, text: str) -> str:
-        rest = self._push_call(text)
-        if self._call.ended:
-            self._state, self._held = self._after_call, ""
-        elif self._call.broken:
-            if not self._call.begun:
-                self._content(self._held + self._call.raw)
-            self._state, self._held = self._in_text, ""
-        return rest
-
     def _after_call(self, text: str) -> str:
         """The list goes on, or ends."""
         char, rest = text[0], text[1:]
-        if char == "]":
-            self._state, self._held = self._in_text, ""
-        elif char == "{" and "," in self._held:
-            self._state, self._call = self._in_call, CallObject()
+        if self._call.broken:
+            self._state = self._in_text
             return text
-        elif char in _SPACE + ",":
+        if char == "{" and "," in self._held:
+            self._begin_call()
+            return text
+        if char in _SPACE + ",":
             self._held += char
-        else:
-            self._state, self._held = self._in_text, ""
-            return text
-        return rest
+            return rest
+        self._state, self._held = self._in_text, ""
+        return rest if char == "]" else text
 
     def _rest(self) -> str:
-        if self._state == self._in_call:
-            return "" if self._call.begun else self._held + self._call.raw
-        if self._state == self._before_list:
-            return self._held
-        return "" if self._state == self._after_call else self._text.finish()
+        return "" if self._state == self._after_call else super()._rest()
