@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
+from router.openai.body import coded, decode
 from router.openai.schema import (
     MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
@@ -20,8 +21,6 @@ from router.openai.schema import (
     NumTokens,
     Text,
     check_common,
-    coded,
-    decode,
 )
 from router.openai.structured_output import Name
 from router.openai.tool_schema import MAX_TOOLS, CallID, Tool, ToolChoice

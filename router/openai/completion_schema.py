@@ -12,18 +12,8 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from baton.kv import id_text
 from baton.token_ids import packed
-from router.openai.schema import (
-    MAX_CHOICES,
-    MAX_INT32,
-    MAX_TOP_LOGPROBS,
-    CommonBody,
-    NoText,
-    TokenId,
-    check_common,
-    check_num_values,
-    decode,
-    unsupported,
-)
+from router.openai.body import check_num_values, decode, unsupported
+from router.openai.schema import MAX_CHOICES, MAX_INT32, MAX_TOP_LOGPROBS, CommonBody, NoText, TokenId, check_common
 
 _LONG_BYTES = 4096
 _KEY = re.compile(rb'"prompt"[ \n\r\t]*:[ \n\r\t]*(?=\[)')

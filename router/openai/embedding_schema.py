@@ -6,7 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
-from router.openai.schema import Label, TokenId, decode
+from router.openai.body import decode
+from router.openai.schema import Label, TokenId
 
 MAX_INPUTS = 2048
 _MAX_DIMENSIONS = 2**16

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
+from router.openai.body import coded, decode, unsupported
 from router.openai.chat_schema import Effort, Verbosity
 from router.openai.schema import (
     MAX_MESSAGES,
@@ -21,9 +22,6 @@ from router.openai.schema import (
     Temperature,
     Text,
     TopP,
-    coded,
-    decode,
-    unsupported,
 )
 from router.openai.structured_output import JSONObjectFormat, JSONSchemaFormat, Name, NamedSchema, RawSchema, TextFormat
 from router.openai.tool_schema import MAX_TOOLS, CallID, Function, Tools, chosen, tool_specs

@@ -7,9 +7,10 @@ from typing import TypeVar
 from baton.errors import InvalidRequest
 from baton.model_dir import ModelFacts
 from baton.request import Grammar, SamplingParams
+from router.openai.body import too_long
 from router.openai.chat_schema import ChatBody
 from router.openai.completion_schema import CompletionBody
-from router.openai.schema import CommonBody, too_long
+from router.openai.schema import CommonBody
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _MAX_TOKENS_WITHOUT_LIMIT = 2**20  # where neither model nor fleet names one

@@ -17,9 +17,9 @@ from baton.process.threads import started_pool
 from baton.text.chat_template import ChatTemplate
 from baton.text.detokenizer import TokenTexts
 from baton.text.tokenizer import Tokenizer
+from router.openai.body import too_long
 from router.openai.conversation import Conversation
 from router.openai.parsing.style import MARKERS, OutputStyle, detect
-from router.openai.schema import too_long
 
 _INLINE_CHARS = 4096  # about a millisecond
 _NUM_THREADS = 2

@@ -3,10 +3,10 @@
 import msgspec
 
 from router.http.exchange import Exchange
+from router.openai.body import too_long
 from router.openai.conversation import conversation
 from router.openai.generate import Generator
 from router.openai.sampling import check_ids
-from router.openai.schema import too_long
 from router.openai.tokenization_schema import TokenizeBody, parse_detokenize, parse_tokenize
 from router.openai.tool_schema import tools_of
 

@@ -6,8 +6,9 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
+from router.openai.body import coded, decode
 from router.openai.chat_schema import Message, check_messages
-from router.openai.schema import MAX_MESSAGES, Text, TokenId, coded, decode
+from router.openai.schema import MAX_MESSAGES, Text, TokenId
 from router.openai.tool_schema import MAX_TOOLS, Tool
 
 

@@ -1,0 +1,145 @@
+"""Bodies from JSON to their types, within limits; and what is wrong with one, in OpenAI's terms.
+
+A refusal names the field as `param`, lists what it may be where that is little, and never repeats what the client sent.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from operator import gt
+from typing import Any, TypeVar
+
+import msgspec
+
+from baton.errors import ContextLengthExceeded, InvalidRequest
+from baton.kv import byte_count
+from router.http.turns import LARGE_BYTES
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+_SMALL_BYTES = 2**16  # that may be read twice
+_GOT_FLOAT = re.compile(r"Expected `int\b[^`]*`, got `float`")
+_MARKS, _MOST = b'{[",', (2**17, 2**17, 2**19, 2**20)  # in a large body, texts included
+_count = byte_count.fastest()
+_SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
+_FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
+_SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_INDEX = re.compile(r"\[\d+\]$")
+_ANY_INDEX = re.compile(r"\[\d+\]")
+_OTHER_PARTS = frozenset({"image_url", "input_audio", "file", "file_data", "file_id", "file_url", "video_url"})
+_ONLY_TEXT = "Only text parts are supported"
+_ONLY_NEUTRAL = re.compile(r"Expected `(null`,|(array|str)` of length <= 0|(array|str) \| null`)")
+_STEP = re.compile(r"\[[^\]]*\]|[^.\[\]]+")
+_Schema = dict[str, Any]
+
+
+def unsupported(param: str) -> InvalidRequest:
+    """For a field that is known, and not served."""
+    return coded(InvalidRequest("This is not supported: leave it out", param=param), "unsupported_parameter")
+
+
+def too_long(max_model_len: int, what: str, param: str) -> ContextLengthExceeded:
+    """In OpenAI's words, by which clients know it (LiteLLM, which then takes another model) more than by its code."""
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {max_model_len} tokens, however {what}", param=param
+    )
+
+
+def coded(error: InvalidRequest, code: str) -> InvalidRequest:
+    """The same with another of OpenAI's codes."""
+    error.code = code  # type: ignore[misc]
+    return error
+
+
+def check_num_values(data: bytes) -> None:
+    """Raise InvalidRequest for too many, before any is made.
+
+    Eight megabytes of brackets would hold up the router for half a second, and so all of its streams.
+    """
+    if len(data) > LARGE_BYTES and any(map(gt, _count(data, _MARKS), _MOST)):
+        raise InvalidRequest("The body has too many values")
+
+
+def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
+    """A body, or InvalidRequest; its message repeats nothing that the client sent."""
+    check_num_values(data)
+    try:
+        try:
+            return decoder.decode(data)
+        except msgspec.ValidationError as error:
+            if len(data) > _SMALL_BYTES or not _GOT_FLOAT.match(str(error)):
+                raise
+            return decoder.decode(msgspec.json.encode(_with_integers(msgspec.json.decode(data))))
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), decoder.type) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("The body is not valid JSON") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply") from None
+
+
+def _with_integers(value: Any) -> Any:
+    """JSON has one kind of numbers, and some clients have one, too: their 1.0 is 1 where an integer is wanted."""
+    if isinstance(value, dict):
+        return {name: _with_integers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _invalid(said: str, kind: Any) -> InvalidRequest:
+    """msgspec's message about a body of that type, without what it repeats of the body."""
+    match = _SAID.fullmatch(said)
+    what, path = (match["what"], match["path"] or "") if match else (said, "")
+    param = path.removeprefix(".")
+    if field := _FIELD.fullmatch(what):
+        if _SANE_NAME.fullmatch(field["name"]):  # else it is no field's name that somebody got wrong
+            param = f"{param}.{field['name']}".lstrip(".")
+        if field["name"] in _OTHER_PARTS:
+            return coded(InvalidRequest(_ONLY_TEXT, param=param or None), "unsupported_parameter")
+        if what.startswith("Object contains"):
+            return coded(InvalidRequest("Unknown field", param=param or None), "unknown_parameter")
+        return coded(InvalidRequest("Missing field", param=param), "missing_required_parameter")
+    if _ONLY_NEUTRAL.match(what):
+        return unsupported(_INDEX.sub("", param))
+    if what.startswith("Invalid enum value"):
+        what = _ONLY_TEXT if param.endswith("].type") and "content[" in param else _one_of(kind, param)
+    elif what.startswith("Invalid value"):
+        what = _one_of(kind, param)
+    error = InvalidRequest(what, param=param or None)
+    return coded(error, "invalid_type") if what.startswith("Expected `") and ", got `" in what else error
+
+
+def _one_of(kind: Any, param: str) -> str:
+    allowed = _choices(kind, _ANY_INDEX.sub("[]", param))
+    return f"Expected one of {', '.join(allowed)}" if allowed else "Invalid value"
+
+
+@cache
+def _choices(kind: Any, path: str) -> tuple[str, ...]:
+    """All that are allowed at `path` of a body of that type, as `messages[...].role`; none where it is no choice."""
+    root = msgspec.json.schema(kind)
+    places = [root]
+    for step in _STEP.findall(path):
+        places = [below for place in places for below in _below(root, place, step)]
+    allowed = [value for place in places for form in _forms(root, place) for value in form.get("enum", ())]
+    return tuple(dict.fromkeys(str(value) for value in allowed if value is not None))
+
+
+def _forms(root: _Schema, place: _Schema) -> Iterator[_Schema]:
+    """What a schema may stand for."""
+    if "$ref" in place:
+        yield from _forms(root, root["$defs"][place["$ref"].rpartition("/")[2]])
+        return
+    yield place
+    for form in place.get("anyOf", ()):
+        yield from _forms(root, form)
+
+
+def _below(root: _Schema, place: _Schema, step: str) -> Iterator[_Schema]:
+    """What `step` leads to: a field, or any item of an array or a mapping."""
+    for form in _forms(root, place):
+        if step.startswith("["):
+            yield from (form[name] for name in ("items", "additionalProperties") if isinstance(form.get(name), dict))
+        elif step in form.get("properties", ()):
+            yield form["properties"][step]
