@@ -74,7 +74,7 @@ async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) ->
     await redis.aclose()
 
 
-async def _answers(redis: "Redis") -> None:
+async def _answers(redis: Redis) -> None:
     for _ in range(200):
         try:
             await redis.exists("baton")
@@ -84,9 +84,7 @@ async def _answers(redis: "Redis") -> None:
             return
 
 
-async def _filled(
-    redis: "Redis", name: str, share: float, chains: list[list[BlockHash]], num_blocks: int
-) -> IndexWriter:
+async def _filled(redis: Redis, name: str, share: float, chains: list[list[BlockHash]], num_blocks: int) -> IndexWriter:
     """A writer whose node holds the first `share` of each chain, and random blocks besides."""
     held = [block for chain in chains for block in chain[: int(share * len(chain))]]
     held += [BlockHash(secrets.token_bytes(16)) for _ in range(num_blocks - len(held))]

@@ -7,20 +7,18 @@ right where they are let through, so no way of spelling a path leads past the ch
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from baton.errors import BatonError, NoCapacity
 from router.http import metrics as http_metrics
 from router.http.account import Account
 from router.http.auth import APIKeys
 from router.http.error_format import MethodNotAllowed
-from router.http.exchange import ClientGone, Exchange, Message, Receive, Scope, Send
+from router.http.exchange import ASGI, ClientGone, Exchange, Message, Receive, Scope, Send
 from router.http.observer import Observer
 from router.http.rate_limit import RateLimiter
 from router.openai.generate import Dispatch
 
 Handler = Callable[[Exchange], Awaitable[None]]
-ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
 _PROBES = ("/health", "/ready")
 _READING = ("GET", "HEAD")

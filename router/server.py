@@ -89,11 +89,11 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
     timelines = TimelineBook(on_end=spans.export if spans else None)
     dispatcher = _dispatcher(config, loaded, router_id, address, metrics_url, timelines)
     exposition = Exposition(labels)
-    looking_on = AdminPort(config, loaded.admin_listener, loaded.keys, dispatcher, exposition, loaded.model.names)
+    admin = AdminPort(config, loaded.admin_listener, loaded.keys, dispatcher, exposition, loaded.model.names)
     watching = asyncio.create_task(loaded.keys.watch(), name="API keys")
     try:
         await dispatcher.start()
-        looking_on.start()
+        admin.start()
         app = _app(config, loaded, dispatcher, RateLimiter(redis, lambda: dispatcher.num_routers), exposition, spans)
         http = HTTPServer(app, loaded.listener, config.drain_timeout_s, config.max_connections_per_address)
         await http.start()
@@ -104,7 +104,7 @@ async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> Non
         await http.run(shutdown, dispatcher.leave)
     finally:
         await tasks.end(watching)
-        await looking_on.stop()
+        await admin.stop()
         await dispatcher.stop()
         await redis.aclose()
         if spans is not None:

@@ -95,7 +95,7 @@ class IndexWriter:
 
     def __init__(
         self,
-        redis: "Redis",
+        redis: Redis,
         model_fingerprint: str,
         node_id: str,
         epoch: int,
@@ -181,7 +181,7 @@ class IndexWriter:
 
 
 async def lookup(
-    redis: "Redis", model_fingerprint: str, nodes: Mapping[str, int], hashes: Sequence[BlockHash]
+    redis: Redis, model_fingerprint: str, nodes: Mapping[str, int], hashes: Sequence[BlockHash]
 ) -> dict[str, int]:
     """How many leading blocks of `hashes` (not empty) each node holds; `nodes` maps id to epoch. One round trip."""
     keys = [_node_keys(model_fingerprint, *node)[0] for node in nodes.items()]
@@ -189,7 +189,7 @@ async def lookup(
     return dict(zip(nodes, counts, strict=True))
 
 
-async def load(redis: "Redis", model_fingerprint: str, node_id: str, epoch: int) -> tuple[int, set[BlockHash]]:
+async def load(redis: Redis, model_fingerprint: str, node_id: str, epoch: int) -> tuple[int, set[BlockHash]]:
     """(seq, blocks) of one incarnation: events up to `seq` are in the blocks, those after it may be."""
     blocks_key, seq_key = _node_keys(model_fingerprint, node_id, epoch)
     seq = int(await redis.get(seq_key) or 0)
@@ -203,13 +203,13 @@ async def load(redis: "Redis", model_fingerprint: str, node_id: str, epoch: int)
     return seq, blocks
 
 
-async def last_event_id(redis: "Redis", model_fingerprint: str) -> bytes:
+async def last_event_id(redis: Redis, model_fingerprint: str) -> bytes:
     """The id after which events are still to come."""
     newest: Any = await redis.xrevrange(_events_key(model_fingerprint), count=1)
     return bytes(newest[0][0]) if newest else b"0-0"
 
 
-async def read_events(redis: "Redis", model_fingerprint: str, after: bytes, wait_s: float) -> tuple[bytes, list[Event]]:
+async def read_events(redis: Redis, model_fingerprint: str, after: bytes, wait_s: float) -> tuple[bytes, list[Event]]:
     """(id of the last one, events after `after`), waiting up to `wait_s` for the first.
 
     The client's timeout has to be longer than that.

@@ -23,7 +23,7 @@ REDIS_ERRORS = (RedisError, OSError)
 FAILURES = Counter("baton_redis_failures", "Calls to Redis that failed or took too long", ["caller"])
 
 
-def connect(url: str, timeout_s: float = TIMEOUT_S) -> "Redis":
+def connect(url: str, timeout_s: float = TIMEOUT_S) -> Redis:
     """A client that connects when first used. Every call raises one of REDIS_ERRORS within about `timeout_s`."""
     return Redis.from_url(
         url,

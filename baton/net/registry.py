@@ -82,7 +82,7 @@ def mint_epoch() -> int:
     return time.time_ns() // 1000
 
 
-async def list_nodes(redis: "Redis") -> list[NodeRecord]:
+async def list_nodes(redis: Redis) -> list[NodeRecord]:
     """All services whose lease holds, in no order. Raises REDIS_ERRORS. Records that cannot be read are left out."""
     nodes = []
     packed: Any = await redis.register_script(_LIST)(keys=[_NODES])
@@ -97,7 +97,7 @@ async def list_nodes(redis: "Redis") -> list[NodeRecord]:
 class Registration:
     """Keeps one record alive from `start` until `stop`, whatever becomes of Redis in between."""
 
-    def __init__(self, redis: "Redis", record: NodeRecord) -> None:
+    def __init__(self, redis: Redis, record: NodeRecord) -> None:
         self.record = record
         self._renew_script = redis.register_script(_RENEW)
         self._deregister_script = redis.register_script(_DEREGISTER)

@@ -50,6 +50,11 @@ async def abort(context: aio.ServicerContext[Any, Any], error: BatonError) -> No
     raise AssertionError("abort returned")
 
 
+def is_told(rpc_error: aio.AioRpcError) -> bool:
+    """Whether the peer itself has ended the call with a BatonError; else gRPC has."""
+    return any(name == _CODE for name, _ in rpc_error.trailing_metadata() or ())
+
+
 def error_of(rpc_error: aio.AioRpcError) -> BatonError:
     """The BatonError behind a failed call; a peer that is gone is NodeUnavailable."""
     metadata = dict(rpc_error.trailing_metadata() or ())

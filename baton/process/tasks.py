@@ -5,7 +5,7 @@ import asyncio
 _AGAIN_S = 0.1
 
 
-async def end(task: "asyncio.Task[None]") -> None:
+async def end(task: asyncio.Task[None]) -> None:
     """Cancel `task` and return when it is over, whatever it ended with.
 
     One cancellation is not enough: `asyncio.wait_for` of Python 3.11 loses it when what it waits for has just come

@@ -14,7 +14,7 @@ MAX_NAMES = 1000  # in metrics; tenants beyond that are counted together
 _REQUESTS = Counter("baton_tenant_requests", "Requests by the name of their key", ["tenant", "outcome"])
 _TOKENS = Counter("baton_tenant_tokens", "Tokens by the name of their key", ["tenant", "kind"])
 _names: set[str] = set()
-_spending: set["asyncio.Task[None]"] = set()
+_spending: set[asyncio.Task[None]] = set()
 
 
 class Account:

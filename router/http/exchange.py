@@ -31,6 +31,7 @@ Scope = dict[str, Any]
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+ASGI = Callable[[Any, Any, Any], Awaitable[None]]  # as much of an application as its types agree on
 
 MAX_BODY_BYTES = 8 * 2**20
 _MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal

@@ -4,16 +4,14 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import uvicorn
 
 from router.http.connections import Connections
+from router.http.exchange import ASGI
 from router.http.protocol import LimitedProtocol
-
-ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
 LATECOMERS_S = 0.25  # for whoever had connected when the port closed, and has not asked yet
 _LAST_WORDS_S = 0.25  # for answers that are cut off to say so; who has sent the second signal may be about to kill

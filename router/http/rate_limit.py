@@ -86,7 +86,7 @@ class RateLimiter:
 
     def __init__(
         self,
-        redis: "Redis",
+        redis: Redis,
         num_routers: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

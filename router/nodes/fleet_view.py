@@ -24,7 +24,7 @@ POLL_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-class ModelFacts(msgspec.Struct, frozen=True):
+class FleetFacts(msgspec.Struct, frozen=True):
     """What all nodes of the fleet agree on."""
 
     model_fingerprint: str
@@ -38,14 +38,14 @@ class FleetView:
 
     def __init__(
         self,
-        redis: "Redis",
+        redis: Redis,
         router_id: str,
         service_token: str,
-        on_nodes: Callable[["FleetView"], None],
+        on_nodes: Callable[[], None],
         tls: Identity | None,
     ) -> None:
         """`on_nodes` is called when nodes have come or gone."""
-        self.facts: ModelFacts | None = None
+        self.facts: FleetFacts | None = None
         self.costs = FleetCosts()
         self.cut_pairs = CutPairs()
         self.num_routers = 1  # that live, this one included
@@ -144,7 +144,7 @@ class FleetView:
 
     def _on_change(self) -> None:
         self._adopt_model()
-        self._on_nodes(self)
+        self._on_nodes()
         self._change.set()
         self._change = asyncio.Event()
 
@@ -154,4 +154,4 @@ class FleetView:
         if not records or (self.facts and any(r.model_fingerprint == self.facts.model_fingerprint for r in records)):
             return
         first = records[0]
-        self.facts = ModelFacts(first.model_fingerprint, first.block_size, first.max_model_len, first.stretches_after)
+        self.facts = FleetFacts(first.model_fingerprint, first.block_size, first.max_model_len, first.stretches_after)

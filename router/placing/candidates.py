@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
-from router.nodes.fleet_view import FleetView, ModelFacts
+from router.nodes.fleet_view import FleetFacts, FleetView
 from router.nodes.link import NodeLink
 from router.placing import policy
 from router.placing.placement import Placement
@@ -37,7 +37,7 @@ class Candidates:
             cached = {**cached, running.computed_by: running.num_tokens // facts.block_size}
         return self._choose(running, self._fleet.facts or facts, cached)
 
-    def _choose(self, running: Running, facts: ModelFacts, cached: dict[str, int]) -> Placement | None:
+    def _choose(self, running: Running, facts: FleetFacts, cached: dict[str, int]) -> Placement | None:
         alone = not self._fleet.expects_prefill or running.num_failed_transfers >= MAX_FAILED_TRANSFERS
         decodes = self._accepting("decode", running)
         if running.wants_prompt:
@@ -78,7 +78,7 @@ class Candidates:
         return [link for link in links if link.record.node_id not in running.troubled] or links
 
     def _choose_one(
-        self, running: Running, facts: ModelFacts, cached: dict[str, int], links: list[NodeLink]
+        self, running: Running, facts: FleetFacts, cached: dict[str, int], links: list[NodeLink]
     ) -> Placement | None:
         """A node for work on the prompt alone; scoring reads nothing from a cache."""
         work = running.job.prompt_work
@@ -88,7 +88,7 @@ class Candidates:
             return None
         return Placement(links[choice.prefill], None, choice, running.num_tokens, self._on_change)
 
-    def _ask(self, running: Running, facts: ModelFacts) -> Ask:
+    def _ask(self, running: Running, facts: FleetFacts) -> Ask:
         costs = self._fleet.costs
         return Ask(
             num_tokens=running.num_tokens,

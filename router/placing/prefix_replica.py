@@ -41,8 +41,8 @@ class PrefixReplica:
 
     def __init__(
         self,
-        redis: "Redis",
-        stream_redis: "Redis",
+        redis: Redis,
+        stream_redis: Redis,
         max_blocks: int = 500_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

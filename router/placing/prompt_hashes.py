@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from baton.kv.prefix_hash import BlockHash, block_hashes, packed_hashes, root_hash, stretched_root
-from router.nodes.fleet_view import ModelFacts
+from router.nodes.fleet_view import FleetFacts
 from router.running import Running
 
 _MANY_TOKENS = 2048  # whose hashes take longer to make objects of than to look for some
@@ -17,7 +17,7 @@ class PromptHashes:
         self._fingerprint = ""
         self._hashes: Sequence[BlockHash] = []
 
-    def of(self, facts: ModelFacts | None) -> Sequence[BlockHash]:
+    def of(self, facts: FleetFacts | None) -> Sequence[BlockHash]:
         """In order; valid until the request goes on."""
         if facts is not None and facts.model_fingerprint != self._fingerprint:
             root, token_ids = root_hash(facts.model_fingerprint, self._running.job.cache_salt), self._running.token_ids

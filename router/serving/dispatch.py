@@ -32,7 +32,7 @@ from baton.net.tls import Identity
 from baton.process import tasks
 from baton.telemetry.timeline import TimelineBook
 from router.job import Job, Sink
-from router.nodes.fleet_view import FleetView, ModelFacts
+from router.nodes.fleet_view import FleetFacts, FleetView
 from router.nodes.link import STATES, NodeLink
 from router.placing.admission import Limits
 from router.placing.placer import Placer
@@ -87,7 +87,7 @@ class Dispatcher:
         return self._fleet.ready
 
     @property
-    def facts(self) -> ModelFacts | None:
+    def facts(self) -> FleetFacts | None:
         """What the fleet serves; None until the first node has been found."""
         return self._fleet.facts
 
@@ -198,10 +198,10 @@ class Dispatcher:
             return NoCapacity("no node could take the request before its deadline")
         return DeadlineExceeded("the request took longer than its deadline")
 
-    def _on_nodes(self, fleet: FleetView) -> None:
-        if fleet.facts is not None:
-            nodes = {link.record.node_id: link.record.epoch for link in fleet.links if link.alive}
-            self._replica.follow(fleet.facts.model_fingerprint, nodes)
+    def _on_nodes(self) -> None:
+        if self.facts is not None:
+            nodes = {link.record.node_id: link.record.epoch for link in self.links if link.alive}
+            self._replica.follow(self.facts.model_fingerprint, nodes)
         self._placer.nodes_changed()
 
 

@@ -18,7 +18,7 @@ def make_link(node_id: str, role: str = "decode", model: str = "cafe", **state: 
 
 
 def view_of(*links: Any) -> FleetView:
-    view = FleetView(None, "router", "", lambda view: None, None)  # type: ignore[arg-type]
+    view = FleetView(None, "router", "", lambda: None, None)  # type: ignore[arg-type]
     view._links = {(link.record.node_id, 1): link for link in links}
     view._on_change()
     return view
