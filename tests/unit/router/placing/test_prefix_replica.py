@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from baton.kv import prefix_index
+from baton.kv import index_writer, prefix_index
+from baton.kv.index_writer import IndexWriter
 from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
-from baton.kv.prefix_index import Event, IndexWriter
+from baton.kv.prefix_index import Event
 from baton.net import redis_client
 from router.placing.prefix_replica import PrefixReplica
 
@@ -195,8 +196,8 @@ async def test_nothing_of_an_older_incarnation_is_found(clients: Clients) -> Non
 
 
 async def test_blocks_of_a_silent_node_expire(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_index, "LEASE_S", 0.1)
-    monkeypatch.setattr(prefix_index, "RENEWAL_S", 100.0)
+    monkeypatch.setattr(index_writer, "LEASE_S", 0.1)
+    monkeypatch.setattr(index_writer, "RENEWAL_S", 100.0)
     await clients.node("a", num_blocks=5)
     await found_by_script(clients, {"a": 1}, {"a": 5})
     await found_by_script(clients, {"a": 1}, {"a": 0})
@@ -239,7 +240,7 @@ async def test_overflow_of_pending_changes_ends_in_a_snapshot(
 ) -> None:
     node = await clients.node("a", num_blocks=1)
     await found_by_script(clients, {"a": 1}, {"a": 1})
-    monkeypatch.setattr(prefix_index, "MAX_PENDING_BLOCKS", 8)
+    monkeypatch.setattr(index_writer, "MAX_PENDING_BLOCKS", 8)
     node.put(CHAIN[1:100], [])
     assert len(node.writer._pending) <= 8
     await found_by_script(clients, {"a": 1}, {"a": 100})
@@ -247,7 +248,7 @@ async def test_overflow_of_pending_changes_ends_in_a_snapshot(
 
 
 async def test_large_snapshots_travel_in_parts(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_index, "MAX_FLUSH_BLOCKS", 100)
+    monkeypatch.setattr(index_writer, "MAX_SCRIPT_BLOCKS", 100)
     replica = await clients.replica()
     replica.follow(MODEL, {"a": 1})
     await clients.node("a", num_blocks=512)
@@ -333,7 +334,7 @@ async def test_an_event_that_cannot_be_read_does_not_end_the_copy(clients: Clien
     replica = await clients.replica()
     replica.follow(MODEL, {"a": 1})
     await until(lambda: len(replica._holders["a"].blocks) == 3)
-    await clients.fast.xadd(prefix_index._events_key(MODEL), {"node": "a", "version": "another"})
+    await clients.fast.xadd(prefix_index.events_key(MODEL), {"node": "a", "version": "another"})
     node.put(CHAIN[3:9], [])
     await until(lambda: len(replica._holders["a"].blocks) == 9)
 
