@@ -1,4 +1,4 @@
-"""The global prefix index: which node holds which KV blocks. Written by nodes (`index_writer`), read by routers; in Redis.
+"""The global prefix index in Redis: which node holds which KV blocks. Nodes write it (`index_writer`), routers read it.
 
 Schema, per model fingerprint:
   `baton:prefix:<fp>:<node>:<epoch>`      set of the block hashes of one incarnation, and "" so that it is never empty
