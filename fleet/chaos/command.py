@@ -169,8 +169,8 @@ def _report(
     outcomes: list[Outcome], reference: dict[Question, Answer], max_stall_s: float, memory: Memory, console: Console
 ) -> int:
     console.print(chaos_report.table(outcomes, reference))
-    for name, before, after in memory.growth():
-        console.print(f"{name}: {before:.0f} MiB, in the end {after:.0f} MiB")
+    for line in memory.described():
+        console.print(line)
     broken = chaos_report.broken_promises(outcomes, reference, max_stall_s) + memory.grown()
     for line in broken:
         console.print(line)

@@ -1,6 +1,7 @@
 """What `baton loadtest` tries: a fleet with an endpoint, memory that can be read, and nodes that can be killed."""
 
 import asyncio
+import contextlib
 import re
 import shlex
 import signal
@@ -12,6 +13,7 @@ import psutil
 from baton.errors import BatonError
 from bench._load.target import Target, target_of
 from fleet.chaos.fleet import PrivateFleet
+from fleet.memory import resident_bytes
 from fleet.metrics_page import scrape
 
 _TIMEOUT_S = 3.0
@@ -50,8 +52,9 @@ class LocalSite(Site):
         """Of Site."""
         found = {}
         for process in self._fleet.services():
-            if process.pid is not None and psutil.pid_exists(process.pid):
-                found[process.id] = float(psutil.Process(process.pid).memory_info().rss)
+            with contextlib.suppress(psutil.Error):
+                if process.pid is not None:
+                    found[process.id] = resident_bytes(process.pid)
         return found
 
     def kill(self) -> str:

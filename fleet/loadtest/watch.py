@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -13,9 +12,8 @@ from bench._load.driver import Driver
 from bench._load.sse_client import Stream
 from bench._load.workload import Shape
 from fleet.loadtest.site import Site
+from fleet.memory import Growth, growth
 
-_MAX_GROWTH = 0.05
-_GROWTH_SLACK_BYTES = 16 * 2**20  # caches of allocators fill in the first minutes
 _NUM_SAMPLES = 40
 _NORMAL_FACTOR, _NORMAL_SLACK_S = 2.0, 0.05
 _NORMAL_IN_A_ROW = 3
@@ -24,7 +22,7 @@ _WINDOW_S = 1.0
 
 
 class MemoryWatch:
-    """Use as a context, while load runs. Growth is that from the second quarter of the time to its last quarter."""
+    """Use as a context, while load runs."""
 
     def __init__(self, site: Site, seconds: float) -> None:
         self.samples: dict[str, list[float]] = {}
@@ -40,15 +38,10 @@ class MemoryWatch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def worst_growth(self) -> tuple[str, float]:
-        """The service that grew most, and by what share; an empty name where nothing was seen."""
-        growths = {name: _growth(values) for name, values in self.samples.items() if len(values) >= 4}
-        return max(growths.items(), key=lambda item: item[1], default=("", 0.0))
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether no service grew."""
-        return all(_growth(v) <= _MAX_GROWTH or _grown_bytes(v) <= _GROWTH_SLACK_BYTES for v in self.samples.values())
+    def worst_growth(self) -> tuple[str, Growth] | None:
+        """The service that grew most, of those that grew too much if there are any; None where too little was seen."""
+        found = [(name, grown) for name, sizes in self.samples.items() if (grown := growth(sizes)) is not None]
+        return max(found, key=lambda item: (item[1].is_too_much, item[1].share), default=None)
 
     async def _watch(self) -> None:
         while True:
@@ -115,19 +108,3 @@ def _weighted(streams: Sequence[Stream], since_s: float) -> list[tuple[float, fl
         for at_s in stream.times
         if at_s >= since_s
     ]
-
-
-def _growth(values: Sequence[float]) -> float:
-    first, last = _quarters(values)
-    return last / first - 1
-
-
-def _grown_bytes(values: Sequence[float]) -> float:
-    first, last = _quarters(values)
-    return last - first
-
-
-def _quarters(values: Sequence[float]) -> tuple[float, float]:
-    """Medians of the second quarter (the first one warms up) and of the last."""
-    quarter = max(len(values) // 4, 1)
-    return statistics.median(values[quarter : 2 * quarter] or values), statistics.median(values[-quarter:])

@@ -15,7 +15,6 @@ from fleet.chaos.acts import nothing
 from fleet.chaos.client import Answer, Choice, ask
 from fleet.chaos.faults import FAULTS, Fault, Outcome
 from fleet.chaos.fleet import LocalFleet
-from fleet.chaos.memory import Memory
 from fleet.chaos.questions import Question, answers_schema, question
 from fleet.home import Home
 from fleet.state import ProcessState
@@ -195,22 +194,6 @@ async def test_a_killed_routers_own_streams_may_break_off():
 async def test_nodes_given_up_though_only_packets_were_lost():
     fault = Fault("loss", nothing, max_failovers=0)
     assert "given up" in chaos_report.broken_promises([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
-
-
-def test_memory_that_grows_is_told_from_caches_that_fill():
-    memory = Memory()
-    memory.samples["decode-0", 1] = [100.0 + 10 * i for i in range(8)] + [180.0 + i % 3 for i in range(16)]
-    memory.samples["decode-1", 2] = [100.0 + 5 * i for i in range(24)]
-    memory.samples["router-0", 3] = [100.0, 900.0]  # did not live long
-    assert [line.partition(" ")[0] for line in memory.grown()] == ["decode-1"]
-    assert len(memory.growth()) == 2
-
-
-def test_memory_is_that_of_processes_and_their_children():
-    memory = Memory()
-    memory.sample([ProcessState("me", "router", os.getpid(), "ready"), ProcessState("none", "router", None, "ready")])
-    ((_, (sample,)),) = memory.samples.items()
-    assert sample > 10
 
 
 def test_nothing_tried_is_no_promise_kept(capsys: pytest.CaptureFixture[str]):

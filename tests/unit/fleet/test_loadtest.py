@@ -38,30 +38,6 @@ class Known(Site):
         return True
 
 
-def watched(sizes: list[float]) -> loadtest_watch.MemoryWatch:
-    watch = loadtest_watch.MemoryWatch(Known(sizes), 10.0)
-    watch.samples = {"decode-0": sizes}
-    return watch
-
-
-@pytest.mark.parametrize(
-    ("sizes", "is_flat"),
-    [
-        ([100 * MIB] * 12, True),
-        ([50 * MIB] * 3 + [200 * MIB] * 9, True),  # it filled while it warmed up
-        ([200 * MIB + 10 * i * MIB for i in range(12)], False),
-        ([200 * MIB + i * MIB for i in range(12)], True),  # by 4 %
-    ],
-)
-def test_memory_that_grows_after_the_beginning_is_noticed(sizes: list[float], is_flat: bool):
-    assert watched(sizes).is_flat is is_flat
-
-
-def test_the_service_that_grew_most_is_named():
-    name, growth = watched([100 * MIB] * 6 + [150 * MIB] * 6).worst_growth()
-    assert (name, growth) == ("decode-0", 0.5)
-
-
 def test_memory_is_read_while_the_load_runs():
     async def run() -> dict[str, list[float]]:
         async with loadtest_watch.MemoryWatch(Known([1.0, 2.0, 3.0]), 0.1) as watch:
