@@ -2,7 +2,9 @@
 
 import ctypes
 import threading
+from collections.abc import Callable, Mapping
 from ctypes import c_float, c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +65,11 @@ class Library:
         self.num_lanes = int(loaded.num_lanes())
         self.arena = Arena()  # of all weights that it packs
         self.recording = threading.Lock()  # held by who notes what is called
+
+    def use(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        """From now on these are called as the ops, or the `result`, of their names. `recording` has to be held."""
+        for name, function in functions.items():
+            setattr(self, name, function)
 
     def result(self, rows: int, *size: int, dtype: torch.dtype) -> Tensor:
         """Memory for what an op computes."""

@@ -79,13 +79,12 @@ class Recorder:
             return torch.empty(rows, *size, dtype=dtype)
 
         with library.recording:
-            as_they_were = {name: getattr(library, name) for name in (*OPS, "result")}
-            changed = {name: noted(number, as_they_were[name]) for number, name in enumerate(OPS)}
-            vars(library).update(changed, result=result)
+            own = {name: getattr(library, name) for name in (*OPS, "result")}
+            library.use({name: noted(number, own[name]) for number, name in enumerate(OPS)} | {"result": result})
             try:
                 yield
             finally:
-                vars(library).update(as_they_were)
+                library.use(own)
 
     def _take(self, rows: int, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         buffers = self._buffers.get((size, dtype))
