@@ -62,7 +62,7 @@ class LinearFit:
 
     @property
     def coefficients(self) -> list[float]:
-        """Of unscaled x, none below zero."""
+        """The coefficients for x as it is given, none below zero."""
         return [max(weight, 0.0) / scale for weight, scale in zip(self._weights, self._scales, strict=True)]
 
     def note(self, x: Sequence[float], y: float) -> None:
@@ -82,7 +82,7 @@ class LinearFit:
         self._bound_spread()
 
     def _bound_spread(self) -> None:
-        """What is not seen for long is forgotten only so far."""
+        """Keep what has not been seen for long from being forgotten altogether."""
         size = len(self._weights)
         largest = max(self._spread[i][i] for i in range(size))
         if largest > _LOOSE:
@@ -107,7 +107,7 @@ class StepFit:
         self._prefill.note((1.0, float(shape.num_prompt_tokens), float(shape.prompt_context)), rest)
 
     def proto(self) -> types_pb2.StepCost:
-        """What is known so far."""
+        """The coefficients as far as they are known; zeros for a kind of step that was hardly seen."""
         cost = types_pb2.StepCost()
         if self._prefill.num_samples >= _MIN_STEPS:
             cost.prefill_base_ms, cost.prefill_token_ms, cost.prefill_context_ms = self._prefill.coefficients

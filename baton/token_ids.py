@@ -15,7 +15,7 @@ def packed(token_ids: Sequence[int]) -> "array[int]":
 
 
 def to_bytes(token_ids: Sequence[int]) -> bytes:
-    """For the wire. An array is copied as it is."""
+    """The ids as the wire carries them. An array is copied as it is."""
     items = packed(token_ids)
     if sys.byteorder == "big":
         items = items[:]

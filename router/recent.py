@@ -32,7 +32,7 @@ class Slot(msgspec.Struct):
     flows: dict[str, tuple[int, int]] = {}  # bytes, transfers
 
     def add(self, other: "Slot") -> None:
-        """Of another router, or another time."""
+        """Add the counts of a slot of another router, or of another time."""
         for name in ("requests", "errors", "refused", "prompt_tokens", "cached_tokens", "output_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, theirs in ((self.ttft, other.ttft), (self.tpot, other.tpot)):
@@ -44,7 +44,7 @@ class Slot(msgspec.Struct):
 
 
 class Recent:
-    """Written by those who serve requests; `slots` are read by those who look on."""
+    """The last slots, the current one included. What serves requests counts in; the admin port reads `slots`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -89,7 +89,7 @@ class Recent:
 
 
 def merged(slots: Iterable[Slot]) -> Slot:
-    """All of them in one."""
+    """The sum of several slots."""
     total = Slot()
     for slot in slots:
         total.add(slot)
@@ -105,12 +105,12 @@ def percentiles_ms(buckets: dict[int, int]) -> list[float | None]:
 
 
 def to_json(slots: list[Slot]) -> list[Any]:
-    """As other routers read it."""
+    """Slots for another router to read (`from_json`)."""
     return [msgspec.to_builtins(slot, str_keys=True) for slot in slots]
 
 
 def from_json(value: Any) -> list[Slot]:
-    """Raises msgspec.ValidationError for what is none."""
+    """Slots of another router. Raises msgspec.ValidationError for anything else."""
     return msgspec.convert(value, list[Slot], strict=False)[:NUM_SLOTS]
 
 

@@ -23,7 +23,7 @@ class Paused(Cancelled):
 
 
 class Running:
-    """Also the handle that the HTTP side gets."""
+    """The request, and the handle of it that the HTTP side gets (`job.Handle`)."""
 
     def __init__(self, job: Job, sink: Sink, key: int) -> None:
         self.job = job
@@ -47,7 +47,7 @@ class Running:
 
     @property
     def token_ids(self) -> "array[int]":
-        """What the next attempt begins with; not to be changed."""
+        """Prompt and output so far, with which the next attempt begins. Not to be changed."""
         return self._prompt + packed(self.output) if self.output else self._prompt
 
     @property
@@ -83,7 +83,7 @@ class Running:
             self.task.cancel()
 
     def expire(self) -> None:
-        """Its deadline has come."""
+        """End the request: its deadline has come."""
         self.is_late = True
         if self.task is not None:
             self.task.cancel()
@@ -95,13 +95,13 @@ class Running:
             self.fail_attempt(Paused("the client reads too slowly"))
 
     def resume(self) -> None:
-        """Place it again."""
+        """Let it be placed again."""
         if self._pause is not None:
             self._pause.set()
             self._pause = None
 
     async def resumed(self) -> None:
-        """Return when it is not paused, or no more."""
+        """Return as soon as it is not paused."""
         while self._pause is not None:
             await self._pause.wait()
 
@@ -112,7 +112,7 @@ class Running:
             raise asyncio.CancelledError
 
     def emit_prompt(self, result: PromptResult) -> None:
-        """What was wanted of the prompt."""
+        """Hand the sink what was wanted of the prompt."""
         self.wants_prompt = False
         if self._sink is None:
             return
@@ -122,7 +122,7 @@ class Running:
             self._give_up()
 
     def emit(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
-        """The next output tokens."""
+        """Hand the sink the next output tokens."""
         self.output += tokens
         if self._sink is None:
             return
@@ -138,7 +138,7 @@ class Running:
         self.usage.timings = timings | self.usage.timings
 
     def mark(self, name: str, **attributes: Value) -> None:
-        """For its timeline: this happens now."""
+        """Note in its timeline that this happens now."""
         self.timeline.mark(name, **attributes)
 
     def finish(self, reason: FinishReason) -> None:

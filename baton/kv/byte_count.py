@@ -10,12 +10,12 @@ Count = Callable[[bytes, bytes], Sequence[int]]
 
 
 def counted(text: bytes, marks: bytes) -> Sequence[int]:
-    """By Python: the specification of the other one."""
+    """The count by Python, which specifies that of the compiled library."""
     return [text.count(mark) for mark in marks]
 
 
 def fastest() -> Count:
-    """What this installation has."""
+    """The fastest count of this installation."""
     try:
         compiled = ctypes.CDLL(str(native.library(native.BYTE_COUNT))).baton_count_bytes
     except OSError:

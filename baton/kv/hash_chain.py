@@ -41,7 +41,7 @@ def load(path: Path, *, portably: bool = False) -> Chain:
 
 
 def fastest() -> Chain:
-    """What this installation has."""
+    """The fastest chain of this installation."""
     try:
         return load(native.library(native.HASH_CHAIN))
     except OSError:

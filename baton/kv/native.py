@@ -21,7 +21,7 @@ _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=default")
 
 
 def library(source: Path, folder: Path = FOLDER) -> Path:
-    """Where the compiled one is, if it is there."""
+    """Where the library compiled from this source is, or would be."""
     digest = sha256(repr(_FLAGS).encode() + source.read_bytes()).hexdigest()
     return folder / f"{source.stem}-{digest[:16]}.so"
 

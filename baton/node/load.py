@@ -55,7 +55,7 @@ class LoadBoard:
 
     @property
     def state(self) -> "types_pb2.NodeState.ValueType":
-        """Where the node is in its life."""
+        """Starting, ready or draining."""
         return self._state
 
     @state.setter

@@ -133,7 +133,7 @@ class Session:
         self._count_and_wake()
 
     def add_first_token(self, first: types_pb2.FirstToken) -> None:
-        """What a prefill node drew."""
+        """The first token of a leg, which a prefill node drew."""
         self._batch.first_tokens.append(first)
         self._count_and_wake()
 
@@ -143,7 +143,7 @@ class Session:
         self._count_and_wake()
 
     def add_failed(self, key: int, attempt: int, error: BatonError) -> None:
-        """Likewise, of a leg that is not taken up, or that fails."""
+        """The last message of a leg that is not taken up, or that fails."""
         code, param = error.code or "", error.param or ""
         self._batch.failed.add(key=key, attempt=attempt, code=code, message=error.message, param=param)
         self._count_and_wake()

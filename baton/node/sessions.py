@@ -71,12 +71,12 @@ class Sessions:
         return session if session is not None and session.holds(leg) else None
 
     def grant(self, leg: Leg, grant: transfer_pb2.Grant | None) -> None:
-        """A leg is taken up; without a grant its prompt is computed here."""
+        """Tell a leg's router that it is taken up; without a grant its prompt is computed here."""
         if (session := self.of(leg)) is not None:
             session.add_granted(leg.generation, grant)
 
     def refuse(self, generation: Generation, error: BatonError) -> None:
-        """Of a leg that was never entered."""
+        """Tell a router that its leg is not taken up. The leg was never entered."""
         self.session(generation.router_id).add_failed(generation.key, generation.attempt, error)
 
     def fail(self, leg: Leg, error: BatonError) -> None:

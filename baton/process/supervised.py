@@ -7,12 +7,12 @@ import msgspec
 
 
 def say_progress(fraction: float) -> None:
-    """How far it is while it loads."""
+    """How far the service has loaded, from 0 to 1."""
     _say(f"progress {fraction:.2f}")
 
 
 def say_ready(facts: dict[str, Any]) -> None:
-    """It serves; `facts` say where, and who it is."""
+    """The service is ready; `facts` say where, and who it is."""
     _say(f"ready {msgspec.json.encode(facts).decode()}")
 
 

@@ -26,7 +26,7 @@ _SCOPE = "baton"
 
 
 class SpanExporter:
-    """Of one process. `export` is what a TimelineBook calls."""
+    """The exporter of one process. A TimelineBook calls `export` with each timeline that has ended."""
 
     def __init__(self, endpoint: str, attributes: Mapping[str, str]) -> None:
         """ConfigError where OpenTelemetry is not installed, or the endpoint is no address of a collector."""

@@ -76,12 +76,12 @@ class Timeline:
             self.on_end(self)
 
     def events(self) -> list[Event]:
-        """In order of their beginning."""
+        """All events, in the order of their beginning."""
         more = self.more() if self.more is not None else ()
         return sorted([*self._events, *more], key=lambda event: event.start_s)
 
     def to_proto(self, node_id: str) -> trace_pb2.Timeline:
-        """For a router: seconds since it began."""
+        """The timeline as a router gets it: in seconds since its beginning."""
         return trace_pb2.Timeline(
             request_id=self.request_id,
             attempt=self.attempt,

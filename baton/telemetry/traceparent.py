@@ -9,7 +9,7 @@ _SAMPLED = 1
 
 
 class TraceParent(NamedTuple):
-    """What it says."""
+    """The header's fields."""
 
     trace_id: int
     span_id: int

@@ -27,7 +27,7 @@ class WrongHost(BatonError):
 
 
 class AdminAuth:
-    """The admin port's check."""
+    """Checks every request to the admin port but those to its login."""
 
     def __init__(self, host: str, keys: APIKeys, service_token: str, clock: Callable[[], float] = time.time) -> None:
         """Open to this host where there are no keys and the port listens there alone."""
@@ -36,7 +36,7 @@ class AdminAuth:
         self._secret = secrets.token_bytes(32)
 
     def check(self, authorization: str, cookie: str, host: str) -> None:
-        """Of a request's headers. Raises Unauthenticated, or WrongHost."""
+        """Let a request with these headers in, or raise Unauthenticated or WrongHost."""
         if self.is_open:
             if not is_loopback(_name(host)):
                 raise WrongHost("this port answers to 127.0.0.1 and localhost only")

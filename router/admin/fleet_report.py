@@ -26,7 +26,7 @@ _SMOOTH_SLOTS = 5  # what a point of a percentile's line is of
 
 
 class FleetReport:
-    """Of one router."""
+    """Puts the report together, as this router sees the fleet."""
 
     def __init__(self, dispatcher: Dispatcher, peers: Peers, rates: NodeRates, models: tuple[str, ...]) -> None:
         self._dispatcher, self._peers, self._rates, self._models = dispatcher, peers, rates, models
@@ -38,7 +38,7 @@ class FleetReport:
         self._services_s = float("-inf")
 
     def local(self) -> dict[str, Any]:
-        """This router alone."""
+        """What this router itself has seen: its part of the report of whoever asks."""
         return {
             "router_id": self._dispatcher.router_id,
             "num_in_flight": self._dispatcher.num_in_flight,
@@ -48,7 +48,7 @@ class FleetReport:
         }
 
     async def whole(self) -> dict[str, Any]:
-        """All of it."""
+        """The whole fleet, with what the other routers have seen. May be up to a second old."""
         async with self._making:
             if time.monotonic() - self._made_s > _FRESH_S:
                 self._latest = await self._make()
@@ -128,7 +128,7 @@ def _over(slots: list[Slot]) -> list[Slot]:
 
 
 def _added(columns: list[list[Slot]]) -> list[Slot]:
-    """By age."""
+    """The slots of several routers added up, age by age; the latest first."""
     return [merged(column[age] for column in columns if age < len(column)) for age in range(NUM_SLOTS)]
 
 

@@ -14,7 +14,7 @@ _MAX_BYTES = 4 * 2**20
 
 
 class Peers:
-    """All requests at once, each bounded; those that do not answer are left out."""
+    """Asks all of them at once, each for TIMEOUT_S at most; those that do not answer are left out."""
 
     def __init__(self, router_id: str, service_token: str) -> None:
         self._router_id, self._token = router_id, service_token
@@ -33,7 +33,7 @@ class Peers:
         }
 
     async def trace(self, peers: list[NodeRecord], request_id: str) -> dict[str, Any] | None:
-        """From the router that served the request."""
+        """A request's trace, from whichever router served it; None where none of them remembers it."""
         answers = await self._ask(peers, f"/admin/trace/{quote(request_id, safe='')}?here")
         return next((answer for answer in answers if answer is not None), None)
 

@@ -18,7 +18,7 @@ _spending: set[asyncio.Task[None]] = set()
 
 
 class Account:
-    """Of one HTTP request."""
+    """Made for each HTTP request, of the tenant whose key it brought."""
 
     def __init__(self, tenant: Tenant = ANYBODY, limiter: RateLimiter | None = None) -> None:
         self.tenant = tenant
@@ -39,11 +39,11 @@ class Account:
             raise
 
     def max_tokens(self, wanted: int) -> int:
-        """Output tokens that it gets of those that it wants."""
+        """As many output tokens of those wanted as the key allows."""
         return min(wanted, self.tenant.max_tokens) if self.tenant.max_tokens else wanted
 
     def used(self, num_prompt_tokens: int, num_cached_tokens: int, num_output_tokens: int, *, is_good: bool) -> None:
-        """The request is over."""
+        """Count what a request took that is over, and take its output from the key's rate."""
         if not self.tenant.name:
             return
         name = _bounded(self.tenant.name)

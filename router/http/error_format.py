@@ -64,24 +64,24 @@ class HeadersTooLarge(BatonError):
 
 
 def error_object(error: BatonError) -> dict[str, Any]:
-    """`{"error": {...}}`."""
+    """The error as OpenAI's clients know it: `{"error": {message, type, param, code}}`."""
     fields = {"message": _told(error), "type": error.type, "param": error.param, "code": error.code}
     return {"error": fields}
 
 
 def _told(error: BatonError) -> str:
-    """A message that names its field itself: it is all that OpenAI's Python client shows of an error."""
+    """The message, with the field in front of it where it does not name it: OpenAI's Python client shows no more."""
     is_named = not error.param or error.param in error.message or isinstance(error, ContextLengthExceeded)
     return f"{error.param}: {error.message}" if isinstance(error, InvalidRequest) and not is_named else error.message
 
 
 def error_json(error: BatonError) -> bytes:
-    """The same as bytes."""
+    """`error_object` as JSON."""
     return msgspec.json.encode(error_object(error))
 
 
 def error_headers(error: BatonError) -> list[Header]:
-    """What goes along: when to come back, how to authenticate."""
+    """Headers of an error's answer: when to come again, which methods there are, how to authenticate."""
     headers: list[Header] = []
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:

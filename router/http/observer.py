@@ -15,7 +15,7 @@ _log = logging.getLogger("router.access")
 
 
 class Observer:
-    """Of one router process. `traces`: whether spans of requests are exported by this router."""
+    """One per router process. `traces`: whether this router exports spans of its requests."""
 
     def __init__(self, timelines: TimelineBook | None = None, *, traces: bool = False) -> None:
         self._timelines = timelines or TimelineBook()
@@ -31,7 +31,7 @@ class Observer:
         self._timelines.add(exchange.timeline)
 
     def end(self, exchange: Exchange) -> None:
-        """It is answered, or its client has left."""
+        """The request has been answered, or its client has left: count it, and write it into the log."""
         total_s = time.monotonic() - exchange.arrived_s
         status = _CLIENT_LEFT if exchange.left else exchange.status
         http_metrics.REQUESTS.labels(exchange.model, str(status)).inc()

@@ -51,7 +51,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """The connection is gone: stop its clock, and count it out."""
         self._gate.set("lost", shut=True)
         self._stop_clock()
         if self._address is not None:
@@ -81,7 +81,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """The client has caught up with what was written."""
         self._gate.set("full", shut=False)
         super().resume_writing()
 
@@ -122,14 +122,14 @@ class LimitedProtocol(HttpToolsProtocol):
         scope["extensions"] = {"baton.outlet": Outlet(self.cycle, self._gate)}
 
     def on_body(self, body: bytes) -> None:
-        """A piece of it."""
+        """A piece of the body."""
         self._num_chunks += 1
         if self._num_chunks > MAX_CHUNKS:
             raise httptools.HttpParserError("too many chunks")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Whatever follows is another head."""
+        """The request is here to its end: whatever follows is the head of another."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
@@ -143,7 +143,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
-        """As every error: an object that names the reason."""
+        """Answer what is no valid request, as every error is answered (`_reason`, 400 unless told), and close."""
         error = self._reason or _INVALID_HTTP
         if self.cycle is not None and not self.cycle.response_complete:
             if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
@@ -163,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _parse(self, data: bytes) -> None:
-        """What asks for another protocol is parsed again, without the wish."""
+        """Feed the parser. A request that asks for another protocol is fed again without its `Upgrade` header."""
         for _ in range(_MAX_WISHES):
             try:
                 self.parser.feed_data(data)

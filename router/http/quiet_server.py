@@ -40,12 +40,12 @@ class QuietServer(uvicorn.Server):
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As its parent."""
+        """Listen, as uvicorn does, and say so."""
         await super().startup(sockets)
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As its parent, which resets who is not accepted yet, and hangs up on who has not asked yet: we serve both."""
+        """Close the port and end, as uvicorn does; but serve those who have connected and could not ask yet."""
         waiting = [connection for listener in sockets or () for connection in _accepted(listener)]
         for server in self.servers:
             server.close()
@@ -70,12 +70,12 @@ class QuietServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take none."""
+        """Leave signals to the process (`lifecycle`)."""
         yield
 
 
 def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
-    """Those whose connection stands, as far as the kernel is concerned."""
+    """Connections that the kernel has established, and nobody has accepted yet."""
     with contextlib.suppress(OSError):
         while True:
             yield listener.accept()[0]

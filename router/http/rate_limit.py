@@ -57,7 +57,7 @@ class Left(msgspec.Struct, frozen=True):
 
 
 class _LocalBuckets:
-    """The script's arithmetic, of one router's share."""
+    """Buckets of this router alone, with the script's arithmetic: for when Redis does not answer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -106,7 +106,7 @@ class RateLimiter:
         return left
 
     async def spend(self, tenant: Tenant, num_tokens: int) -> None:
-        """Tokens that have been made for it."""
+        """Take the tokens of an output that has been made from the tenant's bucket."""
         if num_tokens and tenant.tokens_per_minute:
             await self._take(tenant, (0, num_tokens), checks=False)
 

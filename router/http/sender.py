@@ -29,10 +29,10 @@ class Source(Protocol):
         """The client reads too slowly: make no more, though a little may still come."""
 
     def resume(self) -> None:
-        """It has taken all that there was."""
+        """The client has taken all that there was: go on."""
 
     def drop(self) -> None:
-        """It does not take the answer: make no more at all."""
+        """The client has been given up: make no more at all."""
 
 
 class Sender:

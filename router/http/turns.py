@@ -11,7 +11,7 @@ MAX_WAITING_BYTES = 128 * 2**20
 
 
 class Turns:
-    """Of one router process."""
+    """The line of large bodies of one router process: one is read at a time, with a pause after it."""
 
     def __init__(self) -> None:
         self.num_waiting_bytes = 0
@@ -32,7 +32,7 @@ class Turns:
             self.num_waiting_bytes -= num_bytes
 
     def _pause(self, began_s: float) -> None:
-        """The loop is back, before the next one's turn."""
+        """Called when the event loop gets on after a body: how long it took decides when the next may be read."""
         now_s = time.monotonic()
         self._next_s = now_s + PAUSES * (now_s - began_s)
 

@@ -27,7 +27,7 @@ _NONE = _Pause(0.0, 0.0)
 
 
 class CutPairs:
-    """By incarnation: a node that came back has a clean record."""
+    """Pairs are of incarnations: a node that was started anew has a clean record."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -27,7 +27,7 @@ class Refused(BatonError):
 
 
 def failed_error(failed: node_pb2.Failed, node: Node) -> BatonError:
-    """Of a leg that a node did not take up, or a prefill node could not bring to its end."""
+    """The error behind a leg that a node refused, or that a prefill node could not bring to its end."""
     error = from_code(failed.code, failed.message, failed.param)
     if isinstance(error, _REFUSALS):
         node.avoid()
@@ -36,7 +36,7 @@ def failed_error(failed: node_pb2.Failed, node: Node) -> BatonError:
 
 
 def finished_error(finished: types_pb2.Finished) -> BatonError:
-    """Of a request that a decode node had taken up: its own trouble, and that of nodes, is for another attempt."""
+    """The error behind a request that ended on its decode node. Trouble with nodes is a matter of another attempt."""
     error = from_code(finished.error_code, finished.error_message or "the request failed on its node")
     return TransferError(error.message) if isinstance(error, _RETRIED) else error
 

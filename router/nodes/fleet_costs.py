@@ -41,7 +41,7 @@ def _least(before: float, sample: float) -> float:
 
 
 class FleetCosts:
-    """Shared by all links of a router, and by what places requests."""
+    """One per router: its links add what they hear, and placing reads it."""
 
     def __init__(self) -> None:
         self.pooled = StepCost()

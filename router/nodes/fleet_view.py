@@ -138,7 +138,7 @@ class FleetView:
         return [link for link in links if link.record.role == role and link.record.model_fingerprint == served]
 
     def _may_suspect(self, link: NodeLink) -> bool:
-        """Where more than half of a pool is silent it is rather this host, or the network, that is slow."""
+        """Whether a silence is the node's own. Where most of a pool is silent it is this host's, or the network's."""
         pool = [other for other in self._links.values() if other.alive and other.record.role == link.record.role]
         return 2 * sum(other.speaks for other in pool if other is not link) >= len(pool)
 

@@ -10,14 +10,14 @@ from baton.v1.types_pb2 import TokenLogprobs
 
 
 class Node(Protocol):
-    """The one that speaks: a leg tells it from others, and may ask for a pause."""
+    """The node that a message is from. A leg compares it with those it knows, and may have it left alone."""
 
     def avoid(self) -> None:
         """No new requests for a moment."""
 
 
 class Leg:
-    """Ignores everything; those who expect something say what they make of it."""
+    """A listener that ignores everything; attempts override what they wait for."""
 
     key: int
     attempt: int
@@ -46,7 +46,7 @@ class Leg:
         """That node has not taken it up, or could not bring it to its end."""
 
     def on_rows_lost(self) -> None:
-        """A row that should have come has not."""
+        """Rows before this one never came."""
 
     def on_lost(self, node: Node) -> None:
         """Nothing more comes from that node."""

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class NodeLink:
-    """Made by the fleet view, one per incarnation of a node."""
+    """The link to one incarnation of a node. The fleet view makes and closes it."""
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class NodeLink:
         call.cancel()
 
     def _suspect(self) -> None:
-        """What runs there is begun elsewhere; the stream stays, for a node that was only slow."""
+        """Fail what runs there, so that it begins elsewhere. The stream stays open, for a node that was only slow."""
         _log.warning("node %s is silent (%d requests on it)", self.record.node_id, len(self.legs))
         self.suspected = True
         self._fail_legs()

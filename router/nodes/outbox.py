@@ -25,7 +25,7 @@ _Call = aio.StreamStreamCall[node_pb2.RouterBatch, node_pb2.StepBatch]
 
 
 class Outbox:
-    """Of one node. Empty, and closed, while there is no stream."""
+    """What one node is still to be told. It is empty while there is no stream to that node."""
 
     def __init__(self, router_id: str, epoch: int) -> None:
         """`epoch` is the incarnation that is spoken to."""
@@ -65,7 +65,7 @@ class Outbox:
         self._last().proto.grants.append(granted)
 
     def cancel(self, key: int, attempt: int) -> None:
-        """Nobody wants this attempt, or an older one."""
+        """Have the node drop this attempt and older ones."""
         batch = self._last().proto
         batch.cancelled_keys.append(key)
         batch.cancelled_attempts.append(attempt)

@@ -14,7 +14,7 @@ _NUM_SAMPLES = 4
 
 
 class Rates(NamedTuple):
-    """Per second, but for the last ones."""
+    """Per second, unless the name says otherwise."""
 
     output_tokens: float = 0.0
     prompt_tokens: float = 0.0
@@ -31,13 +31,13 @@ class NodeRates:
         self.history: deque[float] = deque([0.0] * NUM_SLOTS, maxlen=NUM_SLOTS)  # output tokens/s, the oldest first
 
     async def run(self) -> None:
-        """For ever."""
+        """Sample every SLOT_S, for ever."""
         while True:
             self.sample()
             await asyncio.sleep(SLOT_S)
 
     def sample(self) -> None:
-        """Look now."""
+        """Note what every link says now."""
         now_s, samples, total = time.monotonic(), self._samples, 0.0
         self._samples = {}
         for link in self._links():

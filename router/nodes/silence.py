@@ -9,7 +9,7 @@ _FORGETTING = 0.995  # of that, a message
 
 
 class Silence:
-    """Of one stream after the other."""
+    """The silence on a link; the same object serves each of its streams in turn."""
 
     def __init__(self) -> None:
         self._ticks = 0
@@ -27,12 +27,12 @@ class Silence:
 
     @property
     def is_final(self) -> bool:
-        """Whether nobody waits any longer who has anywhere else to go."""
+        """Whether requests give the node up that can go elsewhere."""
         return self._ticks >= LOST_TICKS
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether nobody waits any longer at all."""
+        """Whether all requests give the node up."""
         return self._ticks >= HOPELESS_TICKS
 
     def begin(self) -> None:

@@ -52,7 +52,7 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
         self._utilize()
 
     def prompt_done(self, work_ms: float) -> None:
-        """It is computed, or given up."""
+        """A prompt that was sent there is computed, or given up."""
         self.queue_ms = max(self.queue_ms - work_ms, 0.0)
         self.num_waiting = max(self.num_waiting - 1, 0)
 
@@ -63,7 +63,7 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
         self.num_free_blocks -= num_blocks
 
     def decode_done(self, num_tokens: int, num_blocks: int) -> None:
-        """It is over."""
+        """A request that was decoded there is over."""
         self.num_running = max(self.num_running - 1, 0)
         self.num_context_tokens = max(self.num_context_tokens - num_tokens, 0)
         self.num_free_blocks += num_blocks

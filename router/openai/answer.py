@@ -58,23 +58,23 @@ class Answer(ABC):
         return ttft | (self.choices[0].usage.timings if self.choices else {})
 
     def drop(self) -> None:
-        """Nobody waits for the rest. Idempotent."""
+        """Of `Source`, too: cancel all choices, as nobody waits for the rest. Idempotent."""
         self.ended = True
         for choice in self.choices:
             choice.cancel()
 
     def pause(self) -> None:
-        """The client has to catch up."""
+        """Of `Source`: the client has to catch up."""
         for choice in self.choices:
             choice.pause()
 
     def resume(self) -> None:
-        """It has."""
+        """Of `Source`: it has."""
         for choice in self.choices:
             choice.resume()
 
     def on_prompt(self, choice: Choice, result: PromptResult) -> None:
-        """The format shows it."""
+        """What was asked for of the prompt is here: the format will show it."""
         self._format.prompts[choice.index].take(result)
 
     def on_begin(self, choice: Choice) -> None:
@@ -115,7 +115,7 @@ class Answer(ABC):
     def _choice_ended(self, choice: Choice) -> None: ...
 
     def _record_ttft(self, ttft_s: float) -> None:
-        """The client has it by now."""
+        """Record the time to the first token, a turn of the loop after that was sent."""
         http_metrics.TIME_TO_FIRST_TOKEN.observe(ttft_s, exemplar(self._exchange.request_id))
         RECENT.ttft(ttft_s)
         self._exchange.timeline.mark("first token sent")
@@ -134,7 +134,7 @@ class WholeAnswer(Answer):
         self._pieces: dict[int, list[bytes]] = {}  # as they stand in a JSON string
 
     def inserter(self, choice: Choice) -> Insert | None:
-        """Text only has to be kept."""
+        """What keeps text, as it stands in a JSON string."""
         pieces = self._pieces.setdefault(choice.index, [])
 
         def insert(text: bytes) -> bool:
@@ -144,7 +144,7 @@ class WholeAnswer(Answer):
         return insert
 
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
-        """Kept."""
+        """Keep the text, and its tokens' entries."""
         self._pieces.setdefault(choice.index, []).append(msgspec.json.encode(text)[1:-1])
         if entries:
             self._text(choice).entries.extend(entries)
@@ -179,12 +179,12 @@ class StreamedAnswer(Answer):
             self._exchange.sender.write(opening)
 
     def inserter(self, choice: Choice) -> Insert | None:
-        """Where all events of the choice differ only in their text."""
+        """What sends text, where all further events of the choice differ only in their text."""
         around = None if self.ended or self._format.counts_each else self._format.around(choice.index)
         return around and self._exchange.sender.inserter(*around)
 
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
-        """Sent on."""
+        """Send the text on, or hold it for the event that ends its choice."""
         if self.ended:
             return
         event = self._told(self._format.delta(choice.index, text, entries))

@@ -68,7 +68,7 @@ class Format(Protocol):
         """A choice is complete."""
 
     def finish(self, counts: TokenCounts) -> bytes:
-        """All of them are, and this is what it cost."""
+        """All choices are complete, and this is what the answer cost."""
 
     def failure(self, error: BatonError) -> bytes:
         """The last event of a stream that failed."""
@@ -78,7 +78,7 @@ class Format(Protocol):
 
 
 def counted(events: bytes, counts: TokenCounts) -> bytes:
-    """The same events, which say what it has cost so far."""
+    """Events, with what the answer has cost so far in each."""
     return events.replace(_NO_USAGE, b',"usage":%s}\n\n' % _encode(counts.to_json()))
 
 
@@ -100,7 +100,7 @@ class Frame:
         return b"%s%s%s" % (self._head, choice, self._tail)
 
     def finish(self, counts: TokenCounts) -> bytes:
-        """What it cost, where that was asked for, and the end."""
+        """The last events: what the answer cost, where that was asked for, and `[DONE]`."""
         if not self._stream_usage:
             return DONE
         return b'%s],"usage":%s}\n\n%s' % (self._head, _encode(counts.to_json()), DONE)
@@ -136,7 +136,7 @@ class _ChoicesFormat:
         self.failure = self._frame.failure
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """Of text."""
+        """What is around any text of this choice."""
         return self._around[index]
 
 
@@ -184,7 +184,7 @@ class ChatFormat(_ChoicesFormat):
         return self._frame.whole("chat.completion", listed, counts, **more)
 
     def _message(self, index: int, choice: ChoiceText) -> tuple[dict[str, Any], str]:
-        """Its content, and why it ends."""
+        """The message's content, and why the choice ends."""
         return {"content": choice.text}, choice.finish_reason
 
 

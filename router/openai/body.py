@@ -34,19 +34,19 @@ _Schema = dict[str, Any]
 
 
 def unsupported(param: str) -> InvalidRequest:
-    """For a field that is known, and not served."""
+    """The error for a field that is known, and not served."""
     return coded(InvalidRequest("This is not supported: leave it out", param=param), "unsupported_parameter")
 
 
 def too_long(max_model_len: int, what: str, param: str) -> ContextLengthExceeded:
-    """In OpenAI's words, by which clients know it (LiteLLM, which then takes another model) more than by its code."""
+    """The error for too many tokens, in OpenAI's words: by these LiteLLM knows to take another model."""
     return ContextLengthExceeded(
         f"This model's maximum context length is {max_model_len} tokens, however {what}", param=param
     )
 
 
 def coded(error: InvalidRequest, code: str) -> InvalidRequest:
-    """The same with another of OpenAI's codes."""
+    """The same error with another of OpenAI's codes."""
     error.code = code  # type: ignore[misc]
     return error
 
@@ -127,7 +127,7 @@ def _choices(kind: Any, path: str) -> tuple[str, ...]:
 
 
 def _forms(root: _Schema, place: _Schema) -> Iterator[_Schema]:
-    """What a schema may stand for."""
+    """The schemas that one may stand for: itself, what it refers to, and each of `anyOf`."""
     if "$ref" in place:
         yield from _forms(root, root["$defs"][place["$ref"].rpartition("/")[2]])
         return

@@ -124,12 +124,12 @@ class Choice:
             self.handle.cancel()
 
     def pause(self) -> None:
-        """Want no tokens for a while."""
+        """Have the job make no tokens for a while."""
         if self.handle is not None and not self.finish_reason:
             self.handle.pause()
 
     def resume(self) -> None:
-        """Want them again."""
+        """Have it go on."""
         if self.handle is not None:
             self.handle.resume()
 

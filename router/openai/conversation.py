@@ -38,7 +38,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 def conversation(
     messages: Sequence[Message], tools: Tools = NO_TOOLS, variables: Mapping[str, bool | str] | None = None
 ) -> Conversation:
-    """Of a chat body."""
+    """The conversation of a chat body."""
     listed = [tool.for_template() for tool in tools.listed] if tools.listed else None
     return Conversation(messages=[_fields(message) for message in messages], tools=listed, variables=variables or {})
 
@@ -53,7 +53,7 @@ def thinking_variables(effort: str | None, switches: Switches | None = None) -> 
 
 
 def for_template(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    """A tool call. Templates write the arguments as JSON themselves, from the object."""
+    """A tool call for a template, which writes the arguments as JSON itself, from the object."""
     try:
         value = msgspec.json.decode(arguments)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):

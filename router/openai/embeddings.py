@@ -37,7 +37,7 @@ class Vector:
         self._found = b""
 
     def on_prompt(self, result: PromptResult) -> None:
-        """Here it is."""
+        """The embedding, which counts once the job has finished."""
         self._found = result.embedding
 
     def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:

@@ -170,5 +170,5 @@ class Generator:
 
 
 def answer_id(prefix: str) -> str:
-    """Of an answer, as clients see it."""
+    """A new id for an answer, as clients see it."""
     return f"{prefix}-{os.urandom(12).hex()}"

@@ -9,7 +9,7 @@ from router.openai.token_entry import TokenEntry
 
 
 def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    """Of a chat's choice."""
+    """`logprobs` of a chat's choice."""
     content = [
         {
             **_token_logprob(entry.token, entry.logprob or 0.0),
@@ -32,7 +32,7 @@ def moved(entries: Sequence[TokenEntry], num_chars: int) -> Sequence[TokenEntry]
 
 
 def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    """Of a completion's choice."""
+    """`logprobs` of a completion's choice: one list for each column."""
     return {
         "text_offset": [entry.offset for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],

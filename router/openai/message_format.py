@@ -27,12 +27,12 @@ class Call(msgspec.Struct):
     whole: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As in a message."""
+        """A whole call, as a message has it."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 class Collected(msgspec.Struct):
-    """All parts of an output."""
+    """The parts of a whole output, by kind."""
 
     content: str = ""
     reasoning: str = ""
@@ -109,7 +109,7 @@ class MessageFormat(ChatFormat):
         return self._events(index, parser.push(text))
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """Of content, once the parser has nothing more to look for."""
+        """What is around content, once the parser has nothing more to look for."""
         parser = self._parsers.get(index)
         return super().around(index) if parser is not None and parser.passes else None
 

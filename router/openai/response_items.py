@@ -12,7 +12,7 @@ Place = dict[str, Any]
 
 
 class Item(ABC):
-    """What all of them have."""
+    """What items of all kinds have."""
 
     def __init__(self, item_id: str) -> None:
         self.id = item_id
@@ -21,12 +21,12 @@ class Item(ABC):
 
     @property
     def text(self) -> str:
-        """As far as it came."""
+        """The text as far as it came."""
         return "".join(self._pieces)
 
     @property
     def num_chars(self) -> int:
-        """Of what the model wrote."""
+        """Characters of what the model wrote."""
         return len(self.text)
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Item(ABC):
 
     @abstractmethod
     def opening(self, place: Place) -> list[Event]:
-        """After it was added."""
+        """Events that follow the one by which it was added."""
 
     @abstractmethod
     def grow(self, place: Place, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
@@ -43,7 +43,7 @@ class Item(ABC):
 
     @abstractmethod
     def closing(self, place: Place) -> list[Event]:
-        """Before it is done."""
+        """Events that precede the one by which it is done."""
 
 
 class _TextItem(Item):

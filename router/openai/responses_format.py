@@ -24,7 +24,7 @@ _encode = msgspec.json.encode
 
 
 class ResponsesFormat:
-    """Of one answer."""
+    """The format of one answer of /v1/responses; it grows with the output."""
 
     def __init__(self, body: ResponsesBody, prompts: Sequence[PromptPart], parser: Parser, calls_style: str) -> None:
         self.prompts = prompts
@@ -50,7 +50,7 @@ class ResponsesFormat:
         return b"".join(map(self._take, self._parser.push(text)))
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """Events are numbered."""
+        """None: each event has a number of its own."""
         return None
 
     def end(self, index: int, finish_reason: str) -> bytes:

@@ -30,7 +30,7 @@ _DEFAULTS = OutputFlags()
 
 
 class Sized(Protocol):
-    """A message, or an item."""
+    """A message of a chat, or an item of a response."""
 
     @property
     def sizes(self) -> Iterator[int]:

@@ -156,7 +156,7 @@ def check_depth(schema: bytes, param: str) -> None:
 
 
 def _containers(level: list[Any]) -> list[Any]:
-    """What lies in these, as far as something may lie in it."""
+    """The objects and lists that lie directly in these."""
     values = (node.values() if isinstance(node, dict) else node for node in level)
     return [value for some in values for value in some if isinstance(value, dict | list)]
 

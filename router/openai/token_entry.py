@@ -15,5 +15,5 @@ class TokenEntry(msgspec.Struct, frozen=True):
 
 
 def finite(logprob: float) -> float:
-    """What JSON can hold of it."""
+    """The log-probability, or the lowest number that stands for minus infinity in JSON."""
     return max(logprob, _MIN_LOGPROB)

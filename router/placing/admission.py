@@ -89,7 +89,7 @@ class _Class:
             self._rest(entry.tenant, tenant.started)
 
     def passed(self, tenant: str, num_tokens: int) -> None:
-        """In and out at once, with nobody else there."""
+        """Count a request that was placed at once, as nobody waited."""
         self._virtual = max(self._virtual, self._idle.pop(tenant, 0.0))
         self._rest(tenant, self._virtual + num_tokens)
 
@@ -133,16 +133,16 @@ class AdmissionQueue:
         line.push(entry, next(self._order))
 
     def passed(self, tenant: str, priority: int, num_tokens: int) -> None:
-        """Nobody waits, and a newcomer is placed at once."""
+        """A newcomer was placed at once, as nobody waited: it counts for its tenant all the same."""
         self._classes[priority].passed(tenant, num_tokens)
 
     def remove(self, entry: Waiting, *, is_served: bool) -> None:
-        """It has been placed, or has given up. Idempotent."""
+        """Take an entry out that has been placed (`is_served`), or has given up. Idempotent."""
         if not entry.is_gone:
             self._classes[entry.priority].remove(entry, is_served=is_served)
 
     def head(self) -> Waiting | None:
-        """Whose turn it is."""
+        """The entry whose turn it is; None where nobody waits."""
         for line in self._classes:
             if line.num_waiting:
                 return line.head()
@@ -229,7 +229,7 @@ class Drain:
 
 
 def overloaded(message: str, retry_after_s: float) -> Overloaded:
-    """To be raised."""
+    """The error for a request that is sent away, with a sane time to come again."""
     error = Overloaded(message)
     error.retry_after_s = min(max(retry_after_s, 1.0), MAX_RETRY_AFTER_S)
     return error

@@ -20,7 +20,7 @@ MAX_FAILED_TRANSFERS = 2  # of a request, which then goes where nothing has to b
 
 
 class Candidates:
-    """Of one router."""
+    """Chooses among the nodes of one router's fleet."""
 
     def __init__(self, fleet: FleetView, replica: PrefixReplica, on_change: Callable[[], None]) -> None:
         """`on_change` is called when a node has less to do than was thought."""
@@ -58,7 +58,7 @@ class Candidates:
     def _cheapest(
         self, running: Running, ask: Ask, cached: dict[str, int], prefills: list[NodeLink], decodes: list[NodeLink]
     ) -> Placement | None:
-        """On one of each, or on one of `decodes` alone."""
+        """The cheapest placement on one of `prefills` and one of `decodes`, or on one of `decodes` alone."""
         states = [link.state for link in prefills], [link.state for link in decodes]
         choice = policy.choose(ask, states[0], _held(prefills, cached), states[1], _held(decodes, cached))
         if choice is None:
@@ -68,7 +68,7 @@ class Candidates:
         return Placement(prefill, decode, choice, running.num_tokens, self._on_change)
 
     def _accepting(self, role: str, running: Running) -> list[NodeLink]:
-        """Where there are others, none of those that a transfer of this request has failed between.
+        """Links that accept requests; none of those between which a transfer of this one failed, if there are others.
 
         Two nodes may be cut off from one another while everybody else, this router included, reaches both.
         """

@@ -12,7 +12,7 @@ MAX_BLOCKS = 16_384  # of a turn
 
 
 class ExpectedBlocks:
-    """Of one node."""
+    """The blocks that one node was lately given to compute."""
 
     def __init__(self) -> None:
         self._young: set[Any] = set()

@@ -12,7 +12,7 @@ from router.placing.policy import Choice
 
 
 class Placement(msgspec.Struct, eq=False):
-    """Made by `candidates`; counted from `begin` to `end`."""
+    """Where an attempt runs. Its work is counted on its nodes from `begin` to `end`."""
 
     prefill: NodeLink | None  # None: all on the decode node
     decode: NodeLink | None  # None: only one token is wanted
@@ -23,7 +23,7 @@ class Placement(msgspec.Struct, eq=False):
     is_computed: bool = False
 
     def begin(self) -> None:
-        """Count the work."""
+        """Count its work on the nodes from now on."""
         if (computing := self._computing) is not None:
             computing.state.send_prompt(self.choice.prompt_ms, time.monotonic())
         if self.decode is not None:
@@ -47,7 +47,7 @@ class Placement(msgspec.Struct, eq=False):
 
     @property
     def compute_s(self) -> float:
-        """Predicted, for all of the prompt."""
+        """How long computing all of the prompt would take, as predicted."""
         if self._computing is None:
             return 0.0
         state = self._computing.state
@@ -62,7 +62,7 @@ class Placement(msgspec.Struct, eq=False):
 
     @property
     def described(self) -> dict[str, Value]:
-        """For timelines."""
+        """Attributes for the request's timeline."""
         return {
             **self.names,
             "num_uncached_tokens": self.choice.num_uncached_tokens,

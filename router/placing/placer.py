@@ -138,7 +138,7 @@ class Placer:
                     await wake.wait()
 
     def _check_hope(self, entry: Waiting, running: Running) -> None:
-        """Raise Overloaded for who has waited too long, also where its first token would be late if it went now."""
+        """Raise Overloaded where a request has waited too long, or would be late even if it went now."""
         least_s = running.age_s + self._queue_s(self._least_queue_ms()) + entry.work_ms / 1000
         if least_s > self._limit_s(running):
             self._drain.gave_up(entry.ttft_s, least_s, time.monotonic())
@@ -157,7 +157,7 @@ class Placer:
         self.nodes_changed()
 
     def _held_back(self) -> None:
-        """Time without nodes tells nothing of how fast they are."""
+        """Nobody has room for the head of the line. Time without any node is left out of what is learnt."""
         if self._fleet.ready:
             self._drain.held_back(time.monotonic())
         else:
@@ -183,7 +183,7 @@ class Placer:
         return self._drain.wait_ms(ahead_ms, len(computing)) / 1000 + self._queue_s(self._least_queue_ms())
 
     def _longest_ms(self, running: Running) -> float:
-        """Computing all of the prompt, on any node."""
+        """How long computing all of the prompt takes, on any node."""
         computing = self._computing()
         if not computing:
             return 0.0
@@ -191,7 +191,7 @@ class Placer:
         return state.cost.prefill_ms(running.num_tokens, 0, state.chunk_tokens)
 
     def _queue_s(self, queue_ms: float) -> float:
-        """How long what a node has before it really takes."""
+        """A node's queue in seconds, as long as such queues have lately turned out to take."""
         return self._drain.slowness * queue_ms / 1000
 
     def _ttft_s(self, choice: policy.Choice) -> float:
@@ -200,7 +200,7 @@ class Placer:
     def _begin_new(
         self, placement: Placement, hashes: PromptHashes, on_computed: Callable[[], None] = lambda: None
     ) -> None:
-        """What becomes of it shows how far predictions hold."""
+        """Begin a placement, and learn from when its prompt is computed how far predictions hold."""
         began_s, predicted_s = time.monotonic(), placement.choice.ttft_ms / 1000
 
         def computed() -> None:

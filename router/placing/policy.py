@@ -33,7 +33,7 @@ _NEVER = float("inf")
 
 
 class Ask(msgspec.Struct, kw_only=True):
-    """What a request wants of nodes."""
+    """A request, as far as its cost depends on it."""
 
     num_tokens: int  # prompt, and output of earlier attempts
     block_size: int

@@ -18,7 +18,7 @@ class PromptHashes:
         self._hashes: Sequence[BlockHash] = []
 
     def of(self, facts: FleetFacts | None) -> Sequence[BlockHash]:
-        """In order; valid until the request goes on."""
+        """The hashes, in the order of the blocks. They are of the tokens so far, and not kept up with later ones."""
         if facts is not None and facts.model_fingerprint != self._fingerprint:
             root, token_ids = root_hash(facts.model_fingerprint, self._running.job.cache_salt), self._running.token_ids
             if 0 < facts.stretches_after < len(token_ids):

@@ -50,7 +50,7 @@ _WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Prompt tokens of 
 
 
 class Dispatcher:
-    """The control side of a router."""
+    """The control side of a router: takes jobs, and sees each to the last call on its sink."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class Dispatcher:
 
     @property
     def links(self) -> list[NodeLink]:
-        """Every node that this router knows, be it out of reach."""
+        """Links to every node that this router knows, those out of reach included."""
         return self._fleet.links
 
     def waiting(self) -> list[Running]:
-        """Those that no node has been chosen for."""
+        """Requests that no node has been chosen for yet."""
         return [running for running in self._in_flight.values() if running.is_waiting]
 
     async def services(self) -> list[NodeRecord] | None:
@@ -135,7 +135,7 @@ class Dispatcher:
         await self._fleet.start()
 
     def leave(self) -> None:
-        """Of the registry's ready routers this is none any more. What it has in flight goes on."""
+        """Tell the registry that this router drains. What it has in flight goes on."""
         self._registration.update(state="draining")
 
     async def stop(self) -> None:
@@ -206,7 +206,7 @@ class Dispatcher:
 
 
 def _record(router_id: str, endpoint: str, metrics_url: str, models: tuple[str, ...]) -> NodeRecord:
-    """For the registry."""
+    """This router's entry in the registry."""
     return NodeRecord(
         node_id=router_id,
         role="router",

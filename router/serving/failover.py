@@ -32,7 +32,7 @@ _FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were ma
 
 
 class _Failures:
-    """Of one request's attempts."""
+    """Counts the failed attempts of one request."""
 
     def __init__(self) -> None:
         self.num = self._num_in_vain = 0
@@ -55,13 +55,13 @@ class _Failures:
 
 
 class Failover:
-    """Of one router's requests."""
+    """Makes the attempts of one router's requests."""
 
     def __init__(self, router_id: str, fleet: FleetView, placer: Placer) -> None:
         self._router_id, self._fleet, self._placer = router_id, fleet, placer
 
     async def run(self, running: Running) -> FinishReason:
-        """Why it ended. Raises the error that ends it otherwise; its deadline is the caller's."""
+        """Serve a request to its end; returns why it ended, or raises what ended it. Its deadline is the caller's."""
         failures = _Failures()
         for attempt in itertools.count():
             if (reason := running.reached_end) is not None:
@@ -148,7 +148,7 @@ class Failover:
         return Attempt(generation, *nodes, running, placement.computed, placement.compute_s)
 
     def _learn(self, running: Running, attempt: Attempt | PromptAttempt, placement: Placement) -> None:
-        """What a finished request tells about the next ones."""
+        """Take from a finished request what helps to place the next ones."""
         costs = self._fleet.costs
         if running.output:
             costs.note_output(len(running.output))

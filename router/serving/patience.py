@@ -14,7 +14,7 @@ SOON_S = 0.4  # a grant that comes later waited for blocks, and the prompt may h
 
 
 class Patience:
-    """Of one attempt. It counts ticks of this process's loop, so that its own absence is one of them at most."""
+    """The clock of one attempt. It counts ticks of the event loop, so that a stall of this process counts as one."""
 
     def __init__(self, compute_s: float, on_end: Callable[[], None]) -> None:
         """`compute_s`: how long it would take to compute all of the KV again."""
@@ -32,7 +32,7 @@ class Patience:
             self._begin()
 
     def begun(self) -> None:
-        """The stream has, with its first token."""
+        """The stream has begun: its first token is with the client."""
         self._begun_s = self._loop.time()
         if self._is_granted:
             self._begin()

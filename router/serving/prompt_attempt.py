@@ -21,7 +21,7 @@ from router.running import Running
 
 
 class PromptAttempt(Leg):
-    """The node's link tells it no more than that the node was lost."""
+    """Its results come by a call of its own; of the node's link it hears only that the node was lost."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class PromptAttempt(Leg):
         self.fail(NodeUnavailable("the node was lost"))
 
     def fail(self, error: BatonError) -> None:
-        """It is over. Idempotent."""
+        """End the attempt with this error. Idempotent."""
         if not self._lost.done():
             self._lost.set_exception(error)
 

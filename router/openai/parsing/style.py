@@ -19,7 +19,7 @@ _CALL_PARSERS: dict[str, Callable[[Collection[str]], CallParser]] = {
 
 
 class OutputStyle(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one model. `calls` is hermes, llama3, mistral, or empty where none of them is known."""
+    """How one model writes. `calls` is hermes, llama3, mistral, or empty where none of them is known."""
 
     calls: str = ""
     thinks: bool = False
