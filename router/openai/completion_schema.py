@@ -44,9 +44,15 @@ class Reader:
         self._decoder: msgspec.json.Decoder[CompletionBody] = msgspec.json.Decoder(kind)
         self._limit = vocab_size or MAX_INT32
 
-    def read(self, data: bytes) -> CompletionBody:
-        """Raises InvalidRequest."""
-        return self._with_ids(data) or decode(self._decoder, data)
+    def parse(self, data: bytes) -> CompletionBody:
+        """Raises InvalidRequest, whose `param` is the field's path."""
+        body = self._with_ids(data) or decode(self._decoder, data)
+        if body.best_of is not None and body.best_of != (body.n or 1):
+            raise unsupported("best_of")
+        check_common(body)
+        if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+            raise InvalidRequest("max_tokens: 0 needs echo or prompt_logprobs", param="max_tokens")
+        return body
 
     def _with_ids(self, data: bytes) -> CompletionBody | None:
         """A long body whose prompt is a list of ids, which come as an array; None of any other."""
@@ -66,18 +72,6 @@ class Reader:
 
 
 _read_ids = id_text.load()
-_READER = Reader()
-
-
-def parse_completion(data: bytes, reader: Reader = _READER) -> CompletionBody:
-    """Raises InvalidRequest, whose `param` is the field's path."""
-    body = reader.read(data)
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise unsupported("best_of")
-    check_common(body)
-    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
-        raise InvalidRequest("max_tokens: 0 needs echo or prompt_logprobs", param="max_tokens")
-    return body
 
 
 def prompts_of(body: CompletionBody) -> "list[str | array[int]]":

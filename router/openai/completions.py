@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from router.http.exchange import Exchange
 from router.openai.answer_format import CompletionFormat
-from router.openai.completion_schema import CompletionBody, Reader, parse_completion, prompts_of
+from router.openai.completion_schema import CompletionBody, Reader, prompts_of
 from router.openai.generate import Generator, Plan, answer_id
 from router.openai.prompt_part import PromptPart
 from router.openai.sampling import check_prompt, num_logprobs, sampling_params, stops
@@ -25,7 +25,7 @@ class Completions:
 
     async def completion(self, exchange: Exchange) -> None:
         """One request."""
-        body = parse_completion(await exchange.read_body(), self._reader)
+        body = self._reader.parse(await exchange.read_body())
         self._model.check_name(body.model)
         exchange.model = body.model
         given, limit = prompts_of(body), self._generator.max_model_len

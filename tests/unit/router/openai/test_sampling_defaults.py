@@ -5,7 +5,7 @@ import pytest
 
 from baton.errors import CheckpointError
 from baton.process.settings import ModelFlags, OutputFlags
-from router.openai.completion_schema import parse_completion
+from router.openai.completion_schema import Reader
 from router.openai.responses import _complete
 from router.openai.responses_schema import parse_responses
 from router.openai.sampling import sampling_params
@@ -27,7 +27,7 @@ def load(model_dirs, tmp_path):
 
 
 def drawn(facts, **given):
-    body = parse_completion(json.dumps({"model": "m", "prompt": "x"} | given).encode())
+    body = Reader().parse(json.dumps({"model": "m", "prompt": "x"} | given).encode())
     params = sampling_params(body, 1, facts, 512, None)
     return {name: getattr(params, name) for name in OPENAI}
 

@@ -8,7 +8,7 @@ from baton.errors import InvalidRequest
 from baton.model_dir import ModelFacts
 from baton.request import Grammar, GrammarKind
 from router.openai.chat_schema import parse_chat
-from router.openai.completion_schema import parse_completion
+from router.openai.completion_schema import Reader
 from router.openai.sampling import sampling_params
 from router.openai.structured_output import MAX_DEPTH, grammar_of
 from router.openai.tool_schema import tools_of
@@ -16,6 +16,7 @@ from router.openai.tool_schema import tools_of
 FACTS = ModelFacts(512, 512, frozenset({2}))
 SCHEMA = {"type": "object", "properties": {"z": {}, "a": {"enum": ["\u00e4", "b"]}}}
 ANY_OBJECT = '{"type":"object"}'
+parse_completion = Reader().parse
 
 
 def grammar(fields, parse=parse_chat):
