@@ -89,10 +89,8 @@ class NodeLink:
     @property
     def health(self) -> str:
         """One of STATES."""
-        if not self.alive:
+        if self.suspected or not self.alive:
             return "lost" if self.load.num_blocks else "starting"
-        if self.suspected:
-            return "lost"
         if self.stuck:
             return "stuck"
         return _STATE_NAMES.get(self.load.state, "ready")

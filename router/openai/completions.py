@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 
 from router.http.exchange import Exchange
-from router.openai.answer_format import CompletionFormat
+from router.openai.completion_format import CompletionFormat
 from router.openai.completion_schema import CompletionBody, Reader, prompts_of
 from router.openai.generate import Generator, Plan, answer_id
 from router.openai.prompt_part import PromptPart
