@@ -68,13 +68,14 @@ class AdminApp:
         try:
             await self._answer(exchange, scope.get("query_string", b""))
         except ClientGone:
-            return
+            pass
         except BatonError as error:
             exchange.send_error(error)
         except Exception:  # an edge: this request fails, the router goes on
             _log.exception("a request to the admin port failed", extra={"request_id": exchange.request_id})
             exchange.send_error(BatonError("internal error"))
         await exchange.sender.flush()
+        exchange.close()
 
     async def _answer(self, exchange: Exchange, query: bytes) -> None:
         if exchange.path == "/login":
