@@ -6,14 +6,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from baton.errors import (
-    BatonError,
-    Cancelled,
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    InvalidRequest,
-    NodeUnavailable,
-)
+from baton.errors import BatonError, Cancelled, ContextLengthExceeded, DeadlineExceeded, InvalidRequest, NodeUnavailable
 from baton.kv.layout import KVLayout
 from baton.node.load import ERRORS
 from baton.node.session import Leg

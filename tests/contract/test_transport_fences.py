@@ -4,17 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
-from kv_nodes import (
-    LAYOUT,
-    NUM_BLOCKS,
-    Pair,
-    all_ready,
-    arrivals,
-    commit,
-    new_pool,
-    pair,
-    run,
-)
+from kv_nodes import LAYOUT, NUM_BLOCKS, Pair, all_ready, arrivals, commit, new_pool, pair, run
 
 import kv_transfer.sender
 from baton.errors import TransferError

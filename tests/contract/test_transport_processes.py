@@ -5,17 +5,7 @@ import signal
 
 import psutil
 import pytest
-from kv_nodes import (
-    BETWEEN_PROCESSES,
-    NUM_BLOCKS,
-    Child,
-    all_ready,
-    arrivals,
-    commit,
-    new_pool,
-    pair,
-    run,
-)
+from kv_nodes import BETWEEN_PROCESSES, NUM_BLOCKS, Child, all_ready, arrivals, commit, new_pool, pair, run
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2

@@ -6,17 +6,7 @@ import threading
 
 import kv_nodes
 import pytest
-from kv_nodes import (
-    HASH,
-    LAYOUT,
-    all_ready,
-    arrivals,
-    commit,
-    new_pool,
-    pair,
-    run,
-    ship,
-)
+from kv_nodes import HASH, LAYOUT, all_ready, arrivals, commit, new_pool, pair, run, ship
 
 from baton.errors import LayoutMismatch, TransferError
 from baton.kv.layout import KVLayout

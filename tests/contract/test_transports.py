@@ -6,16 +6,7 @@ import threading
 
 import pytest
 import uvloop
-from kv_nodes import (
-    LAYOUT,
-    NUM_BLOCKS,
-    all_ready,
-    commit,
-    fragmented,
-    new_pool,
-    pair,
-    run,
-)
+from kv_nodes import LAYOUT, NUM_BLOCKS, all_ready, commit, fragmented, new_pool, pair, run
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
