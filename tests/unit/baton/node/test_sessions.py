@@ -1,75 +1,15 @@
+"""Routers that come, stay away, do not read or go; and a node that takes nothing more."""
+
 import asyncio
 
 import pytest
 
-from baton.errors import Cancelled, InvalidRequest, NodeUnavailable, Overloaded
+from baton.errors import Cancelled, NodeUnavailable, Overloaded
 from baton.node.session import MAX_OUTBOX_ROWS
 from baton.node.sessions import GONE_S, Sessions
-from baton.request import FinishReason, Generation, SamplingParams
-from baton.v1 import node_pb2, transfer_pb2, types_pb2
+from tests.unit.baton.node.stand_ins import Clock, FakeLeg
 
 pytestmark = pytest.mark.anyio
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class FakeLeg:
-    def __init__(self, key: int, attempt: int = 0, router_id: str = "router") -> None:
-        self.generation = Generation(
-            request_id=f"r{key}",
-            key=key,
-            attempt=attempt,
-            token_ids=[1, 2],
-            num_prompt_tokens=2,
-            sampling=SamplingParams(),
-            router_id=router_id,
-        )
-        self.num_cancels = 0
-
-    def cancel(self) -> None:
-        self.num_cancels += 1
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def sessions(clock: Clock) -> Sessions:
-    return Sessions(7, types_pb2.Load, clock)
-
-
-async def test_rows_of_all_requests_leave_as_one_batch(sessions: Sessions) -> None:
-    one, two = FakeLeg(1), FakeLeg(2, attempt=3)
-    session, _ = sessions.attach("router")
-    session.take()
-    for leg in (one, two):
-        sessions.open(leg)
-        session.add_tokens([leg.generation.key], [leg.generation.attempt], [5], [40 + leg.generation.key])
-    sessions.flush()
-    assert session.wake.is_set()
-    batch = session.take()
-    assert (list(batch.keys), list(batch.attempts), list(batch.indices)) == ([1, 2], [0, 3], [5, 5])
-    assert list(batch.token_ids) == [41, 42]
-    assert not session.wake.is_set()
-    assert not session.take().keys
-
-
-async def test_a_newer_attempt_replaces_an_older_one(sessions: Sessions) -> None:
-    old, new = FakeLeg(1, attempt=0), FakeLeg(1, attempt=1)
-    sessions.open(old)
-    sessions.open(new)
-    assert (old.num_cancels, new.num_cancels) == (1, 0)
-    assert sessions.of(old) is None
-    assert sessions.of(new) is not None
-    sessions.close(old)  # late, and without effect on its successor
-    assert sessions.num_legs == 1
 
 
 async def test_the_log_names_requests_as_their_router_does(
@@ -80,36 +20,6 @@ async def test_the_log_names_requests_as_their_router_does(
     assert [(vars(record)["request_id"], record.getMessage()) for record in caplog.records] == [
         ("r1", "2 tokens, attempt 2")
     ]
-
-
-@pytest.mark.parametrize("attempt", [0, 1])
-async def test_a_stale_attempt_is_refused(sessions: Sessions, attempt: int) -> None:
-    sessions.open(FakeLeg(1, attempt=1))
-    with pytest.raises(Cancelled):
-        sessions.open(FakeLeg(1, attempt=attempt))
-
-
-async def test_cancel_is_idempotent_and_takes_older_attempts_only(sessions: Sessions) -> None:
-    leg = FakeLeg(1, attempt=2)
-    sessions.open(leg)
-    sessions.session("router").cancel(1, 1)
-    assert leg.num_cancels == 0
-    sessions.session("router").cancel(1, 2)
-    sessions.session("router").cancel(1, 2)
-    assert leg.num_cancels == 1
-    assert sessions.num_legs == 0
-    sessions.session("router").cancel(99, 0)
-    sessions.session("unheard of").cancel(1, 0)
-
-
-async def test_a_cancel_that_comes_first_is_remembered(sessions: Sessions) -> None:
-    sessions.session("router").cancel(1, 1)
-    sessions.session("router").cancel(1, 0)  # a late, older one takes nothing back
-    with pytest.raises(Cancelled):
-        sessions.open(FakeLeg(1, attempt=1))
-    sessions.open(FakeLeg(1, attempt=2))
-    sessions.open(FakeLeg(1, attempt=0, router_id="another"))  # keys are a router's own
-    assert sessions.num_legs == 2
 
 
 async def test_a_router_whose_stream_ends_loses_its_requests(sessions: Sessions, clock: Clock) -> None:
@@ -181,92 +91,12 @@ async def test_an_outbox_that_is_not_read_costs_its_router_alone(sessions: Sessi
     assert not other.is_empty
 
 
-async def test_alternatives_count_towards_the_bound(sessions: Sessions) -> None:
-    session, _ = sessions.attach("router")
-    many = types_pb2.TokenLogprobs(top_token_ids=range(20), top_logprobs=[0.0] * 20)
-    for _ in range(MAX_OUTBOX_ROWS // 20):
-        session.add_logprobs(many)
-    assert session.overflowed
-
-
-WORDS = {
-    "tokens": lambda session: session.add_tokens([1], [0], [0], [5]),
-    "logprobs": lambda session: session.add_logprobs(types_pb2.TokenLogprobs()),
-    "started": lambda session: session.add_started(types_pb2.Started()),
-    "finished": lambda session: session.add_finished(types_pb2.Finished()),
-    "granted": lambda session: session.add_granted(FakeLeg(1).generation, None),
-    "first_tokens": lambda session: session.add_first_token(types_pb2.FirstToken()),
-    "transferred": lambda session: session.add_transferred(node_pb2.Transferred()),
-    "failed": lambda session: session.add_failed(1, 0, Overloaded("full")),
-}
-
-
-@pytest.mark.parametrize("word", WORDS)
-async def test_whatever_a_leg_says_counts_and_goes_out(sessions: Sessions, word: str) -> None:
-    """At once, unless it comes of a step, which ends with a flush."""
-    session, _ = sessions.attach("router")
-    session.take()
-    WORDS[word](session)
-    assert not session.is_empty
-    assert session.wake.is_set() == (word not in ("tokens", "logprobs", "started"))
-    sessions.flush()
-    assert session.wake.is_set()
-
-
-async def test_finish_is_told_once_and_closes_the_leg(sessions: Sessions) -> None:
-    leg = FakeLeg(1, attempt=4)
-    session, _ = sessions.attach("router")
-    sessions.open(leg)
-    for _ in range(2):
-        sessions.finish(leg, 9, FinishReason.ERROR, "transfer_failed", "lost")
-    (finished,) = session.take().finished
-    assert (finished.key, finished.attempt, finished.num_output_tokens) == (1, 4, 9)
-    assert (finished.reason, finished.error_code) == (types_pb2.FINISH_REASON_ERROR, "transfer_failed")
-    assert sessions.num_legs == 0
-
-
 async def test_a_draining_node_takes_nothing_new(sessions: Sessions) -> None:
     sessions.open(FakeLeg(1))
     sessions.draining = True
     with pytest.raises(NodeUnavailable):
         sessions.open(FakeLeg(2))
     assert sessions.num_legs == 1
-
-
-async def test_a_late_copy_of_a_call_does_not_open_its_leg_again(sessions: Sessions) -> None:
-    leg = FakeLeg(5, attempt=1)
-    sessions.open(leg)
-    sessions.close(leg)
-    with pytest.raises(Cancelled):
-        sessions.open(FakeLeg(5, attempt=1))
-    sessions.open(FakeLeg(5, attempt=2))
-    assert sessions.num_legs == 1
-
-
-async def test_legs_are_granted_and_fail_in_words_of_their_own(sessions: Sessions) -> None:
-    session, _ = sessions.attach("router")
-    granted, failed = FakeLeg(1, attempt=1), FakeLeg(2)
-    for leg in (granted, failed):
-        sessions.open(leg)
-    session.take()
-    sessions.grant(granted, transfer_pb2.Grant(grant_id=9))
-    sessions.fail(failed, InvalidRequest("too odd", param="top_k"))
-    sessions.fail(failed, InvalidRequest("once is enough"))
-    sessions.refuse(FakeLeg(3).generation, Overloaded("full"))
-    assert session.wake.is_set()
-    batch = session.take()
-    assert [(word.key, word.attempt, word.grant.grant_id) for word in batch.granted] == [(1, 1, 9)]
-    said = [(word.key, word.code, word.message, word.param) for word in batch.failed]
-    assert said == [(2, "invalid_value", "too odd", "top_k"), (3, "overloaded", "full", "")]
-    assert sessions.num_legs == 1
-
-
-async def test_a_leg_is_found_by_its_key_and_attempt(sessions: Sessions) -> None:
-    session, _ = sessions.attach("router")
-    leg = FakeLeg(1, attempt=2)
-    sessions.open(leg)
-    assert [session.leg(1, attempt) for attempt in (1, 2, 3)] == [None, leg, None]
-    assert session.leg(2, 2) is None
 
 
 async def test_a_beat_drops_a_router_whose_outbox_is_full(sessions: Sessions) -> None:
@@ -286,16 +116,6 @@ async def test_routers_beyond_a_bound_are_refused(sessions: Sessions, monkeypatc
     with pytest.raises(Overloaded):
         sessions.attach("three")
     sessions.attach("two")
-
-
-async def test_of_what_is_over_the_latest_are_remembered(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.node.session._MAX_TOMBSTONES", 2)
-    for key in (1, 2, 1, 3):
-        sessions.session("router").cancel(key, 0)
-    for key in (1, 3):
-        with pytest.raises(Cancelled):
-            sessions.open(FakeLeg(key))
-    sessions.open(FakeLeg(2))
 
 
 async def test_routers_that_are_gone_are_swept_in_time(
