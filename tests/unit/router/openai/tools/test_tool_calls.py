@@ -1,4 +1,4 @@
-"""Tools and reasoning as OpenAI's own client sees them, over a model that says what a test wants it to say."""
+"""Tools as OpenAI's own client sees them, over a model that says what a test wants it to say."""
 
 import json
 
@@ -8,59 +8,9 @@ import pytest
 from baton.process.settings import ModelFlags, OutputFlags
 from baton.request import GrammarKind
 from router.openai.served_model import ServedModel
+from tests.unit.router.openai.tools.asking import ASK, CALLS, CITY, TIME, WEATHER, prompt, streamed
 
 pytestmark = pytest.mark.anyio
-
-TEMPLATE = (
-    "{% for tool in tools or [] %}{{ '[' ~ tool | tojson ~ ']' }}{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name ~ c.function.arguments | tojson }}</tool_call>"
-    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-    "{% if enable_thinking is false %}<think></think>{% endif %}"
-)
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = {"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": SCHEMA}}
-TIME = {"type": "function", "function": {"name": "time"}}
-ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "tools": [WEATHER, TIME]}
-CITY = '{"city": "Zürich"}'
-CALLS = (
-    f'Let me see.\n<tool_call>\n{{"name": "weather", "arguments": {CITY}}}\n</tool_call>\n'
-    '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
-)
-
-
-@pytest.fixture(scope="module")
-def served_model(model_dirs, tmp_path_factory):
-    path = tmp_path_factory.mktemp("tools")
-    for file in model_dirs["chatml"].iterdir():
-        (path / file.name).write_bytes(file.read_bytes())
-    (path / "chat_template.jinja").write_text(TEMPLATE)
-    (path / "config.json").write_text('{"vocab_size": 1024, "max_position_embeddings": 4096}')
-    return ServedModel.load(ModelFlags(model=str(path), served_model_name=("tiny",)))
-
-
-def prompt(dispatch, served_model):
-    return served_model.tokenizer.decode(dispatch.jobs[-1].token_ids, special=True)
-
-
-async def streamed(client, **fields):
-    """The message that the deltas add up to, the reason, and the chunks."""
-    message, reason, chunks = {"content": "", "reasoning_content": "", "tool_calls": []}, None, []
-    async for chunk in await client.chat.completions.create(**fields, stream=True):
-        chunks.append(chunk)
-        delta, reason = chunk.choices[0].delta, chunk.choices[0].finish_reason or reason
-        message["content"] += delta.content or ""
-        message["reasoning_content"] += getattr(delta, "reasoning_content", "")
-        for call in delta.tool_calls or ():
-            if call.id:
-                assert call.index == len(message["tool_calls"])
-                assert (call.type, call.function.arguments) == ("function", "")
-                message["tool_calls"].append([call.id, call.function.name, ""])
-            else:
-                assert call.function.name is None
-                message["tool_calls"][call.index][2] += call.function.arguments
-    return message, reason, chunks
 
 
 async def test_calls_in_a_whole_answer(client, say, dispatch, served_model):
@@ -220,57 +170,6 @@ async def test_what_cannot_be_is_refused(client, fields, param):
     with pytest.raises(openai.BadRequestError) as raised:
         await client.chat.completions.create(**{**ASK, **fields})
     assert raised.value.param == param
-
-
-async def test_reasoning_is_split_off(client, say, dispatch, served_model):
-    say(f"<think>\nHm, hm.\n</think>\n\n{CALLS}")
-    answer = await client.chat.completions.create(**ASK)
-    assert answer.choices[0].message.reasoning_content == "Hm, hm."
-    assert answer.choices[0].message.content == "Let me see."
-    assert len(answer.choices[0].message.tool_calls) == 2
-    message, reason, _ = await streamed(client, **ASK)
-    assert (message["reasoning_content"], message["content"], reason) == ("Hm, hm.", "Let me see.", "tool_calls")
-    answer = await client.chat.completions.create(**{**ASK, "tools": []}, reasoning_effort="none")
-    assert prompt(dispatch, served_model).endswith("<think></think>")
-    assert answer.choices[0].message.reasoning_content == "Hm, hm."
-
-
-@pytest.mark.parametrize(
-    ("fields", "is_off"),
-    [
-        ({"chat_template_kwargs": {"enable_thinking": False}}, True),
-        ({"chat_template_kwargs": {"enable_thinking": True}}, False),
-        ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "none"}, False),
-        ({"chat_template_kwargs": {"thinking": False, "preserve_thinking": None}}, False),
-        ({"chat_template_kwargs": {}, "reasoning_effort": "none"}, True),
-    ],
-)
-async def test_thinking_is_switched_as_clients_of_other_servers_do(client, dispatch, served_model, fields, is_off):
-    await client.chat.completions.create(**ASK, extra_body=fields)
-    assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        {"tool_choice": "required"},
-        {"tools": [{"type": "function", "function": {**WEATHER["function"], "strict": True}}]},
-        {"tools": [], "response_format": {"type": "json_object"}},
-    ],
-)
-async def test_a_form_leaves_no_room_for_reasoning_that_is_switched_off(client, dispatch, form):
-    for effort in ("high", "none"):
-        await client.chat.completions.create(**{**ASK, **form}, reasoning_effort=effort)
-    on, off = (job.sampling.grammar.text for job in dispatch.jobs)
-    assert "think" in on
-    assert "think" not in off
-
-
-async def test_reasoning_is_taken_back_by_either_name(client, dispatch, served_model):
-    for name in ("reasoning_content", "reasoning"):
-        said = {"role": "assistant", "content": "Yes.", name: "Hm."}
-        await client.chat.completions.create(**{**ASK, "messages": [*ASK["messages"], said]})
-        assert "<think>Hm.</think>Yes." in prompt(dispatch, served_model)
 
 
 async def test_what_is_special_to_the_tokenizer_is_still_found(model_dirs, tmp_path):
