@@ -6,105 +6,32 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
 from baton.kv import index_writer, prefix_index
-from baton.kv.index_writer import IndexWriter
-from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
+from baton.kv.prefix_hash import BlockHash
 from baton.kv.prefix_index import Event
 from baton.net import redis_client
 from router.placing.prefix_replica import PrefixReplica
+from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script, until
 
 pytestmark = pytest.mark.anyio
-
-MODEL = "cafe"
-CHAIN = block_hashes(range(512), 1, root_hash(MODEL))
-
-
-class Node:
-    """A node's cache and its writer."""
-
-    def __init__(self, redis: Redis, node_id: str, epoch: int = 1, num_blocks: int = 0) -> None:
-        self.blocks: set[BlockHash] = set(CHAIN[:num_blocks])
-        self.num_snapshots = 0
-        self.writer = IndexWriter(redis, MODEL, node_id, epoch, self._snapshot)
-
-    def put(self, stored: list[BlockHash], evicted: list[BlockHash]) -> None:
-        self.blocks.difference_update(evicted)
-        self.blocks.update(stored)
-        self.writer.put(stored, evicted)
-
-    async def _snapshot(self) -> set[BlockHash]:
-        self.num_snapshots += 1
-        return set(self.blocks)
-
-
-class Clients:
-    def __init__(self, url: str) -> None:
-        self.fast = redis_client.connect(url)
-        self.patient = redis_client.connect(url, timeout_s=2.0)
-        self.stoppables: list[Any] = []
-
-    async def node(self, *args: Any, **kwargs: Any) -> Node:
-        node = Node(self.patient, *args, **kwargs)
-        await self._start(node.writer)
-        return node
-
-    async def replica(self, **kwargs: Any) -> PrefixReplica:
-        replica = PrefixReplica(self.fast, self.patient, **kwargs)
-        await self._start(replica)
-        return replica
-
-    async def _start(self, stoppable: Any) -> None:
-        await stoppable.start()
-        self.stoppables.append(stoppable)
-
-    async def close(self) -> None:
-        for stoppable in self.stoppables:
-            await stoppable.stop()
-        await self.fast.aclose()
-        await self.patient.aclose()
 
 
 @pytest.fixture
 async def clients(redis_url: str) -> AsyncIterator[Clients]:
-    clients = Clients(redis_url)
-    yield clients
-    await clients.close()
+    async with Clients(redis_url) as clients:
+        yield clients
 
 
 @pytest.fixture
 async def killable(redis_server: Any) -> AsyncIterator[Clients]:
-    clients = Clients(redis_server.url)
-    yield clients
-    redis_server.thaw()
-    await clients.close()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        await asyncio.sleep(0.005)
-
-
-async def found_by_script(clients: Clients, nodes: dict[str, int], expected: dict[str, int]) -> None:
-    deadline = time.monotonic() + 10
-    while (found := await prefix_index.lookup(clients.patient, MODEL, nodes, CHAIN)) != expected:
-        assert time.monotonic() < deadline, found
-        await asyncio.sleep(0.005)
+    async with Clients(redis_server.url) as clients:
+        yield clients
+        redis_server.thaw()
 
 
 def loaded(replica: PrefixReplica) -> Callable[[], bool]:
     return lambda: all(holder.loaded for holder in replica._holders.values())
-
-
-async def test_script_finds_the_longest_prefix_of_each_node(clients: Clients) -> None:
-    lengths = {f"n{length}": length for length in (0, 1, 2, 255, 511, 512)}
-    for name, length in lengths.items():
-        await clients.node(name, num_blocks=length)
-    await found_by_script(clients, dict.fromkeys(lengths, 1), lengths)
-    assert await prefix_index.lookup(clients.patient, MODEL, {"n512": 1}, CHAIN[:1]) == {"n512": 1}
 
 
 async def test_replica_equals_the_script_whatever_nodes_do(clients: Clients) -> None:
@@ -125,12 +52,6 @@ async def test_replica_equals_the_script_whatever_nodes_do(clients: Clients) -> 
     await found_by_script(clients, epochs, expected)
     await until(lambda: {name: len(holder.blocks) for name, holder in replica._holders.items()} == expected)
     assert await replica.lookup(CHAIN) == expected
-
-
-async def test_a_block_evicted_and_stored_in_one_step_is_held(clients: Clients) -> None:
-    node = await clients.node("a", num_blocks=3)
-    node.put(CHAIN[2:3], CHAIN[2:3])
-    await found_by_script(clients, {"a": 1}, {"a": 3})
 
 
 async def test_a_cold_replica_asks_redis(clients: Clients) -> None:
@@ -195,21 +116,6 @@ async def test_nothing_of_an_older_incarnation_is_found(clients: Clients) -> Non
     assert await replica.lookup(CHAIN) == {"a": 4, "fence": 2}
 
 
-async def test_blocks_of_a_silent_node_expire(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_writer, "LEASE_S", 0.1)
-    monkeypatch.setattr(index_writer, "RENEWAL_S", 100.0)
-    await clients.node("a", num_blocks=5)
-    await found_by_script(clients, {"a": 1}, {"a": 5})
-    await found_by_script(clients, {"a": 1}, {"a": 0})
-
-
-async def test_a_stopped_writer_takes_its_blocks_out(clients: Clients) -> None:
-    node = await clients.node("a", num_blocks=5)
-    await found_by_script(clients, {"a": 1}, {"a": 5})
-    await node.writer.stop()
-    await found_by_script(clients, {"a": 1}, {"a": 0})
-
-
 async def test_a_gap_in_the_stream_makes_the_replica_load_again(clients: Clients) -> None:
     node = await clients.node("a", num_blocks=5)
     replica = await clients.replica()
@@ -233,18 +139,6 @@ async def test_late_events_change_nothing(clients: Clients) -> None:
     replica._apply(Event("b", 1, 11, False, list(CHAIN[3:9]), []))
     assert holder.blocks == set(CHAIN[:3])
     assert holder.loaded
-
-
-async def test_overflow_of_pending_changes_ends_in_a_snapshot(
-    clients: Clients, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node = await clients.node("a", num_blocks=1)
-    await found_by_script(clients, {"a": 1}, {"a": 1})
-    monkeypatch.setattr(index_writer, "MAX_PENDING_BLOCKS", 8)
-    node.put(CHAIN[1:100], [])
-    assert len(node.writer._pending) <= 8
-    await found_by_script(clients, {"a": 1}, {"a": 100})
-    assert node.num_snapshots == 2
 
 
 async def test_large_snapshots_travel_in_parts(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,19 +208,6 @@ async def test_an_unconfirmed_copy_is_not_used_for_ever(killable: Clients, redis
     assert await replica.lookup(CHAIN) == {"a": 3}
     offset = 31.0
     assert await replica.lookup(CHAIN) == {}
-
-
-async def test_a_redis_that_refuses_writes_loses_nothing_but_the_index(killable: Clients, redis_server: Any) -> None:
-    node = await killable.node("a", num_blocks=3)
-    await found_by_script(killable, {"a": 1}, {"a": 3})
-    failures = redis_client.FAILURES.labels("prefix_index")
-    before = failures._value.get()
-    await killable.patient.config_set("maxmemory", "1")
-    node.put(CHAIN[3:6], [])
-    await until(lambda: failures._value.get() > before)
-    assert await prefix_index.lookup(killable.patient, MODEL, {"a": 1}, CHAIN) == {"a": 3}
-    await killable.patient.config_set("maxmemory", "0")
-    await found_by_script(killable, {"a": 1}, {"a": 6})
 
 
 async def test_an_event_that_cannot_be_read_does_not_end_the_copy(clients: Clients) -> None:

@@ -1,0 +1,77 @@
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from baton.kv import index_writer, prefix_index
+from baton.net import redis_client
+from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def clients(redis_url: str) -> AsyncIterator[Clients]:
+    async with Clients(redis_url) as clients:
+        yield clients
+
+
+@pytest.fixture
+async def killable(redis_server: Any) -> AsyncIterator[Clients]:
+    async with Clients(redis_server.url) as clients:
+        yield clients
+        redis_server.thaw()
+
+
+async def test_script_finds_the_longest_prefix_of_each_node(clients: Clients) -> None:
+    lengths = {f"n{length}": length for length in (0, 1, 2, 255, 511, 512)}
+    for name, length in lengths.items():
+        await clients.node(name, num_blocks=length)
+    await found_by_script(clients, dict.fromkeys(lengths, 1), lengths)
+    assert await prefix_index.lookup(clients.patient, MODEL, {"n512": 1}, CHAIN[:1]) == {"n512": 1}
+
+
+async def test_a_block_evicted_and_stored_in_one_step_is_held(clients: Clients) -> None:
+    node = await clients.node("a", num_blocks=3)
+    node.put(CHAIN[2:3], CHAIN[2:3])
+    await found_by_script(clients, {"a": 1}, {"a": 3})
+
+
+async def test_blocks_of_a_silent_node_expire(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_writer, "LEASE_S", 0.1)
+    monkeypatch.setattr(index_writer, "RENEWAL_S", 100.0)
+    await clients.node("a", num_blocks=5)
+    await found_by_script(clients, {"a": 1}, {"a": 5})
+    await found_by_script(clients, {"a": 1}, {"a": 0})
+
+
+async def test_a_stopped_writer_takes_its_blocks_out(clients: Clients) -> None:
+    node = await clients.node("a", num_blocks=5)
+    await found_by_script(clients, {"a": 1}, {"a": 5})
+    await node.writer.stop()
+    await found_by_script(clients, {"a": 1}, {"a": 0})
+
+
+async def test_overflow_of_pending_changes_ends_in_a_snapshot(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await clients.node("a", num_blocks=1)
+    await found_by_script(clients, {"a": 1}, {"a": 1})
+    monkeypatch.setattr(index_writer, "MAX_PENDING_BLOCKS", 8)
+    node.put(CHAIN[1:100], [])
+    assert len(node.writer._pending) <= 8
+    await found_by_script(clients, {"a": 1}, {"a": 100})
+    assert node.num_snapshots == 2
+
+
+async def test_a_redis_that_refuses_writes_loses_nothing_but_the_index(killable: Clients, redis_server: Any) -> None:
+    node = await killable.node("a", num_blocks=3)
+    await found_by_script(killable, {"a": 1}, {"a": 3})
+    failures = redis_client.FAILURES.labels("prefix_index")
+    before = failures._value.get()
+    await killable.patient.config_set("maxmemory", "1")
+    node.put(CHAIN[3:6], [])
+    await until(lambda: failures._value.get() > before)
+    assert await prefix_index.lookup(killable.patient, MODEL, {"a": 1}, CHAIN) == {"a": 3}
+    await killable.patient.config_set("maxmemory", "0")
+    await found_by_script(killable, {"a": 1}, {"a": 6})
