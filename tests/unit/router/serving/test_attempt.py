@@ -1,116 +1,16 @@
 """What the words of two nodes come to, in whatever order they arrive: tokens once, and both nodes told of the end."""
 
 import asyncio
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from baton.errors import BatonError, NodeUnavailable, NumericalError, Overloaded, TransferError
-from baton.request import FinishReason, Generation, SamplingParams
+from baton.errors import BatonError, NodeUnavailable, NumericalError, TransferError
+from baton.request import FinishReason
 from baton.v1 import node_pb2, types_pb2
-from router.nodes.errors import Refused
-from router.nodes.step_batch import tell_legs
-from router.serving.attempt import Attempt
+from tests.unit.router.serving.one_attempt import ERROR, IDS, Case
 
 pytestmark = pytest.mark.anyio
-
-IDS = {"key": 1, "attempt": 2}
-LENGTH, ERROR = FinishReason.LENGTH.value, FinishReason.ERROR.value
-
-
-class Link:
-    """Remembers what the node is told."""
-
-    def __init__(self, node_id: str) -> None:
-        self.record = SimpleNamespace(node_id=node_id)
-        self.told: list[str] = []
-        self.leg: Any = None
-        self.prefill: Any = None  # that ships to it
-        self.is_full = False
-
-    def start(self, leg: Any, generation: Any, prefill: Any = None) -> None:
-        if self.is_full:
-            raise Overloaded("the node does not read")
-        self.told.append("start")
-        self.leg, self.prefill = leg, prefill
-
-    def grant(self, granted: Any) -> None:
-        self.told.append("grant")
-
-    def cancel(self, leg: Any) -> None:
-        self.told.append("cancel")
-
-    def detach(self, leg: Any) -> None:
-        self.leg = None
-
-    def avoid(self) -> None:
-        pass
-
-
-class Owner:
-    """Remembers the tokens."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.num_cached_tokens = 0
-
-    def emit(self, tokens: list[int], logprobs: Any) -> None:
-        self.tokens += tokens
-
-    def note(self, num_cached_tokens: int, **timings: float) -> None:
-        self.num_cached_tokens += num_cached_tokens
-
-    def mark(self, name: str, **attributes: Any) -> None:
-        pass
-
-
-class Case:
-    """An attempt that goes on from one output token, and has begun."""
-
-    def __init__(self, *, prefill: bool = True, decode: bool = True, **sampling: Any) -> None:
-        self.prefill, self.decode = Link("p"), Link("d")
-        self.owner, self.num_computed = Owner(), 0
-        generation = Generation(
-            request_id="r", **IDS, token_ids=[5, 6, 7], num_prompt_tokens=2,
-            sampling=SamplingParams(max_tokens=9, **sampling), router_id="router",
-        )  # fmt: skip
-        links: Any = self.prefill if prefill else None, self.decode if decode else None
-        self.attempt = Attempt(generation, *links, self.owner, self._computed, 1.0)
-        self.outcome = asyncio.create_task(self.attempt.run())
-
-    def _computed(self) -> None:
-        self.num_computed += 1
-
-    def hear(self, link: Any, **words: Any) -> None:
-        tell_legs(node_pb2.StepBatch(**words), {1: self.attempt}, link)
-
-    def first(self, token_id: int = 10, index: int = 1, **fields: Any) -> None:
-        word = types_pb2.FirstToken(**IDS, token_id=token_id, index=index, num_cached_tokens=1, **fields)
-        self.hear(self.prefill, first_tokens=[word])
-
-    def tokens(self, first: int, *token_ids: int) -> None:
-        columns = {"keys": [1], "attempts": [2]}
-        for index, token_id in enumerate(token_ids, first):
-            self.hear(self.decode, **columns, indices=[index], token_ids=[token_id])
-
-    def finished(self, num_output_tokens: int, reason: int = LENGTH, code: str = "") -> None:
-        fields: dict[str, Any] = {"num_output_tokens": num_output_tokens, "reason": reason, "error_code": code}
-        word = types_pb2.Finished(**IDS, **fields)
-        self.hear(self.decode, finished=[word])
-
-    def transferred(self) -> None:
-        self.hear(self.prefill, transferred=[node_pb2.Transferred(**IDS)])
-
-    async def end(self) -> FinishReason | type[BatonError]:
-        async with asyncio.timeout(1):
-            try:
-                return await self.outcome
-            except BatonError as error:
-                return type(error)
-            finally:
-                assert self.prefill.leg is self.decode.leg is None
 
 
 @pytest.fixture
@@ -202,38 +102,6 @@ async def test_an_error_at_the_end_does_not_wait_for_the_first_token(case: Case)
     assert (case.prefill.told, case.decode.told) == (["start", "cancel"], ["start"])
 
 
-@pytest.mark.parametrize("says", ["transferred", "started"])
-async def test_a_prefill_node_matters_until_the_decode_node_has_all(case: Case, says: str) -> None:
-    case.first()
-    if says == "transferred":
-        case.transferred()
-    else:
-        case.hear(case.decode, started=[types_pb2.Started(**IDS)])
-    failed = node_pb2.Failed(**IDS, code="transfer_failed")
-    case.hear(case.prefill, failed=[failed])
-    case.attempt.on_lost(case.prefill)  # type: ignore[arg-type]
-    case.tokens(2, 11)
-    case.finished(3)
-    assert await case.end() is FinishReason.LENGTH
-    assert case.prefill.told == ["start"]
-
-
-@pytest.mark.parametrize("begins", [False, True])
-@pytest.mark.parametrize("node", ["prefill", "decode"])
-async def test_a_node_that_is_lost_before(case: Case, node: str, begins: bool) -> None:
-    if begins:
-        case.first()
-    case.attempt.on_lost(getattr(case, node))
-    assert await case.end() is NodeUnavailable
-
-
-async def test_a_decode_node_is_lost_at_any_time(case: Case) -> None:
-    case.first()
-    case.transferred()
-    case.attempt.on_lost(case.decode)  # type: ignore[arg-type]
-    assert await case.end() is NodeUnavailable
-
-
 async def test_on_one_node_alone_tokens_begin_at_once() -> None:
     case = Case(prefill=False)
     await asyncio.sleep(0)
@@ -273,48 +141,3 @@ async def test_a_row_that_is_missing_ends_it(case: Case) -> None:
     case.tokens(4, 13)
     assert await case.end() is TransferError
     assert case.owner.tokens == [10, 11]
-
-
-@pytest.mark.parametrize("node", ["prefill", "decode"])
-async def test_a_node_that_fails_it_is_not_told_of_its_end(case: Case, node: str) -> None:
-    failing, other = (case.prefill, case.decode) if node == "prefill" else (case.decode, case.prefill)
-    case.hear(failing, failed=[node_pb2.Failed(**IDS, code="transfer_failed")])
-    assert await case.end() is TransferError
-    assert (failing.told, other.told) == (["start"], ["start", "cancel"])
-
-
-@pytest.mark.parametrize("node", ["prefill", "decode"])
-async def test_a_node_that_does_not_read_has_refused_it(node: str) -> None:
-    case = Case()
-    getattr(case, node).is_full = True
-    assert await case.end() is Refused
-
-
-async def test_the_decode_node_having_begun_is_not_enough_without_the_first_token(case: Case) -> None:
-    case.hear(case.decode, started=[types_pb2.Started(**IDS)])
-    case.attempt.on_lost(case.prefill)  # type: ignore[arg-type]
-    assert await case.end() is NodeUnavailable
-
-
-@pytest.mark.parametrize("says", ["transferred", "started", "end"])
-async def test_its_patience_ends_with_what_it_waits_for(case: Case, says: str) -> None:
-    told: list[str] = []
-    names = ("granted", "begun", "stop")
-    case.attempt._patience = SimpleNamespace(**{name: partial(told.append, name) for name in names})  # type: ignore[assignment]
-    case.hear(case.decode, granted=[node_pb2.Granted(**IDS)])
-    case.first()
-    assert told == ["granted", "begun"]
-    if says == "transferred":
-        case.transferred()
-    elif says == "started":
-        case.hear(case.decode, started=[types_pb2.Started(**IDS)])
-    else:
-        case.attempt.on_lost(case.decode)  # type: ignore[arg-type]
-        await case.end()
-    assert told == ["granted", "begun", "stop"]
-
-
-async def test_whoever_is_cancelled_cancels_both_legs(case: Case) -> None:
-    case.outcome.cancel()
-    await asyncio.wait([case.outcome])
-    assert (case.prefill.told, case.decode.told) == (["start", "cancel"], ["start", "cancel"])
