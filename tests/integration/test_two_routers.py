@@ -19,6 +19,7 @@ from router.job import Job
 from router.placing.admission import Limits
 from router.serving.dispatch import Dispatcher
 from tests.metrics_page import samples
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(110)]
 
@@ -88,9 +89,7 @@ async def test_racing_routers_never_reserve_a_block_twice(redis_server: Any, dec
     ]
     for router in routers:
         await router.start()
-    async with asyncio.timeout(20):
-        while not all(router.ready for router in routers):  # noqa: ASYNC110 - nothing says when
-            await asyncio.sleep(0.02)
+    await until(lambda: all(router.ready for router in routers), 20)
     num_blocks = sum(blocks(decode_metrics).values())
     assert num_blocks > 0
     prompt_blocks = max(int(num_blocks) // 5, 1)  # room for four at a time

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any, Self
 
 from redis.asyncio import Redis
@@ -63,13 +62,6 @@ class Clients:
             await stoppable.stop()
         await self.fast.aclose()
         await self.patient.aclose()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        await asyncio.sleep(0.005)
 
 
 async def found_by_script(clients: Clients, nodes: dict[str, int], expected: dict[str, int]) -> None:

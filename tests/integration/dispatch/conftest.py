@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from router.job import Job
 from router.placing.admission import Limits
 from router.serving.dispatch import Dispatcher
 from tests.integration.dispatch.nodes import Node, next_token
+from tests.waiting import until
 
 
 def output_of(prompt: list[int], num_tokens: int) -> list[int]:
@@ -112,13 +113,6 @@ class Fleet:
             for node in self.nodes.values():
                 await node.stop()
             await self.redis.aclose()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture(name="until")

@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from baton.request import FinishReason
-from tests.unit.router.chats import CHAT, CHAT_PATH, STREAM, one_token_then_wait, until
+from tests.unit.router.chats import CHAT, CHAT_PATH, STREAM, one_token_then_wait
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -8,6 +8,7 @@ import pytest
 
 from baton.request import FinishReason
 from router.http import sender
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -55,12 +56,6 @@ def connect(port):
     sock.setblocking(False)
     sock.connect_ex(("127.0.0.1", port))
     return sock
-
-
-async def until(condition):
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the condition is no event of ours
-            await asyncio.sleep(0.01)
 
 
 async def test_the_job_pauses_and_nothing_is_lost(router, dispatch):

@@ -17,7 +17,8 @@ from router.http.exchange import Exchange
 from router.openai.answer import Answer, StreamedAnswer, WholeAnswer
 from router.openai.choice import Choice
 from router.openai.generate import Generator
-from tests.unit.router.chats import CHAT, CHAT_PATH, STREAM, one_token_then_wait, until
+from tests.unit.router.chats import CHAT, CHAT_PATH, STREAM, one_token_then_wait
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

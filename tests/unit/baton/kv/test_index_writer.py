@@ -5,7 +5,8 @@ import pytest
 
 from baton.kv import index_writer, prefix_index
 from baton.net import redis_client
-from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script, until
+from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

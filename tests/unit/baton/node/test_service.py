@@ -16,6 +16,7 @@ from baton.node.session import Leg
 from baton.node.sessions import Sessions
 from baton.request import Generation, SamplingParams
 from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -114,12 +115,6 @@ def start(key: int, attempt: int = 0, token_ids: list[int] | None = None) -> nod
         sampling=SamplingParams(), router_id="",
     )  # fmt: skip
     return node_pb2.Start(generation=generation.to_proto())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def test_the_first_message_and_then_four_a_second_carry_the_load(attach: Callable[..., Stream]) -> None:

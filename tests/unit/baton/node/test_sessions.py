@@ -8,6 +8,7 @@ from baton.errors import Cancelled, NodeUnavailable, Overloaded
 from baton.node.session import MAX_OUTBOX_ROWS
 from baton.node.sessions import GONE_S, Sessions
 from tests.unit.baton.node.stand_ins import Clock, FakeLeg
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -125,7 +126,5 @@ async def test_routers_that_are_gone_are_swept_in_time(
     sessions.open(FakeLeg(1))
     clock.now += GONE_S + 0.1
     running = asyncio.create_task(sessions.run())
-    async with asyncio.timeout(5):
-        while sessions.num_legs:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: not sessions.num_legs)
     running.cancel()

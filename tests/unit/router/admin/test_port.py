@@ -7,7 +7,7 @@ from router.admin.auth import AdminAuth
 from router.admin.port import AdminApp
 from router.http.auth import APIKeys
 from router.http.exchange import Exchange
-from tests.unit.router.chats import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,8 @@ from baton.kv.prefix_hash import BlockHash
 from baton.kv.prefix_index import Event
 from baton.net import redis_client
 from router.placing.prefix_replica import PrefixReplica
-from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script, until
+from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
