@@ -49,7 +49,7 @@ class Model:
             return False
 
 
-def settle(flags: Flags) -> Flags:
+def complete(flags: Flags) -> Flags:
     """The same flags, with the model's folder and its names filled in."""
     model = resolve(flags.model, flags.served_model_name)
     return dataclasses.replace(flags, model=str(model.path), served_model_name=model.names)

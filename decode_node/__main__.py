@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from baton.node.start import settle
+from baton.node.start import complete
 from baton.process import heap, lifecycle  # noqa: F401 - importing `heap` is what it is for
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node until it has drained; its exit code."""
-    return lifecycle.main("decode_node", NodeConfig, _load, _serve, argv, settle)
+    return lifecycle.main("decode_node", NodeConfig, _load, _serve, argv, complete)
 
 
 def _load(config: NodeConfig) -> "Engine":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from baton.errors import ConfigError
-from baton.model_source import settle
+from baton.model_source import complete
 from baton.net import redis_client, tls
 from baton.net.rpc import is_loopback
 from baton.process import lifecycle, tasks
@@ -56,7 +56,7 @@ class Loaded:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until it is told to end; the exit code."""
-    return lifecycle.main("router", RouterConfig, load, serve, argv, settle)
+    return lifecycle.main("router", RouterConfig, load, serve, argv, complete)
 
 
 def load(config: RouterConfig) -> Loaded:
@@ -74,7 +74,7 @@ def load(config: RouterConfig) -> Loaded:
         )
     raise_descriptor_limit()
     listener, admin_listener = listen(config.host, config.port), listen(config.admin_host, config.admin_port)
-    return Loaded(listener, admin_listener, keys, ServedModel.load(config, config), tls.load(config))
+    return Loaded(listener, admin_listener, keys, ServedModel.load(config), tls.load(config))
 
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:

@@ -78,9 +78,9 @@ def main(
     load: Callable[[Config], Loaded],
     serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]],
     argv: Sequence[str] | None = None,
-    settle: Callable[[Config], Config] = lambda config: config,
+    complete: Callable[[Config], Config] = lambda config: config,
 ) -> int:
-    """Run a service: `settle` completes its config; `load` blocks the main thread; `serve` runs in the event loop."""
+    """Run a service: `complete` fills in its config; `load` blocks the main thread; `serve` runs in the event loop."""
     parser = argparse.ArgumentParser(prog=prog)
     add_flags(parser, config_type)
     args = parser.parse_args(argv)
@@ -89,7 +89,7 @@ def main(
         log_to_stderr(getattr(config, "log_level", "info"), getattr(config, "log_format", "text"))
         for said in misspelt(os.environ):
             _log.warning(said)
-        return _run(settle(config), load, serve)
+        return _run(complete(config), load, serve)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error.message}\n")
         return 1

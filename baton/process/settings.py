@@ -21,28 +21,6 @@ class ModelFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputFlags:
-    """How a model's output is drawn where a client does not say, and how it is taken apart."""
-
-    sampling_defaults: str = flag(
-        "model",
-        "parameters that a request leaves out: as the model's generation_config.json recommends, or OpenAI's",
-        choices=("model", "openai"),
-    )
-
-    tool_parser: str = flag(
-        "auto",
-        "format in which the model writes tool calls; auto looks at its chat template",
-        choices=("auto", "none", "hermes", "llama3", "mistral"),
-    )
-    reasoning_parser: str = flag(
-        "auto",
-        "whether <think>…</think> is split off as reasoning_content; auto looks at the chat template",
-        choices=("auto", "none", "think"),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class EngineFlags(ModelFlags):
     """How a node computes."""
 
@@ -84,9 +62,24 @@ class NodeFlags(EngineFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontFlags(ModelFlags, OutputFlags):
-    """What routers are told, besides who they are: whom they serve, and how."""
+class FrontFlags(ModelFlags):
+    """What routers are told, besides who they are: whom they serve, and how a model's output is drawn and read."""
 
+    sampling_defaults: str = flag(
+        "model",
+        "parameters that a request leaves out: as the model's generation_config.json recommends, or OpenAI's",
+        choices=("model", "openai"),
+    )
+    tool_parser: str = flag(
+        "auto",
+        "format in which the model writes tool calls; auto looks at its chat template",
+        choices=("auto", "none", "hermes", "llama3", "mistral"),
+    )
+    reasoning_parser: str = flag(
+        "auto",
+        "whether <think>…</think> is split off as reasoning_content; auto looks at the chat template",
+        choices=("auto", "none", "think"),
+    )
     api_key_file: str = flag(
         "",
         "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",

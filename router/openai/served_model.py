@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
-from baton.process.settings import ModelFlags, OutputFlags
+from baton.process.settings import FrontFlags
 from baton.process.threads import started_pool
 from baton.text.chat_template import ChatTemplate
 from baton.text.detokenizer import TokenTexts
@@ -26,7 +26,6 @@ _NUM_THREADS = 2
 _MAX_WAITING = 64
 _TAIL_TOKENS = 8
 Result = TypeVar("Result")
-_DEFAULTS = OutputFlags()
 
 
 class Sized(Protocol):
@@ -63,7 +62,7 @@ class ServedModel:
         self._num_waiting = 0
 
     @classmethod
-    def load(cls, flags: ModelFlags, output: OutputFlags = _DEFAULTS) -> "ServedModel":
+    def load(cls, flags: FrontFlags) -> "ServedModel":
         """Read the model directory; CheckpointError names the file that is wrong."""
         path = Path(flags.model)
         if not path.is_dir():
@@ -72,11 +71,11 @@ class ServedModel:
         tokenizer = Tokenizer.load(path)
         _check_vocabulary(path, tokenizer, facts.vocab_size)
         max_model_len = flags.max_model_len or facts.max_model_len
-        sampling = facts.sampling if output.sampling_defaults == "model" else SamplingDefaults()
+        sampling = facts.sampling if flags.sampling_defaults == "model" else SamplingDefaults()
         facts = ModelFacts(facts.vocab_size or tokenizer.num_tokens, max_model_len, facts.eos_token_ids, sampling)
         names = flags.served_model_name or (path.resolve().name,)
         template = ChatTemplate.load(path)
-        style = detect(template.source if template else "", output.tool_parser, output.reasoning_parser)
+        style = detect(template.source if template else "", flags.tool_parser, flags.reasoning_parser)
         return cls(names, tokenizer, template, facts, style, flags.max_model_len)
 
     def check_name(self, name: str) -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from baton.process.lifecycle import Shutdown
-from baton.process.settings import ModelFlags
+from baton.process.settings import FrontFlags
 from baton.request import FinishReason
 from baton.v1.types_pb2 import TokenLogprobs
 from router.app import App
@@ -80,7 +80,7 @@ class ScriptedDispatch:
 
 @pytest.fixture(scope="session")
 def served_model(model_dirs):
-    return ServedModel.load(ModelFlags(model=str(model_dirs["chatml"]), served_model_name=("tiny", "alias")))
+    return ServedModel.load(FrontFlags(model=str(model_dirs["chatml"]), served_model_name=("tiny", "alias")))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import msgspec
 import pytest
 
-from baton.process.settings import ModelFlags, OutputFlags
+from baton.process.settings import FrontFlags
 from baton.request import FinishReason
 from router.job import PromptResult
 from router.openai import answer_schema as answers
@@ -24,8 +24,13 @@ SAID = '<think>Hm.</think>Well: <tool_call>{"name": "f", "arguments": {}}</tool_
 
 @pytest.fixture(scope="module")
 def served_model(model_dirs):
-    flags = ModelFlags(model=str(model_dirs["chatml"]), served_model_name=("tiny", "alias"))
-    return ServedModel.load(flags, OutputFlags(tool_parser="hermes", reasoning_parser="think"))
+    flags = FrontFlags(
+        model=str(model_dirs["chatml"]),
+        served_model_name=("tiny", "alias"),
+        tool_parser="hermes",
+        reasoning_parser="think",
+    )
+    return ServedModel.load(flags)
 
 
 @pytest.fixture

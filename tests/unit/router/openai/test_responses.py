@@ -8,7 +8,7 @@ from openai.types.responses import Response, ResponseFunctionToolCall, ResponseS
 from pydantic import TypeAdapter
 
 from baton.errors import NoCapacity
-from baton.process.settings import ModelFlags, OutputFlags
+from baton.process.settings import FrontFlags
 from baton.request import GrammarKind
 from router.openai.served_model import ServedModel
 
@@ -21,8 +21,10 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(scope="module")
 def served_model(model_dirs):
-    flags = ModelFlags(model=str(model_dirs["chatml"]), served_model_name=("tiny",))
-    return ServedModel.load(flags, OutputFlags(tool_parser="hermes", reasoning_parser="think"))
+    flags = FrontFlags(
+        model=str(model_dirs["chatml"]), served_model_name=("tiny",), tool_parser="hermes", reasoning_parser="think"
+    )
+    return ServedModel.load(flags)
 
 
 def prompt(dispatch, served_model):

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from baton.errors import CheckpointError
-from baton.process.settings import ModelFlags, OutputFlags
+from baton.process.settings import FrontFlags
 from router.openai.completion_schema import Reader
 from router.openai.responses import _complete
 from router.openai.responses_schema import parse_responses
@@ -21,7 +21,7 @@ def load(model_dirs, tmp_path):
         directory = shutil.copytree(model_dirs["chatml"], tmp_path / "model", dirs_exist_ok=True)
         path = directory / "generation_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True} | recommended))
-        return ServedModel.load(ModelFlags(model=str(directory)), OutputFlags(sampling_defaults=defaults)).facts
+        return ServedModel.load(FrontFlags(model=str(directory), sampling_defaults=defaults)).facts
 
     return load
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from baton.errors import CheckpointError
-from baton.process.settings import ModelFlags
+from baton.process.settings import FrontFlags
 from baton.text.tokenizer import Tokenizer
 from router.openai.generate import Generator
 from router.openai.served_model import ServedModel
@@ -24,7 +24,7 @@ def cut(model_dirs, tmp_path):
             path = directory / "tokenizer_config.json"
             tokens = {"added_tokens_decoder": {str(largest + 1): {"content": "<image>", **added}}}
             path.write_text(json.dumps(json.loads(path.read_text()) | tokens))
-        return ServedModel.load(ModelFlags(model=str(directory))), largest
+        return ServedModel.load(FrontFlags(model=str(directory))), largest
 
     return load
 
@@ -49,6 +49,6 @@ def test_special_tokens_may_have_no_row(cut):
 )
 def test_how_long_a_request_may_be_is_for_the_nodes_to_say(model_dirs, asked, of_nodes, limit):
     """RoPE scaling reaches beyond max_position_embeddings, and nodes may have less memory."""
-    model = ServedModel.load(ModelFlags(model=str(model_dirs["chatml"]), max_model_len=asked))
+    model = ServedModel.load(FrontFlags(model=str(model_dirs["chatml"]), max_model_len=asked))
     facts = None if of_nodes is None else SimpleNamespace(max_model_len=of_nodes)
     assert Generator(model, SimpleNamespace(facts=facts), 1.0).max_model_len == limit

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from baton.process.settings import ModelFlags
+from baton.process.settings import FrontFlags
 from baton.request import FinishReason
 from router.openai import chat, completions, message_format
 from router.openai.choice import Choice
@@ -46,7 +46,7 @@ def served_model(request, model_dirs, tmp_path_factory):
         (path / file.name).write_bytes(file.read_bytes())
     if request.param == "thinking":
         (path / "chat_template.jinja").write_text(THINKING)
-    return ServedModel.load(ModelFlags(model=str(path), served_model_name=("tiny",)))
+    return ServedModel.load(FrontFlags(model=str(path), served_model_name=("tiny",)))
 
 
 class Babbler:

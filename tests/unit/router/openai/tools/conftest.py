@@ -1,6 +1,6 @@
 import pytest
 
-from baton.process.settings import ModelFlags
+from baton.process.settings import FrontFlags
 from router.openai.served_model import ServedModel
 
 TEMPLATE = (
@@ -20,4 +20,4 @@ def served_model(model_dirs, tmp_path_factory):
         (path / file.name).write_bytes(file.read_bytes())
     (path / "chat_template.jinja").write_text(TEMPLATE)
     (path / "config.json").write_text('{"vocab_size": 1024, "max_position_embeddings": 4096}')
-    return ServedModel.load(ModelFlags(model=str(path), served_model_name=("tiny",)))
+    return ServedModel.load(FrontFlags(model=str(path), served_model_name=("tiny",)))

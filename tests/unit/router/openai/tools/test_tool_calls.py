@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 
-from baton.process.settings import ModelFlags, OutputFlags
+from baton.process.settings import FrontFlags
 from baton.request import GrammarKind
 from router.openai.served_model import ServedModel
 from tests.unit.router.openai.tools.asking import ASK, CALLS, CITY, TIME, WEATHER, prompt, streamed
@@ -180,7 +180,7 @@ async def test_what_is_special_to_the_tokenizer_is_still_found(model_dirs, tmp_p
     marker = len(json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]) + 2
     config["added_tokens_decoder"] = {marker: {"content": "[TOOL_CALLS]", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    model = ServedModel.load(ModelFlags(model=str(tmp_path)), OutputFlags(tool_parser="mistral"))
+    model = ServedModel.load(FrontFlags(model=str(tmp_path), tool_parser="mistral"))
     tokens = [marker, *model.tokenizer.encode('[{"name"')]
     shown = model.marked_texts.detokenizer(at_start=True)
     hidden = model.token_texts.detokenizer(at_start=True)
