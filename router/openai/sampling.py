@@ -45,7 +45,13 @@ def sampling_params(
 ) -> SamplingParams:
     """For the first choice of a prompt; the others differ in their seed. `grammar` is what its output has to match."""
     max_tokens = _max_tokens(body, num_prompt_tokens, max_model_len)
-    _check(body, max_tokens, facts, grammar)
+    if body.stop_token_ids:
+        check_ids(body.stop_token_ids, facts, "stop_token_ids")
+    if body.logit_bias:
+        check_ids(body.logit_bias, facts, "logit_bias")
+    if grammar is not None and body.ignore_eos:
+        problem = "ignore_eos does not go together with a form of output, which has an end"
+        raise InvalidRequest(problem, param="ignore_eos")
     default = facts.sampling
     eos = () if body.ignore_eos else facts.eos_token_ids
     return SamplingParams(
@@ -99,19 +105,9 @@ def _max_tokens(body: ChatBody | CompletionBody, num_prompt_tokens: int, max_mod
         name, asked = "max_tokens", _or(body.max_tokens, min(room, _DEFAULT_COMPLETION_TOKENS))
     if asked > room:
         raise too_long(max_model_len, f"the prompt has {num_prompt_tokens} and {name} is {asked}", name)
+    if (body.min_tokens or 0) > asked:
+        raise InvalidRequest(f"min_tokens is above max_tokens, which is {asked}", param="min_tokens")
     return int(asked)
-
-
-def _check(body: CommonBody, max_tokens: int, facts: ModelFacts, grammar: Grammar | None) -> None:
-    if (body.min_tokens or 0) > max_tokens:
-        raise InvalidRequest(f"min_tokens is above max_tokens, which is {max_tokens}", param="min_tokens")
-    if body.stop_token_ids:
-        check_ids(body.stop_token_ids, facts, "stop_token_ids")
-    if body.logit_bias:
-        check_ids(body.logit_bias, facts, "logit_bias")
-    if grammar is not None and body.ignore_eos:
-        problem = "ignore_eos does not go together with a form of output, which has an end"
-        raise InvalidRequest(problem, param="ignore_eos")
 
 
 def _or(value: Value | None, default: Value) -> Value:

@@ -117,7 +117,7 @@ _NEUTRAL = {
 def check_common(body: CommonBody) -> None:
     """Raise InvalidRequest for what the type of no single field can say."""
     for name, neutral in _NEUTRAL.items():
-        if getattr(body, name) is not neutral and getattr(body, name) is not None:
+        if getattr(body, name) not in (None, neutral):
             raise unsupported(name)
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
