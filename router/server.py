@@ -73,12 +73,13 @@ def load(config: RouterConfig) -> Loaded:
         )
     raise_descriptor_limit()
     listener, admin_listener = listen(config.host, config.port), listen(config.admin_host, config.admin_port)
-    return Loaded(listener, admin_listener, keys, ServedModel.load(config, config), tls.load(config))
+    loaded = Loaded(listener, admin_listener, keys, ServedModel.load(config, config), tls.load(config))
+    asyncio.run(redis_client.check(config.redis_url, redis_client.PATIENCE_S))
+    return loaded
 
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
     """Serve until a drain is asked for and done."""
-    await redis_client.check(config.redis_url)
     address = shown_address(config.host, loaded.listener, config.redis_url)
     redis = redis_client.connect(config.redis_url)
     metrics_url = f"http://{shown_address(config.admin_host, loaded.admin_listener, config.redis_url)}/metrics"
