@@ -250,6 +250,12 @@ async def test_thinking_is_switched_as_clients_of_other_servers_do(client, dispa
     assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
 
 
+async def test_what_is_tokenized_has_thinking_switched_as_a_chat_has(router, served_model):
+    body = {"messages": ASK["messages"], "chat_template_kwargs": {"enable_thinking": False}}
+    answer = await router.client.post("/tokenize", json=body)
+    assert served_model.tokenizer.decode(answer.json()["tokens"], special=True).endswith("<think></think>")
+
+
 @pytest.mark.parametrize(
     "form",
     [
