@@ -55,7 +55,13 @@ class Loaded:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until it is told to end; the exit code."""
-    return lifecycle.main("router", RouterConfig, load, serve, argv, settle)
+    return lifecycle.main("router", RouterConfig, _load, serve, argv, settle)
+
+
+def _load(config: RouterConfig) -> Loaded:
+    loaded = load(config)
+    asyncio.run(redis_client.check(config.redis_url, redis_client.PATIENCE_S))
+    return loaded
 
 
 def load(config: RouterConfig) -> Loaded:
@@ -73,9 +79,7 @@ def load(config: RouterConfig) -> Loaded:
         )
     raise_descriptor_limit()
     listener, admin_listener = listen(config.host, config.port), listen(config.admin_host, config.admin_port)
-    loaded = Loaded(listener, admin_listener, keys, ServedModel.load(config, config), tls.load(config))
-    asyncio.run(redis_client.check(config.redis_url, redis_client.PATIENCE_S))
-    return loaded
+    return Loaded(listener, admin_listener, keys, ServedModel.load(config, config), tls.load(config))
 
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
