@@ -9,6 +9,8 @@ import torch
 from kernels.cpu.memory import huge_pages
 from kernels.dispatch import load
 
+_SQUARE = 2048
+
 
 def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> float:
     """Seconds of the fastest run."""
@@ -22,29 +24,35 @@ def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> fl
     return min(times)
 
 
-def read_bandwidth(device: str) -> float:
-    """Bytes per second of the fastest way to read 512 MiB, which on a CPU lie in huge pages as weights and KV do.
+class Roofline:
+    """The limits of a device in one type, to be asked as often as one likes: machines wander."""
 
-    A sum, or a product with one row: some processors' own prefetchers do better by the latter.
-    """
-    num_bytes = 2**29
-    data = huge_pages(num_bytes) if device == "cpu" else torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    floats = data.view(torch.float32).view(-1, 2**11).fill_(1.0)
-    multiply = partial(load(torch.device(device), torch.float32).pack_linear(floats, None), floats[:1])
-    return num_bytes / min(best_of(floats.sum, device), best_of(multiply, device))
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self._device = device
+        num_bytes = 2**29
+        data = huge_pages(num_bytes) if device == "cpu" else torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        floats = data.view(torch.float32).view(-1, 2**11).fill_(1.0)
+        kernels = {each: load(torch.device(device), each) for each in {dtype, torch.float32}}
+        row = partial(kernels[torch.float32].pack_linear(floats, None), floats[:1])
+        self._reads: list[Callable[[], object]] = [floats.sum, row]
+        self._num_bytes = num_bytes
+        self._products: list[Callable[[], object]] = []
+        for each, backend in kernels.items():
+            a, b = (torch.randn(_SQUARE, _SQUARE, dtype=each, device=device) for _ in range(2))
+            self._products.append(partial(backend.pack_linear(b, None), a))
+            if each == torch_dtype(device, dtype):
+                self._products.append(partial(torch.matmul, a, b))
 
+    def bytes_per_s(self) -> float:
+        """Of the fastest way to read 512 MiB, which on a CPU lie in huge pages as weights and KV do.
 
-def gemm_flops(device: str, dtype: torch.dtype) -> float:
-    """The fastest that this machine multiplies in a type no narrower than `dtype`, whoever does it."""
-    size = 2048
-    rates = []
-    for each in {dtype, torch.float32}:
-        a, b = (torch.randn(size, size, dtype=each, device=device) for _ in range(2))
-        multiplications = [partial(load(torch.device(device), each).pack_linear(b, None), a)]
-        if each == torch_dtype(device, dtype):
-            multiplications.append(partial(torch.matmul, a, b))
-        rates += [2 * size**3 / best_of(multiply, device) for multiply in multiplications]
-    return max(rates)
+        A sum, or a product with one row: some processors' own prefetchers do better by the latter.
+        """
+        return self._num_bytes / min(best_of(read, self._device) for read in self._reads)
+
+    def flops(self) -> float:
+        """Floating-point operations per second in a type no narrower than `dtype`, whoever multiplies fastest."""
+        return 2 * _SQUARE**3 / min(best_of(multiply, self._device) for multiply in self._products)
 
 
 def torch_dtype(device: str, dtype: torch.dtype) -> torch.dtype:

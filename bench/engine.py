@@ -1,11 +1,11 @@
 """How fast the engine computes, against what the machine could: `baton bench engine`.
 
 Prefill of one 512-token prompt and decode steps at several batch sizes, on a random 107M Llama in bf16 (or --model, of
-a dense family). The roofline is measured in the same run: a decode step has to read all weights and the KV once, a
-prefill has to do two floating-point operations per weight and token, and those of causal attention. Pages of the KV
-pool are real before, as they are of a server once each block has been used. Where transformers is installed, it does
-the same work in turns with the engine: the ratio is the median over rounds of theirs to ours, beside its range, so that
-a slow minute meets both.
+a dense family). Beside it the roofline, measured again in every round: a decode step has to read all weights and the KV
+once, a prefill has to do two floating-point operations per weight and token, and those of causal attention. Pages of
+the KV pool are real before, as they are of a server once each block has been used. Where transformers is installed, it
+does the same work, also in turns with the engine. Shares and ratios are medians over rounds, beside their range, so
+that a slow minute meets all of them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from bench import _command
-from bench._roofline import best_of, gemm_flops, read_bandwidth, torch_dtype
+from bench._roofline import Roofline, best_of, torch_dtype
 from bench._transformers import Transformers
 from engine import random_checkpoint
 from engine.engine import Engine
@@ -68,44 +68,57 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
     num_weights = layer_weights(engine) + head_weights(engine)  # of the embedding a step reads but rows
     weight_bytes = num_weights * (4 if engine.config.dtype == "float32" else 2)
     device, dtype = engine.config.device, getattr(torch, engine.config.dtype)
-    flops, bytes_per_s = gemm_flops(device, dtype), read_bandwidth(device)
-    yield f"roofline: {bytes_per_s / 1e9:.1f} GB/s read, {flops / 1e9:.0f} GFLOP/s GEMM"
+    roofline = Roofline(device, dtype)
+    yield f"roofline: {roofline.bytes_per_s() / 1e9:.1f} GB/s read, {roofline.flops() / 1e9:.0f} GFLOP/s GEMM"
 
     peer_dtype = torch_dtype(device, dtype)
     peer = Transformers(directory, peer_dtype, device) if find_spec("transformers") else None
     peers = f"transformers in {str(peer_dtype).removeprefix('torch.')}"
-    prefill_s, ratio = in_rounds(
-        partial(measure_prefill, engine), partial(peer.seconds, 1, PROMPT_TOKENS, 1) if peer else None
-    )
     products = layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)  # logits of one token
-    bound_s = 2 * (products + attention_products(engine)) / flops
-    yield (
-        f"prefill {PROMPT_TOKENS}:   {PROMPT_TOKENS / prefill_s:22.0f} tok/s  {bound_s / prefill_s:4.0%} of roofline"
-        + (f", {ratio} {peers}" if peer else "")
+    operations = 2 * (products + attention_products(engine))
+    prefill_s, compared = in_rounds(
+        partial(measure_prefill, engine),
+        lambda: operations / roofline.flops(),
+        partial(peer.seconds, 1, PROMPT_TOKENS, 1) if peer else None,
+        peers,
     )
+    yield f"prefill {PROMPT_TOKENS}:   {PROMPT_TOKENS / prefill_s:22.0f} tok/s  {compared}"
     for batch_size in args.batch_sizes:
-        step_s, ratio = in_rounds(
-            partial(measure_decode, engine, batch_size, args),
-            partial(transformers_step_s, peer, batch_size, args.context) if peer else None,
-        )
         context = args.context + args.num_steps // 2
-        kv_bytes = batch_size * context * engine.layout.block_bytes / engine.layout.block_size
-        bound_s = max((weight_bytes + kv_bytes) / bytes_per_s, 2 * num_weights * batch_size / flops)
-        yield (
-            f"decode at {batch_size:3}: {step_s * 1e3:8.2f} ms a step, {batch_size / step_s:7.0f} tok/s  "
-            f"{bound_s / step_s:4.0%} of roofline" + (f", {ratio} {peers}" if peer else "")
+        num_bytes = weight_bytes + batch_size * context * engine.layout.block_bytes / engine.layout.block_size
+        step_s, compared = in_rounds(
+            partial(measure_decode, engine, batch_size, args),
+            partial(step_bound_s, roofline, num_bytes, 2 * num_weights * batch_size),
+            partial(transformers_step_s, peer, batch_size, args.context) if peer else None,
+            peers,
         )
+        yield f"decode at {batch_size:3}: {step_s * 1e3:8.2f} ms a step, {batch_size / step_s:7.0f} tok/s  {compared}"
 
 
-def in_rounds(ours: Callable[[], float], theirs: Callable[[], float] | None) -> tuple[float, str]:
-    """(median of our seconds, median and range of theirs / ours); one of each in every round, after one unmeasured."""
-    times, ratios = [], []
+def in_rounds(
+    ours: Callable[[], float], bound: Callable[[], float], theirs: Callable[[], float] | None, peers: str
+) -> tuple[float, str]:
+    """(median of our seconds, shares and ratios in words); one of each in every round, after one unmeasured."""
+    times, shares, ratios = [], [], []
     for _ in range(1 + _ROUNDS):
         times.append(ours())
+        shares.append(100 * bound() / times[-1])
         ratios.append(theirs() / times[-1] if theirs else math.nan)
-    known = [ratio for ratio in ratios[1:] if not math.isnan(ratio)] or [math.nan]
-    ratio = f"{statistics.median(known):.1f}x ({min(known):.1f}-{max(known):.1f})"
-    return statistics.median(times[1:]), ratio
+    compared = f"{_median(shares[1:], '.0f')} % of roofline"
+    if theirs:
+        known = [ratio for ratio in ratios[1:] if not math.isnan(ratio)] or [math.nan]
+        compared += f", {_median(known, '.1f')} x {peers}"
+    return statistics.median(times[1:]), compared
+
+
+def _median(values: list[float], form: str) -> str:
+    """And the range."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
+def step_bound_s(roofline: Roofline, num_bytes: float, operations: int) -> float:
+    """Seconds that reading or multiplying takes, whichever takes longer."""
+    return max(num_bytes / roofline.bytes_per_s(), operations / roofline.flops())
 
 
 def transformers_step_s(peer: Transformers, batch_size: int, context: int) -> float:

@@ -20,7 +20,7 @@ from kv_transfer.plan import Message
 from kv_transfer.pool import InPlace, Landing, Pool, places_of
 from kv_transfer.transport import IN_PLACE, Peer, Slot
 
-_CANCEL_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
+_CANCEL_GRACE_S = 1.0  # for a message under way to end by itself; then its connection ends: streams may want the blocks
 _MISSING_S = 2.0  # after a commit, a message that still does not come for so long is missing
 
 

@@ -21,7 +21,7 @@ from kv_transfer.plan import messages
 from kv_transfer.pool import Loan, Pool, places_of
 from kv_transfer.transport import AnyConnection, BlockConnection, ByteConnection, Peer
 
-_ABORT_GRACE_S = 1.5  # for the next message under way to end by itself, before the connection is closed for everyone
+_ABORT_GRACE_S = 1.0  # for a message under way to end by itself, before the connection is closed for everyone
 
 
 class TransferStats(NamedTuple):

@@ -95,20 +95,22 @@ class App:
     async def _generate(self, exchange: Exchange, handler: Handler) -> None:
         try:
             await handler(exchange)
-            return
         except ClientGone:
             exchange.left = True
-            return
         except BatonError as error:
-            failure = error
+            _fail(exchange, error)
         except asyncio.CancelledError:
-            failure = NoCapacity("the router is shutting down")
+            _fail(exchange, NoCapacity("the router is shutting down"))
         except Exception:  # an edge: this request fails, the router goes on
             _log.exception("a request failed", extra={"request_id": exchange.request_id})
-            failure = BatonError("internal error")
-        exchange.left = False
-        if not exchange.sender.started:
-            exchange.send_error(failure)
+            _fail(exchange, BatonError("internal error"))
+
+
+def _fail(exchange: Exchange, error: BatonError) -> None:
+    exchange.left = False
+    if not exchange.sender.started:
+        exchange.send_error(error)
+    error.__traceback__ = None  # its frames hold the body, and may hold the error: that would wait for the collector
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

@@ -7,7 +7,7 @@ import gc
 _YOUNG_OBJECTS = 20_000  # between two looks of the garbage collector, which are a request or two at Python's own 700
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 64 * 2**20  # free, at the end of the heap; glibc keeps 128 KiB
-_LARGE_BYTES = 4 * 2**20  # from here on memory comes from the kernel, and goes back to it
+_LARGE_BYTES = 32 * 2**20  # from here on memory comes from the kernel, and goes back to it
 
 
 def settle() -> None:

@@ -56,7 +56,13 @@ class Loaded:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until it is told to end; the exit code."""
-    return lifecycle.main("router", RouterConfig, load, serve, argv, complete)
+    return lifecycle.main("router", RouterConfig, _load, serve, argv, complete)
+
+
+def _load(config: RouterConfig) -> Loaded:
+    loaded = load(config)
+    asyncio.run(redis_client.check(config.redis_url, redis_client.PATIENCE_S))
+    return loaded
 
 
 def load(config: RouterConfig) -> Loaded:
@@ -79,7 +85,6 @@ def load(config: RouterConfig) -> Loaded:
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
     """Serve until a drain is asked for and done."""
-    await redis_client.check(config.redis_url)
     address = shown_address(config.host, loaded.listener, config.redis_url)
     redis = redis_client.connect(config.redis_url)
     metrics_url = f"http://{shown_address(config.admin_host, loaded.admin_listener, config.redis_url)}/metrics"

@@ -4,6 +4,8 @@ A call takes 50 ms or fails; nothing is retried; after a failure a `Breaker` kee
 holds, and what to do without it, is the business of `registry` and `prefix_index`.
 """
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -16,6 +18,11 @@ from redis.exceptions import AuthenticationError, RedisError
 from baton.errors import ConfigError
 
 TIMEOUT_S = 0.05
+PATIENCE_S = 60.0  # of a service that starts while Redis is away
+_CHECK_TIMEOUT_S = 2.0
+_RETRY_S = 0.5
+
+_log = logging.getLogger(__name__)
 
 REDIS_ERRORS = (RedisError, OSError)
 """What a call on a client may raise; OSError includes TimeoutError."""
@@ -36,21 +43,36 @@ def connect(url: str, timeout_s: float = TIMEOUT_S) -> Redis:
     )
 
 
-async def check(url: str) -> None:
-    """Raise ConfigError, without the password, where no usable Redis answers at `url`."""
+async def check(url: str, patience_s: float = 0.0) -> None:
+    """Return when a usable Redis answers at `url`; ConfigError, without the password, if none does for `patience_s`."""
     try:
-        redis = connect(url, timeout_s=2.0)
+        redis = connect(url, timeout_s=_CHECK_TIMEOUT_S)
     except ValueError as error:
         raise ConfigError(f"redis url: {error}") from None
     where = "{host}:{port}".format_map({"host": "socket", "port": "-"} | redis.connection_pool.connection_kwargs)
+    give_up_s = time.monotonic() + patience_s
+    waiting = False
+    try:
+        while (missing := await _missing(redis, where)) is not None:
+            if time.monotonic() >= give_up_s:
+                raise ConfigError(missing)
+            if not waiting:
+                _log.warning("%s; waiting for it for %.0f s", missing, patience_s)
+                waiting = True
+            await asyncio.sleep(_RETRY_S)
+    finally:
+        await redis.aclose()
+
+
+async def _missing(redis: Redis, where: str) -> str | None:
+    """What to say where Redis does not answer; ConfigError where it does and wants another password."""
     try:
         await redis.exists("baton")  # unlike PING it needs the password
     except AuthenticationError:
         raise ConfigError(f"Redis at {where} refuses the password (or the lack of one) in the redis url") from None
     except REDIS_ERRORS as error:
-        raise ConfigError(f"no Redis answers at {where}: {type(error).__name__}") from None
-    finally:
-        await redis.aclose()
+        return f"no Redis answers at {where}: {type(error).__name__}"
+    return None
 
 
 class Breaker:

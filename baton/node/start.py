@@ -12,5 +12,5 @@ def complete(config: NodeConfig) -> NodeConfig:
     identity = tls.load(config)
     rpc.bind_address(config.host, config.port, config.service_token, identity)
     config = model_source.complete(config)
-    asyncio.run(redis_client.check(config.redis_url))
+    asyncio.run(redis_client.check(config.redis_url, redis_client.PATIENCE_S))
     return config

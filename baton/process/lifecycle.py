@@ -89,7 +89,7 @@ def main(
         log_to_stderr(getattr(config, "log_level", "info"), getattr(config, "log_format", "text"))
         for said in misspelt(os.environ):
             _log.warning(said)
-        return _run(complete(config), load, serve)
+        return _run(config, complete, load, serve)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error.message}\n")
         return 1
@@ -108,11 +108,15 @@ def die_with_parent() -> None:
 
 
 def _run(
-    config: Config, load: Callable[[Config], Loaded], serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]]
+    config: Config,
+    complete: Callable[[Config], Config],
+    load: Callable[[Config], Loaded],
+    serve: Callable[[Config, Loaded, Shutdown], Awaitable[None]],
 ) -> int:
     for number in _SIGNALS:
         signal.signal(number, _stop_loading)
     die_with_parent()
+    config = complete(config)
     loaded = load(config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config, loaded, serve))

@@ -35,7 +35,7 @@ ASGI = Callable[[Any, Any, Any], Awaitable[None]]  # as much of an application a
 
 MAX_BODY_BYTES = 8 * 2**20
 _MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
-MAX_HELD_BYTES = 512 * 2**20  # of all bodies that are not here to their end
+MAX_HELD_BYTES = 128 * 2**20  # of all bodies that are not here to their end
 _CHUNK_TIMEOUT_S = 10.0
 _BODY_TIMEOUT_S = 60.0
 _JSON = b"application/json"

@@ -6,8 +6,8 @@ import time
 from baton.errors import Overloaded
 
 LARGE_BYTES = 2**18  # of a body
-PAUSES = 4  # as long as reading one takes, before the next is read
-MAX_WAITING_BYTES = 128 * 2**20
+PAUSES = 24  # as long as reading one takes, before the next is read
+MAX_WAITING_BYTES = 64 * 2**20
 
 
 class Turns:

@@ -4,7 +4,7 @@ import msgspec
 
 from router.http.exchange import Exchange
 from router.openai.body import too_long
-from router.openai.conversation import conversation
+from router.openai.conversation import conversation, thinking_variables
 from router.openai.generate import Generator
 from router.openai.sampling import check_ids
 from router.openai.tokenization_schema import TokenizeBody, parse_detokenize, parse_tokenize
@@ -44,7 +44,8 @@ class Tokenization:
         if body.messages is not None:
             self._model.check_sizes(body.messages, limit, "messages")
             tools = tools_of(body.tools, None, parallel=None)
-            return await self._model.encode_chat(conversation(body.messages, tools), limit)
+            variables = thinking_variables(None, body.chat_template_kwargs)
+            return await self._model.encode_chat(conversation(body.messages, tools, variables), limit)
         framed = body.add_special_tokens is not False
         return await self._model.encode_text(body.prompt or "", limit, framed=framed)
 

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.openai.body import coded, decode
-from router.openai.chat_schema import Message, check_messages
+from router.openai.chat_schema import Message, Switches, check_messages
 from router.openai.schema import MAX_MESSAGES, Text, TokenId
 from router.openai.tool_schema import MAX_TOOLS, Tool
 
@@ -19,6 +19,7 @@ class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     prompt: Text | None = None
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: Switches | None = None
     add_special_tokens: bool | None = None  # true where null; of a prompt alone
     add_generation_prompt: bool | None = None  # only true
     return_token_strs: bool | None = None

@@ -107,9 +107,30 @@ def test_an_occupied_port_is_one_clear_line(redis_url, model_dir):
 
 
 def test_what_cannot_work_is_one_clear_line(redis_url, model_dir):
-    assert "Redis" in failure("redis://127.0.0.1:1/0", "--model", model_dir, "--port", 0)
+    assert "redis url" in failure("http://127.0.0.1", "--model", model_dir, "--port", 0)
     (model_dir / "tokenizer.json").unlink()
     assert "tokenizer.json" in failure(redis_url, "--model", model_dir, "--port", 0)
+
+
+def test_started_while_redis_is_away_it_serves_once_redis_is_there(redis_server, model_dir):
+    redis_server.kill()
+    process = start(redis_server.url, "--model", model_dir, "--port", 0)
+    try:
+        assert "no Redis answers" in process.stderr.readline()
+        redis_server.start()
+        assert process.stdout.readline().startswith("ready ")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_waiting_for_redis_it_ends_when_told_to(redis_server, model_dir):
+    redis_server.kill()
+    process = start(redis_server.url, "--model", model_dir, "--port", 0)
+    assert "no Redis answers" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (0, "")
 
 
 def test_keys_come_from_the_environment(redis_url, model_dir):

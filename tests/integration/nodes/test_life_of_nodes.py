@@ -104,7 +104,7 @@ async def test_a_node_says_how_far_it_is_and_registers(pair: tuple[NodeProcess, 
 
 
 def test_a_node_that_cannot_start_says_why_in_one_line(tmp_path: Path, redis_url: str) -> None:
-    for flags in (["--model", str(tmp_path)], ["--model", str(tmp_path), "--redis-url", "redis://127.0.0.1:1/0"]):
+    for flags in (["--model", str(tmp_path)], ["--model", str(tmp_path), "--redis-url", "http://127.0.0.1"]):
         command = [sys.executable, "-m", "decode_node", "--redis-url", redis_url, *flags]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
         assert ended.returncode == 1

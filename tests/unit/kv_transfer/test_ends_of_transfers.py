@@ -21,7 +21,7 @@ LAYOUT = KVLayout(
 )
 POOL = KVPool(torch.zeros(LAYOUT.pool_bytes(2), dtype=torch.uint8), LAYOUT, 2)
 NUM_MESSAGES = LAYOUT.num_layer_groups  # of a transfer of one block
-PAUSE_S, PATIENCE_S = 1.2, 1.5
+PAUSE_S, PATIENCE_S = 0.7, 1.0
 
 
 def test_a_cancel_waits_while_messages_arrive():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from router.http import connections
+from router.http import connections, turns
 from router.http import protocol as http_protocol
 from tests.unit.router import hostile
 from tests.unit.router.hostile import CANARY, CHAT, COMPLETION
@@ -36,7 +36,8 @@ def post(path: str, body: bytes, more: str = "", *, close: bool = True) -> bytes
     return head.encode() + body
 
 
-async def test_hostile_bodies_are_refused_without_an_echo(router, dispatch, caplog):
+async def test_hostile_bodies_are_refused_without_an_echo(router, dispatch, caplog, monkeypatch):
+    monkeypatch.setattr(turns, "PAUSES", 0)
     caplog.set_level(logging.INFO)
     refused = list(hostile.every())
     assert len(refused) >= 500

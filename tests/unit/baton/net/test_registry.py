@@ -152,6 +152,17 @@ async def test_check_names_what_is_wrong_but_not_the_password(redis_server: Any)
         assert "wrong-secret" not in str(caught.value)
 
 
+async def test_check_waits_as_long_as_it_is_told_to(redis_server: Any) -> None:
+    redis_server.kill()
+    waiting = asyncio.create_task(redis_client.check(redis_server.url, patience_s=30.0))
+    with pytest.raises(ConfigError, match="no Redis answers"):
+        await redis_client.check(redis_server.url, patience_s=0.2)
+    assert not waiting.done()
+    await asyncio.to_thread(redis_server.start)
+    async with asyncio.timeout(10):
+        await waiting
+
+
 async def test_breaker_doubles_its_pause_and_forgets_it_on_success() -> None:
     now = 0.0
     breaker = Breaker(base_s=1.0, limit_s=3.0, clock=lambda: now)

@@ -51,6 +51,12 @@ async def test_a_form_leaves_no_room_for_reasoning_that_is_switched_off(client, 
     assert "think" not in off
 
 
+async def test_what_is_tokenized_has_thinking_switched_as_a_chat_has(router, served_model):
+    body = {"messages": ASK["messages"], "chat_template_kwargs": {"enable_thinking": False}}
+    answer = await router.client.post("/tokenize", json=body)
+    assert served_model.tokenizer.decode(answer.json()["tokens"], special=True).endswith("<think></think>")
+
+
 async def test_reasoning_is_taken_back_by_either_name(client, dispatch, served_model):
     for name in ("reasoning_content", "reasoning"):
         said = {"role": "assistant", "content": "Yes.", name: "Hm."}
