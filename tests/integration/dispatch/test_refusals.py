@@ -49,6 +49,7 @@ async def test_whose_kv_was_shipped_in_vain_twice_goes_where_none_is_shipped(
     assert (await sink.finished()).num_attempts == 3
     assert sink.tokens == output_of(PROMPT, 12)
     assert sum(len(decode.seen("generate")) for decode in decodes) == 1
+    assert [len(node.seen("run") + node.seen("reserve")) for node in prefills + decodes] == [1] * 4  # others each time
 
 
 async def test_a_stream_that_has_begun_waits_for_its_kv_for_a_second(fleet: Any, output_of: Any, until: Any) -> None:
