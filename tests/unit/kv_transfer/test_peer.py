@@ -111,7 +111,7 @@ def test_a_better_connection_that_comes_too_late_is_closed_too(monkeypatch):
         node.may_connect.clear()
         await asyncio.sleep(RETRY_S)
         closing = asyncio.create_task(peer.close())
-        await asyncio.sleep(2 * SLOW_S)
+        await asyncio.sleep(3 * SLOW_S)
         assert node.story == ["over", "slow closed"]
         node.may_connect.set()
         await closing
