@@ -45,7 +45,7 @@ class _Failures:
         self.num += 1
         if num_tokens > 1:
             self._num_in_vain = 0
-        if not of_transfer:
+        elif not of_transfer:
             self._num_in_vain += 1
 
     @property

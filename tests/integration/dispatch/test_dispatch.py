@@ -18,7 +18,7 @@ PROMPT = list(range(10, 30))
 async def test_tokens_of_both_legs_reach_the_sink_in_order(fleet: Any, output_of: Any) -> None:
     prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
     await fleet.start()
-    _, sink = fleet.submit(PROMPT, 12)
+    handle, sink = fleet.submit(PROMPT, 12)
     reason, usage = await sink.outcome()
     assert sink.tokens == output_of(PROMPT, 12)
     assert reason is FinishReason.LENGTH
@@ -29,6 +29,7 @@ async def test_tokens_of_both_legs_reach_the_sink_in_order(fleet: Any, output_of
     )
     assert [g.attempt for g in prefill.seen("run") + decode.seen("reserve")] == [0, 0]
     assert fleet.dispatcher.num_in_flight == 0
+    assert handle.timer.cancelled()  # else it would keep all of the request until its deadline
     assert not decode.cancelled
 
 

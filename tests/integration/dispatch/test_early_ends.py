@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from baton.errors import DeadlineExceeded, InvalidRequest, NoCapacity, NumericalError
+from baton.errors import DeadlineExceeded, InvalidRequest, NoCapacity, NumericalError, TransferError
 from baton.net.registry import list_nodes
 from router.job import PromptWork
+from router.placing.placement import Placement
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +34,27 @@ async def test_cancel_reaches_both_legs(fleet: Any, until: Any, when: str) -> No
     assert not sink.num_ends
 
 
+async def test_an_attempt_counts_on_its_nodes_until_its_end(
+    fleet: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Placement] = []
+    monkeypatch.setattr(Placement, "begin", lambda placement: counted.append(placement))
+    monkeypatch.setattr(Placement, "end", lambda placement: counted.remove(placement))
+    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
+    decode.pause_at = 4
+    await fleet.start()
+    handle, sink = fleet.submit(PROMPT)
+    await until(lambda: len(sink.tokens) == 4)
+    assert len(counted) == 1
+    handle.cancel()
+    await until(lambda: not fleet.dispatcher.num_in_flight)
+    assert not counted
+    decode.go.set()
+    prefill.transfer_errors = [TransferError("digest")]
+    await fleet.submit(PROMPT)[1].finished()
+    assert not counted
+
+
 async def test_a_handle_can_be_cancelled_from_its_own_sink(fleet: Any, until: Any) -> None:
     await fleet.add("prefill")
     decode = await fleet.add("decode")
@@ -49,6 +71,16 @@ async def test_a_handle_can_be_cancelled_from_its_own_sink(fleet: Any, until: An
     await until(lambda: decode.cancelled == [(1, 0)])
     assert len(sink.tokens) == 5
     assert not sink.num_ends
+
+
+async def test_whose_cancellation_was_lost_is_not_begun(fleet: Any, until: Any) -> None:
+    dispatcher = await fleet.start()
+    handle, _ = fleet.submit(PROMPT)
+    handle.task = None  # to cancel
+    handle.cancel()
+    decode = await fleet.add("decode")
+    await until(lambda: dispatcher.num_in_flight == 0)
+    assert not decode.calls
 
 
 async def test_a_sink_that_raises_ends_its_own_request_only(fleet: Any, until: Any, output_of: Any) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from baton.errors import NoCapacity
+from baton.errors import Cancelled, NoCapacity
+from baton.request import FinishReason
 from baton.v1 import node_pb2
 from router.placing.candidates import MAX_FAILED_TRANSFERS
 from router.serving import failover
@@ -105,6 +106,25 @@ async def test_a_lost_last_row_makes_a_new_attempt(fleet: Any, output_of: Any) -
     assert sink.tokens == output_of(PROMPT, 12)
 
 
+async def test_who_has_all_tokens_needs_no_node_to_hear_that_they_were_all(
+    fleet: Any, until: Any, output_of: Any
+) -> None:
+    prefill, decode = await fleet.add("prefill"), await fleet.add("decode")
+
+    def without_end(batch: Batch) -> list[Batch]:
+        batch.ClearField("finished")
+        return [batch]
+
+    decode.tampers = [without_end] * 11
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT)
+    await until(lambda: len(sink.tokens) == 12)
+    await decode.die()
+    reason, usage = await sink.outcome()
+    assert (reason, usage.num_attempts, sink.tokens) == (FinishReason.LENGTH, 1, output_of(PROMPT, 12))
+    assert len(prefill.calls) == 1
+
+
 async def test_a_lost_message_makes_new_attempts_of_all_on_that_node(fleet: Any, output_of: Any) -> None:
     await fleet.add("prefill")
     decode = await fleet.add("decode")
@@ -150,6 +170,16 @@ async def test_four_failures_in_vain_end_a_request_besides_transfers_that_failed
     _, sink = fleet.submit(PROMPT)
     assert isinstance(await sink.outcome(), NoCapacity)
     assert 4 <= len(decode.calls) <= 4 + MAX_FAILED_TRANSFERS
+
+
+async def test_a_transfer_that_was_given_up_with_its_node_is_no_failed_transfer(fleet: Any) -> None:
+    prefill = await fleet.add("prefill")
+    await fleet.add("decode")
+    prefill.transfer_errors = [Cancelled("lost") for _ in range(99)]
+    await fleet.start()
+    _, sink = fleet.submit(PROMPT, 99)
+    assert isinstance(await sink.outcome(), NoCapacity)
+    assert len(prefill.calls) == failover.MAX_ATTEMPTS
 
 
 async def test_a_long_request_outlives_more_failures_as_long_as_it_gets_on(fleet: Any, output_of: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 from baton.errors import BatonError, Cancelled, InvalidRequest, NumericalError, Overloaded
 from baton.request import Grammar, GrammarKind
 from router.job import PromptWork
+from router.placing import prefix_replica
 from router.serving.failover import MAX_ATTEMPTS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -53,7 +54,19 @@ async def test_tokens_follow_the_scores(fleet: Any, output_of: Any, max_tokens: 
     assert sorted(by_node) == [[], [], legs]  # the node that has the blocks computes the rest
 
 
-async def test_a_node_lost_in_the_middle_costs_no_position_and_repeats_none(fleet: Any, until: Any) -> None:
+async def test_they_follow_on_the_same_node_though_no_index_says_that_it_has_the_blocks(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_replica, "STALE_S", 0.0)
+    prefills = [await fleet.add("prefill") for _ in range(3)]
+    await fleet.add("decode")
+    await fleet.start()
+    await fleet.submit(PROMPT, 5, work=SCORES)[1].finished()
+    assert sorted([name for name, _ in node.calls] for node in prefills) == [[], [], ["prompt", "run"]]
+
+
+@pytest.mark.parametrize("how", ["dies", "freezes"])
+async def test_a_node_lost_in_the_middle_costs_no_position_and_repeats_none(fleet: Any, until: Any, how: str) -> None:
     first = await fleet.add("prefill")
     first.prompt_stops_at = 4
     await fleet.start()
@@ -61,7 +74,10 @@ async def test_a_node_lost_in_the_middle_costs_no_position_and_repeats_none(flee
     await until(lambda: first.seen("prompt"))
     second = await fleet.add("prefill")
     await fleet.alive(2)
-    await first.die()
+    if how == "dies":
+        await first.die()
+    else:
+        first.warm.clear()
     await sink.finished()
     assert [positions(result) for result in sink.prompts] == [list(range(1, 10))]
     assert [generation.attempt for generation in second.seen("prompt")] == [1]

@@ -10,6 +10,7 @@ from baton.errors import ContextLengthExceeded, NodeUnavailable, Overloaded, Tra
 from baton.v1 import node_pb2, types_pb2
 from router.nodes import cut_pairs, link
 from router.nodes.link import AVOID_S
+from router.serving import failover
 from router.serving.patience import LEAST_S
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +49,7 @@ async def test_whose_kv_was_shipped_in_vain_twice_goes_where_none_is_shipped(
     assert (await sink.finished()).num_attempts == 3
     assert sink.tokens == output_of(PROMPT, 12)
     assert sum(len(decode.seen("generate")) for decode in decodes) == 1
+    assert [len(node.seen("run") + node.seen("reserve")) for node in prefills + decodes] == [1] * 4  # others each time
 
 
 async def test_a_stream_that_has_begun_waits_for_its_kv_for_a_second(fleet: Any, output_of: Any, until: Any) -> None:
@@ -88,11 +90,16 @@ async def test_a_node_that_says_that_it_drains_gets_nothing_new(fleet: Any, unti
     assert (leaving.calls, len(staying.seen("reserve"))) == ([], 4)
 
 
-async def test_nodes_that_are_full_for_long_mean_overloaded(fleet: Any) -> None:
+@pytest.mark.parametrize("avoid_s", [AVOID_S, 0.0])
+async def test_nodes_that_are_full_for_long_mean_overloaded(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch, avoid_s: float
+) -> None:
+    """Also where there is always another one to be asked."""
+    monkeypatch.setattr(link, "AVOID_S", avoid_s)
     prefill = await fleet.add("prefill")
     prefill.compute.clear()
     decode = await fleet.add("decode")
-    decode.refusals = [Overloaded("full")] * 100
+    decode.refusals = [Overloaded("full")] * 10_000
     await fleet.start(max_full_wait_s=0.5)
     assert isinstance(await fleet.submit(PROMPT)[1].outcome(), Overloaded)
 
@@ -109,7 +116,10 @@ async def test_a_fleet_that_is_full_is_not_taken_for_one_that_is_missing(fleet: 
     assert time.monotonic() - began_s < AVOID_S, "its limit holds also while the node is left alone"
 
 
-async def test_a_paused_request_leaves_its_nodes_and_goes_on(fleet: Any, until: Any, output_of: Any) -> None:
+async def test_a_paused_request_leaves_its_nodes_and_goes_on(
+    fleet: Any, until: Any, output_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failover, "MAX_FAILURES", 1)  # a pause is none
     await fleet.add("prefill")
     decode = await fleet.add("decode")
     await fleet.start()

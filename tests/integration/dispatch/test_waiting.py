@@ -22,6 +22,22 @@ async def test_without_nodes_a_request_waits_until_its_deadline(fleet: Any) -> N
     assert 0.5 < time.monotonic() - began < 2.0
 
 
+@pytest.mark.parametrize("lacks", ["room", "nodes"])
+async def test_at_its_deadline_a_request_that_waits_hears_that_capacity_lacks(
+    fleet: Any, until: Any, lacks: str
+) -> None:
+    """Not that it took too long itself, even where it had begun."""
+    decode = await fleet.add("decode", num_free_blocks=2 if lacks == "room" else 1000)
+    decode.pause_at = 3
+    await fleet.start()
+    handle, sink = fleet.submit(PROMPT, timeout_s=0.8)
+    if lacks == "nodes":
+        await until(lambda: len(sink.tokens) == 3)
+        await decode.die()
+    assert isinstance(await sink.outcome(), NoCapacity)
+    assert handle.usage.num_attempts == (lacks == "nodes")
+
+
 async def test_a_request_waits_for_a_node_that_comes_in_time(fleet: Any, output_of: Any) -> None:
     await fleet.start()
     assert not fleet.dispatcher.ready

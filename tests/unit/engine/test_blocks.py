@@ -54,20 +54,27 @@ def test_salt_separates(make_request):
     assert blocks.find(second, 8) == []
 
 
-@pytest.mark.parametrize("other", [{"token_ids": range(1, 9)}, {"token_ids": range(8), "cache_salt": b"other"}])
-def test_colliding_hashes_are_misses(make_request, monkeypatch, other):
-    def constant(token_ids, block_size, parent):
-        return [b"same"] * (len(token_ids) // block_size)
+@pytest.mark.parametrize(
+    ("other", "num_shared"),
+    [
+        ({"token_ids": [0, 1, 2, 4, 4, 5, 6, 7]}, 0),
+        ({"token_ids": range(8), "cache_salt": b"other"}, 0),
+        ({"token_ids": [0, 1, 2, 3, 4, 5, 6, 8]}, 1),
+    ],
+)
+def test_colliding_hashes_are_misses(make_request, monkeypatch, other, num_shared):
+    def first_token(token_ids, block_size, parent):
+        return [bytes([token_id]) for token_id in token_ids[::block_size]]
 
-    monkeypatch.setattr("engine.request.block_hashes", constant)
+    monkeypatch.setattr("engine.request.block_hashes", first_token)
     blocks = BlockManager(16, BLOCK_SIZE)
     first, second = make_request(range(8)), make_request(**other)
     assert admit(blocks, first)
     compute(blocks, first)
-    assert blocks.find(second, 8) == []
+    assert blocks.find(second, 8) == first.block_ids[:num_shared]
     assert admit(blocks, second)
     compute(blocks, second)
-    assert second.chain == []
+    assert second.chain == first.block_ids[:num_shared]
     blocks.check([first, second])
 
 

@@ -87,12 +87,17 @@ class TestReserve:
         assert engine.reserve(make_generation([2] * 40)) is not None
         engine.check()
 
-    def test_first_token_that_ends_it(self, make_engine, make_generation, run):
+    @pytest.mark.parametrize(
+        ("sampling", "reason"),
+        [({"max_tokens": 1}, FinishReason.LENGTH), ({"stop_token_ids": (9,)}, FinishReason.STOP)],
+    )
+    def test_first_token_that_ends_it(self, make_engine, make_generation, run, sampling, reason):
         engine = make_engine()
-        request = engine.reserve(make_generation(PROMPT, max_tokens=1))
+        request = engine.reserve(make_generation(PROMPT, **sampling))
         engine.start(request, 9)
         [output] = run(engine)
-        assert (output.token_id, output.finish_reason) == (NO_TOKEN, FinishReason.LENGTH)  # it was told where drawn
+        assert (output.token_id, output.finish_reason) == (NO_TOKEN, reason)  # it was told where drawn
+        assert engine.current_load().num_steps == 0
         assert request.token_ids == [*PROMPT, 9]
         assert engine.blocks.num_free_blocks == engine.num_blocks
 

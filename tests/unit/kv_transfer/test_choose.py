@@ -132,9 +132,30 @@ def test_a_node_that_stops_does_not_wait_for_what_is_opening(monkeypatch):
         async with asyncio.timeout(10):
             await doors_.close_listeners()
             await doors_.close()
+        assert doors_._opening["shm"].cancelled()
 
     monkeypatch.setattr(ShmTransport, "listen", never)
     monkeypatch.setattr(doors, "PATIENCE_S", 0.01)
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("wanted", "opened"), [("tcp", ["tcp"]), ("auto", [])])
+def test_what_is_no_matter_of_choice_is_open_from_the_start_and_until_the_stop(wanted, opened):
+    async def main() -> None:
+        doors_ = Doors(wanted, "127.0.0.1", inbox_of=lambda transport: None)
+        await doors_.start()
+        assert list(doors_._open) == opened
+        door = await doors_.open("tcp")
+        _, writer = await asyncio.open_connection(door.host, door.port)
+        writer.close()
+        await doors_.close_listeners()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(door.host, door.port)
+        if wanted == "auto":
+            with pytest.raises(TransferError, match="stopping"):
+                await doors_.open("shm")
+        await doors_.close()
+
     asyncio.run(main())
 
 

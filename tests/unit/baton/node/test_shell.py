@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -18,6 +20,7 @@ from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
 from baton.request import Generation, SamplingParams
 from baton.v1 import transfer_pb2, types_pb2
+from tests.node_stream import NodeStream
 
 pytestmark = pytest.mark.anyio
 
@@ -74,22 +77,85 @@ async def states(redis: redis_client.Redis) -> dict[str, str]:
     return {record.node_id: record.state for record in await registry.list_nodes(redis)}
 
 
+def prefix_keys(shell: NodeShell) -> tuple[str, str]:
+    """What Redis holds of its blocks."""
+    blocks = f"baton:prefix:f:p0:{shell.epoch}"
+    return blocks, f"{blocks}:seq"
+
+
+async def until(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
+    async with asyncio.timeout(10):
+        while await ask() != expected:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_a_node_is_found_only_while_it_runs(shell: NodeShell, redis: redis_client.Redis) -> None:
     assert await states(redis) == {}
     assert await health(shell) == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     shutdown = Shutdown()
     running = asyncio.create_task(shell.run(shutdown))
-    async with asyncio.timeout(10):
-        while await health(shell) != health_pb2.HealthCheckResponse.SERVING:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: health(shell), health_pb2.HealthCheckResponse.SERVING)
     assert await states(redis) == {"p0": "ready"}
     assert shell.board.load().state == types_pb2.NODE_STATE_READY
     shutdown.request()
     await running
+    assert shell.sessions.draining
     assert shell.board.load().state == types_pb2.NODE_STATE_DRAINING
     assert await health(shell) == health_pb2.HealthCheckResponse.NOT_SERVING
+    await until(lambda: states(redis), {"p0": "draining"})
     await shell.leave()
     assert await states(redis) == {}
+
+
+@pytest.fixture
+async def running(shell: NodeShell, redis: redis_client.Redis) -> AsyncIterator[None]:
+    """The shell is part of the fleet, and says in Redis which blocks it holds: those of no request, none."""
+    task = asyncio.create_task(shell.run(Shutdown()))
+    await until(lambda: states(redis), {"p0": "ready"})
+    await until(lambda: redis.exists(*prefix_keys(shell)), 2)
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.usefixtures("running")
+async def test_who_leaves_without_having_drained_takes_nothing_and_is_found_by_nobody(
+    shell: NodeShell, redis: redis_client.Redis
+) -> None:
+    await shell.leave()
+    assert shell.sessions.draining
+    assert await health(shell) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert await states(redis) == {}
+    assert await redis.exists(*prefix_keys(shell)) == 0
+
+
+@pytest.mark.usefixtures("running")
+async def test_its_record_follows_its_load(shell: NodeShell, redis: redis_client.Redis) -> None:
+    async def told() -> list[tuple[int, int, int]]:
+        records = await registry.list_nodes(redis)
+        return [(record.num_free_blocks, record.num_running, record.num_waiting) for record in records]
+
+    load = types_pb2.Load(num_blocks=10, num_free_blocks=7, num_running=2, num_waiting=1)
+    shell.board.publish(load, num_cached=0, num_leased=0, num_preemptions=0)
+    await until(told, [(7, 2, 1)])
+
+
+async def test_its_end_is_told_to_routers_at_once_and_leaves_nothing_behind(shell: NodeShell) -> None:
+    running = asyncio.create_task(shell.run(Shutdown()))
+    stream = await NodeStream(shell.address, shell.epoch, "r").attach()
+    await stream.wait_for(lambda: stream.batches)
+    shell.fail(RuntimeError("out of memory"))
+    shell.fail(RuntimeError("and once more"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await running
+    await shell.leave()
+    began_s = time.monotonic()
+    await shell.close()
+    assert time.monotonic() - began_s < 0.8  # the server's grace, for those who do not listen, is a second
+    assert await stream.call.code() is grpc.StatusCode.OK
+    await stream.close()
+    left = {task.get_name() for task in asyncio.all_tasks()}
+    assert not left & {"heartbeats", "record", "drain", "prefix index writer"}
 
 
 async def test_a_drain_ends_when_its_time_is_up(shell: NodeShell) -> None:

@@ -106,6 +106,11 @@ async def test_a_body_in_bad_pieces_is_refused_aloud(router, dispatch, body, sta
     assert not dispatch.jobs
 
 
+@pytest.mark.parametrize("behind", [b"no request\r\n\r\n", POST + CHUNKED + b"\r\nzz\r\n"])
+async def test_a_refusal_is_never_taken_for_the_answer_to_the_request_before(router, behind):
+    assert await talk(router, POST + LENGTH + b"\r\n" + BODY + behind) == b""
+
+
 async def test_many_chunks_are_a_body(router):
     pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"1\r\n \r\n" * 10_000
     assert statuses(await talk(router, POST + CHUNKED + b"\r\n" + pieces + b"0\r\n\r\n" + LAST)) == [200, 200]

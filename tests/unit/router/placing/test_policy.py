@@ -115,10 +115,13 @@ def test_nobody_is_shipped_to_a_node_before_which_many_wait() -> None:
     full = node(num_waiting=policy.MAX_QUEUED)
     assert decode(full) is None
     assert decode(full, node(num_running=50)) == 1
-    placement = Placement(link(node()), link(node(num_waiting=1)), choose([node()], [0], [node()], [0]), 320, list)
-    for _ in range(policy.MAX_QUEUED):
+    busy = node(num_waiting=1, num_free_blocks=10_000)
+    placement = Placement(link(node()), link(busy), choose([node()], [0], [node()], [0]), 320, list)
+    for _ in range(policy.MAX_QUEUED - 2):
         placement.begin()
-    assert decode(placement.decode.state) is None  # type: ignore[union-attr] # those sent since its last word count
+    assert decode(busy) == 0
+    placement.begin()
+    assert decode(busy) is None  # those sent since its last word count
 
 
 def link(state: NodeState) -> Any:
@@ -127,6 +130,8 @@ def link(state: NodeState) -> Any:
 
 def test_what_fits_into_no_pool_is_left_to_a_node_to_refuse() -> None:
     assert decode(node(num_blocks=8, num_free_blocks=8)) == 0
+    assert decode(node(num_blocks=20, num_free_blocks=20)) == 0  # with the token to come it takes 21
+    assert decode(node(num_blocks=21, num_free_blocks=20)) is None
 
 
 def test_a_short_suffix_is_computed_where_its_conversation_was_decoded() -> None:
@@ -163,10 +168,10 @@ def test_one_token_needs_no_decode_node() -> None:
 
 
 def test_decode_nodes_alone_count_their_prefill() -> None:
-    choice = policy.choose(ask(), [], [], [node(num_running=1), node()], [19, 0])
+    choice = policy.choose(ask(), [], [], [node(num_running=1, queue_ms=5.0), node()], [19, 0])
     assert choice is not None
     assert (choice.prefill, choice.decode) == (None, 0)
-    assert choice.ttft_ms == choice.queue_ms + choice.prompt_ms
+    assert choice.ttft_ms == 5.0 + choice.prompt_ms
 
 
 def test_no_nodes_no_choice() -> None:

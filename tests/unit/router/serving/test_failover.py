@@ -29,3 +29,12 @@ def test_a_transfer_that_failed_between_others_changes_nothing() -> None:
     assert not failures.are_too_many
     failures.add(1, of_transfer=False)
     assert failures.are_too_many
+
+
+def test_after_one_that_got_on_they_are_counted_anew() -> None:
+    failures = _Failures()
+    for num_tokens in (1, 1, 1, 2, 1, 1, 1):
+        failures.add(num_tokens, of_transfer=False)
+    assert not failures.are_too_many
+    failures.add(1, of_transfer=False)
+    assert failures.are_too_many
