@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from baton.kv import prefix_index
+from baton.kv import index_writer, prefix_index
+from baton.kv.index_writer import IndexWriter
 from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
-from baton.kv.prefix_index import IndexWriter
 from baton.net import redis_client
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,7 @@ async def told(redis: Redis, num_blocks: int) -> None:
 async def test_changes_are_told_at_once_and_all_of_it_to_a_redis_that_has_forgotten(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_index, "RENEWAL_S", 60.0)
+    monkeypatch.setattr(index_writer, "RENEWAL_S", 60.0)
     writer = make(redis, 5)
     await writer.start()
     await told(redis, 5)
