@@ -119,9 +119,8 @@ async def _chaos(run: Run, seconds: float) -> Verdict:
     )
     silence_s = longest_silence_s(streams, killed_s)
     verdict.check(silence_s <= MAX_SILENCE_S, f"others went on: no token at all for {silence_s:.1f} s at most")
-    verdict.check(
-        await _until_whole(run.site, killed_s), f"every service is back {time.monotonic() - killed_s:.1f} s after"
-    )
+    is_whole = await _until_whole(run.site, killed_s)
+    verdict.check(is_whole, f"every service is back, as seen {time.monotonic() - killed_s:.1f} s after")
     return verdict
 
 
