@@ -13,13 +13,6 @@ from tests.unit.router.serving.one_attempt import ERROR, IDS, Case
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def case() -> Case:
-    made = Case()
-    await asyncio.sleep(0)
-    return made
-
-
 async def test_words_in_their_order(case: Case) -> None:
     assert case.decode.prefill is case.prefill.record
     case.hear(case.decode, granted=[node_pb2.Granted(**IDS)])

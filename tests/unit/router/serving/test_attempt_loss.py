@@ -15,13 +15,6 @@ from tests.unit.router.serving.one_attempt import IDS, Case
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def case() -> Case:
-    made = Case()
-    await asyncio.sleep(0)
-    return made
-
-
 @pytest.mark.parametrize("says", ["transferred", "started"])
 async def test_a_prefill_node_matters_until_the_decode_node_has_all(case: Case, says: str) -> None:
     case.first()
