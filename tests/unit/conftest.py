@@ -1,9 +1,13 @@
-"""Model directories with small tokenizers in the styles of the well-known families."""
+"""Model directories with small tokenizers in the styles of the well-known families; who shares a prefix index."""
 
 import json
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests.unit.index_clients import Clients
 
 TEXT = [
     "The quick brown fox jumps over the lazy dog. You are a helpful assistant, and I am the user of it.",
@@ -117,3 +121,16 @@ def model_dirs(tmp_path_factory):
             },
         ),
     }
+
+
+@pytest.fixture
+async def clients(redis_url: str) -> AsyncIterator[Clients]:
+    async with Clients(redis_url) as clients:
+        yield clients
+
+
+@pytest.fixture
+async def killable(redis_server: Any) -> AsyncIterator[Clients]:
+    async with Clients(redis_server.url) as clients:
+        yield clients
+        redis_server.thaw()

@@ -1,4 +1,3 @@
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -9,19 +8,6 @@ from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def clients(redis_url: str) -> AsyncIterator[Clients]:
-    async with Clients(redis_url) as clients:
-        yield clients
-
-
-@pytest.fixture
-async def killable(redis_server: Any) -> AsyncIterator[Clients]:
-    async with Clients(redis_server.url) as clients:
-        yield clients
-        redis_server.thaw()
 
 
 async def test_script_finds_the_longest_prefix_of_each_node(clients: Clients) -> None:
@@ -46,11 +32,28 @@ async def test_blocks_of_a_silent_node_expire(clients: Clients, monkeypatch: pyt
     await found_by_script(clients, {"a": 1}, {"a": 0})
 
 
-async def test_a_stopped_writer_takes_its_blocks_out(clients: Clients) -> None:
+async def test_a_stopped_writer_takes_its_blocks_out_and_nothing_else(clients: Clients) -> None:
     node = await clients.node("a", num_blocks=5)
     await found_by_script(clients, {"a": 1}, {"a": 5})
     await node.writer.stop()
+    await node.writer.stop()
     await found_by_script(clients, {"a": 1}, {"a": 0})
+    assert await clients.patient.keys("baton:prefix:*") == [b"baton:prefix:cafe:events"]  # others' changes are in there
+
+
+async def test_changes_are_told_at_once_and_all_of_it_to_a_redis_that_has_forgotten(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_writer, "RENEWAL_S", 60.0)
+    node = await clients.node("a", num_blocks=5)
+    await found_by_script(clients, {"a": 1}, {"a": 5})
+    node.put(CHAIN[5:7], [])
+    await found_by_script(clients, {"a": 1}, {"a": 7})
+    node.put([], CHAIN[3:7])
+    await found_by_script(clients, {"a": 1}, {"a": 3})
+    await clients.patient.flushall()
+    node.put(CHAIN[3:4], [])
+    await found_by_script(clients, {"a": 1}, {"a": 4})  # its snapshot's, too
 
 
 async def test_overflow_of_pending_changes_ends_in_a_snapshot(

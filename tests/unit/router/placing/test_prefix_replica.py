@@ -2,7 +2,7 @@ import asyncio
 import random
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,19 +16,6 @@ from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def clients(redis_url: str) -> AsyncIterator[Clients]:
-    async with Clients(redis_url) as clients:
-        yield clients
-
-
-@pytest.fixture
-async def killable(redis_server: Any) -> AsyncIterator[Clients]:
-    async with Clients(redis_server.url) as clients:
-        yield clients
-        redis_server.thaw()
 
 
 def loaded(replica: PrefixReplica) -> Callable[[], bool]:
