@@ -51,7 +51,10 @@ class StepCost(msgspec.Struct, kw_only=True):
 
 
 class LinearFit:
-    """Recursive least squares of `y ≈ coefficients · x`, forgetting slowly. `scales` bring each x to about 1."""
+    """Recursive least squares of `y ≈ coefficients · x`, forgetting slowly.
+
+    While samples are alike, what they took is put down to the x that are the largest in terms of their `scales`.
+    """
 
     def __init__(self, scales: Sequence[float]) -> None:
         self.num_samples = 0
@@ -93,7 +96,7 @@ class StepFit:
     """Learns a node's costs from its steps. About 10 µs a step."""
 
     def __init__(self) -> None:
-        self._prefill = LinearFit((1.0, 1e3, 1e6))
+        self._prefill = LinearFit((1.0, 32.0, 1e6))  # of short prompts alone, base and tokens get a like share
         self._decode = LinearFit((1.0, 16.0, 1e4))
 
     def note(self, shape: StepShape, duration_ms: float) -> None:

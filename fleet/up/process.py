@@ -30,6 +30,7 @@ class Command:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
     cores: frozenset[int] = frozenset()  # empty: all
+    niceness: int = 0
     stdin: bytes = field(default=b"", repr=False)
 
 
@@ -59,9 +60,11 @@ class Process:
         except OSError:
             os.close(descriptor)
             raise
-        if command.cores:
-            with contextlib.suppress(OSError):  # gone already, or cores that a container took away
+        with contextlib.suppress(OSError):  # gone already, or cores that a container took away
+            if command.cores:
                 os.sched_setaffinity(process.pid, command.cores)
+            if command.niceness:
+                os.setpriority(os.PRIO_PROCESS, process.pid, command.niceness)
         if process.stdin is not None:
             process.stdin.write(command.stdin)
             process.stdin.close()

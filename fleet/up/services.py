@@ -62,7 +62,7 @@ class Services:
         own = {"node_id": name, "num_threads": part.num_threads, "kv_memory": self._kv_memory(gpu)}
         flags = NodeConfig(**self._shared(NodeFlags) | own)
         env = {"CUDA_VISIBLE_DEVICES": gpu.index} if gpu else {}
-        return self._command(role, name, to_args(flags), part.cores, env)
+        return self._command(role, name, to_args(flags), part, env)
 
     def router(self, index: int) -> Command:
         """The `index`-th router."""
@@ -76,7 +76,7 @@ class Services:
             "api_key_file": os.path.abspath(key_file) if key_file else "",
         }
         flags = RouterConfig(**self._shared(FrontFlags) | own)
-        return self._command("router", name, to_args(flags), frozenset())
+        return self._command("router", name, to_args(flags), Share(frozenset(), 0))
 
     @property
     def dashboard(self) -> str:
@@ -110,7 +110,7 @@ class Services:
         return kv_memory(gpu, math.ceil(num_nodes / len(self._gpus())), self.model.path)
 
     def _command(
-        self, role: str, name: str, args: list[str], pinned: frozenset[int], more_env: Mapping[str, str] = _NO_ENV
+        self, role: str, name: str, args: list[str], part: Share, more_env: Mapping[str, str] = _NO_ENV
     ) -> Command:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BATON_") or k.startswith(_PASSED_ON)}
         env |= {
@@ -121,4 +121,4 @@ class Services:
         }
         if role == "router" and (keys := os.environ.get("BATON_API_KEY")):
             env["BATON_API_KEY"] = keys
-        return Command(name, role, (*self.programs[role], *args), env, pinned)
+        return Command(name, role, (*self.programs[role], *args), env, part.cores, part.niceness)

@@ -188,7 +188,7 @@ PLANTS: dict[str, Plant] = {
     "a leg that is over opened again": Plant([(Session, "close", _never_over),
                                           (NodeService, "_is_next", _take_again)], ("repeat",)),
     "what was begun on a stream outlives it": Plant([_forwarding(Sessions, "attach", _keep_what_was_there),
-                                                     (Sessions, "lose", _lose_and_keep)], ("partition", "hang_up")),
+                                                     (Sessions, "lose", _lose_and_keep)], ("partition",)),
     "a router's message lost, and not missed": Plant([(NodeService, "_is_next", _miss_nothing),
                                                       (Outbox, "heard", _hear_all)], ("skip",), strict=True),
     "a grant handed to whichever request is there": Plant([(Session, "leg", _leg_of_anybody)], (),

@@ -64,6 +64,17 @@ def test_a_node_that_gets_slower_is_followed() -> None:
     assert fitted(fit).prefill_ms(2048, 0, 2048) == pytest.approx(2 * TRUE.prefill_ms(2048, 0, 2048), rel=0.25)
 
 
+@pytest.mark.parametrize("num_tokens", [16, 64, 400])
+def test_prompts_of_one_length_tell_of_others_within_a_factor_of_two(num_tokens: int) -> None:
+    """Base and tokens cannot be told apart then; all of it put down to the base would make long prompts cost nothing."""
+    fit = StepFit()
+    for _ in range(60):
+        fit.note(StepShape(num_tokens, num_tokens**2 / 2, 0, 0), TRUE.prefill_ms(num_tokens, 0, 2048))
+    assert fitted(fit).prefill_ms(num_tokens, 0, 2048) == pytest.approx(TRUE.prefill_ms(num_tokens, 0, 2048), rel=0.01)
+    for other in (256, 1536, 6000):
+        assert 0.5 < fitted(fit).prefill_ms(other, 0, 2048) / TRUE.prefill_ms(other, 0, 2048) < 2.0
+
+
 def test_a_kind_of_step_that_has_hardly_run_is_unknown() -> None:
     rng, fit = random.Random(5), StepFit()
     for _ in range(50):

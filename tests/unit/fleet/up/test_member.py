@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_service_runs_on_its_cores_with_its_niceness(tmp_path: Path):
+    async def test() -> None:
+        kept = Kept(tmp_path / "log", SERVE)
+        last = max(os.sched_getaffinity(0))
+        kept.member.command = replace(kept.member.command, cores=frozenset({last}), niceness=7)
+        async with kept:
+            pid = kept.member.state.pid
+            assert pid is not None
+            assert os.sched_getaffinity(pid) == {last}
+            assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+
+    run(test())
 
 
 def test_what_a_service_says_when_ready_is_known(tmp_path: Path):

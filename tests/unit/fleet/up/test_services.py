@@ -95,6 +95,14 @@ def test_two_cores_are_one_for_each_pool():
     assert parsed(services.node("decode", 0, 1).argv, NodeConfig).num_threads == 1  # type: ignore[attr-defined]
 
 
+def test_prefill_yields_where_cores_are_few():
+    services = services_of([0, 1])
+    assert services.node("prefill", 0, 1).niceness > 0
+    assert services.node("decode", 0, 1).niceness == services.router(0).niceness == 0
+    assert services_of(list(range(64))).node("prefill", 0, 1).niceness == 0
+    assert services_of([0, 1], colocated=True).node("decode", 0, 1).niceness == 0
+
+
 def test_a_colocated_fleet_computes_on_all_cores():
     assert share([0, 1], "decode", 1, colocated=True).cores == {0, 1}
     assert share([0, 1], "decode", 1, colocated=True).num_threads == 2
@@ -117,7 +125,7 @@ def test_colocated_nodes_have_a_core_each():
 
 
 def test_one_core_is_everybodys_and_many_are_nobodys():
-    assert share([5], "prefill", 1, colocated=False) == share([5], "decode", 1, colocated=False)
+    assert share([5], "prefill", 1, colocated=False).cores == share([5], "decode", 1, colocated=False).cores == {5}
     many = share(list(range(64)), "decode", 2, colocated=False)
     assert many.cores == frozenset()
     assert many.num_threads == 16
