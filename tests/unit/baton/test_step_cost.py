@@ -66,7 +66,7 @@ def test_a_node_that_gets_slower_is_followed() -> None:
 
 @pytest.mark.parametrize("num_tokens", [16, 64, 400])
 def test_prompts_of_one_length_tell_of_others_within_a_factor_of_two(num_tokens: int) -> None:
-    """Base and tokens cannot be told apart then; all of it put down to the base would make long prompts cost nothing."""
+    """Base and tokens cannot be told apart then; all put down to the base would make long prompts cost nothing."""
     fit = StepFit()
     for _ in range(60):
         fit.note(StepShape(num_tokens, num_tokens**2 / 2, 0, 0), TRUE.prefill_ms(num_tokens, 0, 2048))
