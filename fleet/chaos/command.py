@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console(width=_WIDTH, highlight=False, markup=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the fleets go as well then
     args.streams = args.streams or (_SHORT_STREAMS if args.short else _STREAMS)
-    if not any(_chosen(args, faults) for faults in (FAULTS, chaos_network.FAULTS)):
-        names = "; ".join(fault.name for fault in (*FAULTS, *chaos_network.FAULTS))
+    everything = (*FAULTS, *_of_a_network(args))
+    if not _chosen(args, everything):
+        names = "; ".join(fault.name for fault in everything)
         raise ConfigError(f"--only: no fault's name contains {args.only!r}. There are: {names}")
     memory = Memory()
     with tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder:
@@ -110,14 +111,24 @@ def _on_a_network(
     args: argparse.Namespace, folder: Path, model: str, flags: tuple[str, ...], console: Console
 ) -> list[Outcome]:
     """The faults of networks, on a fleet whose nodes have hosts of their own as far as they can tell."""
-    faults = [] if args.minutes else _schedule(args, chaos_network.FAULTS)
+    faults = [] if args.minutes else _schedule(args, _of_a_network(args))
     if not faults:
         return []
     if reason := chaos_network.unavailable():
         console.print(f"faults of networks are left out: {reason}")
         return []
-    with hosts.started(folder / "network", model, *flags) as fleet:
+    with hosts.started(folder / "network", model, *flags, "--transport", _between_hosts(args)) as fleet:
         return asyncio.run(_suffer_all(fleet, faults, args, Memory(), console))
+
+
+def _of_a_network(args: argparse.Namespace) -> Sequence[Fault]:
+    of_ucx = chaos_network.UCX_FAULTS if _between_hosts(args) == "ucx" else ()
+    return (*chaos_network.FAULTS, *of_ucx)
+
+
+def _between_hosts(args: argparse.Namespace) -> str:
+    """The transport that `--transport` means for nodes that are apart, though they share a kernel here."""
+    return "tcp" if args.transport == "tcp" else "ucx"
 
 
 def _random_model(folder: Path) -> Path:

@@ -90,7 +90,7 @@ class NetworkFleet(PrivateFleet):
         for at, node in enumerate(self.nodes):
             role = node.partition("-")[0]
             within = ("ip", "netns", "exec", f"{self._tag}-{node}")
-            own = ("--host", f"{self._net}.{1 + at}", "--node-id", node, "--transport", "tcp", "--num-threads", "1")
+            own = ("--host", f"{self._net}.{1 + at}", "--node-id", node, "--num-threads", "1")
             self._spawn(node, (*within, *PROGRAMS[role], "--model", self._model_dir, *flags, *own))
         self._spawn("router", (*PROGRAMS["router"], "--model", self._model_dir, "--port", "0"))
         for service in self.services():

@@ -1,7 +1,8 @@
 """Faults of networks for `baton chaos`: each node has a network namespace, and so a host of its own as far as it knows.
 
 Firewall rules inside a namespace cut it off from one other, from all, or in one direction; packets get lost; a link
-gets slow. KV goes by TCP there. It takes root, `ip`, `iptables` and `tc`; what runs on this host besides sees nothing.
+gets slow; a node's UCX process dies or freezes by itself. It takes root, `ip`, `iptables` and `tc`; what runs on this
+host besides sees nothing.
 """
 
 import asyncio
@@ -10,7 +11,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 
+import psutil
+
+from baton.errors import BatonError
 from fleet.chaos.acts import Act, Done
 from fleet.chaos.faults import Fault
 from fleet.chaos.fleet import PrivateFleet
@@ -49,6 +54,25 @@ def _during(do: Callable[[NetworkFleet, int], _Rules]) -> Act:
         finally:
             for node, *rule in rules:
                 fleet.within(node, *_over(rule))
+        return Done()
+
+    return act
+
+
+def _ucx_process(role: str, number: Signals) -> Act:
+    """The process in which a node keeps UCX gets the signal; a frozen one goes on afterwards, if it still lives."""
+
+    async def act(fleet: PrivateFleet, turn: int) -> Done:
+        services = fleet.services(role)
+        pid = services[turn % len(services)].pid
+        children = psutil.Process(pid).children()
+        process = next((child for child in children if "kv_transfer.ucx_child" in child.cmdline()), None)
+        if process is None:
+            raise BatonError(f"a {role} node has no UCX process")
+        process.send_signal(number)
+        await asyncio.sleep(_HOLD_S)
+        if number is SIGSTOP and process.is_running():
+            process.send_signal(SIGCONT)
         return Done()
 
     return act
@@ -100,4 +124,9 @@ _CUTS: dict[str, Callable[[NetworkFleet, int], _Rules]] = {
 FAULTS = (
     *(Fault(f"network: {name}", _during(cut)) for name, cut in _CUTS.items()),
     Fault("network: 1 % of packets lost", _during(partial(_all, _LOSS)), max_failovers=0),
+)
+UCX_FAULTS = tuple(
+    Fault(f"network: UCX of a {role} node {what}", _ucx_process(role, number))
+    for role in ("prefill", "decode")
+    for what, number in (("killed", SIGKILL), ("frozen", SIGSTOP))
 )
