@@ -165,7 +165,7 @@ def test_the_check_finds_blocks_that_do_not_add_up(make_request):
     assert admit(blocks, request)
     compute(blocks, request)
     for held in ([], [request, request]):
-        with pytest.raises(RuntimeError, match=r"blocks \[0, 1\] are held by more or fewer"):
+        with pytest.raises(RuntimeError, match=r"ref_counts of blocks \[0, 1\] differ"):
             blocks.check(held)
     lost, blocks._free[0] = blocks._free[0], request.block_ids[0]
     with pytest.raises(RuntimeError, match="are not 8"):  # free, and offered to others

@@ -23,7 +23,7 @@ def test_what_is_leased_to_nobody_is_told(owners, make_engine, make_generation, 
         assert not caplog.records
         known.forget(leased)
     owners.audit(engine, others)
-    assert "3 blocks are leased to nobody" in caplog.text
+    assert "3 blocks are leased without an owner" in caplog.text
 
 
 def test_whoever_ends_gives_back_what_it_has(owners, make_engine, make_generation):

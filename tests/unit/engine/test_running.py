@@ -38,12 +38,12 @@ def test_a_row_is_free_at_once_where_no_step_is_under_way(running):
 
 def test_a_row_is_kept_until_the_steps_that_write_for_it_have_landed(running, rows):
     departed, stopped = running
-    rows.num_flights[[departed.row, stopped.row]] = 1
+    rows.num_pending[[departed.row, stopped.row]] = 1
     running.depart(departed)
     running.stop(stopped)
     assert not len(running)
     assert list(running.departing()) == [departed, stopped]
     assert running.let_go() == []
-    rows.num_flights[stopped.row] = 0
+    rows.num_pending[stopped.row] = 0
     assert running.let_go() == [stopped]
     assert (stopped.row, list(running.departing())) == (-1, [departed])

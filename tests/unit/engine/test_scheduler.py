@@ -43,7 +43,7 @@ class Node:
         drawn = [i for i, (request, n) in enumerate(scheduled) if n == request.num_uncomputed_tokens]
         places = np.array(drawn, np.int64)
         advance = self.rows.launch(schedule, places)
-        self.rows.num_flights[schedule.rows] -= 1
+        self.rows.num_pending[schedule.rows] -= 1
         self.rows.land(schedule, advance, places, [7] * len(drawn))
         for place, (request, _) in enumerate(scheduled):
             self.blocks.publish(request)

@@ -66,14 +66,14 @@ def test_each_kind_accepts_what_it_says(grammars, compiled, kind, text, good, ba
     [
         (GrammarKind.REGEX, "(a", "unclosed group"),
         (GrammarKind.REGEX, "(?=a)b", "look-around"),
-        (GrammarKind.JSON_SCHEMA, '{"type": ', "no valid JSON"),
-        (GrammarKind.JSON_SCHEMA, "[1]", "is an object"),
+        (GrammarKind.JSON_SCHEMA, '{"type": ', "not valid JSON"),
+        (GrammarKind.JSON_SCHEMA, "[1]", "must be an object"),
         (GrammarKind.JSON_SCHEMA, '{"not": {}}', '["not"]'),
         (GrammarKind.JSON_SCHEMA, '{"$ref": "#"}', "refused"),
         (GrammarKind.JSON_SCHEMA, '{"$ref": "http://example.com/schema"}', "does not fetch"),
         (GrammarKind.JSON_SCHEMA, '{"$ref": "file:///etc/passwd"}', "refused"),
-        (GrammarKind.CFG, '{"grammars": [{"lark_grammar": "start: \\"a\\""}]}', "Neither Lark nor GBNF"),
-        (GrammarKind.CFG, 'root ::= "a', "Neither Lark nor GBNF"),
+        (GrammarKind.CFG, '{"grammars": [{"lark_grammar": "start: \\"a\\""}]}', "neither Lark nor GBNF"),
+        (GrammarKind.CFG, 'root ::= "a', "neither Lark nor GBNF"),
         (GrammarKind.CHOICE, '"yes"', "list of strings"),
     ],
 )
@@ -221,5 +221,5 @@ def test_a_model_without_end_or_tokenizer_refuses_grammars_alone(tmp_path, make_
         (model / "tokenizer.json").write_text(json.dumps(spec))
     grammars = Grammars(model, VOCAB, eos)
     assert asyncio.run(grammars.compile(make_generation([5]))) is None
-    with pytest.raises(InvalidRequest, match="does not allow for structured output"):
+    with pytest.raises(InvalidRequest, match="does not support structured output"):
         asyncio.run(grammars.compile(make_generation([5], grammar=Grammar(GrammarKind.REGEX, "a", "guided_regex"))))

@@ -105,7 +105,7 @@ def test_wrong_type(single):
 def test_truncated_shard(sharded, num_bytes):
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:num_bytes])
-    with pytest.raises(CheckpointError, match=rf"{shard.name} is truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is truncated or not a safetensors file"):
         load(sharded)
 
 
@@ -159,7 +159,7 @@ def test_one_file_goes_before_an_index(sharded, tmp_path):
             r"mlp\.gate_proj\.weight and its like in shape \[200000000, 64\], .* more than all",
         ),
         ("num_attention_heads", 10**7, r"self_attn\.q_proj\.weight and its like in shape"),
-        ("intermediate_size", 161, r"mlp\.gate_proj\.weight has shape \[160, 64\], config\.json asks for \[161, 64\]"),
+        ("intermediate_size", 161, r"mlp\.gate_proj\.weight has shape \[160, 64\], config\.json implies \[161, 64\]"),
     ],
 )
 def test_sizes_beyond_the_files_are_refused_before_memory_is_taken(single, field, value, message):
@@ -185,5 +185,5 @@ def test_broken_index(sharded, index):
 
 def test_no_safetensors(single):
     (single / "model.safetensors").rename(single / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="only safetensors are read"):
+    with pytest.raises(CheckpointError, match="only safetensors are supported"):
         load(single)

@@ -120,7 +120,7 @@ def test_partial_and_interleaved_rotation(load):
         assert (model.rotary_dim, model.interleaved_rotary, model.qkv_bias, model.o_bias) == (16, True, True, False)
     phi = load("Phi3ForCausalLM", head_dim=32, partial_rotary_factor=0.75)
     assert (phi.rotary_dim, phi.interleaved_rotary) == (24, False)
-    with pytest.raises(CheckpointError, match=r"partial_rotary_factor 0\.1 makes 3 dimensions rotate"):
+    with pytest.raises(CheckpointError, match=r"partial_rotary_factor 0\.1 would rotate 3 dimensions"):
         load("Phi3ForCausalLM", head_dim=32, partial_rotary_factor=0.1)
 
 
@@ -198,7 +198,7 @@ def test_deepseek_layers_and_groups(load):
             {"rope_parameters": {"rope_theta": 1e4}},
             "those of full_attention and sliding_attention",
         ),
-        ("Gemma3ForCausalLM", {"rope_scaling": {"type": "linear"}}, "says its kind as rope_type"),
+        ("Gemma3ForCausalLM", {"rope_scaling": {"type": "linear"}}, "must give its kind as rope_type"),
         ("Gemma3ForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served"),
         ("Phi3ForCausalLM", {"rope_scaling": {"type": "yarn", "factor": 2}}, "'longrope' needs 8 positive numbers"),
         ("DeepseekV3ForCausalLM", {"n_group": 256}, "n_group 256 leaves less than 2 experts in a group"),

@@ -56,7 +56,7 @@ def test_a_missing_part_is_named(tmp_path, name):
 @pytest.mark.parametrize("name", ["gptq", "awq", "packed", "fp8, each output"])
 def test_another_shape_is_named(tmp_path, name):
     quantized, (tensors, _) = CASES[name]
-    with pytest.raises(CheckpointError, match=r"tensor up_proj\.\w+ has shape .*, config\.json asks for"):
+    with pytest.raises(CheckpointError, match=r"tensor up_proj\.\w+ has shape .*, config\.json implies"):
         quantized.widened(stored(tmp_path, tensors), OUTPUTS + 8, INPUTS)
 
 
@@ -65,7 +65,7 @@ def test_a_group_that_does_not_exist_is_named(tmp_path, group):
     quantized, (tensors, _) = CASES["gptq"]
     wrong = tensors["g_idx"].clone()
     wrong[3] = group
-    with pytest.raises(CheckpointError, match=r"tensor up_proj\.g_idx names a group that is none of 2"):
+    with pytest.raises(CheckpointError, match=r"tensor up_proj\.g_idx names a group outside the 2"):
         quantized.widened(stored(tmp_path, tensors | {"g_idx": wrong}), *SHAPE)
 
 
