@@ -63,7 +63,7 @@ class AnyTensor(Checkpoint):
         """Nothing is opened."""
 
     def __contains__(self, name: str) -> bool:
-        return name != "lm_head.weight"  # which is asked for by name alone where it is not the embedding
+        return name != "lm_head.weight"  # tied models then use the embedding; others read it without this check
 
     def num_values(self, values_per_word: int = 1) -> int:
         """Unlimited."""

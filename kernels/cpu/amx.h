@@ -28,7 +28,7 @@ constexpr int AT_ONCE = 2; // rows that are stored, and rows whose destination i
 
 // Sums of a panel with a single group of inputs that are still to be stored. A few rows are stored in each step of the
 // next product, since AMX would idle if all were stored at once.
-template <class Sink> struct Waiting {
+template <class Sink> struct PendingStores {
     Rows<Sink> to;
     pair by, bias;
     int next = 0, end = 0; // rows
@@ -56,7 +56,7 @@ template <class Sink> struct Waiting {
 // Multiplies up to 2 * ROWS rows by a panel; TWO: more than ROWS. FIRST: no rows have met the panel yet, so its weights
 // are to be prefetched and, if they are integers, widened.
 template <class S, bool TWO, bool FIRST, class Sink>
-void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> &to, Waiting<Sink> &waiting) {
+void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> &to, PendingStores<Sink> &pending) {
     const int64_t steps = p.steps(), of_group = p.steps_of_group();
     const bf16 *others = x + ROWS * whole_tiles(p.inputs);
     const int stride = std::min(num_rows, ROWS) * DEPTH, of_others = (num_rows - ROWS) * DEPTH;
@@ -70,13 +70,13 @@ void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> 
         written();
         if (step % of_group == 0) zero<TWO>();
         multiply<TWO>(x + step * stride, others + step * of_others, 64, p.tiles + step * 2 * SIZE);
-        waiting.store_some();
+        pending.store_some();
         for (int64_t r = AT_ONCE * step; r < std::min<int64_t>(AT_ONCE * (step + 1), num_rows); r++) to.fetch(r);
         if ((step + 1) % of_group || of_group == steps) continue;
         store_sums<TWO>(sums);
         add_up(p, step, num_rows, out, [&](int r) { return load_pair(sums[r]); }, to);
     }
-    if (of_group == steps) waiting.template take<S, TWO>(p, num_rows, to);
+    if (of_group == steps) pending.template take<S, TWO>(p, num_rows, to);
 }
 
 // The `Product` (see gemm.h) of x in bf16 by weights stored as S.
@@ -117,15 +117,15 @@ template <class S> struct Product {
 
     template <class At, class Sink>
     static void run(const Tile *tiles, int n, const Weights &w, At packed_at, int64_t panel, int64_t end, Sink sink) {
-        Waiting<Sink> waiting = {{sink, 0, 0}};
+        PendingStores<Sink> pending = {{sink, 0, 0}};
         bf16 *wide = IN_TILES<S> ? nullptr : scratch<5, bf16>(whole_tiles(w.inputs) * PANEL);
         for (; panel < end; panel++) {
             const S *weight = (const S *)w.panels + panel * panel_size<S>(w.inputs);
             const float *scales = w.scales ? w.scales + panel * (w.inputs / w.group) * PANEL : nullptr;
             const Panel<S> p = {weight, scales, w.bias + panel * PANEL, wide, w.inputs, w.group};
-            for (int i = 0; i < n; i++) run_tile(tiles[i], p, packed_at(i), i == 0, panel * PANEL, waiting);
+            for (int i = 0; i < n; i++) run_tile(tiles[i], p, packed_at(i), i == 0, panel * PANEL, pending);
         }
-        waiting.store_rest();
+        pending.store_rest();
     }
 
   private:
@@ -133,13 +133,13 @@ template <class S> struct Product {
 
     template <class Sink>
     static void run_tile(const Tile &t, Panel<S> p, const float *packed, bool is_first, int64_t output,
-                         Waiting<Sink> &waiting) {
-        const Rows<Sink> to = {waiting.to.sink, t.row, output};
+                         PendingStores<Sink> &pending) {
+        const Rows<Sink> to = {pending.to.sink, t.row, output};
         if constexpr (IN_TILES<S>) p.tiles = p.weight;
         else if (without_tiles(t)) return run_few(p, packed, t.num_rows, to);
         auto run = [&](auto two, auto first) {
             constexpr bool TWO = decltype(two)::value, FIRST = decltype(first)::value;
-            run_panel<S, TWO, FIRST>(p, (const bf16 *)packed, t.num_rows, to, waiting);
+            run_panel<S, TWO, FIRST>(p, (const bf16 *)packed, t.num_rows, to, pending);
         };
         const bool two = t.num_rows > amx::ROWS;
         if (is_first) two ? run(std::true_type(), std::true_type()) : run(std::false_type(), std::true_type());

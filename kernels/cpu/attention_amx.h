@@ -5,7 +5,7 @@
 // Values are transposed once for all rows. Up to W rows do not repay that: there the weights are transposed instead,
 // and up to FEW rows, as in decode, sum up values without tiles, with the same bits (see Scope in tiles.h). Weights are
 // rounded to bf16, the type of the values. Padding is 0 and adds nothing. So the bits of a row depend neither on the
-// rows and keys that come with it, nor on which of the three ways it took.
+// rows and keys that come with it, nor on which of the three ways was taken.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -103,7 +103,7 @@ INLINE Pairs pairs_of(const bf16 *const *values, int j, int low, int high, int d
 
 // Transposes the values of keys [low, high) -> [head_dim / DEPTH][CHUNK / DEPTH][2][DEPTH / 2 dimensions][DEPTH keys],
 // even dimensions before odd ones. Other keys in the same DEPTH are 0.
-INLINE void turn_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
+INLINE void transpose_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
     for (int first = low / DEPTH * DEPTH; first < high; first += DEPTH)
         for (int d = 0; d < head_dim; d += DEPTH) {
             bf16 *to = out + d * CHUNK + first / DEPTH * 2 * SIZE;

@@ -53,7 +53,7 @@ INLINE void run_strip(const Call<bf16> &c, const Tile &t, const bf16 *const *val
 INLINE void run_columns(const Call<bf16> &c, const Tile &t, const bf16 *const *values, int low, int high,
                         Work<bf16> &work, State state) {
     const int head_dim = int(c.head_dim), ahead = c.ahead(), begin = low / DEPTH * DEPTH;
-    bf16 *weights = scratch<6, bf16>(COLUMNS * CHUNK), *turned = scratch<7, bf16>(CHUNK * head_dim);
+    bf16 *weights = scratch<6, bf16>(COLUMNS * CHUNK), *transposed = scratch<7, bf16>(CHUNK * head_dim);
     for (int r = (t.num_rows - 1) / COLUMNS * COLUMNS, last = r; r >= 0; r -= COLUMNS) { // the last see the most keys
         const int end = (work.high[std::min(r + COLUMNS, t.num_rows) - 1] + DEPTH - 1) / DEPTH * DEPTH;
         score_columns((const bf16 *)work.q + r * head_dim, work.rows, begin, end, head_dim, r == last ? ahead : 0,
@@ -63,8 +63,8 @@ INLINE void run_columns(const Call<bf16> &c, const Tile &t, const bf16 *const *v
             softmax_columns(work.scores + strip * CHUNK * W, begin, end, work.low + first, work.high + first,
                             work.factor, c.softcap, state.max + first, state.sum + first, weights + strip * SIZE);
         }
-        if (r == last) turn_values(values, low, high, head_dim, ahead, turned);
-        weigh_columns(weights + begin * COLUMNS, turned + begin * DEPTH, (end - begin) / DEPTH, head_dim,
+        if (r == last) transpose_values(values, low, high, head_dim, ahead, transposed);
+        weigh_columns(weights + begin * COLUMNS, transposed + begin * DEPTH, (end - begin) / DEPTH, head_dim,
                       state.acc + r * head_dim);
     }
 }

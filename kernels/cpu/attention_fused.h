@@ -13,17 +13,17 @@ constexpr int SCORED = W > 8 ? 4 : 3;     // query rows that are scored at once,
 constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
 
 // W keys: `Keys` widens them as they are read, `WidenedKeys` reads what widen() has prepared. at() gives half of the
-// pair that load_quads() gives for elements [8 * eighth, 8 * eighth + 8) of keys j, j + 4, j + 8, ...
+// pair that load_quads() gives for elements [8 * octet, 8 * octet + 8) of keys j, j + 4, j + 8, ...
 template <class T> struct Keys {
     static constexpr int SUMS = W > 8 ? 16 : 8; // vectors that fit in registers beside what widening takes
     const T *const *rows;
-    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const { return load_half<HALF>(rows + j, 8 * eighth); }
+    template <int HALF> INLINE_MEMBER vf at(int octet, int j) const { return load_half<HALF>(rows + j, 8 * octet); }
 };
 struct WidenedKeys {
     static constexpr int SUMS = ACCUMULATORS;
     const float *pairs;
-    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const {
-        return load(pairs + (eighth * 8 + j * 2 + HALF) * W);
+    template <int HALF> INLINE_MEMBER vf at(int octet, int j) const {
+        return load(pairs + (octet * 8 + j * 2 + HALF) * W);
     }
 };
 
@@ -41,15 +41,15 @@ template <class T> INLINE void widen(const T *const *rows, int head_dim, float *
         }
 }
 
-// Adds four of the eight products of `eighth` for N rows and J of the four vectors of keys, from `first` on.
+// Adds four of the eight products of `octet` for N rows and J of the four vectors of keys, from `first` on.
 template <int HALF, int N, int J, class K>
-INLINE void score_half(const float *q, int stride, K keys, int eighth, int first, vf (&sums)[N][J]) {
+INLINE void score_half(const float *q, int stride, K keys, int octet, int first, vf (&sums)[N][J]) {
     vf a[N];
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + eighth * 8 + HALF * 4);
+    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + octet * 8 + HALF * 4);
 #pragma GCC unroll 4
     for (int j = 0; j < J; j++) {
-        const vf k = keys.template at<HALF>(eighth, first + j);
+        const vf k = keys.template at<HALF>(octet, first + j);
 #pragma GCC unroll 4
         for (int r = 0; r < N; r++) sums[r][j] = fma(a[r], k, sums[r][j]);
     }
@@ -61,9 +61,9 @@ template <int N, class K> INLINE void score_rows(const float *q, int stride, K k
     vf of_row[N][4];
     for (int first = 0; first < 4; first += J) {
         vf sums[N][J] = {};
-        for (int eighth = 0; eighth * 8 < head_dim; eighth++) {
-            score_half<0>(q, stride, keys, eighth, first, sums);
-            score_half<1>(q, stride, keys, eighth, first, sums);
+        for (int octet = 0; octet * 8 < head_dim; octet++) {
+            score_half<0>(q, stride, keys, octet, first, sums);
+            score_half<1>(q, stride, keys, octet, first, sums);
         }
         for (int r = 0; r < N; r++)
             for (int j = 0; j < J; j++) of_row[r][first + j] = sums[r][j];

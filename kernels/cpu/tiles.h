@@ -22,9 +22,9 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
-// Also makes the thread's other instructions treat subnormal numbers as 0, as AMX does. Fused multiply-adds can then
-// give the same sums, to the bit. By Intel's manual, TDPBF16PS sums up the products of a row's even elements and those
-// of its odd elements separately, adds the two sums, and adds the result to the accumulator.
+// Tiles for this thread, whose other instructions treat subnormal numbers as 0 meanwhile, as AMX does. Fused
+// multiply-adds can then give the same sums, to the bit. By Intel's manual, TDPBF16PS sums up the products of a row's
+// even elements and those of its odd elements separately, adds the two sums, and adds the result to the accumulator.
 struct Scope {
     const Tiles tiles;
     const unsigned control = _mm_getcsr();

@@ -71,18 +71,18 @@ INLINE vf fma(vf a, vf b, vf c) {
 INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 
 // Lane i of the result is lane i + STEP of v.
-template <int STEP> INLINE vf turned(vf v) {
+template <int STEP> INLINE vf rotated(vf v) {
     vi from;
     for (int i = 0; i < W; i++) from[i] = (i + STEP) % W;
     return __builtin_shuffle(v, from);
 }
 template <int STEP = W / 2> INLINE float sum_lanes(vf v) { // always in the same order
-    v += turned<STEP>(v);
+    v += rotated<STEP>(v);
     if constexpr (STEP > 1) return sum_lanes<STEP / 2>(v);
     return v[0];
 }
 template <int STEP = W / 2> INLINE float max_lanes(vf v) {
-    v = max(v, turned<STEP>(v));
+    v = max(v, rotated<STEP>(v));
     if constexpr (STEP > 1) return max_lanes<STEP / 2>(v);
     return v[0];
 }

@@ -58,7 +58,7 @@ def test_attention_with_soft_cap_and_sinks(backend: Backend, softcap: float, sin
     assert (expected - plain).abs().max() > 10 * TOLERANCE[backend.dtype]  # else the test would show nothing
 
 
-def test_a_sink_far_above_all_scores_leaves_nothing(backend: Backend) -> None:
+def test_a_sink_far_above_all_scores_gives_zero(backend: Backend) -> None:
     batch = make_batch(backend, [(20, 3)])
     for sink, share in [(1e4, 0.0), (-1e4, 1.0)]:
         sinks = torch.full((batch.q.shape[1],), sink, device=backend.device)

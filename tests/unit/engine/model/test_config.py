@@ -42,7 +42,7 @@ def test_families(load):
 
 
 @pytest.mark.parametrize(("model_type", "is_told"), [("llama", False), (None, False), ("mistral", True)])
-def test_a_model_type_of_another_architecture_is_told(load, caplog, model_type, is_told):
+def test_a_model_type_of_another_architecture_is_logged(load, caplog, model_type, is_told):
     assert load({"model_type": model_type}).architecture == "LlamaForCausalLM"
     told = "served as LlamaForCausalLM, though model_type is 'mistral', not 'llama'"
     assert (told in caplog.text) is is_told
@@ -59,7 +59,7 @@ def test_windows(load):
     assert load(qwen | {"use_sliding_window": True, "layer_types": kinds}).windows == (32, 0, 32, 0)
 
 
-def test_an_activation_of_null_is_none_that_is_served(tmp_path):
+def test_a_null_activation_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"hidden_act": None}))
     with pytest.raises(CheckpointError, match="hidden_act None is not one of silu"):
         ModelConfig.load(tmp_path)
@@ -78,7 +78,7 @@ def test_rope_in_both_spellings(load):
     assert (old.theta, old.factor, old.max_length) == (5e5, 4.0, 2048)
 
 
-def test_the_older_spelling_of_rope_goes_before_the_newer(load):
+def test_the_older_spelling_of_rope_takes_precedence(load):
     parameters = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 77.0}
     rope = load(
         {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": parameters}
