@@ -10,7 +10,7 @@ from baton.kv.layout import KVLayout
 from kernels.cpu.memory import huge_pages, populate
 
 MIN_LAYER_GROUPS = 4
-_POPULATED_BYTES = 256 << 20  # of a CPU pool get physical memory at once, the rest on first write, in order of blocks
+_POPULATED_BYTES = 256 << 20  # of a CPU pool are backed by memory at once, the rest on first write; blocks go in order
 
 
 def layers_per_group(num_layers: int) -> int:

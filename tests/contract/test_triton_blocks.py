@@ -1,4 +1,4 @@
-"""Blocks packed, fetched and digested by Triton: in the interpreter, or on a GPU."""
+"""Packing, fetching and digesting blocks with Triton: in the interpreter, or on a GPU."""
 
 import os
 
@@ -56,7 +56,7 @@ def digest_of(pool: torch.Tensor, ids: list[int]) -> int:
 
 
 def splitmix(words: list[int]) -> int:
-    """The digest, as its definition says it."""
+    """The digest by its definition."""
     mask, total = 2**64 - 1, 0
     for number, word in enumerate(words, 1):
         x = (word + number * 0x9E3779B97F4A7C15) & mask

@@ -65,7 +65,7 @@ def told(sessions, router_id):
 
 async def test_each_router_is_sent_its_own_requests(outputs, sessions, running):
     requests = [running(1)[0], running(2, "two", attempt=3)[0], running(3)[0]]
-    for index in range(3):  # the same list again: it is not grouped anew
+    for index in range(3):  # the same list again, so rows are not grouped again
         outputs.deliver(step(requests, index=index))
         assert index == 0 or sessions.session("one").wake.is_set()  # at first the stream itself has set it
         assert told(sessions, "one")[0] == [(1, 0, index, 101), (3, 0, index, 103)]

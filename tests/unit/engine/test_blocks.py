@@ -149,7 +149,7 @@ def test_retract_unpublishes_descendants_and_no_other_blocks(make_request):
     blocks.release(child)
     blocks.take_events()
     blocks.retract(parent)
-    blocks.retract(sibling)  # of what has been retracted already
+    blocks.retract(sibling)  # its blocks have been retracted already
     assert blocks.find(make_request(range(12)), 12) == []
     assert len(blocks.find(make_request(range(50, 54)), 4)) == 1
     for request in (parent, sibling, other):

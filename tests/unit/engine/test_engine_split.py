@@ -96,7 +96,7 @@ class TestReserve:
         request = engine.reserve(make_generation(PROMPT, **sampling))
         engine.start(request, 9)
         [output] = run(engine)
-        assert (output.token_id, output.finish_reason) == (NO_TOKEN, reason)  # it was told where drawn
+        assert (output.token_id, output.finish_reason) == (NO_TOKEN, reason)  # the node that drew it has reported it
         assert engine.current_load().num_steps == 0
         assert request.token_ids == [*PROMPT, 9]
         assert engine.blocks.num_free_blocks == engine.num_blocks

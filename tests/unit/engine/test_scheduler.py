@@ -184,7 +184,7 @@ def test_a_request_preempted_alone_runs_again_in_the_same_step(make_request):
     node.scheduler.add(behind)  # computes the same prompt at the same time: pins the other's blocks as well
     while behind.state is not RequestState.FINISHED:
         assert node.step()
-    assert (behind.num_preemptions, behind.num_cached_tokens) == (1, 0)  # what it finds of its own is no gain
+    assert (behind.num_preemptions, behind.num_cached_tokens) == (1, 0)  # finding its own blocks again does not count
 
 
 def test_reserved_request_waits_unshared_for_its_start(node, make_request):
@@ -220,7 +220,7 @@ def test_admission_leaves_one_block_in_a_hundred_to_running_requests(make_reques
     reserved = make_request([3] * 392)
     assert node.scheduler.reserve(reserved)
     node.scheduler.release(reserved)
-    node.scheduler.add(second)  # it takes the whole pool: nobody else has to run then
+    node.scheduler.add(second)  # it takes the whole pool, which it may if no other request runs
     while first.state is not RequestState.FINISHED:
         assert node.step() == [(first, 1)]
     assert node.step() == [(second, 400)]

@@ -213,7 +213,7 @@ async def test_an_idle_node_detects_leaked_blocks(make_engine, make_generation, 
     held = await loop.call(hold)
     await audited(2)
     assert held.state is RequestState.HELD
-    await loop.call(lambda engine: engine.blocks._free.popleft())  # held by nobody, and not free
+    await loop.call(lambda engine: engine.blocks._free.popleft())  # neither held nor free
     await audited(3)
     await asyncio.sleep(0.1)
     assert audits == [before, before, before + 1]  # once for each time that it got idle

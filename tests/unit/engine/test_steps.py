@@ -164,7 +164,7 @@ def test_a_stop_is_noticed_a_step_late_and_the_surplus_token_is_dropped(both, ma
         ahead.check()
     assert (request.state, request.finish_reason) == (RequestState.FINISHED, FinishReason.STOP)
     assert request.token_ids == probe.token_ids[: 40 + num_drawn]
-    assert ahead.steps.is_under_way  # with a token that nobody wants
+    assert ahead.steps.is_under_way  # with a surplus token
     num_held = ahead.num_blocks - ahead.blocks.num_free_blocks
     assert num_held > 0  # that step still writes to them
     surplus = ahead.step()

@@ -32,7 +32,7 @@ JSON = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA), "response_format")
 REGEX = Grammar(GrammarKind.REGEX, r"[a-c]{3,9}-[0-9]{2}", "guided_regex")
 CHOICE = Grammar(GrammarKind.CHOICE, json.dumps(CHOICES), "guided_choice")
 CFG = Grammar(GrammarKind.CFG, 'start: NUM ("+" NUM){1,4}\nNUM: /[1-9][0-9]{0,3}/', "guided_grammar")
-# Compiles; but after its first token it has more ways to go on than can be followed.
+# It compiles, but after its first token there are more continuations than can be followed.
 EXPLODING = Grammar(
     GrammarKind.CFG, "start: a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(60)) + 'a60: "a"', "g"
 )
