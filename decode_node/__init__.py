@@ -1,1 +1,1 @@
-"""The decode node: holds the continuous batch; takes KV blocks in, or computes them itself (`service`)."""
+"""The decode node: runs the continuous batch, for prompts whose KV it receives or computes itself (`service`)."""

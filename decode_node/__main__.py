@@ -1,11 +1,11 @@
-"""`python -m decode_node`: one decode node."""
+"""`python -m decode_node`: run a decode node."""
 
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from baton.node.start import complete
-from baton.process import heap, lifecycle  # noqa: F401 - importing `heap` is what it is for
+from baton.process import heap, lifecycle  # noqa: F401 - `heap` takes effect when it is imported
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a node until it has drained; its exit code."""
+    """Run a node until it has drained; returns the exit code."""
     return lifecycle.main("decode_node", NodeConfig, _load, _serve, argv, complete)
 
 
 def _load(config: NodeConfig) -> "Engine":
-    from engine import hosting  # with torch, for which nobody waits who has mistyped a flag
+    from engine import hosting  # imports torch: not before the flags have been parsed, as it takes long
 
     return hosting.load(config)
 

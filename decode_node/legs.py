@@ -1,4 +1,4 @@
-"""A request's part on a decode node: one owner task from its arrival until its blocks are given back."""
+"""A request's leg on a decode node: one owner task from its arrival until its blocks are released."""
 
 import asyncio
 import time
@@ -12,40 +12,40 @@ from kv_transfer.incoming import IncomingTransfer
 
 
 class DecodeLeg(OwnedLeg):
-    """Its KV is shipped here, or computed here."""
+    """A decode leg, whose KV is sent here or computed here."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation)
-        self.arrived_s = time.monotonic()  # of its commit, once its KV has been shipped
-        self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
+        self.arrived_s = time.monotonic()  # the time of its commit, once its KV has been shipped
+        self.grammar: GrammarState | None = None  # if one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
         self.incoming: IncomingTransfer | None = None
-        self.is_accepted = False  # its router has been told so
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # its last token is out
+        self.is_accepted = False  # its router has been told that it is
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done after its last token
         self.last_block_hash = b""  # of the tokens that it begins with
-        self.is_shipped = False  # nothing is written into its blocks any more, and all of it is there
+        self.is_shipped = False  # all of its KV has arrived, and nothing is written to its blocks any more
         self.has_started = False
 
     @property
     def num_output_tokens(self) -> int:
-        """Of all attempts so far."""
+        """Output tokens of all attempts so far."""
         return self.generation.num_output_tokens if self.request is None else self.request.num_output_tokens
 
     def reserved(self) -> Request:
-        """The engine's request, which is there once its blocks are."""
+        """The engine's request, which exists once its blocks have been reserved."""
         if self.request is None:
-            raise RuntimeError("no request yet")
+            raise RuntimeError("the leg's blocks have not been reserved yet")
         return self.request
 
     def begin_decoding(self) -> None:
-        """Its KV has been shipped, and token 0 was told by the prefill node: tokens from the next one on are ours."""
+        """Record that its KV has arrived. The prefill node reports token 0; this node reports those after it."""
         self.is_shipped = True
         self.arrived_s = time.monotonic()
 
     def started(self, request: Request) -> types_pb2.Started:
-        """For the router, once the request's first step here is over."""
+        """The message for the router when the request's first step here is over."""
         now_s = time.monotonic()
-        began_s = request.first_scheduled_s or now_s  # never scheduled where the token that came along was the last
+        began_s = request.first_scheduled_s or now_s  # never scheduled if the token sent with its KV was its last
         return types_pb2.Started(
             key=self.generation.key,
             attempt=self.generation.attempt,

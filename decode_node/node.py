@@ -1,4 +1,4 @@
-"""A decode node put together: engine and shell, receiver, and the service that decodes what comes."""
+"""Assembles a decode node: engine and shell, KV receiver, and the service that decodes requests."""
 
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig

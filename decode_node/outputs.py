@@ -1,7 +1,7 @@
-"""From the engine's steps to the routers' sessions: rows of tokens, first steps, ends; and the load to the board.
+"""Passes results of the engine's steps to the routers' sessions: tokens, first steps, and ends.
 
-Tokens go as columns. Which rows go to which router is found out anew only where the running requests have changed; a
-row that comes after its leg's end is dropped by the router, to whom the leg is unknown by then.
+Tokens are sent as columns. Which rows belong to which router is only recomputed when the running requests change. A row
+that is sent after its leg's end is dropped by the router, which does not know the leg any more.
 """
 
 from operator import itemgetter
@@ -19,7 +19,7 @@ from engine.wire import token_logprobs
 
 
 class _Group(NamedTuple):
-    """The rows of a step that one router is told."""
+    """The rows of a step that are sent to one router."""
 
     session: Session
     places: list[int]
@@ -28,7 +28,7 @@ class _Group(NamedTuple):
 
 
 class Outputs(Owners[DecodeLeg]):
-    """What the routers are told."""
+    """The legs by request, and what routers are told of them. Publishes the load, too (`Owners`)."""
 
     def __init__(self, sessions: Sessions, board: LoadBoard) -> None:
         super().__init__(board)
@@ -37,7 +37,7 @@ class Outputs(Owners[DecodeLeg]):
         self._groups: list[_Group] = []
 
     def deliver(self, step: StepOutput) -> None:
-        """In the event loop: put a step's tokens into the outboxes, and send them off."""
+        """Put the results of a step into the sessions' outboxes, and send them. In the event loop."""
         for request in step.begun:
             self._begin(request)
         if step.requests:
@@ -73,7 +73,7 @@ class Outputs(Owners[DecodeLeg]):
         return list(groups.values())
 
     def _waiting(self, request: Request) -> tuple[DecodeLeg | None, Session | None]:
-        """Who waits for what this request brings, if anybody does."""
+        """The leg and the session that wait for the results of this request, if there are any."""
         leg = self.of(request)
         return leg, None if leg is None else self._sessions.of(leg)
 
@@ -87,7 +87,7 @@ class Outputs(Owners[DecodeLeg]):
         CACHED_TOKENS.inc(request.num_cached_tokens)
 
     def _finish(self, request: Request) -> None:
-        self._begin(request)  # where the token that came along with its KV was the last one, there was no step
+        self._begin(request)  # if the token sent with its KV was its last, there was no step
         leg, session = self._waiting(request)
         if leg is None or session is None:
             return

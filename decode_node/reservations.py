@@ -1,7 +1,7 @@
-"""Blocks for requests whose KV will be shipped: first come, first served, in a bounded queue.
+"""A bounded queue for KV blocks of requests whose KV will be sent here: first come, first served.
 
-The head of the queue asks the engine again whenever blocks came back; nobody overtakes it, so a long prompt is not
-starved by short ones.
+The head of the queue asks the engine again whenever blocks have been freed. Nothing overtakes it, so short prompts
+cannot starve a long one.
 """
 
 import asyncio
@@ -12,19 +12,19 @@ from baton.errors import Overloaded
 from baton.node.load import LoadBoard
 
 MAX_QUEUED = 256
-_RETRY_S = 0.1  # blocks also come back in ways that nobody announces
+_RETRY_S = 0.1  # blocks can also become free without a call of `freed`
 
 
 class Reservations:
-    """The queue."""
+    """The queue for KV blocks."""
 
     def __init__(self, board: LoadBoard) -> None:
         self._board = board
-        self._turn = asyncio.Lock()  # its waiters are served in order
+        self._turn = asyncio.Lock()  # a fair lock: its waiters are the queue
         self._freed = asyncio.Event()
 
     async def take(self, reserve: Callable[[], Awaitable[bool]]) -> None:
-        """Return once `reserve` was successful. Raises Overloaded where the queue is full."""
+        """Wait in the queue until `reserve` succeeds. Raises Overloaded if the queue is full."""
         if self._board.num_queued >= MAX_QUEUED:
             raise Overloaded("the queue for KV blocks is full")
         self._board.num_queued += 1
@@ -33,12 +33,12 @@ class Reservations:
                 self._freed.clear()
                 while not await reserve():
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_RETRY_S):  # wait_for loses a cancel that meets the event
+                        async with asyncio.timeout(_RETRY_S):  # wait_for can lose a cancellation that races the event
                             await self._freed.wait()
                     self._freed.clear()
         finally:
             self._board.num_queued -= 1
 
     def freed(self) -> None:
-        """Blocks may have come back."""
+        """Report that blocks may have been freed."""
         self._freed.set()

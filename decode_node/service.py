@@ -1,18 +1,18 @@
-"""The decode leg of a request, and whole requests on one node.
+"""The decode leg of a request, and requests that run on this node alone.
 
-A request whose KV is shipped here passes these states; its owner task (`_receive`) walks through them:
+A request whose KV is sent here passes through these states, through which its owner task (`_receive`) takes it:
 
-    queued      the router's start has come, blocks for its prompt are not free yet (reservations)
-    granted     blocks allocated, receives posted, the grant is on its way: router -> prefill node
-    committed   the prefill node has sent all of it, and its digests are right
+    queued      the router has started it; blocks for its prompt are not free yet (`reservations`)
+    granted     blocks are allocated and receives posted; the grant is on its way to the router and the prefill node
+    committed   the prefill node has sent all KV, and its digests match
     running     in the continuous batch; tokens go to the router's session, from the second output token on
-    over        told to the router, blocks released
+    over        the router is told; the blocks are released
 
-From each of them it can go to *over* at once: cancelled by its router, replaced by a newer attempt, its router gone,
-its time up, its transfer failed. Blocks into which a transfer may still write are released only when the transfer says
-that nothing can (`IncomingTransfer.cancel` has returned). A request that is prefilled here (no prefill node is named)
-is queued in the engine and then running. The router hears of a leg's end by Finished, or by Failed where it was never
-taken up, unless it asked for it itself.
+It can go from each state to *over* at once: its router cancels it or is gone, a newer attempt replaces it, its deadline
+passes, or its transfer fails. Blocks that a transfer may still write to are released only when that has become
+impossible, that is, when `IncomingTransfer.cancel` has returned. A request that is prefilled here (no prefill node is
+named) is queued in the engine, then running. The router is told of a leg's end by Finished, or by Failed if the leg was
+never accepted, unless the router ended it itself.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ MAX_LEASE_S = 120.0
 
 
 class DecodeService:
-    """What routers start here (`baton.node.service.Legs`), and what becomes of it."""
+    """Runs the decode legs that routers start; implements `baton.node.service.Legs`."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class DecodeService:
         self._legs: set[DecodeLeg] = set()
 
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
-        """Grant blocks to that prefill node; where none is named, compute the prompt here."""
+        """Start a leg: grant blocks to that prefill node, or, if none is named, compute the prompt here."""
         leg = DecodeLeg(generation)
         if not entered(leg, self._sessions, self._check):
             return
@@ -74,19 +74,19 @@ class DecodeService:
         leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
 
     def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
-        """Nothing is shipped from here."""
+        """Ignore the grant: decode nodes do not send KV."""
 
     def deliver(self, step: StepOutput) -> None:
-        """In the event loop, after each step."""
+        """Handle the output of a step. Called in the event loop after each step."""
         self.outputs.deliver(step)
         self._reservations.freed()
 
     async def close(self) -> None:
-        """Cancel what is left, and return when all blocks are given back."""
+        """Cancel the legs that are left, and return when all blocks have been released."""
         await all_over(self._legs)
 
     async def _own(self, leg: DecodeLeg, walk: Coroutine[Any, Any, None]) -> None:
-        """Walk a leg through its states, then give back what it holds, whatever happened."""
+        """Take a leg through its states, then release what it holds, whatever happened."""
         error: BatonError | None = None
         try:
             async with within_time(leg.generation):
@@ -148,7 +148,7 @@ class DecodeService:
     def _reserve(self, engine: Engine, leg: DecodeLeg) -> bool:
         request = engine.reserve(leg.generation, leg.grammar)
         if request is None:
-            self.outputs.publish(engine)  # the queue is a sign of load too
+            self.outputs.publish(engine)  # the length of the queue is part of the load
             return False
         leg.last_block_hash = request.last_block_hash
         self._expect(engine, request, leg)

@@ -1,4 +1,4 @@
-"""The arrays of one step: what the decoder reads, gathered from the rows without a loop over tokens or requests."""
+"""The arrays of one step, which the decoder reads: gathered from `Rows` without a loop over tokens or requests."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from kernels.api import AttentionMeta
 
 
 class Progress(NamedTuple):
-    """How far a request is once the batch is computed."""
+    """The progress of a request once the batch is computed."""
 
     request: Request
     num_computed_tokens: int
-    num_final_blocks: int  # leading blocks whose KV changes no more: full, or the last of all tokens known so far
+    num_final_blocks: int  # leading blocks with no KV to come: full ones, and the last if all known tokens are computed
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step. T tokens of B requests; each request's tokens are neighbours, in order.
+    """One step: T tokens of B requests. The tokens of each request are contiguous and in order.
 
-    Of the last layer W rows are wanted: each request's last token, and all tokens of those whose prompts are scored.
+    The last layer only computes the W wanted tokens: the last one of each request, or all if its prompt is scored.
     """
 
     schedule: Schedule
@@ -35,11 +35,11 @@ class Batch:
     positions: Tensor  # [T] int64, rows of the rotary tables
     slots: Tensor  # [T] int64
     meta: AttentionMeta
-    last: Tensor | None  # [W] int64, index of each wanted token; None where all are
-    last_meta: AttentionMeta  # as if these were the only queries
-    wanted_start: NDArray[np.int32]  # [B + 1], prefix sums of each request's wanted rows
-    num_computed: NDArray[np.int64]  # [B], of each request's tokens, before the step
-    is_whole: NDArray[np.bool_]  # [B], whether all of its tokens are, after the step
+    last: Tensor | None  # [W] int64, index of each wanted token; None if all are wanted
+    last_meta: AttentionMeta  # as `meta`, with the wanted tokens as the only queries
+    wanted_start: NDArray[np.int32]  # [B + 1], prefix sums of each request's number of wanted tokens
+    num_computed: NDArray[np.int64]  # [B], how many tokens of each request were computed before the step
+    is_whole: NDArray[np.bool_]  # [B], whether the step computes all remaining tokens of each request
     block_size: int
 
     @property
@@ -49,18 +49,18 @@ class Batch:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """[B], into `Rows`."""
+        """[B], the requests' indices in `Rows`."""
         return self.schedule.rows
 
     def progress(self) -> Iterator[Progress]:
-        """Of each request, once the batch is computed."""
+        """Yield the progress of each request once the batch is computed."""
         after = self.num_computed + self.schedule.num_tokens
         num_final = np.where(self.is_whole, after + self.block_size - 1, after) // self.block_size
         yield from map(Progress, self.schedule.requests, after.tolist(), num_final.tolist())
 
 
 def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device, tokens_of_rows: Tensor) -> Batch:
-    """The arrays of a step, on the device. What a step under way has drawn is in `tokens_of_rows` alone, there."""
+    """Build the arrays of a step on the device. Tokens not known to the host yet are taken from `tokens_of_rows`."""
     row, lengths = schedule.rows, schedule.num_tokens
     computed = rows.num_tokens[row] - rows.num_uncomputed[row]
     query_start = _prefix_sums(lengths)
@@ -97,7 +97,7 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
 def _of_each_token(
     schedule: Schedule, computed: NDArray[np.int64], query_start: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """([T] positions in their requests, [T] rows)."""
+    """([T] position in its request, [T] row) of each token."""
     lengths = schedule.num_tokens
     if query_start[-1] == len(lengths):
         return computed, schedule.rows
@@ -114,7 +114,7 @@ def _prefix_sums(counts: NDArray[np.int64]) -> NDArray[np.int32]:
 def _wanted(
     is_scored: NDArray[np.bool_], query_start: NDArray[np.int32], meta: AttentionMeta
 ) -> tuple[Tensor | None, AttentionMeta, NDArray[np.int32]]:
-    """`last`, `last_meta` and `wanted_start` of a batch; is_scored [B], whether all tokens of a request are wanted."""
+    """`last`, `last_meta` and `wanted_start` of a batch. is_scored: [B], whether all tokens of a request are wanted."""
     if meta.max_query_len == 1:
         return None, meta, query_start
     num_wanted = np.where(is_scored, np.diff(query_start), 1)
@@ -128,7 +128,7 @@ def _wanted(
 
 
 def _last_of_each(ends: NDArray[np.int32], counts: NDArray[np.int64], starts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The `counts` indices before each of `ends`; `starts` are their prefix sums."""
+    """The `counts` indices before each of `ends`; `starts` are the prefix sums of `counts`."""
     first = ends - counts
     return np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)
 
@@ -141,7 +141,7 @@ def _token_ids_on(
     query_start: NDArray[np.int32],
     tokens_of_rows: Tensor,
 ) -> Tensor:
-    """[T]."""
+    """[T] on the device; unknown last tokens are copied from `tokens_of_rows`."""
     token_ids = to_device(_token_ids(schedule, rows, computed, query_start), device)
     unknown = places(rows.last_token[schedule.rows] == UNKNOWN)
     if len(unknown):
@@ -153,7 +153,7 @@ def _token_ids_on(
 def _token_ids(
     schedule: Schedule, rows: Rows, computed: NDArray[np.int64], query_start: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """[T]: what decodes takes its last token; only prompts are read from their requests."""
+    """[T] on the host. Requests that decode take their last token from `rows`; only prompts are read from requests."""
     row, lengths = schedule.rows, schedule.num_tokens
     prompts = places(rows.num_uncomputed[row] > 1)
     if not len(prompts):

@@ -1,10 +1,10 @@
-"""Who owns which block of the KV pool, and which blocks hold a prefix that others may share.
+"""Ownership of the KV pool's blocks, and the prefix cache in them.
 
 A block is *free* (no content), *held* (ref_count > 0) or *evictable* (published, ref_count 0). Published blocks form
-chains: each knows its parent, and a request that uses one holds its ancestors too. A request gives its chain back from
-the leaf to the root, so the oldest evictable block never has a published child: eviction is leaf first.
+chains: each knows its parent, and a request that holds one holds its ancestors too. A request releases its chain from
+leaf to root, so the oldest evictable block never has a published child: eviction is leaf first.
 
-It knows nothing of tensors; hashes and tokens come from the request.
+This module knows nothing of tensors; hashes and tokens come from the request.
 """
 
 from collections import OrderedDict, deque
@@ -18,7 +18,7 @@ _NO_PARENT = -1
 
 
 class Content(NamedTuple):
-    """What a published block holds; compared on each hit, so a hash collision is a miss."""
+    """What a published block holds. It is compared on each hit, so that a hash collision is a miss."""
 
     parent: int  # block id, or _NO_PARENT
     cache_salt: bytes
@@ -46,7 +46,7 @@ class BlockManager:
 
     @property
     def num_cached_blocks(self) -> int:
-        """Evictable blocks: nobody holds them, and they hold a prefix that others may find."""
+        """Evictable blocks: no request holds them, but a request may find the prefix in them."""
         return len(self._evictable)
 
     @property
@@ -55,11 +55,11 @@ class BlockManager:
         return bool(self._stored or self._evicted)
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """How many blocks it takes to hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def find(self, request: Request, max_tokens: int) -> list[int]:
-        """Published blocks holding the longest known prefix of at most `max_tokens` tokens. Changes nothing."""
+        """Return the published blocks of the longest cached prefix, of at most `max_tokens` tokens. Changes nothing."""
         found: list[int] = []
         num_full = max_tokens // self.block_size
         for index, block_hash in enumerate(request.hashes(num_full)[:num_full]):
@@ -70,9 +70,9 @@ class BlockManager:
         return found
 
     def allocate(self, request: Request, found: list[int], num_blocks: int, num_spare: int = 0) -> bool:
-        """Give a request without blocks those `found` just now, and new ones up to `num_blocks`.
+        """Give a request that has no blocks those that `find` just found, and new ones up to `num_blocks` in total.
 
-        False, and nothing is changed, unless `num_spare` blocks would be left.
+        Returns False, and changes nothing, if fewer than `num_spare` free blocks would be left.
         """
         num_revived = sum(not self._ref_counts[block_id] for block_id in found)
         if self.num_free_blocks - num_revived - (num_blocks - len(found)) < num_spare:
@@ -84,7 +84,7 @@ class BlockManager:
         return True
 
     def grow(self, request: Request, num_tokens: int) -> bool:
-        """Blocks for the request's first `num_tokens` tokens; False, with nothing changed, if there are not enough."""
+        """Allocate blocks for the request's first `num_tokens` tokens. Returns False, changing nothing, if too few."""
         num_new = self.num_blocks_for(num_tokens) - len(request.block_ids)
         if num_new > self.num_free_blocks:
             return False
@@ -92,9 +92,10 @@ class BlockManager:
         return True
 
     def publish(self, request: Request) -> None:
-        """Offer the full blocks among the request's computed tokens to others.
+        """Publish the request's full computed blocks: other requests may find them in the prefix cache.
 
-        Where another block with the same content is already offered, that one is pinned too, so that chains stay whole.
+        If a block with the same content is already published, the request holds that one too, so that its chain stays
+        complete.
         """
         num_full = request.num_computed_tokens // self.block_size
         hashes = request.hashes(num_full)
@@ -105,13 +106,13 @@ class BlockManager:
                 known = request.block_ids[index]
                 self._register(known, hashes[index], content)
             elif self._published[known][1] != content:
-                return  # a collision: what follows would hang on another's chain
+                return  # a hash collision: the following blocks would get a parent with other content
             else:
                 self._hold(known)
             request.chain.append(known)
 
     def release(self, request: Request) -> None:
-        """Give back all that a request holds, leaf first; published blocks stay, evictable."""
+        """Release all blocks that a request holds, leaf first. Published blocks stay in the cache, evictable."""
         for index in range(len(request.block_ids) - 1, -1, -1):
             own = request.block_ids[index]
             if index < len(request.chain) and request.chain[index] != own:
@@ -120,7 +121,7 @@ class BlockManager:
         request.block_ids, request.chain = [], []
 
     def retract(self, request: Request) -> None:
-        """Nobody shall match the request's blocks any more, nor what was computed from them."""
+        """Unpublish the request's blocks and all blocks computed from them, so that no request finds them again."""
         bad = set(request.chain)
         grown = True
         while grown:
@@ -140,11 +141,11 @@ class BlockManager:
         return events
 
     def published(self) -> list[BlockHash]:
-        """All published blocks, for an index that has to be told anew; parents before children."""
+        """The hashes of all published blocks, parents before children, for rebuilding an index."""
         return list(self._by_hash)
 
     def check(self, requests: Iterable[Request]) -> None:
-        """Raise RuntimeError unless the blocks held are exactly those of `requests`, and none is lost."""
+        """Raise RuntimeError unless exactly the blocks of `requests` are held, and none is lost."""
         expected = [0] * self.num_blocks
         for request in requests:
             pinned = [block for block, own in zip(request.chain, request.block_ids, strict=False) if block != own]
@@ -152,7 +153,7 @@ class BlockManager:
                 expected[block_id] += 1
         if expected != self._ref_counts:
             wrong = [i for i in range(self.num_blocks) if expected[i] != self._ref_counts[i]]
-            raise RuntimeError(f"blocks {wrong[:8]} are held by more or fewer requests than they count")
+            raise RuntimeError(f"ref_counts of blocks {wrong[:8]} differ from the number of requests that hold them")
         num_held = sum(count > 0 for count in self._ref_counts)
         if num_held + self.num_free_blocks != self.num_blocks or set(self._free) & self._published.keys():
             raise RuntimeError(f"{num_held} held and {self.num_free_blocks} free blocks are not {self.num_blocks}")
@@ -195,7 +196,7 @@ class BlockManager:
 
 
 def _toggle(block_hash: BlockHash, undone: dict[BlockHash, None], done: dict[BlockHash, None]) -> None:
-    """Note an event, or strike out the opposite one that nobody has heard of yet."""
+    """Record an event in `done`, or cancel the opposite one if `undone` has it: nobody has been told of that yet."""
     if block_hash in undone:
         del undone[block_hash]
     else:

@@ -1,11 +1,11 @@
-"""How a node runs its model: `EngineConfig`; what the model is, `engine.model.config` says."""
+"""How a node runs its model (`EngineConfig`). `engine.model.config` describes the model itself."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How a node runs its model: made by `engine.resolve` from flags, the model and the machine."""
+    """How a node runs its model. Made by `engine.resolve` from flags, the model and the machine."""
 
     max_model_len: int
     max_num_seqs: int
@@ -16,15 +16,15 @@ class EngineConfig:
     device: str
     num_threads: int = 0
     quantization: str = "none"
-    stretches_after: int = 0  # tokens beyond which a request's rotary embedding is another; 0: it never is
-    runs_ahead: bool = False  # a step is launched before the results of the one before are there
+    stretches_after: int = 0  # tokens beyond which a request gets another rotary embedding; 0: never
+    runs_ahead: bool = False  # a step is launched before the results of the previous one are known
 
     @property
     def weight_bits(self) -> int:
-        """Of the weights of layers; 16 stands for their own type."""
+        """Bits of the layers' weights; 16 stands for the weights' own dtype."""
         return {"none": 16, "int8": 8, "int4": 4}[self.quantization]
 
     @property
     def max_blocks_per_request(self) -> int:
-        """Blocks of a request of `max_model_len` tokens."""
+        """Blocks that a request of `max_model_len` tokens takes."""
         return -(-self.max_model_len // self.block_size)

@@ -1,7 +1,7 @@
-"""Arrays to the device and results back, such that neither makes a launching step wait for the device.
+"""Copies to the device and back that do not make the launch of a step wait for the device.
 
-On a CPU nothing is copied. On a GPU both ways lead through pinned memory: a copy from memory that is not pinned would
-wait for all that was launched before it.
+On a CPU nothing is copied. On a GPU both directions use pinned memory, since a copy from pageable memory would wait for
+everything that was launched before it.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """On a CPU the array itself; on a GPU a copy, in the order of what is launched."""
+    """Return the array itself on a CPU; on a GPU a copy, which is made in launch order."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Returning:
-    """Tensors on their way to the host, behind all that has been launched so far."""
+    """Tensors that are being copied to the host, after everything that has been launched so far."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """They are copied here: what overwrites them later, launched after this, does no harm."""
+        """Launch the copies. Kernels that are launched afterwards may overwrite the tensors."""
         self._tensors = [_to_host(tensor) for tensor in tensors]
         self._arrival: torch.cuda.Event | None = None
         if any(tensor.is_cuda for tensor in tensors):
@@ -30,7 +30,7 @@ class Returning:
             self._arrival.record()
 
     def wait(self) -> list[Tensor]:
-        """The tensors on the host; waits for nothing that was launched after them."""
+        """Return the tensors on the host. Does not wait for anything that was launched after the copies."""
         if self._arrival is not None:
             self._arrival.synchronize()
         return self._tensors

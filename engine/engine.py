@@ -1,7 +1,7 @@
-"""The engine of a node: requests in, one token each out per step, KV blocks in between.
+"""The engine of a node: it takes requests, draws a token for each in every step, and manages their KV blocks.
 
-A request's life is told in `engine.request`. All calls belong on one thread, the step thread (`engine.step_loop`).
-What travels between nodes, and who may ask for what, is the business of the nodes.
+`engine.request` describes a request's life cycle. All calls but `compile` belong on one thread, the step thread
+(`engine.step_loop`). Transfers between nodes, and who may ask for what, are left to the nodes.
 """
 
 import time
@@ -48,23 +48,23 @@ class Engine:
         self.model_config = model_config
         self.blocks = BlockManager(config.num_blocks, config.block_size)
         self._cache = cache
-        num_rows = config.max_num_seqs * (1 + config.runs_ahead)  # those of the step under way, and of the next
+        num_rows = config.max_num_seqs * (1 + config.runs_ahead)  # of the step under way, and of the next one
         self._rows = Rows(num_rows, config.max_blocks_per_request)
         self._grammars = grammars
         self._scheduler = Scheduler(config, self.blocks, self._rows)
         readout = self._make_readout(decoder)
         self.steps = Steps(config, readout, self._rows, self._scheduler, self.blocks, clock)
         self._clock = clock
-        self._output = StepOutput()  # of the step to come
+        self._output = StepOutput()  # of the next step
 
     @property
     def layout(self) -> KVLayout:
-        """How the pool is laid out."""
+        """The layout of the KV pool."""
         return self._cache.layout
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the pool."""
+        """The number of blocks in the pool."""
         return self._cache.num_blocks
 
     @property
@@ -74,7 +74,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step may have something to do or to tell."""
+        """Whether a step may have something to compute or to report."""
         has_news = self.blocks.has_events or bool(self._output.ended)
         return self._scheduler.has_work or self.steps.is_under_way or has_news
 
@@ -88,40 +88,40 @@ class Engine:
     ) -> Request:
         """Queue a generation. A prefill-only one ends with its first token and keeps its blocks until `release`.
 
-        With max_tokens 0 it ends without a token; only such a one may ask for an embedding. Raises InvalidRequest
-        (ContextLengthExceeded) for what can never run. `grammar` is what `compile` has made of the generation.
+        With max_tokens 0 it ends without a token; only then may it ask for an embedding. Raises InvalidRequest
+        (ContextLengthExceeded) if the generation can never run. `grammar` is what `compile` returned for it.
         """
         request = self._make_request(generation, prefill_only, prompt_work, grammar)
         self._scheduler.add(request)
         return request
 
     async def compile(self, generation: Generation) -> GrammarState | None:
-        """The grammar for `add` or `reserve`; the one call that belongs to the event loop. Errors: see `Grammars`."""
+        """Compile the grammar for `add` or `reserve`. Belongs on the event loop. Errors as in `Grammars.compile`."""
         if self._grammars is None or generation.sampling.grammar is None:
             return None
         return await self._grammars.compile(generation)
 
     def warm(self) -> None:
-        """Start what would be slow to start when it is wanted, and wait for it."""
+        """Start whatever would be slow to start on first use, and wait until it is ready."""
         if self._grammars is not None:
             self._grammars.warm()
 
     def close(self) -> None:
-        """End what runs beside the engine. Idempotent."""
+        """End the processes that run beside the engine. Idempotent."""
         if self._grammars is not None:
             self._grammars.close()
 
     def reserve(self, generation: Generation, grammar: GrammarState | None = None) -> Request | None:
-        """Blocks for a generation whose KV comes from elsewhere; None if there are not enough of them now.
+        """Allocate blocks for a generation whose KV is computed elsewhere; None if there are too few at present.
 
-        The first `num_present_blocks` of its blocks were found in the prefix cache and are not to be written. None of
-        the others is shared before `start`.
+        The first `num_present_blocks` of its blocks were found in the prefix cache and must not be written. The others
+        are not shared before `start`.
         """
         request = self._make_request(generation, grammar=grammar)
         return request if self._scheduler.reserve(request) else None
 
     def start(self, request: Request, first_token: int) -> None:
-        """All KV of a reserved request is in its blocks: go on from `first_token`, drawn where the KV was computed."""
+        """Start a reserved request, once all its KV has arrived. `first_token` was drawn where that was computed."""
         if request.state is not RequestState.RESERVED:
             raise ValueError(f"request {request.request_id} is {request.state.name}, not RESERVED")
         request.num_computed_tokens = request.num_tokens
@@ -135,15 +135,15 @@ class Engine:
             self.steps.retire(request, self._output)
 
     def release(self, request: Request) -> None:
-        """Forget a request, ending it if it is not finished, and free its blocks; full ones stay cached. Idempotent."""
+        """Abort a request unless it has finished, and free its blocks; full ones stay cached. Idempotent."""
         if not request.is_finished:
             request.finish_reason = FinishReason.ABORT
         self._scheduler.release(request)
 
     def step(self) -> StepOutput:
-        """Run one batch. Returns at once where nothing can run. An error in it ends the requests of the batch only.
+        """Run one batch; returns at once if nothing can run. An error in a batch ends the requests of that batch only.
 
-        Where steps run ahead, what it tells is of the batch before.
+        If steps run ahead, the output is that of the previous batch.
         """
         output, self._output = self._output, StepOutput()
         self.steps.run(output)
@@ -151,7 +151,7 @@ class Engine:
         return output
 
     def current_load(self) -> types_pb2.Load:
-        """What a router wants to know; the node adds its state."""
+        """The load that is reported to routers; the node adds its state."""
         scheduler = self._scheduler
         return types_pb2.Load(
             num_steps=self.steps.times.num_steps,
@@ -170,16 +170,16 @@ class Engine:
 
     @property
     def num_preemptions(self) -> int:
-        """Since the engine was made."""
+        """Preemptions since the engine was created."""
         return self._scheduler.num_preemptions
 
     @property
     def num_idle_blocks(self) -> int:
-        """Blocks held by requests that do not run: those that a transfer may touch."""
+        """Blocks held by requests that do not run; a transfer may be reading or writing them."""
         return self._scheduler.num_idle_blocks()
 
     def check(self) -> None:
-        """Raise RuntimeError unless every block is accounted for, and all columns say what the requests do."""
+        """Raise RuntimeError unless every block is accounted for, and `Rows` agrees with the requests."""
         self.blocks.check(self._scheduler.requests())
         self._rows.check(self._scheduler.running)
 

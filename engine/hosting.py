@@ -1,6 +1,6 @@
-"""What both kinds of node do with an engine: load it, let it step within a node's shell, and take both apart again.
+"""What both kinds of node do with an engine: load it, run its steps within a node's shell, and shut both down.
 
-Who ships or receives KV, and what a leg is, is the business of the pool.
+What a leg is, and who sends or receives KV, is left to the pool's service.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
 
 _SERVICES = (node_pb2.DESCRIPTOR.services_by_name["Node"], prompt_pb2.DESCRIPTOR.services_by_name["Prompt"])
-_SWITCH_INTERVAL_S = 0.001  # the event loop gets the interpreter back soon, also where it shares a core with steps
+_SWITCH_INTERVAL_S = 0.001  # so that the event loop soon gets the GIL back, even if it shares a core with steps
 
 
 def load(config: NodeConfig) -> Engine:
-    """The model, which takes long. Raises ConfigError where the node cannot start."""
+    """Load the model, which takes long. Raises ConfigError if the node cannot start."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     engine = passing_thread.run(lambda: load_engine(config.model, config, say_progress))
     engine.warm()
@@ -42,21 +42,22 @@ def load(config: NodeConfig) -> Engine:
 
 
 class PoolService(Legs, Protocol):
-    """The legs of a pool."""
+    """The service of a prefill or decode pool, with its legs."""
 
     @property
     def outputs(self) -> Owners[Any]:
-        """Whose requests the engine has."""
+        """The owners of the engine's requests."""
 
     def deliver(self, step: StepOutput) -> None:
-        """In the event loop, after each step."""
+        """Handle the output of a step. Called in the event loop after each step."""
 
     async def close(self) -> None:
-        """Cancel what is left, and return when all blocks are given back."""
+        """Cancel the legs that are left, and return when all blocks have been released."""
 
 
 class HostedEngine:
-    """The engine of one node, and the shell around it: make the pool's service, `listen`, `run`, `leave`, `close`."""
+    """The engine of a node and the shell around it. In this order: make the pool's service, `listen`, `run`, `leave`,
+    `close`."""
 
     def __init__(self, config: NodeConfig, engine: Engine, role: Role) -> None:
         self._engine = engine
@@ -68,24 +69,24 @@ class HostedEngine:
         prompt_pb2_grpc.add_PromptServicer_to_server(self._prompts, shell.server)
 
     async def listen(self, service: PoolService) -> None:
-        """Open the ports, for a node that computes nothing yet. Raises ConfigError where one is taken."""
+        """Open the ports; the node computes nothing yet. Raises ConfigError if a port is taken."""
         self._service = service
         await self.shell.listen(service)
 
     async def run(self, shutdown: Shutdown) -> None:
-        """Step, as a part of the fleet, until the node has drained. Raises what broke the engine."""
+        """Run steps as a member of the fleet until the node has drained. Raises the error that broke the engine."""
         self.step_loop.start()
         await self.step_loop.call(self._service.outputs.publish)
         await self.shell.run(shutdown)
 
     async def leave(self) -> None:
-        """Take no newcomers, and end the legs that are left; what they hold goes with them."""
+        """Accept no more legs, and end those that are left, which frees what they hold."""
         await self.shell.leave()
         await self._service.close()
         await self._prompts.close()
 
     async def close(self) -> None:
-        """After `leave`, and when nothing touches the pool any more."""
+        """Stop the engine and the shell. Call this after `leave`, when nothing touches the pool any more."""
         await self.step_loop.stop()
         self._engine.close()
         await self.shell.close()

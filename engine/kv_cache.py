@@ -1,6 +1,6 @@
-"""The KV pool: one flat allocation in the layout of `baton.kv.layout`, and each layer's view of it.
+"""The KV pool: one flat allocation in the layout of `baton.kv.layout`, and a view of it for each layer.
 
-Which block belongs to whom is the business of `engine.blocks`.
+`engine.blocks` keeps track of which block belongs to which request.
 """
 
 import torch
@@ -10,11 +10,11 @@ from baton.kv.layout import KVLayout
 from kernels.cpu.memory import huge_pages, populate
 
 MIN_LAYER_GROUPS = 4
-_POPULATED_BYTES = 256 << 20  # of a pool in memory that becomes real as it is written to; blocks are used in order
+_POPULATED_BYTES = 256 << 20  # of a CPU pool are backed by memory at once, the rest on first write; blocks go in order
 
 
 def layers_per_group(num_layers: int) -> int:
-    """Largest divisor of num_layers that leaves MIN_LAYER_GROUPS groups or more: so a transfer overlaps compute."""
+    """Largest divisor of num_layers that leaves at least MIN_LAYER_GROUPS groups, so that transfer overlaps compute."""
     fitting = [size for size in range(1, num_layers // MIN_LAYER_GROUPS + 1) if num_layers % size == 0]
     return max(fitting, default=1)
 
@@ -32,7 +32,7 @@ class KVCache:
                 populate(group[: _POPULATED_BYTES // layout.num_layer_groups])
 
     def _view(self, layer: int) -> Tensor:
-        """[num_blocks, planes, num_kv_heads, block_size, head_dim] of one layer, strided into the pool."""
+        """A strided view of one layer: [num_blocks, planes, num_kv_heads, block_size, head_dim]."""
         layout = self.layout
         group, inner = divmod(layer, layout.layers_per_group)
         shape = (layout.num_layer_groups, self.num_blocks, layout.layers_per_group, layout.num_planes)
@@ -41,5 +41,5 @@ class KVCache:
 
 
 def _allocate(num_bytes: int, device: torch.device) -> Tensor:
-    """Zeros. On a CPU they cost memory only once they are populated or written to."""
+    """Allocate zeros. On a CPU they take physical memory only once they are populated or written to."""
     return huge_pages(num_bytes) if device.type == "cpu" else torch.zeros(num_bytes, dtype=torch.uint8, device=device)

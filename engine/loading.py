@@ -1,4 +1,4 @@
-"""From a checkpoint and flags to an engine that is ready to run. What can fail of that fails here, with the reason."""
+"""From a checkpoint and flags to an engine that is ready to run. Whatever can go wrong fails here, with the reason."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +27,9 @@ def load_engine(
     progress: Callable[[float], None] = lambda fraction: None,
     kernels: Kernels | None = None,
 ) -> Engine:
-    """Read a checkpoint and make ready to run; ConfigError (CheckpointError) where that cannot be done.
+    """Load a checkpoint and return an engine that is ready to run. Raises ConfigError (CheckpointError) if it cannot.
 
-    `progress` hears of the fraction of weights that are loaded. `kernels`: the fastest for this device if none.
+    `progress` is called with the fraction of weights loaded so far. `kernels` defaults to the fastest for the device.
     """
     model = ModelConfig.load(model_dir)
     config = resolve(flags, model_dir, model)

@@ -1,4 +1,4 @@
-"""What a step has brought forth: tokens, ends of requests, results about prompts, and changes of the prefix cache."""
+"""The results of a step: tokens, ends of requests, log-probabilities of prompts, and changes of the prefix cache."""
 
 from dataclasses import dataclass, field
 
@@ -17,16 +17,16 @@ class Output:
     """A token of a request, its end, or both."""
 
     request: Request
-    index: int  # output position, those of earlier attempts counted
-    token_id: int  # NO_TOKEN where the request ended without one
+    index: int  # output position, counting the tokens of earlier attempts
+    token_id: int  # NO_TOKEN if the request ended without one
     logprobs: Logprobs | None
-    finish_reason: FinishReason  # of a prefill-only request: UNFINISHED unless its first token is its last
+    finish_reason: FinishReason  # UNFINISHED for a prefill-only request, unless its first token is its last
     error: BatonError | None
 
 
 @dataclass(slots=True)
 class StepOutput:
-    """Of one step. Without scheduled tokens nothing could run, and nothing will until the engine is changed.
+    """The results of one step. If no tokens were scheduled, nothing can run until a call changes the engine.
 
     Tokens are columns: request `requests[i]` has drawn `token_ids[i]`, at output position `indices[i]`.
     """
@@ -35,21 +35,21 @@ class StepOutput:
     token_ids: list[int] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     logprobs: dict[int, Logprobs] = field(default_factory=dict)  # by i, where they were asked for
-    begun: list[Request] = field(default_factory=list)  # those that had drawn none on this node before
-    ended: list[Request] = field(default_factory=list)  # they run no more: finished, failed, or prefilled
+    begun: list[Request] = field(default_factory=list)  # requests that drew their first token on this node
+    ended: list[Request] = field(default_factory=list)  # requests that stopped running: finished, failed, or prefilled
     prompt_logprobs: list[tuple[Request, PromptLogprobs]] = field(default_factory=list)
-    stored: list[BlockHash] = field(default_factory=list)  # net of the time since the step before
+    stored: list[BlockHash] = field(default_factory=list)  # net changes since the previous step
     evicted: list[BlockHash] = field(default_factory=list)
     num_scheduled_tokens: int = 0
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody needs to hear of it."""
+        """Whether there is nothing to report."""
         return not (self.requests or self.ended or self.prompt_logprobs or self.stored or self.evicted)
 
     @property
     def outputs(self) -> list[Output]:
-        """Tokens and ends one by one, for those who have few of them."""
+        """Tokens and ends as one object each, for callers that handle few of them."""
         ended = {id(request): request for request in self.ended}
         outputs = []
         for i, (request, index, token_id) in enumerate(zip(self.requests, self.indices, self.token_ids, strict=True)):

@@ -1,4 +1,4 @@
-"""Whom the engine's requests belong to on this node, and what its load board is told of the engine."""
+"""The owners of the engine's requests on this node, and what is published of the engine on the load board."""
 
 import logging
 from typing import Any, Generic, Protocol, TypeVar
@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """A leg: what a node keeps of one attempt."""
+    """A leg: a node's record of one attempt."""
 
     request: Request | None
 
@@ -20,33 +20,33 @@ AnyOwner = TypeVar("AnyOwner", bound=Owner)
 
 
 class Owners(Generic[AnyOwner]):
-    """Filled and emptied on the step thread, looked at in the event loop; each change is atomic."""
+    """Maps requests to their owners. Changed on the step thread, read in the event loop; each change is atomic."""
 
     def __init__(self, board: LoadBoard) -> None:
         self._board = board
         self._owners: dict[int, AnyOwner] = {}  # by id(request)
 
     def expect(self, request: Request, owner: AnyOwner) -> None:
-        """On the step thread: the owner wants what the engine says of this request."""
+        """Register the owner for the engine's output on this request. On the step thread."""
         self._owners[id(request)] = owner
 
     def forget(self, request: Request) -> None:
-        """On the step thread: it no longer does."""
+        """Undo `expect`. On the step thread."""
         self._owners.pop(id(request), None)
 
     def release(self, engine: Engine, owner: AnyOwner) -> None:
-        """On the step thread, after whatever the owner had asked of the engine before: its blocks are given back."""
+        """Forget the owner's request, and free its blocks. On the step thread, after the owner's other calls."""
         if owner.request is not None:
             self.forget(owner.request)
             engine.release(owner.request)
             self.publish(engine)
 
     def of(self, request: Request) -> AnyOwner | None:
-        """None where nobody waits any more."""
+        """The request's owner, or None if it has none any more."""
         return self._owners.get(id(request))
 
     def publish(self, engine: Engine) -> None:
-        """On the step thread: what the engine looks like now."""
+        """Publish the engine's load. On the step thread."""
         self._board.publish(
             engine.current_load(),
             num_cached=engine.blocks.num_cached_blocks,
@@ -55,15 +55,16 @@ class Owners(Generic[AnyOwner]):
         )
 
     def audit(self, engine: Engine, others: "Owners[Any]") -> None:
-        """On the step thread of an idle node: allocated = leased + running + cached, and whoever leases is known, here
-        or to `others`: work on a prompt may be done, and wait for a router that does not read.
+        """Check that allocated = leased + running + cached blocks, and that leased blocks have an owner.
 
-        What does not add up is logged and counted; the blocks stay where they are, because something may touch them.
+        On the step thread of an idle node. The owner may be here or in `others`: a finished leg can still wait for a
+        router that does not read. A mismatch is logged and counted; the blocks are not freed, since something may
+        still touch them.
         """
         try:
             engine.check()
             if engine.num_idle_blocks and not (self._owners or others._owners):
-                raise RuntimeError(f"{engine.num_idle_blocks} blocks are leased to nobody")
+                raise RuntimeError(f"{engine.num_idle_blocks} blocks are leased without an owner")
         except RuntimeError as error:
             BLOCK_LEAKS.inc()
             _log.error("KV blocks do not add up: %s", error)

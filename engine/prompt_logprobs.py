@@ -1,6 +1,6 @@
-"""Log-probabilities of a prompt's own tokens, and of the likeliest ones in their places.
+"""Log-probabilities of a prompt's own tokens, and of the likeliest ones at their positions.
 
-Rows of logits exist for a slice of the prompt at a time: a whole long prompt times the vocabulary would be gigabytes.
+Logits are computed for a slice of the prompt at a time: a whole long prompt times the vocabulary would take gigabytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ from engine.sampling import largest
 from kernels.dispatch import log_total
 
 MIN_ROWS, MAX_ROWS = 16, 256
-_MAX_LOGITS = 2**24  # of one slice: 64 MiB in fp32
+_MAX_LOGITS = 2**24  # per slice: 64 MiB in fp32
 
 
 class PromptLogprobs(NamedTuple):
-    """Of N tokens of a prompt, the model's own distribution: neither temperature nor penalties enter."""
+    """Log-probabilities of N prompt tokens in the model's own distribution, without temperature or penalties."""
 
-    position: int  # in the prompt, of the first of them
+    position: int  # of the first of them in the prompt
     logprobs: NDArray[np.float32]  # [N]
     ranks: NDArray[np.int64]  # [N]; 1 is the likeliest
     top_token_ids: NDArray[np.int64]  # [N, K], the likeliest first
@@ -31,9 +31,9 @@ class PromptLogprobs(NamedTuple):
 def compute(
     hidden: Tensor, token_ids: Sequence[int], position: int, num_top: int, to_logits: Callable[[Tensor], Tensor]
 ) -> PromptLogprobs | None:
-    """Of one token or more, the first of them at `position`; None where a logit is not finite.
+    """Score one or more tokens, the first of them at `position` in the prompt; None if a logit is not finite.
 
-    hidden: [N, H], of the tokens before each of them; `to_logits` makes [n, V] fp32 of [n, H].
+    hidden: [N, H], the hidden states from which each of them is predicted; `to_logits` maps [n, H] to [n, V] fp32.
     """
     wanted = torch.tensor(token_ids, dtype=torch.int64, device=hidden.device).unsqueeze(1)
     parts: list[list[NDArray[Any]]] = []

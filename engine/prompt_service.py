@@ -1,7 +1,7 @@
-"""Work on a prompt alone: its log-probabilities, its embedding, its first token. Nodes of both pools offer it.
+"""The Prompt service, which nodes of both pools offer: log-probabilities, embedding, or first token of a prompt.
 
-A leg is one call. The engine has it as a prefill-only request; what a step brings for it waits in a queue until it is
-written. With the end of the call, whyever it ends, the engine forgets the request and its blocks are free (and cached).
+A leg is one call. The engine runs it as a prefill-only request; its results wait in a queue until they are written.
+When the call ends, for whatever reason, the engine forgets the request, and its blocks are free (and cached).
 """
 
 import asyncio
@@ -34,8 +34,8 @@ MAX_ROWS_PER_MESSAGE = 1024  # with 20 alternatives each: 200 KB
 class PromptLeg:
     """One call.
 
-    `events` holds what the engine has brought forth and nobody has written yet, an Output last: no more than an event
-    for each chunk of one prompt, so the queue needs no other bound.
+    `events` holds the results that have not been written yet, an Output last. There is at most one for each chunk of
+    the prompt, so the queue needs no other bound.
     """
 
     def __init__(self, proto: prompt_pb2.PromptRequest, task: "asyncio.Task[Any] | None") -> None:
@@ -54,7 +54,7 @@ class PromptLeg:
 
 
 class PromptService(prompt_pb2_grpc.PromptServicer):
-    """The servicer."""
+    """Implements the Prompt service."""
 
     def __init__(self, step_loop: StepLoop, sessions: Sessions, board: LoadBoard, timelines: TimelineBook) -> None:
         self._step_loop, self._sessions, self._board, self._timelines = step_loop, sessions, board, timelines
@@ -64,7 +64,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
     async def Compute(  # type: ignore[override]  # noqa: N802
         self, request: prompt_pb2.PromptRequest, context: aio.ServicerContext[Any, Any]
     ) -> None:
-        """One leg, in this task."""
+        """Run one leg, in this task."""
         task = asyncio.current_task()
         try:
             leg = PromptLeg(request, task)
@@ -91,7 +91,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
             self._step_loop.submit(lambda engine: self.owners.release(engine, leg))
 
     def deliver(self, step: StepOutput) -> None:
-        """In the event loop: what a step brought for legs that are still there."""
+        """Queue a step's results for the legs that still exist. In the event loop."""
         for request, scored in step.prompt_logprobs:
             if (leg := self.owners.of(request)) is not None:
                 leg.events.put_nowait(scored)
@@ -105,7 +105,7 @@ class PromptService(prompt_pb2_grpc.PromptServicer):
                 OUTPUT_TOKENS.inc(output.token_id != NO_TOKEN)
 
     async def close(self) -> None:
-        """Cancel what is left, and return when all of it has ended."""
+        """Cancel the calls that are left, and return when all have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -156,7 +156,7 @@ def _computed(output: Output, dimensions: int) -> prompt_pb2.Computed:
 
 
 def _cut(embedding: bytes, dimensions: int) -> bytes:
-    """The first dimensions of a vector, scaled to length 1 again."""
+    """Truncate a vector to its first dimensions, and scale it to length 1 again; 0 dimensions: leave it as it is."""
     if not dimensions or not embedding:
         return embedding
     vector = np.frombuffer(embedding, "<f4")[:dimensions]

@@ -1,7 +1,7 @@
-"""A model directory with random weights, complete enough to be served: for tests, benchmarks and trying a fleet out.
+"""A model directory with random weights that can be served: for tests, benchmarks and trying out a fleet.
 
-Config, weights (single or sharded), a byte-level tokenizer and a chat template, all made here from a seed: nothing is
-fetched. What such a model says means nothing.
+Config, weights (single or sharded), a byte-level tokenizer and a chat template are all generated from a seed; nothing
+is downloaded. The text that such a model generates is meaningless.
 """
 
 import json
@@ -57,28 +57,28 @@ LLAMA_107M = TINY | {
 
 
 class AnyTensor(Checkpoint):
-    """A checkpoint without files, which has every tensor that is asked for: a subclass makes it, in `tensor`."""
+    """A checkpoint without files that has every tensor it is asked for: subclasses create them in `tensor`."""
 
     def __init__(self) -> None:
         """Nothing is opened."""
 
     def __contains__(self, name: str) -> bool:
-        return name != "lm_head.weight"  # which is asked for by name alone where it is not the embedding
+        return name != "lm_head.weight"  # tied models then use the embedding; others read it without this check
 
     def num_values(self, values_per_word: int = 1) -> int:
-        """As many as are asked for."""
+        """Unlimited."""
         return sys.maxsize
 
     def check_copies(self) -> None:
-        """There are none."""
+        """Do nothing: without files there are no copies."""
 
     def unread(self) -> list[str]:
-        """None: there are just those that are asked for."""
+        """None, since only tensors that are asked for exist."""
         return []
 
 
 def write(model_dir: str | Path, config: dict[str, Any] | None = None, *, seed: int = 0, num_shards: int = 1) -> Path:
-    """Make the directory; `config` is a whole config.json (TINY if none) of a Llama, Mistral, Qwen2 or Qwen3."""
+    """Write the directory; `config` is a whole config.json (default TINY) of a Llama, Mistral, Qwen2 or Qwen3."""
     directory = Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
     config = TINY if config is None else config
@@ -111,7 +111,7 @@ def _write_weights(directory: Path, config: ModelConfig, seed: int, num_shards: 
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Norms near 1; linears scaled so that activations keep their size; biases and embeddings at random."""
+    """Random values: vectors near 1; matrices scaled so that activations keep their magnitude."""
     values = torch.randn(shape, generator=generator)
     return 1 + values / 10 if len(shape) == 1 else values / shape[1] ** 0.5
 
@@ -152,7 +152,7 @@ def _layer_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _write_tokenizer(directory: Path, config: dict[str, Any]) -> None:
-    """Byte-level BPE: specials, all bytes, then pairs of what is there already until the vocabulary is full."""
+    """Byte-level BPE: special tokens, all bytes, then merges of existing tokens until the vocabulary is full."""
     pieces = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = []
     for left, right in _pairs(pieces[len(SPECIAL_TOKENS) :]):
@@ -174,7 +174,7 @@ def _write_tokenizer(directory: Path, config: dict[str, Any]) -> None:
 
 
 def _pairs(alphabet: list[str]) -> Iterator[tuple[str, str]]:
-    """Of letters, ever longer: enough for any vocabulary, and none twice."""
+    """Yield pairs of letters, then of ever longer strings with letters: enough for any vocabulary, and none twice."""
     letters = [piece for piece in alphabet if piece.isalpha() and piece.isascii()]
     lefts = letters
     while True:

@@ -1,7 +1,7 @@
-"""What a step reads out of the decoder's hidden rows: prompt log-probabilities, drawn tokens, embeddings.
+"""What a step computes from the decoder's hidden states: prompt log-probabilities, drawn tokens, embeddings.
 
-`begin` launches that, and `finish` has the results on the host; between the two the next step may be launched, which
-reads drawn tokens where they are (`tokens_of_rows`). What becomes of results is the business of `engine.steps`.
+`begin` launches this, and `finish` returns the results on the host. Between the two the next step may be launched: it
+reads the drawn tokens on the device (`tokens_of_rows`). `engine.steps` decides what becomes of the results.
 """
 
 from typing import NamedTuple
@@ -32,31 +32,31 @@ class Drawn(NamedTuple):
     logprobs: list[Logprobs | None]
 
     def only(self, index: NDArray[np.int64]) -> "Drawn":
-        """Some of them."""
+        """The tokens at these indices."""
         lists = ([column[i] for i in index.tolist()] for column in self[1:])
         return Drawn(self.places[index], *lists)
 
 
 class Reading(NamedTuple):
-    """Of one step, under way."""
+    """The readout of one step, while it is under way."""
 
-    places: NDArray[np.int64]  # in the batch, of the S requests that draw a token
-    requests: list[Request]  # these
-    idle: NDArray[np.int64]  # places of the others
-    embedded: NDArray[np.int64]  # places of those whose embeddings are computed
+    places: NDArray[np.int64]  # [S], places in the batch of the requests that draw a token
+    requests: list[Request]  # [S], these requests
+    idle: NDArray[np.int64]  # places of the other requests
+    embedded: NDArray[np.int64]  # places of the requests whose embeddings are computed
     scored: list[tuple[Request, PromptLogprobs]]
-    is_sound: NDArray[np.bool_]  # [B]; as far as it is known before the results are there
-    logprobs_of: list[int]  # which of `requests` want them
-    returning: Returning  # tokens, whether their logits are finite, and idle rows; embeddings; each `logprobs_of`
+    is_sound: NDArray[np.bool_]  # [B], as far as it is known before the results are on the host
+    logprobs_of: list[int]  # indices in `requests` of those that want log-probabilities
+    returning: Returning  # tokens; whether logits, and idle rows, are finite; embeddings; log-probabilities of each
 
 
 class Readout:
-    """Of one engine. `tokens_of_rows` [num_rows] int64: the token that each of `Rows` drew last, on the device."""
+    """The readout of one engine. `tokens_of_rows` [num_rows] int64: the last token drawn by each row, on the device."""
 
     def __init__(
         self, decoder: AnyDecoder, sampler: Sampler, rows: Rows, device: torch.device, keeps_tokens: bool
     ) -> None:
-        """`keeps_tokens`: whether `tokens_of_rows` is wanted."""
+        """`keeps_tokens`: whether to maintain `tokens_of_rows`."""
         self.decoder = decoder
         self._sampler = sampler
         self._rows = rows
@@ -65,7 +65,7 @@ class Readout:
         self.tokens_of_rows = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
     def begin(self, batch: Batch, hidden: Tensor) -> Reading:
-        """One token for each request whose tokens are all computed, unless it has all that it may; and the rest."""
+        """Launch the readout. A request draws a token if all its tokens are computed and its length limit allows it."""
         requests, row, num_tokens = batch.schedule
         is_sound = np.ones(len(requests), np.bool_)
         scored = self._score_prompts(batch, hidden, is_sound)
@@ -85,8 +85,10 @@ class Readout:
         return Reading(at, requests, idle, embedded, scored, is_sound, logprobs_of, returning)
 
     def finish(self, reading: Reading, batch: Batch) -> tuple[Drawn, NDArray[np.bool_]]:
-        """Wait for the results: tokens, and `is_sound` [B]: false where numbers were NaN or infinite, or whose grammar
-        could not be followed. The hidden state of a prompt's last token, scaled to length 1, becomes its embedding.
+        """Wait for the results; return the tokens and `is_sound` [B].
+
+        A request is not sound if its numbers were NaN or infinite, or its grammar could not be followed. Embeddings are
+        stored in their requests: the hidden state of a prompt's last token, scaled to length 1.
         """
         tokens, finite, idle_finite, vectors, *of_logprobs = reading.returning.wait()
         is_sound = reading.is_sound
@@ -103,7 +105,7 @@ class Readout:
     def _score_prompts(
         self, batch: Batch, hidden: Tensor, is_sound: NDArray[np.bool_]
     ) -> list[tuple[Request, PromptLogprobs]]:
-        """Log-probabilities of the prompt tokens that follow the batch's, where they are wanted. Waits for them."""
+        """Score the prompt tokens that follow the batch's tokens, where that is wanted. Waits for the device."""
         requests, row, num_tokens = batch.schedule
         found = []
         for place in places(self._rows.scores_prompt[row]).tolist():
@@ -124,7 +126,7 @@ class Readout:
     def _draw(
         self, batch: Batch, hidden: Tensor, at: NDArray[np.int64], requests: list[Request], is_sound: NDArray[np.bool_]
     ) -> tuple[Tensor, Tensor, list[DeviceLogprobs]]:
-        """Tokens [S], whether their logits are finite [S], and log-probabilities where they are wanted."""
+        """Return tokens [S], whether their logits are finite [S], and log-probabilities where they are wanted."""
         if not requests:
             return _NONE, _NONE, []
         row = batch.rows[at]
@@ -136,7 +138,7 @@ class Readout:
         return tokens, _rows_finite(logits), logprobs
 
     def _last_rows(self, batch: Batch, hidden: Tensor, at: NDArray[np.int64]) -> Tensor:
-        """Of hidden [W, H], those of the last tokens of the requests at these places."""
+        """The rows of `hidden` [W, H] that belong to the last tokens of the requests at these places."""
         if len(at) == hidden.shape[0]:
             return hidden
         index = batch.wanted_start[at + 1].astype(np.int64) - 1
@@ -144,5 +146,5 @@ class Readout:
 
 
 def _rows_finite(rows: Tensor) -> Tensor:
-    """Whether each row of [B, N] is free of NaN and infinities, which all survive a sum."""
+    """Whether each row of [B, N] is free of NaN and infinities: these survive a sum."""
     return rows.sum(-1, dtype=torch.float32).isfinite()

@@ -1,4 +1,4 @@
-"""What the engine knows of where a request's time went, as events of its timeline."""
+"""Where a request's time went in the engine, as events of its timeline."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from engine.step_times import StepTimes
 
 
 def events(request: Request, steps: StepTimes, *, is_shipped: bool = False) -> Iterator[Event]:
-    """Waiting for its first step, each chunk of its prompt (or, where that was shipped, its first step), and its
-    decoding steps in sum."""
+    """Yield its wait for the first step, each chunk of its prompt (or, if its KV was shipped, its first step), and a
+    summary of its decode steps."""
     if not request.first_scheduled_s:
         return
     yield Event("admission" if is_shipped else "engine queue", request.arrival_s, request.first_scheduled_s)

@@ -1,4 +1,4 @@
-"""From flags, a model and a machine to an `EngineConfig`: types, lengths, and the size of the KV pool."""
+"""From flags, a model and a machine to an `EngineConfig`: dtype, lengths, and the size of the KV pool."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def resolve(flags: EngineFlags, model_dir: str | Path, model: ModelConfig) -> EngineConfig:
-    """What the flags leave open is taken from the model and the machine; ConfigError names the flag to change."""
+    """Fill in what the flags leave open from the model and the machine. ConfigError names the flag to change."""
     device = _device(flags.device)
     dtype = model.dtype if flags.dtype == "auto" else flags.dtype
     block_bytes = layout(model, flags.block_size, dtype, "").block_bytes
@@ -34,7 +34,7 @@ def resolve(flags: EngineFlags, model_dir: str | Path, model: ModelConfig) -> En
     num_needed = -(-max_model_len // flags.block_size)
     if num_blocks < num_needed:
         max_model_len = _shortened(flags, max_model_len, num_blocks, block_bytes)
-    if flags.kv_memory == "auto":  # more than all requests at full length is never of use
+    if flags.kv_memory == "auto":  # more blocks than all requests take at full length would never be used
         num_blocks = min(num_blocks, flags.max_num_seqs * num_needed)
     return EngineConfig(
         max_model_len=max_model_len,
@@ -47,12 +47,12 @@ def resolve(flags: EngineFlags, model_dir: str | Path, model: ModelConfig) -> En
         num_threads=flags.num_threads or len(os.sched_getaffinity(0)),
         quantization=flags.quantization,
         stretches_after=model.stretches_after,
-        runs_ahead=device != "cpu",  # there, a step is over when it has been launched
+        runs_ahead=device != "cpu",  # on a CPU a launch returns when the step is complete
     )
 
 
 def layout(model: ModelConfig, block_size: int, dtype: str, model_fingerprint: str) -> KVLayout:
-    """How the KV of this model lies in a pool."""
+    """The layout of this model's KV in a pool."""
     return KVLayout(
         num_layers=model.num_layers,
         layers_per_group=layers_per_group(model.num_layers),
@@ -66,7 +66,7 @@ def layout(model: ModelConfig, block_size: int, dtype: str, model_fingerprint: s
 
 
 def kv_fingerprint(model_dir: str | Path, model: ModelConfig, config: EngineConfig) -> str:
-    """Of all that the KV of a token depends on, apart from the tokens before it."""
+    """A fingerprint of everything that a token's KV depends on, apart from the tokens."""
     extras = [config.dtype]
     if config.quantization != "none":
         extras.append(config.quantization)
@@ -89,7 +89,7 @@ def _max_model_len(flags: EngineFlags, model: ModelConfig) -> int:
 
 
 def _shortened(flags: EngineFlags, max_model_len: int, num_blocks: int, block_bytes: int) -> int:
-    """The length that fits; an error where the flags asked for more."""
+    """Return the length that fits in the pool; raises ConfigError if the flags asked for more."""
     fits = num_blocks * flags.block_size
     needed_mib = -(-(-(-max_model_len // flags.block_size) * block_bytes) // 2**20)
     if flags.max_model_len or not fits:
@@ -98,7 +98,7 @@ def _shortened(flags: EngineFlags, max_model_len: int, num_blocks: int, block_by
             f"the KV pool (--kv-memory {flags.kv_memory}) holds {fits} tokens, one request may have {max_model_len}: "
             f"set --kv-memory to {needed_mib}MiB or more{shorter}"
         )
-    _log.warning("max_model_len is %d, not the model's %d: the KV pool holds no more", fits, max_model_len)
+    _log.warning("max_model_len is reduced from %d to %d tokens, which is what the KV pool holds", max_model_len, fits)
     return fits
 
 
@@ -119,7 +119,7 @@ def _kv_bytes(flags: EngineFlags, model: ModelConfig, model_dir: str | Path, dev
 
 
 def _available_bytes() -> int:
-    """Memory at hand, within the limit of the control group if there is one."""
+    """Available memory, within the limit of the control group if there is one."""
     available: int = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

@@ -1,10 +1,10 @@
-"""Columns over the running requests, one row each, so that a step gathers arrays instead of walking Python objects.
+"""The running requests as a table, one row each, so that a step gathers arrays instead of walking Python objects.
 
-A request has a row from being scheduled until it stops running, and the steps under way are over. Block tables and
-sampling parameters change rarely; how far each request has come changes with each step, for all rows at once.
+A request has a row from when it is scheduled until it has stopped running and no step with it is under way. Block
+tables and sampling parameters change rarely; progress changes with each step, for all rows at once.
 
-Rows say how far a request is when the steps that were launched are over (`launch`); the `Request` itself, what is known
-of it (`land`). While no step is under way the two are equal. A token that was drawn and is not known yet is UNKNOWN.
+Rows hold the progress of requests as of the end of all launched steps (`launch`), a `Request` what the host knows of it
+(`land`). While no step is under way the two agree. A token that was drawn but is not known to the host is UNKNOWN.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,35 +17,35 @@ from baton.step_cost import StepShape
 from engine.request import Request
 from engine.sampling.logit_adjust import adjusts_logits
 
-MIN_TEMPERATURE = 1e-5  # below it a draw is greedy: dividing by less overflows
-UNKNOWN = -1  # a last token that is on the device only
+MIN_TEMPERATURE = 1e-5  # below it sampling is greedy: division by less could overflow
+UNKNOWN = -1  # a last token that only the device has
 _NO_STOP = -2
 _NEVER = 2**62
 
 
 class Schedule(NamedTuple):
-    """What a step computes: of each request, in order, `num_tokens` tokens from the first uncomputed one on."""
+    """What a step computes: for each request, in order, `num_tokens` tokens from the first uncomputed one on."""
 
-    requests: list[Request]  # never changed; the same list from step to step while the same requests run
+    requests: list[Request]  # never modified; the same list from step to step while the same requests run
     rows: NDArray[np.int64]  # [B]
     num_tokens: NDArray[np.int64]  # [B]
 
 
 class Advance(NamedTuple):
-    """What a step changes of how far its requests are."""
+    """How a step changes the progress of its requests."""
 
-    num_uncomputed: NDArray[np.int64]  # [B], tokens of each request after it
-    changed: NDArray[np.int64]  # places of those for which that is another number than before
+    num_uncomputed: NDArray[np.int64]  # [B], uncomputed tokens of each request after the step
+    changed: NDArray[np.int64]  # places of the requests for which that number changes
 
 
 def places(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where a column is true; `numpy.flatnonzero` takes three times as long."""
+    """The indices where a mask is true. `numpy.flatnonzero` takes three times as long."""
     where: NDArray[np.int64] = mask.nonzero()[0]
     return where
 
 
 class Rows:
-    """`num_rows` requests at most. All arrays are indexed by row."""
+    """A table of at most `num_rows` requests. All arrays are indexed by row."""
 
     def __init__(self, num_rows: int, max_blocks_per_request: int) -> None:
         self._free = list(range(num_rows))
@@ -55,7 +55,7 @@ class Rows:
         self.top_p: NDArray[np.float32] = np.ones(num_rows, np.float32)
         self.top_k: NDArray[np.int64] = np.zeros(num_rows, np.int64)
         self.min_p: NDArray[np.float32] = np.zeros(num_rows, np.float32)
-        self.adjusts: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # whether sampling begins with changed logits
+        self.adjusts: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # logits are adjusted before sampling
         self.num_logprobs: NDArray[np.int64] = np.full(num_rows, -1, np.int64)
         self.seed: NDArray[np.uint64] = np.zeros(num_rows, np.uint64)
 
@@ -64,20 +64,20 @@ class Rows:
         self.num_uncomputed: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # of them; 1 in plain decoding
         self.last_token: NDArray[np.int64] = np.zeros(num_rows, np.int64)
         self.length_limit: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # num_tokens at which the request ends
-        self.stop_token_ids: NDArray[np.int64] = np.full((num_rows, 1), _NO_STOP, np.int64)  # as wide as is needed
-        self.stretch_at: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # num_tokens beyond which its KV is another
-        self.rope_start: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # of its positions, in the rotary tables
-        self.num_published: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # full blocks offered to others
+        self.stop_token_ids: NDArray[np.int64] = np.full((num_rows, 1), _NO_STOP, np.int64)  # as wide as needed
+        self.stretch_at: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # num_tokens beyond which its KV is useless
+        self.rope_start: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # row of its position 0 in the rotary tables
+        self.num_published: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # full blocks in the prefix cache
         self.prefill_only: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
         self.scores_prompt: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # wants its prompt's log-probabilities
         self.embeds: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
-        self.is_new: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # has drawn no token on this node
-        self.waits: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # a draw wants to know all tokens before it
-        self.num_flights: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # steps under way with this row in it
-        self.has_left: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # what they bring for it is of no use
+        self.is_new: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # has drawn no token on this node yet
+        self.waits: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # the host must know all tokens before it draws
+        self.num_pending: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # steps under way that include this row
+        self.has_left: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # the results of those steps are to be dropped
 
     def take(self, request: Request) -> None:
-        """Give the request a row, with its parameters, its progress and the blocks that it has."""
+        """Assign a row to the request, with its parameters, progress and blocks."""
         row = request.row = self._free.pop()
         sampling = request.sampling
         self.temperature[row] = sampling.temperature if sampling.temperature >= MIN_TEMPERATURE else 0
@@ -94,19 +94,19 @@ class Rows:
         self.append_blocks(request)
 
     def append_blocks(self, request: Request) -> None:
-        """Take over blocks that the request has got since."""
+        """Add the blocks that the request has been given since."""
         row, known = request.row, int(self.num_blocks[request.row])
         self.block_tables[row, known : len(request.block_ids)] = request.block_ids[known:]
         self.num_blocks[row] = len(request.block_ids)
 
     def give_back(self, request: Request) -> None:
-        """The request runs no more."""
+        """Free the row of a request that has stopped running."""
         if request.row >= 0:
             self._free.append(request.row)
             request.row = -1
 
     def shape(self, schedule: Schedule) -> StepShape:
-        """What the step is about to compute, for predictions."""
+        """The shape of a step that is about to run, for predicting its duration."""
         num_tokens = schedule.num_tokens
         before = self.num_tokens[schedule.rows] - self.num_uncomputed[schedule.rows]
         if int(num_tokens.sum()) == len(num_tokens):
@@ -122,7 +122,7 @@ class Rows:
         )
 
     def launch(self, schedule: Schedule, drawn: NDArray[np.int64]) -> Advance:
-        """A step is under way, at whose end the requests at the places `drawn` have one token more each."""
+        """Record the launch of a step, in which the requests at the places `drawn` draw one token each."""
         row = schedule.rows
         before = self.num_uncomputed[row]
         after = before - schedule.num_tokens
@@ -130,13 +130,13 @@ class Rows:
         self.num_uncomputed[row] = after
         self.num_tokens[row[drawn]] += 1
         self.last_token[row[drawn]] = UNKNOWN
-        self.num_flights[row] += 1
+        self.num_pending[row] += 1
         return Advance(after, places(after != before))
 
     def land(self, schedule: Schedule, advance: Advance, drawn: NDArray[np.int64], token_ids: Sequence[int]) -> None:
-        """The step is over, `advance` as `launch` returned it; the requests at the places `drawn` have these tokens."""
+        """Record a step's results. `advance` is what `launch` returned; `token_ids` were drawn at places `drawn`."""
         row, requests = schedule.rows[drawn], schedule.requests
-        self.last_token[row] = np.where(self.num_flights[row] == 0, token_ids, UNKNOWN)
+        self.last_token[row] = np.where(self.num_pending[row] == 0, token_ids, UNKNOWN)
         growing = requests if len(drawn) == len(requests) else [requests[place] for place in drawn.tolist()]
         for request, token_id in zip(growing, token_ids, strict=True):
             request.token_ids.append(token_id)
@@ -144,28 +144,28 @@ class Rows:
             requests[place].num_uncomputed_tokens = int(advance.num_uncomputed[place])
 
     def are_stopped_by(self, row: NDArray[np.int64], token_ids: Sequence[int]) -> NDArray[np.bool_]:
-        """Which of these rows end because their latest token, one each, is among those that stop them."""
+        """Which of these rows end because their latest token, one each, is one of their stop tokens."""
         tokens = np.array(token_ids, np.int64)
         stopped: NDArray[np.bool_] = (self.stop_token_ids[row] == tokens[:, None]).any(1)
         return stopped
 
     def is_full(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether these rows have all the tokens that they may."""
+        """Whether these rows have reached their length limit."""
         return self.num_tokens[row] >= self.length_limit[row]
 
     def is_outgrown(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the KV that these rows have is of no use for their next token."""
+        """Whether these rows have become too long for their rotary embedding, so that their KV is useless."""
         return self.num_tokens[row] > self.stretch_at[row]
 
     def check(self, requests: Iterable[Request]) -> None:
-        """Raise RuntimeError unless these running requests are as far as their rows say; but for those under way."""
+        """Raise RuntimeError unless the rows of these running requests, without pending steps, agree with them."""
         for request in requests:
             row = request.row
-            if self.num_flights[row]:
+            if self.num_pending[row]:
                 continue
             said = (int(self.num_tokens[row]), int(self.num_uncomputed[row]), int(self.last_token[row]))
             if said != (request.num_tokens, request.num_uncomputed_tokens, request.token_ids[-1]):
-                raise RuntimeError(f"row {row} says {said} of request {request.request_id}")
+                raise RuntimeError(f"row {row} has {said}, which does not match request {request.request_id}")
 
     def _take_progress(self, request: Request) -> None:
         row = request.row

@@ -1,14 +1,14 @@
-"""Which requests run in a step, and how many tokens of each: the same on prefill, decode and colocated nodes.
+"""Decides which requests run in a step, with how many tokens each; the same on prefill, decode and colocated nodes.
 
-A step is a mixed batch under a budget of tokens: first the running requests, oldest first (one token each in decoding,
-a chunk where a prompt is not done), then newcomers: the ones that had begun before, whose clients wait in mid-stream,
-or the others where there are none of these. A request gets the blocks of all its tokens when it is admitted, so a
-prompt once begun is never stuck; only decoding grows. Where blocks run out, the latest running request is preempted: it
-gives its blocks back and is computed anew later. Prefill-only requests are never preempted: their blocks may be on the
-wire.
+A step is a mixed batch under a token budget. Running requests come first, from the oldest on: one token each if they
+decode, otherwise a chunk of the prompt. Then waiting requests are admitted: only those that have begun before, whose
+clients wait in mid-stream, or, if there are none of these, the others. An admitted request gets blocks for all its
+tokens, so that a prompt never stalls half-way; only decoding grows. When blocks run out, the latest running request is
+preempted: its blocks are freed, and it is recomputed later. Prefill-only requests are never preempted, since a transfer
+may be reading their blocks.
 
-A request that stops running while a step with it is under way keeps its row, and its blocks, until that step has
-landed: it still writes to them (`let_go`).
+A request that stops running while a step with it is under way keeps its row and its blocks until that step has landed,
+because the step still writes to them (`let_go`).
 """
 
 from collections import deque
@@ -25,18 +25,18 @@ from engine.running import Running
 
 
 class Scheduler:
-    """Queues, and the rows and blocks that go with them."""
+    """The queues of requests, and the rows and blocks that go with them."""
 
     def __init__(self, config: EngineConfig, blocks: BlockManager, rows: Rows) -> None:
         self.waiting: deque[Request] = deque()
-        self.ready: deque[Request] = deque()  # their KV came from elsewhere
+        self.ready: deque[Request] = deque()  # their KV was computed elsewhere
         self.running = Running(rows)
         self.num_preemptions = 0
         self._reserved: dict[int, Request] = {}  # RESERVED or HELD, by id(): they hold blocks and do not run
         self._config = config
         self._blocks = blocks
         self._rows = rows
-        # Blocks to leave free on admission, so that a newcomer does not cost a running request its place at once.
+        # Blocks to leave free on admission, so that a new request does not cause a preemption at once.
         self._num_spare_blocks = config.num_blocks // 100
 
     @property
@@ -45,7 +45,7 @@ class Scheduler:
         return bool(self.running or self.ready or self.waiting)
 
     def requests(self) -> Iterator[Request]:
-        """All that own blocks or may come to."""
+        """Yield all requests that hold blocks or may get some."""
         yield from self.running
         yield from self.ready
         yield from self.waiting
@@ -54,11 +54,11 @@ class Scheduler:
 
     @property
     def can_grow(self) -> bool:
-        """Whether each running request can have another token without a preemption."""
+        """Whether each running request can grow by a token without a preemption."""
         return self._blocks.num_free_blocks >= len(self.running) + len(self.ready)
 
     def add(self, request: Request) -> None:
-        """Queue a request without blocks. One that goes on after a failover has a client who waits in mid-stream."""
+        """Queue a request without blocks. One that resumes after a failover goes before those that have not begun."""
         if not request.num_output_tokens:
             self.waiting.append(request)
             return
@@ -66,7 +66,7 @@ class Scheduler:
         self.waiting.insert(next((place for place, has in enumerate(begun) if not has), len(self.waiting)), request)
 
     def reserve(self, request: Request) -> bool:
-        """Give the request all its blocks at once; False if there are not enough, or preempted requests need them."""
+        """Give the request all its blocks at once; False if there are too few, or preempted requests need them."""
         if self.waiting and self.waiting[0].num_preemptions:
             return False
         found = self._blocks.find(request, request.num_tokens)
@@ -80,25 +80,25 @@ class Scheduler:
         return True
 
     def start(self, request: Request) -> None:
-        """A reserved request's blocks are filled: it runs in the next step that has room."""
+        """Queue a reserved request, whose blocks are filled now, for the next step that has room."""
         del self._reserved[id(request)]
         request.state = RequestState.READY
         self.ready.append(request)
 
     def let_go(self) -> None:
-        """A step has landed: what waited for that is free."""
+        """After a step has landed: free the rows and blocks that were kept for it."""
         for request in self.running.let_go():
             if request.state is RequestState.FINISHED:
                 self._blocks.release(request)
 
     def hold(self, request: Request) -> None:
-        """Stop running, and keep the blocks until `release`."""
+        """Stop running a request, but keep its blocks until `release`."""
         self.running.stop(request)
         request.state = RequestState.HELD
         self._reserved[id(request)] = request
 
     def release(self, request: Request) -> None:
-        """Forget the request, whatever its state, and free its blocks. Idempotent."""
+        """Forget the request, whatever state it is in, and free its blocks. Idempotent."""
         if request.state is RequestState.FINISHED:
             return
         if request.state is RequestState.RUNNING:
@@ -114,7 +114,7 @@ class Scheduler:
             self._blocks.release(request)
 
     def schedule(self) -> Schedule:
-        """The next step; empty if nothing can run. Preempts where blocks run out."""
+        """Schedule the next step; empty if nothing can run. Preempts requests if blocks run out."""
         self._admit_ready()
         self._stretch()
         num_preemptions = self.num_preemptions
@@ -127,13 +127,13 @@ class Scheduler:
         return Schedule(requests, row, num_tokens)
 
     def num_unstarted_tokens(self) -> int:
-        """Tokens to be computed for requests that have drawn none yet."""
+        """Tokens to compute for waiting requests, and for running ones that have drawn none on this node yet."""
         _, row = self.running.in_order()
         running = int(self._rows.num_uncomputed[row][self._rows.is_new[row]].sum())
         return running + sum(request.num_uncomputed_tokens for request in self.waiting)
 
     def num_context_tokens(self) -> int:
-        """Tokens of the running requests and of those whose blocks are being filled."""
+        """Tokens of the running requests, and of those that hold blocks without running."""
         _, row = self.running.in_order()
         return int(self._rows.num_tokens[row].sum()) + sum(r.num_tokens for r in self._reserved.values())
 
@@ -143,7 +143,7 @@ class Scheduler:
         return len(self._reserved)
 
     def num_idle_blocks(self) -> int:
-        """Blocks held by requests that do not run, because a transfer fills or reads them."""
+        """Blocks held by requests that do not run, because a transfer writes or reads them."""
         return len({block_id for request in self._reserved.values() for block_id in request.block_ids})
 
     def _admit_ready(self) -> None:
@@ -151,7 +151,7 @@ class Scheduler:
             self.running.add(self.ready.popleft())
 
     def _stretch(self) -> None:
-        """Requests that have grown too long for how they rotate are computed anew."""
+        """Preempt requests that have grown too long for their rotary embedding; they are recomputed with another."""
         if not self._config.stretches_after:
             return
         requests, row = self.running.in_order()
@@ -160,7 +160,7 @@ class Scheduler:
             self._preempt(requests[place])
 
     def _schedule_running(self) -> NDArray[np.int64]:
-        """How many tokens of each of the first requests in `running`, which have the blocks for them."""
+        """How many tokens to compute for each of the first running requests, which then have the blocks for them."""
         rows, block_size = self._rows, self._config.block_size
         while True:
             requests, row = self.running.in_order()
@@ -179,7 +179,7 @@ class Scheduler:
         return num_tokens[num_tokens > 0]
 
     def _grow(self, request: Request, num_tokens: int, place: int) -> bool:
-        """Blocks for `num_tokens` tokens; False if requests from `place` on had to give way, perhaps this one too."""
+        """Allocate blocks for `num_tokens` tokens; False if that took preemptions, perhaps of this request itself."""
         num_preemptions = self.num_preemptions
         while not self._blocks.grow(request, num_tokens):
             victim = self._latest(place)
@@ -190,7 +190,7 @@ class Scheduler:
         return num_preemptions == self.num_preemptions
 
     def _latest(self, place: int) -> Request:
-        """The latest from that place on, where the one that wants to grow is."""
+        """The latest request that may be preempted, down to that place, where the growing request is."""
         return next(request for request in self.running.from_latest(place) if not request.prefill_only)
 
     def _preempt(self, request: Request) -> None:
@@ -203,7 +203,7 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _schedule_waiting(self, num_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same with newcomers, as far as there is room."""
+        """Extend `num_tokens` by waiting requests, as far as there is room."""
         budget = self._config.max_num_batched_tokens - int(num_tokens.sum())
         admitted: list[int] = []
         goes_on = bool(self.waiting) and _has_begun(self.waiting[0])
@@ -218,9 +218,10 @@ class Scheduler:
         return np.concatenate((num_tokens, admitted)).astype(np.int64) if admitted else num_tokens
 
     def _admit(self, request: Request) -> bool:
-        """Blocks for all its tokens, of which the last is always computed: its logits are wanted.
+        """Allocate blocks for all tokens of a request; False if there are too few.
 
-        Where the log-probabilities of a prompt are wanted, all of it is.
+        Its last token is computed even if it is cached, because its logits are needed; all of its tokens are if the
+        log-probabilities of its prompt are.
         """
         max_cached_tokens = request.num_tokens - 1 if request.prompt_work.num_logprobs < 0 else 0
         found = self._blocks.find(request, max_cached_tokens)
@@ -237,5 +238,5 @@ class Scheduler:
 
 
 def _has_begun(request: Request) -> bool:
-    """Elsewhere, or here before it was preempted."""
+    """Whether it has run before: elsewhere, or here before it was preempted."""
     return bool(request.num_output_tokens or request.num_preemptions)

@@ -1,4 +1,4 @@
-"""How fast a node lately was: what routers predict times from."""
+"""How fast a node has been lately, from which routers predict times."""
 
 from baton.step_cost import StepFit, StepShape
 
@@ -6,7 +6,7 @@ _SMOOTHING = 0.1  # weight of the latest step
 
 
 class Speed:
-    """Exponential means over steps; 0 is unknown."""
+    """Exponential moving averages over steps; 0 is unknown."""
 
     def __init__(self) -> None:
         self.step_s = 0.0
@@ -14,7 +14,7 @@ class Speed:
         self.fit = StepFit()
 
     def note(self, shape: StepShape, duration_s: float) -> None:
-        """A step has run. One made mostly of prompt tokens tells of prefill."""
+        """Record a step. One made mostly of prompt tokens also counts for the speed of prefill."""
         num_tokens = shape.num_prompt_tokens + shape.num_decoding
         self.fit.note(shape, 1000 * duration_s)
         self.step_s = _mean(self.step_s, duration_s)

@@ -1,6 +1,6 @@
-"""The step thread: it alone touches the engine; everybody else asks it to, from the event loop.
+"""The step thread, which alone touches the engine; all others send it calls, from the event loop.
 
-Calls run between steps, in the order in which they came. Where nothing can run the thread sleeps until the next call.
+Calls run between steps, in order of arrival. When nothing can run, the thread sleeps until the next call.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 class StepLoop:
     """Runs an engine from `start` to `stop`.
 
-    `on_output` hears, on the step thread, of every step that brought something forth; `on_crash`, also there, of an
-    error in the engine itself or in `on_output`, after which the thread has ended and calls raise NodeUnavailable.
-    `on_idle` is called, there too, once each time that there has been nothing to do for IDLE_S.
+    The callbacks run on the step thread. `on_output` is called with the output of every step that has one. `on_crash`
+    is called with an error of the engine itself or of `on_output`, after which the thread ends and calls raise
+    NodeUnavailable. `on_idle` is called once each time that there has been nothing to do for IDLE_S.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class StepLoop:
         self._calls: deque[tuple[Future[Any], Callable[[Engine], Any]]] = deque()
         self._condition = threading.Condition()
         self._is_stopping = False
-        self._is_blocked = False  # the last step could run nothing: only a call changes that
+        self._is_blocked = False  # the last step could run nothing, and only a call can change that
         self._thread = threading.Thread(target=self._run, name="step", daemon=True)
 
     def start(self) -> None:
@@ -55,7 +55,7 @@ class StepLoop:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End after the step in progress; calls not yet run raise NodeUnavailable."""
+        """Stop after the step in progress; calls that have not run yet raise NodeUnavailable."""
         with self._condition:
             self._is_stopping = True
             self._condition.notify()
@@ -64,22 +64,22 @@ class StepLoop:
         self._refuse_calls()
 
     async def call(self, function: Callable[[Engine], Result]) -> Result:
-        """`function(engine)`, run between steps; its result or error.
+        """Run `function(engine)` between steps; return its result, or raise its error.
 
-        A caller cancelled before the call began prevents it; one cancelled later loses the result, so what must not be
-        lost (a reserved request) belongs into something that `function` itself keeps.
+        A call whose caller is cancelled before it has begun is not made; after that, its result is lost. A result that
+        must not be lost (a reserved request) therefore has to be stored by `function` itself.
         """
         return await asyncio.wrap_future(self._enqueue(function))
 
     async def prepare(self, generation: Generation) -> GrammarState | None:
-        """What the engine wants to be given with a generation that has a grammar; made here, beside the steps.
+        """Compile the grammar of a generation, which the engine needs along with it, without blocking steps.
 
-        Raises InvalidRequest for a grammar that is refused, Overloaded where too many wait to be compiled.
+        Raises InvalidRequest if the grammar is refused, Overloaded if too many wait to be compiled.
         """
         return await self._engine.compile(generation)
 
     def submit(self, function: Callable[[Engine], object]) -> None:
-        """Run `function(engine)` between steps, some time soon; its errors are logged. From any thread."""
+        """Run `function(engine)` between steps, without waiting for it; its errors are logged. From any thread."""
         self._enqueue(function).add_done_callback(_log_error)
 
     def _enqueue(self, function: Callable[[Engine], Result]) -> "Future[Result]":
@@ -97,15 +97,15 @@ class StepLoop:
             while self._wait():
                 self._run_calls()
                 self._step()
-        except Exception as error:  # an edge: the engine is broken, and the node has to hear of it
-            _log.exception("the step loop ended")
+        except Exception as error:  # an edge: the engine is broken, and the node must be told
+            _log.exception("the step loop ended with an error")
             with self._condition:
                 self._is_stopping = True
             self._refuse_calls()
             self._on_crash(error)
 
     def _wait(self) -> bool:
-        """Sleep while there is nothing to do; False when it is time to end."""
+        """Sleep while there is nothing to do; False when the thread is to end."""
         with self._condition:
             while not (self._is_stopping or self._calls or (self._engine.has_work and not self._is_blocked)):
                 if not self._condition.wait(None if self._was_idle else IDLE_S):
@@ -115,14 +115,14 @@ class StepLoop:
             return not self._is_stopping
 
     def _run_calls(self) -> None:
-        for _ in range(len(self._calls)):  # later ones wait for the step: a busy caller must not hold it up
+        for _ in range(len(self._calls)):  # calls that come meanwhile wait for the next step, so as not to delay it
             future, function = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
             self._is_blocked = False
             try:
                 result = function(self._engine)
-            except Exception as error:  # an edge: it is the caller's
+            except Exception as error:  # an edge: the caller gets it
                 future.set_exception(error)
             else:
                 future.set_result(result)

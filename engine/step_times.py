@@ -1,5 +1,5 @@
-"""How long the last steps took: one row per step in a ring, so that a request's decoding can be summed up without ever
-having cost anything per token."""
+"""How long the last steps took: one row per step in a ring buffer, from which a request's decoding can be summed up
+without any cost per token."""
 
 from collections.abc import Iterator
 
@@ -14,19 +14,19 @@ _ALMOST = 1 - 1e-9
 
 
 class StepTimes:
-    """Written on the step thread, read anywhere: a reader may miss the row being written, no more."""
+    """Written on the step thread, read on any: at worst a reader misses the row that is being written."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.num_steps = 0
         self._rows = np.zeros((capacity, 3))  # [N, (start_s, duration_s, requests)]
 
     def note(self, start_s: float, duration_s: float, num_requests: int) -> None:
-        """The next step has run."""
+        """Record a step."""
         self._rows[self.num_steps % len(self._rows)] = start_s, duration_s, num_requests
         self.num_steps += 1
 
     def events(self, first: int, last: int) -> Iterator[Event]:
-        """Steps `[first, last)` as one event, and each of the slowest that stick out as one more."""
+        """Yield steps `[first, last)` as one event, and each of the slowest outliers among them as another."""
         last, capacity = min(last, self.num_steps), len(self._rows)
         known = np.arange(max(first, self.num_steps - capacity, 0), last)
         if not len(known):

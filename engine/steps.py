@@ -1,12 +1,12 @@
-"""Steps of an engine: launched, and landed when their results are on the host.
+"""Launches the steps of an engine, and lands them: takes over their results when these are on the host.
 
-Where `EngineConfig.runs_ahead` is set a step is launched before the one before has landed, so a GPU does not wait for
-Python: what that one draws is read on the device, and known here a step later. A request that has reached its length
-needs no more steps, and is not in the next; one that has drawn a stop token is, and what that step brings for it is
-dropped. Its blocks are free when no step under way writes to them.
+If `EngineConfig.runs_ahead` is set, a step is launched before the previous one has landed, so that a GPU does not wait
+for Python: the tokens that the previous step draws are read on the device, and the host learns them one step later. A
+request that reaches its length limit is not in the next step. One that draws a stop token is, but that step's results
+for it are dropped. Its blocks become free when no step under way writes to them.
 
-The steps of a batch whose draws want to know every token before them (grammars, penalties, filters) land first, and so
-does one after which blocks may run out: preemption is a matter of requests of which all is known. See ADR 11.
+The step under way lands first if the next draws depend on every token before them (grammars, penalties, filters), or if
+blocks may run out: only requests whose tokens are all known can be preempted. See ADR 11.
 """
 
 import logging
@@ -36,20 +36,20 @@ from engine.step_times import StepTimes
 _log = logging.getLogger(__name__)
 
 
-class Flight(NamedTuple):
+class PendingStep(NamedTuple):
     """A step under way."""
 
     batch: Batch
     reading: Reading
     advance: Advance
-    num_tokens: NDArray[np.int64]  # of those that draw, with the token drawn
+    num_tokens: NDArray[np.int64]  # of the requests that draw, including the token drawn
     shape: StepShape
     launched_s: float
-    chunks: list[int]  # places of requests of which it computes a prompt, or the first step
+    chunks: list[int]  # places of requests for which it computes prompt tokens, or the first step
 
 
 class Steps:
-    """Of one engine."""
+    """Runs the steps of one engine."""
 
     def __init__(
         self,
@@ -68,27 +68,27 @@ class Steps:
         self._rows, self._scheduler, self._blocks = rows, scheduler, blocks
         self._device = torch.device(config.device)
         self._clock = clock
-        self._flight: Flight | None = None
+        self._pending: PendingStep | None = None
         self._landed_s = 0.0
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a step has not landed."""
-        return self._flight is not None
+        """Whether a launched step has yet to land."""
+        return self._pending is not None
 
     @torch.inference_mode()
     def run(self, output: StepOutput) -> None:
-        """Launch a step, and land one: the one before where steps run ahead."""
+        """Launch a step, and land one: the previous one if steps run ahead, else the same."""
         if not self._may_run_ahead():
             self._land(output)
         launched = self._launch(output)
         self._land(output)
-        self._flight = launched
+        self._pending = launched
         if not self._runs_ahead:
             self._land(output)
 
     def retire(self, request: Request, output: StepOutput) -> None:
-        """It runs no more."""
+        """Stop running a request and report its end; its blocks are held if it is prefill-only, else freed."""
         request.first_token_s = request.first_token_s or self._clock()
         request.last_step = self.times.num_steps + 1  # this one is not counted yet
         if request.prefill_only:  # a transfer may still be reading its blocks
@@ -99,18 +99,18 @@ class Steps:
 
     @property
     def _runs_ahead(self) -> bool:
-        return self._config.runs_ahead and self.on_layer_group is None  # with a hook a launch waits for the device
+        return self._config.runs_ahead and self.on_layer_group is None  # with a hook, a launch waits for the device
 
     def _may_run_ahead(self) -> bool:
-        """Whether the next step does not depend on what the one under way brings."""
-        flight = self._flight
-        if flight is None:
+        """Whether the next step can be launched without the results of the one under way."""
+        pending = self._pending
+        if pending is None:
             return True
-        row = flight.batch.rows
+        row = pending.batch.rows
         return self._scheduler.can_grow and not (self._rows.waits[row] | self._rows.is_outgrown(row)).any()
 
-    def _launch(self, output: StepOutput) -> Flight | None:
-        """None where nothing can run. An error in it ends the requests of the step only."""
+    def _launch(self, output: StepOutput) -> PendingStep | None:
+        """Schedule and launch a step; None if nothing can run. An error in it ends the requests of the step only."""
         schedule, now_s = self._scheduler.schedule(), self._clock()
         if not schedule.requests:
             return None
@@ -123,7 +123,7 @@ class Steps:
             self._fail_all(schedule, output)
             return None
 
-    def _launched(self, schedule: Schedule, now_s: float) -> Flight:
+    def _launched(self, schedule: Schedule, now_s: float) -> PendingStep:
         shape, tokens_of_rows = self._rows.shape(schedule), self.readout.tokens_of_rows
         chunks = places((schedule.num_tokens > 1) | self._rows.is_new[schedule.rows]).tolist()
         batch = batches.build(schedule, self._rows, self._config.block_size, self._device, tokens_of_rows)
@@ -136,49 +136,49 @@ class Steps:
             self._scheduler.running.depart(request)
         for place in places(advance.num_uncomputed == 0).tolist():
             self._scheduler.running.depart(schedule.requests[place])
-        return Flight(batch, reading, advance, self._rows.num_tokens[row], shape, now_s, chunks)
+        return PendingStep(batch, reading, advance, self._rows.num_tokens[row], shape, now_s, chunks)
 
     def _land(self, output: StepOutput) -> None:
-        """Take over what the step under way has brought, if there is one."""
-        flight, self._flight = self._flight, None
-        if flight is None:
+        """Take over the results of the step under way, if there is one."""
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        schedule = flight.batch.schedule
+        schedule = pending.batch.schedule
         output.num_scheduled_tokens = output.num_scheduled_tokens or int(schedule.num_tokens.sum())
-        self._rows.num_flights[schedule.rows] -= 1
+        self._rows.num_pending[schedule.rows] -= 1
         try:
-            self._landed(flight, output)
-        except Exception:  # an edge, as above: on a GPU errors show here
+            self._landed(pending, output)
+        except Exception:  # an edge, as above: errors on a GPU surface here
             self._fail_all(schedule, output)
         self._scheduler.let_go()
-        now_s, began_s = self._clock(), max(flight.launched_s, self._landed_s)
-        self._note_chunks(flight, began_s, now_s)
-        self.speed.note(flight.shape, now_s - began_s)
+        now_s, began_s = self._clock(), max(pending.launched_s, self._landed_s)
+        self._note_chunks(pending, began_s, now_s)
+        self.speed.note(pending.shape, now_s - began_s)
         self.times.note(began_s, now_s - began_s, len(schedule.requests))
         self._landed_s = now_s
 
-    def _note_chunks(self, flight: Flight, start_s: float, end_s: float) -> None:
-        schedule, step = flight.batch.schedule, self.times.num_steps
-        for place in flight.chunks:
+    def _note_chunks(self, pending: PendingStep, start_s: float, end_s: float) -> None:
+        schedule, step = pending.batch.schedule, self.times.num_steps
+        for place in pending.chunks:
             chunks = schedule.requests[place].chunks
             if len(chunks) < MAX_CHUNKS:
                 chunks.append(Chunk(step, start_s, end_s, int(schedule.num_tokens[place])))
 
-    def _landed(self, flight: Flight, output: StepOutput) -> None:
-        schedule = flight.batch.schedule
-        drawn, is_sound = self.readout.finish(flight.reading, flight.batch)
+    def _landed(self, pending: PendingStep, output: StepOutput) -> None:
+        schedule = pending.batch.schedule
+        drawn, is_sound = self.readout.finish(pending.reading, pending.batch)
         is_here = ~self._rows.has_left[schedule.rows]
         is_sound &= is_here
         index = None if is_sound.all() else places(is_sound[drawn.places])
-        num_tokens = flight.num_tokens if index is None else flight.num_tokens[index]
+        num_tokens = pending.num_tokens if index is None else pending.num_tokens[index]
         drawn = drawn if index is None else drawn.only(index)
-        self._rows.land(schedule, flight.advance, drawn.places, drawn.token_ids)
-        output.prompt_logprobs += flight.reading.scored
+        self._rows.land(schedule, pending.advance, drawn.places, drawn.token_ids)
+        output.prompt_logprobs += pending.reading.scored
         if not is_sound.all():
             self._fail_at(places(is_here & ~is_sound), schedule, output)
-        self._publish(flight.batch, is_sound)
+        self._publish(pending.batch, is_sound)
         self._tell(drawn, schedule.rows[drawn.places], num_tokens, output)
-        self._end(drawn, num_tokens, flight, is_sound, output)
+        self._end(drawn, num_tokens, pending, is_sound, output)
 
     def _publish(self, batch: Batch, is_sound: NDArray[np.bool_]) -> None:
         rows, row = self._rows, batch.rows
@@ -205,12 +205,12 @@ class Steps:
         self,
         drawn: Drawn,
         num_tokens: NDArray[np.int64],
-        flight: Flight,
+        pending: PendingStep,
         is_sound: NDArray[np.bool_],
         output: StepOutput,
     ) -> None:
-        """Those that have drawn their last token, or wanted none, run no more."""
-        rows, schedule = self._rows, flight.batch.schedule
+        """Retire the requests that have drawn their last token, or that wanted none."""
+        rows, schedule = self._rows, pending.batch.schedule
         row = schedule.rows[drawn.places]
         stopped, full = rows.are_stopped_by(row, drawn.token_ids), num_tokens >= rows.length_limit[row]
         for i in places(stopped | full | rows.prefill_only[row]).tolist():
@@ -218,7 +218,7 @@ class Steps:
             if stopped[i] or full[i]:
                 request.finish_reason = FinishReason.STOP if stopped[i] else FinishReason.LENGTH
             self.retire(request, output)
-        for place in places((flight.advance.num_uncomputed == 0) & is_sound).tolist():
+        for place in places((pending.advance.num_uncomputed == 0) & is_sound).tolist():
             schedule.requests[place].finish_reason = FinishReason.LENGTH
             self.retire(schedule.requests[place], output)
 

@@ -1,11 +1,11 @@
-"""What a generation has to be before it may run. Routers have validated all this; a step must not depend on it."""
+"""Validation of generations before they run. Routers have validated them, but a step must not depend on that."""
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.request import Generation
 
 
 def validate(generation: Generation, vocab_size: int, max_model_len: int, *, draws_nothing: bool) -> None:
-    """Raises InvalidRequest (ContextLengthExceeded), with the parameter that is at fault."""
+    """Raise InvalidRequest (ContextLengthExceeded), naming the parameter at fault, if the generation cannot run."""
     token_ids, sampling = generation.token_ids, generation.sampling
     if not 0 < generation.num_prompt_tokens <= len(token_ids):
         raise InvalidRequest("the prompt must have at least one token", param="prompt")

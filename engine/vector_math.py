@@ -1,4 +1,4 @@
-"""MKL's vector functions, which torch calls on CPUs, settled before several threads use them."""
+"""Initialise MKL's vector functions, which torch calls on CPUs, before several threads use them."""
 
 import torch
 
@@ -6,10 +6,10 @@ _FUNCTIONS = (torch.cos, torch.sin, torch.exp, torch.log, torch.tanh)  # those t
 
 
 def settle() -> None:
-    """Call each for the first time, on this thread alone.
+    """Call each function for the first time, on this thread alone.
 
-    At its first call a function finds out which processor it is for. Of two threads that make that call together, on
-    busy cores, one took other code at times: in two of a thousand processes half of a rotary table had other bits.
+    At its first call a function detects the processor. When two threads made that call at the same time, on busy cores,
+    one of them sometimes ran different code: in two of a thousand processes half of a rotary table had other bits.
     """
     one = torch.ones(1)
     for function in _FUNCTIONS:

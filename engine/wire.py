@@ -1,4 +1,4 @@
-"""What the engine says of a request, as the messages that travel to routers."""
+"""Results of the engine as the messages that are sent to routers."""
 
 from baton.request import Generation
 from baton.v1 import types_pb2
@@ -7,7 +7,7 @@ from engine.sampling.sampler import Logprobs
 
 
 def token_logprobs(generation: Generation, index: int, logprobs: Logprobs) -> types_pb2.TokenLogprobs:
-    """Of the token at that output position."""
+    """The log-probabilities of the token at output position `index`."""
     return types_pb2.TokenLogprobs(
         key=generation.key,
         attempt=generation.attempt,
@@ -19,7 +19,7 @@ def token_logprobs(generation: Generation, index: int, logprobs: Logprobs) -> ty
 
 
 def first_token(output: Output) -> types_pb2.FirstToken:
-    """Of a prefill-only request."""
+    """The first token of a prefill-only request."""
     request, logprobs = output.request, output.logprobs
     return types_pb2.FirstToken(
         key=request.key,

@@ -1,1 +1,1 @@
-"""What a model computes beside its dense algebra: one interface, three backends (`api`, `dispatch`)."""
+"""Attention, norms, RoPE, activations and packed linear layers: one interface (`api`), three backends (`dispatch`)."""

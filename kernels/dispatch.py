@@ -10,10 +10,10 @@ from kernels.api import Kernels
 
 
 def load(device: torch.device, dtype: torch.dtype, deterministic: bool | None = None) -> Kernels:
-    """Fastest backend that `device` and `dtype` allow. On a CPU it compiles the C++ if need be (seconds, once).
+    """Return the fastest backend for `device` and `dtype`. On a CPU this compiles the C++ if needed (seconds, once).
 
-    With `deterministic` a row has the same bits whatever the batch: on a CPU unless it is False, since there it costs
-    nothing, on a GPU where it is True. Plain torch cannot promise it.
+    `deterministic` asks that a row's bits not depend on the rest of the batch. On a CPU that costs nothing and is the
+    default; on a GPU only True enables it. The fallback to plain torch cannot promise it.
     """
     if device.type == "cuda":
         from kernels.triton import TritonKernels
@@ -32,7 +32,7 @@ def load(device: torch.device, dtype: torch.dtype, deterministic: bool | None = 
 
 
 def unfiltered_draw(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """The sampling kernel of that device, if it has one: `kernels.triton.sampling.draw`."""
+    """Return the device's sampling kernel (`kernels.triton.sampling.draw`), or None if it has none."""
     if device.type != "cuda":
         return None
     from kernels.triton.sampling import draw
@@ -41,9 +41,9 @@ def unfiltered_draw(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], 
 
 
 def log_total(logits: Tensor) -> Tensor:
-    """[S] fp32: the logarithm of the sum of the exponentials of each row of [S, V] fp32.
+    """Log-sum-exp of each row of [S, V] fp32; returns [S] fp32.
 
-    On a GPU a row's bits do not depend on the number of rows, as those of torch's sums do there.
+    On a GPU a row's bits do not depend on the number of rows, as they would with torch's own reduction.
     """
     if logits.device.type != "cuda":
         return logits.logsumexp(-1)
@@ -56,7 +56,7 @@ BlockCopy = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def block_copies(device: torch.device) -> tuple[BlockCopy, BlockCopy]:
-    """What gathers KV blocks into one run on that device, and scatters them: see `kernels.reference.blocks`."""
+    """Return (pack, unpack), which gather KV blocks into one buffer and scatter them: `kernels.reference.blocks`."""
     if device.type == "cuda":
         from kernels.triton import blocks as backend
     else:
@@ -65,7 +65,7 @@ def block_copies(device: torch.device) -> tuple[BlockCopy, BlockCopy]:
 
 
 def block_fetches() -> tuple[Callable[[int, Tensor, Tensor], None], Callable[[Tensor, Tensor], None]]:
-    """What fetches KV blocks from elsewhere on a GPU, and digests them there: see `kernels.triton.blocks`."""
+    """Return (fetch, digest), which copy KV blocks between pools on a GPU and digest them: `kernels.triton.blocks`."""
     from kernels.triton import blocks as backend
 
     return backend.fetch_blocks, backend.digest_blocks

@@ -1,7 +1,7 @@
-"""Linear layers in torch; in oneDNN their weight is laid out once, instead of at each call.
+"""Linear layers in plain torch; on a CPU, bf16 weights are reordered for oneDNN once instead of at each call.
 
-Laid out beforehand, bf16 runs up to twice as fast at small batches, and no slower at large ones; fp32 and fp16 lose
-where a single row meets a cached weight, so they stay with `functional.linear`.
+Reordered beforehand, bf16 runs up to twice as fast at small batches and no slower at large ones. fp32 and fp16 become
+slower for a single row whose weight is in the cache, so they stay with `functional.linear`.
 """
 
 import torch
@@ -12,7 +12,7 @@ from kernels.api import Linear
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """`x @ weight.T + bias`; weight [out, in]. Packs where oneDNN can and it pays."""
+    """Prepare `x @ weight.T + bias`, weight [out, in]; reorders the weight where oneDNN can and it pays."""
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         run = torch.ops.mkldnn._linear_pointwise.default
@@ -21,7 +21,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def pack_heads(weight: Tensor) -> Linear:
-    """[T, heads * in] -> [T, heads * out], a product per head, with weight [heads, out, in]."""
+    """Prepare one product per head: [T, heads * in] -> [T, heads * out], with weight [heads, out, in]."""
     num_heads, _, num_inputs = weight.shape
     transposed = weight.transpose(1, 2).contiguous()
 

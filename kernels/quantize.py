@@ -1,8 +1,7 @@
-"""Weight-only quantisation: how a weight is rounded to 8 or 4 bits, and what it then stands for.
+"""Weight-only quantisation to 8 or 4 bits: symmetric, round to nearest, no calibration.
 
 int8: one scale per output, `max|row| / 127`. int4: one scale per GROUP inputs of an output, `max|group| / 7`.
-Symmetric, round to nearest, no calibration. Backends pack these integers as they like; products are with the values
-that `dequantized` gives.
+Backends may pack the integers in any layout; their products use the values that `dequantized` returns.
 """
 
 import torch
@@ -13,9 +12,9 @@ _LARGEST = {8: 127, 4: 7}
 
 
 def quantized(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """`weight` [..., out, in] -> integers of that shape, int8, and scales [..., out, groups] fp32.
+    """Quantise `weight` [..., out, in]; returns int8 integers of that shape and scales [..., out, groups] fp32.
 
-    ValueError where `bits` is neither 8 nor 4, or a 4-bit weight's inputs are no multiple of GROUP.
+    Raises ValueError if `bits` is neither 8 nor 4, or if a 4-bit weight's inputs are not a multiple of GROUP.
     """
     if bits not in _LARGEST:
         raise ValueError(f"weights are quantised to 8 or 4 bits, not {bits}")
@@ -28,11 +27,11 @@ def quantized(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def dequantized(integers: Tensor, scales: Tensor) -> Tensor:
-    """fp32 [..., out, in]: each integer times the scale of its group."""
+    """Multiply each integer by the scale of its group; returns fp32 [..., out, in]."""
     groups = integers.float().reshape(*scales.shape, -1)
     return (groups * scales.unsqueeze(-1)).flatten(-2)
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
-    """What a weight of that many bits stands for, in its own type; 16 leaves it as it is."""
+    """Quantise `weight` to `bits` and back, in its own dtype; with 16 bits return it unchanged."""
     return weight if bits == 16 else dequantized(*quantized(weight, bits)).to(weight.dtype)

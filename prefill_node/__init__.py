@@ -1,1 +1,1 @@
-"""The prefill node: builds the KV blocks of prompts and ships them (`service`)."""
+"""The prefill node: computes the KV blocks of prompts and sends them to decode nodes (`service`)."""

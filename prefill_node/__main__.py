@@ -1,11 +1,11 @@
-"""`python -m prefill_node`: one prefill node."""
+"""`python -m prefill_node`: run a prefill node."""
 
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from baton.node.start import complete
-from baton.process import heap, lifecycle  # noqa: F401 - importing `heap` is what it is for
+from baton.process import heap, lifecycle  # noqa: F401 - `heap` takes effect when it is imported
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a node until it has drained; its exit code."""
+    """Run a node until it has drained; returns the exit code."""
     return lifecycle.main("prefill_node", NodeConfig, _load, _serve, argv, complete)
 
 
 def _load(config: NodeConfig) -> "Engine":
-    from prefill_node import node  # with torch, for which nobody waits who has mistyped a flag
+    from prefill_node import node  # imports torch: not before the flags have been parsed, as it takes long
 
     return node.load(config)
 

@@ -1,8 +1,8 @@
-"""A request's part on a prefill node: what the engine and the transfer say of it, brought together.
+"""A request's leg on a prefill node, which connects the engine's progress with the transfer.
 
 Progress comes from the step thread, one layer group of one step at a time; the grant comes from the router, before,
-during or after that. Where both the grant and the blocks are known the transfer is opened, and told what was computed
-before it was there.
+during or after that. Once both the grant and the blocks are known, the transfer is opened and is told of all progress
+so far.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from kv_transfer.outgoing import OutgoingTransfer
 
 
 class PrefillLeg(OwnedLeg):
-    """All methods belong to the event loop."""
+    """A prefill leg. All methods must be called on the event loop."""
 
     def __init__(
         self,
@@ -27,24 +27,24 @@ class PrefillLeg(OwnedLeg):
         num_layer_groups: int,
         open_transfer: Callable[[transfer_pb2.Grant, list[int]], OutgoingTransfer],
     ) -> None:
-        """`open_transfer` gets the grant and the block ids; it may raise TransferError."""
+        """`open_transfer` is called with the grant and the block ids; it may raise TransferError."""
         super().__init__(generation)
         self._loop = asyncio.get_running_loop()
         self._num_ready_blocks = [0] * num_layer_groups
-        self.grammar: GrammarState | None = None  # where one was asked for, once it is compiled
+        self.grammar: GrammarState | None = None  # if one was asked for, once it is compiled
         self.request: Request | None = None  # set on the step thread
         self._open_transfer = open_transfer
         self._grant: transfer_pb2.Grant | None = None
-        self._block_ids: list[int] = []  # in order, all of them, once it is scheduled
+        self._block_ids: list[int] = []  # all of the request's, in order, once it is scheduled
         self.output: asyncio.Future[Output] = self._loop.create_future()
         self.transfer: OutgoingTransfer | None = None
         self.granted = asyncio.Event()
-        self.opened: asyncio.Future[None] = self._loop.create_future()  # the transfer is, or cannot be
+        self.opened: asyncio.Future[None] = self._loop.create_future()  # done when the transfer is open, or failed to
         self.last_block_hash = b""  # of the tokens that it begins with
-        self.was_set_aside = False  # what it computes from then on is counted already
+        self.was_set_aside = False  # then its tokens are already counted
 
     def advance(self, layer_group: int, num_blocks: int, block_ids: list[int]) -> None:
-        """Blocks [0, num_blocks) of a layer group are computed and will not change."""
+        """Record that blocks [0, num_blocks) of a layer group are computed and will not change."""
         self._num_ready_blocks[layer_group] = num_blocks
         if self.transfer is not None:
             self.transfer.ready(layer_group, num_blocks)
@@ -53,7 +53,7 @@ class PrefillLeg(OwnedLeg):
             self._open_if_ready()
 
     def take_grant(self, grant: transfer_pb2.Grant) -> None:
-        """From the decode node, by way of the router. The first one counts."""
+        """Take the decode node's grant, which the router forwards. Only the first one counts."""
         if self._grant is None and not self.is_ending:
             self.timeline.mark("grant", num_blocks=grant.num_missing_blocks)
             self._grant = grant
@@ -61,7 +61,7 @@ class PrefillLeg(OwnedLeg):
             self._open_if_ready()
 
     def set_aside(self) -> bool:
-        """Forget its blocks, which its owner then gives back; not where the transfer has begun, or cannot."""
+        """Forget the blocks, which the owner task then releases. False if the transfer was opened, or failed to."""
         if self.opened.done():
             return False
         self._block_ids, self._num_ready_blocks = [], [0] * len(self._num_ready_blocks)
@@ -76,7 +76,7 @@ class PrefillLeg(OwnedLeg):
             transfer = self.transfer = self._open_transfer(self._grant, self._block_ids)
         except BatonError as error:
             self.opened.set_exception(error)
-            self.opened.exception()  # nobody may come to ask
+            self.opened.exception()  # marked as retrieved, since nobody may wait for it
             return
         for layer_group, num_blocks in enumerate(self._num_ready_blocks):
             if num_blocks:

@@ -1,4 +1,4 @@
-"""A prefill node put together: engine and shell, sender, and the service that ships what the engine computes."""
+"""Assembles a prefill node: engine and shell, KV sender, and the service that sends what the engine computes."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from prefill_node.service import PrefillService
 
 
 def load(config: NodeConfig) -> Engine:
-    """As `hosting.load`, without graphs: they are of decoding steps."""
+    """As `hosting.load`, without CUDA graphs, which are for decode steps."""
     return hosting.load(dataclasses.replace(config, cuda_graphs=False))
 
 

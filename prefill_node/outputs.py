@@ -1,7 +1,7 @@
-"""From the step thread to the legs: progress of layer groups, and first tokens; and the load to the board.
+"""Passes results from the step thread to the legs: progress of layer groups, and first tokens.
 
-The hook runs on the step thread, once per layer group of each step, and hands everything on in one call into the event
-loop; requests that are gone by then are skipped.
+The hook runs on the step thread, once per layer group of each step, and passes all progress to the event loop in one
+call. Requests without a leg are skipped.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from prefill_node.legs import PrefillLeg
 
 
 class Outputs(Owners[PrefillLeg]):
-    """What the legs are told."""
+    """The legs by request, and what they are told. Publishes the load, too (`Owners`)."""
 
     def __init__(self, board: LoadBoard) -> None:
         super().__init__(board)
         self._loop = asyncio.get_running_loop()
 
     def on_layer_group(self, layer_group: int, batch: Batch) -> None:
-        """On the step thread: that group of the batch is computed and written."""
+        """Report that a layer group of the batch is computed and written. On the step thread."""
         rows = [
             (leg, progress.num_final_blocks, progress.request.block_ids)
             for progress in batch.progress()
@@ -31,7 +31,7 @@ class Outputs(Owners[PrefillLeg]):
             self._loop.call_soon_threadsafe(_advance, layer_group, rows)
 
     def deliver(self, step: StepOutput) -> None:
-        """In the event loop: first tokens."""
+        """Pass first tokens, or errors, to the legs. In the event loop."""
         for token in step.outputs:
             leg = self.of(token.request)
             if leg is not None and not leg.output.done():

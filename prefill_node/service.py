@@ -1,16 +1,16 @@
-"""The prefill leg of a request. Its life on this node, as its owner task (`_walk`) sees it:
+"""The prefill leg of a request. Its life cycle on this node, through which its owner task (`_walk`) takes it:
 
-    queued       the generation has come; the engine has it in its waiting queue
-    computing    scheduled: it has all its blocks, and as each layer group of each chunk is done it says so. From the
-                 grant on, which comes before, during or after this, those blocks are sent while the rest is computed
-    sampled      token 0 goes to the router; the blocks stay held
-    set aside    there is no grant after a while: the blocks are released, and computed again when it is here
-    committing   the last blocks are sent; the decode node checks and accepts
-    over         the router is told, the blocks are released (and stay cached)
+    queued       the generation has arrived, and waits in the engine's queue
+    computing    scheduled: it has all its blocks, and reports each layer group of each chunk that is done. Once it has
+                 its grant, which comes before, during or after this, these blocks are sent while the rest is computed
+    sampled      token 0 is sent to the router; the blocks stay held
+    set aside    no grant has come for a while: the blocks are released, and recomputed when it comes
+    committing   the last blocks are sent; the decode node checks and accepts the KV
+    over         the router is told; the blocks are released (and stay cached)
 
-Where token 0 is also the last one nothing is transferred. From each state it can go to *over* at once: its router
-cancels it or is gone, a newer attempt comes, the time is up, the transfer fails. The blocks are released only when
-nothing reads them any more: after the commit, or when `OutgoingTransfer.abort` has returned.
+If token 0 is also the last token, nothing is transferred. A leg can go from each state to *over* at once: its router
+cancels it or is gone, a newer attempt arrives, its deadline passes, or the transfer fails. The blocks are released only
+when nothing reads them any more: after the commit, or when `OutgoingTransfer.abort` has returned.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ from kv_transfer.sender import KVSender
 from prefill_node.legs import PrefillLeg
 from prefill_node.outputs import Outputs
 
-GRANT_PATIENCE_S = 0.5  # grants come in milliseconds where the decode node has room
+GRANT_PATIENCE_S = 0.5  # a grant comes within milliseconds if the decode node has room
 
 
 class PrefillService:
-    """What routers start here (`baton.node.service.Legs`), and what becomes of it."""
+    """Runs the prefill legs that routers start; implements `baton.node.service.Legs`."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class PrefillService:
         self._legs: set[PrefillLeg] = set()
 
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
-        """Compute a prompt and ship its KV; a prefill node is only named to decode nodes."""
+        """Start a leg that computes a prompt and sends its KV. The prefill node's name is for decode nodes only."""
         leg = PrefillLeg(generation, self._layout.num_layer_groups, self._sender.open)
         if not entered(leg, self._sessions, self._check):
             return
@@ -69,20 +69,20 @@ class PrefillService:
         leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
 
     def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
-        """The decode node's, for a leg that is here."""
+        """Pass on the decode node's grant to its leg."""
         if isinstance(leg, PrefillLeg):
             leg.take_grant(grant)
 
     def deliver(self, step: StepOutput) -> None:
-        """In the event loop, after each step."""
+        """Handle the output of a step. Called in the event loop after each step."""
         self.outputs.deliver(step)
 
     async def close(self) -> None:
-        """Cancel what is left, and return when all blocks are given back."""
+        """Cancel the legs that are left, and return when all blocks have been released."""
         await all_over(self._legs)
 
     async def _own(self, leg: PrefillLeg) -> None:
-        """Walk a leg through its states, then give back what it holds, whatever happened."""
+        """Take a leg through its states, then release what it holds, whatever happened."""
         error: BatonError | None = None
         try:
             async with within_time(leg.generation):
@@ -96,7 +96,7 @@ class PrefillService:
             self._sessions.fail(leg, error)
         self._sessions.close(leg)
         if leg.transfer is not None:
-            await leg.transfer.abort()  # nothing to do after a commit
+            await leg.transfer.abort()  # does nothing after a commit
         self._step_loop.submit(lambda engine: self.outputs.release(engine, leg))
 
     async def _walk(self, leg: PrefillLeg) -> None:
@@ -116,10 +116,12 @@ class PrefillService:
             await self._commit(leg, output)
 
     async def _opened(self, leg: PrefillLeg) -> None:
-        """The transfer is. Who waits long for a grant gives its blocks back, and computes what is gone of them then.
+        """Wait until the transfer is open. A leg that waits long for its grant releases its blocks meanwhile, and
+        recomputes those that are evicted by then.
 
-        Else prompts that wait for blocks of a decode node would hold those that granted ones wait for here, and hold
-        blocks there: with two routers each node may have begun with other requests, and all would wait for ever.
+        This prevents a deadlock: requests that wait here for a grant would hold blocks that granted requests need, and
+        those hold the blocks at the decode node for which the others wait. With two routers, the two nodes can have
+        started with different requests.
         """
         await asyncio.wait([leg.opened], timeout=GRANT_PATIENCE_S)
         if leg.set_aside():
@@ -132,7 +134,8 @@ class PrefillService:
         await leg.opened
 
     def _add(self, engine: Engine, leg: PrefillLeg, *, is_told: bool = False) -> None:
-        """`is_told`: the router has its first token; what is drawn now is not wanted, and must not be an end."""
+        """Add the request to the engine. `is_told`: the router already has token 0, so the token drawn now is dropped,
+        and must not end the request."""
         generation, grammar = leg.generation, leg.grammar
         if is_told:
             sampling = msgspec.structs.replace(generation.sampling, ignore_eos=True, stop_token_ids=(), grammar=None)
@@ -146,7 +149,7 @@ class PrefillService:
     async def _commit(self, leg: PrefillLeg, output: Output) -> None:
         transfer, generation = leg.transfer, leg.generation
         if transfer is None:
-            raise RuntimeError("no transfer to commit")
+            raise RuntimeError("the leg has no transfer to commit")
         committed_s = time.monotonic()
         stats = await transfer.commit(
             len(generation.token_ids), leg.last_block_hash, output.token_id, generation.timeout_ms / 1000

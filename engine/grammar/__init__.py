@@ -1,1 +1,4 @@
-"""Holding output to a grammar: compiled apart from the step loop, applied as a mask, a function of the tokens alone."""
+"""Structured output: grammars are compiled outside the step loop and applied to logits as masks.
+
+A request's state in its grammar is a function of its output tokens alone.
+"""

@@ -1,4 +1,4 @@
-"""What became of the grammars asked for lately: compiled ones, and refusals."""
+"""A cache of grammars that were asked for lately: compiled, or refused with a reason."""
 
 import threading
 from collections import OrderedDict
@@ -15,7 +15,7 @@ Key = tuple[GrammarKind, str]
 
 
 class GrammarCache:
-    """Bounded by number and by memory; the least lately used go first. Safe to use from several threads."""
+    """An LRU cache, bounded by number of entries and by memory. Thread-safe."""
 
     def __init__(self, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
         self._max_entries, self._max_bytes = max_entries, max_bytes
@@ -27,7 +27,7 @@ class GrammarCache:
         return len(self._entries)
 
     def get(self, grammar: Grammar) -> LLMatcher | str | None:
-        """A matcher at the start, to be copied; or why the grammar is refused."""
+        """Return a matcher in its initial state, to be copied; or why the grammar is refused; None if not cached."""
         key = (grammar.kind, grammar.text)
         with self._lock:
             if key not in self._entries:
@@ -36,7 +36,7 @@ class GrammarCache:
             return self._entries[key][0]
 
     def put(self, grammar: Grammar, outcome: LLMatcher | str, num_bytes: int) -> None:
-        """Keep an outcome that takes `num_bytes` besides the text."""
+        """Store an outcome, which takes `num_bytes` besides the grammar's text."""
         key, size = (grammar.kind, grammar.text), num_bytes + len(grammar.text) + _OVERHEAD_BYTES
         with self._lock:
             _, old_size = self._entries.pop(key, (None, 0))

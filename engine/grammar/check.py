@@ -1,4 +1,4 @@
-"""The node's end of `jail`: starts that process beforehand or when first asked, and again where it is lost."""
+"""The node's end of the `jail` process: starts it in advance or on first use, and again if it dies."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ from baton.errors import Overloaded
 from baton.request import Grammar
 from engine.grammar.jail import ANY_OBJECT, Verdict
 
-_ANSWER_S = 2.0  # between signs of life, which come four times as often; streams may stand still for 3 s
-_START_S = 30.0  # reading a large tokenizer
-# The jail forks: it has to stay at one thread. Each thread's arena would count against the forks' address space.
+_ANSWER_S = 2.0  # without a sign of life, which comes four times as often; streams may stall for 3 s
+_START_S = 30.0  # for reading a large tokenizer
+# The jail forks, so it must have a single thread. Each thread's arena would count against the forks' address space.
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 
 
 class GrammarCheck:
-    """Asks the jail about one grammar at a time. Blocks: for threads other than the event loop's."""
+    """Asks the jail about one grammar at a time. Blocks, so it must not be used on the event loop."""
 
     def __init__(self, model_dir: str | Path, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         eos = ",".join(map(str, sorted(eos_token_ids)))
@@ -35,7 +35,7 @@ class GrammarCheck:
         self._is_closed = False
 
     def run(self, grammar: Grammar) -> Verdict:
-        """The verdict, of a new process where the one at hand does not answer. Raises Overloaded where none does."""
+        """Return the verdict, from a new process if the present one does not answer. Raises Overloaded if none does."""
         line = msgspec.json.encode(grammar) + b"\n"
         with self._lock:
             is_new = False
@@ -43,20 +43,20 @@ class GrammarCheck:
                 is_new = self._process is None
                 try:
                     answer = self._ask(self._process or self._start(), line)
-                except OSError:  # it cannot be started, or has died since
+                except OSError:  # it cannot be started, or has died
                     answer = b""
                 if answer:
                     return msgspec.json.decode(answer, type=Verdict)
-                self._stop()  # it has died, or was frozen with all of this node
+                self._stop()  # it has died, or was frozen together with this node
             raise Overloaded("the node cannot compile grammars at present")
 
     def warm(self) -> None:
-        """Start the process, and wait for its first answer: where cores are busy that takes seconds."""
-        with contextlib.suppress(Overloaded):  # whoever asks for a grammar then will hear of it
+        """Start the process and wait for its first answer, which takes seconds if the cores are busy."""
+        with contextlib.suppress(Overloaded):  # a request for a grammar will raise it again
             self.run(ANY_OBJECT)
 
     def close(self) -> None:
-        """End the process, and with it a `run` that waits for it. Idempotent."""
+        """Kill the process, which also ends a `run` that waits for it. Idempotent."""
         self._is_closed = True
         if (process := self._process) is not None:
             process.kill()
@@ -71,7 +71,7 @@ class GrammarCheck:
             stdout=subprocess.PIPE,
             env=os.environ | _ENVIRONMENT,
             bufsize=0,
-            process_group=0,  # a Ctrl-C in the terminal is the node's business; of a session by itself see docs/log.md
+            process_group=0,  # only the node handles Ctrl-C; for why it has no session of its own see docs/log.md
         )
         if self._process.stdin is not None:
             os.set_blocking(self._process.stdin.fileno(), False)
@@ -84,7 +84,7 @@ class GrammarCheck:
             self._process = None
 
     def _ask(self, process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
-        """The answer's line; nothing where none comes in time, or the jail does not even listen."""
+        """Return the answer, a line; empty if none comes in time, or the jail does not read the question."""
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a process without pipes")
         deadline_s, answer = time.monotonic() + self._timeout_s, b""
@@ -104,6 +104,6 @@ class GrammarCheck:
 
 
 def _ready(reading: Sequence[IO[bytes]], writing: Sequence[IO[bytes]], deadline_s: float) -> bool:
-    """Whether one of these pipes can be used before the deadline."""
+    """Wait until one of these pipes can be used; False if none can before the deadline."""
     ready_to_read, ready_to_write, _ = select.select(reading, writing, [], max(0.0, deadline_s - time.monotonic()))
     return bool(ready_to_read or ready_to_write)

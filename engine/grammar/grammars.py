@@ -1,8 +1,7 @@
-"""From a generation to the state of its grammar, before the engine hears of it: nothing here runs on the step thread.
+"""From a generation to the state of its grammar, before the engine gets the request; not on the step thread.
 
-A grammar is first compiled in `jail`, and only one that passed there a second time in this process, by a
-thread that holds no interpreter lock meanwhile. What came of it is cached. How output is held to a grammar is the
-business of `masks`.
+A grammar is first compiled in the `jail` process. Only if it passes there, it is compiled again in this process, on a
+thread that releases the GIL meanwhile. The outcome is cached. `masks` applies grammars to the output.
 """
 
 import asyncio
@@ -25,13 +24,13 @@ from engine.grammar.state import GrammarState
 from engine.grammar.tokens import GrammarTokens
 
 _MAX_COMPILING = 32
-_NUM_LANES = 2  # so that one hostile grammar does not hold up all others
+_NUM_LANES = 2  # compiled in parallel, so that one hostile grammar does not block all others
 
 _log = logging.getLogger(__name__)
 
 
 class Grammars:
-    """Of one model, on one node. `tokens` is None where its tokenizer cannot be used: then grammars are refused."""
+    """The grammars of one node's model. `tokens` is None if its tokenizer cannot be used: grammars are then refused."""
 
     def __init__(self, model_dir: str | Path, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self.tokens: GrammarTokens | None = None
@@ -48,9 +47,9 @@ class Grammars:
             _log.warning("no structured output: %s", error.message)
 
     async def compile(self, generation: Generation) -> GrammarState | None:
-        """The state after the output tokens that the generation comes with; None where it has no grammar.
+        """Return the state after the output tokens that the generation already has; None if it has no grammar.
 
-        Raises InvalidRequest for a grammar that is refused, Overloaded where too many wait to be compiled.
+        Raises InvalidRequest if the grammar is refused, Overloaded if too many wait to be compiled.
         """
         grammar = generation.sampling.grammar
         if grammar is None:
@@ -65,15 +64,16 @@ class Grammars:
         return state
 
     def masks(self, device: torch.device, num_threads: int) -> GrammarMasks | None:
-        """For the engine that samples."""
+        """The masks for the engine's sampler; None if this model does not support grammars."""
         if self.tokens is None:
             return None
         return GrammarMasks(self._vocab_size, self.tokens.token_ids, self._eos_token_ids, device, num_threads)
 
     def warm(self) -> None:
-        """Be ready for grammars, in every lane. Blocks until then: before requests come, nobody has to wait for it.
+        """Start the processes of all lanes, and wait until they answer: at this time no request has to wait for it.
 
-        Requests of a node that died come all at once, and to where cores are busy with what it has left behind.
+        Later there may be no time: requests of a node that died come all at once, while the cores are busy with the
+        work that it left behind.
         """
         if self.tokens is not None:
             list(self._lanes.map(GrammarCheck.warm, self._idle_checks))
@@ -85,7 +85,7 @@ class Grammars:
         self._lanes.shutdown(wait=False)
 
     async def _compile(self, grammar: Grammar) -> LLMatcher | str:
-        """The same future for all who wait for the same grammar; one of them leaving does not disturb the others."""
+        """Compile a grammar once for all callers waiting for it; cancelling one of them does not affect the others."""
         future = self._compiling.get(grammar)
         if future is None:
             self._check(grammar)
@@ -96,25 +96,25 @@ class Grammars:
 
     def _check(self, grammar: Grammar) -> None:
         if self.tokens is None:
-            raise InvalidRequest("This model's tokenizer does not allow for structured output", param=grammar.param)
+            raise InvalidRequest("This model's tokenizer does not support structured output", param=grammar.param)
         if len(grammar.text.encode()) > MAX_TEXT_BYTES:
-            raise InvalidRequest(f"A grammar has at most {MAX_TEXT_BYTES} bytes", param=grammar.param)
+            raise InvalidRequest(f"The grammar is longer than {MAX_TEXT_BYTES} bytes", param=grammar.param)
         if len(self._compiling) >= _MAX_COMPILING:
-            raise Overloaded("too many grammars wait to be compiled on this node")
+            raise Overloaded("too many grammars are waiting to be compiled on this node")
 
     def _forget(self, grammar: Grammar, done: "asyncio.Future[LLMatcher | str]") -> None:
         del self._compiling[grammar]
         if not done.cancelled():
-            done.exception()  # all who waited may be gone
+            done.exception()  # marked as retrieved: all callers may be gone
 
     def _compile_in_lane(self, grammar: Grammar) -> LLMatcher | str:
-        check = self._idle_checks.pop()  # as many as threads
+        check = self._idle_checks.pop()  # there are as many as threads
         try:
             verdict = check.run(grammar)
         finally:
             self._idle_checks.append(check)
         if not verdict.is_final:
-            raise Overloaded("this node has no time for grammars at present")  # which may be good: another node may
+            raise Overloaded("this node has no time for grammars at present")  # another node may accept the grammar
         outcome = verdict.error or self._matcher(verdict.serialized)
         self._cache.put(grammar, outcome, verdict.num_bytes)
         return outcome
@@ -123,7 +123,7 @@ class Grammars:
         if self.tokens is None:
             raise RuntimeError("a grammar without tokens")
         matcher = LLMatcher(self.tokens.tokenizer, serialized, log_level=0, limits=parser_limits())
-        matcher.compute_bitmask()  # kept in it, and in its copies, for the first token
+        matcher.compute_bitmask()  # for the first token; the matcher and its copies keep it
         return "The grammar is refused" if matcher.is_error() else matcher
 
 

@@ -1,9 +1,9 @@
-"""Compiles clients' grammars where it can do no harm: `python -m engine.grammar.jail MODEL_DIR VOCAB_SIZE EOS,EOS`.
+"""A process that compiles clients' grammars in isolation: `python -m engine.grammar.jail MODEL_DIR VOCAB_SIZE EOS,EOS`.
 
 llguidance is quick with real grammars, but some hostile ones make it take minutes or gigabytes, or overrun its stack.
-So this process, which knows the vocabulary, forks for every grammar that it reads from its standard input (a JSON line
-each), lets the fork compile it and compute masks under limits of processor time, memory and stack, and answers with a
-line: the grammar as llguidance takes it, or why it is refused. It ends with its input.
+So this process, which has loaded the vocabulary, forks for every grammar that it reads from standard input (a JSON line
+each). The fork compiles it and computes masks, under limits of processor time, memory and stack. The process answers
+with a line: the grammar in llguidance's form, or why it is refused. It exits at the end of its input.
 """
 
 import itertools
@@ -39,16 +39,16 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """On one grammar."""
+    """The verdict on one grammar."""
 
     serialized: str = ""  # what LLMatcher takes
-    num_bytes: int = 0  # of memory that it takes when compiled
+    num_bytes: int = 0  # memory that it takes when compiled
     error: str = ""  # why it is refused
-    is_final: bool = True  # False where another time may judge otherwise
+    is_final: bool = True  # False if another attempt may have another outcome
 
 
 def main(argv: Sequence[str]) -> int:
-    """Answer until the input ends."""
+    """Answer until the end of the input."""
     model_dir, vocab_size, eos_token_ids = argv
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def judge(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
-    """Compile a grammar and follow it for some tokens, each in a thread with a small stack."""
+    """Compile a grammar and follow it for some tokens, each on a thread with a small stack."""
     try:
         serialized = text.serialized(grammar)
     except InvalidRequest as error:
@@ -73,7 +73,7 @@ def judge(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
             limits.COMPILE_STACK_BYTES,
             lambda: llguidance.LLMatcher(tokenizer, serialized, log_level=0, limits=fuel),
         )
-    except RuntimeError:  # no thread can be started, which says nothing about the grammar
+    except RuntimeError:  # no thread can be started, for which the grammar is not to blame
         return Verdict(error=TOO_COMPLEX, is_final=False)
     is_quick = _in_thread(limits.MASK_STACK_BYTES, lambda: _walk(matcher))
     if matcher.is_error():
@@ -82,7 +82,7 @@ def judge(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdict:
 
 
 def _in_thread(stack_bytes: int, function: Callable[[], Result]) -> Result:
-    """The function's result; an error in it is raised by the access to the result."""
+    """Run the function on a thread and return its result; raises IndexError if the function raised an error."""
     results: list[Result] = []
     threading.stack_size(stack_bytes)
     thread = threading.Thread(target=lambda: results.append(function()))
@@ -92,7 +92,7 @@ def _in_thread(stack_bytes: int, function: Callable[[], Result]) -> Result:
 
 
 def _walk(matcher: llguidance.LLMatcher) -> bool:
-    """Compute the first mask, then go on along allowed tokens in a copy; whether each mask took little time."""
+    """Compute the first mask, then follow allowed tokens in a copy. Returns whether each mask was quick to compute."""
     numbers = random.Random(0)  # noqa: S311 - any tokens will do
     mask, at = _timed_mask(matcher), matcher.deep_copy()
     for _ in range(_NUM_TRIED_TOKENS):
@@ -104,7 +104,7 @@ def _walk(matcher: llguidance.LLMatcher) -> bool:
 
 
 def _allowed_token(mask: bytes, start: int) -> int:
-    """One of the tokens whose bits are set: the first from byte `start` on."""
+    """The first token whose bit is set, from byte `start` on, wrapping around."""
     place = next(i for i in itertools.chain(range(start, len(mask)), range(start)) if mask[i])
     return 8 * place + (mask[place] & -mask[place]).bit_length() - 1
 
@@ -116,7 +116,7 @@ def _timed_mask(matcher: llguidance.LLMatcher) -> bytes | None:
 
 
 def _reason(error: str) -> str:
-    """llguidance's message in one short line: what it says of an error in a regex, else its beginning."""
+    """llguidance's message as one short line: the error in a regex if it names one, else the first line."""
     lines = [line.strip() for line in error.splitlines()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     text = said[-1] if said else lines[0] if lines else ""
@@ -143,12 +143,12 @@ def _judge_in_fork(grammar: Grammar, tokenizer: llguidance.LLTokenizer) -> Verdi
     os.waitpid(pid, 0)
     try:
         return msgspec.json.decode(answer, type=Verdict)
-    except msgspec.DecodeError:  # it was killed before it had said all
+    except msgspec.DecodeError:  # it was killed before it had answered
         return Verdict(error=TOO_COMPLEX, is_final=in_time)
 
 
 def _run_fork(grammar: Grammar, tokenizer: llguidance.LLTokenizer, writing: int) -> None:
-    """A fork that dies here has refused."""
+    """Judge the grammar in the fork. If the fork dies, the grammar is refused."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _limit_fork()
     verdict = judge(grammar, tokenizer)
@@ -163,11 +163,11 @@ def _limit_fork() -> None:
     if sys.platform == "linux":
         limit = psutil.Process().memory_info().vms + limits.COMPILE_ADDRESS_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    signal.setitimer(signal.ITIMER_PROF, limits.COMPILE_CPU_S)  # whose signal ends the process
+    signal.setitimer(signal.ITIMER_PROF, limits.COMPILE_CPU_S)  # its signal, SIGPROF, ends the process
 
 
 def _read_all(file: int, timeout_s: float) -> tuple[bytes, bool]:
-    """What the fork says up to its end, which may come early; and whether that came in time."""
+    """Read what the fork writes until it exits, which may be early; and whether it exited in time."""
     chunks: list[bytes] = []
     deadline_s = time.monotonic() + timeout_s
     while (left_s := deadline_s - time.monotonic()) > 0:

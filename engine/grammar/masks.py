@@ -1,8 +1,8 @@
-"""Holds the output of a step's constrained requests to their grammars: logits of tokens that do not fit become -inf.
+"""Applies grammars to a step's requests: logits of tokens that the grammar does not allow become -inf.
 
-The masks of all rows are computed at once, in llguidance's own threads, from the tokens that the requests have. This
-comes after penalties and bias, and before temperature and filters. Where a request's text may end, its stop tokens are
-allowed besides EOS; before min_tokens neither is, unless nothing else is left.
+The masks of all rows are computed at once, on llguidance's own threads, from the tokens of the requests. They apply
+after penalties and bias, and before temperature and filters. Where the grammar allows the output to end, the request's
+stop tokens are allowed as well as EOS; before min_tokens neither is, unless nothing else would be allowed.
 """
 
 import time
@@ -18,14 +18,15 @@ from engine.grammar.state import GrammarState
 from engine.request import Request
 
 _MAX_THREADS = 16
-_WATCH_S = 0.01  # masks of a step that take longer together are looked at one by one
-_SLOW_S = 0.004  # of one mask; most take a hundredth of it
+_WATCH_S = 0.01  # if the masks of a step take longer, the next ones are timed one by one
+_SLOW_S = 0.004  # for one mask; most take a hundredth of it
 
 Words = NDArray[np.int32]  # [S, ceil(V / 32)], a bit per token
 
 
 class GrammarMasks:
-    """Of one engine. `failed` are the places of rows whose grammar cannot be followed: their requests have an error."""
+    """The masks of one engine. `failed` are the places of rows whose grammar cannot be followed: `request.error` says
+    why."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class GrammarMasks:
         device: torch.device,
         num_threads: int,
     ) -> None:
-        """`token_ids` stand for something: the others are never drawn."""
+        """`token_ids` are those with a text: the others are never drawn."""
         self.failed: list[int] = []
         self._vocab_size = vocab_size
         self._token_ids = self._bits(token_ids)
@@ -47,7 +48,7 @@ class GrammarMasks:
         self._is_watching = False
 
     def apply(self, logits: Tensor, requests: Sequence[Request]) -> None:
-        """Change `logits` [S, V] in place."""
+        """Mask `logits` [S, V] in place, one row per request."""
         self.failed = []
         places = [place for place, request in enumerate(requests) if request.grammar is not None]
         if not places:
@@ -81,7 +82,7 @@ class GrammarMasks:
         executor.unsafe_compute_mask_ptr(matchers, words.ctypes.data, words.strides[0], len(chosen))
 
     def _fill_one_by_one(self, chosen: Sequence[tuple[Request, GrammarState]], words: Words) -> None:
-        """The same, and each request is charged for what took long; until nothing does."""
+        """The same, adding the time of slow masks to their requests' `slow_s`. Goes on as long as there are any."""
         self._is_watching = False
         for i, one in enumerate(chosen):
             start_s = time.thread_time()
@@ -92,7 +93,7 @@ class GrammarMasks:
                 self._is_watching = True
 
     def _allow_stops(self, row: Words, request: Request, state: GrammarState) -> None:
-        """Change one row of the mask."""
+        """Allow or forbid the tokens that end the output, in one row of the mask."""
         if state.stop_token_ids and (row & self._eos_token_ids).any():
             row |= self._bits(state.stop_token_ids)
         if request.num_output_tokens < request.sampling.min_tokens:
@@ -110,7 +111,7 @@ class GrammarMasks:
             logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
 
     def _bits(self, token_ids: Collection[int]) -> Words:
-        """[ceil(V / 32)] with these tokens' bits set; those beyond the vocabulary have none."""
+        """[ceil(V / 32)] with these tokens' bits set; tokens beyond the vocabulary are ignored."""
         flags = np.zeros(-(-self._vocab_size // 32) * 32, np.bool_)
         flags[[token_id for token_id in token_ids if 0 <= token_id < self._vocab_size]] = True
         return np.packbits(flags, bitorder="little").view(np.int32)

@@ -1,7 +1,7 @@
-"""How far one request's output has come in its grammar: a function of its output tokens alone.
+"""The state of a request in its grammar: a function of its output tokens alone.
 
-So a request goes on exactly where it was after preemption, on the decode node after the prefill node, or on another
-node: whoever has the tokens has the state.
+So whoever has the tokens has the state: a request continues exactly where it was after preemption, on the decode node
+after the prefill node, or on another node after a failure.
 """
 
 from collections.abc import Sequence
@@ -11,29 +11,29 @@ from llguidance import LLMatcher
 from baton.errors import BatonError, InvalidRequest
 from baton.request import Grammar
 
-_CHUNK = 32  # tokens matched while nobody else has the interpreter
-_FREE_S, _FREE_S_PER_TOKEN = 0.25, 0.002
+_CHUNK = 32  # tokens matched per call, which holds the GIL
+_FREE_S, _FREE_S_PER_TOKEN = 0.25, 0.002  # that a request may spend on slow masks
 
 
 class GrammarState:
-    """Of one request. On the step thread from the time when the engine has it."""
+    """The grammar of one request. Used on the step thread only, once the engine has the request."""
 
     def __init__(self, matcher: LLMatcher, grammar: Grammar, stop_token_ids: Sequence[int]) -> None:
-        """`matcher` at the start, this request's own; `stop_token_ids`: those that the grammar does not know as EOS."""
+        """`matcher`: this request's own, in its initial state. `stop_token_ids`: those that are not EOS tokens."""
         self.matcher = matcher
         self.num_matched_tokens = 0
         self.stop_token_ids = stop_token_ids
-        self.slow_s = 0.0  # spent on masks that take long
+        self.slow_s = 0.0  # time spent on slow masks
         self._grammar = grammar
 
     def catch_up(self, token_ids: Sequence[int], num_prompt_tokens: int) -> None:
-        """Follow the output tokens of `token_ids` that were not there at the last call."""
+        """Follow the output tokens that were added to `token_ids` since the last call."""
         while chunk := token_ids[num_prompt_tokens + self.num_matched_tokens :][:_CHUNK]:
             self.matcher.consume_tokens(list(chunk))
             self.num_matched_tokens += len(chunk)
 
     def error(self) -> BatonError | None:
-        """Why the request cannot go on, if it cannot."""
+        """The reason why the request cannot go on; None if it can."""
         if self.matcher.is_error():
             reason = self.matcher.get_error().partition("\n")[0]
             return InvalidRequest(f"The grammar cannot be followed any further: {reason}"[:200], param=self._param)

@@ -1,7 +1,7 @@
-"""A grammar as a client wrote it, brought into the one form that llguidance compiles.
+"""Converts a grammar as the client wrote it to the form that llguidance compiles.
 
-Conversion parses the client's text, so it belongs where time and memory are bounded (`jail`). Whether the
-result can be compiled is found out by compiling it.
+The conversion parses the client's text, so it belongs where time and memory are limited (`jail`). It does not find out
+whether the result can be compiled.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from llguidance.gbnf_to_lark import any_to_lark
 from baton.errors import InvalidRequest
 from baton.request import Grammar, GrammarKind
 
-# Runs of whitespace between JSON tokens end: small models would go on with them for ever.
+# Limits runs of whitespace between JSON tokens: small models might otherwise never stop emitting it.
 _JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
 
 
 def serialized(grammar: Grammar) -> str:
-    """What LLMatcher takes. Raises InvalidRequest for a text that is not of its kind."""
+    """Return the form that LLMatcher takes. Raises InvalidRequest if the text is not of the grammar's kind."""
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
             return _grammars(json_schema=_schema(grammar))
@@ -34,15 +34,15 @@ def _schema(grammar: Grammar) -> dict[str, Any]:
     try:
         schema = msgspec.json.decode(grammar.text)
     except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("The schema is no valid JSON", param=grammar.param) from None
+        raise InvalidRequest("The schema is not valid JSON", param=grammar.param) from None
     if not isinstance(schema, dict):
-        raise InvalidRequest("A JSON schema is an object", param=grammar.param)
+        raise InvalidRequest("A JSON schema must be an object", param=grammar.param)
     schema.setdefault("x-guidance", _JSON_OPTIONS)
     return schema
 
 
 def _choice(grammar: Grammar) -> str:
-    """Lark's strings are written as JSON's."""
+    """As a Lark grammar, whose strings are written like JSON's."""
     try:
         choices = msgspec.json.decode(grammar.text, type=list[str])
     except msgspec.DecodeError:
@@ -51,14 +51,14 @@ def _choice(grammar: Grammar) -> str:
 
 
 def _lark(grammar: Grammar) -> str:
-    """Of a text in Lark's notation, or in GBNF."""
+    """Convert a text in Lark's notation, or in GBNF, to Lark."""
     try:
         lark: str = any_to_lark(grammar.text)
     except Exception as error:  # the converter raises nothing more precise
-        raise InvalidRequest(f"Neither Lark nor GBNF: {error}", param=grammar.param) from None
+        raise InvalidRequest(f"The grammar is neither Lark nor GBNF: {error}", param=grammar.param) from None
     return lark
 
 
 def _grammars(**grammar: Any) -> str:
-    """Never the client's text itself: llguidance would take one that begins with a brace for a list like this."""
+    """Wrap the grammar in a list: llguidance would parse a client's text that begins with a brace as such a list."""
     return msgspec.json.encode({"grammars": [grammar]}).decode()

@@ -1,4 +1,4 @@
-"""The vocabulary of a checkpoint as llguidance knows it: the bytes that tokens stand for, and what ends an output."""
+"""The vocabulary of a checkpoint for llguidance: the bytes of each token, and the tokens that end an output."""
 
 import json
 from collections.abc import Collection
@@ -12,14 +12,14 @@ from baton.text.tokenizer import Tokenizer
 
 
 class GrammarTokens(NamedTuple):
-    """Of one model."""
+    """The vocabulary of one model."""
 
     tokenizer: llguidance.LLTokenizer
-    token_ids: set[int]  # that stand for something
+    token_ids: set[int]  # the tokens that have a text
 
 
 def load(model_dir: str | Path, vocab_size: int, eos_token_ids: Collection[int]) -> GrammarTokens:
-    """Read the tokenizer for a model of `vocab_size`. Raises CheckpointError where grammars cannot be had with it."""
+    """Read the tokenizer for a model of `vocab_size`. Raises CheckpointError if it cannot be used for grammars."""
     ends = sorted(token_id for token_id in eos_token_ids if token_id < vocab_size)
     if not ends:
         raise CheckpointError("the model names no end-of-sequence token")
@@ -32,7 +32,7 @@ def load(model_dir: str | Path, vocab_size: int, eos_token_ids: Collection[int])
 
 
 def _within(tokenizer: Tokenizer, vocab_size: int) -> str:
-    """Its tokenizer.json, less the added tokens that have no row in the model."""
+    """The text of tokenizer.json, without added tokens that are beyond the model's vocabulary."""
     text = tokenizer.to_json()
     if max(tokenizer.token_ids(), default=-1) < vocab_size:
         return text

@@ -1,1 +1,1 @@
-"""What a checkpoint is and how it is computed: families, weights, one decoder for all of them."""
+"""Checkpoints and their computation: model families, weights, and one decoder for all of them."""

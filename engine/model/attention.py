@@ -1,7 +1,7 @@
-"""The products around attention with keys and values of their own: query, key and value as one, and the way out.
+"""The linear layers around multi-head and grouped-query attention: one fused qkv projection, and the output projection.
 
-Attention itself, rotation and the norms of single heads are kernels. Heads come out in the order in which the kernels
-rotate (`engine.model.rotary.rotary_order`).
+Attention itself, RoPE and the norms of single heads are kernels. The dimensions of each head are reordered to match the
+kernels' RoPE (`engine.model.rotary.rotary_order`).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from kernels.api import Kernels, Linear
 
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
-    """A layer's attention, whatever its kind."""
+    """A layer's attention weights, for every kind of attention."""
 
     qkv: Linear  # [T, H] -> [T, (Hq + planes * Hkv) * D]
     q_norm: Tensor | None  # [D] fp32
@@ -28,7 +28,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True, slots=True)
 class NormedProjection:
-    """Queries and keys each normed over all their heads together."""
+    """A qkv projection with RMSNorm of queries and of keys, each over all heads together."""
 
     qkv: Linear
     q_norm: Tensor  # [Hq * D] fp32
@@ -56,7 +56,7 @@ class AttentionLoader:
         self._is_ordered = torch.equal(self._order, torch.arange(head_dim, device=reader.device))
 
     def load(self, name: str) -> AttentionWeights:
-        """That of the tensors under `name`; CheckpointError names file and tensor."""
+        """Read the attention with tensors under `name`; CheckpointError names file and tensor."""
         reader, config = self._reader, self._config
         hidden = config.hidden_size
         qkv_bias = self._qkv(name, "bias") if config.qkv_bias else None
@@ -72,7 +72,7 @@ class AttentionLoader:
         return AttentionWeights(qkv, None, None, o)
 
     def _qkv(self, name: str, kind: str, *rest: int) -> Tensor:
-        """Weight [(Hq + 2 Hkv) * D, H], or bias."""
+        """Read the fused weight [(Hq + 2 Hkv) * D, H], or bias."""
         parts = {f"{name}.q_proj.{kind}": self._queries}
         parts |= dict.fromkeys((f"{name}.k_proj.{kind}", f"{name}.v_proj.{kind}"), self._keys)
         fused = self._reader.outputs(parts, f"{name}.qkv_proj.{kind}", *rest)
@@ -85,7 +85,7 @@ class AttentionLoader:
         return self._ordered(self._reader.wide(f"{name}.weight", size) + self._config.norm_offset)
 
     def _ordered(self, rows: Tensor) -> Tensor:
-        """The rows of each head in the order in which they rotate. rows: [heads * D, ...]."""
+        """Reorder the rows of each head for the kernels' RoPE. rows: [heads * D, ...]."""
         if self._is_ordered:
             return rows
         heads = rows.view(-1, len(self._order), *rows.shape[1:])

@@ -1,7 +1,7 @@
-"""Reading tensors of a checkpoint in safetensors files, single or sharded, memory-mapped.
+"""Reads tensors of a checkpoint from memory-mapped safetensors files, single or sharded.
 
-Every way in which a checkpoint can be broken ends in a CheckpointError that names the file, and the tensor if there
-is one. Which tensors a model wants is the business of `engine.model.weights`.
+However a checkpoint is broken, the error is a CheckpointError that names the file, and the tensor if there is one.
+`engine.model.weights` decides which tensors a model needs.
 """
 
 import math
@@ -18,12 +18,12 @@ from baton.model_dir import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_LANGUAGE_MODEL = "language_model."  # of a model of text and images, before the names that it would have alone
+_LANGUAGE_MODEL = "language_model."  # prefix of the language model's tensors in a model of text and images
 FLOATS = ("F32", "F16", "BF16")
 
 
 class Checkpoint:
-    """The tensors of a model directory, each by its name in a model of text alone."""
+    """The tensors of a model directory, by the names that they have in a text-only model."""
 
     def __init__(self, model_dir: str | Path) -> None:
         self._dir = Path(model_dir)
@@ -36,12 +36,12 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """All shards, in the order of their names."""
+        """All shards, sorted by name."""
         return sorted(set(self._file_of.values()))
 
     def num_values(self, values_per_word: int = 1) -> int:
-        """Of all tensors, as many as they stand for: bytes of packed 4-bit weights hold two, their scales none, and
-        int32 words `values_per_word`."""
+        """The number of values that all tensors represent: two per byte of packed 4-bit weights and none for their
+        scales, `values_per_word` per int32 word."""
         num_values = 0
         for name, path in self._file_of.items():
             part = self._slice(path, name)
@@ -52,10 +52,10 @@ class Checkpoint:
     def tensor(
         self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
     ) -> Tensor:
-        """The tensor of that name, which must have that shape and one of the types (safetensors' names for them).
+        """Return the tensor of that name. Raises CheckpointError unless it has that shape and one of `types`.
 
-        Values are finite where they are in FLOATS. It is a view of the file, valid while that is mapped. `reshaped`: so
-        many values, in whatever shape they are stored.
+        Types are named as in safetensors; values of FLOATS must be finite. The result is a view of the file, valid
+        while that is mapped. `reshaped`: the tensor may be stored in any shape with as many values.
         """
         name = self._stored(name)
         path = self._file_of.get(name)
@@ -64,7 +64,7 @@ class Checkpoint:
         part = self._slice(path, name)
         found = part.get_shape()
         if list(found) != list(shape) and not (reshaped and math.prod(found) == math.prod(shape)):
-            raise CheckpointError(f"{path}: tensor {name} has shape {list(found)}, config.json asks for {list(shape)}")
+            raise CheckpointError(f"{path}: tensor {name} has shape {list(found)}, config.json implies {list(shape)}")
         if part.get_dtype() not in types:
             raise CheckpointError(f"{path}: tensor {name} has type {part.get_dtype()}, not one of {', '.join(types)}")
         self._asked_for.add(name)
@@ -74,26 +74,26 @@ class Checkpoint:
         return tensor.view(*shape)
 
     def check_finite(self, name: str, values: Tensor) -> None:
-        """CheckpointError unless all `values`, which come from the tensor of that name, are finite."""
+        """Raise CheckpointError unless all `values`, which come from the tensor `name`, are finite."""
         if not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
             self.refuse(name, "holds NaN or infinite values")
 
     def refuse(self, name: str, what: str) -> NoReturn:
-        """Raise a CheckpointError that names the file of the tensor of that name."""
+        """Raise a CheckpointError that names the tensor and its file."""
         raise CheckpointError(f"{self._file_of[self._stored(name)]}: tensor {name} {what}")
 
     def has_linear(self, name: str) -> bool:
-        """Whether linears of that name, as `qkv_proj`, are in any of its layers."""
+        """Whether any layer has a linear of that name, such as `qkv_proj`."""
         return any(f".{name}." in stored for stored in self._file_of)
 
     def unread(self) -> list[str]:
-        """Tensors that nobody has asked for; none of those beside the language model, where there is one."""
+        """The tensors that were not read. If there is a `language_model`, only that counts."""
         names = self._file_of.keys() - self._asked_for
         is_part = any(name.startswith(_LANGUAGE_MODEL) for name in self._file_of)
         return sorted(name for name in names if not is_part or name.startswith(_LANGUAGE_MODEL))
 
     def check_copies(self) -> None:
-        """CheckpointError where a tensor is in several shards, with other values: whoever reads them all has others."""
+        """Raise CheckpointError if shards hold different values of a tensor: other readers might use the others."""
         for path in self.files:
             for name in self._shard(path).keys():  # noqa: SIM118 - a shard is no mapping
                 wanted = self._file_of.get(name, path)
@@ -103,17 +103,17 @@ class Checkpoint:
                     self.refuse(name, f"has other values in {path.name}")
 
     def is_zero(self, name: str) -> bool:
-        """Whether the tensor, which is there, holds nothing but zeros."""
+        """Whether the tensor, which must exist, holds only zeros."""
         return not self._shard(self._file_of[name]).get_tensor(name).any()
 
     def refuse_missing(self, name: str) -> NoReturn:
-        """Raise a CheckpointError that says that the tensor of that name is missing."""
+        """Raise a CheckpointError that says that the tensor is missing."""
         raise CheckpointError(f"{self._where()}: tensor {self._stored(name)} is missing")
 
     def refuse_size(self, name: str, shape: Sequence[int]) -> NoReturn:
-        """Raise a CheckpointError that says that all files together do not hold the tensors of that name and shape."""
+        """Raise a CheckpointError that says that tensors like this, of that shape in total, exceed the files."""
         raise CheckpointError(
-            f"{self._where()}: config.json asks for tensor {self._stored(name)} and its like in shape {list(shape)}, "
+            f"{self._where()}: config.json implies tensor {self._stored(name)} and its like in shape {list(shape)}, "
             "which is more than all files hold"
         )
 
@@ -133,18 +133,18 @@ class Checkpoint:
 
     def _read_index(self) -> dict[str, Path]:
         path = self._dir / _SINGLE
-        if path.exists():  # before an index, as in transformers
+        if path.exists():  # it takes precedence over an index, as in transformers
             return dict.fromkeys(self._shard(path).keys(), path)
         if (self._dir / _INDEX).exists():
             weight_map = read_json(self._dir / _INDEX).get("weight_map")
             if not isinstance(weight_map, dict):
-                raise CheckpointError(f"{self._dir / _INDEX} holds no weight_map")
+                raise CheckpointError(f"{self._dir / _INDEX} has no weight_map")
             return {name: self._inside(file) for name, file in weight_map.items()}
-        raise CheckpointError(f"{self._dir} holds neither {_SINGLE} nor {_INDEX}: only safetensors are read")
+        raise CheckpointError(f"{self._dir} has neither {_SINGLE} nor {_INDEX}: only safetensors are supported")
 
     def _inside(self, file: object) -> Path:
         if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\0" in file:
-            raise CheckpointError(f"{self._dir / _INDEX}: {file!r} is no file name")
+            raise CheckpointError(f"{self._dir / _INDEX}: {file!r} is not a file name")
         return self._dir / file
 
     def _where(self) -> Path:
@@ -153,16 +153,16 @@ class Checkpoint:
 
 
 def _are_same(a: Tensor, b: Tensor) -> bool:
-    """To the bit, whatever the type."""
+    """Whether two tensors are equal to the bit, whatever their type."""
     is_alike = a.dtype == b.dtype and a.shape == b.shape
     return is_alike and torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (a, b)))
 
 
 def open_shard(path: Path) -> Any:
-    """A safetensors file, mapped; CheckpointError where it is missing, truncated or something else."""
+    """Map a safetensors file; CheckpointError if it is missing, truncated or of another format."""
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist, though {_INDEX} names it") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None

@@ -1,6 +1,6 @@
-"""What a model is: `ModelConfig`, from its config.json.
+"""The description of a model, `ModelConfig`, from its config.json.
 
-Reads JSON only; tensors are the business of `engine.model.weights`, sizes of pools that of `engine.resolve`.
+Only JSON is read here: `engine.model.weights` reads tensors, and `engine.resolve` sizes the KV pool.
 """
 
 import logging
@@ -19,8 +19,8 @@ from engine.model.quantized import Quantized
 from engine.model.rope import RopeConfig
 from kernels.api import Activation
 
-_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")  # whatever text_config says
-_ORIGINAL = "original_max_position_embeddings"  # beside ropes of two kinds it means neither of them
+_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")  # these override text_config
+_ORIGINAL = "original_max_position_embeddings"  # at the top level it is ignored if there are two ropes
 _MOST_LAYERS = 10_000
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -29,23 +29,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a decoder. Everything in which the families differ is a field here, so one decoder serves them all."""
+    """The shape of a decoder. Everything in which families differ is a field, so that one decoder serves them all."""
 
     architecture: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_layers: int
-    num_draft_layers: int  # behind those, in the checkpoint alone: they guess further tokens
+    num_draft_layers: int  # further layers in the checkpoint, not served: they draft tokens (multi-token prediction)
     num_heads: int
     num_kv_heads: int
     head_dim: int  # of queries, and of what is cached
     num_planes: int  # 2: keys and values are cached; 1: one latent, which is both
-    rotary_dim: int  # dimensions of a head that turn
+    rotary_dim: int  # dimensions of a head that are rotated
     interleaved_rotary: bool
     rms_norm_eps: float
     rope: RopeConfig
-    local_rope: RopeConfig  # of layers with a window; mostly the same
+    local_rope: RopeConfig  # of layers with a window; usually the same
     attention_scale: float
     attention_softcap: float  # 0 is none
     logit_softcap: float  # 0 is none
@@ -59,16 +59,16 @@ class ModelConfig:
     norms: Norms
     norm_offset: float
     activation: Activation
-    windows: tuple[int, ...]  # of each layer: positions that a token sees, itself included; 0 is all
+    windows: tuple[int, ...]  # of each layer: positions that a token sees, including its own; 0 is all
     mixture: MixtureConfig | None
     latent: LatentConfig | None
-    quantized: Quantized | None  # how the checkpoint stores linears, where it is not in its dtype
+    quantized: Quantized | None  # how the checkpoint stores linears, if not in its dtype
     dtype: str  # of the checkpoint
     eos_token_ids: frozenset[int]
 
     @property
     def stretches_after(self) -> int:
-        """Tokens beyond which all positions of a request rotate otherwise; 0: they never do."""
+        """Tokens beyond which a request gets another rotary embedding, for all its positions; 0: never."""
         return self.rope.stretches_after or self.local_rope.stretches_after
 
     @classmethod
@@ -79,9 +79,9 @@ class ModelConfig:
         family = FAMILIES[architecture]
         fields = Fields(path, raw, family.defaults)
         if fields.flag("use_bidirectional_attention") or fields.raw.get("is_causal") is False:
-            fields.refuse("use_bidirectional_attention or is_causal says otherwise, but only causal models are served")
+            fields.refuse("only causal models are served: use_bidirectional_attention or is_causal says otherwise")
         if fields.raw.get("per_layer_config"):
-            fields.refuse("per_layer_config, by which layers differ in what all have, is not served")
+            fields.refuse("per_layer_config, which gives layers different shapes, is not served")
         num_layers, hidden_size = fields.count("num_hidden_layers", most=_MOST_LAYERS), fields.count("hidden_size")
         rope, local_rope = _ropes(fields, family)
         heads = _heads(fields, family, rope)
@@ -140,7 +140,7 @@ def _heads(fields: Fields, family: Family, rope: RopeConfig) -> _Heads:
         return _Heads(num_heads, 1, latent.kv_rank + latent.rope_dim, 1, latent.rope_dim, scale, latent)
     num_kv_heads = fields.count("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
-        fields.refuse(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+        fields.refuse(f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}")
     head_dim = fields.count("head_dim", fields.count("hidden_size") // num_heads)
     if head_dim % 2:
         fields.refuse(f"head_dim {head_dim} is odd")
@@ -149,7 +149,7 @@ def _heads(fields: Fields, family: Family, rope: RopeConfig) -> _Heads:
 
 
 def _language_model(path: Path, raw: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Its architecture, and the fields that describe it."""
+    """Return the language model's architecture, and the fields that describe it."""
     names = Fields(path, raw, {}).strings("architectures")
     for name in names:
         if name in FAMILIES:
@@ -166,14 +166,14 @@ def _language_model(path: Path, raw: dict[str, Any]) -> tuple[str, dict[str, Any
 
 
 def _compare(path: Path, architecture: str, model_type: object) -> None:
-    """Some tools go by the one, some by the other: where they differ, outputs do."""
+    """Warn if model_type is not the architecture's: some tools go by the one, some by the other."""
     expected = FAMILIES[architecture].model_type
     if model_type not in (None, expected):
         _log.warning("%s: served as %s, though model_type is %r, not %r", path, architecture, model_type, expected)
 
 
 def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:
-    """That of the layers that see all, and that of the layers with a window."""
+    """Return the RoPE of layers with full attention, and that of layers with a window."""
     scaling, parameters = fields.mapping("rope_scaling"), fields.mapping("rope_parameters")
     if fields.raw.get("rope_parameters") is None:
         parameters = family.defaults.get("rope_parameters", {})
@@ -187,15 +187,15 @@ def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig]:
 
 
 def _two_ropes(fields: Fields, scaling: dict[str, Any], parameters: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """What is said of either; `rope_scaling`, of older checkpoints, is of the layers that see all."""
+    """Return the parameters of each; `rope_scaling`, in older checkpoints, is of the layers with full attention."""
     if set(parameters) - {"full_attention", "sliding_attention"}:
-        fields.refuse("rope_parameters are those of full_attention and sliding_attention in this architecture")
+        fields.refuse("rope_parameters must be those of full_attention and sliding_attention in this architecture")
     if "type" in scaling and "rope_type" not in scaling:
-        fields.refuse("rope_scaling says its kind as rope_type in this architecture, not as type")
+        fields.refuse("rope_scaling must give its kind as rope_type in this architecture, not as type")
     nested = Fields(fields.path, parameters, {})
     whole, local = nested.mapping("full_attention") | scaling, nested.mapping("sliding_attention")
     for one in (whole, local):
-        Fields(fields.path, one, {}).only("truncate", True)  # transformers does not find it there
+        Fields(fields.path, one, {}).only("truncate", True)  # transformers ignores it there
     return whole, {"rope_theta": fields.number("rope_local_base_freq", 10000.0)} | local
 
 

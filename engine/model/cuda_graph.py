@@ -1,9 +1,8 @@
-"""Decode steps from CUDA graphs: the launches of a step are recorded once per batch size, and replayed with one call.
+"""Decode steps as CUDA graphs: the launches of a step are captured once per batch size, and replayed with one call.
 
-A graph reads fixed addresses, so a batch is copied into buffers first, and padded to the next recorded size: padding
-rows are sequences of one query and no keys, whose KV goes to slot -1, which is nowhere. Steps that a graph does not fit
-(prefill, or a hook between layers) run as they are. How a graph is recorded is a parameter: without a GPU it can be a
-plain call.
+A graph reads fixed addresses, so a batch is first copied into buffers and padded to the next captured size. Padding
+rows are sequences of one query and no keys; their slot is -1, so their KV is not written. Other steps (prefill, or with
+a hook between layers) run without a graph. How a graph is captured is a parameter: without a GPU, a plain call will do.
 """
 
 from collections.abc import Callable
@@ -19,14 +18,14 @@ from engine.model.step_buffers import StepBuffers
 Results = tuple[Tensor, Tensor]  # hidden [B, H], logits [B, V]
 Compute = Callable[[], Results]
 Capture = Callable[[Compute], Compute]
-"""Record what a call computes; calling the result computes it again on what the same addresses hold then.
+"""Captures a computation. Calling the result repeats it on the current contents of the same addresses.
 
-The results of a call are overwritten by the next.
+The results of a call are overwritten by the next call.
 """
 
 
 def batch_sizes(largest: int) -> list[int]:
-    """Sizes to record, up to the first that holds `largest`: powers of two, and from 16 on halfway between them."""
+    """Sizes to capture, up to the first that holds `largest`: powers of two, and from 16 on halfway between them."""
     sizes = [1]
     while sizes[-1] < largest:
         power = 1 << (sizes[-1].bit_length() - 1)
@@ -35,7 +34,7 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 class CudaCapture:
-    """Records CUDA graphs, which share their memory for what lives within a step."""
+    """Captures CUDA graphs, which share one memory pool for tensors within a step."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -45,7 +44,7 @@ class CudaCapture:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            compute()  # what is compiled, or allocated once, on first use must not be so while recording
+            compute()  # first-use compilation and allocation must not happen during the capture
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
@@ -59,16 +58,16 @@ class CudaCapture:
 
 
 class GraphedDecoder:
-    """A `Decoder` whose decode steps are replayed. Its `hidden` and `logits` hold until the next call of `hidden`."""
+    """A `Decoder` that replays decode steps. Results of `hidden` and `logits` are valid until the next `hidden`."""
 
     def __init__(self, decoder: Decoder, config: EngineConfig, capture: Capture) -> None:
-        """Records all sizes: seconds."""
+        """Capture all sizes, which takes seconds."""
         self._decoder = decoder
         self._sizes = batch_sizes(config.max_num_seqs)
         self._buffers = StepBuffers(self._sizes[-1], config)
         self._latest: Results | None = None  # of the latest step, if it was a replay
         with torch.inference_mode():
-            # The largest first: the smaller ones find room in its memory.
+            # The largest first: smaller ones can reuse its memory.
             self._graphs = {size: capture(self._computes(size)) for size in reversed(self._sizes)}
 
     def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
@@ -84,7 +83,7 @@ class GraphedDecoder:
         return self._latest[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """See `Decoder.logits`; those of all rows of the latest step are there already."""
+        """See `Decoder.logits`. A replayed step has already computed those of all its rows."""
         if self._latest and hidden is self._latest[0]:
             return self._latest[1]
         return self._decoder.logits(hidden)

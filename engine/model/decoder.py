@@ -1,7 +1,7 @@
 """The decoder of all served families: embedding, layers of attention and feed-forward, final norm.
 
-It turns a `Batch` into the hidden rows that are wanted and writes its KV; weights come from `engine.model.weights`,
-single operations from `kernels`.
+It computes the hidden states of a `Batch`'s wanted tokens, and writes the batch's KV. Weights come from
+`engine.model.weights`, single operations from `kernels`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,20 +31,20 @@ class Decoder:
         self._cos_sin = cos_sin  # of each layer, [max_model_len, D] fp32
 
     def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
-        """[W, H]: the normed hidden states of the batch's wanted tokens.
+        """Return the normed hidden states of the batch's wanted tokens, [W, H].
 
         `on_layer_group(g, batch)` is called as soon as the batch's KV of all layers of group g is in the pool.
         """
         return self.through_layers(self.embedded(batch.token_ids), batch, on_layer_group)
 
     def embedded(self, token_ids: Tensor) -> Tensor:
-        """[T] -> [T, H]: what goes into the first layer."""
+        """Embed tokens, [T] -> [T, H], as the input of the first layer."""
         embedded = torch.nn.functional.embedding(token_ids, self._weights.embedding)
         scale = self._weights.embedding_scale
         return embedded if scale == 1.0 else embedded * scale
 
     def through_layers(self, residual: Tensor, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
-        """`hidden`, for what is `embedded` already."""
+        """As `hidden`, for tokens that are `embedded` already."""
         weights, layers_per_group = self._weights, self._cache.layout.layers_per_group
         x = self._normed(residual, weights.layers[0].before_attention)
         for index, layer in enumerate(weights.layers):
@@ -52,7 +52,7 @@ class Decoder:
             q = self._write_kv(x, index, layer, batch)
             if on_layer_group and (index + 1) % layers_per_group == 0:
                 self._call(on_layer_group, index // layers_per_group, batch)
-            if is_last and batch.last is not None:  # of the last layer only the wanted rows are computed
+            if is_last and batch.last is not None:  # the rest of the last layer only computes the wanted rows
                 q, residual = q[batch.last], residual[batch.last]
             attended = layer.projections.o(self._attend(q, index, layer, batch, last_only=is_last))
             x, residual = self._add(attended, residual, layer.after_attention, layer.before_feed_forward)
@@ -64,13 +64,13 @@ class Decoder:
         """[B, H] -> [B, V] fp32."""
         logits = self._weights.lm_head(hidden).float()
         cap = self._config.logit_softcap
-        if cap:  # row by row on a CPU, where `tanh` rounds the last elements of a tensor otherwise than the others
+        if cap:  # row by row on a CPU, where `tanh` rounds a tensor's last elements (the SIMD tail) differently
             for part in logits if logits.device.type == "cpu" else (logits,):
                 part.div_(cap).tanh_().mul_(cap)
         return logits
 
     def _add(self, x: Tensor, residual: Tensor, after: Tensor | None, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A block's result, normed with `after`, joins the residual, which `before` norms for the next block."""
+        """Add a block's result, normed by `after`, to the residual; return that normed by `before`, and as it is."""
         x = self._normed(x, after)
         if before is None:
             total = residual + x
@@ -81,7 +81,7 @@ class Decoder:
         return x if weight is None else self._kernels.rms_norm(x, weight, self._config.rms_norm_eps)
 
     def _write_kv(self, x: Tensor, index: int, layer: LayerWeights, batch: Batch) -> Tensor:
-        """Put what the layer caches of the batch into the pool; returns its queries [T, Hq, D]."""
+        """Write the layer's KV of the batch to the pool; returns its queries [T, Hq, D]."""
         config = self._config
         return self._kernels.rope_and_cache(
             layer.projections.qkv(x),
@@ -104,5 +104,5 @@ class Decoder:
 
     def _call(self, hook: LayerGroupHook, group: int, batch: Batch) -> None:
         if batch.token_ids.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # kernels only queue their writes
+            torch.cuda.current_stream().synchronize()  # the kernels that write the KV have only been launched
         hook(group, batch)

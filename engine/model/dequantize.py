@@ -1,8 +1,8 @@
-"""What the numbers of quantised checkpoints stand for. How they are stored is the business of `engine.model.quantized`.
+"""The values that numbers in quantised checkpoints represent. `engine.model.quantized` knows how they are stored.
 
-MXFP4 as in OCP's Microscaling Formats (MX) Specification 1.0: 32 values of four bits share a power of two. FP8, and
-integers of eight bits, as they are: a block of outputs and inputs shares a scale. Integers of GPTQ, AWQ and
-compressed-tensors: a group of inputs shares a scale and a zero. Activations are not rounded.
+MXFP4, as in OCP's Microscaling Formats (MX) Specification 1.0: 32 values of four bits share a power of two. FP8 and
+int8: a block of outputs and inputs shares a scale. Integers of GPTQ, AWQ and compressed-tensors: a group of inputs
+shares a scale and a zero point. Activations are not quantised.
 """
 
 import torch
@@ -29,19 +29,19 @@ def mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def in_blocks(weight: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
-    """[out, in] fp8 or int8 and a scale for each block of it, those at the edges cut off -> [out, in] fp32."""
+    """Dequantise [out, in] fp8 or int8 with a scale per block; blocks at the edges may be cut off. [out, in] fp32."""
     rows, columns = weight.shape
     each = scales.float().repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
     return weight.float() * each
 
 
 def in_groups(numbers: Tensor, zeros: Tensor, scales: Tensor, group_of: Tensor) -> Tensor:
-    """numbers [out, in], zeros and scales [out, groups], group_of [in] -> [out, in] fp32: (number - zero) * scale."""
+    """(number - zero) * scale: numbers [out, in], zeros and scales [out, groups], group_of [in] -> [out, in] fp32."""
     return (numbers - zeros.index_select(1, group_of)) * scales.float().index_select(1, group_of)
 
 
 def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
-    """int32 [rows, columns] -> the numbers from 0 to 2^bits - 1 in each word, the low bits first, along `dim`."""
+    """Unpack int32 [rows, columns] along `dim` into the unsigned numbers of `bits` bits in a word, low bits first."""
     shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32, device=words.device)
     numbers: Tensor = (words.unsqueeze(dim + 1) >> shifts.view(-1, *[1] * (1 - dim))) & (2**bits - 1)
     return numbers.flatten(dim, dim + 1)

@@ -1,7 +1,7 @@
-"""A feed-forward that is a mixture of experts: router, the experts of each token, and those that all tokens go to.
+"""Mixture-of-experts feed-forward: the router, the experts of each token, and shared experts that process all tokens.
 
-Choosing is `engine.model.routing`, the products are the kernels'. Checkpoints hold experts one by one, or together:
-[E, outputs, inputs], or as GPT-OSS has them [E, inputs, outputs] with gate and up taking turns, or those in MXFP4.
+`engine.model.routing` chooses experts; kernels compute them. Checkpoints store experts one by one or together: as
+[E, outputs, inputs], or, like GPT-OSS, as [E, inputs, outputs] with gate and up interleaved, or this in MXFP4.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Mixture:
     """[T, H] -> [T, H]."""
 
     router: Linear  # [T, H] -> [T, E]
-    correction: Tensor | None  # [E] fp32, on the scores when experts are chosen
+    correction: Tensor | None  # [E] fp32, added to the scores for the choice of experts
     routing: Routing
     experts: Experts
     shared: FeedForward | None
@@ -38,7 +38,7 @@ class Mixture:
 
 
 class MixtureLoader:
-    """Reads the mixtures of one model. One layer's experts are in memory twice at most: as read, and as laid out."""
+    """Reads the mixtures of one model. At most one layer's experts are in memory twice: as read, and as packed."""
 
     def __init__(
         self, reader: TensorReader, packer: Packer, wide_kernels: Kernels, config: ModelConfig, mixture: MixtureConfig
@@ -48,11 +48,11 @@ class MixtureLoader:
         self._config, self._mixture = config, mixture
 
     def load(self, layer: str) -> Mixture:
-        """That of the layer whose tensors are under `layer`; CheckpointError names file and tensor."""
+        """Read the mixture of the layer with tensors under `layer`; CheckpointError names file and tensor."""
         config, mixture, reader = self._config, self._mixture, self._reader
         block = f"{layer}.{mixture.block}"
         if f"{block}.{mixture.router}.weight" not in reader:
-            block = f"{layer}.mlp"  # the name in newer checkpoints of all families
+            block = f"{layer}.mlp"  # its name in newer checkpoints of all families
         router = f"{block}.{mixture.router}"
         correction = f"{router}.e_score_correction_bias"
         shared = f"{block}.shared_experts"
@@ -91,7 +91,7 @@ class MixtureLoader:
         )
 
     def _weights(self, name: str) -> tuple[Tensor, Tensor]:
-        """gate | up [E, 2F, H] and down [E, H, F]."""
+        """Read gate | up, [E, 2F, H], and down, [E, H, F]."""
         reader, mixture, hidden = self._reader, self._mixture, self._config.hidden_size
         num_experts, size = mixture.num_experts, mixture.ffn_size
         gate_name, up_name, down_name = mixture.gate_up_down
@@ -107,7 +107,7 @@ class MixtureLoader:
         return gate_up, down
 
     def _interleaved_weights(self, name: str) -> tuple[Tensor, Tensor]:
-        """The same from [E, H, 2F] and [E, F, H], gate and up taking turns."""
+        """The same from [E, H, 2F], with gate and up interleaved, and [E, F, H]."""
         size, hidden = self._mixture.ffn_size, self._config.hidden_size
         gate_up = self._transposed(f"{name}.gate_up_proj", 2 * size, hidden)
         for expert in gate_up:
@@ -115,7 +115,7 @@ class MixtureLoader:
         return gate_up, self._transposed(f"{name}.down_proj", hidden, size)
 
     def _transposed(self, name: str, num_outputs: int, num_inputs: int) -> Tensor:
-        """[E, outputs, inputs] of a tensor that is stored the other way round, or in MXFP4."""
+        """Read [E, outputs, inputs] from a tensor that is stored as [E, inputs, outputs], or in MXFP4."""
         checkpoint, num_experts = self._reader.checkpoint, self._mixture.num_experts
         target = self._reader.room(name, num_experts, num_outputs, num_inputs)
         if f"{name}_blocks" not in checkpoint:
@@ -132,5 +132,5 @@ class MixtureLoader:
 
 
 def _by_halves(x: Tensor) -> Tensor:
-    """[..., 2F], gate and up taking turns -> gate | up."""
+    """[..., 2F] with gate and up interleaved -> gate | up."""
     return torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)

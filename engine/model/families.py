@@ -1,4 +1,4 @@
-"""The model families that the one decoder serves, and in what they differ. A new family is a new row of `FAMILIES`."""
+"""The model families that the decoder serves, and how they differ. A new family is a new row of `FAMILIES`."""
 
 from engine.model import mixtures, windows
 from engine.model.architecture import Family, LatentConfig, Norms
@@ -210,7 +210,7 @@ FAMILIES = {
     ),
 }
 
-# Models of text and images, of which the text is served: what `text_config` and the tensors of `language_model` are.
+# Models of text and images, served for text only: the architecture of `text_config` and of tensors in `language_model`.
 LANGUAGE_MODELS = {
     "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
     "Mistral3ForConditionalGeneration": "MistralForCausalLM",

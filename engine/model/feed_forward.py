@@ -1,4 +1,4 @@
-"""The dense feed-forward of a layer: gate and up as one product with the activation, down."""
+"""The dense feed-forward of a layer: gate and up as one product fused with the activation, then down."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class FeedForward:
 
 
 def load(reader: TensorReader, packer: Packer, config: ModelConfig, prefix: str, ffn_size: int) -> FeedForward:
-    """That of the tensors under `prefix`; CheckpointError names file and tensor."""
+    """Read the feed-forward with tensors under `prefix`; CheckpointError names file and tensor."""
     hidden = config.hidden_size
 
     def gate_up(kind: str, *rest: int) -> Tensor:

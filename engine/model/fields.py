@@ -6,19 +6,19 @@ from typing import Any, NoReturn
 
 from baton.errors import CheckpointError
 
-_MOST = 2**31 - 1  # of what is counted
-_LARGEST = 1e30  # of numbers, so that products of a few are finite in fp32, or nearly
+_MOST = 2**31 - 1  # largest count
+_LARGEST = 1e30  # largest number, so that products with it are likely to be finite in fp32
 
 
 class Fields:
-    """One config.json; what it leaves out is taken from its family's defaults."""
+    """The fields of one config.json; those that it omits come from its family's defaults."""
 
     def __init__(self, path: Path, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.path = path
-        self.raw = {**defaults, **raw}  # a null is kept: it may say "none", where nothing said means a default
+        self.raw = {**defaults, **raw}  # null is kept: it may mean "none", while a missing field means the default
 
     def count(self, name: str, default: int | None = None, most: int = _MOST) -> int:
-        """A positive integer; `default` where it is null or missing."""
+        """Return a positive integer; `default` if it is null or missing."""
         value = self.raw.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -28,35 +28,35 @@ class Fields:
         return value
 
     def optional_count(self, name: str) -> int:
-        """0 where it is null, missing or 0."""
+        """Return a positive integer, or 0 if it is null, missing or 0."""
         return 0 if self.raw.get(name) in (None, 0) else self.count(name)
 
     def number(self, name: str, default: float) -> float:
-        """`default` where it is null or missing."""
+        """Return a number; `default` if it is null or missing."""
         value = self.raw.get(name)
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool):
             self.refuse(f"{name} must be a number, not {value!r}")
         if not abs(value) <= _LARGEST:  # not a number either
-            self.refuse(f"{name} {value!r} is no number below {_LARGEST}")
+            self.refuse(f"{name} {value!r} is not a number below {_LARGEST}")
         return float(value)
 
     def positive(self, name: str, default: float) -> float:
-        """A number above 0; `default` where it is null or missing."""
+        """Return a number above 0; `default` if it is null or missing."""
         value = self.number(name, default)
         if value < 1 / _LARGEST:
             self.refuse(f"{name} must be more than 0, not {value!r}")
         return value
 
     def flag(self, name: str) -> bool:
-        """False where it is null or missing."""
+        """Return a flag; False if it is null or missing."""
         value = self.raw.get(name)
         if not isinstance(value, bool | None):
             self.refuse(f"{name} must be true or false, not {value!r}")
         return bool(value)
 
     def text(self, name: str, default: str) -> str:
-        """`default` where it is null or missing."""
+        """Return a string; `default` if it is null or missing."""
         value = self.raw.get(name)
         value = default if value is None else value
         if not isinstance(value, str):
@@ -64,21 +64,21 @@ class Fields:
         return value
 
     def only(self, name: str, served: object) -> None:
-        """CheckpointError where it is something else than null, missing or what is served."""
+        """Raise CheckpointError unless the field is null, missing, or `served`."""
         value = self.raw.get(name)
         if value is not None and value != served:
             self.refuse(f"{name} {value!r} is not served in this architecture, only {served!r}")
 
     def strings(self, name: str) -> list[str]:
-        """Empty where it is null or missing."""
+        """Return a list of strings; empty if it is null or missing."""
         return self._list(name, str, "strings")
 
     def integers(self, name: str) -> list[int]:
-        """Empty where it is null or missing."""
+        """Return a list of integers; empty if it is null or missing."""
         return self._list(name, int, "integers")
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """Empty where it is null or missing."""
+        """Return an object; empty if it is null or missing."""
         value = self.raw.get(name) or {}
         if not isinstance(value, dict):
             self.refuse(f"{name} must be an object, not {value!r}")

@@ -1,7 +1,7 @@
-"""One hex string for a model and its weights: equal on two nodes exactly if their KV blocks are interchangeable.
+"""A fingerprint of a model and its weights, the same on two nodes if and only if their KV blocks are interchangeable.
 
-Fast rather than complete: it reads config.json, the header and size of each shard and samples of its bytes, not all of
-it, so it guards against mistakes (another checkpoint, another fine-tune), not against forgery.
+Fast rather than complete: it covers config.json, and the size, header and samples of the bytes of each shard. So it
+guards against mistakes (another checkpoint, another fine-tune), not against forgery.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "torch_dtype", "dt
 
 
 def fingerprint(model_dir: str | Path, shards: list[Path], *extras: str) -> str:
-    """32 hex digits of config.json and the shards' bytes; `extras` are facts of the run on which KV depends."""
+    """Return 32 hex digits for config.json and the shards; `extras` are further facts on which KV depends."""
     config = read_json(Path(model_dir) / "config.json")
     kept = {name: value for name, value in config.items() if name not in _NOT_OF_THE_MODEL}
     digest = hashlib.sha256(json.dumps([kept, extras], sort_keys=True).encode())

@@ -1,12 +1,13 @@
 """Multi-head latent attention (MLA; DeepSeek-V2, arXiv:2405.04434) in its absorbed form.
 
 A token's cache is one vector of `kv_rank + rope_dim` dimensions: the normed latent, of which the keys and values of all
-heads are linear functions, and a rotated key that all heads share. The linear functions move to the other side:
+heads are linear functions, and a rotated key that all heads share. The linear functions are absorbed by queries and
+outputs:
 
     score_h = (W_uk,h^T q_nope,h) . latent + q_rope,h . rope_key      out_h = W_uv,h (sum of weighted latents)
 
-so attention is that of many queries over one head, whose values are its keys. The vector lies as the kernels rotate:
-[first half of the rope key | first half of the latent | second halves alike]; the latent's frequencies are zero.
+So all query heads attend to a single KV head, whose keys are also its values. Dimensions are ordered for the kernels'
+RoPE: [first half of the rope key | first half of the latent | second halves alike]; the latent has frequency zero.
 """
 
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ from engine.model.rotary import rotary_order
 from engine.model.tensors import TensorReader
 from kernels.api import Kernels, Linear
 
-_EPS = 1e-6  # of both latents' norms, whatever the model's
+_EPS = 1e-6  # of both latents' norms, whatever rms_norm_eps is
 
 
 @dataclass(frozen=True, slots=True)
 class LatentProjection:
-    """[T, H] -> [T, (Hq + 1) * D]: absorbed queries, and what is cached."""
+    """[T, H] -> [T, (Hq + 1) * D]: absorbed queries, and the vector that is cached."""
 
-    down: Linear  # [T, H] -> query latent, or queries | key latent | rope key
-    sizes: list[int]  # of down's three
+    down: Linear  # [T, H] -> query latent (or queries) | key latent | rope key
+    sizes: list[int]  # of these three
     q_norm: Tensor | None  # of the query latent, fp32
     up: Linear | None  # query latent -> queries, [T, Hq * (nope + rope)]
     kv_norm: Tensor
@@ -71,7 +72,7 @@ class LatentAttentionLoader:
         self._latent_dims = dims[:, rope_dim // 2 :].flatten()
 
     def load(self, name: str) -> AttentionWeights:
-        """That of the tensors under `name`; CheckpointError names file and tensor."""
+        """Read the attention with tensors under `name`; CheckpointError names file and tensor."""
         reader, packer, config, latent = self._reader, self._packer, self._config, self._latent
         num_queries = config.num_heads * (latent.nope_dim + latent.rope_dim)
         rank = latent.query_rank
@@ -94,7 +95,7 @@ class LatentAttentionLoader:
         return AttentionWeights(qkv, None, None, o)
 
     def _down(self, name: str, sizes: list[int]) -> Linear:
-        """From the hidden state to the query latent (or the queries), the key latent and the rope key, as one."""
+        """Read the fused product from the hidden state to query latent (or queries), key latent and rope key."""
         reader, hidden, latent = self._reader, self._config.hidden_size, self._latent
         query, key = f"{name}.{'q_a_proj' if latent.query_rank else 'q_proj'}", f"{name}.kv_a_proj_with_mqa"
         parts = {f"{query}.weight": sizes[0], f"{key}.weight": latent.kv_rank + latent.rope_dim}
@@ -102,18 +103,19 @@ class LatentAttentionLoader:
         if not self._config.qkv_bias:
             return self._packer.linear(weight)
         bias = torch.zeros(len(weight), dtype=reader.dtype, device=reader.device)
-        if latent.query_rank:  # queries straight from the hidden state have none
+        if latent.query_rank:  # queries computed directly from the hidden state have no bias
             reader.read_into(bias[: sizes[0]], f"{query}.bias")
         reader.read_into(bias[sizes[0] :], f"{key}.bias")
         return self._packer.linear(weight, self._ordered(bias))
 
     def _ordered(self, rows: Tensor) -> Tensor:
-        """The last `rope_dim` rows in the order in which they rotate."""
+        """Reorder the last `rope_dim` rows for the kernels' RoPE."""
         still = len(rows) - self._latent.rope_dim
         return torch.cat((rows[:still], rows[still:][self._rope_order.to(rows.device)]))
 
     def _head_weights(self, name: str) -> tuple[Tensor, Tensor]:
-        """Per head: from a query to the cached vector's dimensions [Hq, D, nope + rope], and from those to values."""
+        """Read, per head, the map from a query to the cached vector's dimensions, [Hq, D, nope + rope], and the map
+        from these to values, [Hq, value_dim, D]."""
         reader, config, latent = self._reader, self._config, self._latent
         num_heads, nope, rank = config.num_heads, latent.nope_dim, latent.kv_rank
         rows = num_heads * (nope + latent.value_dim)

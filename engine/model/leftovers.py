@@ -1,8 +1,8 @@
-"""Tensors of a checkpoint that no part of its model has read: signs that config.json does not say all of it.
+"""Warns of tensors of a checkpoint that were not read: signs that config.json does not describe all of the model.
 
-Numbers are then not those of the model that was trained, as where biases or norms are left out, so they are named.
-Known and no loss are: what is computed from config.json, layers that only draft tokens, how activations or a cache
-would be rounded, and biases of zeros, which some quantizers write.
+If biases or norms are left out, for example, the outputs are not those of the model that was trained. Not worth a
+warning are tensors that can be computed from config.json, layers that only draft tokens, scales for quantising
+activations or the cache, and biases of zeros, which some quantizers write.
 """
 
 import logging
@@ -19,14 +19,14 @@ _log = logging.getLogger(__name__)
 
 
 def warn(checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """Log what is left of a checkpoint once the model has read its tensors; nothing where none of it matters."""
+    """Log the tensors that the model has not read, once it has read all that it needs; only those that matter."""
     left = [name for name in checkpoint.unread() if _matters(name, checkpoint, config)]
     kinds = Counter(re.sub(r"\d+", "*", name) for name in left)
     if kinds:
         named = ", ".join(f"{kind} ({number})" for kind, number in kinds.most_common(_MOST_NAMED))
         more = f", and {len(kinds) - _MOST_NAMED} kinds more" if len(kinds) > _MOST_NAMED else ""
         _log.warning(
-            "outputs may be wrong: %s, as config.json describes it, uses no %s%s", config.architecture, named, more
+            "outputs may be wrong: %s, as config.json describes it, does not use %s%s", config.architecture, named, more
         )
 
 

@@ -1,4 +1,4 @@
-"""What the config.json of each family with experts says of them."""
+"""The mixtures of experts of each family, from its config.json."""
 
 from engine.model.architecture import MixtureConfig
 from engine.model.fields import Fields
@@ -18,7 +18,7 @@ def mixtral(fields: Fields, num_layers: int) -> MixtureConfig:
 
 
 def qwen3_moe(fields: Fields, num_layers: int) -> MixtureConfig:
-    """Some layers may be dense: those named, and all but every n-th."""
+    """Some layers may be dense: those in mlp_only_layers, and all but every n-th."""
     dense, step = fields.integers("mlp_only_layers"), fields.count("decoder_sparse_step")
     experts_per_token = fields.count("num_experts_per_tok")
     return MixtureConfig(
@@ -30,7 +30,7 @@ def qwen3_moe(fields: Fields, num_layers: int) -> MixtureConfig:
 
 
 def gpt_oss(fields: Fields, num_layers: int) -> MixtureConfig:
-    """All layers are mixtures; the experts' activation is a kernel, with its constants."""
+    """All layers are mixtures. The constants of the experts' activation are fixed in the kernels."""
     if (fields.number("swiglu_alpha", 1.702), fields.number("swiglu_limit", 7.0)) != (1.702, 7.0):
         fields.refuse("swiglu_alpha other than 1.702 and swiglu_limit other than 7 are not served")
     return MixtureConfig(
@@ -45,7 +45,7 @@ def gpt_oss(fields: Fields, num_layers: int) -> MixtureConfig:
 
 
 def _deepseek(fields: Fields, num_layers: int, routing: Routing, *, correction_bias: bool) -> MixtureConfig:
-    """The first layers are dense; experts that all tokens go to are one, as wide as all of them."""
+    """The first layers are dense. The shared experts are computed as one feed-forward, as wide as all of them."""
     fields.only("moe_layer_freq", 1)
     ffn_size, first = fields.count("moe_intermediate_size"), fields.optional_count("first_k_dense_replace")
     return MixtureConfig(
@@ -60,7 +60,7 @@ def _deepseek(fields: Fields, num_layers: int, routing: Routing, *, correction_b
 
 
 def deepseek_v2(fields: Fields, num_layers: int) -> MixtureConfig:
-    """Softmax scores, and the best expert of a group stands for it."""
+    """Softmax scores; the score of a group is that of its best expert."""
     method = fields.raw.get("topk_method")
     if method not in ("greedy", "group_limited_greedy"):
         fields.refuse(f"topk_method {method!r} is neither greedy nor group_limited_greedy")
@@ -77,7 +77,7 @@ def deepseek_v2(fields: Fields, num_layers: int) -> MixtureConfig:
 
 
 def deepseek_v3(fields: Fields, num_layers: int) -> MixtureConfig:
-    """Sigmoid scores, corrected for the choice, and the best two experts of a group stand for it."""
+    """Sigmoid scores, with a correction for the choice; the score of a group is that of its best two experts."""
     fields.only("scoring_func", "sigmoid")
     fields.only("topk_method", "noaux_tc")
     routing = Routing(

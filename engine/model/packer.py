@@ -1,4 +1,4 @@
-"""Laying a layer's weights out with the kernels, rounded to so many bits where that is asked for."""
+"""Packs a layer's weights with the kernels, quantised if that was asked for."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from kernels.api import Activation, Experts, Kernels, Linear
 
 
 class Packer:
-    """The kernels of one model, and the bits of its weights; ConfigError where a weight cannot be rounded to them."""
+    """The kernels of one model, and the bits of its weights; ConfigError if a weight cannot be quantised to them."""
 
     def __init__(self, kernels: Kernels, bits: int) -> None:
         self.kernels = kernels

@@ -1,4 +1,4 @@
-"""Which format a checkpoint's weights have, from the `quantization_config` of its config.json.
+"""The format of a checkpoint's weights, from the `quantization_config` of its config.json.
 
 | quant_method | read | written by |
 |---|---|---|
@@ -6,9 +6,9 @@
 | gptq | 4 and 8 bits, in any order of groups (`desc_act`), formats 1 and 2 | AutoGPTQ, GPTQModel |
 | awq | 4 bits, version "gemm" | AutoAWQ |
 | compressed-tensors | FP8, int8, packed 4 and 8 bits; one scheme for all linears | llm-compressor |
-| mxfp4 | experts of GPT-OSS, which bring their own names | |
+| mxfp4 | experts of GPT-OSS, whose tensors have names of their own | |
 
-How activations would be rounded is not followed: they are not.
+Settings for quantising activations are ignored: activations are never quantised.
 """
 
 import json
@@ -22,7 +22,7 @@ _BITS = (4, 8)
 
 
 def quantization(fields: Fields, architecture: str) -> Quantized | None:
-    """None where linears are stored as they are; CheckpointError for what is not served."""
+    """Return the format of linears, or None if they are not quantised. CheckpointError if it is not served."""
     raw = fields.mapping("quantization_config")
     config = Fields(fields.path, raw, {})
     method = config.text("quant_method", "")
@@ -66,7 +66,7 @@ def _compressed(config: Fields) -> Quantized:
     if sparsity.get("format", "dense") != "dense":
         config.refuse(f"sparsity_config with format {sparsity['format']!r} is not served")
     places = re.findall(r'"location": "(\w+)"', json.dumps(config.mapping("transform_config")))
-    if not all(place.startswith("weight_") for place in places):  # those are in the weights already
+    if not all(place.startswith("weight_") for place in places):  # these have been applied to the weights
         config.refuse(f"transform_config of compressed-tensors with location {places} is not served")
     scheme = Fields(config.path, weights[0], {})
     symmetric = scheme.raw.get("symmetric", True) is True
@@ -81,7 +81,7 @@ def _compressed(config: Fields) -> Quantized:
 
 
 def _strategy(scheme: Fields) -> tuple[int, int]:
-    """Outputs and inputs that share a scale."""
+    """How many outputs and inputs share a scale; 0: all of them."""
     strategy = scheme.text("strategy", "")
     if strategy == "block":
         return _block(scheme, scheme.integers("block_structure"))
@@ -95,7 +95,7 @@ def _strategy(scheme: Fields) -> tuple[int, int]:
 
 def _block(config: Fields, sizes: list[Any]) -> tuple[int, int]:
     if len(sizes) != 2 or min(sizes) < 1:
-        config.refuse(f"a block of weights has two sizes, not {sizes}")
+        config.refuse(f"a block of weights must have two positive sizes, not {sizes}")
     return sizes[0], sizes[1]
 
 
@@ -107,7 +107,7 @@ def _bits(config: Fields, name: str) -> int:
 
 
 def _group_size(config: Fields, name: str = "group_size") -> int:
-    """0 where all inputs share a scale, which is written as -1."""
+    """The number of inputs that share a scale; 0 if all do, which config.json writes as -1."""
     return 0 if config.raw.get(name) == -1 else config.count(name)
 
 

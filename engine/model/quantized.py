@@ -1,7 +1,6 @@
-"""The formats of quantised checkpoints: which tensors stand for the weight of a linear, and what they stand for.
+"""The formats of quantised checkpoints: which tensors store the weight of a linear, and how to dequantise them.
 
-Their shapes follow from that of the weight. Which format a checkpoint has is the business of
-`engine.model.quantization`.
+Their shapes follow from that of the weight. `engine.model.quantization` determines the format of a checkpoint.
 """
 
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from engine.model.dequantize import WORD_BITS, in_blocks, in_groups, unpacked
 
 _NARROW = ("F8_E4M3", "I8")
 AWQ_BITS = 4
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # which four bits of a word, from the lowest, each of eight outputs has
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of each of eight outputs: its place in a word, in 4 bits from the lowest
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The tensors of one linear."""
+    """The tensors that store one linear."""
 
     checkpoint: Checkpoint
     linear: str
@@ -31,42 +30,42 @@ class Parts:
         return f"{self.linear}.{part}" in self.checkpoint
 
     def read(self, part: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False) -> Tensor:
-        """As `Checkpoint.tensor` reads it, on the device."""
+        """As `Checkpoint.tensor`, copied to the device."""
         return self.checkpoint.tensor(f"{self.linear}.{part}", shape, types, reshaped=reshaped).to(self.device)
 
     def words(self, part: str, *shape: int) -> Tensor:
-        """int32."""
+        """Read a tensor of int32."""
         return self.read(part, shape, ("I32",))
 
     def group_of(self, part: str, num_inputs: int, size: int) -> Tensor:
-        """The group of each input: neighbours, `size` of them, unless a tensor of that name says otherwise."""
+        """The group of each input: `size` neighbours form a group, unless the tensor `part` says otherwise."""
         if part not in self:
             return torch.arange(num_inputs, device=self.device) // size
         groups = self.read(part, (num_inputs,), ("I32", "I64")).long()
         num_groups = -(-num_inputs // size)
         if groups.min() < 0 or groups.max() >= num_groups:
-            self.checkpoint.refuse(f"{self.linear}.{part}", f"names a group that is none of {num_groups}")
+            self.checkpoint.refuse(f"{self.linear}.{part}", f"names a group outside the {num_groups} that there are")
         return groups
 
 
 class Quantized(Protocol):
-    """A format."""
+    """A format of quantised linears."""
 
     @property
     def part(self) -> str:
-        """The tensor by which a linear is known to be in it."""
+        """The tensor whose presence shows that a linear is in this format."""
 
     @property
     def values_per_word(self) -> int:
         """Weights in an int32."""
 
     def widened(self, parts: Parts, num_outputs: int, num_inputs: int) -> Tensor:
-        """[out, in], fp32 or a type of FLOATS; CheckpointError names file and tensor."""
+        """Dequantise to [out, in], fp32 or a type of FLOATS; CheckpointError names file and tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """Weights in FP8 or int8; `block` outputs and inputs share a scale, 0 being all of them."""
+    """Weights in FP8 or int8; `block` outputs and inputs share a scale (0: all of them)."""
 
     block: tuple[int, int]
     scales: str = "weight_scale"
@@ -74,7 +73,7 @@ class Scaled:
     values_per_word: int = 1
 
     def widened(self, parts: Parts, num_outputs: int, num_inputs: int) -> Tensor:
-        """Linears that were left out are as they are."""
+        """Dequantise; linears that were not quantised are returned as they are."""
         shape = num_outputs, num_inputs
         weight = parts.read(self.part, shape, (*FLOATS, *_NARROW))
         if weight.element_size() > 1:
@@ -86,11 +85,11 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class GPTQ:
-    """Words of several inputs; `group_size` inputs share a scale and a zero, 0 being all of them."""
+    """Words of several inputs; `group_size` inputs share a scale and a zero point (0: all of them)."""
 
     bits: int
     group_size: int
-    zero_offset: int  # zeros are stored less so much
+    zero_offset: int  # subtracted from zero points before they were stored
     part: str = "qweight"
 
     @property
@@ -111,7 +110,7 @@ class GPTQ:
 
 @dataclass(frozen=True, slots=True)
 class AWQ:
-    """Words of eight outputs in an order of their own; `group_size` inputs share a scale and a zero."""
+    """Words of eight outputs in the order _AWQ_ORDER; `group_size` inputs share a scale and a zero point."""
 
     group_size: int
     part: str = "qweight"
@@ -133,7 +132,7 @@ class AWQ:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """compressed-tensors' words of several inputs, all numbers stored more by half of their range."""
+    """compressed-tensors' words of several inputs. Half of the range is added to numbers before they are stored."""
 
     bits: int
     group_size: int
@@ -146,7 +145,7 @@ class Packed:
         return WORD_BITS // self.bits
 
     def widened(self, parts: Parts, num_outputs: int, num_inputs: int) -> Tensor:
-        """Stored as [out, in], the last word filled up."""
+        """Stored as [out, in], with padding in the last word."""
         size, half = self.group_size or num_inputs, 2 ** (self.bits - 1)
         num_groups = -(-num_inputs // size)
         words = parts.words(self.part, num_outputs, -(-num_inputs // self.values_per_word))

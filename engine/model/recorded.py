@@ -1,8 +1,8 @@
-"""Decode steps on a CPU without Python between their ops: recorded for each number of rows when it first comes.
+"""Decode steps on a CPU without Python between their ops: recorded for each number of rows when that first occurs.
 
-A small model's step takes milliseconds, a tenth or more of which would be Python's (ADR 28). Other steps (prefill, or a
-hook between layers) run as they are, and so do all steps of a model that takes more than compiled kernels between its
-layers.
+A small model's step takes milliseconds, a tenth or more of which Python would take (ADR 28). Other steps (prefill, or
+with a hook between layers) run without a recording, and so do all steps of a model that needs more than compiled
+kernels between its layers.
 """
 
 import logging
@@ -17,17 +17,17 @@ from engine.model.step_buffers import StepBuffers
 from kernels.cpu.kernels import CPUKernels
 from kernels.cpu.recording import NotRecordable, Recording
 
-MAX_ROWS = 32  # of larger steps Python's part is small
+MAX_ROWS = 32  # in larger steps Python's share is small
 
 _log = logging.getLogger(__name__)
 
 
 class RecordedDecoder:
-    """A `Decoder` whose decode steps are replayed. What `hidden` returns holds until its next call."""
+    """A `Decoder` that replays decode steps. The result of `hidden` is valid until its next call."""
 
     def __init__(self, decoder: Decoder, config: EngineConfig, kernels: CPUKernels) -> None:
         self._decoder = decoder
-        self._max_rows = min(config.max_num_seqs, MAX_ROWS)  # 0 where steps cannot be recorded
+        self._max_rows = min(config.max_num_seqs, MAX_ROWS)  # 0 if steps cannot be recorded
         self._record = kernels.recorder(self._max_rows)
         self._buffers = StepBuffers(self._max_rows, config)
         self._embedded = decoder.embedded(torch.zeros(self._max_rows, dtype=torch.int64))

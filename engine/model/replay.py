@@ -1,4 +1,4 @@
-"""Decode steps without Python between their ops, where that can be had: graphs on GPUs, recordings on CPUs."""
+"""Decode steps without Python between their ops, where that is possible: CUDA graphs on GPUs, recordings on CPUs."""
 
 from baton.process.settings import EngineFlags
 from engine.config import EngineConfig
@@ -12,7 +12,7 @@ AnyDecoder = Decoder | GraphedDecoder | RecordedDecoder
 
 
 def replaying(decoder: Decoder, config: EngineConfig, kernels: Kernels, flags: EngineFlags) -> AnyDecoder:
-    """The decoder, or one that replays its decode steps."""
+    """Wrap the decoder in one that replays its decode steps, where that is possible."""
     if config.device.startswith("cuda") and flags.cuda_graphs:
         return GraphedDecoder(decoder, config, CudaCapture())
     return RecordedDecoder(decoder, config, kernels) if isinstance(kernels, CPUKernels) else decoder

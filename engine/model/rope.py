@@ -1,6 +1,6 @@
-"""What a config.json says of rotary position embedding: base, scaling, and how far the context reaches.
+"""Rotary position embedding as config.json describes it: base, scaling, and context length.
 
-The frequencies that follow from it are the business of `engine.model.rotary`.
+`engine.model.rotary` computes the frequencies.
 """
 
 import math
@@ -29,7 +29,7 @@ _NOT_OF_A_KIND = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """Base and scaling. `values` holds the numbers that belong to `kind`."""
+    """Base and scaling of a rotary embedding. `values` holds the parameters that belong to `kind`."""
 
     kind: str = "default"
     theta: float = 10000.0
@@ -39,7 +39,7 @@ class RopeConfig:
 
     @classmethod
     def from_json(cls, path: Path, raw: Mapping[str, Any], longrope_alias: str = "") -> "RopeConfig":
-        """From `rope_parameters`, where what they leave out may stand beside them, as before transformers 5."""
+        """Read `rope_parameters`; what is missing there may be at the top level, as before transformers 5."""
         model = Fields(path, raw, {})
         scaling = dict(model.mapping("rope_parameters"))
         if any(isinstance(value, dict) for value in scaling.values()):
@@ -71,17 +71,17 @@ class RopeConfig:
 
     @property
     def factor(self) -> float:
-        """By how much the context is stretched."""
+        """The factor by which the context is extended."""
         return float(self.values.get("factor", 1.0))
 
     @property
     def original_length(self) -> int:
-        """Positions that the model was first trained on."""
+        """The context length that the model was first trained on."""
         return int(self.values.get("original_max_position_embeddings") or self.max_position_embeddings)
 
     @property
     def max_length(self) -> int:
-        """Longest context that may be asked for."""
+        """The longest context that may be asked for."""
         if self.kind == "yarn":
             return max(self.max_position_embeddings, int(self.original_length * self.factor))
         if self.kind in ("linear", "dynamic"):
@@ -90,32 +90,32 @@ class RopeConfig:
 
     @property
     def default_length(self) -> int:
-        """Context where none is asked for. Dynamic scaling knows no end, so it has to be asked for."""
+        """The context length if none is asked for. Dynamic scaling has no limit, so more has to be asked for."""
         return self.max_position_embeddings if self.kind == "dynamic" else self.max_length
 
     @property
     def score_factor(self) -> float:
-        """What scaling with `mscale_all_dim` multiplies the scores of latent attention by, as in DeepSeek-V2."""
+        """The factor on the scores of latent attention, from `mscale_all_dim`, as in DeepSeek-V2."""
         all_dim = self.values.get("mscale_all_dim")
         return mscale(self.factor, all_dim) ** 2 if all_dim and self.kind != "default" else 1.0
 
     @property
     def stretches_after(self) -> int:
-        """Tokens beyond which a request is stretched: all its positions rotate otherwise. 0: none ever is."""
+        """Tokens beyond which a request is stretched: all its positions get another rotation. 0: never."""
         if self.kind == "longrope":
             return self.original_length
         return self.max_position_embeddings if self.kind == "dynamic" else 0
 
     def variant(self, length: int) -> str:
-        """What of the frequencies follows from the longest request (`length`); "" where nothing does."""
+        """What in the frequencies depends on the longest request (`length`); "" if nothing does."""
         return f"rope over {length}" if self.kind == "dynamic" and length > self.stretches_after else ""
 
     def check(self, path: Path, rotary_dim: int) -> None:
-        """CheckpointError unless a head's `rotary_dim` dimensions can be rotated as this says."""
+        """Raise CheckpointError unless `rotary_dim` dimensions of a head can be rotated with these parameters."""
         if rotary_dim % 2 or not rotary_dim or self.partial > 1:
-            raise CheckpointError(f"{path}: partial_rotary_factor {self.partial} makes {rotary_dim} dimensions rotate")
+            raise CheckpointError(f"{path}: partial_rotary_factor {self.partial} would rotate {rotary_dim} dimensions")
         if self.kind == "dynamic" and rotary_dim == 2:
-            raise CheckpointError(f"{path}: RoPE scaling 'dynamic' needs more than 2 dimensions that rotate")
+            raise CheckpointError(f"{path}: RoPE scaling 'dynamic' needs more than 2 rotated dimensions")
         if self.kind == "longrope":
             for name in ("short_factor", "long_factor"):
                 factors = self.values.get(name)
@@ -126,9 +126,9 @@ class RopeConfig:
 
 
 def _check_numbers(fields: Fields, kind: str, theta: float) -> None:
-    """CheckpointError for numbers, each of them positive, from which no frequencies follow."""
+    """Raise CheckpointError for parameters, each of them positive, that do not give frequencies."""
     original = fields.number("original_max_position_embeddings", 2.0)
-    if not (2 if kind == "longrope" else 1) <= original < 2**31:  # its logarithm is divided by
+    if not (2 if kind == "longrope" else 1) <= original < 2**31:  # longrope divides by its logarithm
         fields.refuse(f"original_max_position_embeddings {original} is too small or too large")
     if kind == "yarn" and theta == 1:
         fields.refuse("rope_theta 1.0 gives no frequencies for RoPE scaling 'yarn'")

@@ -1,8 +1,8 @@
 """The rotary tables that the kernels read: frequencies of each scaling, and the order of a head's dimensions.
 
-Formulas: RoPE arXiv:2104.09864; linear and dynamic (NTK) scaling as Hugging Face has them; YaRN arXiv:2309.00071;
-LongRoPE arXiv:2402.13753; llama3 as in Meta's Llama 3.1. The rotation itself is a kernel, and knows one arrangement:
-dimension i of a head turns with dimension i + D/2. `rotary_order` says how to bring a head into it.
+Formulas: RoPE arXiv:2104.09864; linear and dynamic (NTK) scaling as in Hugging Face's transformers; YaRN
+arXiv:2309.00071; LongRoPE arXiv:2402.13753; llama3 as in Meta's Llama 3.1. The rotation is a kernel, which always
+rotates dimension i of a head with dimension i + D/2; `rotary_order` reorders a head's dimensions for that.
 """
 
 import math
@@ -17,10 +17,10 @@ from engine.model.rope import RopeConfig, mscale
 
 
 def rotary_order(head_dim: int, rotary_dim: int, *, interleaved: bool) -> Tensor:
-    """[head_dim] int64: which dimension of a checkpoint's head goes where, so that i turns with i + head_dim/2.
+    """The order of a checkpoint head's dimensions, [head_dim] int64, in which i is rotated with i + head_dim/2.
 
-    The first `rotary_dim` dimensions of the checkpoint's head turn: i with i + rotary_dim/2, or neighbours where they
-    are interleaved. Scores are the same in any order of the dimensions of both queries and keys.
+    In the checkpoint the first `rotary_dim` dimensions are rotated: i with i + rotary_dim/2, or with its neighbour if
+    `interleaved`. Scores do not change if queries and keys are reordered alike.
     """
     turning = torch.arange(rotary_dim)
     first, second = (turning[0::2], turning[1::2]) if interleaved else turning.chunk(2)
@@ -29,9 +29,9 @@ def rotary_order(head_dim: int, rotary_dim: int, *, interleaved: bool) -> Tensor
 
 
 def layer_tables(model: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The table [rows, head_dim] of each layer; layers that rotate alike share theirs.
+    """Make the table [rows, head_dim] of each layer; layers with the same rotation share one.
 
-    Row p is position p. Rows of stretched requests follow, where there can be any: from `model.stretches_after` on.
+    Row p is position p. Rows for stretched requests, if there can be any, follow from `model.stretches_after` on.
     """
 
     def table(rope: RopeConfig) -> Tensor:
@@ -47,10 +47,10 @@ def layer_tables(model: ModelConfig, length: int, device: torch.device) -> tuple
 
 
 def cos_sin_table(rope: RopeConfig, rotary_dim: int, head_dim: int, length: int, *, stretched: bool = False) -> Tensor:
-    """[length, head_dim] fp32: cosines of each frequency, then sines; what does not turn has cosine 1 and sine 0.
+    """Make a table [length, head_dim] fp32: cosines, then sines; a dimension that is not rotated has 1 and 0.
 
-    LongRoPE has other factors for `stretched` requests. Dynamic scaling would have another base for each length; a
-    cached key cannot be rotated again, so all stretched requests have that of the longest (`length`).
+    LongRoPE has other factors for `stretched` requests. Dynamic scaling would use another base for each length; but a
+    cached key cannot be rotated again, so all stretched requests use the base of the longest (`length`).
     """
     frequencies, attention_factor = _frequencies(rope, rotary_dim, length if stretched else 0)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
@@ -61,7 +61,7 @@ def cos_sin_table(rope: RopeConfig, rotary_dim: int, head_dim: int, length: int,
 
 
 def _frequencies(rope: RopeConfig, rotary_dim: int, stretched_to: int) -> tuple[Tensor, float]:
-    """[rotary_dim / 2] radians per position, and the factor on cosines and sines. `stretched_to` 0: not at all."""
+    """Return radians per position [rotary_dim / 2], and a factor on cosines and sines. `stretched_to` 0: it is not."""
     plain = _plain(rope.theta, rotary_dim)
     if rope.kind == "linear":
         return plain / rope.factor, 1.0
@@ -78,7 +78,7 @@ def _frequencies(rope: RopeConfig, rotary_dim: int, stretched_to: int) -> tuple[
 
 
 def _plain(theta: float, rotary_dim: int) -> Tensor:
-    """Radians per position, falling from 1 to nearly 1 / theta."""
+    """Radians per position, falling from 1 to almost 1 / theta."""
     return 1.0 / theta ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
 
 
@@ -89,7 +89,7 @@ def _dynamic_theta(rope: RopeConfig, rotary_dim: int, length: int) -> float:
 
 
 def _llama3(rope: RopeConfig, rotary_dim: int) -> Tensor:
-    """Long wavelengths divided by `factor`, short ones kept, those between blended."""
+    """Divide the frequencies of long wavelengths by `factor`, keep those of short ones, and blend in between."""
     plain = _plain(rope.theta, rotary_dim)
     low, high = float(rope.values["low_freq_factor"]), float(rope.values["high_freq_factor"])
     turns = rope.original_length * plain / (2 * math.pi)  # of each frequency over the original context
@@ -98,7 +98,7 @@ def _llama3(rope: RopeConfig, rotary_dim: int) -> Tensor:
 
 
 def _yarn(rope: RopeConfig, rotary_dim: int) -> Tensor:
-    """Frequencies that turn often are kept, those that turn rarely divided by `factor`, with a ramp between."""
+    """Keep frequencies with many turns in the original context, divide those with few by `factor`; a ramp between."""
     plain = _plain(rope.theta, rotary_dim)
 
     def dimension(turns: float) -> float:

@@ -1,6 +1,6 @@
-"""Which experts a token goes to, and with what weights: one function for all served mixtures.
+"""Routing of tokens to experts: one function for all served mixtures.
 
-A row of the result depends on that row of the logits alone, and nothing waits for a device.
+A row of the result depends on that row of the logits alone, and nothing waits for the device.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ Score = Literal["softmax", "sigmoid", "chosen"]
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """How a mixture routes.
+    """How a mixture routes tokens.
 
-    score: softmax or sigmoid over all experts; or "chosen": softmax over the chosen ones alone.
+    score: softmax or sigmoid over all experts; or "chosen": softmax over the chosen experts alone.
     A token may be limited to the experts of its best `groups_per_token` groups; the score of a group is the sum of its
-    `scores_per_group` best experts (DeepSeek-V2, arXiv:2405.04434; V3, arXiv:2412.19437).
+    `scores_per_group` best scores (DeepSeek-V2, arXiv:2405.04434; V3, arXiv:2412.19437).
     """
 
     experts_per_token: int
     score: Score = "softmax"
-    normalized: bool = False  # weights of a token sum to 1, before `scale`
+    normalized: bool = False  # a token's weights sum to 1, before `scale`
     scale: float = 1.0
     num_groups: int = 1
     groups_per_token: int = 1
@@ -31,9 +31,9 @@ class Routing:
 
 
 def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """[T, E] fp32 -> experts [T, K] int64 and their weights [T, K] fp32.
+    """Route by logits [T, E] fp32; returns experts [T, K] int64 and their weights [T, K] fp32.
 
-    `correction` [E] fp32 is added to the scores for the choice, and not to the weights.
+    `correction` [E] fp32 is added to the scores for choosing experts, but not to the weights.
     """
     if routing.score == "chosen":
         values, experts = logits.topk(routing.experts_per_token, dim=-1)
@@ -50,12 +50,12 @@ def route(logits: Tensor, routing: Routing, correction: Tensor | None = None) ->
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    """As a softmax of two: on a CPU `sigmoid` rounds the last elements of a tensor otherwise than the others."""
+    """As a softmax of two, since on a CPU `sigmoid` rounds a tensor's last elements (the SIMD tail) differently."""
     return torch.stack((x, torch.zeros_like(x)), dim=-1).softmax(-1)[..., 0]
 
 
 def _within_best_groups(choice: Tensor, routing: Routing) -> Tensor:
-    """[T, E], minus infinity outside the groups of each token."""
+    """Return `choice` [T, E] with minus infinity outside each token's best groups."""
     groups = choice.view(len(choice), routing.num_groups, -1)  # [T, groups, E / groups]
     group_scores = groups.topk(routing.scores_per_group, dim=-1).values.sum(-1)
     best = group_scores.topk(routing.groups_per_token, dim=-1).indices

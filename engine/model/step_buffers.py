@@ -1,4 +1,4 @@
-"""What a decode step reads, at fixed addresses: for steps that are recorded and replayed."""
+"""The inputs of a decode step at fixed addresses, for steps that are recorded and replayed."""
 
 import numpy as np
 import torch
@@ -23,19 +23,19 @@ class StepBuffers:
         self._query_start = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
 
     def fill(self, batch: Batch, size: int) -> None:
-        """The batch's rows, and padding up to `size`."""
+        """Copy the batch's rows, and pad them up to `size` rows."""
         num_rows, num_blocks = batch.meta.block_tables.shape
         self._token_ids[:num_rows].copy_(batch.token_ids)
         self._positions[:num_rows].copy_(batch.positions)
         self._slots[:num_rows].copy_(batch.slots)
         self._seq_lens[:num_rows].copy_(batch.meta.seq_lens)
         self._tables[:num_rows, :num_blocks].copy_(batch.meta.block_tables)
-        if num_rows < size:  # tokens and positions left from other steps do no harm
+        if num_rows < size:  # tokens and positions of earlier steps may stay: they do no harm
             self._slots[num_rows:size].fill_(-1)
             self._seq_lens[num_rows:size].zero_()
 
     def batch(self, size: int) -> Batch:
-        """The first `size` rows, with room for the longest sequences that there may be."""
+        """A batch of the first `size` rows, whose sequences may be of any length."""
         meta = AttentionMeta(
             query_start=self._query_start[: size + 1],
             seq_lens=self._seq_lens[:size],

@@ -1,6 +1,6 @@
-"""A checkpoint's tensors as the decoder wants them: in its type, on its device, widened where they were quantised.
+"""Reads a checkpoint's tensors as the decoder needs them: in its dtype, on its device, dequantised.
 
-Which tensors a layer has is the business of the modules that load it.
+The modules that load layers know which tensors these have.
 """
 
 import math
@@ -15,7 +15,7 @@ _WEIGHT = ".weight"
 
 
 class TensorReader:
-    """All that is read is a copy in memory: a view of the file would fault pages in during the first requests."""
+    """Reads copies into memory: with a view of the file, the first requests would have to wait for page faults."""
 
     def __init__(
         self,
@@ -36,25 +36,25 @@ class TensorReader:
         return f"{name.removesuffix(_WEIGHT)}.{self._quantized.part}" in self.checkpoint
 
     def read(self, name: str, *shape: int) -> Tensor:
-        """A tensor of that shape."""
+        """Read a tensor of that shape, in the decoder's dtype."""
         return self._mapped(name, shape).to(device=self.device, dtype=self.dtype, copy=True)
 
     def wide(self, name: str, *shape: int) -> Tensor:
-        """The same in fp32."""
+        """Read a tensor of that shape in fp32."""
         return self._mapped(name, shape).to(device=self.device, dtype=torch.float32, copy=True)
 
     def read_into(self, target: Tensor, name: str) -> None:
-        """Fill `target`, which says the shape."""
+        """Read a tensor of the shape of `target` into `target`."""
         target.copy_(self._mapped(name, tuple(target.shape)))
 
     def room(self, name: str, *shape: int) -> Tensor:
-        """For parts of `name` that are read one by one; CheckpointError where the files cannot hold so many values."""
+        """Allocate memory for parts of `name` that are read one by one; CheckpointError if the files hold less."""
         if math.prod(shape) > self._num_values:
             self.checkpoint.refuse_size(name, shape)
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def outputs(self, parts: dict[str, int], fused: str, *rest: int) -> Tensor:
-        """The tensors `parts` (with their numbers of rows) under each other; some checkpoints hold that as `fused`."""
+        """Read the tensors `parts` (name: number of rows), concatenated; some checkpoints store them as `fused`."""
         rows = sum(parts.values())
         if fused and not any(name in self for name in parts):
             if not self.checkpoint.has_linear(fused.split(".")[-2]):

@@ -1,5 +1,5 @@
-"""From a checkpoint to the layers of the decoder. What a layer consists of is put together here; its attention and its
-feed-forward are read by their own modules, files by `engine.model.checkpoint`, and laying weights out is the kernels'.
+"""From a checkpoint to the layers of the decoder. This module assembles layers; other modules read their attention and
+feed-forward, `engine.model.checkpoint` reads files, and the kernels pack weights.
 """
 
 import logging
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer. Norm weights are [H] fp32; None where there is no such norm."""
+    """One decoder layer. Norm weights are [H] fp32, or None if the layer has no such norm."""
 
     before_attention: Tensor | None
     projections: AttentionWeights
@@ -40,7 +40,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A whole decoder."""
+    """The weights of a whole decoder."""
 
     embedding: Tensor  # [V, H]
     embedding_scale: float
@@ -50,7 +50,7 @@ class Weights:
 
 
 class WeightLoader:
-    """Reads one model's weights; `progress` hears of the fraction done, 1.0 last."""
+    """Reads the weights of one model."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class WeightLoader:
         device: torch.device,
         bits: int = 16,
     ) -> None:
-        """`bits` 8 or 4 rounds the layers' weights; embedding, output head and routers keep their type."""
+        """`bits` 8 or 4 quantises the layers' weights; embedding, output head and routers keep their dtype."""
         self._config, self._kernels = config, kernels
         self._packer = packer = Packer(kernels, bits)
         self._reader = reader = TensorReader(checkpoint, dtype, device, config.quantized)
@@ -73,7 +73,7 @@ class WeightLoader:
         self._mixture = config.mixture and MixtureLoader(reader, packer, self._wide_kernels(), config, config.mixture)
 
     def load(self, progress: Callable[[float], None]) -> Weights:
-        """All weights, on the device, in its dtype; CheckpointError names file and tensor."""
+        """Read all weights; `progress` is called with the fraction done, last 1.0. CheckpointError names the tensor."""
         config, reader = self._config, self._reader
         reader.checkpoint.check_copies()
         embedding = reader.read("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
@@ -82,7 +82,7 @@ class WeightLoader:
             progress(index / (config.num_layers + 1))
             layers.append(self._layer(index))
         final_norm = reader.wide("model.norm.weight", config.hidden_size) + config.norm_offset
-        scale = torch.tensor(config.embedding_scale, dtype=reader.dtype).item()  # rounded as the model's own code does
+        scale = torch.tensor(config.embedding_scale, dtype=reader.dtype).item()  # rounded as in the model's own code
         lm_head = self._kernels.pack_linear(self._head(embedding), None)
         weights = Weights(embedding, scale, tuple(layers), final_norm, lm_head)
         leftovers.warn(reader.checkpoint, config)
@@ -90,7 +90,7 @@ class WeightLoader:
         return weights
 
     def _head(self, embedding: Tensor) -> Tensor:
-        """[V, H]: the embedding where both are tied, unless the checkpoint brings another, as transformers 5 has it."""
+        """[V, H]: the embedding if tied to it, unless the checkpoint has another output head, as in transformers 5."""
         config, reader = self._config, self._reader
         if config.tie_word_embeddings and _HEAD not in reader:
             return embedding
@@ -99,7 +99,7 @@ class WeightLoader:
             return head
         if torch.equal(head, embedding):
             return embedding
-        _log.warning("%s is used, for it is not the embedding, though config.json ties them", _HEAD)
+        _log.warning("%s differs from the embedding, though config.json ties them: it is used as it is", _HEAD)
         return head
 
     def _layer(self, index: int) -> LayerWeights:
@@ -129,7 +129,7 @@ class WeightLoader:
         return self._reader.wide(f"{prefix}.{name}.weight", self._config.hidden_size) + self._config.norm_offset
 
     def _wide_kernels(self) -> Kernels:
-        """Kernels that compute in fp32: those of a CPU are made for one type."""
+        """Kernels that compute in fp32, since those of a CPU support a single dtype."""
         reader = self._reader
         if reader.dtype is torch.float32 or reader.device.type == "cuda":
             return self._kernels

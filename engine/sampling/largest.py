@@ -1,4 +1,4 @@
-"""The largest values of rows. On a CPU numpy finds them, whose SIMD argmax and sorts are 10 to 20 times torch's."""
+"""The largest values of rows. On a CPU numpy finds them: its SIMD argmax and sorts are 10 to 20 times as fast."""
 
 import numpy as np
 import torch
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def argmax(x: Tensor) -> Tensor:
-    """[S] int64, the place of each row's largest value in fp32 [S, V]; of equals the first."""
+    """Return the index of each row's largest value in fp32 [S, V], [S] int64; of equal values the first."""
     return torch.from_numpy(x.numpy().argmax(-1)) if x.device.type == "cpu" else x.argmax(-1)
 
 
 def top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(values, places) of the k largest of each row, both [S, k], in no order."""
+    """Return (values, places) of the k largest values of each row, both [S, k], in no particular order."""
     if x.device.type != "cpu":
         values, places = x.topk(k, dim=-1, sorted=False)
         return values, places
@@ -20,7 +20,7 @@ def top(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def sort(x: Tensor) -> Tensor:
-    """Each row, largest first."""
+    """Sort each row, largest first."""
     if x.device.type == "cpu":
         return torch.from_numpy(np.sort(x.numpy(), axis=-1)).flip(-1)
     return x.sort(dim=-1, descending=True).values

@@ -1,10 +1,10 @@
-"""What changes logits before a token is drawn: penalties, logit_bias, and the ban on stopping before min_tokens.
+"""Adjustments of logits before a token is drawn: penalties, logit_bias, and no stop before min_tokens.
 
 With c the number of times a token occurs in the output:
     repetition (token in prompt or output):  l / r if l > 0 else l * r
     frequency, presence:                     l - frequency * c - presence * [c > 0]
-then logit_bias is added, and stop tokens get -inf while fewer than min_tokens tokens are out. Where there is a grammar,
-`engine.grammar.masks` says when the output may stop.
+Then logit_bias is added, and stop tokens get -inf while the output has fewer than min_tokens tokens. If there is a
+grammar, `engine.grammar.masks` decides when the output may stop.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ from engine.sampling.token_counts import TokenCounts
 
 
 def adjusts_logits(sampling: SamplingParams) -> bool:
-    """Whether anything is done to the logits of such a request before a token is drawn."""
+    """Whether these parameters change logits before a token is drawn."""
     return bool(_penalises(sampling) or sampling.logit_bias or sampling.min_tokens or sampling.grammar)
 
 
 def adjust(logits: Tensor, requests: Sequence[Request], eos_token_ids: Iterable[int]) -> None:
-    """Change `logits` [S, V] in place, one row per request."""
+    """Adjust `logits` [S, V] in place, one row per request."""
     _penalise(logits, requests)
     _add_bias(logits, requests)
     _ban_stops(logits, requests, frozenset(eos_token_ids))

@@ -1,10 +1,10 @@
 """Noise for sampling that is a function of (seed, position, token) and nothing else.
 
-So a draw depends neither on the batch that it is made in nor on what was drawn before it: a request that is resumed
-elsewhere draws the same, and one whose logits differ by rounding almost always does, too.
+So a draw depends neither on its batch nor on earlier draws: a request that is resumed elsewhere draws the same token,
+and almost always does so even if its logits differ by rounding.
 
-A 64-bit key from seed and position (SplitMix64) is mixed with each token id by multiply and xor-shift, as the
-finaliser of MurmurHash3 does. Statistics are tested, secrecy is not wanted.
+A 64-bit key made from seed and position (SplitMix64) is mixed with each token id by multiplications and xor-shifts, as
+in the finaliser of MurmurHash3. The statistics are tested; the noise need not be secure.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Standard Gumbel noise, fp32. keys: [S, 2] int32 of `make_keys`; token_ids: [V] or [S, V] int32."""
+    """Return standard Gumbel noise, [S, V] fp32. keys: [S, 2] int32 of `make_keys`; token_ids: [V] or [S, V] int32."""
     low, high = keys[:, :1], keys[:, 1:]
     x = _mixed(token_ids).bitwise_xor(low).mul_(_signed(0x9E3779B1))  # [S, V]; int32 products wrap
     x = _xor_shift(x, 15).add_(high).mul_(_signed(0x85EBCA6B))
@@ -25,18 +25,18 @@ def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def uniform(x: Tensor) -> Tensor:
-    """From int32 to odd multiples of 2^-24 within (0, 1): exact in fp32, so that 0 and 1 never occur."""
+    """Map int32 to odd multiples of 2^-24 within (0, 1). These are exact in fp32, so 0 and 1 never occur."""
     return (x >> 9).to(torch.float32).mul_(2.0**-23).add_(0.5 + 2.0**-24)
 
 
 def _mixed(token_ids: Tensor) -> Tensor:
-    """Neighbouring ids spread over all 32 bits."""
+    """Spread neighbouring ids over all 32 bits."""
     x = token_ids * _signed(0x7FEB352D)
     return _xor_shift(x, 16).mul_(_signed(0x846CA68B))
 
 
 def make_keys(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.int32]:
-    """[S, 2] int32 from seeds [S] and positions [S]."""
+    """Hash seeds [S] and positions [S] to keys, [S, 2] int32."""
     with np.errstate(over="ignore"):
         z = _split_mix(seeds + _GOLDEN) + positions.astype(np.uint64) * _GOLDEN
         return np.ascontiguousarray(_split_mix(z)).view(np.int32).reshape(-1, 2)

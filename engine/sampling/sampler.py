@@ -1,8 +1,8 @@
 """From logits to tokens, for all rows of a step at once.
 
-Each row is a pure function of its own logits, parameters, seed and position. A draw is the argmax of
-logits / temperature + Gumbel noise over the tokens that top-k, top-p and min-p leave. These three amount to one cutoff
-per row, found among its NUM_CANDIDATES likeliest tokens where they suffice, in the sorted row where not.
+Each row's token is a pure function of its own logits, parameters, seed and position: the argmax of
+logits / temperature + Gumbel noise over the tokens that top-k, top-p and min-p keep. These three filters amount to one
+cutoff per row. It is found among the NUM_CANDIDATES likeliest tokens if they suffice, else in the whole sorted row.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,7 @@ Draw = Callable[
 
 
 class Logprobs(NamedTuple):
-    """At one output position, of the model's own distribution: before temperature, penalties and filters."""
+    """Log-probabilities at one output position in the model's own distribution, before temperature and penalties."""
 
     logprob: float  # of the drawn token
     top_token_ids: list[int]
@@ -38,7 +38,7 @@ class Logprobs(NamedTuple):
 
 
 class DeviceLogprobs(NamedTuple):
-    """The same before it has come to the host."""
+    """The same on the device."""
 
     logprob: Tensor  # [1]
     top_token_ids: Tensor
@@ -46,25 +46,25 @@ class DeviceLogprobs(NamedTuple):
 
 
 def to_host(logprobs: DeviceLogprobs) -> Logprobs:
-    """Waits where they are not there yet."""
+    """Convert log-probabilities; waits until they are on the host."""
     logprob, top_token_ids, top_logprobs = (part.tolist() for part in logprobs)
     return Logprobs(logprob[0], top_token_ids, top_logprobs)
 
 
 class Filters(NamedTuple):
-    """Parameters of rows that filter, each [S]."""
+    """The filters of some rows, each [S]."""
 
-    top_k: Tensor  # int64; as large as the vocabulary where it is off
+    top_k: Tensor  # int64; the size of the vocabulary where it is off
     top_p: Tensor
     min_p: Tensor
 
     def at(self, index: Tensor) -> "Filters":
-        """Those of some rows."""
+        """The filters of the rows in `index`."""
         return Filters(self.top_k[index], self.top_p[index], self.min_p[index])
 
 
 class Sampler:
-    """Draws tokens; keeps nothing of a request. `failed` are the places of those that the last call could not serve."""
+    """Draws tokens. Has no state of requests; `failed` are the places of those that the last call could not serve."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Sampler:
         masks: GrammarMasks | None = None,
         draw: Draw | None = None,
     ) -> None:
-        """Without `masks` no request may have a grammar. `draw` serves batches in which no row filters."""
+        """Without `masks` no request may have a grammar. `draw`, if any, serves batches without filters."""
         self._rows = rows
         self.failed: list[int] = []
         self._masks = masks
@@ -86,10 +86,10 @@ class Sampler:
     def sample(
         self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]
     ) -> tuple[Tensor, list[DeviceLogprobs]]:
-        """One token per request, [S] int64, from logits [S, V] fp32; and log-probabilities of those that want them.
+        """Draw a token per request, [S] int64, from logits [S, V] fp32; and log-probabilities for those that want them.
 
-        row: [S], of `Rows`. Nothing waits for the device unless a row `waits`. A request whose grammar cannot be
-        followed has an error then, and a token that means nothing.
+        row: [S], indices in `Rows`. Waits for the device only if a row `waits`. A request whose grammar cannot be
+        followed gets an error, and a meaningless token.
         """
         self.failed = []
         original = logits
@@ -111,7 +111,7 @@ class Sampler:
         return logits
 
     def _draw(self, logits: Tensor, row: NDArray[np.int64]) -> Tensor:
-        """[S] int64. Rows with temperature 0 take the likeliest token."""
+        """Draw tokens [S] int64. Rows with temperature 0 take the likeliest token."""
         if self._draw_unfiltered and not self._filters(row).any():
             keys = self._on(make_keys(self._rows.seed[row], self._rows.num_tokens[row]))
             return self._draw_unfiltered(logits, self._on(self._rows.temperature[row]), keys)
@@ -128,7 +128,7 @@ class Sampler:
         return tokens
 
     def _draw_random(self, scaled: Tensor, keys: Tensor, row: NDArray[np.int64]) -> Tensor:
-        """[R] int64 from logits [R, V] already divided by the temperature."""
+        """Draw tokens [R] int64 from logits [R, V] that are already divided by the temperature."""
         rows, vocab_size = self._rows, scaled.shape[1]
         is_plain = ~self._filters(row)
         tokens = torch.empty(len(row), dtype=torch.int64, device=scaled.device)
@@ -143,7 +143,7 @@ class Sampler:
         return tokens
 
     def _filters(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows leave tokens out before the draw."""
+        """Which rows have a filter that can exclude tokens."""
         rows, vocab_size = self._rows, len(self._all_tokens)
         in_top_k = (rows.top_k[row] > 0) & (rows.top_k[row] < vocab_size)
         return in_top_k | (rows.top_p[row] < 1) | (rows.min_p[row] > 0)
@@ -153,15 +153,15 @@ class Sampler:
 
 
 def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
-    """[S] tokens from logits [S, V] under filters."""
+    """Draw tokens [S] from logits [S, V], divided by the temperature, under filters."""
     vocab_size = scaled.shape[1]
     total = log_total(scaled)
     values, ids = largest.top(scaled, min(NUM_CANDIDATES, vocab_size))
     lowest, enough = cutoff(largest.sort(values), total, filters, vocab_size)
-    # Values equal to the least candidate may go on beyond the candidates, so only a higher cutoff is sure.
+    # Tokens beyond the candidates may equal the least of these, so the cutoff is only certain if it is higher.
     least = values.amin(-1)
     enough &= (lowest > least) | (values.shape[1] == vocab_size)
-    enough |= least.isneginf()  # beyond the candidates nothing can be drawn
+    enough |= least.isneginf()  # then no token beyond the candidates can be drawn
     tokens = ids.gather(1, _draw_above(values, ids, lowest, keys).unsqueeze(1)).squeeze(1)
     if not bool(enough.all()):
         rest = (~enough).nonzero().squeeze(1)
@@ -172,10 +172,10 @@ def draw_filtered(scaled: Tensor, keys: Tensor, filters: Filters) -> Tensor:
 
 
 def cutoff(values: Tensor, log_total: Tensor, filters: Filters, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """The lowest logit that stays, [S], and whether these values suffice to know it, [S].
+    """Return the lowest logit that is kept, [S], and whether `values` suffice to determine it, [S].
 
-    values: [S, K] logits, largest first, of `vocab_size`; log_total: [S], logsumexp of the whole row. Top-p counts
-    within what top-k leaves, min-p is relative to the likeliest token.
+    values: [S, K], the largest of `vocab_size` logits in descending order; log_total: [S], logsumexp of the whole row.
+    Top-p is the share of the mass that top-k keeps; min-p is relative to the likeliest token.
     """
     num_values = values.shape[1]
     place = torch.arange(num_values, device=values.device)
@@ -185,7 +185,7 @@ def cutoff(values: Tensor, log_total: Tensor, filters: Filters, vocab_size: int)
     log_kept = torch.where(ends_in_values, within.logsumexp(-1), log_total)
     probabilities = (within - log_kept.unsqueeze(1)).exp()
     before = probabilities.cumsum(-1) - probabilities  # mass of the likelier tokens
-    top_p = torch.where(filters.top_p < 1, filters.top_p, torch.inf)  # 1 is off, whatever rounding makes of the mass
+    top_p = torch.where(filters.top_p < 1, filters.top_p, torch.inf)  # 1 is off, even if the mass is rounded above 1
     in_top_p = (before < top_p.unsqueeze(1)) | (place == 0)
     last = (in_top_k & in_top_p).sum(-1, keepdim=True) - 1
     lowest = torch.maximum(values.gather(1, last).squeeze(1), values[:, 0] + filters.min_p.log())
@@ -196,13 +196,13 @@ def cutoff(values: Tensor, log_total: Tensor, filters: Filters, vocab_size: int)
 
 
 def _draw_above(values: Tensor, ids: Tensor, lowest: Tensor, keys: Tensor) -> Tensor:
-    """[S]: the place of the winner among the values [S, K] of tokens `ids` that are not below `lowest`."""
+    """Draw among the values [S, K] of tokens `ids` that are not below `lowest`; returns places in `values`, [S]."""
     noisy = values + gumbel(keys, ids.to(torch.int32))
     return largest.argmax(noisy.masked_fill_(values < lowest.unsqueeze(1), float("-inf")))
 
 
 def _logprobs(logits: Tensor, token: Tensor, num_top: int) -> DeviceLogprobs:
-    """logits: [V]; token: [1]."""
+    """Log-probabilities of `token` [1] and of the `num_top` likeliest tokens; logits: [V]."""
     total = log_total(logits.unsqueeze(0))
     top_values, top_ids = logits.topk(min(num_top, len(logits)))
     return DeviceLogprobs(logits.gather(0, token) - total, top_ids, top_values - total)

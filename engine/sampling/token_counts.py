@@ -1,4 +1,4 @@
-"""How often each token has occurred in one request: kept up as it grows, for penalties."""
+"""How often each token has occurred in a request, for penalties: updated as the request grows."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class TokenCounts:
-    """Distinct tokens of prompt and output, and how often each occurs in the output."""
+    """The distinct tokens of prompt and output, and how often each occurs in the output."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         distinct = np.unique(np.array(prompt, np.int64))
@@ -19,16 +19,16 @@ class TokenCounts:
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
-        """Distinct tokens seen; a view, valid until the next `catch_up`."""
+        """The distinct tokens so far; a view, valid until the next `catch_up`."""
         return self._token_ids[: self._num_distinct]
 
     @property
     def output_counts(self) -> NDArray[np.int64]:
-        """Occurrences in the output of each of `token_ids`."""
+        """How often each of `token_ids` occurs in the output."""
         return self._counts[: self._num_distinct]
 
     def catch_up(self, token_ids: Sequence[int], num_prompt_tokens: int) -> None:
-        """Count the output tokens of `token_ids` that were not there at the last call."""
+        """Count the output tokens that were added to `token_ids` since the last call."""
         for token_id in token_ids[num_prompt_tokens + self._num_outputs :]:
             place = self._place_of(token_id)  # may replace the array
             self._counts[place] += 1

@@ -1,7 +1,8 @@
-// Products of bf16 rows by tiles of AMX: 16 rows of x, or 16 outputs, by 32 inputs each. Sums are fp32.
+// Linear layers of bf16 on AMX tiles: a tile holds 16 rows of x, or 16 outputs, by 32 inputs. Sums are fp32.
 //
-// Integers are exact in bf16, and are widened once for all rows, unless these are few (amx_few.h). What a tile holds
-// beside a row meets only sums that nobody reads.
+// Integer weights are exact in bf16. Each panel is widened once and used for all rows, unless the rows are too few to
+// repay that (amx_few.h). A tile with fewer than 16 rows of x is filled up with whatever follows them in memory: it
+// only reaches sums that are never stored.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -13,9 +14,9 @@
 
 namespace amx {
 
-constexpr int STEPS_AHEAD = 3; // that integers are widened before they are multiplied
+constexpr int STEPS_AHEAD = 3; // steps from widening integers to multiplying them
 
-// Where the rows of a tile go, from `output` on.
+// Destination of a tile's results: x's rows from `row` on, outputs from `output` on.
 template <class Sink> struct Rows {
     Sink sink;
     int64_t row, output;
@@ -23,11 +24,11 @@ template <class Sink> struct Rows {
     INLINE_MEMBER void fetch(int64_t r) const { sink.fetch(row + r, output); }
 };
 
-constexpr int AT_ONCE = 2; // rows that are fetched, or stored, in a step
+constexpr int AT_ONCE = 2; // rows that are stored, and rows whose destination is prefetched, per step
 
-// Sums by a panel of one group that are not stored yet: they are, a few in a step, while the next tiles are multiplied,
-// which would otherwise stand still meanwhile.
-template <class Sink> struct Waiting {
+// Sums of a panel with a single group of inputs that are still to be stored. A few rows are stored in each step of the
+// next product, since AMX would idle if all were stored at once.
+template <class Sink> struct PendingStores {
     Rows<Sink> to;
     pair by, bias;
     int next = 0, end = 0; // rows
@@ -52,9 +53,10 @@ template <class Sink> struct Waiting {
     }
 };
 
-// Up to 2 * ROWS rows. FIRST: they are the first that meet the panel.
+// Multiplies up to 2 * ROWS rows by a panel; TWO: more than ROWS. FIRST: no rows have met the panel yet, so its weights
+// are to be prefetched and, if they are integers, widened.
 template <class S, bool TWO, bool FIRST, class Sink>
-void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> &to, Waiting<Sink> &waiting) {
+void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> &to, PendingStores<Sink> &pending) {
     const int64_t steps = p.steps(), of_group = p.steps_of_group();
     const bf16 *others = x + ROWS * whole_tiles(p.inputs);
     const int stride = std::min(num_rows, ROWS) * DEPTH, of_others = (num_rows - ROWS) * DEPTH;
@@ -68,29 +70,29 @@ void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> 
         written();
         if (step % of_group == 0) zero<TWO>();
         multiply<TWO>(x + step * stride, others + step * of_others, 64, p.tiles + step * 2 * SIZE);
-        waiting.store_some();
+        pending.store_some();
         for (int64_t r = AT_ONCE * step; r < std::min<int64_t>(AT_ONCE * (step + 1), num_rows); r++) to.fetch(r);
         if ((step + 1) % of_group || of_group == steps) continue;
         store_sums<TWO>(sums);
         add_up(p, step, num_rows, out, [&](int r) { return load_pair(sums[r]); }, to);
     }
-    if (of_group == steps) waiting.template take<S, TWO>(p, num_rows, to);
+    if (of_group == steps) pending.template take<S, TWO>(p, num_rows, to);
 }
 
-// x of bf16 by weights stored as S; see gemm.h.
+// The `Product` (see gemm.h) of x in bf16 by weights stored as S.
 template <class S> struct Product {
     using Storage = S;
     using Scope = amx::Scope;
-    static constexpr int SPARE_FLOATS = amx::ROWS * DEPTH; // tiles of 16 rows are read where there are fewer
+    static constexpr int SPARE_FLOATS = amx::ROWS * DEPTH; // a tile load reads 16 rows even where there are fewer
     static constexpr int ROWS = 2 * amx::ROWS;
 
-    // As few tiles of AMX as can be.
+    // Every tile but the last is full, which makes them as few as possible.
     static int64_t first_row(int64_t tile, int64_t, int64_t rows) { return std::min(tile * ROWS, rows); }
     static int64_t row_floats(int64_t inputs) { return whole_tiles(inputs); }
     static int64_t row_bytes(int64_t inputs) { return whole_tiles(inputs) * sizeof(bf16); }
     static int panels_at_once(int) { return 1; }
 
-    // -> bf16 [16 rows or the others][step][row][DEPTH]; of few rows fp32 [inputs][row]. Missing inputs are 0.
+    // Packs as bf16 [rows / 16][step][row][DEPTH], or as fp32 [inputs][row] for run_few(). Missing inputs are 0.
     template <class Source> static void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
         auto vector = [&](int row, int64_t at) {
             const int some = int(std::clamp<int64_t>(inputs - at, 0, W));
@@ -115,15 +117,15 @@ template <class S> struct Product {
 
     template <class At, class Sink>
     static void run(const Tile *tiles, int n, const Weights &w, At packed_at, int64_t panel, int64_t end, Sink sink) {
-        Waiting<Sink> waiting = {{sink, 0, 0}};
+        PendingStores<Sink> pending = {{sink, 0, 0}};
         bf16 *wide = IN_TILES<S> ? nullptr : scratch<5, bf16>(whole_tiles(w.inputs) * PANEL);
         for (; panel < end; panel++) {
             const S *weight = (const S *)w.panels + panel * panel_size<S>(w.inputs);
             const float *scales = w.scales ? w.scales + panel * (w.inputs / w.group) * PANEL : nullptr;
             const Panel<S> p = {weight, scales, w.bias + panel * PANEL, wide, w.inputs, w.group};
-            for (int i = 0; i < n; i++) run_tile(tiles[i], p, packed_at(i), i == 0, panel * PANEL, waiting);
+            for (int i = 0; i < n; i++) run_tile(tiles[i], p, packed_at(i), i == 0, panel * PANEL, pending);
         }
-        waiting.store_rest();
+        pending.store_rest();
     }
 
   private:
@@ -131,13 +133,13 @@ template <class S> struct Product {
 
     template <class Sink>
     static void run_tile(const Tile &t, Panel<S> p, const float *packed, bool is_first, int64_t output,
-                         Waiting<Sink> &waiting) {
-        const Rows<Sink> to = {waiting.to.sink, t.row, output};
+                         PendingStores<Sink> &pending) {
+        const Rows<Sink> to = {pending.to.sink, t.row, output};
         if constexpr (IN_TILES<S>) p.tiles = p.weight;
         else if (without_tiles(t)) return run_few(p, packed, t.num_rows, to);
         auto run = [&](auto two, auto first) {
             constexpr bool TWO = decltype(two)::value, FIRST = decltype(first)::value;
-            run_panel<S, TWO, FIRST>(p, (const bf16 *)packed, t.num_rows, to, waiting);
+            run_panel<S, TWO, FIRST>(p, (const bf16 *)packed, t.num_rows, to, pending);
         };
         const bool two = t.num_rows > amx::ROWS;
         if (is_first) two ? run(std::true_type(), std::true_type()) : run(std::false_type(), std::true_type());

@@ -1,5 +1,5 @@
-// Few rows of bf16 by integers, without tiles: for so few, integers would be widened, stored and loaded for nothing.
-// Fused multiply-adds give the same sums, see Scope.
+// One or two rows of bf16 by integers, without tiles: so few rows do not repay widening the integers, storing them and
+// loading them as tiles. Fused multiply-adds give the same sums to the bit; see Scope in tiles.h.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -9,9 +9,9 @@
 
 namespace amx {
 
-constexpr int FEW = 2; // rows
+constexpr int FEW = 2; // rows, at most
 
-// Adds the products of N rows with inputs k and k + 1 of a panel.
+// Adds the products of N rows for inputs k and k + 1 of a panel, to sums of their own as TDPBF16PS does.
 template <class S, int N>
 INLINE void multiply_two(const float *x, const S *weight, bool both, pair (&even)[N], pair (&odd)[N]) {
     const pair first = load_pair(weight), second = both ? load_pair(weight + STEP<S>) : pair{};
@@ -23,7 +23,7 @@ INLINE void multiply_two(const float *x, const S *weight, bool both, pair (&even
     }
 }
 
-// N rows by a panel. x: [inputs][N], an even number.
+// Multiplies N rows by a panel. x: [inputs][N], zero-padded to whole steps.
 template <class S, int N, class Sink> void run_few(const Panel<S> &p, const float *x, Sink sink) {
     const int64_t steps = p.steps(), of_group = p.steps_of_group();
     float out[N][PANEL];

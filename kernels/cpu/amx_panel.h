@@ -1,5 +1,5 @@
-// A panel of weights that a thread multiplies by rows of bf16: fetched ahead, widened where it is of integers, and its
-// sums by groups of inputs scaled and added up.
+// A panel of weights while a thread multiplies it by rows of bf16: prefetching it, widening integers, and scaling and
+// adding up the sums of its groups of inputs.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -10,7 +10,7 @@ namespace amx {
 
 using namespace gemm;
 
-constexpr int FAR_BYTES = 6144, NEAR_BYTES = 1024; // that a panel is fetched ahead into the L2 and the L1 cache
+constexpr int FAR_BYTES = 6144, NEAR_BYTES = 1024; // how far ahead a panel is prefetched into L2 and into L1
 
 template <int BYTES> INLINE void prefetch(const void *weight) {
     for (int i = 0; i < BYTES; i += 64) {
@@ -19,7 +19,7 @@ template <int BYTES> INLINE void prefetch(const void *weight) {
     }
 }
 
-// A step of a panel of integers -> two tiles, as pack() lays out bf16.
+// Widens one step of a panel of integers to two tiles, in the layout that pack() gives bf16.
 template <class S> INLINE void widen(const S *weight, int num_inputs, bf16 *out) {
 #pragma GCC unroll 4
     for (int k = 0; k < DEPTH; k += 2, out += PANEL) {
@@ -30,11 +30,11 @@ template <class S> INLINE void widen(const S *weight, int num_inputs, bf16 *out)
     }
 }
 
-// A panel that a thread multiplies by one tile of rows after another.
+// A panel, which a thread multiplies by one tile of rows after another.
 template <class S> struct Panel {
     const S *weight;
     const float *scales, *bias;
-    const bf16 *tiles; // the weight itself, or what it was widened to while the first rows were multiplied
+    const bf16 *tiles; // the weight itself, or the buffer that it is widened to while the first rows are multiplied
     int64_t inputs, group;
     int64_t steps() const { return whole_tiles(inputs) / DEPTH; }
     int64_t steps_of_group() const { return whole_tiles(group) / DEPTH; }
@@ -48,7 +48,8 @@ template <class S> INLINE void widen(const Panel<S> &p, int64_t step) {
     else widen(from, int(p.inputs - step * DEPTH), to);
 }
 
-// A group's sums are scaled and added to `out`, or to the bias; after the last they are the result.
+// Scales a group's sums and adds them to `out` (the first group's to the bias). After the last group the totals go to
+// `sink` instead.
 template <class S, class Sums, class Sink>
 INLINE void add_up(const Panel<S> &p, int64_t step, int num_rows, float (*out)[PANEL], Sums sums, Sink sink) {
     const int64_t group = step / p.steps_of_group();

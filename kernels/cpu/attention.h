@@ -1,10 +1,10 @@
-// Paged attention over blocks where they lie.
+// Paged attention, reading KV blocks in place through the block tables.
 //
-// The keys of a sequence are cut at fixed positions into chunks. For a tile of query rows and a chunk: scores, their
-// maximum and the sum of their exponentials, and the weighted sum of values; chunks are then merged in order. Where
-// there is too little to share between threads the chunks of one tile go to several of them, and are merged in the
-// same order afterwards. So the bits of a row depend neither on the number of threads, nor on the batch, nor on whether
-// the row came in a prefill or in a decode step.
+// The keys of a sequence are cut into chunks at fixed positions. For each tile of query rows and each chunk there is a
+// softmax state: the maximum of the scores, the sum of their exponentials, and the weighted sum of values. The states
+// of a tile's chunks are merged in order. Where there are too few tiles to keep all threads busy, one tile's chunks go
+// to several threads and are merged afterwards, in the same order. So the bits of a row depend neither on the number of
+// threads, nor on the batch, nor on whether the row came in a prefill or in a decode step.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace attention {
 
-// All chunks of a tile by one thread; `next` is the tile that it runs then, or null.
+// Runs all chunks of a tile on one thread. `next` is the tile that this thread runs afterwards, or null.
 template <class T> void run_tile(const Call<T> &c, const Tile &t, const Tile *next) {
     Work<T> work;
     prepare(c, t, work);
@@ -31,7 +31,7 @@ template <class T> void run_tile(const Call<T> &c, const Tile &t, const Tile *ne
     finish(c, t, total);
 }
 
-// The tiles of a batch. Later rows see more keys, so they come first.
+// Cuts a batch into tiles. Of each sequence the last rows come first: they see the most keys, so they take longest.
 template <class T> void plan(const Call<T> &c, std::vector<Tile> &tiles) {
     for (int32_t seq = 0; seq < c.num_seqs; seq++) {
         const int32_t num_queries = c.query_start[seq + 1] - c.query_start[seq];
@@ -56,11 +56,11 @@ template <class T> void run_tiles(const Call<T> &c, const Tile *tiles, int num_t
     for (int i = 0; i < num_tiles; i++) run_tile(c, tiles[i], i + 1 < num_tiles ? tiles + i + 1 : nullptr);
 }
 
-// Threads take `fair` chunks at a time: several tiles, or a part of a tile that is merged afterwards.
+// Divides the work into items of up to `fair` chunks: several whole tiles, or part of a tile, to be merged afterwards.
 template <class T>
 void run_shared(const Call<T> &c, std::vector<Tile> &tiles, int64_t work, int64_t fair, int threads) {
     struct Item {
-        int32_t tile, num_tiles, chunk, end_chunk; // whole tiles, or these chunks of one
+        int32_t tile, num_tiles, chunk, end_chunk; // whole tiles (chunk is -1), or these chunks of one tile
     };
     static thread_local std::vector<Item> items;
     items.clear();
@@ -111,7 +111,7 @@ template <class T> void run(const Call<T> &c, int threads) {
         num_chunks += t.end_chunk - t.chunk;
         work += int64_t(t.end_chunk - t.chunk) * CHUNK * c.head_dim;
     }
-    const int64_t fair = std::max<int64_t>(1, num_chunks / (4 * threads)); // chunks that one thread may keep to itself
+    const int64_t fair = std::max<int64_t>(1, num_chunks / (4 * threads)); // about four items per thread
     if (threads > 1) return run_shared(c, tiles, work, fair, threads);
     run_tiles(c, tiles.data(), int(tiles.size()));
 }

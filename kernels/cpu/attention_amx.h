@@ -1,11 +1,11 @@
-// Scores and weighted sums of values by tiles of AMX, for a chunk of keys and some query rows of bf16.
+// Attention scores and weighted sums of values on AMX tiles, for a chunk of keys and some query rows of bf16.
 //
-// Rows of queries are the columns of tiles: 16 of them are the lanes of a vector, so that a softmax takes no step
-// across lanes, and its weights are what the next product reads. Keys stay where they lie, 16 of them are a tile;
-// values are turned once for all rows. Where rows are hardly more than a vector's lanes that is too much: their weights
-// are turned instead, and a few rows, as decode has, weigh values without tiles (see Scope). Weights are rounded to
-// bf16, as values are. What belongs to no row is 0, and 0 adds nothing: the bits of a row depend neither on which rows
-// and keys come with it, nor on which of these ways it went.
+// Query rows are the columns of tiles: 16 of them are the lanes of a vector, so the softmax needs no operation across
+// lanes, and its weights come out in the layout that the next product reads. Keys are read in place, 16 to a tile.
+// Values are transposed once for all rows. Up to W rows do not repay that: there the weights are transposed instead,
+// and up to FEW rows, as in decode, sum up values without tiles, with the same bits (see Scope in tiles.h). Weights are
+// rounded to bf16, the type of the values. Padding is 0 and adds nothing. So the bits of a row depend neither on the
+// rows and keys that come with it, nor on which of the three ways was taken.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -17,11 +17,12 @@
 
 namespace attention {
 
-constexpr int DEPTH = 32; // dimensions or keys that are multiplied at once
-constexpr int FEW = 4;    // query rows that are weighed without tiles
+constexpr int DEPTH = 32; // dimensions (of scores) or keys (of weighted sums) in one product
+constexpr int FEW = 4;    // query rows up to which values are summed up without tiles
 using amx::SIZE;
 
-// Rows of queries -> [COLUMNS rows][step][2][DEPTH / 2][W rows][2], in pairs of dimensions. query(row): its address.
+// Packs query rows as [rows / COLUMNS][head_dim / DEPTH][2][DEPTH / 2][W rows][2], innermost a pair of dimensions:
+// tiles whose columns are query rows. query(row): address of a row.
 template <class Query> INLINE void pack_queries(int num_rows, int head_dim, Query query, bf16 *out) {
     for (int first = 0; first < num_rows; first += W) {
         const bf16 *rows[W];
@@ -38,8 +39,8 @@ template <class Query> INLINE void pack_queries(int num_rows, int head_dim, Quer
     amx::written();
 }
 
-// Scores of COLUMNS rows by keys [begin, end), multiples of DEPTH -> [2][CHUNK][W rows]. What there is behind the last
-// W keys is read, too.
+// Scores COLUMNS rows against keys [begin, end), both multiples of DEPTH -> [2][CHUNK][W rows]. Keys are padded only to
+// a multiple of W, so the last W may be other rows of the KV: softmax_columns() hides their scores.
 INLINE void score_columns(const bf16 *queries, const bf16 *const *keys, int begin, int end, int head_dim, int ahead,
                           float *scores) {
     for (int j = begin; j < end; j += DEPTH) {
@@ -56,8 +57,9 @@ INLINE void score_columns(const bf16 *queries, const bf16 *const *keys, int begi
     amx::written();
 }
 
-// Scores of W rows by keys [begin, end), times `factor` -> their exponentials, [key / DEPTH][2][DEPTH / 2][W rows][2]:
-// pairs of keys, 0 where a row does not see. Row r sees keys [low[r], high[r]).
+// Softmax of W rows over keys [begin, end), before division by the sum: exponentials of scores times `factor` -> bf16
+// [key / DEPTH][2][DEPTH / 2][W rows][2], innermost a pair of keys; 0 for keys that a row does not see. Row r sees keys
+// [low[r], high[r]).
 INLINE void softmax_columns(float *scores, int begin, int end, const int *low, const int *high, float factor, float cap,
                             float *row_max, float *row_sum, bf16 *weights) {
     const vi lows = read<vi>(low), highs = read<vi>(high);
@@ -79,13 +81,13 @@ INLINE void softmax_columns(float *scores, int begin, int end, const int *low, c
         sums[j % W] += e.a, sums[j % W + 1] += e.b;
         write(weights + j / DEPTH * 2 * SIZE + j % DEPTH * W, side_by_side(e));
     }
-    for (int step = W / 2; step; step /= 2) // as sum_lanes() does
+    for (int step = W / 2; step; step /= 2) // the order of sum_lanes(), hence the same bits
         for (int i = 0; i < step; i++) sums[i] += sums[i + step];
     store(row_max, top);
     store(row_sum, sums[0]);
 }
 
-// DEPTH dimensions of values j and j + 1, side by side; 0 for what is not within [low, high).
+// DEPTH dimensions of values j and j + 1, interleaved; 0 for keys outside [low, high).
 struct Pairs {
     vu even, odd; // dimensions
 };
@@ -99,9 +101,9 @@ INLINE Pairs pairs_of(const bf16 *const *values, int j, int low, int high, int d
     return {(a & 0xffff) | (b << 16), (a >> 16) | (b & 0xffff0000)};
 }
 
-// Values of keys [low, high) -> [head_dim / DEPTH][CHUNK / DEPTH][2][DEPTH / 2 dimensions][DEPTH keys], first of even,
-// then of odd dimensions. Other keys of the same DEPTH are 0.
-INLINE void turn_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
+// Transposes the values of keys [low, high) -> [head_dim / DEPTH][CHUNK / DEPTH][2][DEPTH / 2 dimensions][DEPTH keys],
+// even dimensions before odd ones. Other keys in the same DEPTH are 0.
+INLINE void transpose_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
     for (int first = low / DEPTH * DEPTH; first < high; first += DEPTH)
         for (int d = 0; d < head_dim; d += DEPTH) {
             bf16 *to = out + d * CHUNK + first / DEPTH * 2 * SIZE;
@@ -117,8 +119,8 @@ INLINE void turn_values(const bf16 *const *values, int low, int high, int head_d
     amx::written();
 }
 
-// Weighted sums of the values of `steps` DEPTHs for COLUMNS rows -> acc [head_dim][COLUMNS], of each DEPTH dimensions
-// first the even ones.
+// Weighted sums of transposed values over `steps` times DEPTH keys, for COLUMNS rows -> acc [head_dim][COLUMNS], in
+// each DEPTH dimensions the even ones first.
 INLINE void weigh_columns(const bf16 *weights, const bf16 *values, int steps, int head_dim, float *acc) {
     amx::written();
     for (int d = 0; d < head_dim; d += DEPTH) {
@@ -130,7 +132,7 @@ INLINE void weigh_columns(const bf16 *weights, const bf16 *values, int steps, in
     }
 }
 
-// What W rows have come to, times `factors`, to where out(row) says. acc: [head_dim][COLUMNS].
+// Transposes W rows of `acc` [head_dim][COLUMNS] back and stores them, times `factors`, at out(row).
 template <class Out>
 INLINE void store_columns(int num_rows, const float *acc, vf factors, int head_dim, Out out) {
     for (int d = 0; d < head_dim; d += DEPTH, acc += DEPTH * COLUMNS) {
@@ -143,7 +145,7 @@ INLINE void store_columns(int num_rows, const float *acc, vf factors, int head_d
     }
 }
 
-// Scores of W rows by the W keys from `key` on -> [W keys][W rows].
+// Scores W rows against the W keys from `key` on -> [W keys][W rows].
 INLINE void score_strip(const bf16 *queries, const bf16 *key, int head_dim, float *scores) {
     _tile_zero(0);
     for (int d = 0; d < head_dim; d += DEPTH) {
@@ -155,7 +157,7 @@ INLINE void score_strip(const bf16 *queries, const bf16 *key, int head_dim, floa
     amx::written();
 }
 
-// The same of up to FEW rows -> [row][CHUNK].
+// The same for up to FEW rows -> [row][CHUNK].
 INLINE void score_few(const bf16 *queries, const bf16 *key, int head_dim, int num_rows, float *scores) {
     alignas(64) float sums[W][W];
     score_strip(queries, key, head_dim, sums[0]);
@@ -166,8 +168,8 @@ INLINE void score_few(const bf16 *queries, const bf16 *key, int head_dim, int nu
         if (r < num_rows) store(scores + r * CHUNK, of_row[r]);
 }
 
-// Values of keys [low, high) -> [head_dim / DEPTH][CHUNK / DEPTH][2][DEPTH / 2][W][2]: pairs of keys, first of even,
-// then of odd dimensions. Other keys of the same DEPTH are 0.
+// Interleaves the values of keys [low, high) -> [head_dim / DEPTH][CHUNK / DEPTH][2][DEPTH / 2][W][2], innermost a pair
+// of keys, even dimensions before odd ones. Other keys in the same DEPTH are 0.
 INLINE void pair_values(const bf16 *const *values, int low, int high, int head_dim, int ahead, bf16 *out) {
     for (int first = low / DEPTH * DEPTH; first < high; first += DEPTH)
         for (int d = 0; d < head_dim; d += DEPTH) {
@@ -181,8 +183,8 @@ INLINE void pair_values(const bf16 *const *values, int low, int high, int head_d
     amx::written();
 }
 
-// Weighted sums of values in pairs, of `steps` DEPTHs, for up to W rows -> acc [row][acc_stride], of each DEPTH
-// dimensions first the even ones. Weights come as those of columns, and are turned.
+// Weighted sums of interleaved values over `steps` times DEPTH keys, for up to W rows -> acc [row][acc_stride], in each
+// DEPTH dimensions the even ones first. `weights` are as softmax_columns() gives them, and are transposed in place.
 INLINE void weigh_strip(bf16 *weights, const bf16 *values, int steps, int num_rows, int head_dim, float *acc,
                         int acc_stride) {
     alignas(64) float sums[W][DEPTH];
@@ -203,8 +205,8 @@ INLINE void weigh_strip(bf16 *weights, const bf16 *values, int steps, int num_ro
     }
 }
 
-// Weighted sums of values for N rows without tiles, from values where they lie -> acc [row][acc_stride], of each DEPTH
-// dimensions first the even ones. weights: of bf16, widened.
+// Weighted sums of values for N rows without tiles, reading values in place -> acc [row][acc_stride], in each DEPTH
+// dimensions the even ones first. weights: bf16 values, widened to fp32.
 template <int N>
 INLINE void weigh_few(const float *weights, int stride, const bf16 *const *values, int low, int high, int head_dim,
                       int ahead, float *acc, int acc_stride) {

@@ -1,6 +1,6 @@
-// What attention does with a tile of query rows by tiles of AMX: its rows are columns, or there are few of them.
+// Attention of a tile of query rows on AMX: one way for more than W rows, which are columns, and two for fewer.
 //
-// States in columns have whole_rows(): what stands beside rows means nothing.
+// States in columns are padded to whole_rows(); what the padding holds is undefined.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -11,7 +11,7 @@ namespace attention {
 
 INLINE bool in_columns(const Call<bf16> &c, int64_t num_rows) { return c.in_tiles() && num_rows > W; }
 
-// State of a chunk's keys [low, high) for up to FEW rows.
+// Computes the state of a chunk's keys [low, high) for up to FEW rows.
 INLINE void run_few(const Call<bf16> &c, const Tile &t, const bf16 *const *values, int low, int high, Work<bf16> &work,
                     State state) {
     const int head_dim = int(c.head_dim), ahead = c.ahead();
@@ -30,7 +30,7 @@ INLINE void run_few(const Call<bf16> &c, const Tile &t, const bf16 *const *value
                       int(c.padded_dim()));
 }
 
-// The same for up to W rows, whose values are not worth turning.
+// The same for up to W rows, which do not repay transposing the values.
 INLINE void run_strip(const Call<bf16> &c, const Tile &t, const bf16 *const *values, int low, int high,
                       Work<bf16> &work, State state) {
     const int head_dim = int(c.head_dim), ahead = c.ahead(), begin = low / DEPTH * DEPTH;
@@ -49,12 +49,12 @@ INLINE void run_strip(const Call<bf16> &c, const Tile &t, const bf16 *const *val
                 state.acc, int(c.padded_dim()));
 }
 
-// The same for rows that are columns.
+// The same for more rows.
 INLINE void run_columns(const Call<bf16> &c, const Tile &t, const bf16 *const *values, int low, int high,
                         Work<bf16> &work, State state) {
     const int head_dim = int(c.head_dim), ahead = c.ahead(), begin = low / DEPTH * DEPTH;
-    bf16 *weights = scratch<6, bf16>(COLUMNS * CHUNK), *turned = scratch<7, bf16>(CHUNK * head_dim);
-    for (int r = (t.num_rows - 1) / COLUMNS * COLUMNS, last = r; r >= 0; r -= COLUMNS) { // the last see most keys
+    bf16 *weights = scratch<6, bf16>(COLUMNS * CHUNK), *transposed = scratch<7, bf16>(CHUNK * head_dim);
+    for (int r = (t.num_rows - 1) / COLUMNS * COLUMNS, last = r; r >= 0; r -= COLUMNS) { // the last see the most keys
         const int end = (work.high[std::min(r + COLUMNS, t.num_rows) - 1] + DEPTH - 1) / DEPTH * DEPTH;
         score_columns((const bf16 *)work.q + r * head_dim, work.rows, begin, end, head_dim, r == last ? ahead : 0,
                       work.scores);
@@ -63,8 +63,8 @@ INLINE void run_columns(const Call<bf16> &c, const Tile &t, const bf16 *const *v
             softmax_columns(work.scores + strip * CHUNK * W, begin, end, work.low + first, work.high + first,
                             work.factor, c.softcap, state.max + first, state.sum + first, weights + strip * SIZE);
         }
-        if (r == last) turn_values(values, low, high, head_dim, ahead, turned);
-        weigh_columns(weights + begin * COLUMNS, turned + begin * DEPTH, (end - begin) / DEPTH, head_dim,
+        if (r == last) transpose_values(values, low, high, head_dim, ahead, transposed);
+        weigh_columns(weights + begin * COLUMNS, transposed + begin * DEPTH, (end - begin) / DEPTH, head_dim,
                       state.acc + r * head_dim);
     }
 }
@@ -78,7 +78,7 @@ INLINE void run_in_tiles(const Call<bf16> &c, const Tile &t, const bf16 *const *
 
 INLINE int64_t column_at(const Call<bf16> &c, int row) { return row / COLUMNS * COLUMNS * c.head_dim + row % COLUMNS; }
 
-// merge() of states in columns.
+// merge() for states in columns.
 INLINE void merge_columns(const Call<bf16> &c, State into, State from, int num_rows) {
     for (int r = 0; r < num_rows; r += W) {
         const vf a = load(into.max + r), b = load(from.max + r), none = splat(NEG_INF), m = a > b ? a : b;
@@ -96,7 +96,7 @@ INLINE void merge_columns(const Call<bf16> &c, State into, State from, int num_r
     }
 }
 
-// finish() of a state in columns.
+// finish() for a state in columns.
 INLINE void finish_columns(const Call<bf16> &c, const Tile &t, State state) {
     for (int r = 0; r < t.num_rows; r += W) {
         const int n = std::min(W, t.num_rows - r);

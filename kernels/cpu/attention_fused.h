@@ -1,4 +1,4 @@
-// What attention does with a chunk of keys by fused multiply-adds: scores, softmax, and weighted sums of values.
+// Attention over a chunk of keys with fused multiply-adds: scores, softmax, and weighted sums of values.
 #pragma once
 
 #include <type_traits>
@@ -8,22 +8,22 @@
 namespace attention {
 
 constexpr int CHUNK = 256;                // keys
-constexpr int COLUMNS = 2 * W;            // query rows that are columns of two tiles of AMX
+constexpr int COLUMNS = 2 * W;            // query rows that are the columns of two AMX tiles
 constexpr int SCORED = W > 8 ? 4 : 3;     // query rows that are scored at once, against W keys
 constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
 
-// W keys as load_quads() finds them; and the same widened beforehand. Both give half a pair: elements
-// [8 * eighth, 8 * eighth + 8) of keys j, j + 4, j + 8, ...
+// W keys: `Keys` widens them as they are read, `WidenedKeys` reads what widen() has prepared. at() gives half of the
+// pair that load_quads() gives for elements [8 * octet, 8 * octet + 8) of keys j, j + 4, j + 8, ...
 template <class T> struct Keys {
-    static constexpr int SUMS = W > 8 ? 16 : 8; // that stay in registers beside what it takes to widen
+    static constexpr int SUMS = W > 8 ? 16 : 8; // vectors that fit in registers beside what widening takes
     const T *const *rows;
-    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const { return load_half<HALF>(rows + j, 8 * eighth); }
+    template <int HALF> INLINE_MEMBER vf at(int octet, int j) const { return load_half<HALF>(rows + j, 8 * octet); }
 };
 struct WidenedKeys {
     static constexpr int SUMS = ACCUMULATORS;
     const float *pairs;
-    template <int HALF> INLINE_MEMBER vf at(int eighth, int j) const {
-        return load(pairs + (eighth * 8 + j * 2 + HALF) * W);
+    template <int HALF> INLINE_MEMBER vf at(int octet, int j) const {
+        return load(pairs + (octet * 8 + j * 2 + HALF) * W);
     }
 };
 
@@ -41,29 +41,29 @@ template <class T> INLINE void widen(const T *const *rows, int head_dim, float *
         }
 }
 
-// Half of the elements of an eighth: N rows against J of the four columns of W keys.
+// Adds four of the eight products of `octet` for N rows and J of the four vectors of keys, from `first` on.
 template <int HALF, int N, int J, class K>
-INLINE void score_half(const float *q, int stride, K keys, int eighth, int first, vf (&sums)[N][J]) {
+INLINE void score_half(const float *q, int stride, K keys, int octet, int first, vf (&sums)[N][J]) {
     vf a[N];
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + eighth * 8 + HALF * 4);
+    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + octet * 8 + HALF * 4);
 #pragma GCC unroll 4
     for (int j = 0; j < J; j++) {
-        const vf k = keys.template at<HALF>(eighth, first + j);
+        const vf k = keys.template at<HALF>(octet, first + j);
 #pragma GCC unroll 4
         for (int r = 0; r < N; r++) sums[r][j] = fma(a[r], k, sums[r][j]);
     }
 }
 
-// Scores of N rows, `stride` apart, against W keys.
+// Scores N rows, `stride` apart, against W keys.
 template <int N, class K> INLINE void score_rows(const float *q, int stride, K keys, int head_dim, float *scores) {
     constexpr int J = N * 4 <= K::SUMS ? 4 : 2;
     vf of_row[N][4];
     for (int first = 0; first < 4; first += J) {
         vf sums[N][J] = {};
-        for (int eighth = 0; eighth * 8 < head_dim; eighth++) {
-            score_half<0>(q, stride, keys, eighth, first, sums);
-            score_half<1>(q, stride, keys, eighth, first, sums);
+        for (int octet = 0; octet * 8 < head_dim; octet++) {
+            score_half<0>(q, stride, keys, octet, first, sums);
+            score_half<1>(q, stride, keys, octet, first, sums);
         }
         for (int r = 0; r < N; r++)
             for (int j = 0; j < J; j++) of_row[r][first + j] = sums[r][j];
@@ -77,14 +77,15 @@ INLINE void score(int n, const float *q, int stride, K keys, int head_dim, float
     else if constexpr (N > 1) score<K, N - 1>(n, q, stride, keys, head_dim, scores);
 }
 
-// cap * tanh(score / cap), to base 2; a score times `factor` is 2 * log2(e) * score / cap.
+// Replaces scores by log2(e) * cap * tanh(score / cap). A score times `factor` is 2 * log2(e) * score / cap.
 INLINE void cap_scores(float *scores, int low, int high, float factor, float cap) {
     const vf top = splat(cap * LOG2_E);
     for (int j = low / W * W; j < high; j += W)
         store(scores + j, top - splat(2) * top / (splat(1) + exp2(load(scores + j) * splat(factor))));
 }
 
-// Leaves but lanes [low, high), which a row sees. (Whole vectors: what is read again soon must not lie in parts.)
+// Sets all lanes but [low, high), which a row sees, to -inf. Stores a whole vector: it is loaded again soon, and a load
+// that spans two stores would stall.
 INLINE void hide(float *scores, int low, int high) {
     vi lane;
     for (int i = 0; i < W; i++) lane[i] = i;
@@ -92,13 +93,13 @@ INLINE void hide(float *scores, int low, int high) {
     store(scores, seen ? load(scores) : splat(NEG_INF));
 }
 
-// Exponentials of scores, times `factor`, whose maximum is `top`. ROUNDED: to bf16 is what they will be.
+// 2^(scores * factor - top), where `top` is the largest of scores * factor. ROUNDED: the caller rounds them to bf16.
 template <bool ROUNDED> INLINE vf weights_of(vf scores, vf factor, vf top) {
     return exp2<ROUNDED ? 4 : 7>(fma(scores, factor, -top));
 }
 
-// Scores of a row, times `factor` -> exponentials to put(key, vector), 0 where the row does not see. Leaves their
-// maximum and sum.
+// Softmax of a row, before division by the sum: passes exponentials of scores times `factor` to put(key, vector), 0 for
+// keys that the row does not see, and sets row_max and row_sum.
 template <bool ROUNDED, class Put>
 INLINE void softmax_row(float *scores, int low, int high, float factor, float &row_max, float &row_sum, Put put) {
     const int begin = low / W * W, end = (high + W - 1) / W * W;
@@ -120,7 +121,7 @@ INLINE void softmax_row(float *scores, int low, int high, float factor, float &r
     for (int j = low < high ? end : begin; j < CHUNK; j += W) put(j, vf{});
 }
 
-// How far ahead keys and values are fetched, and whether into the L1 cache (3) or the L2 cache (2).
+// How far ahead keys and values are prefetched, and whether into L1 (3) or L2 (2).
 #if defined(__AMX_BF16__)
 constexpr int AHEAD_BYTES = 16384, NEARNESS = 2;
 #else
@@ -131,8 +132,8 @@ template <class T> INLINE void prefetch(const T *row, int num_dims) {
     for (int d = 0; d < num_dims; d += 64 / sizeof(T)) prefetch_line(row + d);
 }
 
-// Adds 2W times P dimensions of a value to N sums, by their weights. What lies in registers beside the sums: the value
-// and a weight at a time, or all weights and a vector of the value at a time, where those are fewer.
+// Adds 2W * P dimensions of a value to N sums, each times its weight. Registers beside the sums hold either the value
+// and one weight at a time, or, where that takes fewer of them, all weights and one vector of the value at a time.
 template <int N, int P, class T> INLINE void weigh_row(const float *weights, const T *value, pair (&sums)[N][P]) {
     if constexpr (P == 1 || W > 8) {
         pair v[P];
@@ -163,9 +164,9 @@ template <int N, int P, class T> INLINE void weigh_row(const float *weights, con
     }
 }
 
-// Weighted sum of values over keys [low, high) for N rows and P times 2W dimensions from `d` on, added to `acc` unless
-// they are the first. Each pass over a value's dimensions fetches its part of the row that comes `ahead` later, so that
-// memory is as busy in the last of them as in the first.
+// Weighted sum of values over keys [low, high) for N rows and 2W * P dimensions from `d` on, added to `acc` unless
+// `first`. Each pass over some dimensions prefetches the same part of the values `ahead` keys later, so that memory is
+// as busy in the last pass as in the first.
 template <class T, int N, int P>
 INLINE void weigh_rows(const float *weights, const T *const *values, int low, int high, int d, int ahead, float *acc,
                        int stride, bool first) {
@@ -186,7 +187,7 @@ INLINE void weigh_rows(const float *weights, const T *const *values, int low, in
         }
 }
 
-// The last dimensions of a head that are no multiple of 2W.
+// The same for the last dimensions of a head, which do not fill 2W.
 template <class T>
 INLINE void weigh_tail(int n, const float *weights, const T *const *values, int low, int high, int d, int tail,
                        float *acc, int stride, bool first) {

@@ -1,4 +1,4 @@
-// What attention does with a tile of query rows: by fused multiply-adds, unless tiles of AMX do it.
+// Attention of a tile of query rows: on AMX where the shapes allow it, else with fused multiply-adds.
 #pragma once
 
 #include "attention_columns.h"
@@ -6,7 +6,7 @@
 
 namespace attention {
 
-// Adds a state to another, whose keys come before.
+// Merges the state `from` into `into`, whose keys come before.
 template <class T> INLINE void merge(const Call<T> &c, State into, State from, int rows) {
     if constexpr (IN_TILES<T>)
         if (in_columns(c, rows)) return merge_columns(c, into, from, rows);
@@ -27,7 +27,7 @@ template <class T> INLINE void merge(const Call<T> &c, State into, State from, i
     }
 }
 
-// State of one chunk for all rows of a tile.
+// Computes the state of one chunk for all rows of a tile.
 template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Next next, Work<T> &work, State state) {
     const int64_t start = int64_t(chunk) * CHUNK;
     const int head_dim = int(c.head_dim), stride = int(c.padded_dim()), ahead = c.ahead();

@@ -1,4 +1,4 @@
-// A tile of query rows of paged attention: where its rows and keys lie, and the states of its chunks.
+// A tile of query rows of paged attention: where its rows and keys are in memory, and the softmax states of its chunks.
 #pragma once
 
 #include <algorithm>
@@ -10,11 +10,11 @@
 
 namespace attention {
 
-constexpr int TILE = 48;  // query rows
-constexpr int TALL = 192; // the same where they are columns of tiles of AMX
-constexpr int DIRECT = 4; // query rows up to which keys are widened as they are scored
+constexpr int TILE = 48;  // query rows of a tile
+constexpr int TALL = 192; // query rows of a tile where they are columns of AMX tiles
+constexpr int DIRECT = 4; // query rows up to which keys are widened as they are scored, not beforehand
 
-// What a thread needs to have, and whether rows of T are multiplied by tiles of AMX where the shape allows it.
+// IN_TILES: whether rows of T are multiplied on AMX where the shapes allow it. Scope: what a thread must set up for it.
 #if defined(__AMX_BF16__)
 template <class T> constexpr bool IN_TILES = std::is_same_v<T, bf16>;
 template <class T> using Scope = std::conditional_t<IN_TILES<T>, amx::Scope, NoScope>;
@@ -29,8 +29,8 @@ template <class T> struct Call {
     T *out;        // as q
     const int32_t *query_start, *seq_lens, *block_tables;
     int64_t num_seqs, max_blocks, num_heads, num_kv_heads, planes, head_dim, block_size, block_stride;
-    float scale, softcap; // no cap is 0
-    int64_t window;       // all is 0
+    float scale, softcap; // softcap 0: none
+    int64_t window;       // 0: no window
     const float *sinks;   // [num_heads] or null
     int64_t group() const { return num_heads / num_kv_heads; }
     int64_t padded_dim() const { return (head_dim + 2 * W - 1) / (2 * W) * (2 * W); }
@@ -39,26 +39,26 @@ template <class T> struct Call {
     int ahead() const { return std::clamp<int>(AHEAD_BYTES / sizeof(T) / head_dim, 1, CHUNK); } // in keys
 };
 
-// A tile: rows [row, row + num_rows) of those of one sequence and KV head, where row r is query r / group, head
-// r % group of the KV head's; and the chunks [chunk, end_chunk) that it sees.
+// Rows [row, row + num_rows) of one sequence and KV head, and the chunks [chunk, end_chunk) that they see. Row r is
+// query r / group and, of the query heads that share the KV head, head r % group.
 struct Tile {
     int32_t seq, kv_head, row, num_rows, chunk, end_chunk;
-    int64_t partial; // where among the floats the states of its chunks go if they are merged later, else -1
+    int64_t partial; // offset of its chunks' states among the partial states; -1 if one thread runs the whole tile
 };
 
-// Where a row of a tile comes from: [num_tokens, num_heads].
+// The query head of a tile's row, and the row's index in [num_tokens, num_heads].
 template <class T> INLINE int64_t head_of(const Call<T> &c, const Tile &t, int row) {
     return t.kv_head * c.group() + (t.row + row) % c.group();
 }
 template <class T> INLINE int64_t place_of(const Call<T> &c, const Tile &t, int row) {
     return (c.query_start[t.seq] + (t.row + row) / c.group()) * c.num_heads + head_of(c, t, row);
 }
-// What the sink of a row is to base 2, -inf if it has none.
+// The attention sink of a row's head in base 2, or -inf if it has none.
 template <class T> INLINE float sink_of(const Call<T> &c, const Tile &t, int row) {
     return c.sinks ? c.sinks[head_of(c, t, row)] * LOG2_E : NEG_INF;
 }
 
-// Softmax over some of the keys: maximum (base 2), sum, and the weighted sum of values, per row.
+// Softmax state over some of the keys, per row: maximum (base 2), sum of exponentials, weighted sum of values.
 struct State {
     float *max, *sum, *acc; // [rows], [rows], [rows, padded_dim] or, in columns, [rows / COLUMNS][head_dim][COLUMNS]
 };
@@ -69,16 +69,16 @@ INLINE State state_at(float *p, int64_t rows, int64_t padded_dim) {
     return {p + whole_rows(rows) * padded_dim, p + whole_rows(rows) * (padded_dim + 1), p};
 }
 
-// What a tile works with while it runs.
+// A thread's working memory for a tile.
 template <class T> struct Work {
-    float *q;      // [num_rows, padded_dim], eight elements as load_quads() has them, times what turns scores into
-                   // powers of 2 (or into what a soft cap takes); with tiles of AMX as pack_queries() has them
-    float factor;  // that is still to be multiplied by
+    float *q;      // [num_rows, padded_dim], each 8 elements in the order of load_quads(), times `factor`; on AMX in
+                   // the layout of pack_queries(), and scores are multiplied by `factor` instead
+    float factor;  // turns scores into exponents of 2, or into what cap_scores() takes
     float *scores; // [num_rows, CHUNK] or, in columns, [2][CHUNK][W]
     float *keys;   // W keys, widened: [padded_dim / 8][4] pairs
-    const T *rows[3 * CHUNK]; // of a chunk's keys, then of its values, then what is to be fetched meanwhile
-    int64_t position[TALL];    // of a row's token
-    int low[TALL], high[TALL]; // the keys of the chunk that a row sees
+    const T *rows[3 * CHUNK]; // addresses of a chunk's keys, then of its values, then of what to prefetch meanwhile
+    int64_t position[TALL];    // of each row's token
+    int low[TALL], high[TALL]; // each row sees keys [low, high) of the chunk
 };
 
 // Calls f(key) with the address of each key at positions [start, end).
@@ -93,14 +93,15 @@ template <class T, class F> INLINE void for_each_key(const Call<T> &c, const Til
     }
 }
 
-// What comes after a chunk: another one of the same tile or of the next.
+// The chunk that a thread runs next, of the same tile or of another.
 struct Next {
-    const Tile *tile; // null: nothing
+    const Tile *tile; // null: none
     int chunk;
 };
 
-// Fills work.rows with the keys [start, start + n), padded to a multiple of W by the last one, which is read but not
-// seen; with as many values; and with the first keys of the next chunk. Returns where the values are.
+// Fills work.rows with the addresses of keys [start, start + n), padded to a multiple of W with the last key (whose
+// repetitions are scored but hidden), of as many values, and of the next chunk's first keys, which are prefetched
+// meanwhile. Returns the index of the first value.
 template <class T> INLINE int locate(const Call<T> &c, const Tile &t, int64_t start, int n, Next then, Work<T> &work) {
     const int64_t to_values = c.planes > 1 ? c.num_kv_heads * c.block_size * c.head_dim : 0;
     const int padded = (n + W - 1) / W * W, ahead = c.ahead();

@@ -1,8 +1,8 @@
-"""Compiles the C++ kernels: `python -m kernels.cpu.build` at installation, or the first use does it.
+"""Compile the C++ kernels: `python -m kernels.cpu.build` at installation, or on first use.
 
-Needs a C++17 compiler (`CXX`, by default g++) and nothing else: no headers of torch or Python, so one build survives
-their versions. A library's name carries a hash of all that went into it, and it appears under that name only when it
-is whole, so processes that start together may build together.
+Needs only a C++17 compiler (`CXX`, by default g++): no headers of torch or Python, so a build outlives their upgrades.
+A library's file name contains a hash of everything that went into it, and the file appears under that name only once
+it is complete, so processes that start together may build at the same time.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ FLAGS = (
 
 
 class BuildError(Exception):
-    """No library and no way to make one; the message says why."""
+    """There is no built library and none can be built; the message says why."""
 
 
 def library(level: Level) -> Path:
-    """The library of that level, compiled now unless it is there. Raises BuildError."""
+    """Return the path of that level's library, compiling it if there is none. Raises BuildError."""
     sources = _source_hash(level)
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
@@ -63,7 +63,7 @@ def _run(*command: str) -> None:
 
 
 def _openmp() -> tuple[str, ...]:
-    """What to link for OpenMP: the very library that torch has loaded, so that there is one pool of threads."""
+    """What to link for OpenMP: torch's own copy if it bundles one, so that the process has a single thread pool."""
     bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return (str(bundled[0]),) if bundled else ("-fopenmp",)
 
@@ -81,7 +81,7 @@ def _compiler_hash(compiler: str) -> str:
 
 
 def _folders() -> list[Path]:
-    """Where libraries are looked for: beside the sources, or the user's cache where that cannot be written."""
+    """Where libraries are searched for: beside the sources, then in the user's cache (for read-only installations)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [SOURCE_DIR / "_build", cache / "baton" / "kernels"]
 
@@ -94,11 +94,11 @@ def _writable_folder() -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise BuildError("no folder to build in: " + ", ".join(str(folder) for folder in _folders()))
+    raise BuildError("no writable folder to build in, tried " + ", ".join(str(folder) for folder in _folders()))
 
 
 def main() -> int:
-    """Build every level that the compiler can, and say what this machine will use. 1 where there is none."""
+    """Build every level that the compiler supports and print which one this machine will use; 1 if it can use none."""
     started = time.monotonic()
     with ThreadPoolExecutor() as threads:
         results = dict(zip(LEVELS, threads.map(_library_or_error, LEVELS), strict=True))

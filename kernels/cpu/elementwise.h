@@ -1,17 +1,17 @@
-// RMSNorm, gated activations, and RoPE with the write to the KV: one pass over each row, computed in fp32.
+// RMSNorm, gated activations, and RoPE fused with the KV write: one pass over each row, computed in fp32.
 #pragma once
 
 #include "parallel.h"
 #include "vector.h"
 
-// f(first column, number of columns) for each vector of a row; the number is W but for the last.
+// Calls f(first column, number of columns) for each vector of a row; the number is W except for the last.
 template <class F> INLINE void for_each_vector(int64_t n, F f) {
     int64_t i = 0;
     for (; i + W <= n; i += W) f(i, W);
     if (i < n) f(i, int(n - i));
 }
 
-// x / rms(x) * weight, in place or not; `out` is of x's type.
+// x / rms(x) * weight; `out` may be `x`.
 template <class T> INLINE void norm_row(const T *x, const float *weight, T *out, int64_t n, float eps) {
     vf squares = {};
     for_each_vector(n, [&](int64_t i, int k) {
@@ -32,7 +32,7 @@ void rms_norm(const T *x, const float *weight, T *out, int64_t rows, int64_t n, 
 template <class T>
 void add_rms_norm(const T *x, const T *residual, const float *weight, T *out, T *total, int64_t rows, int64_t n,
                   float eps, int threads) {
-    parallel(rows, rows * n * 4, threads, [&](int64_t r) { // x comes from the caches of all cores
+    parallel(rows, rows * n * 4, threads, [&](int64_t r) { // times 4: x is still in other cores' caches
         const T *a = x + r * n, *b = residual + r * n;
         T *sum = total + r * n;
         for_each_vector(n, [&](int64_t i, int k) {
@@ -55,7 +55,7 @@ INLINE vf activated(int activation, vf gate, vf up) {
 }
 
 template <class T> void gated(const T *gate_up, T *out, int64_t rows, int64_t n, int activation, int threads) {
-    parallel(rows, rows * n * 4, threads, [&](int64_t r) { // exponentials are dear
+    parallel(rows, rows * n * 4, threads, [&](int64_t r) { // times 4: exponentials are costly
         const T *gate = gate_up + 2 * r * n, *up = gate + n;
         for_each_vector(n, [&](int64_t i, int k) {
             store_some(out + r * n + i, activated(activation, load_some(gate + i, k), load_some(up + i, k)), k);
@@ -63,7 +63,7 @@ template <class T> void gated(const T *gate_up, T *out, int64_t rows, int64_t n,
     });
 }
 
-// Rotate element i of a head with element i + half. cos_sin: half cosines, then half sines.
+// Rotates element i of a head with element i + half. cos_sin: `half` cosines, then `half` sines.
 template <class T> INLINE void rotate_row(const T *x, const float *cos_sin, T *out, int half) {
     for_each_vector(half, [&](int64_t i, int k) {
         vf a = load_some(x + i, k), b = load_some(x + half + i, k);

@@ -1,8 +1,8 @@
 // A mixture of experts: (token, expert) pairs are grouped by expert, and each expert multiplies its tokens' rows.
 //
-// Between the two products values stay in fp32, but tiles of AMX take them as bf16. What an expert makes of a token
-// does not depend on its other tokens, and a token's sum runs in the order of its experts, so neither does a row depend
-// on the others.
+// Values stay in fp32 between the two products, except that AMX rounds its input to bf16. An expert's result for a
+// token does not depend on the expert's other tokens, and a token's sum runs in the order of its experts, so no row
+// depends on the other rows.
 #pragma once
 
 #include "elementwise.h"
@@ -10,7 +10,7 @@
 
 namespace experts {
 
-constexpr int64_t MOST_FLOATS = 1 << 24; // between the products; more tokens are taken in turns
+constexpr int64_t MOST_FLOATS = 1 << 24; // of intermediate results; tokens beyond that are processed afterwards
 
 template <class T> struct Call {
     const T *x;           // [tokens, hidden]
@@ -22,7 +22,7 @@ template <class T> struct Call {
     int activation;
 };
 
-// The pairs (token * per_token + place) of tokens [begin, end), by expert and then in order; tiles as they follow.
+// Sorts the pairs (token * per_token + place) of tokens [begin, end) by expert, then by number, and cuts tiles.
 template <class T, class P>
 void group(const Call<T> &c, int64_t begin, int64_t end, std::vector<int64_t> &pairs, std::vector<gemm::Tile> &tiles) {
     const int64_t first = begin * c.per_token, last = end * c.per_token;

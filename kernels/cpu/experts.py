@@ -1,4 +1,4 @@
-"""A mixture of experts on the compiled kernels: weights packed once, tokens grouped by expert in each call."""
+"""A mixture of experts on the compiled kernels: weights are packed once; each call groups its tokens by expert."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
-// Products by fused multiply-adds in fp32: weights are widened in registers, one load and a few cheap instructions for
-// a tile of rows of x. Each result is one chain over the inputs in order (one per group of inputs with int4, scaled and
-// added up), so the bits of a row do not depend on which rows come with it.
+// Linear layers with fused multiply-adds in fp32. Weights are widened in registers: one load and a few cheap
+// instructions, shared by a tile of rows of x. Each result is one chain of multiply-adds over the inputs in order (with
+// int4 one per group of inputs, scaled and added up), so the bits of a row do not depend on which rows come with it.
 #pragma once
 
 #include <algorithm>
@@ -14,17 +14,18 @@ namespace fused {
 
 using namespace gemm;
 constexpr int ROWS = ACCUMULATORS / 2; // rows of x at once
-// How far ahead a panel is fetched into the L2 and the L1 cache.
+// How far ahead a panel is prefetched into L2 and into L1.
 constexpr int FAR_BYTES = W > 8 ? 6144 : 3072, NEAR_BYTES = 640;
 
-// For N rows of x. With a single one memory alone sets the pace; processors with AVX2 stream faster when left to it.
+// Prefetches for N rows of x. A single row is limited by memory bandwidth alone, and then processors with AVX2 stream
+// faster on their own.
 template <int N> INLINE void prefetch(const void *weight) {
     if constexpr (W <= 8 && N == 1) return;
     __builtin_prefetch((const char *)weight + FAR_BYTES, 0, 2);
     __builtin_prefetch((const char *)weight + NEAR_BYTES);
 }
 
-// N rows of x by P panels, over inputs [begin, end).
+// Adds the products of N rows of x with P panels over inputs [begin, end).
 template <class S, int N, int P>
 INLINE void multiply(const float *x, const S *weight, int64_t stride, int64_t begin, int64_t end, pair (&sums)[N][P]) {
     constexpr int PER_LINE = std::max<int>(1, 64 / (STEP<S> * sizeof(S)));
@@ -48,7 +49,7 @@ INLINE void multiply(const float *x, const S *weight, int64_t stride, int64_t be
     }
 }
 
-// out[N][P * PANEL] = x[inputs][N] by the panels [panel, panel + P).
+// out [N][P * PANEL] = x [inputs][N] times panels [panel, panel + P), plus bias.
 template <class S, int N, int P>
 __attribute__((noinline)) void run_panels(const Weights &w, const float *x, int64_t panel, float *out) {
     const int64_t stride = w.inputs * STEP<S>, num_groups = w.inputs / w.group;
@@ -72,7 +73,7 @@ __attribute__((noinline)) void run_panels(const Weights &w, const float *x, int6
 
 constexpr int panels_at_once(int rows) { return rows * 8 <= ACCUMULATORS ? 4 : rows * 4 <= ACCUMULATORS ? 2 : 1; }
 
-// run_panels of n rows, as many panels at once as registers allow (`many`), or one by one.
+// run_panels() for some number of rows: for `many` panels, as many as registers allow, and for one.
 struct Runs {
     void (*run_many)(const Weights &, const float *, int64_t, float *);
     void (*run_one)(const Weights &, const float *, int64_t, float *);
@@ -84,7 +85,7 @@ template <class S, int N = ROWS> Runs runs(int n) {
     return {};
 }
 
-// A tile by the panels [panel, end). `w` is that of the tile's expert.
+// Multiplies a tile by panels [panel, end). `w` is the weight of the tile's expert.
 template <class S, class Sink>
 void run_tile(const Tile &t, const Weights &w, const float *x, int64_t panel, int64_t end, Sink sink) {
     const Runs runs = fused::runs<S>(t.num_rows);
@@ -99,7 +100,7 @@ void run_tile(const Tile &t, const Weights &w, const float *x, int64_t panel, in
     }
 }
 
-// Rows of a tile -> [inputs][rows]. source(row, k, n): n <= W inputs of a row from k on.
+// Packs a tile's rows as [inputs][rows]. source(row, k, n): n <= W inputs of a row from k on.
 template <class Source> INLINE void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
     const int64_t rows = t.num_rows;
     float lanes[W];
@@ -116,14 +117,14 @@ template <class Source> INLINE void pack_rows(const Tile &t, int64_t inputs, Sou
     }
 }
 
-// x by weights stored as S; see gemm.h.
+// The `Product` (see gemm.h) of x by weights stored as S.
 template <class S> struct Product {
     using Storage = S;
     using Scope = NoScope;
     static constexpr int SPARE_FLOATS = 0;
     static constexpr int ROWS = fused::ROWS;
 
-    // As even as can be.
+    // Tiles are of equal size, give or take a row.
     static int64_t first_row(int64_t tile, int64_t num_tiles, int64_t rows) { return rows * tile / num_tiles; }
     static int64_t row_floats(int64_t inputs) { return inputs; }
     static int64_t row_bytes(int64_t inputs) { return inputs * sizeof(float); }

@@ -1,8 +1,8 @@
-// x @ weight.T + bias for few to many rows of x, by one weight or by the expert of each row.
+// x @ weight.T + bias for few to many rows of x, with one weight for all or with that of each row's expert.
 //
-// Rows are cut into tiles and packed; threads then take panels of outputs. What multiplies a tile by a panel is a
-// `Product`: by fused multiply-adds (fused.h), or by tiles of AMX (amx.h) where bf16 meets bf16 or integers. With both
-// the bits of a row do not depend on which rows come with it.
+// Rows are cut into tiles and packed; threads then take panels of outputs. A `Product` multiplies tiles by panels: with
+// fused multiply-adds (fused.h) or, for x in bf16 where there is AMX, on AMX tiles (amx.h). In both, the bits of a row
+// do not depend on which rows come with it.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace gemm {
 
 constexpr int64_t X_BYTES = 1 << 20; // of x at a time, so that it stays in the L2 cache
 
-// What multiplies rows of T by weights stored as S.
+// The Product of rows of T by weights stored as S.
 #if defined(__AMX_BF16__)
 template <class T, class S>
 using Product = std::conditional_t<std::is_same_v<T, bf16>, amx::Product<S>, fused::Product<S>>;
@@ -26,7 +26,7 @@ using Product = std::conditional_t<std::is_same_v<T, bf16>, amx::Product<S>, fus
 template <class T, class S> using Product = fused::Product<S>;
 #endif
 
-// The rows [row, row + num_rows) of an expert.
+// Cuts the rows [row, row + num_rows) of an expert into tiles.
 template <class P> void cut(int64_t row, int64_t num_rows, int expert, std::vector<Tile> &tiles) {
     const int64_t n = (num_rows + P::ROWS - 1) / P::ROWS;
     for (int64_t i = 0; i < n; i++) {
@@ -40,7 +40,7 @@ struct Run {
     int32_t first, end;
 };
 
-// As many tiles as the L2 cache holds the rows of.
+// Multiplies tiles whose rows fit the L2 cache together.
 template <class P, class Source, class Sink>
 void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows, Source source, Sink sink,
                int threads) {
@@ -58,7 +58,7 @@ void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows,
         else runs.push_back({i, i + 1});
     const Run *all = runs.data();
     const int64_t fast = std::min<int64_t>(P::panels_at_once(tiles[0].num_rows), panels / threads);
-    const int64_t at_once = std::max(fast, std::clamp<int64_t>(panels / (4 * threads), 1, 4)); // that a thread takes
+    const int64_t at_once = std::max(fast, std::clamp<int64_t>(panels / (4 * threads), 1, 4)); // panels of an item
     const int64_t per_run = (panels + at_once - 1) / at_once;
     const int64_t work = rows * w.inputs * w.outputs / 4;
     parallel_dynamic<typename P::Scope>(runs.size() * per_run, work, threads, [&](int64_t i) {
@@ -70,8 +70,8 @@ void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows,
     });
 }
 
-// Rows from `source`, each by the weight of its tile's expert, to `sink(row, first output, PANEL values as a pair)`.
-// Tiles are in order of rows.
+// Multiplies rows from `source` by the weights of their tiles' experts; results go to sink(row, first output, PANEL
+// values as a pair). Tiles are in order of rows.
 template <class P, class Source, class Sink>
 void run(const Weights &w, const std::vector<Tile> &tiles, Source source, Sink sink, int threads) {
     const int64_t most = std::max<int64_t>(4 * P::ROWS, X_BYTES / P::row_bytes(w.inputs));
@@ -82,7 +82,7 @@ void run(const Weights &w, const std::vector<Tile> &tiles, Source source, Sink s
     }
 }
 
-// Values of a panel from output `first` on, to a row of `outputs`.
+// Stores the values of a panel, from output `first` on, to a row of `outputs`; those past the last are padding.
 template <class T> INLINE void store_panel(T *row, int64_t outputs, int64_t first, pair values) {
     const int n = int(std::min<int64_t>(PANEL, outputs - first));
     if (n == PANEL) store_all(row + first, values);
@@ -90,9 +90,10 @@ template <class T> INLINE void store_panel(T *row, int64_t outputs, int64_t firs
     else store(row + first, values.a, n);
 }
 
-// Sinks store what comes from a panel, and fetch the line that it will go to: to wait for it took a fifth of the time.
+// Sinks store the results of a panel, and prefetch the line that these will go to: waiting for it took a fifth of the
+// time.
 
-// To the row that lies at(row).
+// Stores to the row at address at(row).
 template <class At> struct Stored {
     At at;
     int64_t outputs;
@@ -103,7 +104,7 @@ template <class At> struct Stored {
 };
 template <class At> Stored(At, int64_t) -> Stored<At>;
 
-// To rows of `outputs`, of panels whose first half are gates, and the second half what they gate.
+// Stores activated rows of `outputs`, from panels whose first half are gates and whose second half are the ups.
 template <class T> struct GatedRows {
     T *out;
     int64_t outputs;
@@ -115,7 +116,7 @@ template <class T> struct GatedRows {
     INLINE_MEMBER void fetch(int64_t row, int64_t first) const { fetch_line(out + row * outputs + first / 2); }
 };
 
-// One weight for all rows.
+// The same weight for all rows.
 template <class T, class S, class Sink>
 void linear(const Weights &w, const T *x, int64_t rows, Sink sink, int threads) {
     static thread_local std::vector<Tile> tiles;
@@ -130,7 +131,7 @@ template <class T, class S> void linear(const Weights &w, const T *x, T *out, in
     linear<T, S>(w, x, rows, Stored<decltype(at)>{at, w.outputs}, threads);
 }
 
-// outputs: half of the weight's, less those that fill its last panel.
+// outputs: half of the weight's, without the padding of its last panel.
 template <class T, class S>
 void linear_gated(const Weights &w, const T *x, T *out, int64_t rows, int64_t outputs, int activation, int threads) {
     linear<T, S>(w, x, rows, GatedRows<T>{out, outputs, activation}, threads);

@@ -9,14 +9,14 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// f with a null pointer to the type that `type` stands for.
+// Calls f with a null pointer to the type that `type` stands for.
 template <class F> static void with_type(int type, F f) {
     if (type == 0) f((float *)nullptr);
     else if (type == 1) f((bf16 *)nullptr);
     else f((fp16 *)nullptr);
 }
 
-// The same with two types: that of activations, and that in which weights are stored.
+// The same for two types: that of activations, and that in which weights are stored.
 template <class F> static void with_types(int type, int64_t storage, F f) {
     with_type(type, [&](auto *t) {
         if (storage == 3) f(t, (int8 *)nullptr);
@@ -77,14 +77,14 @@ EXPORT void paged_attention_op(int type, const void *q, const void *kv, void *ou
     });
 }
 
-// One expert's weight, of the stored type or (4 bits) as int8.
+// Packs the weight of one expert. `weight` is of the stored type, or of int8 if that is int4.
 EXPORT void pack_weight_op(int storage, const void *weight, void *packed, int64_t outputs, int64_t inputs) {
     if (storage == 4) return gemm::pack((const int8 *)weight, outputs, inputs, (int4 *)packed);
     if (storage == 3) return gemm::pack((const int8 *)weight, outputs, inputs, (int8 *)packed);
     with_type(storage, [&](auto *t) { gemm::pack((decltype(t))weight, outputs, inputs, (decltype(t))packed); });
 }
 
-// What that takes, in bytes.
+// The size of one expert's packed weight in bytes.
 EXPORT int64_t weight_bytes(int storage, int64_t outputs, int64_t inputs) {
     const int64_t panels = gemm::num_panels(outputs);
     if (storage == 4) return panels * gemm::panel_size<int4>(inputs);
@@ -141,13 +141,13 @@ template <class... A, size_t... I> static void unpack(void (*op)(A...), const Sl
     op(value<A>(s[I])...);
 }
 
-// Returns where the next call begins.
+// Calls `op`; returns where the next recorded call begins.
 template <class... A> static const Slot *call(void (*op)(A...), const Slot *arguments) {
     unpack(op, arguments, std::index_sequence_for<A...>());
     return arguments + sizeof...(A);
 }
 
-// Makes calls that were recorded: of each, the op's number in library.py and its arguments.
+// Repeats recorded calls, each given by the op's number in library.py and its arguments.
 EXPORT void replay(const Slot *slots, int64_t num_calls) {
     for (; num_calls > 0; num_calls--) {
         switch ((slots++)->integer) {

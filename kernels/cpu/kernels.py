@@ -1,6 +1,6 @@
-"""The ops of `Kernels` in compiled code: allocate the result, hand over addresses.
+"""The ops of `Kernels` in compiled code: each allocates its result and passes addresses to the library.
 
-Threads are torch's own, as many as `torch.get_num_threads()`. A row's bits do not depend on how many there are, nor on
+Threads are torch's own, `torch.get_num_threads()` of them. A row's bits depend neither on the number of threads, nor on
 the rest of the batch, nor on whether its token came in a prefill or in a decode step.
 """
 
@@ -22,12 +22,12 @@ from kernels.linear import pack_linear as onednn
 
 
 class Unavailable(Exception):
-    """The compiled kernels cannot be had on this machine; the message says why."""
+    """The compiled kernels cannot be used on this machine; the message says why."""
 
 
 @cache
 def library(level: Level) -> Library:
-    """One per process. Raises Unavailable."""
+    """Load that level's library, once per process. Raises Unavailable."""
     if level not in supported(features()):
         raise Unavailable(f"this processor cannot run {level.name}")
     try:
@@ -37,7 +37,7 @@ def library(level: Level) -> Library:
 
 
 def fastest() -> Level:
-    """Of the levels that this processor runs and the compiler knows. Raises Unavailable where there is none."""
+    """Return the fastest level that this processor can run and that can be built. Raises Unavailable if none can."""
     errors = []
     for level in supported(features()):
         try:
@@ -52,18 +52,18 @@ def fastest() -> Level:
 
 
 class CPUKernels:
-    """Compiled kernels for tensors of one type: activations, weights and KV alike."""
+    """Compiled kernels for one dtype, which activations, weights and KV share."""
 
     name = "cpu"
 
     def __init__(self, dtype: torch.dtype, level: Level | None = None, *, deterministic: bool = True) -> None:
-        """Raises Unavailable if they are not built and cannot be, or do not compute in `dtype`.
+        """Raises Unavailable if the kernels cannot be built or loaded, or do not support `dtype`.
 
-        Where not `deterministic`, linear layers are left to oneDNN if it is clearly faster; then a row's bits may
-        depend on the number of rows.
+        Unless `deterministic`, linear layers use oneDNN where it is clearly faster; a row's bits may then depend on
+        the number of rows.
         """
         if dtype not in DTYPES:
-            raise Unavailable(f"they do not compute in {dtype}")
+            raise Unavailable(f"they do not support {dtype}")
         self._type = DTYPES[dtype]
         self._dtype = dtype
         self.level = level or fastest()
@@ -165,7 +165,7 @@ class CPUKernels:
         return PackedGated(self._library, weight, bias, activation, bits)
 
     def pack_heads(self, weight: Tensor) -> Linear:
-        """See `Kernels`: a product per head, so that a row's bits do not depend on the other rows."""
+        """See `Kernels`. One packed product per head, since a row's bits must not depend on the other rows."""
         num_heads, _, num_inputs = weight.shape
         linears = [self.pack_linear(head, None) for head in weight]
 
@@ -190,18 +190,18 @@ class CPUKernels:
         return PackedExperts(self._library, packed_gate_up, packed_down, activation)
 
     def recorder(self, max_rows: int) -> Recorder:
-        """For computations that are made again and again: Python costs a small model a tenth of a decode step."""
+        """Return a recorder for repeated computations: Python costs a small model a tenth of a decode step."""
         return Recorder(self._library, max_rows)
 
     def _checked(self, x: Tensor) -> Tensor:
-        """`x`, made contiguous: compiled code that misreads a type would read past its end."""
+        """Return `x`, contiguous. TypeError on another dtype, with which compiled code might read past the end."""
         if x.dtype is not self._dtype:
             raise TypeError(f"kernels were loaded for {self._dtype}, not {x.dtype}")
         return x.contiguous()
 
 
 def _fp32(x: Tensor) -> int:
-    """Address of a contiguous fp32 tensor."""
+    """Return the address of `x`. Raises TypeError unless it is fp32 and contiguous."""
     if x.dtype is not torch.float32 or not x.is_contiguous():
-        raise TypeError(f"must be fp32 and contiguous: a {x.dtype} tensor of shape {tuple(x.shape)}")
+        raise TypeError(f"expected a contiguous fp32 tensor, not {x.dtype} of shape {tuple(x.shape)}")
     return x.data_ptr()

@@ -1,4 +1,4 @@
-"""The compiled library as Python sees it: addresses and numbers in, nothing out."""
+"""The compiled library, declared for ctypes: ops take addresses and numbers and return nothing."""
 
 import ctypes
 import threading
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2
 
 
 class WeightsStruct(ctypes.Structure):
-    """gemm::Weights."""
+    """Mirrors gemm::Weights in weights.h."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("panels", "scales", "bias")),
@@ -41,10 +41,10 @@ _PACK_WEIGHT = (c_int, *[c_void_p] * 2, *[c_int64] * 2)
 
 
 class Library:
-    """The functions of kernels.cpp, in its order of arguments. Calls release the GIL."""
+    """The functions of kernels.cpp, with its order of arguments. Calls release the GIL."""
 
     def __init__(self, level: Level) -> None:
-        """Load the library of that level, compiling it if need be. Raises BuildError, OSError."""
+        """Load that level's library, compiling it if needed. Raises BuildError or OSError."""
         loaded = ctypes.CDLL(str(build.library(level)))
         for name, arguments in (*OPS.items(), ("pack_weight", _PACK_WEIGHT)):
             function = getattr(loaded, f"{name}_op")
@@ -63,14 +63,14 @@ class Library:
         self.replay = loaded.replay
         self.replay.argtypes, self.replay.restype = (c_void_p, c_int64), None
         self.num_lanes = int(loaded.num_lanes())
-        self.arena = Arena()  # of all weights that it packs
-        self.recording = threading.Lock()  # held by who notes what is called
+        self.arena = Arena()  # holds all packed weights
+        self.recording = threading.Lock()  # held while a Recorder intercepts calls
 
     def use(self, functions: Mapping[str, Callable[..., Any]]) -> None:
-        """From now on these are called as the ops, or the `result`, of their names. `recording` has to be held."""
+        """Replace the ops (or `result`) of these names by other functions. The caller must hold `recording`."""
         for name, function in functions.items():
             setattr(self, name, function)
 
     def result(self, rows: int, *size: int, dtype: torch.dtype) -> Tensor:
-        """Memory for what an op computes."""
+        """Allocate an op's result."""
         return torch.empty(rows, *size, dtype=dtype)

@@ -1,8 +1,8 @@
-"""Linear layers on the compiled kernels: the weight is packed once, and a row's bits never depend on the other rows.
+"""Linear layers on the compiled kernels: weights are packed once, and a row's bits never depend on the other rows.
 
-bf16 goes through the tiles of AMX where there are any. Else bf16, and fp16 always, are widened in registers and
-multiplied in fp32; a processor that multiplies them much faster than that is better off with oneDNN: where results need
-not be deterministic it is timed against ours, once per process.
+bf16 runs on AMX tiles where the processor has them. Without AMX bf16, and in any case fp16, is widened in registers and
+multiplied in fp32. Processors with fast 16-bit products may do better with oneDNN, so where results need not be
+deterministic it is timed against these kernels, once per process and dtype.
 """
 
 import time
@@ -18,15 +18,15 @@ from kernels.cpu.processor import features
 from kernels.cpu.weights import PackedWeights
 from kernels.linear import pack_linear as onednn
 
-CLEARLY = 1.5  # times faster: less is not worth results that depend on the number of rows
+CLEARLY = 1.5  # how many times faster oneDNN must be to justify results that depend on the number of rows
 NARROW_PRODUCTS = {torch.bfloat16: {"avx512_bf16"}, torch.float16: {"avx512_fp16", "amx_fp16"}}
 
 
 class PackedLinear:
-    """`x @ weight.T + bias` with a weight [out, in] that was packed once, in its own type or in 8 or 4 bits."""
+    """`x @ weight.T + bias` with weight [out, in], packed once in its own dtype or in 8 or 4 bits."""
 
     def __init__(self, library: Library, weight: Tensor, bias: Tensor | None, bits: int = 16) -> None:
-        """ValueError where the weight cannot be rounded to so many bits."""
+        """Raises ValueError if the weight cannot be quantised to `bits`."""
         self._library = library
         self._type = DTYPES[weight.dtype]
         self._weights = PackedWeights(library, weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0), bits)
@@ -40,17 +40,17 @@ class PackedLinear:
 
 
 class PackedGated:
-    """The activation of `x @ weight.T + bias`, whose [T, 2F] are never written; packed as `PackedLinear`."""
+    """Gated activation of `x @ weight.T + bias`; the [T, 2F] product is never stored. Packed as in `PackedLinear`."""
 
     def __init__(
         self, library: Library, weight: Tensor, bias: Tensor | None, activation: Activation, bits: int = 16
     ) -> None:
-        """weight: [2F, in], bias: [2F], gates before ups. ValueError where the weight cannot be rounded."""
+        """weight: [2F, in], bias: [2F], gates before ups. Raises ValueError if the weight cannot be quantised."""
         self._library = library
         self._type, self._activation = DTYPES[weight.dtype], ACTIVATIONS[activation]
         self._outputs = weight.shape[0] // 2
-        weight = _in_turn(weight, library.num_lanes).unsqueeze(0)
-        bias = None if bias is None else _in_turn(bias, library.num_lanes).unsqueeze(0)
+        weight = _interleaved(weight, library.num_lanes).unsqueeze(0)
+        bias = None if bias is None else _interleaved(bias, library.num_lanes).unsqueeze(0)
         self._weights = PackedWeights(library, weight, bias, bits)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class PackedGated:
         return out
 
 
-def _in_turn(gate_up: Tensor, lanes: int) -> Tensor:
-    """[2F, ...] -> the same rows, `lanes` gates and the `lanes` ups that they gate in turn: a panel. Missing are 0."""
+def _interleaved(gate_up: Tensor, lanes: int) -> Tensor:
+    """Reorder [2F, ...] into panels of `lanes` gates and their `lanes` ups; F is padded with zeros to fill the last."""
     halves = gate_up.view(2, -1, *gate_up.shape[1:])
     missing = halves.new_zeros(2, -halves.shape[1] % lanes, *gate_up.shape[1:])
     parts = torch.cat((halves, missing), dim=1).view(2, -1, lanes, *gate_up.shape[1:])
@@ -80,7 +80,7 @@ def _checked(x: Tensor, weights: PackedWeights) -> Tensor:
 
 @cache
 def prefers_onednn(library: Library, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is clearly faster here at 32 rows. Costs milliseconds, and only where it could be."""
+    """Whether oneDNN is clearly faster here at 32 rows. Times both (milliseconds) only where it could be."""
     if not NARROW_PRODUCTS.get(dtype, set()) & features():
         return False
     weight, x = torch.ones(1024, 1024, dtype=dtype), torch.ones(32, 1024, dtype=dtype)

@@ -1,6 +1,6 @@
-"""Memory in huge pages, where the system has them, for what every step reads: packed weights and the KV pool.
+"""Huge pages, where the system has them, for the memory that every step reads: packed weights and the KV pool.
 
-With pages of 4 KiB, looking addresses up would cost a decode step about as much as reading does.
+With pages of 4 KiB, address translation (TLB misses) would cost a decode step about as much as the reads themselves.
 """
 
 import contextlib
@@ -10,25 +10,25 @@ import mmap
 import torch
 from torch import Tensor
 
-_PIECE_BYTES = 64 << 20  # only what is written to becomes real memory
+_PIECE_BYTES = 64 << 20  # of address space; physical memory is allocated page by page, on first write
 _ALIGNMENT = 64
 _MADV_POPULATE_WRITE = 23  # madvise(2), since Linux 5.14
 
 
 def huge_pages(num_bytes: int) -> Tensor:
-    """[num_bytes] uint8, all zero, that becomes real memory as it is written to."""
+    """Return [num_bytes] zeros, uint8; physical memory is allocated as they are written to."""
     if not num_bytes or not hasattr(mmap, "MADV_HUGEPAGE"):  # Linux only
         return torch.zeros(num_bytes, dtype=torch.uint8)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel built without them
+    with contextlib.suppress(OSError):  # a Linux kernel built without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def populate(memory: Tensor) -> None:
-    """Make memory real before it is written to, where the system can; contents stay as they are.
+    """Allocate the physical memory behind `memory` now, where the system can; its contents do not change.
 
-    On virtual machines whose host has yet to find the pages that takes milliseconds per MiB.
+    On a virtual machine whose host has yet to allocate the pages, this takes milliseconds per MiB.
     """
     if hasattr(mmap, "MADV_HUGEPAGE") and len(memory):
         begin, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
@@ -37,13 +37,16 @@ def populate(memory: Tensor) -> None:
 
 
 class Arena:
-    """Hands out parts of huge pages: most weights are smaller than one. A piece is freed with its last tensor."""
+    """Allocates from large pieces of huge pages, as most weights are smaller than a page.
+
+    A piece is freed with the last tensor allocated from it.
+    """
 
     def __init__(self) -> None:
         self._rest = torch.empty(0, dtype=torch.uint8)
 
     def take(self, num_bytes: int) -> Tensor:
-        """[num_bytes] uint8, aligned to cache lines."""
+        """Return [num_bytes] uint8, aligned to a cache line."""
         rounded = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         if rounded > len(self._rest):
             self._rest = huge_pages(max(rounded, _PIECE_BYTES))

@@ -1,5 +1,5 @@
-// Two vectors at once, in an order of their own: bf16 splits into even and odd elements, one instruction each. And
-// quads: four lanes of each of several rows in one vector.
+// Pairs of vectors, whose order of elements depends on the type: bf16 splits into even and odd elements, which takes
+// one instruction each. And quads: vectors that hold four lanes from each of several rows.
 #pragma once
 
 #include "vector.h"
@@ -27,7 +27,7 @@ template <> INLINE_MEMBER pair load_pair(const int8 *p) { return {load(p), load(
 template <> INLINE_MEMBER pair load_pair(const int4 *p) {
 #if defined(__AVX512F__)
     const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); // looks at 4 bits
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); // indexed by 4 bits
     return {(vf)_mm512_permutexvar_ps(both, values), (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), values)};
 #elif defined(__AVX2__)
     const vi both = (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
@@ -39,8 +39,8 @@ template <> INLINE_MEMBER pair load_pair(const int4 *p) {
 #endif
 }
 
-// The same address, but the compiler does not know that: it reads again rather than to keep what it has read. Where
-// sixteen registers hold hardly more than the sums, a load is cheaper than a sum that lies in memory.
+// Returns `p`, but hides that from the compiler, which then loads again instead of keeping what it has loaded. With
+// sixteen registers, hardly more than the sums take, another load is cheaper than spilling a sum.
 template <class T> INLINE const T *read_again(const T *p) {
 #if !defined(__AVX512F__)
     asm("" : "+r"(p));
@@ -61,7 +61,7 @@ template <> INLINE_MEMBER void store_pair(bf16 *p, pair v) {
     write(p, (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000));
 }
 
-// One vector after the other in memory, whatever the type.
+// Stores one vector after the other, whatever the type.
 template <class T> INLINE void store_all(T *p, pair v) {
     store(p, v.a);
     store(p + W, v.b);
@@ -83,7 +83,7 @@ template <class T> INLINE void store_pair(T *p, pair v, int n) {
 
 constexpr int QUADS = W / 4;
 
-// 128 bits from at(0), at(1), ... at(QUADS - 1).
+// Loads 128 bits each from addresses at(0), at(1), ... at(QUADS - 1).
 template <class At> INLINE vu gather_quads(At at) {
 #if defined(__AVX512F__)
     auto quad = [&](int i) { return _mm_loadu_si128((const __m128i *)at(i)); };
@@ -98,8 +98,8 @@ template <class At> INLINE vu gather_quads(At at) {
 #endif
 }
 
-// Elements [d, d + 8) of rows[0], rows[4], rows[8], ...: a quad per row in each vector of the pair. Element i is lane
-// i % 4 of the first or second vector, but for bf16, which splits into even and odd elements.
+// Loads elements [d, d + 8) of rows[0], rows[4], rows[8], ...: each vector of the pair has a quad of every row. Element
+// i is lane i % 4 of the first or second vector; but bf16 splits into even and odd elements.
 INLINE pair load_quads(const float *const *rows, int d) {
     return {(vf)gather_quads([=](int i) { return rows[4 * i] + d; }),
             (vf)gather_quads([=](int i) { return rows[4 * i] + d + 4; })};
@@ -116,16 +116,16 @@ INLINE pair load_quads(const fp16 *const *rows, int d) {
     }
     return {load(first), load(second)};
 }
-// Half of what load_quads() gives.
+// One vector of what load_quads() gives.
 template <int HALF, class T> INLINE vf load_half(const T *const *rows, int d) {
     const pair both = load_quads(read_again(rows), d);
     return HALF ? both.b : both.a;
 }
-// Where element i < 8 goes, so that a quad of it meets the same element in load_quads().
+// Where element i < 8 of a row must be for repeat_quad() to line up with load_quads().
 INLINE int place_in_quads(int i, const void *) { return i; }
 INLINE int place_in_quads(int i, const bf16 *) { return i % 2 * 4 + i / 2; }
 
-INLINE vf repeat_quad(const float *p) { // in all quads
+INLINE vf repeat_quad(const float *p) { // the same four floats in all quads
 #if defined(__AVX512F__)
     return (vf)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
 #elif defined(__AVX2__)

@@ -1,4 +1,4 @@
-// Loops on torch's own OpenMP threads: the library links to no runtime of its own, so there is one pool per process.
+// Parallel loops on torch's own OpenMP threads: the library links torch's runtime, so a process has one thread pool.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 constexpr int64_t PARALLEL_FROM = 1 << 16; // elements of work below which waking other threads costs more than it saves
 
-// f(i) for each i in [0, n), in equal runs per thread.
+// Calls f(i) for each i in [0, n), in equal runs per thread.
 template <class F> static inline void parallel(int64_t n, int64_t work, int threads, F f) {
     if (threads < 2 || n < 2 || work < PARALLEL_FROM) {
         for (int64_t i = 0; i < n; i++) f(i);
@@ -18,8 +18,8 @@ template <class F> static inline void parallel(int64_t n, int64_t work, int thre
 
 struct NoScope {};
 
-// The same where items differ in cost: threads take the next one as they finish. A thread makes a Scope before its
-// first.
+// The same for items that differ in cost: a thread takes the next one when it has finished one. Each thread constructs
+// a Scope before its first item.
 template <class Scope, class F> static inline void parallel_dynamic(int64_t n, int64_t work, int threads, F f) {
     if (threads < 2 || n < 2 || work < PARALLEL_FROM) {
         Scope scope;
@@ -34,7 +34,7 @@ template <class Scope, class F> static inline void parallel_dynamic(int64_t n, i
     }
 }
 
-// Memory that a thread keeps and grows: contents do not survive the next call with the same `USE` and T.
+// Returns memory that the thread keeps and grows. Its contents are valid until the next call with the same `USE` and T.
 template <int USE, class T = float> static inline T *scratch(size_t size) {
     struct Buffer {
         T *data = nullptr;

@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One build of the kernels: what the compiler may use, and what the processor must have for it."""
+    """One build of the kernels: the compiler's flags, and the features that a processor needs to run it."""
 
     name: str
     flags: tuple[str, ...]  # for the compiler
     features: frozenset[str]  # as /proc/cpuinfo names them
 
 
-# Of Linux on x86-64: Documentation/arch/x86/xstate.rst.
+# Linux on x86-64; see its Documentation/arch/x86/xstate.rst.
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -37,9 +37,9 @@ LEVELS = (  # fastest first
 
 
 def may_use_tiles() -> bool:
-    """Ask for AMX's registers, which Linux gives only to those who ask: this process and its children have them then.
+    """Ask Linux for the AMX tile registers, which a process gets only on request; returns whether it granted them.
 
-    Refused where a thread's alternate signal stack is too small for them.
+    Its children then have them, too. Linux refuses if a thread's alternate signal stack is too small to save them.
     """
     libc = ctypes.CDLL(None)
     return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
@@ -47,7 +47,7 @@ def may_use_tiles() -> bool:
 
 @cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Instruction sets of this processor that Linux lets us use; none where the system does not say."""
+    """Instruction sets of this processor that Linux lets us use; empty where `cpuinfo` cannot be read."""
     try:
         text = cpuinfo.read_text()
     except OSError:
@@ -58,5 +58,5 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def supported(available: frozenset[str]) -> list[Level]:
-    """Levels that a processor with these features can run, fastest first."""
+    """The levels that a processor with these features can run, fastest first."""
     return [level for level in LEVELS if level.features <= available]

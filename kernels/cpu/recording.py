@@ -1,7 +1,7 @@
-"""Computations without Python between their ops: the calls that they make are kept once, and made again.
+"""Replay of computations without Python between their ops: their library calls are recorded once and then repeated.
 
-What is kept are addresses and numbers. So a computation that is to be made again reads its inputs where they lay, and
-its results come to lie where they lay: in a few buffers for each size of row, taken in turn.
+A recording consists of addresses and numbers. On replay a computation therefore reads its inputs from the same memory,
+and writes its results to the same memory: a few buffers for each size of row, used in turn.
 """
 
 import itertools
@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from kernels.cpu.library import OPS, Library
 
-_NUM_BUFFERS = 8  # of one size: a result is overwritten when so many others of its size have come
-_VIEWS = {"view", "__getitem__", "contiguous", "float", "long"}  # or copies, which are found out
+_NUM_BUFFERS = 8  # per size of row: a result is overwritten by the eighth result of its size after it
+_VIEWS = {"view", "__getitem__", "contiguous", "float", "long"}  # may also copy, which is detected by the address
 _QUESTIONS = {"__get__", "data_ptr", "stride", "is_contiguous"}
 
 _NAMES = list(OPS)
@@ -29,11 +29,11 @@ Compute = Callable[[], Tensor]
 
 
 class NotRecordable(Exception):
-    """The computation takes more than compiled kernels, or its results live too long."""
+    """The computation does more than call compiled kernels, or uses a result after its buffer was overwritten."""
 
 
 class Recorder:
-    """Of computations that never run at the same time, of at most `max_rows` rows: they share their buffers."""
+    """Records computations of at most `max_rows` rows that never run at the same time and so share their buffers."""
 
     def __init__(self, library: Library, max_rows: int) -> None:
         self.library = library
@@ -42,10 +42,10 @@ class Recorder:
         self._is_checked = False
 
     def __call__(self, compute: Compute) -> "Recording":
-        """What makes the calls of `compute` again; the first result is there. Raises NotRecordable.
+        """Run `compute` and return the recording of its calls, which holds the first result. Raises NotRecordable.
 
-        Each result is overwritten by the next, also of others that are recorded here. The first recording is checked,
-        which costs computing it twice more: what comes later differs in its number of rows.
+        Each result is overwritten by the next, even of another recording made here. The first recording is verified,
+        which costs two more computations; later ones are assumed to differ only in their number of rows.
         """
         expected = None if self._is_checked else compute().clone()
         calls: list[tuple[int, Sequence[Any]]] = []
@@ -55,13 +55,13 @@ class Recorder:
         recording = Recording(self, compute, b"".join(itertools.starmap(_slots, calls)), len(calls), result)
         if expected is not None:
             if not torch.equal(result, expected) or not torch.equal(recording(), expected):
-                raise NotRecordable("computed again, it is something else")
+                raise NotRecordable("replayed, the computation gives a different result")
             self._is_checked = True
         return recording
 
     @contextmanager
     def _recording(self, calls: list[tuple[int, Sequence[Any]]], watch: "_ViewsOnly") -> Iterator[None]:
-        """The library's ops, called by this thread, are noted; and it has results lie in our buffers."""
+        """Append this thread's calls of the library's ops to `calls`, and place their results in our buffers."""
         library, thread = self.library, threading.get_ident()
 
         def noted(number: int, op: Callable[..., None]) -> Callable[..., None]:
@@ -96,22 +96,22 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A computation, and its latest result."""
+    """A recorded computation and its latest result."""
 
-    recorder: Recorder  # holds the results
-    compute: Compute  # holds the inputs
+    recorder: Recorder  # keeps the result buffers alive
+    compute: Compute  # keeps the inputs alive
     slots: bytes
     num_calls: int
     result: Tensor
 
     def __call__(self) -> Tensor:
-        """Compute it again."""
+        """Repeat the computation; returns `result`, overwritten."""
         self.recorder.library.replay(self.slots, self.num_calls)
         return self.result
 
 
 class _ViewsOnly(TorchFunctionMode):
-    """Raises NotRecordable when torch computes something, allocates, or tells what a tensor holds."""
+    """Raises NotRecordable when torch computes something, allocates, or reads a tensor's contents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _ViewsOnly(TorchFunctionMode):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done meanwhile is our own."""
+        """Suspend the check, for what the recorder itself does with torch."""
         self._is_aside = True
         try:
             yield
@@ -134,7 +134,7 @@ class _ViewsOnly(TorchFunctionMode):
             or (func.__name__ in _VIEWS and _memory(result) == _memory(args[0]))
         ):
             return result
-        raise NotRecordable(f"{func.__name__} is no compiled kernel")
+        raise NotRecordable(f"{func.__name__} is not a compiled kernel")
 
 
 def _memory(x: Tensor) -> int:
@@ -142,7 +142,7 @@ def _memory(x: Tensor) -> int:
 
 
 def _slots(number: int, arguments: Sequence[Any]) -> bytes:
-    """As kernels.cpp's `replay` reads them."""
+    """Encode one call as kernels.cpp's `replay` reads it: the op's number, then its arguments, 8 bytes each."""
     types = OPS[_NAMES[number]]
     values = (argument or 0 for argument in arguments)  # None is the null pointer
     return struct.pack("q" + "".join("d" if type_ is c_float else "q" for type_ in types), number, *values)

@@ -1,4 +1,4 @@
-// Tiles of AMX, 16 rows of 64 bytes each: that a thread has them, and what holds for all that use them.
+// AMX tiles, registers of 16 rows of 64 bytes: their configuration, and what all their users share.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -9,22 +9,22 @@ namespace amx {
 constexpr int ROWS = 16;   // of a tile
 constexpr int SIZE = 512;  // bf16 of a tile
 
-struct alignas(64) Config { // as the processor reads it
+struct alignas(64) Config { // the operand of LDTILECFG
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS};
 };
 constexpr Config CONFIG;
 
-// A thread has tiles while this lives. It costs a tenth of a microsecond.
+// Configures this thread's tiles, and releases them when it is destroyed. Costs a tenth of a microsecond.
 struct Tiles {
     Tiles() { _tile_loadconfig(&CONFIG); }
     ~Tiles() { _tile_release(); }
 };
 
-// The same, and subnormal numbers are 0 to all the rest as they are to tiles: fused multiply-adds then give the same
-// sums, to the bit, as Intel's manual has it of TDPBF16PS: what even and what odd elements of a tile's rows make is
-// summed up apart, then with each other, then with what was there.
+// Tiles for this thread, whose other instructions treat subnormal numbers as 0 meanwhile, as AMX does. Fused
+// multiply-adds can then give the same sums, to the bit. By Intel's manual, TDPBF16PS sums up the products of a row's
+// even elements and those of its odd elements separately, adds the two sums, and adds the result to the accumulator.
 struct Scope {
     const Tiles tiles;
     const unsigned control = _mm_getcsr();
@@ -32,10 +32,10 @@ struct Scope {
     ~Scope() { _mm_setcsr(control); }
 };
 
-// Compilers do not know what tiles read.
+// A compiler barrier, since compilers do not know which memory tile instructions read.
 INLINE void written() { asm volatile("" ::: "memory"); }
 
-// 16 rows, or 32 (TWO), by 32 columns: tiles 0 and 1 have the sums of the first 16 rows, 2 and 3 of the others.
+// Sums of 16 rows, or 32 (TWO), by 32 columns: the first 16 rows are in tiles 0 and 1, the others in tiles 2 and 3.
 template <bool TWO> INLINE void zero() {
     _tile_zero(0);
     _tile_zero(1);
@@ -44,7 +44,7 @@ template <bool TWO> INLINE void zero() {
         _tile_zero(3);
     }
 }
-// Adds 32 elements of rows, `stride` bytes apart, times two tiles.
+// Adds the products of 32 elements of each row with two tiles. `rows` and `others` (TWO) are `stride` bytes apart.
 template <bool TWO> INLINE void multiply(const bf16 *rows, const bf16 *others, int64_t stride, const bf16 *tiles) {
     _tile_loadd(6, tiles, 64);
     _tile_loadd(4, rows, stride);

@@ -1,10 +1,10 @@
-// Vectors of 16 lanes, turned.
+// Transposition of vectors of 16 lanes.
 #pragma once
 
 #if defined(__AMX_BF16__)
 #include "pairs.h"
 
-// Lane i of v[j] is lane j of v[i].
+// Transposes in place: lane i of v[j] becomes lane j of v[i].
 template <int STEP = 1> INLINE void transpose(vf (&v)[W]) {
     vi low, high; // of two rows: blocks of STEP lanes, in turn from one and from the other
     for (int i = 0; i < W; i++) {
@@ -22,7 +22,7 @@ template <int STEP = 1> INLINE void transpose(vf (&v)[W]) {
     if constexpr (STEP * 2 < W) transpose<STEP * 2>(v);
 }
 
-// Lane i of rows r < 4 is lane r of v(i), the others undefined.
+// Transposes four lanes: lane i of rows[r], r < 4, becomes lane r of what at(i) points to. Other rows are not set.
 template <class At> INLINE void transpose_quads(At at, vf (&rows)[W]) {
     vf quads[4];
     for (int i = 0; i < 4; i++) quads[i] = (vf)gather_quads([&](int j) { return at(4 * i + j); });
@@ -37,7 +37,7 @@ template <class At> INLINE void transpose_quads(At at, vf (&rows)[W]) {
     rows[2] = __builtin_shuffle(c, d, low), rows[3] = __builtin_shuffle(c, d, high);
 }
 
-// Lane i of both vectors as bf16, side by side.
+// Rounds both vectors to bf16 and interleaves their lanes.
 INLINE vu side_by_side(pair v) {
     typedef uint16_t halves __attribute__((vector_size(W * 4)));
     halves from;

@@ -1,8 +1,8 @@
-// SIMD lanes for one instruction set, chosen by the compiler's flags: AVX-512, AVX2 with FMA and F16C, or whatever the
-// compiler makes of four lanes. Everything computes in fp32; bf16 and fp16 exist only in memory.
+// SIMD vectors for the instruction set that the compiler's flags choose: AVX-512, AVX2 with FMA and F16C, or whatever
+// the compiler makes of four lanes. All arithmetic is in fp32; bf16 and fp16 exist only in memory.
 //
-// Built with -ffp-contract=off: a product is fused with a sum only where fma() says so. A row therefore gets the same
-// bits whichever loop computes it.
+// Built with -ffp-contract=off: a product and a sum are fused only where the code calls fma(). A row therefore gets the
+// same bits whichever loop computes it.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ struct fp16 {
 struct int8 {
     int8_t bits;
 };
-struct int4 { // two of them, each plus 8: the lower half is one of a pair's first vector, the upper of its second
+struct int4 { // two values, each plus 8: the low half is of a pair's first vector, the high half of its second
     uint8_t bits;
 };
 
@@ -71,24 +71,24 @@ INLINE vf fma(vf a, vf b, vf c) {
 INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 
 // Lane i of the result is lane i + STEP of v.
-template <int STEP> INLINE vf turned(vf v) {
+template <int STEP> INLINE vf rotated(vf v) {
     vi from;
     for (int i = 0; i < W; i++) from[i] = (i + STEP) % W;
     return __builtin_shuffle(v, from);
 }
-template <int STEP = W / 2> INLINE float sum_lanes(vf v) { // a tree, always the same
-    v += turned<STEP>(v);
+template <int STEP = W / 2> INLINE float sum_lanes(vf v) { // always in the same order
+    v += rotated<STEP>(v);
     if constexpr (STEP > 1) return sum_lanes<STEP / 2>(v);
     return v[0];
 }
 template <int STEP = W / 2> INLINE float max_lanes(vf v) {
-    v = max(v, turned<STEP>(v));
+    v = max(v, rotated<STEP>(v));
     if constexpr (STEP > 1) return max_lanes<STEP / 2>(v);
     return v[0];
 }
 
-// 2^f for f within [-1/2, 1/2]: Taylor's series to the seventh power, or to the fourth the polynomial with 1 at 0 whose
-// relative error is least there, 2.9e-6, for what will be rounded to bf16.
+// 2^f for f within [-1/2, 1/2]. Degree 7 is the Taylor series. Degree 4, for results that will be rounded to bf16, is
+// the polynomial with value 1 at 0 whose largest relative error is smallest there: 2.9e-6.
 template <int DEGREE> INLINE vf exp2_series(vf f) {
     vf y;
     if constexpr (DEGREE == 4) {
@@ -108,10 +108,10 @@ template <int DEGREE> INLINE vf exp2_series(vf f) {
     }
     return fma(y, f, splat(1.0f));
 }
-// 2^x; 0 below 2^-126 (with AVX-512 below what rounds to a subnormal number), so exp2(-inf) is.
+// 2^x; results below 2^-126 are 0 (with AVX-512 only those too small for a subnormal number), so exp2(-inf) is 0.
 template <int DEGREE = 7> INLINE vf exp2(vf x) {
 #if defined(__AVX512F__)
-    const vf f = (vf)_mm512_reduce_ps((__m512)x, 0); // what is left of the nearest integer
+    const vf f = (vf)_mm512_reduce_ps((__m512)x, 0); // x minus the nearest integer
     return (vf)_mm512_scalef_ps((__m512)exp2_series<DEGREE>(f), (__m512)(x - f));
 #else
     const vf top = splat(127.0f), magic = splat(12582912.0f); // adding 1.5 * 2^23 rounds to an integer
@@ -127,12 +127,12 @@ template <int DEGREE = 7> INLINE vf exp2(vf x) {
 constexpr float LOG2_E = 1.4426950408889634f;
 
 INLINE vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp2(x * splat(-LOG2_E))); }
-INLINE vf clamp(vf x, float low, float high) { // a NaN stays one
+INLINE vf clamp(vf x, float low, float high) { // NaN stays NaN
     x = x < splat(low) ? splat(low) : x;
     return x > splat(high) ? splat(high) : x;
 }
 
-// One vector in memory order
+// Loads and stores of one vector, in memory order.
 
 INLINE vf load(const float *p) { return read<vf>(p); }
 INLINE vf load(const bf16 *p) { return (vf)(__builtin_convertvector(read<vh>(p), vu) << 16); }
@@ -174,7 +174,7 @@ INLINE vf load(const fp16 *p) {
 #endif
 }
 
-// The upper half of the result is the nearest bf16, ties to even; a NaN stays one.
+// The upper half of each result is the nearest bf16, ties to even; NaN stays NaN.
 INLINE vu round_bf16(vf v) {
     vu bits = (vu)v, rounded = bits + 0x7fff + ((bits >> 16) & 1);
     return v != v ? (bits | 0x400000) : rounded;
@@ -200,7 +200,7 @@ INLINE void store(fp16 *p, vf v) {
 #endif
 }
 
-// The first n < W lanes; the others are 0 when loaded, and left alone when stored.
+// Only the first n < W lanes: the others are 0 when loaded, and not written when stored.
 template <class T> INLINE vf load(const T *p, int n) {
     T lanes[W] = {};
     memcpy(lanes, p, n * sizeof(T));
@@ -212,9 +212,9 @@ template <class T> INLINE void store(T *p, vf v, int n) {
     memcpy(p, lanes, n * sizeof(T));
 }
 
-// The line that is stored to next but one: into the L2 cache, the L1 cache has no room for it.
+// Prefetches a line that will be stored to, into L2: there is no room for it in L1.
 INLINE void fetch_line(const void *p) { __builtin_prefetch(p, 1, 2); }
 
-// n lanes, mostly all
+// The first n <= W lanes, usually all of them.
 template <class T> INLINE vf load_some(const T *p, int n) { return n == W ? load(p) : load(p, n); }
 template <class T> INLINE void store_some(T *p, vf v, int n) { n == W ? store(p, v) : store(p, v, n); }

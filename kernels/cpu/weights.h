@@ -1,7 +1,7 @@
-// Weights of linear layers as products read them, and rows of x that meet them.
+// The packed layout of weights of linear layers, and the rows of x that are multiplied by them.
 //
-// Weights stay as they are stored (fp32, bf16, fp16, int8 or int4), packed once into panels of 2W outputs so that a
-// panel is read as one stream.
+// Weights keep the type that they are stored in (fp32, bf16, fp16, int8 or int4), and are packed once into panels of 2W
+// outputs, so that a panel is read as one sequential stream.
 #pragma once
 
 #include <type_traits>
@@ -12,22 +12,22 @@ namespace gemm {
 
 constexpr int PANEL = 2 * W; // outputs
 
-// Of one expert after another; plain linear layers are a single one. library.py has the same struct.
+// The weights of one expert after another; a plain linear layer has a single one. library.py mirrors this struct.
 struct Weights {
     const void *panels;  // of S: [experts][panel][panel_size<S>]
     const float *scales; // [experts][panel][inputs / group][PANEL], or null
     const float *bias;   // [experts][panels * PANEL]
-    int64_t outputs, inputs, group; // inputs that share a scale
-    int64_t storage;     // which S
+    int64_t outputs, inputs, group; // group: how many inputs share a scale
+    int64_t storage;     // number of S; see weights.py
 };
 
-// Rows of x of one expert that are multiplied at once.
+// Rows of x, all of one expert, that are multiplied at once.
 struct Tile {
     int64_t row;
     int32_t num_rows, expert;
 };
 
-// Rows of x where they lie, one after another.
+// A source of rows that are contiguous in memory.
 template <class T> struct InOrder {
     const T *x;
     int64_t inputs;
@@ -39,7 +39,7 @@ INLINE int64_t num_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANE
 template <class S> constexpr int STEP = std::is_same_v<S, int4> ? W : PANEL; // elements of S per panel and input
 
 #if defined(__AMX_BF16__)
-constexpr int DEPTH = 32; // inputs that a tile holds of a row; bf16 panels are made of tiles
+constexpr int DEPTH = 32; // inputs of a row in an AMX tile, a step; bf16 panels are stored as tiles
 INLINE int64_t whole_tiles(int64_t inputs) { return (inputs + DEPTH - 1) / DEPTH * DEPTH; }
 template <class S> constexpr bool IN_TILES = std::is_same_v<S, bf16>;
 #else
@@ -59,11 +59,11 @@ template <class S> INLINE Weights of_expert(Weights w, int expert) {
     return w;
 }
 
-// Where output `lane` of a panel goes, so that load_pair() finds it.
+// Where output `lane` of a panel is stored, given the order in which load_pair() loads.
 INLINE int place(int lane, const void *) { return lane; }
 INLINE int place(int lane, const bf16 *) { return lane % W * 2 + lane / W; }
 
-// [outputs, inputs] -> panels, [inputs][STEP] each; missing outputs are 0.
+// Packs [outputs, inputs] into panels of [inputs][STEP]; missing outputs are 0.
 template <class S> void pack(const S *weight, int64_t outputs, int64_t inputs, S *packed) {
     for (int64_t p = 0; p < num_panels(outputs); p++)
         for (int64_t k = 0; k < inputs; k++, packed += PANEL)
@@ -79,8 +79,8 @@ inline void pack(const int8 *weight, int64_t outputs, int64_t inputs, int4 *pack
             for (int64_t n = p * PANEL; n < p * PANEL + W; n++) *packed++ = {uint8_t(at(n, k) | at(n + W, k) << 4)};
 }
 #if defined(__AMX_BF16__)
-// The same as tiles, [inputs / DEPTH][2][DEPTH / 2][W][2]: pairs of inputs of half a panel's outputs. Missing inputs
-// are 0, too.
+// The same as AMX tiles, [inputs / DEPTH][2][DEPTH / 2][W][2]: each tile has half of the panel's outputs, innermost a
+// pair of inputs. Missing inputs are 0, too.
 template <> inline void pack(const bf16 *weight, int64_t outputs, int64_t inputs, bf16 *packed) {
     for (int64_t p = 0; p < num_panels(outputs); p++)
         for (int64_t k = 0; k < whole_tiles(inputs); k += DEPTH)

@@ -1,4 +1,4 @@
-"""Weights of linear layers as weights.h has them: packed once into panels, in their own type or in 8 or 4 bits."""
+"""Weights of linear layers in the layout of weights.h: packed once into panels, in their own dtype or 8 or 4 bits."""
 
 import ctypes
 
@@ -9,14 +9,14 @@ from torch.nn import functional
 from kernels.cpu.library import DTYPES, Library, WeightsStruct
 from kernels.quantize import quantized
 
-_STORAGE = {8: 3, 4: 4}  # as kernels.cpp numbers them, after DTYPES
+_STORAGE = {8: 3, 4: 4}  # kernels.cpp's numbers for 8 and 4 bits, which follow those of DTYPES
 
 
 class PackedWeights:
-    """`weight` [E, out, in] and `bias` [E, out] of E experts; of a plain linear layer E is 1."""
+    """`weight` [E, out, in] and `bias` [E, out] of E experts, packed; a plain linear layer has E = 1."""
 
     def __init__(self, library: Library, weight: Tensor, bias: Tensor | None, bits: int) -> None:
-        """ValueError where the weight cannot be rounded to so many bits."""
+        """Raises ValueError if the weight cannot be quantised to `bits`."""
         num_experts, self.outputs, self.inputs = weight.shape
         self.num_experts, self.dtype = num_experts, weight.dtype
         panel = 2 * library.num_lanes
@@ -31,7 +31,7 @@ class PackedWeights:
         self._panels = library.arena.take(num_experts * bytes_of_expert).view(num_experts, bytes_of_expert)
         for of_expert, packed in zip(weight.contiguous(), self._panels, strict=True):
             library.pack_weight(storage, of_expert.data_ptr(), packed.data_ptr(), self.outputs, self.inputs)
-        self._scales = scales  # which the struct points to
+        self._scales = scales  # kept alive: the struct points to it
         self._bias = torch.zeros(num_experts, num_panels * panel)
         if bias is not None:
             self._bias[:, : self.outputs] = bias

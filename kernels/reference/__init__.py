@@ -1,4 +1,4 @@
-"""The specification: every kernel in plain torch, for reading and for holding the fast backends against."""
+"""The specification: every kernel in plain torch, to read and to test the fast backends against."""
 
 from kernels.reference.blocks import pack_blocks, unpack_blocks
 from kernels.reference.kernels import ReferenceKernels

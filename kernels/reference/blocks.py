@@ -1,4 +1,4 @@
-"""KV blocks gathered into one contiguous buffer, and back: what `kernels.triton.blocks` is held against."""
+"""Gather KV blocks into one contiguous buffer and scatter them back: the specification of `kernels.triton.blocks`."""
 
 import torch
 from torch import Tensor
@@ -10,5 +10,5 @@ def pack_blocks(blocks: Tensor, block_ids: Tensor, packed: Tensor) -> None:
 
 
 def unpack_blocks(packed: Tensor, blocks: Tensor, block_ids: Tensor) -> None:
-    """`blocks[block_ids[i]] = packed[i]`, ids each at most once; arguments as in `pack_blocks`."""
+    """`blocks[block_ids[i]] = packed[i]`, with no id twice; arguments as in `pack_blocks`."""
     blocks.index_copy_(0, block_ids, packed)

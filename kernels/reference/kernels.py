@@ -1,6 +1,6 @@
 """Every op as a formula in plain torch: what the fast backends are tested against, and the fallback where none runs.
 
-Attention is a gather and a masked softmax per sequence, in fp32: clear, and slow.
+Attention gathers each sequence's KV and takes a masked softmax in fp32: clear, and slow.
 """
 
 import torch
@@ -129,7 +129,7 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
 
 
 def gather(kv: Tensor, block_table: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of one sequence, each [seq_len, Hkv, D], copied out of their blocks; one and the same in MLA."""
+    """Copy one sequence's keys and values out of their blocks, each [seq_len, Hkv, D]; with one plane, the same."""
     block_size = kv.shape[3]
     blocks = kv[block_table[: -(-seq_len // block_size)].long()]  # [blocks, planes, Hkv, block_size, D]
     planes = blocks.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :seq_len]

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""What a gated feed-forward makes of gate and up."""
+"""Gated activations of feed-forward layers."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ BLOCK = 1024
 
 @triton.jit
 def gate(g, u, ACTIVATION: tl.constexpr):
-    """`Activation` of fp32 g and u. Each sigmoid is taken of what cannot overflow it."""
+    """Apply `Activation` to fp32 g and u."""
     if ACTIVATION == "swiglu_oai":
         g = tl.minimum(g, 7.0)
         gated = g * sigmoid(1.702 * g) * (tl.minimum(tl.maximum(u, -7.0), 7.0) + 1.0)
@@ -27,14 +27,14 @@ def gate(g, u, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)), without overflow."""
     small = tl.exp(-tl.abs(x))
     return tl.where(x < 0, small, 1.0) / (1.0 + small)
 
 
 @triton.jit
 def gated_kernel(gate_up_ptr, out_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    """`BLOCK` columns of a row; a row is gate | up."""
+    """Program (row, chunk of `BLOCK` columns); a row is gate | up."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
@@ -44,7 +44,7 @@ def gated_kernel(gate_up_ptr, out_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl
 
 
 def gated(gate_up: Tensor, activation: Activation) -> Tensor:
-    """[T, 2F], contiguous -> [T, F]."""
+    """Apply the activation to [T, 2F] = gate | up, contiguous; returns [T, F]."""
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((rows, size))
     if rows:

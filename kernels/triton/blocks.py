@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""KV blocks on their way between pools.
+"""Move KV blocks between pools.
 
-Gathered into one contiguous buffer and scattered back, for transfers that stage through host memory: one copy over the
-bus instead of one per block. Or fetched from another pool that this GPU can read, and digested where they are.
+`pack_blocks` and `unpack_blocks` gather blocks into one contiguous buffer and scatter them back, for transfers that
+stage through host memory: one copy over the bus instead of one per block. `fetch_blocks` copies blocks from another
+pool that this GPU can read, and computes their digest; `digest_blocks` computes the digest alone.
 """
 
 import torch
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 2048  # words of a block that one program moves
-# Of splitmix64, as signed words: the increment, which is 2^64 / golden ratio, and the two multipliers.
+# splitmix64's constants as signed words: the increment, which is 2^64 / golden ratio, and the two multipliers.
 GAMMA = tl.constexpr(-0x61C8864680B583EB)
 MIX_1 = tl.constexpr(-0x40A7B892E31B1A47)
 MIX_2 = tl.constexpr(-0x6B2FB644ECCEEE15)
@@ -24,10 +25,10 @@ def copy_blocks_kernel(
     ids_ptr,  # [N] int64
     packed_ptr,  # [N, words]
     words,
-    PACK: tl.constexpr,  # from the blocks to the buffer, or back
+    PACK: tl.constexpr,  # copy from the blocks to the buffer, else back
     CHUNK: tl.constexpr,
 ):
-    """Program (place, chunk)."""
+    """Program (index of a block id, chunk of the block)."""
     place = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     block = blocks_ptr + tl.load(ids_ptr + place) * words + word
@@ -40,7 +41,7 @@ def copy_blocks_kernel(
 
 @triton.jit
 def _mixed(x):
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection of words."""
+    """splitmix64's finalizer (Steele, Lea, Flood 2014), a bijection of 64-bit words."""
     x = (x ^ (x.to(tl.uint64, bitcast=True) >> 30).to(tl.int64, bitcast=True)) * MIX_1
     x = (x ^ (x.to(tl.uint64, bitcast=True) >> 27).to(tl.int64, bitcast=True)) * MIX_2
     return x ^ (x.to(tl.uint64, bitcast=True) >> 31).to(tl.int64, bitcast=True)
@@ -48,25 +49,25 @@ def _mixed(x):
 
 @triton.jit(do_not_specialize=["num_ids"])
 def fetch_blocks_kernel(
-    source,  # address of [num_source_blocks, words], maybe another process's memory; the blocks themselves unless STORE
-    told_ptr,  # int64: num_ids of the source; where to STORE, as many of the blocks; the digest
+    source,  # address of [num_source_blocks, words], possibly another process's memory; unused unless STORE
+    ids_ptr,  # int64: num_ids ids of source blocks; if STORE, num_ids ids of blocks to write; the digest
     blocks_ptr,  # [num_blocks, words]
     words,
     num_ids,
-    STORE: tl.constexpr,
+    STORE: tl.constexpr,  # copy from `source` to the blocks, else only digest the blocks
     CHUNK: tl.constexpr,
 ):
-    """Program (place, chunk)."""
+    """Program (index of a block id, chunk of the block): copy the chunk and add its part of the digest."""
     place = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    digest_ptr = told_ptr + num_ids
+    digest_ptr = ids_ptr + num_ids
     if STORE:
         source_ptr = source.to(tl.pointer_type(blocks_ptr.dtype.element_ty))
-        value = tl.load(source_ptr + tl.load(told_ptr + place) * words + word, mask=word < words)
+        value = tl.load(source_ptr + tl.load(ids_ptr + place) * words + word, mask=word < words)
         tl.store(blocks_ptr + tl.load(digest_ptr + place) * words + word, value, mask=word < words)
         digest_ptr += num_ids
     else:
-        value = tl.load(blocks_ptr + tl.load(told_ptr + place) * words + word, mask=word < words)
+        value = tl.load(blocks_ptr + tl.load(ids_ptr + place) * words + word, mask=word < words)
     mixed = _mixed(value.to(tl.int64) + (place * words + word + 1) * GAMMA)
     tl.atomic_add(digest_ptr, tl.sum(tl.where(word < words, mixed, 0), axis=0))
 
@@ -75,42 +76,43 @@ def pack_blocks(blocks: Tensor, block_ids: Tensor, packed: Tensor) -> None:
     """`packed[i] = blocks[block_ids[i]]`.
 
     blocks: [num_blocks, bytes] uint8, of one or all layer groups of a pool (`baton.kv.layout`); block_ids: [N] int64;
-    packed: [N, bytes] uint8, contiguous as `blocks` is. All on one device; ValueError where shapes do not fit.
+    packed: [N, bytes] uint8. All on one device, blocks and packed contiguous; raises ValueError if shapes do not fit.
     """
     _copy(blocks, block_ids, packed, pack=True)
 
 
 def unpack_blocks(packed: Tensor, blocks: Tensor, block_ids: Tensor) -> None:
-    """`blocks[block_ids[i]] = packed[i]`, ids each at most once; arguments as in `pack_blocks`."""
+    """`blocks[block_ids[i]] = packed[i]`, with no id twice; arguments as in `pack_blocks`."""
     _copy(blocks, block_ids, packed, pack=False)
 
 
-def fetch_blocks(source: int, told: Tensor, blocks: Tensor) -> None:
-    """`blocks[ids[i]] = source[source_ids[i]]`, ids each at most once; and the digest of what was fetched.
+def fetch_blocks(source: int, ids: Tensor, blocks: Tensor) -> None:
+    """Copy source block `ids[i]` to `blocks[ids[N + i]]`, i < N, and compute the digest of what was copied.
 
-    source: address of blocks as long as those of `blocks`, in memory that its device can read, and at least as many as
-    `source_ids` name: nothing checks that here; told: [2 N + 1] int64, source_ids, ids and zero, which becomes the
-    digest; blocks: [num_blocks, bytes] uint8, contiguous. ValueError where they are not, or N is 0.
+    source: address of blocks of the same size, in memory that the device of `blocks` can read. Nothing checks here that
+    the source has as many blocks as the ids require. ids: [2 N + 1] int64, N source ids, N ids of `blocks` (none
+    twice), and a zero, which is replaced by the digest (see `digest_blocks`). blocks: [num_blocks, bytes] uint8. Raises
+    ValueError if `blocks` is not contiguous, N is 0, or the length of `ids` is even.
     """
-    _fetch(source, told, blocks, (told.shape[0] - 1) // 2, store=True)
+    _fetch(source, ids, blocks, (ids.shape[0] - 1) // 2, store=True)
 
 
-def digest_blocks(told: Tensor, blocks: Tensor) -> None:
-    """The digest of `blocks[ids[i]]`, all i: that of `fetch_blocks`.
+def digest_blocks(ids: Tensor, blocks: Tensor) -> None:
+    """Compute the digest of `blocks[ids[i]]`, i < N, the one that `fetch_blocks` computes.
 
-    told: [N + 1] int64, ids and zero, which becomes the digest; blocks, and errors: as above. Sum over all words w, in
-    order, of mixed(w + (i + 1) gamma) mod 2^64; i: the word's number. `mixed` and gamma are splitmix64's (Steele, Lea,
-    Flood 2014), so one changed word always shows.
+    ids: [N + 1] int64, N ids and a zero, which is replaced by the digest. `blocks` and errors as in `fetch_blocks`. The
+    digest is the sum over all words w, in order, of mixed(w + (i + 1) * gamma) mod 2^64, where i is the word's number;
+    `mixed` and gamma are splitmix64's. `mixed` is a bijection, so a change of one word always changes the digest.
     """
-    _fetch(0, told, blocks, told.shape[0] - 1, store=False)
+    _fetch(0, ids, blocks, ids.shape[0] - 1, store=False)
 
 
-def _fetch(source: int, told: Tensor, blocks: Tensor, num_ids: int, *, store: bool) -> None:
-    if not blocks.is_contiguous() or num_ids < 1 or told.shape[0] != num_ids * (1 + store) + 1:
-        raise ValueError(f"{told.shape[0]} numbers do not tell what to fetch")
+def _fetch(source: int, ids: Tensor, blocks: Tensor, num_ids: int, *, store: bool) -> None:
+    if not blocks.is_contiguous() or num_ids < 1 or ids.shape[0] != num_ids * (1 + store) + 1:
+        raise ValueError(f"needs contiguous blocks, one or more ids and room for a digest, not {ids.shape[0]} numbers")
     blocks = _words(blocks)
     grid = num_ids, triton.cdiv(blocks.shape[1], CHUNK)
-    fetch_blocks_kernel[grid](source, told, blocks, blocks.shape[1], num_ids, STORE=store, CHUNK=CHUNK, num_warps=4)
+    fetch_blocks_kernel[grid](source, ids, blocks, blocks.shape[1], num_ids, STORE=store, CHUNK=CHUNK, num_warps=4)
 
 
 def _words(blocks: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""Attention of sequences with a single query in the step: each is split over its keys, and the splits are merged.
+"""Decode attention, for sequences with a single query in the step: split-KV, with a second kernel to merge the splits.
 
-How a sequence is split depends on its own length alone, and so do the bits of its result. The grid is of fixed size:
-its programs share out the splits of all sequences on the device, and a CUDA graph that holds it fits every step.
+How a sequence is split depends on its own length alone, and so do the bits of its result. The grid has a fixed size,
+and its programs find out on the device which splits are theirs, so a captured CUDA graph serves every step.
 """
 
 import torch
@@ -15,12 +15,12 @@ from kernels.api import Attention, AttentionMeta
 from kernels.triton.tile import attend, dot_type, find, has_wgmma, head_tiles, load_rows, score_factors, store_rows
 
 NUM_PROGRAMS = 528  # four for each of an H100's 132 multiprocessors
-MAX_SPLITS = 32  # of a sequence: a longer one is cut into longer splits
+MAX_SPLITS = 32  # per sequence: a longer sequence has longer splits
 
 
 @triton.jit
 def split(seq_len, window, KEYS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
-    """(first key, keys of a split, number of splits) of sequences of these lengths."""
+    """(first key, keys per split, number of splits) for sequences of these lengths."""
     first = seq_len * 0
     if WINDOW:
         first = tl.maximum(seq_len - window, 0) // KEYS * KEYS
@@ -48,7 +48,7 @@ def decode_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     PLANES: tl.constexpr,
-    SEQS: tl.constexpr,  # num_seqs, to a power of two
+    SEQS: tl.constexpr,  # num_seqs, rounded up to a power of two
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
@@ -59,7 +59,7 @@ def decode_kernel(
     WINDOW: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Work is (sequence, split, KV head, tile of its query heads), the last running fastest."""
+    """An item of work is (sequence, split, KV head, tile of its query heads), of which the last varies fastest."""
     plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
     row_tiles: tl.constexpr = (GROUP + ROWS - 1) // ROWS
     per_split: tl.constexpr = NUM_KV_HEADS * row_tiles
@@ -68,7 +68,7 @@ def decode_kernel(
     ends = tl.load(query_start_ptr + place + 1, mask=place < num_seqs, other=0)
     lengths = tl.load(seq_lens_ptr + place, mask=(place < num_seqs) & (ends - starts == 1), other=0)
     counts = split(lengths, window, KEYS, SPLIT, SPLITS, WINDOW)[2]
-    # What is the same for all items is computed for each: kept, it would take registers from the loop over keys.
+    # Loop invariants are recomputed for each item: if hoisted, they would take registers from the loop over keys.
     for item in tl.range(tl.program_id(0), tl.sum(counts, 0) * per_split, tl.num_programs(0), disable_licm=True):
         seq, index = find(counts, place, item // per_split)
         kv_head = item % per_split // row_tiles
@@ -113,8 +113,8 @@ def decode_kernel(
             DETERMINISTIC=False,
             DOT=DOT,
         )
-        # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take
-        # registers from the loop.
+        # Output addresses are recomputed from a volatile load, which the compiler cannot merge with the first: kept,
+        # they would take registers from the loop over keys.
         again = tl.load(query_start_ptr + seq, volatile=True)
         row = again - token.to(tl.int32) + item % row_tiles * ROWS + tl.arange(0, ROWS)
         head = again.to(tl.int64) * (NUM_KV_HEADS * GROUP) + item % per_split // row_tiles * GROUP + row
@@ -145,7 +145,7 @@ def merge_kernel(
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
 ):
-    """Program (sequence, head, columns): one result from the splits of a single query; zeros where there are none."""
+    """Program (sequence, head, columns): merge the splits of a single query; a sequence without keys gets zeros."""
     seq, head = tl.program_id(0), tl.program_id(1)
     token = tl.load(query_start_ptr + seq)
     if tl.load(query_start_ptr + seq + 1) - token != 1:
@@ -173,7 +173,7 @@ def merge_kernel(
 
 
 def decode_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, attention: Attention) -> None:
-    """Writes the rows of `out` that belong to sequences with one query."""
+    """Write the rows of `out` that belong to sequences with a single query."""
     num_tokens, num_heads, head_dim = q.shape
     _, planes, num_kv_heads, block_size, _ = kv.shape
     num_seqs, group = meta.seq_lens.shape[0], num_heads // num_kv_heads
@@ -215,12 +215,12 @@ def decode_attention(q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, at
 
 
 def min_split(head_dim: int) -> int:
-    """Keys of a split, but of a sequence's last: enough for their loads to overlap."""
+    """The least number of keys in a split (except a sequence's last): enough for their loads to overlap."""
     return 256 if 64 < head_dim <= 256 else 512
 
 
 def _shape(head_dim: int, group: int, itemsize: int) -> tuple[int, int, int, int]:
-    """(ROWS, KEYS, num_warps, num_stages): several programs fit a multiprocessor, and in 16 bits no register spills."""
+    """(ROWS, KEYS, num_warps, num_stages): a multiprocessor holds several programs; 16-bit types spill no registers."""
     rows = min(64, max(16, triton.next_power_of_2(group)))
     if itemsize == 4:
         return 16, 16 if head_dim > 256 else 32, 4, 2

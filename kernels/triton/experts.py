@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""A mixture of experts as grouped products: pairs of token and expert sorted by expert, tiles of rows per expert.
+"""A mixture of experts as grouped matrix products: (token, expert) pairs are sorted by expert, then cut into tiles.
 
-Everything is sized by the number of pairs, and which tile belongs to which expert is found on the device: the host
-never learns what was chosen, so a CUDA graph can hold all of it.
+All sizes follow from the number of pairs, and the device finds out which tile belongs to which expert. The host never
+reads the routing, so a CUDA graph can capture all of it.
 """
 
 import torch
@@ -16,13 +16,13 @@ from kernels.triton.activation import gate
 from kernels.triton.linear import load_tile
 from kernels.triton.tile import dot_type, find, has_wgmma
 
-CHUNK = 1024  # pairs that a sorting program looks at together
-COLUMNS = 1024  # of a row that a summing program adds up
+CHUNK = 1024  # pairs that a sorting program scans at once
+COLUMNS = 1024  # of a row per summing program
 
 
 @triton.jit
 def sort_kernel(ids_ptr, order_ptr, starts_ptr, num_pairs, CHUNK: tl.constexpr):
-    """Program e: where expert e's pairs start in the sorted order, and which they are, in their own order."""
+    """Program e: write where expert e's pairs start in sorted order, and the pairs themselves; the sort is stable."""
     expert = tl.program_id(0)
     start = 0
     for first in range(0, num_pairs, CHUNK):
@@ -53,7 +53,7 @@ def experts_kernel(
     num_experts,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    EXPERTS: tl.constexpr,  # num_experts, to a power of two
+    EXPERTS: tl.constexpr,  # num_experts, rounded up to a power of two
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     INNER: tl.constexpr,
@@ -111,7 +111,7 @@ def sum_kernel(parts_ptr, weights_ptr, out_ptr, size, PER_TOKEN: tl.constexpr, C
 
 
 class MixtureOfExperts:
-    """`Experts` over weights as they come: gate_up [E, 2F, H], down [E, H, F], all contiguous."""
+    """`Experts` over weights in their original layout: gate_up [E, 2F, H], down [E, H, F]."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class MixtureOfExperts:
         down_bias: Tensor | None,
         deterministic: bool = False,
     ) -> None:
-        """Where `deterministic`, a row's bits do not depend on the other rows."""
+        """If `deterministic`, a row's bits do not depend on the other rows."""
         self._gate_up, self._down = gate_up.contiguous(), down.contiguous()
         self._gate_up_bias, self._down_bias = gate_up_bias, down_bias
         self._activation, self._deterministic = activation, deterministic
@@ -163,7 +163,7 @@ class MixtureOfExperts:
         rows, cols, inner, num_warps, num_stages = _shape(
             num_pairs, num_experts, x.element_size(), deterministic=self._deterministic
         )
-        num_tiles = min(num_experts, num_pairs) + num_pairs // rows  # or fewer
+        num_tiles = min(num_experts, num_pairs) + num_pairs // rows  # an upper bound
         experts_kernel[(num_tiles, triton.cdiv(out.shape[1], cols))](
             *(x, weight, bias, out, order, starts, per_token, num_experts),
             INPUTS=x.shape[1],
@@ -181,9 +181,9 @@ class MixtureOfExperts:
 
 
 def _shape(num_pairs: int, num_experts: int, itemsize: int, *, deterministic: bool) -> tuple[int, int, int, int, int]:
-    """(ROWS, COLS, INNER, num_warps, num_stages): few rows per expert want their weights streamed, many want reuse.
+    """(ROWS, COLS, INNER, num_warps, num_stages): small tiles if experts have few rows, large ones to reuse weights.
 
-    Where `deterministic`, one for any number of pairs.
+    If `deterministic`, it does not depend on the number of pairs.
     """
     if itemsize == 4:
         return 16, 32, 32, 4, 2

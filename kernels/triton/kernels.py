@@ -16,13 +16,13 @@ from kernels.triton.rope import rope_and_cache
 
 
 class TritonKernels:
-    """Triton on CUDA devices. A launch reads no tensor back, so decode steps can be captured in a CUDA graph."""
+    """Triton kernels on CUDA devices. No op reads a tensor back, so a CUDA graph can capture a decode step."""
 
     name = "triton"
 
     def __init__(self, *, deterministic: bool = False) -> None:
-        """Where `deterministic`, a row's bits depend neither on the other rows, nor on whether its token came in a
-        prefill or in a decode step: products take kernels of this package, and attention one tile for all sequences.
+        """If `deterministic`, a row's bits depend neither on the other rows, nor on whether its token came in a prefill
+        or in a decode step: products use kernels of this package, and attention one shape of tile for all sequences.
         """
         self._deterministic = deterministic
 
@@ -57,7 +57,7 @@ class TritonKernels:
         )
 
     def paged_attention(self, q: Tensor, kv: Tensor, meta: AttentionMeta, attention: Attention) -> Tensor:
-        """See `Kernels`. A sequence takes the same kernel whatever else is in the batch."""
+        """See `Kernels`. Which kernel handles a sequence does not depend on the rest of the batch."""
         q = q.contiguous()
         out = torch.empty_like(q)
         if self._deterministic:
@@ -71,7 +71,7 @@ class TritonKernels:
         return out
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
-        """See `Kernels`; the GPU's libraries take the weight as it is. Fewer bits save no memory."""
+        """See `Kernels`. The weight keeps its layout and dtype, so quantisation saves no memory here."""
         pack = linear.pack_linear if self._deterministic else pack_linear
         return pack(rounded(weight, bits), bias)
 

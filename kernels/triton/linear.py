@@ -1,10 +1,11 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""Linear layers that give a row the same bits whatever the other rows; libraries choose kernels by the number of rows.
+"""Batch-invariant linear layers: a row has the same bits whatever the other rows.
 
-A result is summed up along the inputs in one order, INNER at a time and never split. Tiles have 64 rows at least, so
-that on Hopper one row takes the same instructions (wgmma) as thousands. How many rows and columns a tile has does not
-change that order, so they follow the shapes, for speed.
+(Libraries do not promise that, since they choose kernels by the number of rows.) Each result is summed over the inputs
+in one order, INNER at a time, without split-K. Tiles have at least 64 rows, so that on Hopper one row uses the same
+instructions (wgmma) as thousands do. A tile's numbers of rows and columns do not affect the order of the sum, so they
+are chosen for speed.
 """
 
 import triton
@@ -15,7 +16,7 @@ from kernels.api import Linear
 from kernels.triton.tile import dot_type
 
 INNER = 64  # inputs of a tile in 16 bits
-NUM_MULTIPROCESSORS = 132  # an H100's: fewer tiles would leave some without work
+NUM_MULTIPROCESSORS = 132  # an H100's: with fewer tiles than that some would idle
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -33,7 +34,7 @@ def linear_kernel(
     BIAS: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Program (tile of rows, tile of columns, head). Rows run fastest: so weights are read from memory once."""
+    """Program (tile of rows, tile of columns, head). Row tiles vary fastest, so weights are read from memory once."""
     head, num_heads = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     present = row < num_rows
@@ -55,7 +56,7 @@ def linear_kernel(
 
 @triton.jit
 def load_tile(ptr, at, present, start, SIZE: tl.constexpr, INNER: tl.constexpr):
-    """[N, INNER]: columns [start, start + INNER) of rows of SIZE that begin at `at` [N]; zero where there are none."""
+    """Load columns [start, start + INNER) of the rows of SIZE at `at` [N]; [N, INNER], zero where there are none."""
     column = start + tl.arange(0, INNER)
     mask = present[:, None]
     if SIZE % INNER != 0:
@@ -64,7 +65,7 @@ def load_tile(ptr, at, present, start, SIZE: tl.constexpr, INNER: tl.constexpr):
 
 
 class FixedOrderLinear:
-    """`Linear`, or one per head, each over its own part of the row: [T, heads * in] -> [T, heads * out]."""
+    """`Linear`, or one per head, each for its own slice of the row: [T, heads * in] -> [T, heads * out]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """weight: [heads, out, in]; bias: [heads, out]."""
@@ -72,7 +73,7 @@ class FixedOrderLinear:
         self._bias = None if bias is None else bias.contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One row for each row of `x`, in x's type; the bias is added before the cast."""
+        """[T, heads * in] -> [T, heads * out] in x's dtype; the bias is added before the cast."""
         num_heads, num_outputs, num_inputs = self._weight.shape
         num_rows = x.shape[0]
         out = x.new_empty((num_rows, num_heads * num_outputs))
@@ -95,17 +96,17 @@ class FixedOrderLinear:
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """`Kernels.pack_linear` in 16 bits or more."""
+    """See `Kernels.pack_linear`; `weight` is in 16 bits or more."""
     return FixedOrderLinear(weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0))
 
 
 def pack_heads(weight: Tensor) -> Linear:
-    """`Kernels.pack_heads`."""
+    """See `Kernels.pack_heads`."""
     return FixedOrderLinear(weight)
 
 
 def _shape(num_rows: int, num_heads: int, num_outputs: int, itemsize: int) -> tuple[int, int, int, int, int]:
-    """(ROWS, COLS, INNER, num_warps, num_stages): few rows want their weights streamed, many want reuse."""
+    """(ROWS, COLS, INNER, num_warps, num_stages): the largest tiles (most reuse) that occupy all multiprocessors."""
     if itemsize == 4:
         return 16, 32, 32, 4, 2
 

@@ -37,7 +37,7 @@ def add_rms_norm_kernel(x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, siz
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: [T, H], contiguous; weight: [H] fp32."""
+    """See `Kernels.rms_norm`; x: [T, H], contiguous."""
     out = torch.empty_like(x)
     rows, size = x.shape
     if rows:
@@ -47,7 +47,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x, residual: [T, H], contiguous; weight: [H] fp32."""
+    """See `Kernels.add_rms_norm`; x, residual: [T, H], contiguous."""
     out, total = torch.empty_like(x), torch.empty_like(x)
     rows, size = x.shape
     if rows:

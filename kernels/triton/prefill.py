@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""Attention of sequences with several queries in the step: tiles of queries, each over all the keys that it sees.
+"""Prefill attention, for sequences with several queries in the step: tiles of queries, each over all keys it sees.
 
-The heads that share a KV head are rows of one tile, so its keys and values are read once for all of them.
+Query heads that share a KV head are rows of one tile, so their keys and values are read once for all of them.
 """
 
 import triton
@@ -33,7 +33,7 @@ def prefill_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     PLANES: tl.constexpr,
-    SEQS: tl.constexpr,  # num_seqs, to a power of two
+    SEQS: tl.constexpr,  # num_seqs, rounded up to a power of two
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
@@ -44,7 +44,7 @@ def prefill_kernel(
     DETERMINISTIC: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Program (tile, KV head): row r of a sequence is query r // GROUP, head r % GROUP of the KV head's."""
+    """Program (tile, KV head). Row r of a sequence is query r // GROUP, head r % GROUP of those with this KV head."""
     place = tl.arange(0, SEQS)
     starts = tl.load(query_start_ptr + place, mask=place < num_seqs, other=0)
     ends = tl.load(query_start_ptr + place + 1, mask=place < num_seqs, other=0)
@@ -52,7 +52,7 @@ def prefill_kernel(
     if not DETERMINISTIC:
         lengths = tl.where(lengths > 1, lengths, 0)
     counts = tl.cdiv(lengths * GROUP, ROWS)
-    tile = tl.sum(counts, 0) - 1 - tl.program_id(0)  # late tiles have the most keys, so they begin first
+    tile = tl.sum(counts, 0) - 1 - tl.program_id(0)  # last tiles first, as they have the most keys
     if tile < 0:
         return
     seq, index = find(counts, place, tile)
@@ -78,7 +78,7 @@ def prefill_kernel(
         low = tl.maximum(0, first_position + first_query + 1 - window) // KEYS * KEYS
     row_max = tl.full([ROWS], float("-inf"), tl.float32)
     row_sum = tl.zeros([ROWS], tl.float32)
-    if SINKS:  # as if it had been the first key, with a value of zero
+    if SINKS:  # a sink is like a first key with a value of zero
         row_max = tl.load(sinks_ptr + head) * 1.4426950408889634  # log2(e)
         row_sum = row_sum + 1.0
     plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
@@ -111,8 +111,8 @@ def prefill_kernel(
         DETERMINISTIC=DETERMINISTIC,
         DOT=DOT,
     )
-    # Where the rows go is computed anew, from what the compiler cannot know to be the same: kept, it would take
-    # registers from the loops.
+    # Output addresses are recomputed from a volatile load, which the compiler cannot merge with the first: kept, they
+    # would take registers from the loops over keys.
     again = tl.load(query_start_ptr + seq, volatile=True)
     row = first_row + again - query_start + tl.arange(0, ROWS)
     query = row // GROUP
@@ -127,9 +127,9 @@ def prefill_kernel(
 def prefill_attention(
     q: Tensor, kv: Tensor, out: Tensor, meta: AttentionMeta, attention: Attention, *, deterministic: bool = False
 ) -> None:
-    """Writes the rows of `out` that belong to sequences with more than one query; where `deterministic`, of all.
+    """Write the rows of `out` that belong to sequences with more than one query, or if `deterministic` all rows.
 
-    Then a row's bits depend neither on the other rows nor on which of them share its tile.
+    In the latter case a row's bits depend neither on the other rows nor on which of them share its tile.
     """
     num_tokens, num_heads, head_dim = q.shape
     _, planes, num_kv_heads, block_size, _ = kv.shape
@@ -139,7 +139,7 @@ def prefill_attention(
         dim, rest, 0 if deterministic else meta.max_query_len * group, q.element_size()
     )
     scale, cap = score_factors(attention.scale, attention.softcap)
-    num_tiles = num_seqs + num_tokens * group // rows  # or fewer: the last tile of a sequence may not be full
+    num_tiles = num_seqs + num_tokens * group // rows  # an upper bound
     prefill_kernel[(num_tiles, num_kv_heads)](
         *(q, kv, out, attention.sinks, meta.query_start, meta.seq_lens, meta.block_tables),
         *(meta.block_tables.stride(0), kv.stride(0), scale, cap, attention.window, num_seqs),
@@ -164,9 +164,9 @@ def prefill_attention(
 
 
 def _shape(dim: int, rest: int, num_rows: int, itemsize: int) -> tuple[int, int, int, int]:
-    """(ROWS, KEYS, num_warps, num_stages) for sequences of up to `num_rows` rows, 0 being any number.
+    """(ROWS, KEYS, num_warps, num_stages) for sequences of up to `num_rows` rows, or of any number if that is 0.
 
-    In 16 bits no register spills.
+    With 16-bit types no register spills.
     """
     width = dim + rest
     if itemsize == 4:

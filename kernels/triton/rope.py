@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""Norm of the heads, rotation, and the write to the KV, in one kernel: a program takes some heads of one token."""
+"""Norm of q and k per head, RoPE, and the KV write in one kernel: a program handles some heads of one token."""
 
 import triton
 import triton.language as tl
@@ -31,9 +31,9 @@ def rope_and_cache_kernel(
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
 ):
-    """Program (token, tile of heads): these come as q | k | v, or q | k; q goes to `q_ptr`, k and v to their slot.
+    """Program (token, tile of heads). Heads come as q | k | v, or q | k; q goes to `q_ptr`, k and v to their slot.
 
-    `HALF` is HEAD_DIM / 2, to a power of two.
+    `HALF` is HEAD_DIM / 2, rounded up to a power of two.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -74,7 +74,7 @@ def rope_and_cache_kernel(
 
 @triton.jit
 def norm_halves(first, second, chosen, weight_ptr, column, inside, half, eps):
-    """RMSNorm of the `chosen` of some heads that come as two halves; weights fp32."""
+    """Apply RMSNorm to the `chosen` heads, given as two halves; leave the others. Weights are fp32."""
     a, b = first.to(tl.float32), second.to(tl.float32)
     inverse = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * half) + eps)
     a *= inverse[:, None] * tl.load(weight_ptr + column, mask=inside, other=0.0)[None, :]

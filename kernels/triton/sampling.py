@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
-"""Draws of tokens from whole rows of logits: greedy, or by temperature with Gumbel noise; and the mass of a row.
+"""Sampling from whole rows of logits, greedy or by temperature with Gumbel noise; and their log-sum-exp.
 
-Noise is the engine's function of (seed, position, token): keys come from there, and are mixed with the tokens here.
+The noise is that of `engine.sampling.noise`, a function of (seed, position, token): the engine makes keys from seeds
+and positions, and the kernel mixes them with the tokens.
 """
 
 import torch
@@ -15,7 +16,7 @@ CHUNK = 4096  # logits of a row that one program looks at
 
 @triton.jit
 def gumbel(low, high, token):
-    """Standard Gumbel noise of tokens under a key of two uint32 words."""
+    """Standard Gumbel noise of tokens for a key of two uint32 words."""
     x = token * 0x7FEB352D
     x = (x ^ (x >> 16)) * 0x846CA68B
     x = (x ^ low) * 0x9E3779B1
@@ -32,14 +33,14 @@ def draw_kernel(
     logits_ptr,
     temperature_ptr,
     keys_ptr,
-    best_ptr,  # [S, chunks]: the largest of each chunk, and its place
+    best_ptr,  # [S, num_chunks]: the largest value of each chunk; in place_ptr, its token
     place_ptr,
     vocab_size,
     row_stride,
     num_chunks,
     CHUNK: tl.constexpr,
 ):
-    """Program (row, chunk): the likeliest token of a chunk, noise included; of equals the first."""
+    """Program (row, chunk): find the token with the largest value of a chunk, noise included; of equals the first."""
     row, chunk = tl.program_id(0), tl.program_id(1)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
     inside = token < vocab_size
@@ -57,7 +58,7 @@ def draw_kernel(
 
 @triton.jit
 def choose_kernel(best_ptr, place_ptr, out_ptr, num_chunks, CHUNKS: tl.constexpr):
-    """Program row: the place of the largest of all chunks; of equals the first."""
+    """Program row: find the token with the largest value of all chunks; of equals the first."""
     row = tl.program_id(0)
     chunk = tl.arange(0, CHUNKS)
     inside = chunk < num_chunks
@@ -68,10 +69,10 @@ def choose_kernel(best_ptr, place_ptr, out_ptr, num_chunks, CHUNKS: tl.constexpr
 
 
 def draw(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
-    """[S] int64: of each row of logits [S, V] fp32 the largest of `logits / temperature + noise`.
+    """For each row of logits [S, V] fp32, return the token with the largest `logits / temperature + noise`; [S] int64.
 
-    temperature: [S] fp32; a row where it is 0 gets its largest logit. keys: [S, 2] int32, of seed and position. A row
-    with NaN gets some token.
+    temperature: [S] fp32; where it is 0, the token with the largest logit is returned. keys: [S, 2] int32, from seed
+    and position. NaN counts as -inf.
     """
     num_rows, vocab_size = logits.shape
     num_chunks = triton.cdiv(vocab_size, CHUNK)
@@ -91,7 +92,7 @@ def draw(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
 
 @triton.jit
 def log_total_kernel(logits_ptr, out_ptr, vocab_size, row_stride, CHUNK: tl.constexpr):
-    """Program row: `log(sum(exp(logits)))`, chunk after chunk."""
+    """Program row: `log(sum(exp(logits)))`, rescaled online from chunk to chunk."""
     row = tl.program_id(0)
     largest = tl.full([], float("-inf"), tl.float32)
     total = tl.full([], 0.0, tl.float32)
@@ -107,7 +108,7 @@ def log_total_kernel(logits_ptr, out_ptr, vocab_size, row_stride, CHUNK: tl.cons
 
 
 def log_total(logits: Tensor) -> Tensor:
-    """[S] fp32: the logarithm of the sum of the exponentials of each row of [S, V] fp32. A row goes by itself."""
+    """Log-sum-exp of each row of [S, V] fp32; returns [S] fp32. A row's bits do not depend on the other rows."""
     num_rows, vocab_size = logits.shape
     out = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
     if num_rows:

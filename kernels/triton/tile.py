@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803, SIM108
-"""One tile of attention: some query rows of one KV head against a range of keys, read from the blocks they lie in.
+"""One tile of attention: some query rows of one KV head against a range of keys, which are read in place.
 
-A head dimension that is no power of two is cut in two, DIM + REST, so that 576 becomes 512 + 64 and not 1024.
+A head dimension that is not a power of two is split into DIM + REST, so that 576 becomes 512 + 64 and not 1024.
 """
 
 from functools import cache
@@ -19,19 +19,19 @@ LOG2_E = 1.4426950408889634
 def attend(
     q,  # [ROWS, DIM]
     q_rest,  # [ROWS, REST]
-    row_max,  # [ROWS], base 2, and row_sum [ROWS]: of the softmax before the first key
+    row_max,  # [ROWS], base 2, and row_sum [ROWS]: the state of the softmax before the first key
     row_sum,
     kv_ptr,  # the KV head's first key in block 0
     table_ptr,
     position,  # of the row's query: [ROWS], or one for all rows
-    low,  # keys [low, high) are looked at
-    whole,  # of which every row sees all in [low, whole), a multiple of KEYS
+    low,  # keys [low, high) are visited
+    whole,  # every row sees all keys in [low, whole); a multiple of KEYS
     high,
     scale,
     cap,
     window,
     block_stride,
-    plane,  # from a key to its value
+    plane,  # offset from a key to its value
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     PLANES: tl.constexpr,
@@ -41,20 +41,20 @@ def attend(
     REST: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
-    ONE_QUERY: tl.constexpr,  # of all rows, so that a key is visible to all or to none
+    ONE_QUERY: tl.constexpr,  # all rows have the same query, so a key is visible to all or to none
     DETERMINISTIC: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Online softmax: maximum, sum, and weighted sum of values (DIM and REST dimensions) of each row.
+    """Online softmax: return each row's maximum, sum, and weighted sum of values (DIM and REST dimensions).
 
-    Tiles of keys that a row sees nothing of leave it as it was, to the bit. Where `DETERMINISTIC`, one loop computes
-    all tiles of a row: which it could do without a mask depends on the other rows.
+    A tile of keys of which a row sees none leaves that row unchanged, to the bit. If `DETERMINISTIC`, one loop with
+    masks computes all tiles, since which tiles could do without a mask depends on the other rows.
 
     For `scale` and `cap` see `score_factors`.
     """
     acc = tl.zeros([ROWS, DIM], tl.float32)
     acc_rest = tl.zeros([ROWS, REST if REST > 0 else 16], tl.float32)
-    # Large tiles have no registers to spare: neither for a second loop, nor for loads that leave out keys.
+    # Large tiles have no registers to spare, neither for a second loop nor for masked loads: key indices are clamped.
     clamped: tl.constexpr = DIM >= 512
     all_masked: tl.constexpr = DETERMINISTIC or WINDOW or clamped
     row = tl.arange(0, KEYS)
@@ -69,14 +69,14 @@ def attend(
                 key = tl.minimum(key, end - 1)
             offset = (row if KEYS % BLOCK_SIZE == 0 and not clamped else key) % BLOCK_SIZE * HEAD_DIM
             at = kv_ptr + offset + block.to(tl.int64) * block_stride
-            # A step ahead, so that loads of keys need not wait for it.
+            # The block table is read one step ahead, so that loads of keys need not wait for it.
             block = find_blocks(table_ptr, start + KEYS, row, end, masked, clamped, KEYS, BLOCK_SIZE)
             k = load_rows(at, present, 0, DIM, HEAD_DIM, masked and not clamped).to(DOT)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee")
             if REST > 0:
                 k_rest = load_rows(at, present, DIM, REST, HEAD_DIM, masked and not clamped).to(DOT)
                 scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
-            factor = scale  # not applied yet: with the subtraction of the maximum it is one instruction
+            factor = scale  # applied below: scaling and subtracting the maximum are one instruction
             if SOFTCAP:
                 scores = cap - 2 * cap / (1 + tl.exp2(scores * scale))
                 factor = 1.0
@@ -93,7 +93,7 @@ def attend(
 
             new_max = tl.maximum(row_max, tl.max(scores, 1) * factor)
             safe = new_max
-            if masked and (WINDOW or not ONE_QUERY):  # else every tile has a key that is seen
+            if masked and (WINDOW or not ONE_QUERY):  # otherwise each tile has a visible key
                 safe = tl.where(new_max == float("-inf"), 0.0, new_max)
             weights = tl.exp2(scores * factor - safe[:, None])
             keep = tl.exp2(row_max - safe)
@@ -124,11 +124,10 @@ def find_blocks(
     KEYS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """[KEYS]: the blocks of keys [start, start + KEYS), as far as they are below `end`: where not MASKED, all or none.
+    """Look up the blocks [KEYS] of keys [start, start + KEYS) that are below `end`; unless MASKED, all of them or none.
 
-    Where CLAMPED, the last key's stands for those of keys past it.
-    `start` is a multiple of KEYS, `row` is `tl.arange(0, KEYS)`. What does not change from tile to tile is apart, so
-    that it leaves the loop.
+    If CLAMPED, keys from `end` on get the block of the last key. `start` is a multiple of KEYS, `row` is
+    `tl.arange(0, KEYS)`. Terms that do not change from tile to tile are kept apart, so that they leave the loop.
     """
     if CLAMPED:
         return tl.load(table_ptr + tl.minimum(start + row, end - 1) // BLOCK_SIZE)
@@ -149,7 +148,7 @@ def load_rows(
     HEAD_DIM: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """[N, SIZE]: dimensions [FIRST, FIRST + SIZE) of rows; zero past HEAD_DIM and in rows that are not present."""
+    """Load dimensions [FIRST, FIRST + SIZE) of rows; [N, SIZE], zero past HEAD_DIM and, if MASKED, in absent rows."""
     dim = FIRST + tl.arange(0, SIZE)
     where = at[:, None] + dim[None, :]
     if FIRST + SIZE > HEAD_DIM:
@@ -163,7 +162,7 @@ def load_rows(
 
 @triton.jit
 def store_rows(at, rows, present, FIRST: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """The opposite of `load_rows`."""
+    """Store dimensions [FIRST, FIRST + SIZE) of rows, except past HEAD_DIM and in absent rows."""
     dim = FIRST + tl.arange(0, SIZE)
     mask = present[:, None] & (dim < HEAD_DIM)[None, :]
     tl.store(at[:, None] + dim[None, :], rows.to(at.dtype.element_ty), mask=mask)
@@ -171,16 +170,16 @@ def store_rows(at, rows, present, FIRST: tl.constexpr, SIZE: tl.constexpr, HEAD_
 
 @triton.jit
 def find(counts, place, item):
-    """Units in a row, `counts` [N] of each entry: the entry of unit `item`, and which of the entry's units it is.
+    """Return the entry that work item `item` belongs to, and the item's index there; entry i has `counts[i]` items.
 
-    `place` is `tl.arange(0, N)`. So a grid of fixed size finds its work without help from the host.
+    `counts` is [N], `place` is `tl.arange(0, N)`. So a grid of fixed size finds its work without help from the host.
     """
     entry = tl.sum((tl.cumsum(counts, 0) <= item).to(tl.int32), 0)
     return entry, item - tl.sum(tl.where(place < entry, counts, 0), 0)
 
 
 def head_tiles(head_dim: int) -> tuple[int, int]:
-    """(DIM, REST): powers of two of 16 or more, or REST 0, that cover `head_dim` with the least padding."""
+    """(DIM, REST): powers of two, at least 16 (REST may be 0), that cover `head_dim` with the least padding."""
     one = max(16, triton.next_power_of_2(head_dim))
     if one in (head_dim, 16):
         return one, 0
@@ -189,7 +188,7 @@ def head_tiles(head_dim: int) -> tuple[int, int]:
 
 
 def score_factors(scale: float, softcap: float) -> tuple[float, float]:
-    """(scale, cap) of `attend`, whose scores are base 2.
+    """(scale, cap) for `attend`, which computes scores in base 2.
 
     With a soft cap, `cap * tanh(x)` is computed as `cap - 2 cap / (1 + exp2(2 x log2(e)))`.
     """
@@ -197,7 +196,7 @@ def score_factors(scale: float, softcap: float) -> tuple[float, float]:
 
 
 def dot_type(x: Tensor) -> tl.dtype:
-    """What products are taken in: x's type, but fp32 where the interpreter would get bf16 wrong."""
+    """The dtype in which products are taken: that of x, but fp32 where the interpreter would get bf16 wrong."""
     if triton.knobs.runtime.interpret and x.dtype == torch.bfloat16:
         return tl.float32
     return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[x.dtype]
@@ -205,5 +204,5 @@ def dot_type(x: Tensor) -> tl.dtype:
 
 @cache
 def has_wgmma() -> bool:
-    """Whether products run as Hopper's do, on tiles of 64 rows and more straight from shared memory."""
+    """Whether products use Hopper's wgmma instructions, which read tiles of 64 or more rows from shared memory."""
     return bool(triton.knobs.runtime.interpret or triton.runtime.driver.active.get_current_target().arch >= 90)

@@ -1,8 +1,9 @@
-"""Compile what the Triton backend launches, for a GPU that need not be there: `python compile_triton.py 90`.
+"""Compile the Triton backend's kernels for a GPU that need not be present: `python compile_triton.py 90`.
 
-The ops are called as the engine calls them, on tensors without memory, while launches only compile. So what is built is
-what would run: the same tiles, warps, stages and alignments. Prints one JSON list per kernel: name, registers, bytes of
-stack (where a register spills to), bytes of shared memory, and the instruction for products of matrices.
+The ops are called as the engine calls them, on tensors without memory, while launches only compile. So the compiled
+kernels are those that would run, with the same tiles, warps, stages and alignments. Prints one JSON list per kernel:
+name, registers, bytes of stack (to which registers spill), bytes of shared memory, and the instruction for matrix
+products.
 """
 
 import json
@@ -28,7 +29,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class Target:
-    """What Triton asks a driver for in order to compile."""
+    """A stand-in for a driver: what Triton needs from one in order to compile."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -81,7 +82,7 @@ def rope(head_dim: int, num_kv_heads: int, group: int, *, planes: int = 2, norm:
 
 
 def launch(capability: int) -> None:
-    """Each head dimension with all that its models ask for: what has room for that has room for less."""
+    """Launch each head dimension with every feature that its models use: kernels with fewer need fewer resources."""
     kernels = TritonKernels()
     attention(64, 8, 8, window=128, sinks=floats(64))
     attention(80, 8, 4)  # padded
@@ -115,7 +116,7 @@ def launch(capability: int) -> None:
 
 
 def launch_deterministic() -> None:
-    """What is launched otherwise there: one tile of attention, one of experts, and products of few and many rows."""
+    """Launch what differs if deterministic: attention, experts, and products of few and of many rows."""
     kernels = TritonKernels(deterministic=True)
     attention(64, 8, 8, kernels=kernels, window=128, sinks=floats(64))
     attention(80, 8, 4, kernels=kernels)

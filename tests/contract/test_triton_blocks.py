@@ -1,4 +1,4 @@
-"""Blocks packed, fetched and digested by Triton: in the interpreter, or on a GPU."""
+"""Packing, fetching and digesting blocks with Triton: in the interpreter, or on a GPU."""
 
 import os
 
@@ -37,26 +37,26 @@ def test_blocks_packed_and_unpacked(num_bytes):
 def test_blocks_fetched_from_an_address(num_bytes):
     source = torch.randint(0, 256, (12, num_bytes), dtype=torch.uint8).to(DEVICE)
     blocks, here, there = torch.zeros_like(source)[:9], [8, 2, 3], [0, 11, 4]
-    told = torch.tensor([*there, *here, 0]).to(DEVICE)
-    fetch_blocks(source.data_ptr(), told, blocks)
+    ids = torch.tensor([*there, *here, 0]).to(DEVICE)
+    fetch_blocks(source.data_ptr(), ids, blocks)
     assert torch.equal(blocks[here], source[there])
     assert blocks[[0, 1, 4, 5, 6, 7]].eq(0).all()
-    assert told[-1].item() == digest_of(source, there)
+    assert ids[-1].item() == digest_of(source, there)
     for few in ([1], [0, 2, 0, 1]):
-        with pytest.raises(ValueError, match="do not tell"):
+        with pytest.raises(ValueError, match="needs contiguous blocks"):
             fetch_blocks(source.data_ptr(), torch.tensor(few), blocks)
-    with pytest.raises(ValueError, match="do not tell"):
-        digest_blocks(told, source.t())
+    with pytest.raises(ValueError, match="needs contiguous blocks"):
+        digest_blocks(ids, source.t())
 
 
 def digest_of(pool: torch.Tensor, ids: list[int]) -> int:
-    told = torch.tensor([*ids, 0]).to(DEVICE)
-    digest_blocks(told, pool)
-    return told[-1].item()
+    numbers = torch.tensor([*ids, 0]).to(DEVICE)
+    digest_blocks(numbers, pool)
+    return numbers[-1].item()
 
 
 def splitmix(words: list[int]) -> int:
-    """The digest, as its definition says it."""
+    """The digest by its definition."""
     mask, total = 2**64 - 1, 0
     for number, word in enumerate(words, 1):
         x = (word + number * 0x9E3779B97F4A7C15) & mask

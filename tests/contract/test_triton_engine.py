@@ -1,4 +1,4 @@
-"""Whole models on the Triton backend, held against the reference: in the interpreter, or on a GPU in fp32."""
+"""Whole models on the Triton backend against the reference: in the interpreter, or on a GPU in fp32."""
 
 import os
 

@@ -55,7 +55,7 @@ MODELS = {
 
 
 class MadeTensors(AnyTensor):
-    """Every tensor that is asked for, from a seed: what a layer has together is stored together. Keeps them."""
+    """Creates every tensor that is asked for from a seed, and keeps it. Fused tensors are stored fused."""
 
     def __init__(self) -> None:
         self.made: dict[str, torch.Tensor] = {}
@@ -64,7 +64,7 @@ class MadeTensors(AnyTensor):
     def tensor(
         self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
     ) -> torch.Tensor:
-        """Norms near 1; linears scaled so that activations keep their size."""
+        """Norms near 1; linears scaled so that activations keep their magnitude."""
         values = torch.randn(tuple(shape), generator=self._generator)
         values = 1 + values / 10 if len(shape) == 1 else values / shape[-1] ** 0.5
         self.made[name] = values.to(BF16)
@@ -114,27 +114,27 @@ def together(directory, texts):
 
 
 @pytest.mark.parametrize("chunk", [16, 64, 512])
-def test_logits_depend_neither_on_company_nor_on_chunks(directory, texts, together, chunk):
+def test_logits_depend_neither_on_the_batch_nor_on_chunks(directory, texts, together, chunk):
     alone = recording(directory, max_num_batched_tokens=chunk)
     for key in (0, 1, 2, 4, 7):
         assert run_alone(alone, texts[key], key) <= together
 
 
-def test_nor_on_graphs_and_their_padding(directory, texts, together):
+def test_logits_do_not_depend_on_graphs_and_their_padding(directory, texts, together):
     few = recording(directory, cuda_graphs=False, max_num_seqs=3)
     for key, text in enumerate(texts):
         few.engine.add(generation(text, key))
     assert few.run() == together
 
 
-def test_nor_on_where_the_prompt_was_computed(directory, texts):
+def test_logits_do_not_depend_on_where_the_prompt_is_computed(directory, texts):
     wanted = run_alone(recording(directory), texts[0])
     first, second = recording(directory, max_num_batched_tokens=64), recording(directory)
     assert run_apart(first, second, texts[0]) == wanted
 
 
-def test_nor_on_whether_a_token_came_from_a_prefill(directory, texts):
-    """As after a node has died: what was drawn before is part of the next prompt."""
+def test_logits_do_not_depend_on_prefill_or_decode(directory, texts):
+    """As after a node has died: the tokens drawn before are part of the next prompt."""
     engine = recording(directory)
     request = engine.engine.add(generation(texts[0]))
     wanted = engine.run()
@@ -159,7 +159,7 @@ def randn(*shape):
     [(4096, 4096, False), (6144, 4096, True), (28672, 4096, False), (4096, 14336, False), (1000, 520, True)],
 )
 def test_linears(kernels, num_outputs, num_inputs, bias):
-    """Tiles of all sizes are met: some rows are a few tiles, others are many."""
+    """The numbers of rows lead to tiles of all sizes."""
     weight, x = randn(num_outputs, num_inputs) / num_inputs**0.5, randn(2500, num_inputs)
     added = randn(num_outputs) if bias else None
     linear = kernels.pack_linear(weight, added)
@@ -203,7 +203,7 @@ def test_experts(kernels, num_experts):
     ],
 )
 def test_attention(kernels, num_kv_heads, group, head_dim, planes, window, softcap, sinks):
-    """The last queries of one sequence: all at once, beside others, in chunks, one by one."""
+    """The last queries of one sequence are computed all at once, in a larger batch, in chunks, and one by one."""
     seq_len, num_queries = 2203, 203
     num_heads, num_blocks = num_kv_heads * group, -(-seq_len // 16)
     kv, q = randn(num_blocks, planes, num_kv_heads, 16, head_dim), randn(num_queries + 40, num_heads, head_dim)

@@ -1,4 +1,4 @@
-"""Copies to and from a GPU: in order, and waiting for nothing that comes later."""
+"""Copies to and from a GPU are made in order, and wait for nothing that is launched later."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CUDA = torch.device("cuda")
 
 
 def keep_busy() -> torch.cuda.Event:
-    """Some hundred milliseconds of work; the event says when it is over."""
+    """Launch some hundred milliseconds of work; the event is recorded after it."""
     x = torch.randn(4096, 4096, device=CUDA, dtype=torch.bfloat16)
     for _ in range(500):
         x = (x @ x).clamp_(-1, 1)
@@ -23,7 +23,7 @@ def keep_busy() -> torch.cuda.Event:
     return over
 
 
-def test_an_array_arrives_without_waiting_for_what_runs():
+def test_an_array_is_copied_without_waiting_for_running_work():
     to_device(np.arange(4), CUDA)  # warm
     torch.cuda.synchronize()
     over = keep_busy()
@@ -34,7 +34,7 @@ def test_an_array_arrives_without_waiting_for_what_runs():
     assert torch.equal(tensor.cpu(), torch.arange(1000))
 
 
-def test_results_are_those_of_the_time_and_nobody_waits_for_what_comes_after():
+def test_results_are_copied_at_once_without_waiting_for_later_work():
     source = torch.arange(1000, device=CUDA)
     Returning([source]).wait()  # warm
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""The engine on a GPU says what it says on a CPU: with CUDA graphs and without, ahead and step by step."""
+"""The engine draws the same tokens on a GPU as on a CPU: with and without CUDA graphs, running ahead or not."""
 
 import dataclasses
 import itertools
@@ -60,7 +60,7 @@ def test_tokens_are_those_of_the_cpu(model_dir, num_requests):
         assert found == on_cpu
 
 
-def test_steps_run_ahead_unless_they_are_told_not_to(model_dir):
+def test_steps_run_ahead_unless_configured_otherwise(model_dir):
     flags = EngineFlags(model=str(model_dir), kv_memory="16MiB", max_num_seqs=4, device="cuda", cuda_graphs=False)
     assert load_engine(model_dir, flags).config.runs_ahead
 

@@ -34,7 +34,7 @@ def randn(*shape, dtype=BF16):
 
 
 def make_batch(seqs, num_kv_heads, group, head_dim, planes=2, block_size=16):
-    """(q, kv, meta) of sequences (tokens, queries); blocks in random order, and NaN where no token is."""
+    """(q, kv, meta) of sequences (tokens, queries). Blocks are in random order; KV without a token is NaN."""
     num_blocks = [-(-seq_len // block_size) for seq_len, _ in seqs]
     order = torch.randperm(sum(num_blocks)).split(num_blocks)
     pool = torch.full((sum(num_blocks), 3, planes, num_kv_heads, block_size, head_dim), float("nan"), device="cuda")
@@ -128,7 +128,7 @@ def test_experts(triton, num_tokens, activation, bias):
 
 @pytest.mark.parametrize("vocab_size", [32000, 151936, 262144])
 def test_draws(triton, vocab_size):
-    """A logarithm that rounds differently may turn a near tie."""
+    """The drawn tokens may differ in near ties, since logarithms may be rounded differently."""
     from kernels.triton.sampling import draw
 
     logits, temperature = randn(200, vocab_size, dtype=torch.float32) * 4, torch.rand(200, device="cuda") + 0.2

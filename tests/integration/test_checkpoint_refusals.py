@@ -1,4 +1,4 @@
-"""A checkpoint whose files are not what its config.json asks for: what is wrong is named."""
+"""Errors name what is wrong with a checkpoint whose files do not match its config.json."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_a_wrong_shape_is_named(stored, family, name, shape):
     broken = changed(stored(family), lambda tensors: tensors | {name: torch.zeros(shape)})
     said = str(shape).replace("[", r"\[").replace("]", r"\]")
     with pytest.raises(
-        CheckpointError, match=rf"model\.safetensors: tensor {name} has shape {said}, config\.json asks"
+        CheckpointError, match=rf"model\.safetensors: tensor {name} has shape {said}, config\.json implies"
     ):
         load(broken)
 

@@ -39,7 +39,7 @@ def _same_threads_as_before():
     torch.set_num_threads(before)
 
 
-def test_logits_do_not_depend_on_company_chunks_or_threads(case):
+def test_logits_do_not_depend_on_batch_chunks_or_threads(case):
     draw = random.Random(7)
     texts = [[draw.randrange(199) for _ in range(length)] for length in (60, 3, 1, 41, 22, 90, 60, 17, 8, 77)]
     crowd = Recording(*case, num_threads=2)

@@ -1,7 +1,7 @@
-"""The engine against Hugging Face's models: same greedy tokens, whatever way the scheduler takes to them.
+"""The engine against Hugging Face's models: the same greedy tokens, however the scheduler arrives at them.
 
-What the engine has drawn is fed to transformers' model as a whole: it must find every token the likeliest, given those
-before it, and the same log-probabilities.
+The engine's output is fed to transformers' model as a whole: given the tokens before it, every token must be the
+likeliest, with the same log-probability.
 """
 
 import statistics
@@ -50,7 +50,7 @@ def test_same_tokens_batched_with_chunks(family, kernels):
         assert_same(family.model, request, logprobs[request.request_id])
 
 
-def test_same_tokens_where_steps_run_ahead(family):
+def test_same_tokens_if_steps_run_ahead(family):
     engine = ahead(engine_of(family.directory, compiled()))
     requests = [engine.add(generation(text, key)) for key, text in enumerate(prompts(3, 61, 8))]
     logprobs = run(engine)
@@ -104,7 +104,7 @@ def test_sharded_checkpoint(name, tmp_path, save_family):
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "gpt-oss", "deepseek-v3-halves"])
 def test_logits_in_bfloat16_are_close(name, tmp_path, save_family):
-    """About as close to the fp32 model as transformers is in bfloat16.
+    """They are about as close to the fp32 model as those of transformers in bfloat16.
 
     Where two experts are nearly equal a token may go to the other one, so the middle of several prompts counts.
     """
@@ -125,7 +125,7 @@ def test_logits_in_bfloat16_are_close(name, tmp_path, save_family):
 
 
 def test_kv_shipped_to_another_engine_continues_the_same(family):
-    """What a transfer does, by hand: blocks of a prefill-only request copied to where another engine reserved."""
+    """A transfer by hand: blocks of a prefill-only request are copied to blocks that another engine reserved."""
     prefill = engine_of(family.directory)
     decode = engine_of(family.directory, kv_memory="1MiB", max_num_batched_tokens=512)
     assert prefill.layout == decode.layout
@@ -138,7 +138,7 @@ def test_kv_shipped_to_another_engine_continues_the_same(family):
     assert len(outputs(target)) == MAX_TOKENS
 
 
-def test_shipped_request_is_preempted_and_computed_anew(family):
+def test_a_shipped_request_is_preempted_and_recomputed(family):
     prefill = engine_of(family.directory)
     decode = engine_of(family.directory, kv_memory=str(16 * prefill.layout.block_bytes))
     texts = prompts(38, 44)

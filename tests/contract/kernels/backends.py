@@ -1,6 +1,6 @@
-"""Kernel backends, each to be held against `kernels.reference`.
+"""The kernel backends under test, each compared with `kernels.reference`.
 
-Triton runs on the GPU if there is one, else in its interpreter, where bf16 means nothing and shapes have to be small.
+Triton runs on the GPU if there is one, else in its interpreter, which computes bf16 wrongly and needs small shapes.
 """
 
 import os
@@ -30,7 +30,7 @@ class Backend:
 
     @property
     def is_interpreted(self) -> bool:
-        """Then it is slow."""
+        """Whether it runs in Triton's interpreter, which is slow."""
         return self.kernels.name == "triton" and self.device.type == "cpu"
 
     def check(self, got: Tensor, expected: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What attention is given: sequences whose KV lies in blocks of a pool."""
+"""Inputs of attention: sequences whose KV is in blocks of a pool."""
 
 import random
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Batch:
 
 def make_batch(
     backend: Backend,
-    seqs: list[tuple[int, int]],  # tokens in the KV, of which queries
+    seqs: list[tuple[int, int]],  # (tokens in the KV, how many of them are queries)
     *,
     head_dim: int = 64,
     group: int = 3,
@@ -31,7 +31,7 @@ def make_batch(
     block_size: int = 16,
     planes: int = 2,
 ) -> Batch:
-    """Blocks in random order in a pool of three layers; what no sequence owns is NaN and must never be looked at."""
+    """Put blocks in random order into a pool of three layers. KV that no sequence owns is NaN, and must not be read."""
     num_blocks = [-(-seq_len // block_size) for seq_len, _ in seqs]
     order = random.Random(0).sample(range(sum(num_blocks) + 3), sum(num_blocks))
     pool = torch.full((sum(num_blocks) + 3, 3, planes, num_kv_heads, block_size, head_dim), float("nan"))

@@ -1,4 +1,4 @@
-"""Fixtures of the suite that every kernel backend has to pass."""
+"""Fixtures of the suite that every kernel backend must pass."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from kernels.cpu.processor import LEVELS, features, supported
 from tests.contract.kernels.backends import DTYPES, Backend, cpu_backend, triton_backend
 
 CPU_LEVELS = [f"cpu-{level.name}" for level in LEVELS]
-# Subjects of tests that Triton computes alike, deterministic or not.
+# Test modules for which Triton runs the same kernels, deterministic or not, by dtype.
 _THE_SAME = {torch.float32: ("test_rows", "test_experts"), torch.float16: ("test_rows",)}
 
 
@@ -23,10 +23,10 @@ def backend(name: str, request: pytest.FixtureRequest) -> Backend:
         return cpu_backend(name, request.param)
     made = triton_backend(request.param, deterministic=name != "triton")
     if made.is_interpreted and name != "triton" and request.path.stem in _THE_SAME.get(made.dtype, ()):
-        pytest.skip("takes the same kernels in the same tiles")
+        pytest.skip("Triton runs the same kernels with the same tiles here")
     others = [index for param, index in request.node.callspec.indices.items() if param not in ("name", "backend")]
     if made.is_interpreted and made.dtype == torch.float16 and any(others):
-        pytest.skip("in the interpreter fp16 is fp32 and a few casts: the first of a test's cases will do")
+        pytest.skip("in the interpreter fp16 is fp32 with a few casts: the first case of a test suffices")
     return made
 
 
@@ -42,7 +42,7 @@ def cpu(dtype: torch.dtype) -> Backend:
 
 @pytest.fixture(params=["cpu", "triton"])
 def steady(request: pytest.FixtureRequest, dtype: torch.dtype) -> Backend:
-    """One that promises a row the same bits whatever the other rows."""
+    """A backend that promises a row the same bits whatever the other rows."""
     return _steady(request.param, dtype)
 
 
@@ -55,7 +55,7 @@ def each_cpu(request: pytest.FixtureRequest, dtype: torch.dtype) -> Backend:
 def each_steady(request: pytest.FixtureRequest, dtype: torch.dtype) -> Backend:
     made = _steady(request.param, dtype)
     if made.is_interpreted and request.node.callspec.params["bits"] != 16:
-        pytest.skip("what is packed in fewer bits is computed as any weight is")
+        pytest.skip("Triton dequantises weights when it packs them, so its kernels do not differ")
     return made
 
 

@@ -1,4 +1,4 @@
-"""What experts are given."""
+"""Inputs of mixtures of experts."""
 
 import random
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tests.contract.kernels.backends import Backend
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights of some experts, and tokens that chose among them; expert 1 is nobody's."""
+    """Weights of some experts, and tokens that are routed to them; no token goes to expert 1."""
 
     x: Tensor
     expert_ids: Tensor

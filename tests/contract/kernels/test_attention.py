@@ -55,10 +55,10 @@ def test_attention_with_soft_cap_and_sinks(backend: Backend, softcap: float, sin
     got, expected = backend.kernels.paged_attention(*args), REFERENCE.paged_attention(*args)
     backend.check(got, expected)
     plain = REFERENCE.paged_attention(batch.q, batch.kv, batch.meta, Attention(0.5, window))
-    assert (expected - plain).abs().max() > 10 * TOLERANCE[backend.dtype]  # else the test would show nothing
+    assert (expected - plain).abs().max() > 10 * TOLERANCE[backend.dtype]  # otherwise the test would prove nothing
 
 
-def test_a_sink_far_above_all_scores_leaves_nothing(backend: Backend) -> None:
+def test_a_sink_far_above_all_scores_gives_zero(backend: Backend) -> None:
     batch = make_batch(backend, [(20, 3)])
     for sink, share in [(1e4, 0.0), (-1e4, 1.0)]:
         sinks = torch.full((batch.q.shape[1],), sink, device=backend.device)

@@ -1,4 +1,4 @@
-"""Linear layers against exact products, rounded weights included."""
+"""Linear layers against exact products, also with quantised weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Calls of compiled kernels that are made again give what they would give now, and nothing else can be recorded."""
+"""Replayed calls of compiled kernels give what new calls would give, and nothing else can be recorded."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ ROWS, HIDDEN = 5, 64
 
 
 class Layers:
-    """Every op that there is, each on what the one before has made."""
+    """A computation with every op, each on the result of the one before."""
 
     def __init__(self, backend: Backend) -> None:
         self.kernels = backend.kernels
@@ -52,7 +52,7 @@ def recorder(backend: Backend, max_rows: int = ROWS) -> Recorder:
     return backend.kernels.recorder(max_rows)
 
 
-def test_calls_made_again_read_what_lies_there_now(cpu: Backend) -> None:
+def test_a_replay_reads_the_current_contents_of_its_inputs(cpu: Backend) -> None:
     layers = Layers(cpu)
     replay = recorder(cpu)(layers.compute)
     for _ in range(3):
@@ -67,7 +67,7 @@ def test_calls_made_again_read_what_lies_there_now(cpu: Backend) -> None:
         assert torch.equal(kv_after, layers.kv)
 
 
-def test_recordings_of_fewer_rows_share_memory_and_nothing_else(cpu: Backend) -> None:
+def test_recordings_of_different_sizes_share_buffers_without_interfering(cpu: Backend) -> None:
     linear, x = cpu.kernels.pack_linear(cpu.randn(40, HIDDEN), None), cpu.randn(ROWS, HIDDEN)
     record = recorder(cpu)
     replays = [record(lambda rows=rows: linear(x[:rows])) for rows in (2, ROWS, 1)]
@@ -79,7 +79,7 @@ def test_recordings_of_fewer_rows_share_memory_and_nothing_else(cpu: Backend) ->
     assert torch.equal(replays[0](), linear(x[:2]))
 
 
-def test_what_is_computed_later_has_memory_of_its_own(cpu: Backend) -> None:
+def test_results_outside_recordings_have_memory_of_their_own(cpu: Backend) -> None:
     layers = Layers(cpu)
     replay = recorder(cpu)(layers.compute)
     kept = layers.compute()
@@ -89,7 +89,7 @@ def test_what_is_computed_later_has_memory_of_its_own(cpu: Backend) -> None:
     assert torch.equal(kept, expected)
 
 
-def test_what_torch_computes_is_not_recorded(cpu: Backend) -> None:
+def test_a_computation_with_torch_ops_is_not_recordable(cpu: Backend) -> None:
     layers, record = Layers(cpu), recorder(cpu)
     for compute in (
         lambda: layers.compute() + 1,
@@ -97,13 +97,13 @@ def test_what_torch_computes_is_not_recorded(cpu: Backend) -> None:
         lambda: layers.o(layers.compute().t()[:32].t()),
         lambda: layers.qkv(layers.x.clone()),
     ):
-        with pytest.raises(NotRecordable, match="no compiled kernel"):
+        with pytest.raises(NotRecordable, match="not a compiled kernel"):
             record(compute)
     assert torch.equal(record(layers.compute)(), layers.compute())
 
 
-def test_what_lives_too_long_is_not_recorded(cpu: Backend) -> None:
-    """The first result lies in a buffer that the ninth takes."""
+def test_a_result_used_after_its_buffer_is_reused_is_not_recordable(cpu: Backend) -> None:
+    """The ninth result overwrites the buffer of the first."""
     x, norm = cpu.randn(ROWS, HIDDEN), cpu.fp32(HIDDEN)
 
     def compute() -> Tensor:
@@ -112,12 +112,12 @@ def test_what_lives_too_long_is_not_recorded(cpu: Backend) -> None:
             last = cpu.kernels.rms_norm(last, norm, 1e-6)
         return cpu.kernels.add_rms_norm(last, first, norm, 1e-6)[0]
 
-    with pytest.raises(NotRecordable, match="something else"):
+    with pytest.raises(NotRecordable, match="different result"):
         recorder(cpu)(compute)
 
 
 def test_calls_of_other_threads_are_not_recorded(cpu: Backend) -> None:
-    """Another engine of this process, with the same library."""
+    """They may come from another engine of this process, which shares the library."""
     layers, other = Layers(cpu), Layers(cpu)
     others: list[Tensor] = []
 
@@ -137,8 +137,8 @@ def test_calls_of_other_threads_are_not_recorded(cpu: Backend) -> None:
     assert all(torch.equal(result, other.compute()) for result in others)
 
 
-def test_to_record_loads_nothing() -> None:
-    """Within a decode step: some ways to watch torch load its compiler first, which takes seconds."""
+def test_recording_imports_no_modules() -> None:
+    """It happens within a decode step, and some ways to intercept torch load its compiler, which takes seconds."""
     code = (
         "import sys, torch; from kernels.cpu.kernels import CPUKernels; kernels = CPUKernels(torch.float32); "
         "x, norm = torch.ones(1, 8), torch.ones(8); before = set(sys.modules); "

@@ -1,4 +1,4 @@
-"""What is done to each row by itself: norms, gates, rotation and writing KV."""
+"""Ops on single rows: norms, gated activations, RoPE and the KV write."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_gated(backend: Backend, rows: int, size: int, activation: Activation) -
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gates_saturate(backend: Backend, activation: Activation) -> None:
+def test_gates_of_extreme_values(backend: Backend, activation: Activation) -> None:
     gate = torch.tensor([[-60000.0, -200.0, -90.0, 0.0, 90.0, 60000.0]]).to(backend.device, backend.dtype)
     gate_up = torch.cat([gate, torch.ones_like(gate)], dim=1)
     backend.check(backend.kernels.gated(gate_up, activation), REFERENCE.gated(gate_up, activation))
@@ -66,11 +66,11 @@ def test_rope_and_cache(backend: Backend, norm: bool, head_dim: int, planes: int
     assert torch.equal(written[blocks, 1, :, :, offsets], pool[blocks, 1, :, :, offsets])
 
 
-def test_a_type_that_the_kernels_were_not_loaded_for_is_refused(cpu: Backend) -> None:
+def test_tensors_of_another_dtype_are_refused(cpu: Backend) -> None:
     other = torch.float16 if cpu.dtype == torch.float32 else torch.float32
     with pytest.raises(TypeError, match="loaded for"):
         cpu.kernels.rms_norm(torch.ones(1, 8, dtype=other), torch.ones(8), 1e-6)
-    with pytest.raises(TypeError, match="must be fp32"):
+    with pytest.raises(TypeError, match="contiguous fp32"):
         cpu.kernels.rms_norm(cpu.randn(1, 8), torch.ones(8, dtype=torch.float16), 1e-6)
     with pytest.raises(TypeError, match="expected"):
         cpu.kernels.pack_linear(cpu.randn(8, 8), None)(torch.ones(1, 8, dtype=other))

@@ -1,4 +1,4 @@
-"""Results that do not depend on what else is computed beside them, to the bit: on a CPU, and of Triton where asked."""
+"""Results are the same to the bit whatever else is in the batch: on a CPU, and with Triton if that is asked for."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from tests.contract.kernels.mixtures import make_mixture
 
 
 def alone(batch: Batch, seq: int, first_row: int, end_row: int) -> tuple[Tensor, AttentionMeta]:
-    """Rows [first_row, end_row) of one sequence as a batch of their own, its KV ending at the last of them."""
+    """Rows [first_row, end_row) of one sequence as a batch of their own, whose KV ends with the last of them."""
     rows = batch.rows(seq)
     left_out = rows.stop - end_row
     meta = AttentionMeta(
@@ -99,7 +99,7 @@ def test_subnormal_sums_are_the_same_in_any_batch(each_cpu: Backend, bits: int) 
     assert all(torch.equal(linear(x[row : row + 1]), together[row : row + 1]) for row in range(40))
 
 
-def test_linears_of_heads_have_the_same_bits_in_any_batch(steady: Backend) -> None:
+def test_linears_per_head_have_the_same_bits_in_any_batch(steady: Backend) -> None:
     linear, x = steady.kernels.pack_heads(steady.randn(3, 40, 24)), steady.randn(90, 72)
     together = linear(x)
     for start, end in [(0, 1), (7, 8), (3, 70)]:

@@ -1,4 +1,4 @@
-"""Columns of a step, told to the routers whose requests they are of."""
+"""The columns of a step are sent to the routers of their requests."""
 
 import pytest
 
@@ -32,7 +32,7 @@ async def outputs(sessions):
 
 @pytest.fixture
 def running(outputs, sessions):
-    """A request of that router, with a leg that waits for it."""
+    """A request of that router, with a leg that waits for its results."""
 
     def make(key, router_id="one", attempt=0):
         generation = Generation(
@@ -63,9 +63,9 @@ def told(sessions, router_id):
     return list(zip(batch.keys, batch.attempts, batch.indices, batch.token_ids, strict=True)), batch
 
 
-async def test_each_router_hears_of_its_own_requests(outputs, sessions, running):
+async def test_each_router_is_sent_its_own_requests(outputs, sessions, running):
     requests = [running(1)[0], running(2, "two", attempt=3)[0], running(3)[0]]
-    for index in range(3):  # the same list again: it is not grouped anew
+    for index in range(3):  # the same list again, so rows are not grouped again
         outputs.deliver(step(requests, index=index))
         assert index == 0 or sessions.session("one").wake.is_set()  # at first the stream itself has set it
         assert told(sessions, "one")[0] == [(1, 0, index, 101), (3, 0, index, 103)]
@@ -100,7 +100,9 @@ async def test_first_steps_logprobs_and_ends(outputs, sessions, running):
     assert leg.over.done()
 
 
-async def test_a_request_that_ends_without_a_step_has_begun_too_and_errors_are_told(outputs, sessions, running):
+async def test_a_request_that_ends_without_a_step_is_reported_as_begun_and_errors_are_reported(
+    outputs, sessions, running
+):
     (ended, _), (failed, _) = running(1), running(2)
     ended.append(5)
     ended.finish_reason = FinishReason.STOP

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Pool:
-    """Free blocks, and who got some, in order."""
+    """Free blocks, and the requests that got some, in order."""
 
     def __init__(self, num_free: int) -> None:
         self.num_free, self.served = num_free, list[str]()
@@ -33,7 +33,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_small_one_does_not_overtake_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_small_request_does_not_overtake_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reservations, "_RETRY_S", 100.0)
     board, pool = LoadBoard(), Pool(4)
     queue = Reservations(board)
@@ -47,7 +47,7 @@ async def test_a_small_one_does_not_overtake_a_large_one(monkeypatch: pytest.Mon
     assert (pool.served, board.num_queued) == (["large", "small"], 0)
 
 
-async def test_a_cancelled_head_lets_the_next_one_pass() -> None:
+async def test_a_cancelled_head_of_the_queue_does_not_block_the_next() -> None:
     board, pool = LoadBoard(), Pool(4)
     queue = Reservations(board)
     head = asyncio.create_task(queue.take(pool.take("head", 6)))
@@ -58,7 +58,7 @@ async def test_a_cancelled_head_lets_the_next_one_pass() -> None:
     assert (pool.served, board.num_queued) == (["next"], 0)
 
 
-async def test_a_cancel_that_meets_freed_blocks_is_not_lost() -> None:
+async def test_a_cancellation_that_races_freed_blocks_is_not_lost() -> None:
     board, pool = LoadBoard(), Pool(0)
     queue = Reservations(board)
     waiting = asyncio.create_task(queue.take(pool.take("a", 1)))
@@ -70,7 +70,7 @@ async def test_a_cancel_that_meets_freed_blocks_is_not_lost() -> None:
     assert board.num_queued == 0
 
 
-async def test_blocks_that_nobody_announced_are_found_all_the_same() -> None:
+async def test_freed_blocks_are_found_without_a_notification() -> None:
     pool = Pool(0)
     waiting = asyncio.create_task(Reservations(LoadBoard()).take(pool.take("a", 1)))
     await settle()

@@ -54,7 +54,7 @@ def make_engine(tiny_model):
 
 @pytest.fixture
 def run():
-    """Step until nothing is left to do; all outputs, blocks checked after each step."""
+    """Step until nothing is left to do; returns all outputs. Blocks are checked after each step."""
 
     def run_all(engine):
         outputs = []

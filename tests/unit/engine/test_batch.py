@@ -42,7 +42,7 @@ def test_mixed_batch(build):
     assert {tensor.dtype for tensor in (meta.query_start, meta.seq_lens, meta.block_tables)} == {torch.int32}
 
 
-def test_a_batch_of_chunks_alone_says_so(build):
+def test_a_batch_of_chunks_alone_has_no_single_queries(build):
     assert build(([1] * 6, 2, [7, 3], 3), ([2] * 5, 0, [5, 6], 5)).meta.min_query_len == 3
 
 

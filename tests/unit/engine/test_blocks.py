@@ -13,7 +13,7 @@ BLOCK_SIZE = 4
 
 
 def compute(blocks: BlockManager, request: Request, num_tokens: int | None = None) -> None:
-    """As a step does: the KV of the first `num_tokens` tokens is there now."""
+    """Compute as a step does: the KV of the first `num_tokens` tokens is in the pool afterwards."""
     request.num_computed_tokens = request.num_tokens if num_tokens is None else num_tokens
     blocks.publish(request)
 
@@ -99,7 +99,7 @@ def test_same_block_under_another_prefix_is_a_miss(make_request, monkeypatch):
     assert third.chain == [first.block_ids[0], third.block_ids[1]]
 
 
-def test_equal_blocks_computed_twice_keep_chains_whole(make_request):
+def test_equal_blocks_computed_twice_keep_chains_complete(make_request):
     blocks = BlockManager(8, BLOCK_SIZE)
     first, second = make_request([1, 2, 3, 4, 5]), make_request([1, 2, 3, 4, 9, 9, 9, 9, 9])
     assert admit(blocks, first)
@@ -115,7 +115,7 @@ def test_equal_blocks_computed_twice_keep_chains_whole(make_request):
     assert len(blocks.find(third, 8)) == 2
 
 
-def test_nothing_changes_where_blocks_do_not_suffice(make_request):
+def test_nothing_changes_if_there_are_too_few_blocks(make_request):
     blocks = BlockManager(3, BLOCK_SIZE)
     first = make_request(range(8))
     assert admit(blocks, first)
@@ -128,7 +128,7 @@ def test_nothing_changes_where_blocks_do_not_suffice(make_request):
     blocks.check([first])
 
 
-def test_spare_blocks_count_what_is_revived(make_request):
+def test_spare_blocks_account_for_evictable_blocks_that_are_reused(make_request):
     blocks = BlockManager(4, BLOCK_SIZE)
     first = make_request(range(8))
     assert admit(blocks, first)
@@ -140,7 +140,7 @@ def test_spare_blocks_count_what_is_revived(make_request):
     assert blocks.allocate(second, found, 3, num_spare=1)
 
 
-def test_retract_takes_descendants_along_and_nobody_else(make_request):
+def test_retract_unpublishes_descendants_and_no_other_blocks(make_request):
     blocks = BlockManager(8, BLOCK_SIZE)
     parent, sibling, child, other = (make_request(tokens) for tokens in (range(5), range(6), range(12), range(50, 54)))
     for request in (parent, sibling, child, other):
@@ -149,7 +149,7 @@ def test_retract_takes_descendants_along_and_nobody_else(make_request):
     blocks.release(child)
     blocks.take_events()
     blocks.retract(parent)
-    blocks.retract(sibling)  # of what has been retracted already
+    blocks.retract(sibling)  # its blocks have been retracted already
     assert blocks.find(make_request(range(12)), 12) == []
     assert len(blocks.find(make_request(range(50, 54)), 4)) == 1
     for request in (parent, sibling, other):
@@ -165,7 +165,7 @@ def test_the_check_finds_blocks_that_do_not_add_up(make_request):
     assert admit(blocks, request)
     compute(blocks, request)
     for held in ([], [request, request]):
-        with pytest.raises(RuntimeError, match=r"blocks \[0, 1\] are held by more or fewer"):
+        with pytest.raises(RuntimeError, match=r"ref_counts of blocks \[0, 1\] differ"):
             blocks.check(held)
     lost, blocks._free[0] = blocks._free[0], request.block_ids[0]
     with pytest.raises(RuntimeError, match="are not 8"):  # free, and offered to others
@@ -266,7 +266,7 @@ TestCache.settings = settings(
 
 
 def test_eviction_is_leaf_first(make_request):
-    """Of a published chain always a leading part is left, whatever came and went in between."""
+    """What is left of a published chain is always a leading part of it, whatever was allocated in between."""
     blocks = BlockManager(10, BLOCK_SIZE)
     chain = make_request(range(25))
     assert admit(blocks, chain)

@@ -13,6 +13,6 @@ def test_arrays_are_the_tensors():
     assert tensor.tolist() == [0, 1, 17, 3, 4]
 
 
-def test_results_are_themselves():
+def test_results_are_returned_as_they_are():
     tensors = [torch.arange(3), torch.empty(0, dtype=torch.bool)]
     assert all(got is one for got, one in zip(Returning(tensors).wait(), tensors, strict=True))

@@ -49,7 +49,7 @@ def test_stop_tokens_eos_and_lengths(make_engine, make_generation, run):
     assert finish(ignore_eos=True) == (tokens, FinishReason.LENGTH)
 
 
-def test_max_model_len_ends_a_request_with_its_last_place_filled(make_engine, make_generation, run):
+def test_max_model_len_ends_a_request_that_fills_it(make_engine, make_generation, run):
     engine = make_engine(max_model_len=30)
     request = engine.add(make_generation(PROMPT, ignore_eos=True, max_tokens=100))
     run(engine)
@@ -72,7 +72,7 @@ def test_max_model_len_ends_a_request_with_its_last_place_filled(make_engine, ma
         ([1, 2], {"num_prompt_tokens": 1, "max_tokens": 1}, InvalidRequest),
     ],
 )
-def test_what_can_never_run_is_refused(make_engine, make_generation, tokens, options, error):
+def test_generations_that_can_never_run_are_refused(make_engine, make_generation, tokens, options, error):
     engine = make_engine()
     for enter in (engine.add, engine.reserve):
         with pytest.raises(error):
@@ -81,7 +81,7 @@ def test_what_can_never_run_is_refused(make_engine, make_generation, tokens, opt
 
 
 @pytest.mark.parametrize("sampling", [{"ignore_eos": True, "max_tokens": 20}, SAMPLED | {"ignore_eos": True}])
-def test_resumed_request_goes_on_as_if_nothing_had_happened(make_engine, make_generation, run, sampling):
+def test_a_resumed_request_continues_with_the_same_tokens(make_engine, make_generation, run, sampling):
     engine = make_engine()
     whole = engine.add(make_generation(PROMPT, **sampling))
     run(engine)
@@ -94,7 +94,7 @@ def test_resumed_request_goes_on_as_if_nothing_had_happened(make_engine, make_ge
         assert request.token_ids == whole.token_ids
 
 
-def test_sampled_tokens_do_not_depend_on_company(make_engine, make_generation, run):
+def test_sampled_tokens_do_not_depend_on_the_batch(make_engine, make_generation, run):
     engine = make_engine()
     alone = engine.add(make_generation(PROMPT, **SAMPLED))
     run(engine)
@@ -116,7 +116,7 @@ def test_prefix_cache_events_and_salt(make_engine, make_generation, run):
         assert request.num_cached_tokens == num_cached_tokens
 
 
-def test_a_prompt_wholly_cached_still_yields_its_token(make_engine, make_generation, run):
+def test_a_fully_cached_prompt_still_yields_a_token(make_engine, make_generation, run):
     engine = make_engine()
     first, second = (make_generation(PROMPT[:16], max_tokens=4, ignore_eos=True) for _ in range(2))
     wanted = engine.add(first)
@@ -151,7 +151,7 @@ def test_release_at_any_time(make_engine, make_generation, run, num_steps):
 
 class TestErrors:
     @pytest.mark.parametrize("prefill_only", [False, True])
-    def test_poisoned_block_ends_those_who_read_it(self, make_engine, make_generation, run, prefill_only):
+    def test_a_block_with_nan_ends_the_requests_that_read_it(self, make_engine, make_generation, run, prefill_only):
         engine = make_engine()
         engine.add(make_generation(PROMPT, max_tokens=1))
         run(engine)
@@ -218,7 +218,7 @@ def test_load(make_engine, make_generation, run):
     assert all(request.state is RequestState.FINISHED for request in requests)
 
 
-def test_load_counts_what_is_half_computed_and_what_waits_for_its_kv(make_engine, make_generation):
+def test_load_counts_partly_computed_prompts_and_reserved_requests(make_engine, make_generation):
     engine = make_engine(max_num_batched_tokens=16)
     engine.add(make_generation([1] * 40, max_tokens=2))
     engine.reserve(make_generation([2] * 20))

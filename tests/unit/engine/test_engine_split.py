@@ -28,7 +28,7 @@ class TestPrefillOnly:
         assert output.finish_reason is FinishReason.LENGTH
         assert request.state is RequestState.HELD
 
-    def test_layer_groups_are_told_of_in_order_with_progress(self, make_engine, make_generation, run):
+    def test_layer_groups_are_reported_in_order_with_progress(self, make_engine, make_generation, run):
         engine = make_engine(max_num_batched_tokens=12)
         calls = []
 
@@ -78,7 +78,7 @@ class TestReserve:
             request = engine.reserve(make_generation(prompt, num_prompt_tokens=num_prompt_tokens))
             assert (request.num_present_blocks, request.num_cached_tokens) == found
 
-    def test_none_where_blocks_lack_and_released_at_any_time(self, make_engine, make_generation):
+    def test_none_if_blocks_are_lacking_and_released_at_any_time(self, make_engine, make_generation):
         engine = make_engine(kv_memory=str(make_engine().layout.block_bytes * 8))
         first, second = engine.reserve(make_generation([1] * 40)), engine.reserve(make_generation([2] * 40))
         assert second is None
@@ -96,7 +96,7 @@ class TestReserve:
         request = engine.reserve(make_generation(PROMPT, **sampling))
         engine.start(request, 9)
         [output] = run(engine)
-        assert (output.token_id, output.finish_reason) == (NO_TOKEN, reason)  # it was told where drawn
+        assert (output.token_id, output.finish_reason) == (NO_TOKEN, reason)  # the node that drew it has reported it
         assert engine.current_load().num_steps == 0
         assert request.token_ids == [*PROMPT, 9]
         assert engine.blocks.num_free_blocks == engine.num_blocks

@@ -1,4 +1,4 @@
-"""Whatever goes wrong with a step ends the requests that are in it, once, and nobody else's."""
+"""An error in a step ends the requests in it, once, and no others."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def test_a_step_whose_results_cannot_be_read_ends_its_requests_only(engine, make
     assert engine.blocks.num_free_blocks == engine.num_blocks
 
 
-def test_a_prompt_without_output_that_comes_to_no_numbers_fails(engine, make_generation, monkeypatch):
+def test_a_prompt_without_output_that_gives_nan_fails(engine, make_generation, monkeypatch):
     decoder = engine.steps.readout.decoder
     hidden = decoder.hidden
     monkeypatch.setattr(decoder, "hidden", lambda batch, hook=None: hidden(batch, hook) * torch.nan)

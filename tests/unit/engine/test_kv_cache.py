@@ -11,7 +11,7 @@ LAYOUT = KVLayout(
 
 
 @pytest.mark.parametrize("num_planes", [1, 2])
-def test_views_lie_in_the_pool_as_the_layout_says(num_planes):
+def test_views_match_the_layout_of_the_pool(num_planes):
     layout = msgspec.structs.replace(LAYOUT, num_planes=num_planes)
     cache = KVCache(layout, 5, torch.device("cpu"))
     assert cache.pool.dtype == torch.uint8
@@ -26,7 +26,7 @@ def test_views_lie_in_the_pool_as_the_layout_says(num_planes):
             assert view[block].data_ptr() == cache.pool.data_ptr() + offset
 
 
-def test_layers_and_blocks_are_apart():
+def test_layers_and_blocks_do_not_overlap():
     cache = KVCache(LAYOUT, 3, torch.device("cpu"))
     for layer, view in enumerate(cache.layers):
         for block in range(3):
@@ -36,7 +36,7 @@ def test_layers_and_blocks_are_apart():
         assert [view[block].unique().tolist() for block in range(3)] == [[layer * 10 + block + 1] for block in range(3)]
 
 
-def test_the_first_blocks_of_a_large_pool_are_real_at_once(monkeypatch):
+def test_the_first_blocks_of_a_large_pool_are_resident_at_once(monkeypatch):
     populated = []
     monkeypatch.setattr("engine.kv_cache.populate", lambda memory: populated.append(memory))
     cache = KVCache(LAYOUT, 4 << 20, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Who is known to want a request's blocks, and what is said where nobody does."""
+"""The owners of requests, and the report of leased blocks that have no owner."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ def owners():
     return Owners(LoadBoard())
 
 
-def test_what_is_leased_to_nobody_is_told(owners, make_engine, make_generation, caplog):
+def test_blocks_leased_without_an_owner_are_logged(owners, make_engine, make_generation, caplog):
     engine, others = make_engine(), Owners(LoadBoard())
     leased = engine.reserve(make_generation([1] * 20))
     for known in (owners, others):
@@ -23,10 +23,10 @@ def test_what_is_leased_to_nobody_is_told(owners, make_engine, make_generation, 
         assert not caplog.records
         known.forget(leased)
     owners.audit(engine, others)
-    assert "3 blocks are leased to nobody" in caplog.text
+    assert "3 blocks are leased without an owner" in caplog.text
 
 
-def test_whoever_ends_gives_back_what_it_has(owners, make_engine, make_generation):
+def test_release_frees_what_an_owner_holds(owners, make_engine, make_generation):
     engine = make_engine()
     request = engine.reserve(make_generation([1] * 20))
     owner = SimpleNamespace(request=request)

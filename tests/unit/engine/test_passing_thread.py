@@ -8,15 +8,15 @@ import pytest
 from engine import passing_thread
 
 
-def test_result_and_error_are_the_functions_and_the_thread_is_gone():
+def test_returns_the_result_or_error_of_the_function_and_ends_the_thread():
     assert passing_thread.run(lambda: threading.current_thread().name) == "load"
     with pytest.raises(ZeroDivisionError):
         passing_thread.run(lambda: 1 / 0)
     assert "load" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_team_of_workers_ends_with_the_thread_that_it_served():
-    """Else there would be more workers than cores, and steps would be slow."""
+def test_openmp_workers_end_with_their_thread():
+    """Otherwise there would be more workers than cores, and steps would be slow."""
     script = """
 import os, sys, time, torch
 from engine import passing_thread
@@ -38,7 +38,7 @@ sys.exit(not (during >= before + 2 and threads() == before))
     assert subprocess.run([sys.executable, "-c", script], env=os.environ, timeout=60).returncode == 0
 
 
-def test_waiting_workers_go_to_sleep_soon_unless_told_otherwise():
+def test_openmp_workers_sleep_soon_unless_configured_otherwise():
     script = "import os, engine; print(os.environ['GOMP_SPINCOUNT'])"
     env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     said = [

@@ -15,7 +15,7 @@ BLOCK_BYTES = 4 * 2 * 2 * 16 * 16 * 4  # layers, k and v, heads, block_size, hea
 
 
 def resolved(flags, directory):
-    """What becomes of flags for the model in a directory."""
+    """Resolve flags for the model in a directory."""
     return resolve(flags, directory, ModelConfig.load(directory))
 
 
@@ -24,7 +24,7 @@ def flags(tiny_model):
     return EngineFlags(model=str(tiny_model), device="cpu")
 
 
-def test_what_flags_leave_open(tiny_model, flags):
+def test_defaults_for_flags_that_are_not_given(tiny_model, flags):
     config = resolved(flags, tiny_model)
     assert (config.max_model_len, config.dtype, config.device) == (512, "float32", "cpu")
     assert config.num_threads >= 1
@@ -49,7 +49,7 @@ def test_a_small_pool_shortens_the_default_length(tiny_model, flags, caplog):
     assert "160" in caplog.text
 
 
-def test_longrope_has_its_whole_length_and_stretches_what_is_long(tmp_path):
+def test_longrope_has_its_full_length_and_stretches_long_requests(tmp_path):
     factors = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     changes = {"architectures": ["Phi3ForCausalLM"], "rope_scaling": factors, "original_max_position_embeddings": 64}
     (tmp_path / "config.json").write_text(json.dumps(TINY | changes))
@@ -76,12 +76,12 @@ def test_errors_name_the_flag(tiny_model, flags, changes, message):
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="needs a machine without CUDA")
-def test_cuda_where_there_is_none(tiny_model, flags):
+def test_cuda_without_a_device_is_refused(tiny_model, flags):
     with pytest.raises(ConfigError, match="--device cuda"):
         resolved(replace(flags, device="cuda"), tiny_model)
 
 
-def test_fingerprint_follows_type_and_dynamic_rope_alone(tmp_path):
+def test_fingerprint_depends_on_dtype_and_dynamic_rope_alone(tmp_path):
     scaling = {"type": "dynamic", "factor": 2.0}
     for name, changes, num_different in [("plain", {}, 2), ("dynamic", {"rope_scaling": scaling}, 3)]:
         directory = random_checkpoint.write(tmp_path / name, TINY | {"max_position_embeddings": 256} | changes)

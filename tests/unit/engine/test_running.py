@@ -18,7 +18,7 @@ def running(rows, make_request):
     return running
 
 
-def test_newcomers_are_told_once_and_order_is_that_of_arrival(running):
+def test_newcomers_are_reported_once_and_order_is_that_of_arrival(running):
     requests, row = running.in_order()
     assert [request.key for request in requests] == [0, 1]
     assert row.tolist() == [request.row for request in requests]
@@ -27,7 +27,7 @@ def test_newcomers_are_told_once_and_order_is_that_of_arrival(running):
     assert [request.key for request in running.from_latest(0)] == [1, 0]
 
 
-def test_a_row_is_free_at_once_where_no_step_is_under_way(running):
+def test_a_row_is_free_at_once_if_no_step_is_under_way(running):
     first, second = running
     assert first.state is RequestState.RUNNING
     running.stop(first)
@@ -38,12 +38,12 @@ def test_a_row_is_free_at_once_where_no_step_is_under_way(running):
 
 def test_a_row_is_kept_until_the_steps_that_write_for_it_have_landed(running, rows):
     departed, stopped = running
-    rows.num_flights[[departed.row, stopped.row]] = 1
+    rows.num_pending[[departed.row, stopped.row]] = 1
     running.depart(departed)
     running.stop(stopped)
     assert not len(running)
     assert list(running.departing()) == [departed, stopped]
     assert running.let_go() == []
-    rows.num_flights[stopped.row] = 0
+    rows.num_pending[stopped.row] = 0
     assert running.let_go() == [stopped]
     assert (stopped.row, list(running.departing())) == (-1, [departed])

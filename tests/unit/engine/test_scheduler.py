@@ -29,7 +29,7 @@ class Node:
         self.scheduler = Scheduler(self.config, self.blocks, self.rows)
 
     def step(self):
-        """Schedule and pretend to compute; [(request, num_tokens)] of the step."""
+        """Schedule a step and pretend to compute it; returns its [(request, num_tokens)]."""
         schedule = self.scheduler.schedule()
         scheduled = list(zip(schedule.requests, schedule.num_tokens.tolist(), strict=True))
         assert schedule.rows.tolist() == [request.row for request in schedule.requests]
@@ -43,7 +43,7 @@ class Node:
         drawn = [i for i, (request, n) in enumerate(scheduled) if n == request.num_uncomputed_tokens]
         places = np.array(drawn, np.int64)
         advance = self.rows.launch(schedule, places)
-        self.rows.num_flights[schedule.rows] -= 1
+        self.rows.num_pending[schedule.rows] -= 1
         self.rows.land(schedule, advance, places, [7] * len(drawn))
         for place, (request, _) in enumerate(scheduled):
             self.blocks.publish(request)
@@ -79,7 +79,7 @@ def test_long_prompts_come_in_chunks_beside_decoding(node, make_request):
     assert node.step() == [(short, 1), (long, 1)]
 
 
-def test_all_blocks_of_a_prompt_come_with_its_admission(node, make_request):
+def test_all_blocks_of_a_prompt_are_allocated_on_admission(node, make_request):
     long = make_request([2] * 40)
     node.scheduler.add(long)
     node.step()
@@ -94,7 +94,7 @@ def test_max_num_seqs(make_request):
     assert [[request for request, _ in node.step()] for _ in range(3)] == [requests[:2], requests[:2], requests[2:]]
 
 
-def test_first_come_first_served_where_blocks_lack(make_request):
+def test_first_come_first_served_when_blocks_are_lacking(make_request):
     node = Node(num_blocks=8)
     first, big, small = make_request([1] * 12, max_tokens=3), make_request([2] * 24), make_request([3] * 2)
     for request in (first, big, small):
@@ -132,7 +132,7 @@ def test_preempted_request_goes_before_newcomers(make_request):
     assert list(node.scheduler.waiting) == [second, third]
 
 
-def test_what_had_begun_elsewhere_goes_before_what_has_not(make_request):
+def test_requests_begun_elsewhere_go_before_those_not_begun(make_request):
     node = Node()
     new, begun, other, gave_way = (make_request([i] * 11, max_tokens=12) for i in range(4))
     for request in (begun, other):
@@ -146,7 +146,7 @@ def test_what_had_begun_elsewhere_goes_before_what_has_not(make_request):
     assert [request for request, _ in node.step()] == [gave_way, begun]
 
 
-def test_what_goes_on_does_not_wait_for_what_begins_in_its_step(node, make_request):
+def test_resuming_requests_are_not_batched_with_new_ones(node, make_request):
     new, begun = make_request([1] * 6), make_request([2] * 6)
     begun.generation.token_ids.append(7)
     begun.append(7)
@@ -176,15 +176,15 @@ def test_prefill_only_requests_are_never_preempted(make_request):
     assert decoding.state is RequestState.FINISHED
 
 
-def test_a_request_that_gave_way_alone_runs_again_in_the_same_step(make_request):
-    """What it gives back may be all that it needs: nothing else would wake the step loop."""
+def test_a_request_preempted_alone_runs_again_in_the_same_step(make_request):
+    """The blocks that it releases may be all that it needs, and nothing else would wake the step loop."""
     node = Node(num_blocks=6, max_num_batched_tokens=64)
     ahead, behind = make_request([1] * 12, max_tokens=1), make_request([1] * 12, max_tokens=11)
     node.scheduler.add(ahead)
     node.scheduler.add(behind)  # computes the same prompt at the same time: pins the other's blocks as well
     while behind.state is not RequestState.FINISHED:
         assert node.step()
-    assert (behind.num_preemptions, behind.num_cached_tokens) == (1, 0)  # what it finds of its own is no gain
+    assert (behind.num_preemptions, behind.num_cached_tokens) == (1, 0)  # finding its own blocks again does not count
 
 
 def test_reserved_request_waits_unshared_for_its_start(node, make_request):
@@ -200,7 +200,7 @@ def test_reserved_request_waits_unshared_for_its_start(node, make_request):
     assert node.step() == [(other, 1), (reserved, 1)]
 
 
-def test_reserve_needs_blocks_and_yields_to_the_preempted(make_request):
+def test_reserve_needs_blocks_and_yields_to_preempted_requests(make_request):
     node = Node(num_blocks=6, max_num_batched_tokens=64)
     assert not node.scheduler.reserve(make_request([9] * 25))
     first, second = make_request([1] * 11, max_tokens=14), make_request([2] * 11, max_tokens=14)
@@ -211,7 +211,7 @@ def test_reserve_needs_blocks_and_yields_to_the_preempted(make_request):
     assert not node.scheduler.reserve(make_request([9]))
 
 
-def test_newcomers_leave_a_block_in_a_hundred_to_those_that_run(make_request):
+def test_admission_leaves_one_block_in_a_hundred_to_running_requests(make_request):
     node = Node(num_blocks=100, max_num_batched_tokens=500)
     first, second = make_request([1] * 4, max_tokens=6), make_request([2] * 400, max_tokens=0)
     node.scheduler.add(first)
@@ -220,13 +220,13 @@ def test_newcomers_leave_a_block_in_a_hundred_to_those_that_run(make_request):
     reserved = make_request([3] * 392)
     assert node.scheduler.reserve(reserved)
     node.scheduler.release(reserved)
-    node.scheduler.add(second)  # it takes the whole pool: nobody else has to run then
+    node.scheduler.add(second)  # it takes the whole pool, which it may if no other request runs
     while first.state is not RequestState.FINISHED:
         assert node.step() == [(first, 1)]
     assert node.step() == [(second, 400)]
 
 
-def test_what_is_released_before_its_first_step_never_runs(node, make_request):
+def test_a_request_released_before_its_first_step_never_runs(node, make_request):
     waiting, ready = make_request([1] * 5), make_request([2] * 9)
     node.scheduler.add(waiting)
     assert node.scheduler.reserve(ready)
@@ -251,7 +251,7 @@ def test_started_requests_wait_for_a_row(make_request):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_happens_blocks_add_up_and_all_requests_end(make_request, seed):
+def test_in_random_runs_blocks_add_up_and_all_requests_end(make_request, seed):
     rng = random.Random(seed)
     node = Node(num_blocks=16, max_num_seqs=4, max_num_batched_tokens=rng.choice([4, 8, 30]))
     live = []

@@ -58,7 +58,7 @@ async def test_requests_run_on_the_step_thread(started, make_generation):
     assert await loop.call(lambda engine: engine.current_load().num_free_blocks) == 64
 
 
-async def test_a_calls_error_is_its_callers(started, make_generation, caplog):
+async def test_the_error_of_a_call_is_raised_to_its_caller(started, make_generation, caplog):
     loop, listener, _ = started
     with pytest.raises(InvalidRequest):
         await loop.call(lambda engine: engine.add(make_generation([])))
@@ -68,7 +68,7 @@ async def test_a_calls_error_is_its_callers(started, make_generation, caplog):
     assert "division by zero" in caplog.text
 
 
-async def test_sleeps_where_nothing_can_run_and_wakes_when_blocks_come_back(started, make_generation):
+async def test_sleeps_when_nothing_can_run_and_wakes_when_blocks_are_freed(started, make_generation):
     loop, listener, engine = started
     held = await loop.call(lambda engine: engine.reserve(make_generation([1] * 500)))
     waiting = await loop.call(lambda engine: engine.add(make_generation([2] * 400, max_tokens=1)))
@@ -97,7 +97,7 @@ async def test_steps_go_on_under_a_stream_of_calls(started, make_generation):
     assert len(listener.outputs) == 5
 
 
-async def test_evictions_between_requests_are_told(make_engine, make_generation):
+async def test_evictions_between_requests_are_reported(make_engine, make_generation):
     engine = make_engine(kv_memory=str(make_engine().layout.block_bytes * 64), max_num_batched_tokens=512)
     events = asyncio.Queue()
     running = asyncio.get_running_loop()
@@ -112,7 +112,7 @@ async def test_evictions_between_requests_are_told(make_engine, make_generation)
         await loop.stop()
 
 
-async def test_cancelled_before_it_ran_is_not_run(started):
+async def test_a_call_cancelled_before_it_ran_is_not_made(started):
     loop, _, _ = started
     entered, go = threading.Event(), threading.Event()
     loop.submit(lambda engine: (entered.set(), go.wait(20)))
@@ -156,7 +156,7 @@ async def test_stop_without_start(make_engine):
     await loop.stop()
 
 
-async def test_a_request_error_goes_on_and_an_engine_error_is_told(make_engine, make_generation):
+async def test_the_loop_survives_request_errors_and_reports_engine_errors(make_engine, make_generation):
     engine = make_engine()
     crashed = asyncio.get_running_loop().create_future()
     listener = Listener()
@@ -183,7 +183,7 @@ async def test_a_request_error_goes_on_and_an_engine_error_is_told(make_engine, 
     await loop.stop()
 
 
-async def test_an_idle_node_finds_blocks_that_nobody_accounts_for(make_engine, make_generation, monkeypatch, caplog):
+async def test_an_idle_node_detects_leaked_blocks(make_engine, make_generation, monkeypatch, caplog):
     from baton.node.load import BLOCK_LEAKS, LoadBoard
     from engine import step_loop
     from engine.owners import Owners
@@ -213,7 +213,7 @@ async def test_an_idle_node_finds_blocks_that_nobody_accounts_for(make_engine, m
     held = await loop.call(hold)
     await audited(2)
     assert held.state is RequestState.HELD
-    await loop.call(lambda engine: engine.blocks._free.popleft())  # held by nobody, and not free
+    await loop.call(lambda engine: engine.blocks._free.popleft())  # neither held nor free
     await audited(3)
     await asyncio.sleep(0.1)
     assert audits == [before, before, before + 1]  # once for each time that it got idle

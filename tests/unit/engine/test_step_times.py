@@ -26,7 +26,7 @@ def test_steps_are_summed_up_and_slow_ones_named():
     assert slow.end_s - slow.start_s == pytest.approx(0.2)
 
 
-def test_only_the_slowest_are_named():
+def test_only_the_slowest_steps_are_named():
     durations_s = [0.01] * 40 + [0.1 + 0.01 * i for i in range(9)]
     events = list(filled(durations_s).events(0, len(durations_s)))
     assert len(events) == 1 + NUM_OUTLIERS
@@ -34,7 +34,7 @@ def test_only_the_slowest_are_named():
     assert lengths == pytest.approx(durations_s[-NUM_OUTLIERS:])
 
 
-def test_a_ring_forgets_and_says_how_many_there_were():
+def test_a_full_ring_still_reports_the_number_of_steps():
     times = filled(np.full(100, 0.01), capacity=16)
     (whole,) = times.events(0, 100)
     assert whole.attributes["num_steps"] == 100

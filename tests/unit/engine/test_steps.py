@@ -1,7 +1,7 @@
-"""Steps that run ahead say what steps do that wait for each other, whatever requests come, end, and go meanwhile.
+"""Steps that run ahead have the same results as steps that do not, whatever requests arrive, end and abort meanwhile.
 
-On a CPU a step is over when it has been launched, so running ahead gains nothing there; but it takes the same way as on
-a GPU.
+On a CPU a launch returns when the step is complete, so running ahead gains nothing there; but the code is the same as
+on a GPU.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def make_ahead(make_engine):
 
 @pytest.fixture
 def both(make_engine, make_ahead):
-    """The two engines, the one that waits first."""
+    """Two engines, of which the first does not run ahead."""
 
     def make(**flags):
         return make_engine(**flags), make_ahead(**flags)
@@ -45,7 +45,7 @@ def both(make_engine, make_ahead):
 
 @dataclasses.dataclass
 class Found:
-    """Of one request."""
+    """The outcome of one request."""
 
     told: list = dataclasses.field(default_factory=list)
     tokens: list = dataclasses.field(default_factory=list)
@@ -54,7 +54,7 @@ class Found:
 
 
 class Load:
-    """Requests of all kinds, that come one after the other."""
+    """Requests of all kinds, which arrive one after the other."""
 
     def __init__(self, make_generation, seed, num_requests=11):
         draw = random.Random(seed)
@@ -83,7 +83,7 @@ class Load:
         self.starts = sorted(draw.randrange(40) for _ in self.arrivals)  # steps before they come
 
     def run(self, engine):
-        """What became of each request, and how many steps ended with another under way."""
+        """Return the outcome of each request, and how many steps ended while another was under way."""
         arrivals, requests, found = deque(zip(self.starts, self.arrivals, strict=True)), [], defaultdict(Found)
         num_steps = num_ahead = 0
         while arrivals or engine.has_work:
@@ -112,7 +112,7 @@ class Load:
 
 
 def assert_same(found, expected):
-    """Numbers may differ by rounding, as the batches do."""
+    """Log-probabilities may differ by rounding, since the batches differ."""
     for key, one in expected.items():
         assert (found[key].told, found[key].tokens, found[key].top_ids) == (one.told, one.tokens, one.top_ids)
         assert found[key].numbers == pytest.approx(one.numbers, rel=1e-4, abs=1e-5)
@@ -131,7 +131,7 @@ def test_all_kinds_of_requests(both, make_generation, seed):
 
 
 def test_blocks_that_run_out(both, make_generation, run):
-    """Preemption waits for the step under way: who gives way is a request of which all is known."""
+    """Preemption waits for the step under way, so that all tokens of the preempted request are known."""
     results = []
     for engine in both(kv_memory="128KiB", max_model_len=128):
         preempt, under_way = engine._scheduler._preempt, []
@@ -150,7 +150,7 @@ def test_blocks_that_run_out(both, make_generation, run):
     assert results[0] == results[1]
 
 
-def test_a_stop_is_found_a_step_late_and_the_surplus_is_dropped(both, make_generation, run):
+def test_a_stop_is_noticed_a_step_late_and_the_surplus_token_is_dropped(both, make_generation, run):
     waiting, ahead = both()
     probe = waiting.add(make_generation(range(40), **LONG))
     run(waiting)
@@ -164,7 +164,7 @@ def test_a_stop_is_found_a_step_late_and_the_surplus_is_dropped(both, make_gener
         ahead.check()
     assert (request.state, request.finish_reason) == (RequestState.FINISHED, FinishReason.STOP)
     assert request.token_ids == probe.token_ids[: 40 + num_drawn]
-    assert ahead.steps.is_under_way  # with a token that nobody wants
+    assert ahead.steps.is_under_way  # with a surplus token
     num_held = ahead.num_blocks - ahead.blocks.num_free_blocks
     assert num_held > 0  # that step still writes to them
     surplus = ahead.step()
@@ -175,7 +175,7 @@ def test_a_stop_is_found_a_step_late_and_the_surplus_is_dropped(both, make_gener
     assert not ahead.has_work or ahead.blocks.has_events
 
 
-def test_a_request_that_reaches_its_length_is_in_no_step_too_many(make_ahead, make_generation):
+def test_a_request_that_reaches_its_length_limit_is_in_no_further_step(make_ahead, make_generation):
     engine, scheduled = make_ahead(), []
     engine.add(make_generation(range(20), max_tokens=5, ignore_eos=True))
     while engine.has_work:
@@ -236,7 +236,7 @@ def test_release_of_a_failed_prefill_while_a_chunk_of_it_is_under_way(
     assert engine.blocks.num_free_blocks == engine.num_blocks
 
 
-def test_a_launch_that_raises_leaves_the_step_before_alone(make_ahead, make_generation, monkeypatch):
+def test_a_launch_that_raises_does_not_affect_the_previous_step(make_ahead, make_generation, monkeypatch):
     engine = make_ahead(max_num_seqs=4)
     first = engine.add(make_generation(range(30), key=1, **LONG))
     engine.step()
@@ -254,8 +254,8 @@ def test_a_launch_that_raises_leaves_the_step_before_alone(make_ahead, make_gene
     assert engine.blocks.num_free_blocks == engine.num_blocks
 
 
-def test_results_that_the_next_step_overwrites(both, make_generation):
-    """As the results of a graph are, while the host has not looked at them yet."""
+def test_results_may_be_overwritten_by_the_next_step(both, make_generation):
+    """As a graph's results are, before the host has read them."""
 
     def capture(compute):
         kept = compute()
@@ -275,7 +275,7 @@ def test_results_that_the_next_step_overwrites(both, make_generation):
     assert_same(found, expected)
 
 
-def test_tokens_are_not_known_while_they_are_under_way(make_ahead, make_generation):
+def test_tokens_are_unknown_while_their_step_is_under_way(make_ahead, make_generation):
     engine = make_ahead()
     request = engine.add(make_generation(range(20), **LONG))
     for _ in range(3):
@@ -285,8 +285,8 @@ def test_tokens_are_not_known_while_they_are_under_way(make_ahead, make_generati
     assert torch.equal(engine.steps.readout.tokens_of_rows[request.row] >= 0, torch.tensor(True))
 
 
-def test_a_hook_between_layers_is_told_of_chunks_as_they_are(make_ahead, make_generation):
-    """With one no step runs ahead: it waits for the device anyway."""
+def test_a_hook_between_layers_is_called_for_each_chunk(make_ahead, make_generation):
+    """With a hook no step runs ahead, since the hook waits for the device anyway."""
     engine, told = make_ahead(max_num_batched_tokens=16), []
     engine.steps.on_layer_group = lambda group, batch: told.append([p[1:] for p in batch.progress()])
     engine.add(make_generation(range(40), max_tokens=1, ignore_eos=True), prefill_only=True)

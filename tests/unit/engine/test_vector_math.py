@@ -1,11 +1,11 @@
-"""Vector functions are called first where nobody calls them at the same time."""
+"""Vector functions are called for the first time when no other thread calls them."""
 
 import torch
 
 from engine import loading, vector_math
 
 
-def test_each_is_settled_with_a_single_element_before_a_table_is_made(make_engine, monkeypatch):
+def test_each_function_is_called_with_one_element_before_tables_are_made(make_engine, monkeypatch):
     calls = []
 
     def noting(function):

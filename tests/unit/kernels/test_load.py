@@ -1,4 +1,4 @@
-"""Choosing a backend: the fastest that this processor can run; plain torch, with the reason, where there is none."""
+"""The choice of a backend: the fastest that this processor can run, or plain torch with a reason if there is none."""
 
 import subprocess
 import sys
@@ -77,13 +77,13 @@ assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory)
 
 @pytest.mark.skipif(not HAS_TILES, reason="this processor has no AMX")
 @pytest.mark.parametrize(("before", "level"), [("", "amx"), (SMALL_SIGNAL_STACK, "avx512")])
-def test_without_leave_to_use_tiles_the_next_level_serves(before: str, level: str) -> None:
+def test_without_permission_for_amx_the_next_level_is_used(before: str, level: str) -> None:
     code = before + "from kernels.cpu.processor import features, supported; print(supported(features())[0].name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == level
 
 
-def test_a_level_that_the_compiler_does_not_know_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_that_does_not_compile_falls_back_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, slow = Level("fast", (), frozenset()), LEVELS[-1]
     build = cpu.Library
 
@@ -100,14 +100,14 @@ def test_a_level_that_the_compiler_does_not_know_gives_way_to_the_next(monkeypat
     cpu.library.cache_clear()
 
 
-def test_a_level_that_the_processor_lacks_is_refused() -> None:
+def test_a_level_that_the_processor_cannot_run_is_refused() -> None:
     other = Level("other", (), frozenset({"no_such_feature"}))
     with pytest.raises(cpu.Unavailable, match="cannot run other"):
         cpu.CPUKernels(torch.float32, other)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-def test_threads_come_from_the_pool_that_torch_has() -> None:
+def test_openmp_threads_are_shared_with_torch() -> None:
     dispatch.load(CPU, torch.float32)
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "gomp" in line}
     assert len(mapped) == 1
@@ -130,7 +130,7 @@ def test_onednn_takes_over_where_it_is_clearly_faster(prefers: bool, monkeypatch
     assert linear(torch.ones(2, 4, dtype=torch.bfloat16)).tolist() == [[4.0] * 8] * 2
 
 
-def test_deterministic_kernels_leave_nothing_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_kernels_never_use_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "prefers_onednn", lambda library, dtype: True)
     weight = torch.ones(8, 32, dtype=torch.bfloat16)
     assert isinstance(dispatch.load(CPU, torch.bfloat16).pack_linear(weight, None), PackedLinear)
@@ -139,13 +139,13 @@ def test_deterministic_kernels_leave_nothing_to_onednn(monkeypatch: pytest.Monke
     assert isinstance(other.pack_linear(weight, None, 4), PackedLinear)
 
 
-def test_full_precision_is_never_left_to_onednn() -> None:
+def test_fp32_never_uses_onednn() -> None:
     kernels = cpu.CPUKernels(torch.float32, deterministic=False)
     assert isinstance(kernels.pack_linear(torch.ones(8, 4), None), PackedLinear)
 
 
 @pytest.mark.parametrize(("asked", "holds"), [(None, False), (False, False), (True, True)])
-def test_gpu_kernels_are_deterministic_where_they_are_asked_to_be(asked: bool | None, holds: bool) -> None:
+def test_gpu_kernels_are_deterministic_only_on_request(asked: bool | None, holds: bool) -> None:
     linear = pytest.importorskip("kernels.triton.linear")
     kernels = dispatch.load(torch.device("cuda"), torch.bfloat16, asked)
     for packed in (kernels.pack_linear(torch.ones(8, 4), None), kernels.pack_heads(torch.ones(2, 8, 4))):

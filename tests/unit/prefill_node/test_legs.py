@@ -30,7 +30,7 @@ BLOCKS = [7, 8, 9, 3, 5]
 GRANT = transfer_pb2.Grant(grant_id=4)
 
 
-async def test_what_was_computed_before_the_grant_is_told_when_it_comes() -> None:
+async def test_progress_before_the_grant_is_passed_on_when_it_comes() -> None:
     leg = make_leg()
     leg.advance(0, 4, BLOCKS)
     leg.advance(1, 4, BLOCKS)
@@ -61,7 +61,7 @@ async def test_a_grant_that_comes_first_waits_for_the_blocks() -> None:
     assert cast(Transfer, leg.transfer).calls == [(0, 4), (1, 4)]
 
 
-async def test_a_grant_that_does_not_fit_fails_whoever_waits_for_the_transfer() -> None:
+async def test_an_invalid_grant_fails_the_wait_for_the_transfer() -> None:
     def refuse(grant: transfer_pb2.Grant, block_ids: list[int]) -> Transfer:
         raise TransferError("too few blocks")
 
@@ -72,7 +72,7 @@ async def test_a_grant_that_does_not_fit_fails_whoever_waits_for_the_transfer() 
         await leg.opened
 
 
-async def test_what_is_set_aside_is_computed_into_other_blocks() -> None:
+async def test_a_leg_set_aside_is_computed_into_other_blocks() -> None:
     opened = []
 
     def open_transfer(grant: transfer_pb2.Grant, block_ids: list[int]) -> Transfer:
@@ -92,7 +92,7 @@ async def test_what_is_set_aside_is_computed_into_other_blocks() -> None:
     assert not leg.set_aside()
 
 
-async def test_a_leg_that_ends_opens_no_transfer_any_more() -> None:
+async def test_an_ending_leg_opens_no_transfer() -> None:
     leg = make_leg()
     leg.advance(0, 4, BLOCKS)
     leg.is_ending = True
@@ -100,7 +100,7 @@ async def test_a_leg_that_ends_opens_no_transfer_any_more() -> None:
     assert leg.transfer is None
 
 
-async def test_a_cancel_reaches_an_owner_that_has_not_begun_yet() -> None:
+async def test_a_cancellation_reaches_an_owner_that_has_not_started() -> None:
     leg, cleaned = make_leg(), asyncio.Event()
 
     async def own() -> None:
@@ -116,7 +116,7 @@ async def test_a_cancel_reaches_an_owner_that_has_not_begun_yet() -> None:
     assert cleaned.is_set()
 
 
-async def test_a_cancel_does_not_interrupt_cleaning_up() -> None:
+async def test_a_cancellation_does_not_interrupt_cleanup() -> None:
     leg, go_on = make_leg(), asyncio.Event()
 
     async def own() -> str:

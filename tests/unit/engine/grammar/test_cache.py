@@ -2,7 +2,7 @@ from baton.request import Grammar, GrammarKind
 from engine.grammar.cache import GrammarCache
 
 
-def test_the_cache_forgets_the_least_lately_used():
+def test_the_cache_evicts_the_least_recently_used():
     cache = GrammarCache(max_entries=2, max_bytes=100_000)
     a, b, c = (Grammar(GrammarKind.REGEX, text, "p") for text in "abc")
     cache.put(a, "A", 10)

@@ -1,4 +1,4 @@
-"""The node's end of the process that compiles grammars: waited for, given up, replaced."""
+"""The node's end of the process that compiles grammars: it waits for it, gives it up, and replaces it."""
 
 import os
 import select
@@ -24,7 +24,8 @@ def check(tiny_model):
 
 
 def test_a_compiler_shares_the_processor_with_its_node(check):
-    """In a session, and so a scheduling group, of its own it waited for a core for seconds; a Ctrl-C is not for it."""
+    """It has a process group of its own, since Ctrl-C is not for it. But with a session, and so a scheduling group, of
+    its own it had to wait for a core for seconds."""
     check.warm()
     assert os.getsid(check._process.pid) == os.getsid(0)
     assert os.getpgid(check._process.pid) == check._process.pid
@@ -37,7 +38,7 @@ def test_a_process_that_never_answers_is_tried_once(check):
     assert check._process is None
 
 
-def test_a_process_that_takes_long_and_says_so_is_waited_for(check):
+def test_a_slow_process_that_shows_signs_of_life_is_waited_for(check):
     slow = "import time\nfor _ in range(12): print(end=' ', flush=True); time.sleep(0.2)\nprint('{}', flush=True)"
     check._command = [sys.executable, "-c", slow]
     process = check._start()
@@ -48,7 +49,7 @@ def test_a_process_that_takes_long_and_says_so_is_waited_for(check):
 
 
 @pytest.mark.parametrize("num_chars", [10, 60_000])  # the latter is more than a pipe holds
-def test_a_frozen_process_is_given_up_and_replaced(check, num_chars):
+def test_a_frozen_process_is_replaced(check, num_chars):
     assert not check.run(Grammar(GrammarKind.REGEX, "a", "p")).error
     os.kill(check._process.pid, signal.SIGSTOP)
     check._timeout_s = 0.3

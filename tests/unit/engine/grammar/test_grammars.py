@@ -1,4 +1,4 @@
-"""Grammars as clients send them: compiled or refused, in bounded time, and kept."""
+"""Grammars as clients send them are compiled or refused, in bounded time, and cached."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def compiled(grammars, make_generation):
 
 
 def accepts(grammars, state, text):
-    """Whether the whole text fits, and may end there."""
+    """Whether the grammar accepts the whole text, and allows it to end there."""
     matcher = state.matcher.deep_copy()
     tokens = grammars.tokens.tokenizer.tokenize_str(text)
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
@@ -56,7 +56,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
         (GrammarKind.CFG, 'root ::= "a" ("b" | "c")+', ["abc", "ab"], ["a", "ba"]),
     ],
 )
-def test_each_kind_accepts_what_it_says(grammars, compiled, kind, text, good, bad):
+def test_each_kind_of_grammar_accepts_its_language(grammars, compiled, kind, text, good, bad):
     state = compiled(kind, text)
     assert [accepts(grammars, state, example) for example in good + bad] == [True] * len(good) + [False] * len(bad)
 
@@ -66,18 +66,18 @@ def test_each_kind_accepts_what_it_says(grammars, compiled, kind, text, good, ba
     [
         (GrammarKind.REGEX, "(a", "unclosed group"),
         (GrammarKind.REGEX, "(?=a)b", "look-around"),
-        (GrammarKind.JSON_SCHEMA, '{"type": ', "no valid JSON"),
-        (GrammarKind.JSON_SCHEMA, "[1]", "is an object"),
+        (GrammarKind.JSON_SCHEMA, '{"type": ', "not valid JSON"),
+        (GrammarKind.JSON_SCHEMA, "[1]", "must be an object"),
         (GrammarKind.JSON_SCHEMA, '{"not": {}}', '["not"]'),
         (GrammarKind.JSON_SCHEMA, '{"$ref": "#"}', "refused"),
         (GrammarKind.JSON_SCHEMA, '{"$ref": "http://example.com/schema"}', "does not fetch"),
         (GrammarKind.JSON_SCHEMA, '{"$ref": "file:///etc/passwd"}', "refused"),
-        (GrammarKind.CFG, '{"grammars": [{"lark_grammar": "start: \\"a\\""}]}', "Neither Lark nor GBNF"),
-        (GrammarKind.CFG, 'root ::= "a', "Neither Lark nor GBNF"),
+        (GrammarKind.CFG, '{"grammars": [{"lark_grammar": "start: \\"a\\""}]}', "neither Lark nor GBNF"),
+        (GrammarKind.CFG, 'root ::= "a', "neither Lark nor GBNF"),
         (GrammarKind.CHOICE, '"yes"', "list of strings"),
     ],
 )
-def test_what_is_wrong_is_refused_with_its_reason(compiled, kind, text, reason):
+def test_invalid_grammars_are_refused_with_a_reason(compiled, kind, text, reason):
     with pytest.raises(InvalidRequest) as caught:
         compiled(kind, text)
     assert reason in caught.value.message
@@ -117,7 +117,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("kind", "text"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile_grammars_are_refused_in_bounded_time_and_stop_nobody(grammars, make_generation, kind, text):
+def test_hostile_grammars_are_refused_in_bounded_time_and_block_no_others(grammars, make_generation, kind, text):
     async def attempt():
         gaps, last = [], time.perf_counter()
         refusal = asyncio.ensure_future(grammars.compile(make_generation([5], grammar=Grammar(kind, text, "x"))))
@@ -157,7 +157,7 @@ def test_a_grammar_is_compiled_once_for_all_who_wait_for_it(tiny_model, make_gen
     grammars.close()
 
 
-def test_a_lost_process_is_replaced(tiny_model, make_generation):
+def test_a_process_that_died_is_replaced(tiny_model, make_generation):
     grammars = Grammars(tiny_model, VOCAB, [EOS])
 
     def compile_one(text):
@@ -185,7 +185,7 @@ def test_no_grammar_waits_for_a_process_to_start_once_they_are_warm(tiny_model):
         grammars.close()
 
 
-def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammars, make_generation, monkeypatch):
+def test_a_grammar_that_timed_out_for_lack_of_cpu_is_not_called_too_complex(grammars, make_generation, monkeypatch):
     generation = make_generation([5], grammar=Grammar(GrammarKind.REGEX, "starved", "p"))
     with monkeypatch.context() as patch:
         patch.setattr(GrammarCheck, "run", lambda self, grammar: Verdict(error="too complex", is_final=False))
@@ -194,7 +194,7 @@ def test_a_grammar_for_which_there_was_no_time_is_not_called_too_complex(grammar
     assert asyncio.run(grammars.compile(generation))
 
 
-def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):
+def test_too_many_grammars_at_once_are_refused_as_overload(grammars, make_generation):
     async def attempt():
         texts = [f"overload{i}" for i in range(40)]
         tasks = [
@@ -208,12 +208,12 @@ def test_too_many_at_once_are_told_to_come_again(grammars, make_generation):
     assert not [outcome for outcome in outcomes if isinstance(outcome, Exception) and outcome not in refused]
 
 
-def test_a_generation_without_grammar_needs_nothing(grammars, make_generation):
+def test_a_generation_without_a_grammar_is_not_compiled(grammars, make_generation):
     assert asyncio.run(grammars.compile(make_generation([5]))) is None
 
 
 @pytest.mark.parametrize("eos", [[EOS], []])
-def test_a_model_without_end_or_tokenizer_refuses_grammars_alone(tmp_path, make_generation, eos):
+def test_a_model_without_eos_or_tokenizer_refuses_only_grammars(tmp_path, make_generation, eos):
     model = random_checkpoint.write(tmp_path)
     if eos:
         spec = json.loads((model / "tokenizer.json").read_text())
@@ -221,5 +221,5 @@ def test_a_model_without_end_or_tokenizer_refuses_grammars_alone(tmp_path, make_
         (model / "tokenizer.json").write_text(json.dumps(spec))
     grammars = Grammars(model, VOCAB, eos)
     assert asyncio.run(grammars.compile(make_generation([5]))) is None
-    with pytest.raises(InvalidRequest, match="does not allow for structured output"):
+    with pytest.raises(InvalidRequest, match="does not support structured output"):
         asyncio.run(grammars.compile(make_generation([5], grammar=Grammar(GrammarKind.REGEX, "a", "guided_regex"))))

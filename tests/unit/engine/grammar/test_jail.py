@@ -1,4 +1,4 @@
-"""A grammar's judge, where the machine lets it wait or lacks what it needs: that says nothing about the grammar."""
+"""If the jail is starved of CPU, or cannot start a thread or process, its verdict on the grammar is not final."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def test_a_starved_fork_is_waited_for_with_signs_of_life(tokenizer, monkeypatch,
     assert capfdbinary.readouterr().out.count(b" ") >= 2
 
 
-def test_want_of_a_thread_or_process_says_nothing_about_a_grammar(tokenizer, monkeypatch):
+def test_a_failure_to_start_a_thread_or_process_is_no_final_verdict(tokenizer, monkeypatch):
     def no_thread(thread):
         raise RuntimeError("can't start new thread")
 

@@ -1,4 +1,4 @@
-"""Output held to grammars: in mixed batches, under all other parameters, and wherever a request goes on."""
+"""Output follows its grammar: in mixed batches, with all other parameters, and wherever a request resumes."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ JSON = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA), "response_format")
 REGEX = Grammar(GrammarKind.REGEX, r"[a-c]{3,9}-[0-9]{2}", "guided_regex")
 CHOICE = Grammar(GrammarKind.CHOICE, json.dumps(CHOICES), "guided_choice")
 CFG = Grammar(GrammarKind.CFG, 'start: NUM ("+" NUM){1,4}\nNUM: /[1-9][0-9]{0,3}/', "guided_grammar")
-# Compiles; but after its first token it has more ways to go on than can be followed.
+# It compiles, but after its first token there are more continuations than can be followed.
 EXPLODING = Grammar(
     GrammarKind.CFG, "start: a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(60)) + 'a60: "a"', "g"
 )
@@ -101,7 +101,7 @@ def test_any_mix_of_grammars_in_one_batch(engine, add, run, tokenizer, top):
 
 
 @pytest.mark.parametrize("grammar", [JSON, REGEX, CFG])
-def test_a_request_goes_on_from_any_token_as_if_never_interrupted(engine, add, run, grammar):
+def test_a_request_resumes_from_any_token_as_if_never_interrupted(engine, add, run, grammar):
     whole = add(grammar, seed=5)
     run(engine)
     tokens = output(whole)
@@ -174,7 +174,7 @@ def test_a_grammar_that_explodes_ends_its_own_request_only(engine, add, run, tok
     assert engine.blocks.num_free_blocks == engine.num_blocks
 
 
-def test_one_that_takes_long_again_and_again_is_ended(engine, add, run, monkeypatch):
+def test_a_request_with_slow_masks_again_and_again_is_ended(engine, add, run, monkeypatch):
     monkeypatch.setattr(masks, "_WATCH_S", -1.0)  # as if every mask took long
     requests = [add(JSON, seed=1), add(REGEX, seed=2)]
     requests[0].grammar.slow_s = 100.0
@@ -183,7 +183,7 @@ def test_one_that_takes_long_again_and_again_is_ended(engine, add, run, monkeypa
     assert "too much time" in requests[0].error.message
 
 
-def test_masks_one_by_one_are_the_same(engine, add, run, monkeypatch):
+def test_masks_computed_one_by_one_are_the_same(engine, add, run, monkeypatch):
     at_once = [add(grammar, seed=9) for grammar in (JSON, REGEX)]
     run(engine)
     monkeypatch.setattr(masks, "_WATCH_S", -1.0)
@@ -194,7 +194,7 @@ def test_masks_one_by_one_are_the_same(engine, add, run, monkeypatch):
     assert all(request.grammar.slow_s > 0 for request in watched)
 
 
-def test_ids_that_stand_for_nothing_are_never_drawn(tiny_model, make_request):
+def test_token_ids_without_a_text_are_never_drawn(tiny_model, make_request):
     grammars = Grammars(tiny_model, 600, [EOS])  # a model padded beyond its tokenizer's 512
     request = make_request(PROMPT, grammar=Grammar(GrammarKind.CFG, "start: <[*]>", "p"))
     request.grammar = asyncio.run(grammars.compile(request.generation))

@@ -9,7 +9,7 @@ from engine.grammar import tokens
 ADDED = {"id": 512, "content": "<image>", "special": True, "single_word": False, "normalized": False}
 
 
-def test_added_tokens_without_a_row_are_left_out(tiny_model, tmp_path):
+def test_added_tokens_beyond_the_vocabulary_are_left_out(tiny_model, tmp_path):
     directory = shutil.copytree(tiny_model, tmp_path / "model")
     spec = json.loads((directory / "tokenizer.json").read_text())
     spec["added_tokens"].append(ADDED | {"lstrip": False, "rstrip": False})

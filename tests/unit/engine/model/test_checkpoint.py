@@ -56,7 +56,7 @@ def test_fused_linears_are_the_parts_side_by_side(single):
     assert torch.allclose(weights.lm_head(x), x @ tensors["model.embed_tokens.weight"].T, atol=1e-5)
 
 
-def test_packed_weights_count_as_the_values_that_they_hold(tmp_path):
+def test_packed_weights_count_as_the_values_that_they_represent(tmp_path):
     tensors = {"a.weight": torch.zeros(3, 5), "b_blocks": torch.zeros(2, 4, 16, dtype=torch.uint8)}
     tensors |= {"b_scales": torch.zeros(2, 4, dtype=torch.uint8), "c.qweight": torch.zeros(2, 3, dtype=torch.int32)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -80,7 +80,7 @@ def test_untied_model_without_head(single):
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_values_that_are_none(single, value, dtype):
+def test_values_that_are_not_finite(single, value, dtype):
     name = "model.layers.2.self_attn.k_proj.weight"
     weight = load_file(single / "model.safetensors")[name].to(dtype)
     weight[31, 63] = value
@@ -105,7 +105,7 @@ def test_wrong_type(single):
 def test_truncated_shard(sharded, num_bytes):
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:num_bytes])
-    with pytest.raises(CheckpointError, match=rf"{shard.name} is truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is truncated or not a safetensors file"):
         load(sharded)
 
 
@@ -140,8 +140,8 @@ def test_a_tensor_in_several_shards(sharded, dtype, change, is_refused):
         load(sharded)
 
 
-def test_one_file_goes_before_an_index(sharded, tmp_path):
-    """As in transformers: what is left of a model that was saved in parts is not read."""
+def test_a_single_file_takes_precedence_over_an_index(sharded, tmp_path):
+    """As in transformers: shards that are left from an earlier save are not read."""
     whole = load_file(random_checkpoint.write(tmp_path / "whole", seed=1) / "model.safetensors")
     save_file(whole, sharded / "model.safetensors")
     assert torch.equal(load(sharded).embedding, whole["model.embed_tokens.weight"])
@@ -159,7 +159,7 @@ def test_one_file_goes_before_an_index(sharded, tmp_path):
             r"mlp\.gate_proj\.weight and its like in shape \[200000000, 64\], .* more than all",
         ),
         ("num_attention_heads", 10**7, r"self_attn\.q_proj\.weight and its like in shape"),
-        ("intermediate_size", 161, r"mlp\.gate_proj\.weight has shape \[160, 64\], config\.json asks for \[161, 64\]"),
+        ("intermediate_size", 161, r"mlp\.gate_proj\.weight has shape \[160, 64\], config\.json implies \[161, 64\]"),
     ],
 )
 def test_sizes_beyond_the_files_are_refused_before_memory_is_taken(single, field, value, message):
@@ -185,5 +185,5 @@ def test_broken_index(sharded, index):
 
 def test_no_safetensors(single):
     (single / "model.safetensors").rename(single / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="only safetensors are read"):
+    with pytest.raises(CheckpointError, match="only safetensors are supported"):
         load(single)

@@ -42,7 +42,7 @@ def test_families(load):
 
 
 @pytest.mark.parametrize(("model_type", "is_told"), [("llama", False), (None, False), ("mistral", True)])
-def test_a_model_type_of_another_architecture_is_told(load, caplog, model_type, is_told):
+def test_a_model_type_of_another_architecture_is_logged(load, caplog, model_type, is_told):
     assert load({"model_type": model_type}).architecture == "LlamaForCausalLM"
     told = "served as LlamaForCausalLM, though model_type is 'mistral', not 'llama'"
     assert (told in caplog.text) is is_told
@@ -59,7 +59,7 @@ def test_windows(load):
     assert load(qwen | {"use_sliding_window": True, "layer_types": kinds}).windows == (32, 0, 32, 0)
 
 
-def test_an_activation_of_null_is_none_that_is_served(tmp_path):
+def test_a_null_activation_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"hidden_act": None}))
     with pytest.raises(CheckpointError, match="hidden_act None is not one of silu"):
         ModelConfig.load(tmp_path)
@@ -78,7 +78,7 @@ def test_rope_in_both_spellings(load):
     assert (old.theta, old.factor, old.max_length) == (5e5, 4.0, 2048)
 
 
-def test_the_older_spelling_of_rope_goes_before_the_newer(load):
+def test_the_older_spelling_of_rope_takes_precedence(load):
     parameters = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 77.0}
     rope = load(
         {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": parameters}
@@ -125,7 +125,7 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"architectures": ["BertModel"]}, r"architectures \['BertModel'\].*LlamaForCausalLM.*Qwen3ForCausalLM"),
         ({"hidden_size": None}, "hidden_size must be a positive integer, not None"),
         ({"num_hidden_layers": "4"}, "num_hidden_layers must be a positive integer"),
-        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"hidden_act": "gelu"}, "'gelu' is not one of silu, swish, gelu_pytorch_tanh"),
         ({"torch_dtype": "int8"}, "dtype int8"),
@@ -136,8 +136,8 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layers"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served in this architecture"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ({"is_causal": False}, "is_causal says otherwise, but only causal models are served"),
-        ({"per_layer_config": {"1": {"skip": ["mlp"]}}}, "per_layer_config, by which layers differ"),
+        ({"is_causal": False}, "use_bidirectional_attention or is_causal says otherwise"),
+        ({"per_layer_config": {"1": {"skip": ["mlp"]}}}, "per_layer_config, which gives layers different shapes"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of strings, not 'LlamaForCausalLM'"),
         ({"architectures": [["LlamaForCausalLM"]]}, "architectures must be a list of strings"),
@@ -158,13 +158,13 @@ def test_dtype_in_both_spellings(load, name, dtype):
         ({"rope_scaling": LONGROPE | {"original_max_position_embeddings": 1}}, r"embeddings 1\.0 is too small"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, r"high_freq_factor 0\.5 is less than low_freq_factor 1"),
         ({"rope_scaling": {"rope_type": ""}}, "RoPE scaling '' is not known"),
-        ({"rope_scaling": YARN | {"factor": 1e308}}, r"factor 1e\+308 is no number below 1e\+30"),
-        ({"rope_theta": 10**400}, r"rope_theta 10+ is no number below"),
-        ({"rms_norm_eps": math.nan}, "rms_norm_eps nan is no number below"),
+        ({"rope_scaling": YARN | {"factor": 1e308}}, r"factor 1e\+308 is not a number below 1e\+30"),
+        ({"rope_theta": 10**400}, r"rope_theta 10+ is not a number below"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps nan is not a number below"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is more than 10000"),
         ({"hidden_size": 2**31}, "hidden_size 2147483648 is more than 2147483647"),
         ({"num_nextn_predict_layers": ""}, "num_nextn_predict_layers must be a positive integer, not ''"),
-        ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' needs more than 2 dimensions"),
+        ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' needs more than 2 rotated"),
         ({"eos_token_id": "2"}, "eos_token_id is neither a token id nor a list of them: '2'"),
     ],
 )

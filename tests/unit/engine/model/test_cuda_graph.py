@@ -1,4 +1,4 @@
-"""Decode steps out of fixed buffers: what graphs replay, with a stand-in for the recording.
+"""Decode steps from fixed buffers, as graphs replay them, with a stand-in for the capture.
 
 The stand-in overwrites its results at each call, as a graph does.
 """
@@ -13,7 +13,7 @@ SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 7, "max_tokens": 12, "igno
 
 
 class Recorder:
-    """Capture without a device; `replayed` are the sizes of batches in the order of the calls."""
+    """A capture that needs no device; `replayed` are the sizes of batches in the order of calls."""
 
     def __init__(self):
         self.replayed = []
@@ -61,8 +61,8 @@ def test_tokens_are_those_of_plain_steps(make_engine, make_graphed, make_generat
     assert max(recorder.replayed) == next(size for size in (1, 2, 4, 8) if size >= num_requests)
 
 
-def test_batches_that_shrink_leave_nothing_behind_in_the_padding(make_engine, make_graphed, make_generation, run):
-    """A row that is padding now was another request's a step ago, whose blocks may be someone else's since."""
+def test_padding_rows_keep_nothing_of_earlier_batches(make_engine, make_graphed, make_generation, run):
+    """A row that is padding now was a request's a step ago, and its blocks may belong to another request since."""
     lengths = [3, 30, 9, 5, 24]
     results = []
     for engine in (make_engine(max_num_seqs=8), make_graphed(max_num_seqs=8)[0]):
@@ -78,7 +78,7 @@ def test_batches_that_shrink_leave_nothing_behind_in_the_padding(make_engine, ma
     torch.testing.assert_close(kv[0], kv[1], atol=1e-5, rtol=1e-5)
 
 
-def test_prefill_and_hooks_between_layers_run_as_they_are(make_graphed, make_generation, run):
+def test_prefill_and_hooks_between_layers_are_not_replayed(make_graphed, make_generation, run):
     engine, recorder = make_graphed(max_num_seqs=4)
     groups = []
     engine.steps.on_layer_group = lambda group, batch: groups.append(group)
@@ -115,7 +115,7 @@ def test_hidden_and_logits_are_those_of_the_decoder(make_graphed, make_generatio
     assert compared.count(3) == 2
 
 
-def test_a_step_that_no_graph_fits_runs_as_it_is(make_engine, make_generation, run):
+def test_a_step_larger_than_every_graph_is_not_replayed(make_engine, make_generation, run):
     engine, recorder = make_engine(max_num_seqs=8), Recorder()
     small = GraphedDecoder(engine.steps.readout.decoder, engine.config, recorder)
     small._sizes = [1, 2]

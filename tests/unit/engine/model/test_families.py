@@ -1,4 +1,4 @@
-"""What each family's config.json comes to, written as checkpoints of that family have it."""
+"""The model config of each family, from a config.json as checkpoints of that family have it."""
 
 import json
 
@@ -47,12 +47,12 @@ ALIEN = {
 @pytest.mark.parametrize(
     "architecture", ["LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM", "GlmForCausalLM", "Phi3ForCausalLM"]
 )
-def test_fields_of_other_families_mean_nothing(load, architecture):
-    """As in transformers, whose configs may hold whatever their authors wrote into them."""
+def test_fields_of_other_families_are_ignored(load, architecture):
+    """As in transformers: configs may contain any fields that their authors wrote into them."""
     assert load(architecture, **ALIEN) == load(architecture)
 
 
-def test_deepseek_v2_turns_neighbours_whatever_a_field_of_v3_says(load):
+def test_deepseek_v2_rotates_neighbours_whatever_a_field_of_v3_says(load):
     fields = MLA | {"n_group": 1, "topk_group": 1}
     assert load("DeepseekV2ForCausalLM", **fields, **ALIEN) == load("DeepseekV2ForCausalLM", **fields)
 
@@ -80,7 +80,7 @@ def test_gemma2_alternates_windows_and_ties_its_head(load):
     assert load("Gemma2ForCausalLM", tie_word_embeddings=False).tie_word_embeddings is False
 
 
-def test_gemma3_as_published_says_little_of_its_text(load):
+def test_gemma3_as_published_relies_on_defaults_for_its_text(load):
     text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
     nothing = dict.fromkeys(PLAIN.keys() - {"architectures"})
     model = load("Gemma3ForConditionalGeneration", **nothing | {"text_config": text, "torch_dtype": "bfloat16"})
@@ -120,7 +120,7 @@ def test_partial_and_interleaved_rotation(load):
         assert (model.rotary_dim, model.interleaved_rotary, model.qkv_bias, model.o_bias) == (16, True, True, False)
     phi = load("Phi3ForCausalLM", head_dim=32, partial_rotary_factor=0.75)
     assert (phi.rotary_dim, phi.interleaved_rotary) == (24, False)
-    with pytest.raises(CheckpointError, match=r"partial_rotary_factor 0\.1 makes 3 dimensions rotate"):
+    with pytest.raises(CheckpointError, match=r"partial_rotary_factor 0\.1 would rotate 3 dimensions"):
         load("Phi3ForCausalLM", head_dim=32, partial_rotary_factor=0.1)
 
 
@@ -198,7 +198,7 @@ def test_deepseek_layers_and_groups(load):
             {"rope_parameters": {"rope_theta": 1e4}},
             "those of full_attention and sliding_attention",
         ),
-        ("Gemma3ForCausalLM", {"rope_scaling": {"type": "linear"}}, "says its kind as rope_type"),
+        ("Gemma3ForCausalLM", {"rope_scaling": {"type": "linear"}}, "must give its kind as rope_type"),
         ("Gemma3ForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not served"),
         ("Phi3ForCausalLM", {"rope_scaling": {"type": "yarn", "factor": 2}}, "'longrope' needs 8 positive numbers"),
         ("DeepseekV3ForCausalLM", {"n_group": 256}, "n_group 256 leaves less than 2 experts in a group"),
@@ -220,7 +220,7 @@ def test_errors_name_the_field(load, tmp_path, architecture, changes, message):
 
 @pytest.mark.parametrize(("model", "kind"), [("Mistral3", "ministral3"), ("Gemma3", "gemma3n_text")])
 def test_text_models_of_another_kind_under_the_same_name(load, model, kind):
-    """Ministral 3 scales queries by their positions, and says so in its text's model_type alone."""
+    """Ministral 3 scales queries by their positions, which only the model_type of its text_config shows."""
     text = PLAIN | {"architectures": None}
     assert load(f"{model}ForConditionalGeneration", text_config=text | {"model_type": None}).num_layers == 4
     with pytest.raises(CheckpointError, match=f"model_type '{kind}' is not served"):

@@ -18,7 +18,7 @@ def test_same_model_in_two_places(tmp_path):
     assert of(first) == of(second)
 
 
-def test_whatever_changes_kv_changes_it(tmp_path):
+def test_whatever_changes_kv_changes_the_fingerprint(tmp_path):
     directory = random_checkpoint.write(tmp_path / "a")
     found = {of(directory), of(directory, "bfloat16"), of(random_checkpoint.write(tmp_path / "b", seed=1))}
     config = json.loads((directory / "config.json").read_text())

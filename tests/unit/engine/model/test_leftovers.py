@@ -14,7 +14,7 @@ LAYER = "model.layers.1"
 
 
 def told(caplog, directory, extra, prefix="", **changes):
-    """What is logged about a checkpoint with these tensors besides."""
+    """Load a checkpoint with these additional tensors; returns what is logged."""
     file, config = directory / "model.safetensors", directory / "config.json"
     tensors = {prefix + name: tensor for name, tensor in load_file(file).items()}
     save_file(tensors | extra, file)
@@ -29,14 +29,14 @@ def directory(tmp_path):
     return random_checkpoint.write(tmp_path)
 
 
-def test_a_whole_checkpoint_leaves_nothing(caplog, directory):
+def test_a_complete_checkpoint_causes_no_warning(caplog, directory):
     assert not told(caplog, directory, {})
 
 
-def test_what_the_config_does_not_mention_is_named_with_its_number(caplog, directory):
+def test_unread_tensors_are_named_with_their_number(caplog, directory):
     extra = {f"model.layers.{layer}.self_attn.q_norm.weight": torch.ones(16) for layer in range(4)}
     text = told(caplog, directory, extra | {f"{LAYER}.self_attn.q_proj.bias": torch.ones(64)})
-    assert "LlamaForCausalLM, as config.json describes it, uses no " in text
+    assert "LlamaForCausalLM, as config.json describes it, does not use " in text
     assert "model.layers.*.self_attn.q_norm.weight (4), model.layers.*.self_attn.q_proj.bias (1)" in text
 
 
@@ -57,27 +57,27 @@ def test_a_long_list_is_cut(caplog, directory):
         "model.layers.4.eh_proj.weight",
     ],
 )
-def test_what_is_known_to_be_no_loss_is_not_mentioned(caplog, directory, name):
+def test_harmless_unread_tensors_are_not_mentioned(caplog, directory, name):
     assert not told(caplog, directory, {name: torch.ones(4)}, num_nextn_predict_layers=1)
 
 
-def test_a_head_that_is_the_embedding_is_no_loss_and_another_one_is_told(caplog, directory):
+def test_a_head_equal_to_the_embedding_is_harmless_and_another_one_is_logged(caplog, directory):
     embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
     assert not told(caplog, directory, {"lm_head.weight": embedding.clone()})
-    assert "lm_head.weight is used" in told(caplog, directory, {"lm_head.weight": embedding + 1})
+    assert "lm_head.weight differs from the embedding" in told(caplog, directory, {"lm_head.weight": embedding + 1})
 
 
-def test_biases_of_zeros_are_no_loss(caplog, directory):
+def test_biases_of_zeros_are_harmless(caplog, directory):
     assert not told(caplog, directory, {f"{LAYER}.mlp.up_proj.bias": torch.zeros(160)})
 
 
-def test_a_layer_too_many_is_told(caplog, directory):
+def test_an_additional_layer_is_logged(caplog, directory):
     assert "model.layers.*.input_layernorm.weight (1)" in told(
         caplog, directory, {"model.layers.4.input_layernorm.weight": torch.ones(64)}
     )
 
 
-def test_images_are_not_served_and_so_not_missed(caplog, directory):
+def test_unread_tensors_for_images_are_harmless(caplog, directory):
     extra = {"vision_tower.patch.weight": torch.ones(4), "language_model.model.odd.weight": torch.ones(4)}
     text = told(caplog, directory, extra, "language_model.")
     assert text.count(" (") == 1

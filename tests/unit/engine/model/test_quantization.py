@@ -1,4 +1,4 @@
-"""`quantization_config` as the tools that write it do."""
+"""`quantization_config` in the forms that tools write."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def read(config: dict[str, Any], architecture: str = "LlamaForCausalLM") -> Quan
         (compressed("int-quantized", num_bits=8, strategy="group"), Scaled((1, 128))),
     ],
 )
-def test_what_tools_write(config, wanted):
+def test_configs_as_tools_write_them(config, wanted):
     assert read(config) == wanted
 
 
@@ -71,8 +71,8 @@ def test_what_tools_write(config, wanted):
         (compressed() | rotated("weight_input", "input"), r"location \['weight_input', 'input'\] is not served"),
         (compressed("int-quantized", num_bits=8, strategy=["group"]), "strategy must be a string"),
         ({"quant_method": "mxfp4"}, "mxfp4 in GptOssForCausalLM"),
-        ({"quant_method": "fp8", "weight_block_size": [128]}, r"two sizes, not \[128\]"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"two sizes, not \[128, 0\]"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, r"two positive sizes, not \[128\]"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"two positive sizes, not \[128, 0\]"),
         ({"quant_method": "fp8", "weight_block_size": "128"}, "must be a list of integers"),
         (AUTO_GPTQ | {"bits": 3}, r"bits 3 is not one of \(4, 8\)"),
         (AUTO_GPTQ | {"group_size": None}, "group_size must be a positive integer"),
@@ -88,10 +88,10 @@ def test_what_tools_write(config, wanted):
         (compressed() | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
     ],
 )
-def test_what_is_not_served_is_named(config, message):
+def test_errors_name_what_is_not_served(config, message):
     with pytest.raises(CheckpointError, match=message):
         read(config)
 
 
-def test_experts_of_gpt_oss_bring_their_own_names():
+def test_experts_of_gpt_oss_have_names_of_their_own():
     assert read({"quant_method": "mxfp4"}, "GptOssForCausalLM") is None

@@ -1,4 +1,4 @@
-"""Each format against weights that are packed number by number."""
+"""Each format against weights that the tests pack number by number."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def stored(tmp_path, tensors) -> Parts:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_format_stands_for_its_weights(tmp_path, name):
+def test_each_format_is_dequantised_to_its_weights(tmp_path, name):
     quantized, (tensors, wanted) = CASES[name]
     parts = stored(tmp_path, tensors)
     assert quantized.part in parts
@@ -56,7 +56,7 @@ def test_a_missing_part_is_named(tmp_path, name):
 @pytest.mark.parametrize("name", ["gptq", "awq", "packed", "fp8, each output"])
 def test_another_shape_is_named(tmp_path, name):
     quantized, (tensors, _) = CASES[name]
-    with pytest.raises(CheckpointError, match=r"tensor up_proj\.\w+ has shape .*, config\.json asks for"):
+    with pytest.raises(CheckpointError, match=r"tensor up_proj\.\w+ has shape .*, config\.json implies"):
         quantized.widened(stored(tmp_path, tensors), OUTPUTS + 8, INPUTS)
 
 
@@ -65,10 +65,10 @@ def test_a_group_that_does_not_exist_is_named(tmp_path, group):
     quantized, (tensors, _) = CASES["gptq"]
     wrong = tensors["g_idx"].clone()
     wrong[3] = group
-    with pytest.raises(CheckpointError, match=r"tensor up_proj\.g_idx names a group that is none of 2"):
+    with pytest.raises(CheckpointError, match=r"tensor up_proj\.g_idx names a group outside the 2"):
         quantized.widened(stored(tmp_path, tensors | {"g_idx": wrong}), *SHAPE)
 
 
-def test_what_was_left_out_is_as_it_is(tmp_path):
+def test_unquantised_linears_are_returned_as_they_are(tmp_path):
     weight = torch.randn(SHAPE, dtype=torch.bfloat16)
     assert torch.equal(Scaled((0, 0)).widened(stored(tmp_path, {"weight": weight}), *SHAPE), weight)

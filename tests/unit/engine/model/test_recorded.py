@@ -1,4 +1,4 @@
-"""Decode steps that are replayed bring the tokens, and write the KV, of steps that are not."""
+"""Replayed decode steps draw the same tokens, and write the same KV, as steps that are not replayed."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 7, "num_logprobs": 2}
 
 @pytest.fixture
 def engines(make_engine):
-    """One that replays, and one that does not."""
+    """An engine that replays decode steps, and one that does not."""
 
     def make(**flags):
         replaying, plain = (make_engine(kernels=CPUKernels(torch.float32), max_num_seqs=40, **flags) for _ in range(2))
@@ -29,7 +29,7 @@ def replays(engine):
 
 @pytest.mark.parametrize("sampling", [{"num_logprobs": 2}, SAMPLED])
 def test_tokens_and_kv_are_those_of_plain_steps(engines, make_generation, run, sampling):
-    """Batches that grow, and shrink as their requests end; prompts come between."""
+    """Batches grow, and shrink as requests end; prompts are computed in between."""
     seen = []
     for engine in engines():
         requests = [
@@ -55,8 +55,8 @@ def test_each_number_of_rows_is_recorded_once_up_to_a_largest(engines, make_gene
     assert engine.steps.readout.decoder._replays == recorded
 
 
-def test_what_a_step_returns_is_not_what_the_next_one_reads(engines, make_generation):
-    """Its hidden rows are overwritten; tokens and log-probabilities are read before."""
+def test_the_next_step_may_overwrite_hidden_states(engines, make_generation):
+    """Tokens and log-probabilities are read from them before."""
     engine, _ = engines()
     request = engine.add(make_generation([1, 2, 3], max_tokens=20, ignore_eos=True))
     while not request.is_finished:
@@ -67,7 +67,7 @@ def test_what_a_step_returns_is_not_what_the_next_one_reads(engines, make_genera
     assert again.token_ids == request.token_ids
 
 
-def test_a_model_that_takes_more_than_compiled_kernels_runs_as_it_is(engines, make_generation, run, monkeypatch):
+def test_a_model_that_needs_more_than_compiled_kernels_is_not_recorded(engines, make_generation, run, monkeypatch):
     replaying, plain = engines()
     for engine in (replaying, plain):
         weights = engine.steps.readout.decoder

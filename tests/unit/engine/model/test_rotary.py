@@ -7,7 +7,7 @@ from kernels.reference.kernels import rotate
 
 
 def turned(x, angles, rotary_dim, interleaved):
-    """As written in the papers: pairs of the first `rotary_dim` dimensions as complex numbers. x: [T, D]."""
+    """RoPE as in the papers: pairs of the first `rotary_dim` dimensions are complex numbers. x: [T, D]."""
     pairs = x[:, :rotary_dim].unflatten(-1, (-1, 2) if interleaved else (2, -1))
     first, second = (pairs[..., 0], pairs[..., 1]) if interleaved else (pairs[:, 0], pairs[:, 1])
     result = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
@@ -30,11 +30,11 @@ def test_scores_are_those_of_the_checkpoints_order(head_dim, rotary_dim, interle
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-def test_a_head_that_turns_in_halves_keeps_its_order():
+def test_a_head_rotated_in_halves_keeps_its_order():
     assert rotary_order(12, 12, interleaved=False).tolist() == list(range(12))
 
 
-def test_what_does_not_turn_is_not_scaled_either():
+def test_dimensions_that_are_not_rotated_are_not_scaled_either():
     rope = RopeConfig(kind="yarn", values={"factor": 4.0, "attention_factor": 3.0})
     table = cos_sin_table(rope, 4, 12, 5).view(5, 2, 6)
     assert torch.equal(table[:, 0, 2:], torch.ones(5, 4))

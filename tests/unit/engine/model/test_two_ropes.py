@@ -40,8 +40,8 @@ def test_gemma3_has_two_bases_in_both_spellings(load):
         assert (model.local_rope.kind, model.local_rope.theta) == ("default", 1e4)
 
 
-def test_gemma3_is_asked_for_the_trained_length_of_each_of_its_ropes(load):
-    """As in transformers, where the field beside them is of models with one alone."""
+def test_gemma3_needs_the_trained_length_of_each_of_its_ropes(load):
+    """As in transformers, which reads the field at the top level only for models with a single RoPE."""
     yarn = {"rope_type": "yarn", "factor": 8.0}
     fields = {"sliding_window": 64, "original_max_position_embeddings": 32}
     assert load(**fields, rope_scaling=yarn).rope.original_length == 512
@@ -49,14 +49,14 @@ def test_gemma3_is_asked_for_the_trained_length_of_each_of_its_ropes(load):
     assert load(sliding_window=64, rope_scaling=inside).rope.original_length == 32
 
 
-def test_both_depend_on_a_requests_length_or_on_the_same(load):
+def test_two_ropes_may_only_stretch_at_the_same_length(load):
     with pytest.raises(CheckpointError, match="depend on a request's length, but not on the same"):
         load(rope_parameters={"full_attention": DYNAMIC, "sliding_attention": LONGROPE})
     assert load(rope_parameters={"full_attention": LONGROPE, "sliding_attention": LONGROPE}).stretches_after == 64
     assert load(rope_parameters={"sliding_attention": LONGROPE}).stretches_after == 64
 
 
-def test_where_yarn_ends_is_rounded_for_either(load):
+def test_yarn_of_either_rope_truncates_its_range(load):
     yarn = {"rope_type": "yarn", "factor": 8.0, "truncate": True}
     assert load(rope_parameters={"sliding_attention": yarn}).local_rope.kind == "yarn"
     with pytest.raises(CheckpointError, match="truncate False is not served in this architecture"):

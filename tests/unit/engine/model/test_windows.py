@@ -45,5 +45,5 @@ def test_layers_with_a_window_need_one(load, architecture, changes, message):
 
 @pytest.mark.parametrize("kinds", [["full_attention"] * 3, ["full_attention"] * 3 + ["chunked_attention"]])
 def test_layer_types_that_do_not_fit(load, kinds):
-    with pytest.raises(CheckpointError, match=r"layer_types .* do not say of 4 layers"):
+    with pytest.raises(CheckpointError, match=r"layer_types .* must name .* for 4 layers"):
         load("Gemma2ForCausalLM", layer_types=kinds)

@@ -71,7 +71,7 @@ def test_token_counts(num_outputs):
     assert found == {token: outputs.count(token) for token in {*prompt, *outputs}}
 
 
-def test_where_there_is_a_grammar_it_says_when_to_stop(make_request):
+def test_a_grammar_decides_when_to_stop(make_request):
     grammar = Grammar(GrammarKind.REGEX, "a*", "guided_regex")
     request = make_request([1], min_tokens=3, grammar=grammar)
     request.grammar = GrammarState(LLMatcher(LLTokenizer("byte"), "start: /a*/"), grammar, ())

@@ -48,7 +48,7 @@ def test_neighbouring_seeds_positions_and_tokens_are_uncorrelated():
         assert abs(neighbours[0, 1]) < 0.016
 
 
-def test_winners_follow_the_softmax():
+def test_draws_follow_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     num_draws = 40_000
     winners = (logits + noise([9] * num_draws, range(num_draws), 4)).argmax(-1)

@@ -88,7 +88,7 @@ def test_position_and_seed_change_the_draw(sample):
 
 
 def kept_tokens(logits, top_k, top_p, min_p):
-    """By the definition, one token after another: the plain formula that the vectorised one must equal."""
+    """The cutoff by its definition, one token after another, which the vectorised one must equal."""
     order = sorted(range(len(logits)), key=lambda token: -logits[token])[: top_k or None]
     weights = [2.718281828459045 ** (logits[token] - logits[order[0]]) for token in order]
     total, before, kept = sum(weights), 0.0, set()
@@ -139,7 +139,7 @@ def test_draws_stay_within_the_filter_and_reach_all_of_it(sample, params):
 
 @pytest.mark.parametrize("params", [{"top_p": 0.9}, {"top_k": 100}])
 def test_equal_logits_beyond_the_candidates(sample, params):
-    """Which of the equals are candidates is chance, so none may be left out."""
+    """It is arbitrary which of the equal logits are candidates, so none may be excluded."""
     logits = torch.zeros(1, VOCAB)
     draws, _ = sample(logits.expand(1000, VOCAB), [params | {"seed": seed} for seed in range(1000)])
     assert len(set(draws)) > NUM_CANDIDATES
@@ -158,7 +158,7 @@ def test_logprobs_are_of_the_models_own_distribution(sample):
     assert (alone.top_token_ids, alone.top_logprobs) == ([], [])
 
 
-def test_rows_of_nan_do_no_harm_to_others(sample):
+def test_rows_of_nan_do_not_affect_other_rows(sample):
     logits = random_logits(len(PARAMS))
     wanted, _ = sample(logits, PARAMS)
     params = [*PARAMS, *({"seed": 1} | sampling for sampling in PARAMS)]

@@ -1,4 +1,4 @@
-"""Building: once per source and compiler, whole or not at all, and with an error that says what is missing."""
+"""Builds happen once per source and compiler, completely or not at all; errors say what is missing."""
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ PORTABLE = LEVELS[-1]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny source instead of the kernels', and an empty place to build it in."""
+    """A tiny source instead of the kernels', and an empty folder to build it in."""
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "kernels.cpp").write_text(
@@ -41,7 +41,7 @@ def test_builds_once(folder: Path) -> None:
     assert [path.name for path in first.parent.iterdir()] == [first.name]  # no scratch left
 
 
-def test_builds_anew_when_a_header_changes(folder: Path) -> None:
+def test_rebuilds_when_a_header_changes(folder: Path) -> None:
     first = build.library(PORTABLE)
     (folder / "answer.h").write_text("#define ANSWER 43\n")
     second = build.library(PORTABLE)
@@ -98,7 +98,7 @@ def test_main_reports_failure(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "broken header" in capsys.readouterr().err
 
 
-def test_main_gets_by_without_a_level_that_the_compiler_does_not_know(
+def test_main_succeeds_without_a_level_that_does_not_compile(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(build, "LEVELS", (Level("new", ("-mno-such-thing",), frozenset()), PORTABLE))

@@ -1,4 +1,4 @@
-"""Memory in huge pages: zero, aligned, and each taker's own."""
+"""Memory in huge pages is zero, and allocations are aligned and do not overlap."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_huge_pages_are_zero_and_of_the_size_asked_for():
         assert not memory.any()
 
 
-def test_populated_memory_is_real_before_it_is_written_to():
+def test_populated_memory_is_resident_before_it_is_written_to():
     memory = huge_pages(64 << 20)
     memory[7] = 3
     before = resident_bytes()
@@ -30,7 +30,7 @@ def test_populated_memory_is_real_before_it_is_written_to():
     populate(memory[:0])
 
 
-def test_what_an_arena_hands_out_is_aligned_and_does_not_overlap():
+def test_allocations_of_an_arena_are_aligned_and_do_not_overlap():
     arena = Arena()
     taken = [arena.take(num_bytes) for num_bytes in (1, 64, 1000, 0, 65 << 20, 7)]  # one more than a piece holds
     for i, memory in enumerate(taken):
@@ -40,7 +40,7 @@ def test_what_an_arena_hands_out_is_aligned_and_does_not_overlap():
     assert all(bool((memory == i + 1).all()) for i, memory in enumerate(taken))
 
 
-def test_small_ones_share_a_piece():
+def test_small_allocations_share_a_piece():
     arena = Arena()
     first, second = arena.take(100), arena.take(100)
     assert second.data_ptr() - first.data_ptr() == 128
