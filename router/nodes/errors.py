@@ -44,7 +44,7 @@ def finished_error(finished: types_pb2.Finished) -> BatonError:
 def rpc_error(error: aio.AioRpcError, node: Node) -> BatonError:
     """What the end of a call means. Where the node has not said so itself, it is the node's end, not the request's."""
     known, status = rpc_errors.error_of(error), error.code()
-    said = rpc_errors.is_told(error)
+    said = rpc_errors.is_baton_error(error)
     if status is StatusCode.RESOURCE_EXHAUSTED or (said and status is StatusCode.UNAVAILABLE):
         node.avoid()
         return Refused(known.message)

@@ -66,7 +66,7 @@ class ServedModel:
         """Read the model directory; CheckpointError names the file that is wrong."""
         path = Path(flags.model)
         if not path.is_dir():
-            raise CheckpointError(f"--model: {path} is no directory")
+            raise CheckpointError(f"--model: {path} is not a directory")
         facts = load_facts(path)
         tokenizer = Tokenizer.load(path)
         _check_vocabulary(path, tokenizer, facts.vocab_size)
