@@ -1,1 +1,1 @@
-"""The spine of Baton: what every service shares and none of them owns. Loads neither torch nor numpy."""
+"""The code that all services share: config, errors, requests, text, RPC, telemetry. Loads neither torch nor numpy."""

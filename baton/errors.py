@@ -1,13 +1,13 @@
-"""Every error that Baton raises on purpose, with the HTTP status and OpenAI error fields it turns into.
+"""Every error that Baton raises on purpose, with the HTTP status and the OpenAI error fields that it maps to.
 
-An error that reaches a client carries a message written for that client: no addresses, no prompts, no internals.
+The messages of errors that reach clients are written for them: no addresses, no prompts, no internals.
 """
 
 from typing import ClassVar
 
 
 class BatonError(Exception):
-    """Root of the tree. `message` is fit for a client to read."""
+    """Base class of all errors. `message` is fit for a client to read."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -28,7 +28,7 @@ class CheckpointError(ConfigError):
 
 
 class InvalidRequest(BatonError):
-    """A parameter that the client has to change; `param` names it."""
+    """A parameter is invalid and the client has to change it; `param` names it."""
 
     status = 400
     type = "invalid_request_error"
@@ -36,13 +36,13 @@ class InvalidRequest(BatonError):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """Prompt, or prompt and max_tokens, longer than the model takes."""
+    """The prompt, or the prompt and max_tokens together, exceed the model's context length."""
 
     code = "context_length_exceeded"
 
 
 class Unauthenticated(BatonError):
-    """No key, or a wrong one."""
+    """The API key is missing or wrong."""
 
     status = 401
     type = "invalid_request_error"
@@ -50,7 +50,7 @@ class Unauthenticated(BatonError):
 
 
 class ModelNotFound(BatonError):
-    """A model name that this fleet does not serve."""
+    """The fleet does not serve a model of this name."""
 
     status = 404
     type = "invalid_request_error"
@@ -58,7 +58,7 @@ class ModelNotFound(BatonError):
 
 
 class Overloaded(BatonError):
-    """Full at present: try again after `retry_after_s`."""
+    """The fleet is full at present; the client may try again after `retry_after_s`."""
 
     status = 429
     type = "rate_limit_error"
@@ -67,7 +67,7 @@ class Overloaded(BatonError):
 
 
 class NoCapacity(BatonError):
-    """No node of a pool is left, or none before the deadline."""
+    """A pool has no node left, or none became available before the deadline."""
 
     status = 503
     type = "server_error"
@@ -84,7 +84,7 @@ class DeadlineExceeded(BatonError):
 
 
 class Cancelled(BatonError):
-    """An attempt that its router has given up, or replaced by a newer one. Never seen by clients."""
+    """The router has cancelled this attempt or replaced it by a newer one. Never seen by clients."""
 
     status = 499
     code = "cancelled"
@@ -97,26 +97,26 @@ class NumericalError(BatonError):
 
 
 class NodeUnavailable(BatonError):
-    """A node died, drains, or cannot be reached. Never seen by clients: the router tries another one."""
+    """A node died, is draining, or cannot be reached. Never seen by clients: the router tries another one."""
 
     status = 503
     code = "node_unavailable"
 
 
 class TransferError(BatonError):
-    """KV blocks did not arrive whole: recompute."""
+    """KV blocks did not arrive complete and correct, so they have to be recomputed."""
 
     code = "transfer_failed"
 
 
 class LayoutMismatch(TransferError):
-    """Two nodes whose KV pools differ; the message names every differing field with both values."""
+    """Two nodes cannot exchange KV: their layouts differ (the message names the fields) or they share no transport."""
 
     code = "layout_mismatch"
 
 
 def from_code(code: str, message: str, param: str | None = None) -> BatonError:
-    """The error that another service told by its `code`; one that is not known here is internal."""
+    """Return the error that another service reported by its `code`; a plain BatonError for an unknown code."""
     return _BY_CODE.get(code, BatonError)(message, param=param or None)
 
 

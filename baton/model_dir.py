@@ -1,6 +1,6 @@
-"""Small files of a Hugging Face model directory, read so that every error names the file.
+"""Reads the small files of a Hugging Face model directory. Every error names the file.
 
-Weights and the shape of the model are the engine's business; here are the facts that text and limits need.
+This covers what tokenization and limits need; the engine reads the model's architecture and weights itself.
 """
 
 import json
@@ -23,7 +23,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """Parameters of a request that leaves them out. These are OpenAI's; generation_config.json may recommend others."""
+    """Values for parameters that a request leaves out: OpenAI's, unless generation_config.json recommends others."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -34,16 +34,16 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a router has to know of a model besides its tokenizer."""
+    """What a router needs to know about a model besides its tokenizer."""
 
-    vocab_size: int  # token ids below it may be sent to a node
-    max_model_len: int  # tokens; 0 where the model names no limit
+    vocab_size: int  # token ids sent to a node must be below this
+    max_model_len: int  # tokens; 0 if the model names no limit
     eos_token_ids: frozenset[int]
     sampling: SamplingDefaults = SamplingDefaults()
 
 
 def load_facts(model_dir: Path) -> ModelFacts:
-    """What config.json and generation_config.json say."""
+    """Read the facts from config.json and generation_config.json. Raises CheckpointError."""
     config = read_json(model_dir / "config.json")
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, dict) else config
@@ -56,7 +56,7 @@ def load_facts(model_dir: Path) -> ModelFacts:
 
 
 def eos_token_ids(model_dir: Path) -> frozenset[int]:
-    """The tokens that end a generation: those of config.json and of generation_config.json, where there is one."""
+    """Return the tokens that end a generation, from config.json and, if it exists, generation_config.json."""
     ids: set[int] = set()
     for path, config in _eos_sources(model_dir):
         value = config.get("eos_token_id")
@@ -79,7 +79,7 @@ def _eos_sources(model_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    """The object in a JSON file, or an empty one where the file is missing and not required."""
+    """Return the object in a JSON file, or an empty one if the file is missing and not required."""
     text = read_text(path, required=required)
     if text is None:
         return {}
@@ -88,18 +88,18 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
+        raise CheckpointError(f"{path}: must hold a JSON object, not {type(value).__name__}")
     return value
 
 
 def read_text(path: Path, *, required: bool = True) -> str | None:
-    """A text file, or None where it is missing and not required."""
+    """Return the text of a UTF-8 file, or None if it is missing and not required."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if not required:
             return None
-        where = f"{path.parent} holds no {path.name}" if path.parent.is_dir() else f"{path.parent} is no directory"
+        where = f"{path.parent} holds no {path.name}" if path.parent.is_dir() else f"{path.parent} is not a directory"
         raise CheckpointError(f"{where}: a Hugging Face model directory is needed") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path}: not UTF-8 text") from None
@@ -108,14 +108,14 @@ def read_text(path: Path, *, required: bool = True) -> str | None:
 
 
 def _recommended(model_dir: Path) -> SamplingDefaults:
-    """What of it generation_config.json says; whether it wants to sample at all (`do_sample`) is not asked."""
+    """Return the sampling defaults that generation_config.json recommends; its `do_sample` is ignored."""
     path = model_dir / "generation_config.json"
     config = read_json(path, required=False)
     found = {name: config[name] for name in _RANGES if config.get(name) is not None}
     for name, value in found.items():
         low, high = _RANGES[name]
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            raise CheckpointError(f"{path}: {name} is no number from {low} to {high}: {value!r}")
+            raise CheckpointError(f"{path}: {name} must be a number from {low} to {high}, not {value!r}")
     top_k = int(found.pop("top_k", 0))
     return SamplingDefaults(top_k=max(top_k, 0), **{name: float(value) for name, value in found.items()})
 
@@ -123,5 +123,5 @@ def _recommended(model_dir: Path) -> SamplingDefaults:
 def _count(model_dir: Path, config: dict[str, Any], name: str) -> int:
     value = config.get(name, 0)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
-        raise CheckpointError(f"{model_dir / 'config.json'}: {name} is no number of tokens: {value!r}")
+        raise CheckpointError(f"{model_dir / 'config.json'}: {name} must be a number of tokens, not {value!r}")
     return value

@@ -1,6 +1,6 @@
-"""Which model is served: a folder on disk and the names that clients may use.
+"""Resolves `--model` to a folder on disk and the names that clients may use.
 
-From the hub come configuration, tokenizer and safetensors only: never code, never pickles.
+Only configuration, tokenizer and safetensors files are downloaded from the hub: never code, never pickles.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint on this disk."""
+    """A checkpoint on the local disk, and the names under which it is served."""
 
     path: Path
     names: tuple[str, ...]
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether it can answer chat requests."""
+        """Whether the model can answer chat requests."""
         if (self.path / "chat_template.jinja").is_file():
             return True
         try:
@@ -50,19 +50,22 @@ class Model:
 
 
 def complete(flags: Flags) -> Flags:
-    """The same flags, with the model's folder and its names filled in."""
+    """Return the flags with the model's folder and names filled in. Raises as `resolve`."""
     model = resolve(flags.model, flags.served_model_name)
     return dataclasses.replace(flags, model=str(model.path), served_model_name=model.names)
 
 
 def resolve(model: str, names: tuple[str, ...] = ()) -> Model:
-    """The checkpoint that `--model` means: a folder, a hub id, or, where it is empty, the default model."""
+    """Return the checkpoint that `--model` names: a folder, a hub id, or the default model if it is empty.
+
+    Raises CheckpointError if there is none, ConfigError if a download fails.
+    """
     if not model:
         return Model(_checked(DEFAULT_MODEL, _NO_DEFAULT), names or (DEFAULT_NAME,))
     path = Path(model).expanduser().absolute()
     if path.is_dir():
         return Model(
-            _checked(path, f"{path} holds no config.json: --model wants a Hugging Face checkpoint"),
+            _checked(path, f"{path} holds no config.json: --model needs a Hugging Face checkpoint"),
             names or (path.name,),
         )
     if _HUB_ID.fullmatch(model):
@@ -96,4 +99,4 @@ def _download(hub_id: str) -> Path:
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ConfigError(f"cannot download {hub_id}: {type(error).__name__}") from None
-    return _checked(path, f"the hub's {hub_id} holds no config.json: it is no Hugging Face checkpoint")
+    return _checked(path, f"the hub's {hub_id} holds no config.json, so it is not a Hugging Face checkpoint")

@@ -1,4 +1,4 @@
-"""A generation as it travels between services, in plain Python; `to_proto` and `from_proto` are its only wire forms."""
+"""A generation request as passed between services, in plain Python. Only `to_proto` and `from_proto` know the wire."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -11,7 +11,7 @@ from baton.v1 import types_pb2
 
 
 class FinishReason(IntEnum):
-    """Why a request ended; equal to the wire's numbers."""
+    """Why a request ended. The numbers are those of the wire."""
 
     UNFINISHED = types_pb2.FINISH_REASON_UNSPECIFIED
     STOP = types_pb2.FINISH_REASON_STOP
@@ -21,7 +21,7 @@ class FinishReason(IntEnum):
 
 
 class GrammarKind(IntEnum):
-    """What a grammar's text is; equal to the wire's numbers."""
+    """The language of a grammar's text. The numbers are those of the wire."""
 
     JSON_SCHEMA = types_pb2.GRAMMAR_KIND_JSON_SCHEMA
     REGEX = types_pb2.GRAMMAR_KIND_REGEX
@@ -30,24 +30,24 @@ class GrammarKind(IntEnum):
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What the whole output has to match."""
+    """A grammar that the whole output has to match."""
 
     kind: GrammarKind
     text: str
-    param: str  # the client's name for it, for errors
+    param: str  # the request parameter that it came from, for error messages
 
     def to_proto(self) -> types_pb2.Grammar:
-        """The same on the wire."""
+        """Convert to the wire's message."""
         return types_pb2.Grammar(kind=self.kind.value, text=self.text, param=self.param)
 
     @classmethod
     def from_proto(cls, proto: types_pb2.Grammar) -> "Grammar":
-        """The wire's values; ValueError for a kind that is not known."""
+        """Convert from the wire's message. Raises ValueError for an unknown kind."""
         return cls(GrammarKind(proto.kind), proto.text, proto.param)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How output tokens are drawn. Defaults draw from the plain softmax."""
+    """How output tokens are sampled. The defaults sample from the plain softmax."""
 
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
@@ -56,25 +56,25 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    seed: int = 0  # the router draws one where the client gives none
-    max_tokens: int = 16  # of all attempts together
+    seed: int = 0  # drawn by the router if the client gives none
+    max_tokens: int = 16  # output tokens of all attempts together
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    num_logprobs: int = -1  # -1: none; 0: of the drawn token; n: also of the n likeliest
+    num_logprobs: int = -1  # -1: none; 0: of the sampled token; n: also of the n likeliest
     logit_bias: dict[int, float] = {}
     grammar: Grammar | None = None
 
     def to_proto(self) -> types_pb2.SamplingParams:
-        """The same on the wire."""
+        """Convert to the wire's message."""
         values = {name: value for name, value in zip(_SAMPLING, msgspec.structs.astuple(self), strict=True) if value}
         if self.grammar is not None:
             values["grammar"] = self.grammar.to_proto()
-        return types_pb2.SamplingParams(**values)  # where zero is what is not set
+        return types_pb2.SamplingParams(**values)  # a field that is not set reads as zero
 
     @classmethod
     def from_proto(cls, proto: types_pb2.SamplingParams) -> "SamplingParams":
-        """The wire's values, unchecked: the router has validated them."""
+        """Convert from the wire's message. Values are not checked: the router has validated them."""
         values = {name: getattr(proto, name) for name in cls.__struct_fields__}
         values["stop_token_ids"] = tuple(proto.stop_token_ids)
         values["logit_bias"] = dict(proto.logit_bias)
@@ -86,7 +86,7 @@ _SAMPLING = SamplingParams.__struct_fields__
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt at one user generation. Every id in it is minted by the router."""
+    """One attempt at one user generation. All ids in it are minted by the router."""
 
     request_id: str
     key: int  # names the request in this router's step batches
@@ -97,15 +97,15 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: bytes = b""
     timeout_ms: int = 600_000
     router_id: str
-    traceparent: str = ""  # W3C; empty where nobody traces
+    traceparent: str = ""  # W3C; empty if the request is not traced
 
     @property
     def num_output_tokens(self) -> int:
-        """Output tokens of earlier attempts, which is also the position of the next one."""
+        """The number of output tokens of earlier attempts, which is also the output position of the next one."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     def to_proto(self) -> types_pb2.Generation:
-        """The same on the wire, where whoever carries it says which router it is from."""
+        """Convert to the wire's message, which leaves out `router_id`: the message around it names the router."""
         return types_pb2.Generation(
             request_id=self.request_id,
             key=self.key,
@@ -120,11 +120,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_proto(cls, proto: types_pb2.Generation, router_id: str) -> "Generation":
-        """The wire's values. Raises InvalidRequest where they make no generation; the router has checked the rest."""
+        """Convert from the wire's message. InvalidRequest for an unknown kind of grammar, or token ids cut off."""
         try:
             sampling = SamplingParams.from_proto(proto.sampling)
         except ValueError:
-            raise InvalidRequest("this kind of grammar is not known", param="grammar") from None
+            raise InvalidRequest("the kind of grammar is unknown", param="grammar") from None
         return cls(
             request_id=proto.request_id,
             key=proto.key,

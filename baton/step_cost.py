@@ -1,11 +1,11 @@
-"""What a step of a node takes, in milliseconds: fitted where steps run, used wherever somebody has to predict.
+"""A model of how long a node's steps take, in milliseconds. Nodes fit it to their steps; routers predict with it.
 
-    a step of prompts    base + token · tokens + context · Σ tokens · tokens before them
-    a step of decoding   base + request · requests + token · Σ tokens before
+    a prefill step   base + token · tokens + context · Σ tokens · tokens before them
+    a decode step    base + request · requests + token · Σ tokens before
 
-A prompt token attends to all before it, which makes long prompts superlinear. The fit is least squares with
-forgetting, so it follows a node whose machine gets busy; a coefficient below zero would predict nonsense somewhere, so
-it counts as zero.
+The context term is there because a prompt token attends to all tokens before it, so the cost of long prompts grows
+faster than their length. The fit is least squares with forgetting, so it follows a node whose machine gets busy. A
+coefficient below zero would predict nonsense for some steps, so it counts as zero.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ import msgspec
 
 from baton.v1 import types_pb2
 
-_FORGETTING = 0.995  # weight of all earlier steps against the next one
-_LOOSE = 1e4  # how little is known at first; also a bound, without which forgetting lets noise in
-_MAX_SURPRISE = 3.0  # times the prediction; a step that was preempted by the machine says nothing of its shape
-_MIN_STEPS = 8
+_FORGETTING = 0.995  # factor on the weight of all earlier steps, per step
+_LOOSE = 1e4  # initial variance of the coefficients, and its upper bound: unbounded, forgetting would amplify noise
+_MAX_SURPRISE = 3.0  # an error counts up to this many times the prediction: the machine may have been busy elsewhere
+_MIN_STEPS = 8  # of a kind, before it counts as known
 
 
 class StepShape(msgspec.Struct, frozen=True):
-    """What a step computed: prompt tokens with what came before them, and requests that decode."""
+    """What a step computed: prompt tokens with their context, and decoding requests with theirs."""
 
     num_prompt_tokens: int
     prompt_context: float  # Σ tokens · tokens before them
@@ -30,7 +30,7 @@ class StepShape(msgspec.Struct, frozen=True):
 
 
 class StepCost(msgspec.Struct, kw_only=True):
-    """The coefficients. A kind of step whose coefficients are all zero is unknown."""
+    """The coefficients, in milliseconds. If those of one kind of step are all zero, its cost is unknown."""
 
     prefill_base_ms: float = 0.0
     prefill_token_ms: float = 0.0
@@ -40,20 +40,20 @@ class StepCost(msgspec.Struct, kw_only=True):
     decode_token_ms: float = 0.0
 
     def prefill_ms(self, num_tokens: int, num_cached_tokens: int, chunk_tokens: int) -> float:
-        """Computing so many tokens after so many cached ones, in steps of `chunk_tokens`."""
+        """Predict the time to compute `num_tokens` after `num_cached_tokens`, in chunks of `chunk_tokens`."""
         steps = -(-num_tokens // chunk_tokens)
         context = num_tokens * (num_cached_tokens + num_tokens / 2)
         return self.prefill_base_ms * steps + self.prefill_token_ms * num_tokens + self.prefill_context_ms * context
 
     def decode_step_ms(self, num_requests: int, num_context_tokens: int) -> float:
-        """A step of so many requests that have so many tokens together."""
+        """Predict the time of a decode step of requests with `num_context_tokens` tokens in all."""
         return self.decode_base_ms + self.decode_request_ms * num_requests + self.decode_token_ms * num_context_tokens
 
 
 class LinearFit:
     """Recursive least squares of `y ≈ coefficients · x`, forgetting slowly.
 
-    While samples are alike, what they took is put down to the x that are the largest in terms of their `scales`.
+    As long as all samples are alike, y is attributed to each x in proportion to x / scale: `scales` are the prior.
     """
 
     def __init__(self, scales: Sequence[float]) -> None:
@@ -65,11 +65,11 @@ class LinearFit:
 
     @property
     def coefficients(self) -> list[float]:
-        """The coefficients for x as it is given, none below zero."""
+        """The coefficients of the unscaled x, none below zero."""
         return [max(weight, 0.0) / scale for weight, scale in zip(self._weights, self._scales, strict=True)]
 
     def note(self, x: Sequence[float], y: float) -> None:
-        """One more sample."""
+        """Add a sample."""
         scaled = [value / scale for value, scale in zip(x, self._scales, strict=True)]
         gain = [sum(map(float.__mul__, row, scaled)) for row in self._spread]
         norm = _FORGETTING + sum(map(float.__mul__, gain, scaled))
@@ -85,7 +85,7 @@ class LinearFit:
         self._bound_spread()
 
     def _bound_spread(self) -> None:
-        """Keep what has not been seen for long from being forgotten altogether."""
+        """Bound the variance, so that a direction of x not seen for a long time is not forgotten altogether."""
         size = len(self._weights)
         largest = max(self._spread[i][i] for i in range(size))
         if largest > _LOOSE:
@@ -93,14 +93,14 @@ class LinearFit:
 
 
 class StepFit:
-    """Learns a node's costs from its steps. About 10 µs a step."""
+    """Fits a node's `StepCost` to its steps. Takes about 10 µs per step."""
 
     def __init__(self) -> None:
-        self._prefill = LinearFit((1.0, 32.0, 1e6))  # of short prompts alone, base and tokens get a like share
+        self._prefill = LinearFit((1.0, 32.0, 1e6))  # short prompts alone: base and tokens share alike
         self._decode = LinearFit((1.0, 16.0, 1e4))
 
     def note(self, shape: StepShape, duration_ms: float) -> None:
-        """A step has run. One that mixes both kinds tells of prompts what decoding leaves."""
+        """Add a step that has run. If it is mixed, the predicted cost of decoding is subtracted to get its prefill."""
         decode = (1.0, float(shape.num_decoding), float(shape.decode_context))
         if not shape.num_prompt_tokens:
             self._decode.note(decode, duration_ms)
@@ -110,7 +110,7 @@ class StepFit:
         self._prefill.note((1.0, float(shape.num_prompt_tokens), float(shape.prompt_context)), rest)
 
     def proto(self) -> types_pb2.StepCost:
-        """The coefficients as far as they are known; zeros for a kind of step that was hardly seen."""
+        """Return the coefficients; zeros for a kind of step of which fewer than _MIN_STEPS were seen."""
         cost = types_pb2.StepCost()
         if self._prefill.num_samples >= _MIN_STEPS:
             cost.prefill_base_ms, cost.prefill_token_ms, cost.prefill_context_ms = self._prefill.coefficients

@@ -1,4 +1,4 @@
-"""Token ids as they travel: little-endian uint32, packed, so that a long prompt is copied and never walked through."""
+"""Token ids as sent between services: packed little-endian uint32, so that a long prompt is copied, not iterated."""
 
 import sys
 from array import array
@@ -10,12 +10,12 @@ _ITEM_BYTES = 4
 
 
 def packed(token_ids: Sequence[int]) -> "array[int]":
-    """The same ids as an array of uint32, which is cheap to slice, to hash and to send; an array is taken as it is."""
+    """Return the ids as an array of uint32, which is cheap to slice, hash and send. An array is returned unchanged."""
     return token_ids if isinstance(token_ids, array) else array("I", token_ids)
 
 
 def to_bytes(token_ids: Sequence[int]) -> bytes:
-    """The ids as the wire carries them. An array is copied as it is."""
+    """Encode the ids for the wire. For an array, this is a single copy."""
     items = packed(token_ids)
     if sys.byteorder == "big":
         items = items[:]
@@ -24,9 +24,11 @@ def to_bytes(token_ids: Sequence[int]) -> bytes:
 
 
 def from_bytes(data: bytes) -> list[int]:
-    """From the wire. Raises InvalidRequest for a part of an id; how large ids may be, the engine checks."""
+    """Decode ids from the wire. Raises InvalidRequest for an incomplete id. The engine checks the range of ids."""
     if len(data) % _ITEM_BYTES:
-        raise InvalidRequest("token ids are cut off", param="prompt")
+        raise InvalidRequest(
+            f"token ids are cut off: {len(data)} bytes is not a multiple of {_ITEM_BYTES}", param="prompt"
+        )
     items = array("I")
     items.frombytes(data)
     if sys.byteorder == "big":

@@ -1,19 +1,20 @@
 """Moving KV blocks between nodes.
 
-`sender.KVSender` (prefill nodes) and `receiver.KVReceiver` (decode nodes) are the doors; both are given a pool
-(`pools.pool_of`). Which blocks a request owns, and when they are computed, the nodes know; how bytes travel, the
-transports. Nothing is imported here, since the UCX process needs no more than its own modules.
+The entry points are `sender.KVSender` on prefill nodes and `receiver.KVReceiver` on decode nodes. Each works on a KV
+pool (`pools.pool_of`). The nodes decide which blocks belong to a request and when they are computed; the transports
+decide how the bytes travel. This file imports nothing, so that the UCX process loads only the modules it needs.
 
 | read in this order | for |
 |---|---|
-| `sender`, `outgoing`, `outbox` | a prefill node: a transfer, its turn |
-| `peer`, `connector` | the way to one decode node, and how it is found |
-| `receiver`, `incoming`, `service` | a decode node: grants, a transfer, connects and commits as gRPC |
-| `doors`, `inbox` | its listeners, and what they ask and tell |
-| `plan`, `pool`, `pools`, `digest` | what both compute: messages, where blocks lie, what arrived |
+| `sender`, `outgoing`, `outbox` | the prefill node: one transfer, and the queue of messages to one peer |
+| `peer`, `connector` | the connections to one decode node, and how their transport is chosen |
+| `receiver`, `incoming`, `service` | the decode node: grants, one transfer, the gRPC calls Connect and Commit |
+| `listeners`, `inbox` | the decode node's listeners, and the calls they make to the receiver |
+| `plan`, `pool`, `pools`, `digest` | what both sides share: the messages of a transfer, block locations, checksums |
 | `staged_pool`, `device_blocks` | pools on a GPU |
-| `transport`, `choose` | what a transport is, and which there are |
-| `loopback`, `tcp`, `shm`, `cuda`, `ucx` | those; `ucx_child` is the process in which UCX lives, `staging` its memory |
-| `socket_connection`, `acceptor`, `stall` | parts of several of them |
-| `metrics`, `faults`, `probe` | counting, breaking on purpose in tests, `baton doctor` |
+| `transport`, `choose` | the transport interface, and the choice of transports |
+| `loopback`, `tcp`, `shm`, `cuda`, `ucx` | the transports |
+| `ucx_child`, `staging` | the process in which UCX runs, and the memory that it shares with the node |
+| `socket_connection`, `acceptor`, `stall` | parts that several transports share |
+| `metrics`, `faults`, `probe` | metrics, fault injection for tests, checks for `baton doctor` |
 """

@@ -1,4 +1,4 @@
-"""The transports of a node, best first. Which one a pair of nodes uses, they find out when they connect."""
+"""The transports that a node can use, best first. Two nodes agree on one of them when they connect."""
 
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,13 @@ from kv_transfer.ucx.transport import UcxTransport, why_unavailable
 if TYPE_CHECKING:
     from kv_transfer.device_blocks import DeviceBlocks
 
-AUTO = ("shm", "ucx", "tcp")  # within one host one copy; RDMA where there is any; what there is everywhere
+AUTO = ("shm", "ucx", "tcp")  # a single copy within a host; RDMA where there is any; works everywhere
 
 
 def choose(wanted: str, *, on_gpu: bool = False) -> tuple[str, ...]:
-    """The transports to try, best first, for `auto` or a name. `on_gpu`: that is where the KV pool is.
+    """Return the transports to try, best first. `wanted` is a transport's name or `auto`; `on_gpu`: the KV pool is.
 
-    Raises ConfigError where ucx is wanted and missing, or cuda and there is no GPU.
+    Raises ConfigError if ucx is named but missing, or cuda is named and the KV pool is not on a GPU.
     """
     if wanted == "cuda" and not on_gpu:
         raise ConfigError("--transport cuda: this node's KV is in host memory; choose auto, or --device cuda")
@@ -30,11 +30,10 @@ def choose(wanted: str, *, on_gpu: bool = False) -> tuple[str, ...]:
 
 
 def make(name: str, host: str, gpu_blocks: "DeviceBlocks | None" = None) -> Transport:
-    """The transport of that name for a node at `host`; called in the event loop that will run it.
+    """Make the transport `name` for a node at `host`. Call it in the event loop that will run the transport.
 
-    `gpu_blocks`: the KV pool's, where that is on a GPU.
-
-    Raises TransferError where this system lacks it; ucx says so when it is first used.
+    `gpu_blocks`: the blocks of the KV pool, if that is on a GPU. Raises ConfigError for an unknown name, TransferError
+    if this system lacks the transport; a missing UCX is only noticed at its first use.
     """
     if name == "shm":
         return ShmTransport()
@@ -43,16 +42,16 @@ def make(name: str, host: str, gpu_blocks: "DeviceBlocks | None" = None) -> Tran
     if name == "tcp":
         return TcpTransport()
     if name == "cuda" and gpu_blocks:
-        from kv_transfer.cuda.transport import CudaTransport  # which wants torch
+        from kv_transfer.cuda.transport import CudaTransport  # imports torch
 
         return CudaTransport(gpu_blocks)
     if name == "loopback":
         return LoopbackTransport()
-    raise ConfigError(f"no transport is named {name!r}: there are cuda, shm, ucx, tcp and loopback")
+    raise ConfigError(f"unknown transport {name!r}: choose auto, cuda, shm, ucx, tcp or loopback")
 
 
 class Transports:
-    """Those of one node, each made when a pair first needs it. `gpu_blocks`: as for `make`."""
+    """The transports of one node, each made at its first use. `wanted` is as for `choose`, the rest as for `make`."""
 
     def __init__(self, wanted: str, host: str, gpu_blocks: "DeviceBlocks | None" = None) -> None:
         self.names = choose(wanted, on_gpu=gpu_blocks is not None)
@@ -60,17 +59,17 @@ class Transports:
         self._made: dict[str, Transport] = {}
 
     def get(self, name: str) -> Transport:
-        """Raises TransferError where this system lacks it."""
+        """Return the transport of that name. Raises as `make`."""
         if name not in self._made:
             self._made[name] = make(name, self._host, self._gpu_blocks)
         return self._made[name]
 
     async def drop(self, name: str) -> None:
-        """Release it, if it was made; the next who needs it gets another one."""
+        """Close the transport if it was made; the next `get` makes a new one."""
         if transport := self._made.pop(name, None):
             await transport.close()
 
     async def close(self) -> None:
-        """Release what the transports own; listeners and connections are closed before."""
+        """Release what the transports own. Close their listeners and connections first."""
         for transport in self._made.values():
             await transport.close()

@@ -1,4 +1,4 @@
-"""How a sender gets a data connection to a decode node: over the best transport that carries between the two nodes."""
+"""Opens a sender's data connection to a decode node, over the best transport that works between the two nodes."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class Connected(NamedTuple):
-    """A connection, the name of its transport, and those that would have been better, and may yet work."""
+    """A connection, the name of its transport, and the preferred transports that failed but may work later."""
 
     connection: AnyConnection
     transport: str
@@ -25,22 +25,25 @@ class Connected(NamedTuple):
 
 
 class Connector:
-    """Connects to one incarnation of a decode node. `stub` and `metadata` are for calls on its channel."""
+    """Opens connections to one incarnation of a decode node."""
 
     def __init__(
         self, address: str, epoch: int, stub: "transfer_pb2_grpc.TransferAsyncStub", metadata: grpc.aio.Metadata,
         hello: transfer_pb2.ConnectRequest, transports: Transports,
     ) -> None:  # fmt: skip
-        """`hello` says who connects; which transports it offers is said here."""
+        """`stub` and `metadata` are for calls to the decode node; `hello` describes this node, all but its transports.
+
+        Its field `transports` is filled in at each attempt.
+        """
         self._address, self._epoch = address, epoch
         self._stub, self._metadata = stub, metadata
         self._hello, self._transports = hello, transports
 
     async def connect(self, names: Sequence[str], on_close: Callable[[], None]) -> Connected:
-        """Over the first of these transports that works; the ones before it are said to have failed.
+        """Connect over the first of these transports that works. Each one that fails before it is logged and counted.
 
-        `on_close`: as for `Transport.connect`. Raises LayoutMismatch where the nodes do not fit together, TransferError
-        where none works.
+        `on_close`: as for `Transport.connect`. Raises LayoutMismatch if the two nodes are incompatible, TransferError
+        if no transport works.
         """
         offered, tried = list(names), []
         while True:
@@ -56,11 +59,12 @@ class Connector:
                 _log.warning("KV blocks to %s do not travel over %s: %s", self._address, reply.transport, error)
             else:
                 before = names[: names.index(reply.transport)]
-                better = [name for name in before if name not in WITHIN_HOST or name in tried]  # else on another host
+                # a within-host transport that was not even tried is ruled out: the nodes are on different hosts
+                better = [name for name in before if name not in WITHIN_HOST or name in tried]
                 return Connected(connection, reply.transport, better)
 
     async def _ask(self, offered: Sequence[str]) -> transfer_pb2.ConnectReply:
-        """Which of these the decode node chooses, and where it listens for that one."""
+        """Ask the decode node which of these transports it chooses, and where it listens for it."""
         self._hello.transports[:] = offered
         try:
             reply = await self._stub.Connect(self._hello, timeout=CONNECT_TIMEOUT_S, metadata=self._metadata)
@@ -76,16 +80,16 @@ class Connector:
     async def _open(
         self, reply: transfer_pb2.ConnectReply, patience_s: float | None, on_close: Callable[[], None]
     ) -> AnyConnection:
-        """As the decode node has said. `patience_s`: for the start of what the transport needs on this node."""
+        """Open the connection that `reply` describes. `patience_s` bounds the start of the transport on this node."""
         transport = self._transports.get(reply.transport)
         try:
             async with asyncio.timeout(patience_s):
                 await transport.ready()
         except TimeoutError:
-            raise TransferError("it takes long to start") from None
+            raise TransferError("the transport is still starting on this node") from None
         return await transport.connect(reply.host, reply.port, reply.secret, on_close)
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:
-    """What the decode node said, or at least how the call ended."""
+    """Return the decode node's error message or, if it sent none, the name of the status code."""
     return error.details() or error.code().name

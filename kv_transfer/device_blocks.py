@@ -1,7 +1,7 @@
-"""A pool's blocks on a device, and the threads that copy them, on streams of their own.
+"""A pool's blocks on a device, and the threads that copy them, each on its own stream.
 
-Places are rows of the pool: layer group times number of blocks, plus block. Blocks are read only when the host knows
-that they are computed, and written only while a grant holds them: so no stream has to wait for another.
+A place is a row of the pool: `layer_group * num_blocks + block_id`. Blocks are read only once the host knows that they
+are computed, and written only while a grant reserves them, so copies need not synchronize with the compute stream.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from baton.process.threads import started_pool
 from kernels.dispatch import block_copies, block_fetches
 from kv_transfer.plan import runs
 
-_NUM_COPIERS = 2  # one launches while the other waits for its copy
+_NUM_COPIERS = 2  # so that one can launch while the other waits for its copy
 
 _T = TypeVar("_T")
 
 
 class DeviceBlocks:
-    """The device may also be a CPU, whose memory is then treated like another's; nothing is fetched there."""
+    """The blocks of one pool. The device may also be the CPU, then staged like a GPU but without `fetch`, `digest`."""
 
     def __init__(self, buffer: Tensor, layout: KVLayout, num_blocks: int) -> None:
         """`buffer`: flat uint8 on any device, `layout.pool_bytes(num_blocks)` long."""
@@ -42,11 +42,14 @@ class DeviceBlocks:
 
     @property
     def address(self) -> int:
-        """Of the first block."""
+        """The device address of the first block."""
         return self._blocks.data_ptr()
 
     def staging(self, num_blocks: int) -> Tensor:
-        """Pinned where there is a GPU: torch keeps such memory, and hands it out again. TransferError where none is."""
+        """Allocate host memory, [num_blocks, block_bytes] uint8. Raises TransferError if there is none.
+
+        It is pinned if the pool is on a GPU; torch caches pinned memory, so this is cheap after the first time.
+        """
         shape = num_blocks, self.block_bytes
         try:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
@@ -54,38 +57,38 @@ class DeviceBlocks:
             raise TransferError(f"no staging memory for {num_blocks} KV blocks: {error}") from error
 
     async def read(self, places: Sequence[int]) -> memoryview:
-        """The blocks' bytes, in staging memory. TransferError where they cannot be had."""
+        """Copy these blocks to new staging memory and return their bytes. Raises TransferError if that fails."""
         staging = self.staging(len(places))
         await self._run(self._copy_out, places, staging)
         return staging.view(-1).numpy().data
 
     async def write(self, places: Sequence[int], staging: Tensor) -> None:
-        """Copy what is staged to its blocks; whoever launches work then finds it there. TransferError as above."""
+        """Copy staged bytes to these blocks; work launched after this returns sees them. Raises TransferError."""
         await self._run(self._copy_in, places, staging)
 
     async def digest(self, places: Sequence[int]) -> int:
-        """Of the blocks' bytes, on a GPU (`kernels.triton.blocks`). TransferError as above."""
+        """Compute the digest of these blocks on the GPU (`kernels.triton.blocks`). Raises TransferError. GPU only."""
         return await self._run(self._digest, places)
 
     def fetch(self, source: int, source_places: Sequence[int], places: Sequence[int]) -> int:
-        """Copy blocks from another pool, at address `source`, to these; the digest of what was copied. GPU only.
+        """Copy blocks of another pool, at device address `source`, to these; return the copy's digest. GPU only.
 
-        For threads; the blocks are there when it returns. RuntimeError where the device cannot.
+        Blocks until the copy is done, so call it in a thread. Raises RuntimeError if the device cannot do it.
         """
         with self._on_stream():
-            told = self._on_device([*source_places, *places, 0])
-            self._fetch(source, told, self._blocks)
-            self._of_thread.number.copy_(told[-1:], non_blocking=True)
+            arguments = self._on_device([*source_places, *places, 0])
+            self._fetch(source, arguments, self._blocks)
+            self._of_thread.number.copy_(arguments[-1:], non_blocking=True)
         return int(self._of_thread.number) % 2**64
 
     def close(self) -> None:
-        """Ends the threads after what they have begun."""
+        """End the threads once they have finished the copies in hand."""
         self._copiers.shutdown(wait=True, cancel_futures=True)
 
     def _warm_up(self) -> None:
-        """What is compiled on first use is so before the first transfer. Changes nothing.
+        """Copy blocks onto themselves, so that kernels are compiled before the first transfer.
 
-        What fills the buffer is over before: a copy engine does not wait for kernels of another stream.
+        Synchronizes first: the pool's initialization runs on another stream, which these copies would not wait for.
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -100,11 +103,11 @@ class DeviceBlocks:
     async def _run(self, copy: Callable[..., _T], *args: object) -> _T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._copiers, copy, *args)
-        except RuntimeError as error:  # of the device, or there are no copiers any more
+        except RuntimeError as error:  # from the device, or because the threads were shut down
             raise TransferError(f"KV could not be copied between host and device: {error}") from error
 
     def _copy_out(self, places: Sequence[int], staging: Tensor) -> None:
-        """On a copier's thread; the bytes are there when it returns."""
+        """Copy blocks to staging memory, in a copier thread. Returns when the bytes are there."""
         with self._on_stream():
             packed = self._run_of(places)
             if packed is None:
@@ -113,7 +116,7 @@ class DeviceBlocks:
             staging.copy_(packed, non_blocking=True)
 
     def _copy_in(self, places: Sequence[int], staging: Tensor) -> None:
-        """On a copier's thread; the bytes are there when it returns."""
+        """Copy staging memory to blocks, in a copier thread. Returns when the bytes are there."""
         with self._on_stream():
             target = self._run_of(places)
             packed = self._packed(staging) if target is None else target
@@ -123,13 +126,13 @@ class DeviceBlocks:
 
     def _digest(self, places: Sequence[int]) -> int:
         with self._on_stream():
-            told = self._on_device([*places, 0])
-            self._digest_of(told, self._blocks)
-            self._of_thread.number.copy_(told[-1:], non_blocking=True)
+            arguments = self._on_device([*places, 0])
+            self._digest_of(arguments, self._blocks)
+            self._of_thread.number.copy_(arguments[-1:], non_blocking=True)
         return int(self._of_thread.number) % 2**64
 
     def _run_of(self, places: Sequence[int]) -> Tensor | None:
-        """Those blocks where they lie, if they are neighbours."""
+        """Return a view of these blocks if they are contiguous in the pool, else None."""
         found = runs(places)
         return self._blocks[found[0][0] : sum(found[0])] if len(found) == 1 else None
 
@@ -137,12 +140,12 @@ class DeviceBlocks:
         return torch.empty_like(staging, device=self.device)
 
     def _on_device(self, places: Sequence[int]) -> Tensor:
-        """So few bytes that CUDA takes them along with the launch: pinned, they would only cost more."""
+        """Copy `places` to the device. Not from pinned memory: CUDA passes so few bytes along with the launch."""
         return torch.tensor(places, dtype=torch.int64).to(self.device, non_blocking=True)
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """What is launched within is over when it is left. On a CPU nothing is launched."""
+        """Run the body on this thread's stream, and wait on exit for what it launched. On a CPU, just run the body."""
         if self.device.type != "cuda":
             yield
             return

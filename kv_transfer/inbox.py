@@ -1,4 +1,4 @@
-"""Where messages find their transfers: the receiver's `Inbox`, one for the listener of each transport."""
+"""The receiver's `Inbox`, one per listener: finds the transfer that each message belongs to."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,14 +8,14 @@ from kv_transfer.transport import Peer, Slot
 
 
 class TransferInbox:
-    """See `kv_transfer.transport.Inbox`. A tag's high bits are the transfer's, the low ones say which message it is."""
+    """See `kv_transfer.transport.Inbox`. A tag's high bits name the transfer, its low bits the message within it."""
 
     def __init__(
         self, transport: str, transfers: Mapping[int, IncomingTransfer], admit: Callable[[bytes], Peer | None]
     ) -> None:
-        """`transfers`: by the high bits of their tags; the receiver adds to them and takes from them."""
+        """`transfers`: by the high bits of their tags; a live view that the receiver keeps up to date."""
         self.admit = admit
-        self._transport = transport  # a peer may send over several, of which each may be lost by itself
+        self._transport = transport  # a peer may use several transports, and lose one of their connections
         self._transfers = transfers
 
     def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
@@ -34,7 +34,7 @@ class TransferInbox:
         self._transfers[tag // MAX_MESSAGES].lost(tag % MAX_MESSAGES)
 
     def disconnected(self, peer: Peer) -> None:
-        """See `Inbox`. Messages of transfers that had begun over this transport may be lost with the connection."""
+        """See `Inbox`. Fails the peer's transfers that used this transport: some of their messages may be lost."""
         for transfer in list(self._transfers.values()):
             if transfer.peer == peer and self._transport in transfer.transports:
                 transfer.fail("peer_lost", "the connection to the prefill node was lost")

@@ -1,11 +1,11 @@
-"""One transfer on its way in.
+"""One incoming transfer: the decode node's side of receiving a request's KV blocks.
 
-1. `KVReceiver.grant` offers blocks; the lease runs from then on.
-2. Messages claim their place, one by one, while the lease lasts; each claim is written until it has arrived or is lost.
-   Each that arrives renews the lease.
-3. The commit names every digest. It is accepted when all messages are there, all digests are right, and the lease still
-   lasts: looked at after the copy, in this order, without an await in between.
-4. Unless it was accepted, the blocks are free only when `cancel` has returned.
+1. `KVReceiver.grant` offers blocks; the lease starts then.
+2. While the lease lasts, each message claims its destination, and its blocks are being written from then until the
+   message has arrived or is lost. Each arrival renews the lease.
+3. The commit carries the digest of every message. It is accepted if all messages have arrived, all digests match, and
+   the lease still holds. The lease is checked last, after the copies, with no await between check and acceptance.
+4. If the transfer is not accepted, the blocks may be reused only once `cancel` has returned.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from kv_transfer.plan import Message
 from kv_transfer.pool import InPlace, Landing, Pool, places_of
 from kv_transfer.transport import IN_PLACE, Peer, Slot
 
-_CANCEL_GRACE_S = 1.0  # for a message under way to end by itself; then its connection ends: streams may want the blocks
-_MISSING_S = 2.0  # after a commit, a message that still does not come for so long is missing
+_CANCEL_GRACE_S = 1.0  # how long `cancel` waits for a message in flight before it closes the peer's connection
+_MISSING_S = 2.0  # after a commit, the transfer fails if messages are missing and none arrives for this long
 
 
 class TransferState(enum.Enum):
-    """Of an incoming transfer; nothing leaves the last two."""
+    """The state of an incoming transfer; ACCEPTED and FAILED are final."""
 
     OPEN = "open"
     ACCEPTED = "accepted"
@@ -33,7 +33,7 @@ class TransferState(enum.Enum):
 
 
 class IncomingTransfer:
-    """Created by KVReceiver.grant; all of it runs in the event loop."""
+    """One transfer, created by `KVReceiver.grant`. All methods run in the event loop."""
 
     def __init__(
         self, grant: transfer_pb2.Grant, peer: Peer, plan: list[Message], block_ids: list[int], pool: Pool,
@@ -43,7 +43,7 @@ class IncomingTransfer:
         self.grant = grant
         self.peer = peer
         self.state = TransferState.OPEN
-        self.transports: set[str] = set()  # over which messages have claimed their places
+        self.transports: set[str] = set()  # those over which it has received messages
         self._plan = plan
         self._block_ids = block_ids
         self._pool = pool
@@ -52,9 +52,9 @@ class IncomingTransfer:
         self._forget = forget
         self._disconnect = disconnect
         self._loop = asyncio.get_running_loop()
-        self._writing: dict[int, Landing] = {}  # of messages that are being received
-        self._digests: dict[int, asyncio.Future[int]] = {}  # of messages that arrived; done when they are in the pool
-        self._moved = asyncio.Event()
+        self._writing: dict[int, Landing] = {}  # by index of the message being received
+        self._digests: dict[int, asyncio.Future[int]] = {}  # of messages that have arrived; done once in the pool
+        self._progress = asyncio.Event()
         self._result: asyncio.Future[transfer_pb2.CommitRequest] = self._loop.create_future()
         self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
         self._lease_end_s = 0.0
@@ -62,7 +62,7 @@ class IncomingTransfer:
         self.renew(grant.lease_ms / 1000)
 
     def renew(self, lease_s: float) -> None:
-        """Let the lease last at least that long from now. Without effect on one that has ended."""
+        """Extend the lease to at least `lease_s` from now. No effect once the transfer is accepted or has failed."""
         end_s = self._loop.time() + lease_s
         if self.state is TransferState.OPEN and end_s > self._lease_end_s:
             self._lease_end_s = end_s
@@ -70,17 +70,17 @@ class IncomingTransfer:
                 self._watch_lease()
 
     async def committed(self) -> transfer_pb2.CommitRequest:
-        """The accepted commit: from now on the blocks are whole, and written by nobody.
+        """Wait for the accepted commit. From then on the blocks are complete and no longer written.
 
-        Raises TransferError when that cannot happen any more; call `cancel` then.
+        Raises TransferError if the transfer fails; call `cancel` then.
         """
         return await asyncio.shield(self._result)
 
     async def cancel(self) -> None:
-        """Idempotent. Returns when nothing can be written into the blocks any more: only then may they be reused.
+        """Fail the transfer. Idempotent. Returns when nothing can write to its blocks; only then may they be reused.
 
-        Messages under way are waited for as long as one after the other ends, so the connection and its other transfers
-        live on.
+        Messages in flight are waited for, so that the connection stays usable for other transfers. The peer is
+        disconnected only if no message ends within _CANCEL_GRACE_S.
         """
         self.fail("cancelled", "the decode node cancelled it")
         try:
@@ -92,7 +92,7 @@ class IncomingTransfer:
         self._forget(self)
 
     def claim(self, index: int, num_bytes: int, transport: str) -> Slot | None:
-        """Where message `index` goes; None unless it is expected now."""
+        """Return where to write message `index`, or None if it is not expected now or cannot be received."""
         if not self._live() or index >= len(self._plan) or index in self._writing or index in self._digests:
             return None
         message = self._plan[index]
@@ -110,39 +110,39 @@ class IncomingTransfer:
         return Slot(self.peer, landing.views, places)
 
     def arrived(self, index: int, digest: int | None) -> None:
-        """Message `index` is in its slot."""
+        """Called when all of message `index` is in its slot. `digest`: if the transport has computed it."""
         landing = self._writing.pop(index)
         if self.state is TransferState.OPEN:
             self._digests[index] = landing.settle(self._digester, digest)
-            self.renew(self.grant.lease_ms / 1000)  # on a slow link it may well take longer than that
+            self.renew(self.grant.lease_ms / 1000)  # over a slow link the whole transfer may outlast one lease
         else:
             landing.drop()
-        self._moved.set()
+        self._progress.set()
 
     def lost(self, index: int) -> None:
-        """Message `index` is no longer being written, and not whole."""
+        """Called when message `index` is no longer being written and is incomplete."""
         self._writing.pop(index).drop()
         self.fail("peer_lost", "the connection to the prefill node was lost")
-        self._moved.set()
+        self._progress.set()
 
     def fail(self, reason: str, message: str) -> None:
-        """Accept nothing more. `reason` is a metric's label. Without effect on what is accepted or failed."""
+        """Fail the transfer. `reason` labels the metric. No effect once it is accepted or has failed."""
         if self.state is TransferState.OPEN:
             self._end(TransferState.FAILED)
             FAILURES.labels(reason).inc()
             self._result.set_exception(TransferError(f"the transfer failed: {message}"))
-            self._moved.set()
+            self._progress.set()
 
     async def accept(self, request: transfer_pb2.CommitRequest) -> None:
-        """Check a commit and accept it, or raise TransferError: then the transfer has failed."""
+        """Check a commit and accept it. Raises TransferError if the transfer fails, or had failed before."""
         if len(request.digests) != len(self._plan):
             self.fail("commit", f"its commit has {len(request.digests)} digests for {len(self._plan)} messages")
         elif request.last_block_hash != self._expected_hash:
-            self.fail("commit", "prefill and decode node disagree about its tokens")
+            self.fail("commit", "prefill and decode node disagree about its tokens (different last block hash)")
         else:
             await self._all_arrived()
             await self._check(request)
-        if self._live():  # looked at after the copy and after the digests
+        if self._live():  # only now, after copies and digests: the lease must outlast both
             self._end(TransferState.ACCEPTED)
             self._result.set_result(request)
             self._forget(self)
@@ -150,7 +150,7 @@ class IncomingTransfer:
             await self._result
 
     def _watch_lease(self) -> None:
-        """Looks again when it would have ended: most renewals come before."""
+        """Check the lease at its current end. It is usually renewed before, so a renewal need not move the timer."""
         self._lease_timer = self._loop.call_at(self._lease_end_s, self._watch_lease) if self._live() else None
 
     def _live(self) -> bool:
@@ -164,9 +164,9 @@ class IncomingTransfer:
             self._lease_timer.cancel()
 
     async def _check(self, request: transfer_pb2.CommitRequest) -> None:
-        """The digests of what is in the blocks now."""
+        """Compare the digests of the received messages with those of the commit."""
         try:
-            # a call that ends meanwhile does not end what is written into the blocks
+            # shielded: cancelling this call must not cancel the copies into the blocks
             actual = [await asyncio.shield(self._digests[index]) for index in sorted(self._digests)]
         except TransferError as error:
             self.fail("copy", error.message)
@@ -175,19 +175,19 @@ class IncomingTransfer:
             self.fail("digest", "the blocks that arrived are not those that were sent")
 
     async def _all_arrived(self) -> None:
-        """Until every message has arrived, or the transfer has failed."""
+        """Wait until every message has arrived, or the transfer has failed."""
         while self.state is TransferState.OPEN and len(self._digests) < len(self._plan):
-            self._moved.clear()
+            self._progress.clear()
             try:
                 async with asyncio.timeout(_MISSING_S):
-                    await self._moved.wait()
+                    await self._progress.wait()
             except TimeoutError:
                 num_missing = len(self._plan) - len(self._digests)
                 self.fail("missing", f"{num_missing} of {len(self._plan)} messages did not arrive")
 
     async def _quiet(self, patience_s: float | None) -> None:
-        """Until no message is being written. TimeoutError where none has ended for so long."""
+        """Wait until no message is being written. Raises TimeoutError if none ends for `patience_s`."""
         while self._writing:
-            self._moved.clear()
+            self._progress.clear()
             async with asyncio.timeout(patience_s):
-                await self._moved.wait()
+                await self._progress.wait()

@@ -1,6 +1,6 @@
-"""The transport within one process: the reference for the others, and enough for a test of a node.
+"""The transport within one process: the reference for the others, and all that a test of one node needs.
 
-A message is copied piece by piece with the event loop in between, so cancellation and loss hit it in the middle.
+A message is copied in pieces, yielding to the event loop between them, so that cancellation and loss can occur midway.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ class LoopbackTransport(Transport):
     name = "loopback"
 
     async def listen(self, host: str, inbox: Inbox) -> "LoopbackListener":
-        """Ports are numbers of this process, and no sockets."""
+        """See `Transport`. The port is a number valid in this process only, not a socket."""
         listener = LoopbackListener(host, inbox)
         _listeners[listener.port] = listener
         return listener
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> "LoopbackConnection":
-        """Raises TransferError where nobody listens, or the secret is refused."""
+        """See `Transport`. Raises TransferError if nobody listens there or the secret is refused."""
         listener = _listeners.get(port)
         peer = listener.inbox.admit(secret) if listener else None
         if listener is None or peer is None:
@@ -50,7 +50,7 @@ class LoopbackConnection(ByteConnection):
         self._turn = asyncio.Lock()
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> None:
-        """One message at a time, in the order of the calls."""
+        """See `ByteConnection`. Sends one message at a time, in the order of the calls."""
         async with self._turn:
             self._check_open()
             inbox = self._listener.inbox
@@ -80,7 +80,7 @@ class LoopbackConnection(ByteConnection):
             raise TransferError("the connection to the decode node was lost")
 
     async def close(self) -> None:
-        """Idempotent; waits for the copy under way to notice."""
+        """See `Connection`. Waits until a copy in progress has noticed and stopped."""
         if not self._closed:
             self._closed = True
             async with self._turn:
@@ -90,7 +90,7 @@ class LoopbackConnection(ByteConnection):
 
 
 class LoopbackListener(Listener):
-    """One receiver in this process."""
+    """The listener of one receiver in this process."""
 
     def __init__(self, host: str, inbox: Inbox) -> None:
         self.host = host

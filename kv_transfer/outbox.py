@@ -1,7 +1,7 @@
-"""What leaves a node for one peer: fair between transfers, and bounded.
+"""Sends the messages of all transfers to one peer: fairly, and with a bound on the bytes in flight.
 
-Transfers take turns, one message each, while fewer than MAX_INFLIGHT_BYTES are under way; a single larger message may
-go out alone. A message that was handed to the connection is always awaited.
+Transfers take turns, one message each, as long as fewer than MAX_INFLIGHT_BYTES are in flight. The message that crosses
+this bound is still sent, so one of any size can be. A message handed to the connection is always awaited.
 """
 
 import asyncio
@@ -15,21 +15,21 @@ MAX_INFLIGHT_BYTES = 16 * 2**20
 
 
 class Source(Protocol):
-    """A transfer, as its outbox sees it."""
+    """A transfer, as seen by the outbox."""
 
     def take(self) -> tuple[int, int, int] | None:
-        """The next message that is ready, as (index, tag, number of bytes); None when there is none at present."""
+        """Take the next message that is ready: (index, tag, number of bytes), or None if there is none at present."""
 
     async def send(self, index: int, tag: int, connection: AnyConnection) -> int | None:
-        """Send a message that was taken; its digest, where the connection says it. Raises as the connection does."""
+        """Send a message that was taken. Returns its digest if the connection computed it; raises TransferError."""
         ...
 
     def sent(self, index: int, error: TransferError | None, digest: int | None) -> None:
-        """The connection no longer reads the message."""
+        """Called when the connection no longer reads the message, with the outcome of `send`."""
 
 
 class Outbox:
-    """Sends what its sources have ready. Starts when it is given a connection."""
+    """Sends the ready messages of its sources, once `start` has given it a connection."""
 
     def __init__(self, max_inflight_bytes: int = MAX_INFLIGHT_BYTES) -> None:
         self._connection: AnyConnection | None = None
@@ -44,7 +44,7 @@ class Outbox:
         self._pump()
 
     def add(self, source: Source) -> None:
-        """The source has messages ready (again)."""
+        """Queue a source that has messages ready, if it is not queued already."""
         if source not in self._ring:
             self._ring.append(source)
         self._pump()

@@ -1,9 +1,9 @@
-"""One transfer on its way out.
+"""One outgoing transfer: the prefill node's side of sending a request's KV blocks.
 
-1. `KVSender.open` pairs a grant with the request's blocks and computes the plan.
-2. `ready` says which blocks are computed; the outbox takes messages all of whose blocks are.
-3. `commit` waits until every message is out, and asks the decode node to accept it.
-4. Whatever happened, blocks may be reused once `commit` has returned, or `abort` has.
+1. `KVSender.open` pairs a grant with the request's blocks and computes the plan of messages.
+2. `ready` reports which blocks are computed. The outbox takes a message once all of its blocks are.
+3. `commit` waits until every message is sent, then asks the decode node to accept the transfer.
+4. The blocks may be reused once `commit` has returned, or after a failure once `abort` has.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from kv_transfer.plan import messages
 from kv_transfer.pool import Loan, Pool, places_of
 from kv_transfer.transport import AnyConnection, BlockConnection, ByteConnection, Peer
 
-_ABORT_GRACE_S = 1.0  # for a message under way to end by itself, before the connection is closed for everyone
+_ABORT_GRACE_S = 1.0  # how long an abort waits for a message in flight before it closes the peer's connection
 
 
 class TransferStats(NamedTuple):
-    """What an accepted transfer took."""
+    """The size and cost of an accepted transfer."""
 
     num_bytes: int
     num_blocks: int
-    tail_s: float  # from `commit` to its acceptance: what disaggregation adds to the prefill
+    tail_s: float  # from the call of `commit` to its acceptance: the time that disaggregation adds to the prefill
     transport: str
 
 
 class OutgoingTransfer:
-    """Created by KVSender.open; all of it runs in the event loop."""
+    """One transfer, created by `KVSender.open`. All methods run in the event loop."""
 
     def __init__(
         self, grant: transfer_pb2.Grant, block_ids: list[int], pool: Pool, peer: DecodePeer, digester: Digester,
@@ -43,7 +43,8 @@ class OutgoingTransfer:
         missing = grant.num_missing_blocks
         if grant.num_present_blocks + missing != len(block_ids):
             raise TransferError(
-                f"a grant for {grant.num_present_blocks} + {missing} blocks does not fit a request of {len(block_ids)}"
+                f"a grant of {grant.num_present_blocks} present and {missing} missing blocks "
+                f"does not fit a request of {len(block_ids)} blocks"
             )
         self._grant = grant
         self._pool = pool
@@ -55,27 +56,27 @@ class OutgoingTransfer:
         self._queued: dict[range, deque[int]] = {message.layer_groups: deque() for message in self._plan}
         for index, message in enumerate(self._plan):
             self._queued[message.layer_groups].append(index)
-        self._num_ready = [0] * pool.layout.num_layer_groups  # of the missing blocks
-        self._loans: dict[int, Loan] = {}  # of messages under way
+        self._num_ready = [0] * pool.layout.num_layer_groups  # how many of the missing blocks are computed
+        self._loans: dict[int, Loan] = {}  # by index of the message in flight
         self._digests: dict[int, asyncio.Future[int]] = {}
         self._num_sent = 0
-        self._moved = asyncio.Event()  # set when a message ended
-        self.began_s = 0.0  # when the first message went out
-        self.error: TransferError | None = None  # why it cannot succeed any more
+        self._progress = asyncio.Event()  # set when a message has been sent, and when the transfer fails
+        self.began_s = 0.0  # monotonic time at which the first message was taken; 0 before
+        self.error: TransferError | None = None  # why the transfer has failed
 
     def ready(self, layer_group: int, num_blocks: int) -> None:
-        """The request's blocks [0, num_blocks) of this layer group are computed and will not change."""
+        """Declare that the request's blocks [0, num_blocks) of this layer group are computed and will not change."""
         num_missing = num_blocks - self._grant.num_present_blocks
         if num_missing > self._num_ready[layer_group]:
             self._num_ready[layer_group] = min(num_missing, len(self._missing))
-            self._go_on()
+            self._enqueue()
 
     async def commit(
         self, num_tokens: int, last_block_hash: bytes, first_token: int, timeout_s: float
     ) -> TransferStats:
-        """Returns when the decode node has accepted the blocks; nothing of ours is read any more then.
+        """Send the commit. Returns when the decode node has accepted the blocks; they are no longer read then.
 
-        Everything must be `ready`. Raises TransferError when it will not accept them, or not within `timeout_s`:
+        Every block must be `ready`. Raises TransferError if the decode node does not accept them within `timeout_s`;
         call `abort` then.
         """
         started_s = time.monotonic()
@@ -94,7 +95,7 @@ class OutgoingTransfer:
                 await self._all_sent()
                 FAULTS.strike("crash_before_commit")
                 await FAULTS.hold("hold_commit", lambda: self.error is not None)
-                # in time or not, blocks are read until their digest is there
+                # shielded: after a timeout the blocks are still being read until their digests are there
                 request.digests.extend([await asyncio.shield(self._digests[i]) for i in range(len(self._plan))])
                 await self._peer.commit(request, timeout_s - (time.monotonic() - started_s))
         except TimeoutError:
@@ -105,9 +106,10 @@ class OutgoingTransfer:
         return self._stats(time.monotonic() - started_s)
 
     async def abort(self) -> None:
-        """Idempotent. Returns when none of our blocks is read any more, and only then may they be reused.
+        """Fail the transfer. Idempotent. Returns when its blocks are no longer read; only then may they be reused.
 
-        Messages under way are sent whole, so the connection and its other transfers live on, if each ends soon.
+        Messages in flight are sent whole, so that the connection stays usable for other transfers. The connection is
+        closed only if no message ends within _ABORT_GRACE_S.
         """
         self._fail(TransferError("the transfer was aborted"))
         try:
@@ -119,7 +121,7 @@ class OutgoingTransfer:
         self._peer.leave(self)
 
     def take(self) -> tuple[int, int, int] | None:
-        """For the outbox: the next message whose blocks are all ready; None too while there is no room to stage it."""
+        """See `outbox.Source`. A message is ready when all of its blocks are and the pool has room to stage it."""
         if self.error:
             return None
         for layer_groups, queue in self._queued.items():
@@ -131,14 +133,14 @@ class OutgoingTransfer:
         return None
 
     async def send(self, index: int, tag: int, connection: AnyConnection) -> int | None:
-        """For the outbox: a message is digested while it is sent, here or by the connection."""
+        """See `outbox.Source`. The message is digested while it is sent, by the connection or by this node."""
         if isinstance(connection, BlockConnection):
             await self._send_blocks(index, tag, connection)
             return None
         return await self._send_bytes(index, tag, connection)
 
     def sent(self, index: int, error: TransferError | None, digest: int | None) -> None:
-        """For the outbox: the connection no longer reads the message."""
+        """See `outbox.Source`. The blocks stay lent until a digest still being computed is done."""
         loan, own = self._loans.pop(index), self._digests.get(index)
         if own is None:
             loan.end()
@@ -149,18 +151,18 @@ class OutgoingTransfer:
         self._num_sent += error is None
         if error:
             self._fail(error)
-        self._moved.set()
+        self._progress.set()
         FAULTS.strike("crash_mid_transfer", "freeze_mid_transfer")
 
-    def peer_over(self, error: TransferError) -> None:
-        """The peer is gone: nothing more can be sent."""
+    def peer_ended(self, error: TransferError) -> None:
+        """See `peer.Dependent`."""
         self._fail(error)
 
     def _begin(self, queue: deque[int]) -> tuple[int, int, int] | None:
         self.began_s = self.began_s or time.monotonic()
         loan = self._pool.lend(self._plan[queue[0]].layer_groups, self._block_ids(queue[0]))
         if loan is None:
-            self._pool.when_room(self._go_on)
+            self._pool.when_room(self._enqueue)
             return None
         index = queue.popleft()
         self._loans[index] = loan
@@ -191,7 +193,7 @@ class OutgoingTransfer:
     async def _hold_message(self) -> None:
         await FAULTS.hold("hold_message", lambda: self.error is not None)
 
-    def _go_on(self) -> None:
+    def _enqueue(self) -> None:
         if self.error is None:
             self._peer.outbox.add(self)
 
@@ -199,7 +201,7 @@ class OutgoingTransfer:
         if self.error is None:
             self.error = error
             self._peer.outbox.discard(self)
-            self._moved.set()
+            self._progress.set()
 
     def _failed(self, error: TransferError) -> TransferError:
         FAILURES.labels("send").inc()
@@ -210,17 +212,17 @@ class OutgoingTransfer:
         while self._num_sent < len(self._plan):
             if self.error:
                 raise self.error
-            await self._next_move()
+            await self._next_progress()
 
     async def _idle(self, patience_s: float | None) -> None:
-        """Until no message is under way. TimeoutError where none has ended for so long."""
+        """Wait until no message is in flight. Raises TimeoutError if none ends for `patience_s`."""
         while self._loans:
             async with asyncio.timeout(patience_s):
-                await self._next_move()
+                await self._next_progress()
 
-    async def _next_move(self) -> None:
-        self._moved.clear()
-        await self._moved.wait()
+    async def _next_progress(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()
 
     def _stats(self, tail_s: float) -> TransferStats:
         num_bytes = len(self._missing) * self._pool.layout.block_bytes

@@ -1,4 +1,4 @@
-"""A sender's side of one decode node: what is under way to it, commits, and its end. `connector` opens connections."""
+"""One decode node as a sender sees it: its connections, its outbox, its commits. `connector` opens connections."""
 
 import asyncio
 import contextlib
@@ -22,26 +22,26 @@ _log = logging.getLogger(__name__)
 
 
 class Dependent(Protocol):
-    """A transfer, as its peer sees it."""
+    """A transfer, as seen by its peer."""
 
-    def peer_over(self, error: TransferError) -> None:
-        """Nothing more can be sent to this peer."""
+    def peer_ended(self, error: TransferError) -> None:
+        """Called when nothing more can be sent to this peer."""
 
 
-class _Way:
+class _Route:
     """A connection, and the transfers that may have sent over it."""
 
-    def __init__(self, connection: AnyConnection, left: asyncio.Event) -> None:
+    def __init__(self, connection: AnyConnection, retired: asyncio.Event) -> None:
         self.connection = connection
-        self.users: weakref.WeakSet[Dependent] = weakref.WeakSet()  # that are not over, once there is a better way
-        self.left = left  # for that one, by all of them
+        self.users: weakref.WeakSet[Dependent] = weakref.WeakSet()  # unfinished ones; filled when a better route opens
+        self.retired = retired  # set once the last user has left: its closing is then no loss
 
 
 class DecodePeer:
-    """One incarnation of a decode node. When a connection to it is lost, the peer is over and a new one is needed.
+    """One incarnation of a decode node. When its connection is lost the peer has ended, and a new one is needed.
 
-    Where a better transport failed, it is tried again beside the one that was taken instead, which is closed once
-    whatever began over it has ended.
+    If a better transport failed at first, it is retried while the fallback carries the messages. Once it connects, new
+    messages use it, and the fallback is closed when the transfers that may have used it have ended.
     """
 
     def __init__(
@@ -52,73 +52,73 @@ class DecodePeer:
         token: str,
         hello: transfer_pb2.ConnectRequest,
         transports: Transports,
-        on_over: Callable[["DecodePeer"], None],
+        on_end: Callable[["DecodePeer"], None],
     ) -> None:
-        """`channel` leads to `address`, and is closed with the peer; `token` is for calls on it."""
+        """`channel` is a gRPC channel to `address`, which the peer closes; `token` authenticates calls on it."""
         self.address = address
         self.epoch = epoch
         self.outbox = Outbox()
-        self.error: TransferError | None = None  # why it is over
-        self.is_unreachable = False  # it could never be connected to
-        self.transport = ""  # the name of the one that it is connected over
+        self.error: TransferError | None = None  # why the peer has ended
+        self.is_unreachable = False  # no connection could be opened
+        self.transport = ""  # name of the transport in use
         self._transfers: weakref.WeakSet[Dependent] = weakref.WeakSet()
-        self._on_over = on_over
+        self._on_end = on_end
         self._channel = channel
         self._metadata = rpc.metadata(token)
         self._stub: transfer_pb2_grpc.TransferAsyncStub = transfer_pb2_grpc.TransferStub(self._channel)
         self._connector = Connector(address, epoch, self._stub, self._metadata, hello, transports)
-        self._ways: list[_Way] = []  # new messages take the last
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._better: list[str] = []  # transports than that of the last, for want of which it was taken
-        self._over = asyncio.Event()
+        self._routes: list[_Route] = []  # new messages use the last one
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._better: list[str] = []  # transports to retry: preferred to that of the last route
+        self._ended = asyncio.Event()
         self._commits: set[asyncio.Task[None]] = set()
         self._connecting = asyncio.get_running_loop().create_task(self._connect(transports.names))
         self._improving: asyncio.Task[None] | None = None
 
     def enter(self, transfer: Dependent) -> None:
-        """It sends to this peer from now on, and hears of its end."""
+        """Register a transfer that sends to this peer; its `peer_ended` is called if the peer ends."""
         self._transfers.add(transfer)
 
     def leave(self, transfer: Dependent) -> None:
-        """It is over, and so are all of its messages. Idempotent."""
+        """Remove a transfer, none of whose messages is in flight any more. Idempotent."""
         self._transfers.discard(transfer)
-        for way in self._ways:
-            way.users.discard(transfer)
-        self._leave_unused()
+        for route in self._routes:
+            route.users.discard(transfer)
+        self._retire_unused()
 
     async def connected(self) -> None:
-        """Returns when messages can be sent; raises what stands in the way."""
+        """Wait until messages can be sent. Raises TransferError if the peer has ended."""
         await asyncio.shield(self._connecting)
         if self.error:
             raise self.error
 
     async def commit(self, request: transfer_pb2.CommitRequest, timeout_s: float) -> None:
-        """Raises TransferError unless the decode node accepts the commit."""
+        """Send a commit; raises TransferError unless the decode node accepts it."""
         commit = asyncio.get_running_loop().create_task(self._commit(request, timeout_s))
         self._commits.add(commit)
         commit.add_done_callback(self._commits.discard)
-        commit.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may be gone
+        commit.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may be gone
         await asyncio.shield(commit)
 
     def end(self, error: TransferError) -> None:
-        """Fail every transfer to this peer; idempotent."""
+        """End the peer: fail every transfer to it. Idempotent."""
         if self.error is None:
             self.error = error
-            self._over.set()
+            self._ended.set()
             for transfer in list(self._transfers):
-                transfer.peer_over(error)
-            self._on_over(self)
+                transfer.peer_ended(error)
+            self._on_end(self)
 
     async def close_connection(self) -> None:
-        """Returns when nothing of any transfer to this peer is being read any more. The peer is over then."""
+        """End the peer and close its data connections. Returns when no transfer's blocks are read any more."""
         self.end(TransferError("the data connection was closed"))
         await asyncio.wait([self._connecting])
-        for way in self._ways:
-            await way.connection.close()
-        await asyncio.gather(*self._leaving)
+        for route in self._routes:
+            await route.connection.close()
+        await asyncio.gather(*self._retiring)
 
     async def close(self) -> None:
-        """Idempotent; the channel goes too, after the commits that are under way: they may yet be accepted."""
+        """End the peer and close its channel, after waiting for pending commits, which may yet succeed. Idempotent."""
         await self.close_connection()
         if self._improving:
             await asyncio.wait([self._improving])
@@ -143,42 +143,42 @@ class DecodePeer:
                 self._improving = asyncio.get_running_loop().create_task(self._improve())
 
     async def _take_best(self, names: Sequence[str]) -> None:
-        """Send over the best of these transports from now on. Raises as the connector does."""
-        left = asyncio.Event()
-        connection, self.transport, self._better = await self._connector.connect(names, partial(self._lost, left))
-        if self._ways:
-            self._ways[-1].users.update(self._transfers)
-        self._ways.append(_Way(connection, left))
+        """Connect over the best of these transports, and send over it from now on. Raises as `Connector.connect`."""
+        retired = asyncio.Event()
+        connection, self.transport, self._better = await self._connector.connect(names, partial(self._lost, retired))
+        if self._routes:
+            self._routes[-1].users.update(self._transfers)
+        self._routes.append(_Route(connection, retired))
         if self.error:
             await connection.close()
         self.outbox.start(connection)
-        self._leave_unused()
+        self._retire_unused()
 
-    def _leave_unused(self) -> None:
-        for way in self._ways[:-1]:
-            if not way.users:
-                self._ways.remove(way)
-                way.left.set()
-                leaving = asyncio.get_running_loop().create_task(way.connection.close())
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
+    def _retire_unused(self) -> None:
+        for route in self._routes[:-1]:
+            if not route.users:
+                self._routes.remove(route)
+                route.retired.set()
+                closing = asyncio.get_running_loop().create_task(route.connection.close())
+                self._retiring.add(closing)
+                closing.add_done_callback(self._retiring.discard)
 
     async def _improve(self) -> None:
-        """Try the better transports again, after twice the last pause: some reasons pass."""
+        """Retry the better transports with exponential backoff: what made them fail may pass."""
         pause_s = RETRY_S
-        while self._better and not await self._is_over_within(pause_s):
+        while self._better and not await self._ended_within(pause_s):
             pause_s = min(2 * pause_s, MAX_RETRY_S)
             try:
                 await self._take_best(self._better)
             except TransferError as error:
                 _log.info("KV blocks to %s still travel over %s: %s", self.address, self.transport, error)
 
-    async def _is_over_within(self, seconds: float) -> bool:
+    async def _ended_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._over.wait()
-        return self._over.is_set()
+                await self._ended.wait()
+        return self._ended.is_set()
 
-    def _lost(self, left: asyncio.Event) -> None:
-        if not left.is_set():
+    def _lost(self, retired: asyncio.Event) -> None:
+        if not retired.is_set():
             self.end(TransferError("the data connection to the decode node was lost"))

@@ -1,7 +1,7 @@
-"""Which messages a transfer consists of: a pure function of what a grant says, so both ends compute the same list.
+"""The plan of a transfer: its list of messages, a pure function of the grant, so both sides compute the same list.
 
-It knows nothing of addresses: blocks are named by their index among the missing ones. Where these lie in either pool
-does not matter: a message is gathered from where its blocks are, and scattered to where they go.
+A message names blocks by their index among the missing ones. Where these lie in either pool does not matter: the sender
+gathers a message's blocks from its pool, and the receiver scatters them into its own.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import NamedTuple
 from baton.errors import TransferError
 from baton.kv.layout import KVLayout
 
-MAX_MESSAGES = 2**20  # of one transfer: the low bits of a tag
-MIN_MESSAGE_BYTES = 2**20  # layer groups travel together up to that size: a short prompt is one message
+MAX_MESSAGES = 2**20  # per transfer: a message's index is the low bits of its tag
+MIN_MESSAGE_BYTES = 2**20  # layer groups share a message up to this size, so a short prompt needs only a few
 
 
 class Message(NamedTuple):
-    """Missing blocks [first, first + num_blocks) of some neighbouring layer groups, layer group by layer group."""
+    """Missing blocks [first, first + num_blocks) of consecutive layer groups, ordered by layer group."""
 
     layer_groups: range
     first: int
@@ -23,10 +23,10 @@ class Message(NamedTuple):
 
 
 def messages(layout: KVLayout, num_missing_blocks: int, max_message_bytes: int) -> list[Message]:
-    """Every missing block of every layer group exactly once, layer group by layer group.
+    """Return the messages that hold every missing block of every layer group exactly once, ordered by layer group.
 
-    No message is larger than `max_message_bytes`, unless a single block is. Raises TransferError where there would be
-    more than MAX_MESSAGES.
+    No message is larger than `max_message_bytes`, unless a single block of one layer group is. Raises TransferError if
+    there would be more than MAX_MESSAGES.
     """
     if num_missing_blocks == 0:
         return []
@@ -45,9 +45,9 @@ def messages(layout: KVLayout, num_missing_blocks: int, max_message_bytes: int) 
 
 
 def runs(block_ids: Sequence[int]) -> list[tuple[int, int]]:
-    """`block_ids`, in order, as (first block, number of neighbouring blocks)."""
+    """Split `block_ids`, in order, into runs of consecutive ids: (first block, number of blocks)."""
     if block_ids and list(block_ids) == list(range(block_ids[0], block_ids[0] + len(block_ids))):
-        return [(block_ids[0], len(block_ids))]  # as they mostly are, and the loop below takes ten times as long
+        return [(block_ids[0], len(block_ids))]  # the usual case, ten times as fast as the loop below
     found: list[tuple[int, int]] = []
     for block_id in block_ids:
         if found and block_id == sum(found[-1]):

@@ -1,7 +1,7 @@
-"""A node's KV pool as bytes in host memory, for messages to be read from and written to. Who owns a block is the
-node's business.
+"""A node's KV pool as bytes in host memory that messages are read from and written to.
 
-A pool in host memory is read and written where it lies. One on a device is staged (`kv_transfer.staged_pool`).
+A pool in host memory (`KVPool`) is read and written in place; one on a device is staged (`kv_transfer.staged_pool`).
+Which request owns a block is the node's concern.
 """
 
 import asyncio
@@ -20,78 +20,81 @@ if TYPE_CHECKING:
 
 
 class Loan(Protocol):
-    """A message's bytes, lent to a sender."""
+    """The bytes of one message, lent to a sender."""
 
     num_bytes: int
 
     async def views(self) -> list[memoryview]:
-        """All of the bytes, in order, until `end`. Raises TransferError where they cannot be had."""
+        """All of the bytes, in order, valid until `end`. Raises TransferError if they cannot be copied to the host."""
         ...
 
     def end(self) -> None:
-        """The views are no longer being read. Called once, whether or not there were any."""
+        """Return the bytes. Called exactly once, when nobody reads the views any more, even if nobody asked for any."""
         ...
 
 
 class Landing(Protocol):
-    """Where one message is received. `settle` or `drop` is called once, when nothing writes to it any more."""
+    """The memory that one message is received into. Ends with one call of `settle` or `drop`, after the last write."""
 
     views: list[memoryview]  # to be filled one after the other
 
     def settle(self, digester: Digester, digest: int | None) -> "asyncio.Future[int]":
-        """The digest of what has arrived, as soon as all of it is in the pool; TransferError where it cannot be.
+        """Move what has arrived into the pool. The future is its digest, done once all of it is there.
 
-        `digest`, where it is known already.
+        `digest`: if it is known already. The future raises TransferError if the copy fails.
         """
         ...
 
     def drop(self) -> None:
-        """What has arrived is of no use."""
+        """Discard what has arrived."""
         ...
 
 
 class Pool(Protocol):
-    """What senders and receivers need of a pool. All of it belongs to the event loop."""
+    """What senders and receivers need of a pool. Its methods are called in the event loop only."""
 
     layout: KVLayout
     num_blocks: int
 
     @property
     def gpu_blocks(self) -> "DeviceBlocks | None":
-        """Its blocks, where these are on a GPU."""
+        """The pool's blocks if they are on a GPU, else None."""
         ...
 
     def lend(self, layer_groups: range, block_ids: Sequence[int]) -> Loan | None:
-        """The bytes of blocks that do not change meanwhile, layer group by layer group; None where there is no room."""
+        """Lend the bytes of these blocks, ordered by layer group; None if there is no room to stage them.
+
+        The blocks must not change until the loan ends.
+        """
         ...
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Call it once, when there is room again."""
+        """Call `callback` once, when `lend` may have room again."""
         ...
 
     def land(self, layer_groups: range, block_ids: Sequence[int]) -> Landing | None:
-        """Memory for a message that goes to these blocks; None where there is too little."""
+        """Provide memory for a message that goes to these blocks; None if there is too little."""
         ...
 
     def close(self) -> None:
-        """Nothing is lent any more, and nothing lands."""
+        """Release the pool's threads. No loan or landing may be open."""
         ...
 
 
 def check_buffer(buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> None:
-    """Raise ConfigError unless it can be such a pool."""
+    """Raise ConfigError unless `buffer` can hold a pool of this layout and size."""
     if buffer.element_size() != 1 or not buffer.is_contiguous():
-        raise ConfigError("KV transfers need the pool as contiguous bytes")
+        raise ConfigError("KV transfers need the pool's buffer as contiguous bytes")
     if buffer.numel() != layout.pool_bytes(num_blocks):
         raise ConfigError(
-            f"a KV pool of {num_blocks} blocks has {layout.pool_bytes(num_blocks)} bytes, not {buffer.numel()}"
+            f"a KV pool of {num_blocks} blocks needs {layout.pool_bytes(num_blocks)} bytes, not {buffer.numel()}"
         )
 
 
 def places_of(pool: Pool, layer_groups: range, block_ids: Sequence[int]) -> list[int]:
-    """Where a message's blocks are in the pool: layer group times number of blocks, plus block.
+    """Return the places of a message's blocks: `layer_group * pool.num_blocks + block_id` for each, in message order.
 
-    Raises IndexError outside of it.
+    Raises IndexError if one lies outside the pool.
     """
     if not all(0 <= block_id < pool.num_blocks for block_id in block_ids) or not all(
         0 <= group < pool.layout.num_layer_groups for group in layer_groups
@@ -101,28 +104,28 @@ def places_of(pool: Pool, layer_groups: range, block_ids: Sequence[int]) -> list
 
 
 class InPlace:
-    """A `Landing` of blocks that their transport writes itself: of those in `transport.IN_PLACE`."""
+    """The `Landing` of a message whose transport, one of `transport.IN_PLACE`, writes the blocks in the pool itself."""
 
     def __init__(self) -> None:
         self.views: list[memoryview] = []
 
     def settle(self, digester: Digester, digest: int | None) -> "asyncio.Future[int]":
-        """Such a transport says the digest."""
+        """Return the digest, which such a transport always computes. Raises TypeError without one."""
         if digest is None:
-            raise TypeError("nobody knows the digest of blocks that were written in place")
+            raise TypeError("a transport that writes blocks in place must report their digest")
         return known(digest)
 
     def drop(self) -> None:
-        """There is nothing to drop."""
+        """See `Landing`: there is nothing to discard."""
 
 
 class KVPool:
-    """A view on a pool in host memory that lives as long as the node; neither copies nor clears it."""
+    """A pool in host memory: a view of `buffer`, which it neither copies nor clears."""
 
     def __init__(self, buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> None:
         """`buffer`: flat uint8 on the CPU, `layout.pool_bytes(num_blocks)` long."""
         if buffer.device.type != "cpu":
-            raise ConfigError("this pool is not in host memory")
+            raise ConfigError(f"KVPool needs a buffer in host memory, not on {buffer.device}")
         check_buffer(buffer, layout, num_blocks)
         self.layout = layout
         self.num_blocks = num_blocks
@@ -130,7 +133,7 @@ class KVPool:
         self._bytes = buffer.numpy().data
 
     def view(self, layer_group: int, first_block: int, num_blocks: int) -> memoryview:
-        """The bytes of neighbouring blocks of one layer group. Raises IndexError outside of the pool."""
+        """Return the bytes of consecutive blocks of one layer group. Raises IndexError outside the pool."""
         in_pool = first_block >= 0 and first_block + num_blocks <= self.num_blocks
         if not in_pool or not 0 <= layer_group < self.layout.num_layer_groups:
             raise IndexError(f"no blocks [{first_block}, {first_block + num_blocks}) of layer group {layer_group}")
@@ -138,19 +141,19 @@ class KVPool:
         return self._bytes[start : start + num_blocks * self.layout.block_group_bytes]
 
     def views(self, layer_group: int, block_ids: Sequence[int]) -> list[memoryview]:
-        """The bytes of any blocks of one layer group in their order, neighbours as one view."""
+        """Return the bytes of any blocks of one layer group, in order, with consecutive blocks as one view."""
         return [self.view(layer_group, first, count) for first, count in runs(block_ids)]
 
     def lend(self, layer_groups: range, block_ids: Sequence[int]) -> "_HostLoan":
-        """See `Pool`: the blocks themselves, always."""
+        """See `Pool`: lends the blocks themselves, so there is always room."""
         return _HostLoan(self._views(layer_groups, block_ids))
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """See `Pool`: there always is."""
+        """See `Pool`: there is always room."""
         callback()
 
     def land(self, layer_groups: range, block_ids: Sequence[int]) -> "_HostLanding":
-        """See `Pool`: the blocks themselves."""
+        """See `Pool`: messages land in the blocks themselves."""
         return _HostLanding(self._views(layer_groups, block_ids))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which kind of pool a node's KV lies in, by its device."""
+"""Makes the kind of pool that fits the device on which a node keeps its KV."""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def pool_of(buffer: "torch.Tensor", layout: KVLayout, num_blocks: int) -> Pool:
-    """The pool that lies in `buffer`: flat uint8, `layout.pool_bytes(num_blocks)` long, on whatever device."""
+    """Return the pool in `buffer`: flat uint8, `layout.pool_bytes(num_blocks)` long, on any device."""
     kind = KVPool if buffer.device.type == "cpu" else StagedPool
     return kind(buffer, layout, num_blocks)

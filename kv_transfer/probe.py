@@ -1,4 +1,7 @@
-"""Which transports this machine can do, tried out for `baton doctor`; run as a module, it is who is read."""
+"""Tries out which transports this machine supports, for `baton doctor`.
+
+Run as a module, it is the process whose memory `why_no_shm` reads.
+"""
 
 import secrets
 import subprocess
@@ -13,7 +16,7 @@ _NONCE_BYTES = 32
 
 
 def missing(wanted: str) -> dict[str, str]:
-    """Why each transport of `--transport wanted` cannot be used here; those that can are left out."""
+    """Return why transports of `--transport wanted` cannot be used here, by name; usable ones are left out."""
     reasons: dict[str, Callable[[], str]] = {
         "cuda": why_no_cuda,
         "shm": why_no_shm,
@@ -25,14 +28,14 @@ def missing(wanted: str) -> dict[str, str]:
 
 
 def why_no_cuda() -> str:
-    """Empty where there is a GPU, else the reason. Whether a pair of nodes may share its memory, they find out."""
-    import torch  # which takes seconds
+    """Return the reason if there is no GPU, else "". Whether two nodes can share its memory shows when they connect."""
+    import torch  # takes seconds
 
     return "" if torch.cuda.is_available() else "torch sees no GPU"
 
 
 def why_no_shm() -> str:
-    """Empty where a process of this machine can read another one's memory, else the reason."""
+    """Return the reason if one process on this machine cannot read another one's memory, else ""."""
     if reason := process_memory.why_unavailable():
         return reason
     nonce = secrets.token_hex(_NONCE_BYTES)
@@ -49,12 +52,12 @@ def why_no_shm() -> str:
 
 def _why_unreadable(other: "subprocess.Popen[str]", nonce: str) -> str:
     if other.stdout is None:
-        raise OSError("the other process has no output")
+        raise OSError("the probe's other process has no output")
     address = int(other.stdout.readline())
     target = memoryview(bytearray(2 * _NONCE_BYTES))
     for _ in process_memory.read(other.pid, [(address, target.nbytes)], [target]):
         pass
-    return "" if bytes(target) == nonce.encode() else "another process's memory does not hold what it said"
+    return "" if bytes(target) == nonce.encode() else "the bytes read from another process's memory are wrong"
 
 
 def _be_read() -> None:

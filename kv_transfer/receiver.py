@@ -1,4 +1,4 @@
-"""The decode node's side: hands out grants, and knows which prefill nodes may connect. See `service` for its gRPC."""
+"""The decode node's side: hands out grants, and decides which prefill nodes may connect. Its gRPC is in `service`."""
 
 import asyncio
 import itertools
@@ -7,59 +7,59 @@ import secrets
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
 from kv_transfer.digest import Digester
-from kv_transfer.doors import Doors
 from kv_transfer.inbox import TransferInbox
 from kv_transfer.incoming import IncomingTransfer
+from kv_transfer.listeners import Listeners
 from kv_transfer.plan import MAX_MESSAGES, messages
 from kv_transfer.pool import Pool
 from kv_transfer.transport import SECRET_BYTES, Peer
 
 MAX_MESSAGE_BYTES = 4 * 2**20
-MAX_GPU_MESSAGE_BYTES = 8 * 2**20  # where a message costs as much as a few MiB of it: launches, and waiting for them
-_SECRET_S = 30.0  # for which one opens a connection: the sender's UCX may have to start before it
-_MAX_SECRETS = 1024  # connections announced and not opened yet
+MAX_GPU_MESSAGE_BYTES = 8 * 2**20  # larger: each message has a fixed cost (launches, synchronization) worth a few MiB
+_SECRET_S = 30.0  # validity of a secret: the sender may first have to start its UCX process
+_MAX_SECRETS = 1024  # connections announced but not opened yet
 
 
 class KVReceiver:
-    """One per node process."""
+    """Grants blocks to prefill nodes and receives them. One per node process; create it in the node's event loop."""
 
     def __init__(
         self, pool: Pool, node_id: str, epoch: int, host: str, transport: str, max_message_bytes: int | None = None
     ) -> None:
-        """Create it in the node's event loop. `transport`: a name, or `auto` for whatever suits each pair of nodes.
+        """`transport` is a transport's name, or `auto` to choose the best one for each pair of nodes.
 
-        Raises ConfigError where there is no such transport.
+        Raises ConfigError for an unknown or unavailable transport.
         """
         self.pool = pool
         self.node_id = node_id
         self.epoch = epoch
-        self.address = ""  # of the gRPC server, host:port; set it once that is bound
-        self.doors = Doors(transport, host, self.inbox, pool.gpu_blocks)
+        self.address = ""  # host:port of the node's gRPC server; set it once that is bound
+        self.listeners = Listeners(transport, host, self.inbox, pool.gpu_blocks)
         self._max_message_bytes = max_message_bytes or (MAX_GPU_MESSAGE_BYTES if pool.gpu_blocks else MAX_MESSAGE_BYTES)
         self._digester = Digester()
         self._transfers: dict[int, IncomingTransfer] = {}  # by the high bits of their tags
         self._by_grant: dict[int, IncomingTransfer] = {}
         self._grant_ids = itertools.count(1)
-        self._secrets: dict[bytes, tuple[Peer, float]] = {}  # with the time at which it ends
-        self._epochs: dict[str, int] = {}  # of prefill nodes, the latest that has connected
+        self._secrets: dict[bytes, tuple[Peer, float]] = {}  # whose it is, and the time at which it expires
+        self._epochs: dict[str, int] = {}  # by prefill node id: the latest epoch that has connected
 
     @property
     def num_open_transfers(self) -> int:
-        """Grants whose blocks are neither accepted nor cancelled."""
+        """The number of grants that are neither accepted nor cancelled."""
         return len(self._by_grant)
 
     async def start(self) -> None:
-        """Listen for data connections. Raises TransferError where this system lacks the wanted transport."""
-        await self.doors.start()
+        """Listen for data connections, if one transport was named. Raises TransferError if it cannot be used here."""
+        await self.listeners.start()
 
     async def close(self) -> None:
-        """Fail every open transfer. Returns when nothing is written into the pool any more."""
+        """Fail every open transfer. Returns when nothing writes into the pool any more."""
         for transfer in list(self._by_grant.values()):
             transfer.fail("stopping", "the decode node is stopping")
-        await self.doors.close_listeners()
+        await self.listeners.close_listeners()
         for transfer in list(self._by_grant.values()):
             await transfer.cancel()
-        await self.doors.close()
+        await self.listeners.close()
         self._digester.close()
 
     def grant(
@@ -68,8 +68,8 @@ class KVReceiver:
     ) -> IncomingTransfer:  # fmt: skip
         """Let one incarnation of a prefill node write `block_ids` for `lease_s` seconds.
 
-        `block_ids` are the missing ones of the request, in order; `expected_hash` is that of its last full block, or
-        empty. The blocks are quarantined until the transfer is accepted, or `cancel` has returned.
+        `block_ids` are the request's missing blocks, in order; `expected_hash` is the hash of its last full block, or
+        empty if it has none. Nobody may use the blocks until the transfer is accepted or `cancel` has returned.
         """
         grant = transfer_pb2.Grant(
             grant_id=next(self._grant_ids),
@@ -85,39 +85,40 @@ class KVReceiver:
         plan = messages(self.pool.layout, grant.num_missing_blocks, grant.max_message_bytes)
         transfer = IncomingTransfer(
             grant, Peer(prefill_node_id, prefill_epoch), plan, block_ids, self.pool, self._digester, expected_hash,
-            self._forget, self.doors.disconnect,
+            self._forget, self.listeners.disconnect,
         )  # fmt: skip
         self._transfers[grant.tag_base // MAX_MESSAGES] = transfer
         self._by_grant[grant.grant_id] = transfer
         return transfer
 
     async def expect(self, peer: Peer) -> bytes:
-        """The secret with which this peer may open its connection. An earlier incarnation of the node is cut off.
+        """Mint a secret for one connection of this peer, and disconnect an older incarnation of its node.
 
-        A later one is not: a process that comes back, and has been replaced, disturbs nobody.
+        A newer incarnation stays connected: an old process that wakes up after its replacement must not disturb it.
+        Raises TransferError if too many secrets are outstanding.
         """
         old = Peer(peer.node_id, self._epochs.get(peer.node_id, peer.epoch))
         self._epochs[peer.node_id] = max(peer.epoch, old.epoch)
         if old.epoch < peer.epoch:
-            await self.doors.disconnect(old)
+            await self.listeners.disconnect(old)
             for transfer in list(self._by_grant.values()):
                 if transfer.peer == old:
                     transfer.fail("peer_lost", "the prefill node has restarted")
         now_s = asyncio.get_running_loop().time()
         self._secrets = {secret: entry for secret, entry in self._secrets.items() if entry[1] > now_s}
         if len(self._secrets) >= _MAX_SECRETS:
-            raise TransferError("too many prefill nodes connect at once")
+            raise TransferError(f"{_MAX_SECRETS} data connections to this decode node are announced and not opened yet")
         secret = secrets.token_bytes(SECRET_BYTES)
         self._secrets[secret] = (peer, now_s + _SECRET_S)
         return secret
 
     def find(self, grant_id: int, peer: Peer) -> IncomingTransfer | None:
-        """The open transfer of that grant, if it was granted to this peer."""
+        """Return the open transfer of this grant if it was granted to this peer, else None."""
         transfer = self._by_grant.get(grant_id)
         return transfer if transfer and transfer.peer == peer else None
 
     def inbox(self, transport: str) -> TransferInbox:
-        """For the listener of that transport."""
+        """Return an inbox for the listener of this transport."""
         return TransferInbox(transport, self._transfers, self._admit)
 
     def _admit(self, secret: bytes) -> Peer | None:
@@ -129,7 +130,7 @@ class KVReceiver:
         self._transfers.pop(transfer.grant.tag_base // MAX_MESSAGES, None)
 
     def _new_tag_base(self) -> int:
-        """Not to be guessed: over UCX the tag is what lets a message in."""
+        """Draw a tag base that cannot be guessed: over UCX a message is admitted by its tag alone."""
         while (high := secrets.randbits(44)) in self._transfers:
             pass
         return high * MAX_MESSAGES

@@ -1,4 +1,4 @@
-"""The prefill node's side: opens transfers, and keeps one connection to each decode node that it sends to."""
+"""The prefill node's side: opens transfers, and keeps one `DecodePeer` for each decode node that it sends to."""
 
 import asyncio
 import weakref
@@ -15,11 +15,11 @@ from kv_transfer.pool import Pool
 from kv_transfer.shm.transport import host_id
 from kv_transfer.transport import Peer
 
-_UNREACHABLE_S = 1.5  # for which nobody else waits in vain for a node that could not be connected to
+_UNREACHABLE_S = 1.5  # after a failed connect, new transfers to that node fail at once for this long
 
 
 class KVSender:
-    """One per node process; create it in the node's event loop."""
+    """Opens transfers to decode nodes. One per node process; create it in the node's event loop."""
 
     def __init__(
         self,
@@ -31,27 +31,28 @@ class KVSender:
         host: str = "127.0.0.1",
         tls: Identity | None = None,
     ) -> None:
-        """`transport`: a name, or `auto`; `host` is where this node is reached, and so which network it uses.
+        """`transport` is a transport's name or `auto`. `host` is this node's own address; UCX uses its network device.
 
-        Raises ConfigError where there is no such transport.
+        Raises ConfigError for an unknown or unavailable transport.
         """
         self._pool = pool
         self._incarnation = Peer(node_id, epoch)
         self._token, self._tls = token, tls
         self._transports = Transports(transport, host, pool.gpu_blocks)
-        if len(self._transports.names) == 1:  # no matter of choice, and it may take a moment to start
+        if len(self._transports.names) == 1:  # no choice to make, so start it now: that may take a moment
             self._transports.get(self._transports.names[0])
         self._digester = Digester()
-        self._peers: dict[str, DecodePeer] = {}  # by node id; the latest incarnation
-        self._unreachable: dict[tuple[str, int], tuple[TransferError, float]] = {}  # address and epoch; until when
+        self._peers: dict[str, DecodePeer] = {}  # by node id: its latest incarnation
+        self._unreachable: dict[tuple[str, int], tuple[TransferError, float]] = {}  # (address, epoch): error, until_s
         self._transfers: weakref.WeakSet[OutgoingTransfer] = weakref.WeakSet()
         self._closing: set[asyncio.Task[None]] = set()
 
     def open(self, grant: transfer_pb2.Grant, block_ids: list[int]) -> OutgoingTransfer:
-        """Begin to send a request's blocks, `block_ids` in order, as far as the grant asks for them.
+        """Open a transfer of the blocks that the grant asks for. `block_ids` are all blocks of the request, in order.
 
-        Nothing is read before `ready`. Raises TransferError where grant and request do not fit, or where the node could
-        not be reached a moment ago; whatever else can go wrong shows in `OutgoingTransfer.error`, and in `commit`.
+        No block is read before `OutgoingTransfer.ready` names it. Raises TransferError if the grant does not match the
+        number of blocks, or if the node could not be reached a moment ago. Later failures are reported by
+        `OutgoingTransfer.error` and by `commit`.
         """
         peer = self._peer(grant)
         transfer = OutgoingTransfer(grant, block_ids, self._pool, peer, self._digester, self._incarnation)
@@ -60,7 +61,7 @@ class KVSender:
         return transfer
 
     async def close(self) -> None:
-        """Cut off every transfer. Returns when nothing of the pool is read any more."""
+        """Abort every transfer. Returns when the pool is no longer read."""
         for peer in list(self._peers.values()):
             peer.end(TransferError("the prefill node is stopping"))
         while self._closing:
@@ -74,7 +75,7 @@ class KVSender:
         peer = self._peers.get(grant.decode_node_id)
         if peer and (peer.epoch, peer.address) == (grant.decode_epoch, grant.decode_address):
             return peer
-        if peer:  # it restarted: a new connection, and the old one is closed
+        if peer:  # the node restarted: close the old connection, open a new one
             peer.end(TransferError("the decode node has restarted"))
         self._check_reachable(grant)
         hello = transfer_pb2.ConnectRequest(
@@ -85,7 +86,7 @@ class KVSender:
         )
         channel = rpc.channel(grant.decode_address, self._tls)
         peer = DecodePeer(
-            grant.decode_address, grant.decode_epoch, channel, self._token, hello, self._transports, self._over
+            grant.decode_address, grant.decode_epoch, channel, self._token, hello, self._transports, self._peer_ended
         )
         self._peers[grant.decode_node_id] = peer
         return peer
@@ -96,7 +97,7 @@ class KVSender:
         if entry := self._unreachable.get((grant.decode_address, grant.decode_epoch)):
             raise type(entry[0])(entry[0].message)
 
-    def _over(self, peer: DecodePeer) -> None:
+    def _peer_ended(self, peer: DecodePeer) -> None:
         if peer.is_unreachable and peer.error:
             until_s = asyncio.get_running_loop().time() + _UNREACHABLE_S
             self._unreachable[peer.address, peer.epoch] = peer.error, until_s

@@ -1,4 +1,4 @@
-"""The Transfer service, as gRPC: layouts compared at connect, commits answered when they are accepted."""
+"""The gRPC service Transfer: Connect compares layouts and picks a transport, Commit returns once it is accepted."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ _Context = aio.ServicerContext[Any, Any]
 
 
 def add_transfer_service(receiver: KVReceiver, server: aio.Server) -> None:
-    """Register the service, which is guarded by the server's token."""
+    """Register the service. The server's token check guards it like every other service."""
     transfer_pb2_grpc.add_TransferServicer_to_server(TransferServicer(receiver), server)
 
 
 class TransferServicer(transfer_pb2_grpc.TransferServicer):
-    """Errors are gRPC statuses with a message fit for the prefill node's log."""
+    """Implements the service. Errors are gRPC statuses with a message meant for the prefill node's log."""
 
     def __init__(self, receiver: KVReceiver) -> None:
         self._receiver = receiver
@@ -28,7 +28,10 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     async def Connect(  # noqa: N802
         self, request: transfer_pb2.ConnectRequest, context: _Context
     ) -> transfer_pb2.ConnectReply:
-        """FAILED_PRECONDITION where the nodes do not fit together, with both sides' values."""
+        """Pick a transport, and mint the secret for its connection.
+
+        FAILED_PRECONDITION, with both sides' values, if layouts differ or no transport fits; else RESOURCE_EXHAUSTED.
+        """
         receiver = self._receiver
         try:
             self._check(request)
@@ -46,7 +49,7 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     async def Commit(  # noqa: N802
         self, request: transfer_pb2.CommitRequest, context: _Context
     ) -> transfer_pb2.CommitReply:
-        """NOT_FOUND for a grant that is unknown, over, or not this peer's; ABORTED with the reason otherwise."""
+        """Accept a transfer. NOT_FOUND if the grant is unknown, over or not this peer's; ABORTED if it fails."""
         transfer = None
         if request.decode_epoch == self._receiver.epoch:
             transfer = self._receiver.find(request.grant_id, Peer(request.node_id, request.epoch))
@@ -66,8 +69,8 @@ class TransferServicer(transfer_pb2_grpc.TransferServicer):
     async def _choose(self, request: transfer_pb2.ConnectRequest) -> tuple[str, Listener]:
         receiver = self._receiver
         try:
-            return await receiver.doors.choose(request.transports, request.host_id)
+            return await receiver.listeners.choose(request.transports, request.host_id)
         except LayoutMismatch as error:
-            mine = f"{receiver.doors.names} on decode node {receiver.node_id}"
+            mine = f"{receiver.listeners.names} on decode node {receiver.node_id}"
             theirs = f"{', '.join(request.transports)} on prefill node {request.node_id}"
-            raise LayoutMismatch(f"no way for KV blocks: {mine}, {theirs}: {error.message}") from None
+            raise LayoutMismatch(f"no transport for KV blocks: {mine}, {theirs}: {error.message}") from None

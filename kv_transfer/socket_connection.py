@@ -1,4 +1,4 @@
-"""The sending end of a connection over a socket: writes when the kernel takes more, and ends once, whatever ends it."""
+"""The base of connections over a socket, on the sender's side: non-blocking writes, heartbeats, and one way to end."""
 
 import abc
 import asyncio
@@ -11,10 +11,10 @@ from kv_transfer.transport import HEARTBEAT_S, Connection
 
 
 class SocketConnection(Connection):
-    """What is written, and who waits for it, is the subclass's."""
+    """Subclasses keep the queue of what to write, and the futures of those who wait for it."""
 
     def __init__(self, sock: socket.socket, on_close: Callable[[], None], stalled: str) -> None:
-        """`stalled` says what has happened when nothing has moved for too long."""
+        """`stalled` is the error message for the case that nothing has moved for too long."""
         self._sock = sock
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
@@ -25,20 +25,20 @@ class SocketConnection(Connection):
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     async def close(self) -> None:
-        """Idempotent. A receiver finds the connection closed, and drops what it was reading."""
+        """See `Connection`. A receiver that is still reading finds the connection closed, and drops what it read."""
         self._close("the connection was closed")
 
     @abc.abstractmethod
     def _beat(self) -> None:
-        """Say something, where nothing else is said."""
+        """Send a heartbeat, unless something is queued anyway."""
 
     @abc.abstractmethod
     def _on_readable(self) -> None:
-        """The receiver has said something, or has closed."""
+        """Called when the receiver has sent something, or has closed the connection."""
 
     @abc.abstractmethod
     def _write(self) -> None:
-        """Write what there is; BlockingIOError where the kernel takes no more."""
+        """Write what is queued. Raises BlockingIOError when the kernel takes no more."""
 
     @property
     @abc.abstractmethod
@@ -47,7 +47,7 @@ class SocketConnection(Connection):
 
     @abc.abstractmethod
     def _drop(self, reason: str) -> None:
-        """Nothing more leaves: whoever waits gets a TransferError."""
+        """Discard what is queued, and fail every pending send with a TransferError."""
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,13 +1,12 @@
-"""A KV pool on a device. Transports of host bytes have it staged through pinned memory; those of IN_PLACE have no need.
+"""A KV pool on a device, staged through pinned host memory. Only the transports of IN_PLACE go without staging.
 
-Out: a message's blocks are packed into one run on the device and copied to the host, on a stream of their own; the
-message is digested and sent from there. Senders share MAX_LENT_BYTES of staging memory; where it is used up, a message
-waits in its transfer, so a peer that is slow costs the others nothing but room.
+Sending: a message's blocks are packed into one contiguous run on the device and copied to the host, on a separate
+stream; the message is digested and sent from there. All senders share MAX_LENT_BYTES of staging memory. When it is used
+up, a message waits in its transfer, so a slow peer costs the others nothing but staging memory.
 
-In: a message lands in staging memory; it is digested there, and meanwhile copied to the device, and to its blocks. A
-landing has settled when both are over, the copy as seen by the host: whoever launches work on the device after that
-finds the blocks as they were sent. What may be on its way in is bounded by the senders' outboxes, and by
-MAX_LANDING_BYTES at last.
+Receiving: a message lands in staging memory. It is digested there while it is copied to the device and scattered to its
+blocks. The landing settles when both are done, the copy as seen by the host, so device work launched after that reads
+the blocks as they were sent. The senders' outboxes bound the bytes in flight, MAX_LANDING_BYTES is a hard limit.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class StagedPool:
-    """See `kv_transfer.pool.Pool`. The device may also be a CPU, whose memory is then treated like another's."""
+    """See `kv_transfer.pool.Pool`. The device may also be the CPU, which is then staged like any other device."""
 
     def __init__(
         self, buffer: Tensor, layout: KVLayout, num_blocks: int,
@@ -47,7 +46,7 @@ class StagedPool:
         self._waiting: list[Callable[[], None]] = []
 
     def lend(self, layer_groups: range, block_ids: Sequence[int]) -> "_StagedLoan | None":
-        """See `Pool`. A message larger than all of the staging memory is lent alone."""
+        """See `Pool`. A message larger than the whole limit is lent when nothing else is."""
         places = places_of(self, layer_groups, block_ids)
         num_bytes = len(places) * self.layout.block_group_bytes
         if self._lent_bytes and self._lent_bytes + num_bytes > self._max_lent_bytes:
@@ -64,7 +63,7 @@ class StagedPool:
         places = places_of(self, layer_groups, block_ids)
         num_bytes = len(places) * self.layout.block_group_bytes
         if self._landing_bytes + num_bytes > self._max_landing_bytes:
-            _log.warning("%d bytes of KV are landing: no room for more", self._landing_bytes)
+            _log.warning("%d bytes of KV are being received: no staging memory for more", self._landing_bytes)
             return None
         try:
             staging = self.blocks.staging(len(places))
@@ -75,18 +74,18 @@ class StagedPool:
         return _StagedLanding(self, places, staging)
 
     def close(self) -> None:
-        """Ends the threads after what they have begun."""
+        """End the threads once they have finished the copies in hand."""
         self.blocks.close()
 
-    def lent(self, num_bytes: int) -> None:
-        """For a loan: its end."""
+    def loan_ended(self, num_bytes: int) -> None:
+        """Called by a loan when it ends: its staging memory is free again."""
         self._lent_bytes -= num_bytes
         waiting, self._waiting = self._waiting, []
         for callback in waiting:
             callback()
 
-    def landed(self, num_bytes: int) -> None:
-        """For a landing: its end."""
+    def landing_ended(self, num_bytes: int) -> None:
+        """Called by a landing when it ends: its staging memory is free again."""
         self._landing_bytes -= num_bytes
 
 
@@ -99,7 +98,7 @@ class _StagedLoan:
         return [await self._pool.blocks.read(self._places)]
 
     def end(self) -> None:
-        self._pool.lent(self.num_bytes)
+        self._pool.loan_ended(self.num_bytes)
 
 
 class _StagedLanding:
@@ -112,12 +111,12 @@ class _StagedLanding:
         return asyncio.ensure_future(self._settle(digesting))
 
     def drop(self) -> None:
-        self._pool.landed(self.views[0].nbytes)
+        self._pool.landing_ended(self.views[0].nbytes)
 
     async def _settle(self, digesting: "asyncio.Future[int]") -> int:
         copying = asyncio.ensure_future(self._pool.blocks.write(self._places, self._staging))
         both: list[asyncio.Future[Any]] = [copying, digesting]
         await asyncio.wait(both)
-        self.drop()  # neither reads it any more
+        self.drop()  # neither of them reads the staging memory any more
         await copying
         return await digesting

@@ -1,7 +1,7 @@
-"""Memory that a node shares with its UCX process: messages are copied through it, so UCX never touches a KV pool.
+"""Memory that a node shares with its UCX process: messages are copied through it, so UCX never touches the KV pool.
 
-Areas are handed out lowest first, so that no more of the region is ever touched, and so takes memory, than is in use at
-once. Who has to wait for one waits in turn.
+The allocator takes the lowest free area that fits, so that little more of the region is ever touched, and so backed by
+memory, than was in use at once. Requests that have to wait are served in order.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from kv_transfer.ucx_child.region import mapped
 
 REGION_BYTES = 256 * 2**20
 _PAGE_BYTES = 4096
-_INLINE_BYTES = 2**20  # up to here a thread costs more than it saves, as for digests
+_INLINE_BYTES = 2**20  # up to this size a thread costs more than it saves, as in `kv_transfer.digest`
 _PIECE_BYTES = 512 * 1024
 _NUM_THREADS = 2
 
@@ -31,32 +31,35 @@ _Bytes = npt.NDArray[np.uint8]
 
 
 class Area(NamedTuple):
-    """A part of the region."""
+    """A part of the region, as an offset and a length in bytes."""
 
     start: int
     num_bytes: int
 
 
 class Staging:
-    """One region, for one life of a UCX process. All but the copying runs in the event loop."""
+    """One region, for the life of one UCX process. All but the copying runs in the event loop."""
 
     def __init__(self, num_bytes: int = REGION_BYTES) -> None:
         self.num_bytes = num_bytes
         self.descriptor = os.memfd_create("baton-kv-staging", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, num_bytes)
-            # nobody can take pages away under the other's feet
+            # neither process can shrink the region under the other one
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self._bytes = mapped(self.descriptor, num_bytes)
             self._threads = started_pool(_NUM_THREADS, "kv-staging")
         except OSError:
             os.close(self.descriptor)
             raise
-        self._free = [Area(0, num_bytes)]  # in order, and no two of them neighbours
+        self._free = [Area(0, num_bytes)]  # in order, adjacent ones merged
         self._waiting: deque[tuple[int, asyncio.Future[Area]]] = deque()
 
     def take(self, num_bytes: int) -> asyncio.Future[Area]:
-        """An area, soon; who cancels the future has none. TransferError for what never fits, and after `close`."""
+        """Allocate an area, once there is room. Cancelling the future gives the request up.
+
+        The future raises TransferError for more bytes than the region has, and after `close`.
+        """
         future: asyncio.Future[Area] = asyncio.get_running_loop().create_future()
         if self.descriptor < 0 or num_bytes > self.num_bytes:
             reason = "is closed" if self.descriptor < 0 else f"holds no message of {num_bytes} bytes"
@@ -67,7 +70,7 @@ class Staging:
         return future
 
     def give_back(self, area: Area) -> None:
-        """Nobody reads or writes it any more."""
+        """Free an area, which nobody reads or writes any more."""
         start, end = area.start, area.start + _rounded(area.num_bytes)
         first = last = bisect(self._free, area)
         if first and sum(self._free[first - 1]) == start:
@@ -80,15 +83,15 @@ class Staging:
         self._serve()
 
     def fill(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
-        """Copy the views' bytes into the area, one after the other; their digest. TransferError after `close`."""
+        """Copy the views, one after the other, into the area; return the digest. TransferError after `close`."""
         return self._run(area.num_bytes, _gather, self._view(area), views)
 
     def empty(self, area: Area, views: Sequence[memoryview]) -> asyncio.Future[int]:
-        """Copy the area's bytes into the views, one after the other; their digest. TransferError after `close`."""
+        """Copy the area into the views, one after the other; return the digest. TransferError after `close`."""
         return self._run(area.num_bytes, _spread, self._view(area), views)
 
     def close(self) -> None:
-        """Idempotent. Hands out nothing more; copies under way end, and their memory goes with the last of them."""
+        """Allocate no more. Idempotent. Copies in progress complete; the last of them frees the region."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -124,7 +127,7 @@ class Staging:
         self, num_bytes: int, copy: Callable[[memoryview, Sequence[memoryview]], int],
         run: memoryview, views: Sequence[memoryview],
     ) -> asyncio.Future[int]:  # fmt: skip
-        if self.descriptor < 0:  # with it goes UCX: the last that it said and its end may be heard at once
+        if self.descriptor < 0:  # possible: UCX's last report and its end may arrive in the same turn of the loop
             raise TransferError("the staging memory is closed")
         if num_bytes > _INLINE_BYTES:
             return asyncio.get_running_loop().run_in_executor(self._threads, copy, run, views)
@@ -140,7 +143,7 @@ def _spread(source: memoryview, views: Sequence[memoryview]) -> int:
 
 
 def _pieces(run: memoryview, views: Sequence[memoryview]) -> Iterator[tuple[_Bytes, _Bytes]]:
-    """Of each view, and the part of the run that belongs to it."""
+    """Split the views into cache-sized pieces; yield each with the part of `run` that corresponds to it."""
     rest = np.frombuffer(run, np.uint8)
     for view in views:
         left = np.frombuffer(view, np.uint8)
@@ -151,9 +154,9 @@ def _pieces(run: memoryview, views: Sequence[memoryview]) -> Iterator[tuple[_Byt
 
 
 def _digest(copies: Iterator[tuple[_Bytes, _Bytes]]) -> int:
-    """Copies each piece (target, source), and digests it while the processor's cache has it.
+    """Copy each piece (target, source), and digest it while it is in the processor's cache.
 
-    numpy and xxhash release the interpreter lock meanwhile.
+    Both numpy and xxhash release the GIL while they work.
     """
     state = xxhash.xxh3_64()
     for target, source in copies:

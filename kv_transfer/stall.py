@@ -1,14 +1,14 @@
-"""Notices a peer that stopped moving: neither TCP nor UCX reports one that is frozen or cut off."""
+"""Detects a peer that makes no progress: neither TCP nor UCX reports one that is frozen or cut off."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 
 TICK_S = 0.125
-LEAST_TICKS = 9  # 1.1 s, by which two lost packets have been sent again
+LEAST_TICKS = 9  # 1.1 s: enough for TCP to retransmit two lost packets
 MOST_TICKS = 12
-_UNUSUAL = 3.0  # times the longest silence of late: on a busy host bytes come late
-_FORGETTING = 0.996  # of that, a tick
+_UNUSUAL = 3.0  # a stall is this many times the longest recent silence: on a busy host bytes come late
+_FORGETTING = 0.996  # decay of the longest recent silence, per tick
 
 _log = logging.getLogger(__name__)
 
@@ -16,41 +16,41 @@ _log = logging.getLogger(__name__)
 class StallWatch:
     """Calls `on_stall` once when something has been pending without progress for LEAST_TICKS to MOST_TICKS.
 
-    For how long depends on how long silences were of late, and on how late this process's own turn came: its peer may
-    have to wait as long for a core. Ticks are those of this process's loop, so however long that was away, nobody is
-    held responsible for more than one of them.
+    The patience within these bounds grows with the longest recent silence, and with the lateness of this process's own
+    event loop, since the peer may have to wait as long for a core. Time is counted in ticks of the event loop, so a
+    pause of this process, however long, counts as a single tick against the peer.
     """
 
     def __init__(self, about: str, on_stall: Callable[[], None]) -> None:
-        """`about` says for the log what it means that nothing moves."""
+        """`about` says in the log what has stalled, as in "a prefill node is silent over tcp"."""
         self._about = about
         self._on_stall = on_stall
         self._loop = asyncio.get_running_loop()
         self._num_pending = 0
-        self._ticks = 0  # since something moved
-        self._usual_ticks = 0.0
-        self._due_s = 0.0  # the next tick
+        self._ticks = 0  # since the last progress
+        self._usual_ticks = 0.0  # the longest recent silence, decaying
+        self._due_s = 0.0  # when the next tick is due
         self._timer: asyncio.TimerHandle | None = None
 
     def started(self) -> None:
-        """One more thing is pending."""
+        """Count one more pending operation."""
         if self._num_pending == 0 and self._timer is None:
             self._tick_later()
         self._num_pending += 1
 
     def moved(self) -> None:
-        """Some bytes went through."""
+        """Note progress."""
         if self._ticks:
             self._usual_ticks = max(self._usual_ticks, float(self._ticks))
             self._ticks = 0
 
     def finished(self) -> None:
-        """One thing less is pending."""
+        """Count one pending operation less; that is progress, too."""
         self._num_pending -= 1
         self.moved()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -88,7 +88,7 @@ class Heartbeat:
         self._timer = self._loop.call_later(interval_s, self._next)
 
     def close(self) -> None:
-        """Beat no more."""
+        """Stop the heartbeat."""
         self._timer.cancel()
 
     def _next(self) -> None:

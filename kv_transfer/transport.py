@@ -1,7 +1,7 @@
-"""What a transport is: tagged messages from a sender's memory straight into memory that the receiver names.
+"""The interface of transports, which move tagged messages from a sender's memory into memory that the receiver names.
 
-A transport knows neither blocks nor transfers. A peer that freezes or is cut off is noticed by its silence (`stall`).
-Everything runs in one event loop; callbacks never block.
+A transport knows nothing of requests or transfers. It notices a peer that froze or was cut off by its silence
+(`stall`). Everything runs in one event loop; callbacks never block.
 """
 
 from abc import ABC, abstractmethod
@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 SECRET_BYTES = 32
 CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s
-PATIENCE_S = 1.0  # for a transport that is starting, where there is another; less than a connect may take
-RETRY_S = 10.0  # after which a transport that failed is tried again; then after twice that, and so on
+PATIENCE_S = 1.0  # how long to wait for a transport to start if there is another; below the timeout of a connect
+RETRY_S = 10.0  # pause before a transport that failed is tried again; doubled after each further failure
 MAX_RETRY_S = 600.0
-HEARTBEAT_S = 0.4  # senders say at least that often that they live
-WITHIN_HOST = frozenset({"cuda", "shm"})  # transports for nodes that share a host
-IN_PLACE = frozenset({"cuda"})  # transports that write the receiver's blocks themselves: what they are told is places
+HEARTBEAT_S = 0.4  # interval of a sender's heartbeats
+WITHIN_HOST = frozenset({"cuda", "shm"})  # transports that only work between nodes on one host
+IN_PLACE = frozenset({"cuda"})  # transports that write into the receiver's pool themselves, at `Slot.places`
 
 
 class Peer(NamedTuple):
@@ -26,87 +26,87 @@ class Peer(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where a message goes, and from whom it is expected."""
+    """Where to write a message, and from whom it is expected."""
 
     peer: Peer
-    views: Sequence[memoryview]  # to be filled one after the other; none for transports of IN_PLACE
-    places: Sequence[int] = ()  # for those: of its blocks in the pool
+    views: Sequence[memoryview]  # to be filled one after the other; empty for transports of IN_PLACE
+    places: Sequence[int] = ()  # for transports of IN_PLACE: the places of its blocks (`pool.places_of`)
 
 
 class Inbox(Protocol):
-    """What a listener asks and tells the receiver."""
+    """The calls that a listener makes to the receiver."""
 
     def admit(self, secret: bytes) -> Peer | None:
-        """Who opens a connection with this secret; None refuses it. A secret opens one connection."""
+        """Return whose secret this is, or None to refuse the connection. A secret is good for one connection."""
 
     def claim(self, tag: int, num_bytes: int, peer: Peer | None) -> Slot | None:
-        """Where to write the message, or None: drop it. `peer` is None where the transport cannot tell.
+        """Return where to write a message, or None to drop it. `peer` is None if the transport does not know it.
 
-        After a slot, exactly one call of `arrived` or `lost` follows; between the two it is being written to.
+        Each slot is followed by exactly one call of `arrived` or `lost`; until then it is being written to.
         """
 
     def arrived(self, tag: int, digest: int | None = None) -> None:
-        """All of the message is in its slot. A transport that has read it anyway may say its digest."""
+        """All of the message is in its slot. `digest`: if the transport has computed it in passing."""
 
     def lost(self, tag: int) -> None:
-        """The message will never be whole, and nothing writes into its slot any more."""
+        """The message will never be complete, and nothing writes to its slot any more."""
 
     def disconnected(self, peer: Peer) -> None:
-        """A peer's connection is closing: no claims come from it any more, but `lost` may still."""
+        """A connection of the peer is closing: it makes no more claims, but calls of `lost` may follow."""
 
 
 class Connection(ABC):
-    """To one receiver, of one of the two kinds below. Lost for good once closed, by whichever side."""
+    """A connection to one receiver, of one of the two kinds below. Once closed, by either side, it stays closed."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Idempotent. Returns when nothing of any send is being read, or what is read will be dropped by the receiver.
+        """Close the connection. Idempotent. All pending sends have raised when it returns.
 
-        The sends have raised by then.
+        The memory of sends is then no longer read, or whatever is still read of it will be dropped by the receiver.
         """
 
 
 class ByteConnection(Connection):
-    """For bytes in host memory."""
+    """A connection that sends bytes in host memory."""
 
-    digests = False  # whether `send` says the digest of what it has sent; else whoever calls it has to find out
+    digests = False  # whether `send` returns the digest of what it sent; if not, the caller must compute it
 
     @abstractmethod
     async def send(self, tag: int, views: Sequence[memoryview]) -> int | None:
-        """Send the views' bytes as one message; several sends may be under way.
+        """Send the views' bytes as one message. Several sends may be in flight at once.
 
-        Returns, or raises TransferError, when the views are no longer being read. Not to be cancelled: cancelling the
-        await does not stop the reading, closing the connection does.
+        Returns, or raises TransferError, when the views are no longer being read. Do not cancel it: that would not stop
+        the reading. Only closing the connection does.
         """
 
 
 class BlockConnection(Connection):
-    """For blocks where they lie in the sender's pool."""
+    """A connection that sends blocks from the sender's pool, without staging."""
 
     @abstractmethod
     async def digest(self, places: Sequence[int]) -> int:
-        """What the receiver will say of these blocks, if they are what arrives. TransferError where nobody can say."""
+        """Compute the digest that the receiver reports if exactly these blocks arrive. Raises TransferError."""
 
     @abstractmethod
     async def send(self, tag: int, places: Sequence[int]) -> None:
-        """Send the blocks at these places of the pool as one message; otherwise like `ByteConnection.send`."""
+        """Send the blocks at these places of the pool as one message; otherwise as `ByteConnection.send`."""
 
 
 AnyConnection: TypeAlias = ByteConnection | BlockConnection
 
 
 class Listener(ABC):
-    """Accepts connections, and writes messages to where the inbox says."""
+    """Accepts connections, and writes their messages where the inbox says."""
 
     host: str
     port: int
 
-    async def ready(self) -> None:  # noqa: B027 - most always are
-        """Returns when connections are accepted at `host` and `port`; TransferError when that takes too long."""
+    async def ready(self) -> None:  # noqa: B027 - most are always ready
+        """Wait until connections are accepted at `host` and `port`. Raises TransferError if that takes too long."""
 
     @abstractmethod
     async def disconnect(self, peer: Peer) -> None:
-        """Close the peer's connection, if there is one. Returns when nothing of it is being written any more."""
+        """Close the peer's connection, if there is one. Returns when none of its messages is being written any more."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -114,7 +114,7 @@ class Listener(ABC):
 
 
 class Transport(ABC):
-    """One way for messages to travel."""
+    """One way to move messages between nodes."""
 
     name: str
 
@@ -122,15 +122,15 @@ class Transport(ABC):
     async def listen(self, host: str, inbox: Inbox) -> Listener:
         """Listen on a free port."""
 
-    async def ready(self) -> None:  # noqa: B027 - most always are
-        """Returns when `connect` has all that it needs on this side; TransferError where it never will have."""
+    async def ready(self) -> None:  # noqa: B027 - most are always ready
+        """Wait until `connect` has what it needs on this node. Raises TransferError if it never will."""
 
     @abstractmethod
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> AnyConnection:
-        """Raises TransferError when there is no connection within CONNECT_TIMEOUT_S, or the secret is refused.
+        """Connect to a listener; `on_close` is called once, when the connection is lost or closed.
 
-        `on_close` is called once, when the connection is lost or closed.
+        Raises TransferError if there is no connection within CONNECT_TIMEOUT_S, or the secret is refused.
         """
 
     async def close(self) -> None:  # noqa: B027 - most have nothing of their own to close
-        """Release what the transport owns itself; listeners and connections are closed before."""
+        """Release what the transport itself owns. Close its listeners and connections first."""

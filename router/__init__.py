@@ -1,1 +1,1 @@
-"""The router: HTTP in, the right pair of nodes, tokens out."""
+"""The router: takes HTTP requests, chooses the nodes for each, and streams the tokens back."""

@@ -1,7 +1,7 @@
-"""The router's HTTP application, on bare ASGI: who may ask, which route answers, and what is counted and logged.
+"""The router's HTTP application, on bare ASGI: authentication, routing, metrics and logs.
 
-Every route wants a key where there are keys. The two probes do not, and say nothing but their status; they are answered
-right where they are let through, so no way of spelling a path leads past the check.
+If API keys are configured, every route requires one, except the two probes, which reveal only their status. They are
+answered before authentication, at the very place that exempts them, so no spelling of another path bypasses the check.
 """
 
 import asyncio
@@ -37,19 +37,19 @@ class App:
         limiter: RateLimiter | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """Without a `limiter` no rate is limited."""
+        """`handlers`: of POST routes; `cold_routes` serves all other paths. Without a `limiter` no rate is limited."""
         self.draining = False
         self._dispatch = dispatch
         self._keys = keys
         self._limiter = limiter
         self._cold_routes = cold_routes
-        self._handlers = handlers  # of the paths that take a POST; all others are `cold_routes`'
+        self._handlers = handlers
         self._observer = observer or Observer()
         self._num_in_flight = 0
         http_metrics.IN_FLIGHT.set_function(lambda: self._num_in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Serve one request."""
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive)
@@ -78,7 +78,7 @@ class App:
             return
         handler = self._handlers.get(exchange.path)
         if handler is None:
-            if exchange.method == "HEAD":  # a GET, of whose answer uvicorn leaves the body out
+            if exchange.method == "HEAD":  # served as a GET: uvicorn leaves the body out
                 scope = {**scope, "method": "GET"}
             await self._cold_routes(scope, receive, _with_request_id(send, exchange.request_id))
         elif exchange.method != "POST":
@@ -101,7 +101,7 @@ class App:
             _fail(exchange, error)
         except asyncio.CancelledError:
             _fail(exchange, NoCapacity("the router is shutting down"))
-        except Exception:  # an edge: this request fails, the router goes on
+        except Exception:  # an edge: this request fails, the router keeps running
             _log.exception("a request failed", extra={"request_id": exchange.request_id})
             _fail(exchange, BatonError("internal error"))
 
@@ -110,7 +110,7 @@ def _fail(exchange: Exchange, error: BatonError) -> None:
     exchange.left = False
     if not exchange.sender.started:
         exchange.send_error(error)
-    error.__traceback__ = None  # its frames hold the body, and may hold the error: that would wait for the collector
+    error.__traceback__ = None  # its frames hold the body and maybe the error: a cycle, freed only by the collector
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

@@ -1,6 +1,7 @@
-"""The last minutes of this router, in slots of two seconds: what a dashboard draws, and what routers add up.
+"""Statistics of this router's last five minutes in slots of two seconds, for the dashboard.
 
-Times go into buckets a tenth apart, so a percentile is right to 5 %, and slots of several routers can be added.
+Times are counted in buckets with bounds 10 % apart, so percentiles are accurate to 5 %, and the slots of several
+routers can be added.
 """
 
 import math
@@ -19,17 +20,17 @@ _SHARES = (0.5, 0.95, 0.99)
 
 
 class Slot(msgspec.Struct):
-    """What happened in two seconds. Keys of `ttft` and `tpot` are buckets, those of `flows` `prefill>decode`."""
+    """What happened in two seconds. Keys of `ttft` and `tpot` are buckets; those of `flows` are `prefill>decode`."""
 
     requests: int = 0
-    errors: int = 0  # the service's: 5xx, but not those who were told to come again
-    refused: int = 0  # 429, 503
+    errors: int = 0  # status 5xx, except 503
+    refused: int = 0  # status 429 or 503: the client may try again
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     ttft: dict[int, int] = {}
     tpot: dict[int, int] = {}
-    flows: dict[str, tuple[int, int]] = {}  # bytes, transfers
+    flows: dict[str, tuple[int, int]] = {}  # (bytes, transfers)
 
     def add(self, other: "Slot") -> None:
         """Add the counts of a slot of another router, or of another time."""
@@ -44,7 +45,7 @@ class Slot(msgspec.Struct):
 
 
 class Recent:
-    """The last slots, the current one included. What serves requests counts in; the admin port reads `slots`."""
+    """The last NUM_SLOTS slots, including the current one. Request handling counts; the admin port reads `slots`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -52,20 +53,20 @@ class Recent:
         self._number = int(clock() // SLOT_S)
 
     def slots(self) -> list[Slot]:
-        """The latest first; the first one is not over yet."""
+        """Return the slots, latest first. The first one is not complete yet."""
         self._current()
         return list(reversed(self._slots))
 
     def ttft(self, seconds: float) -> None:
-        """A first token was sent."""
+        """Count the time to first token of a choice."""
         _count(self._current().ttft, seconds)
 
     def tpot(self, seconds: float) -> None:
-        """A choice has ended."""
+        """Count the time per output token of a choice that has ended."""
         _count(self._current().tpot, seconds)
 
     def request(self, status: int, num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> None:
-        """A request has ended."""
+        """Count a request that has ended."""
         slot = self._current()
         slot.requests += 1
         slot.refused += status in (429, 503)
@@ -75,7 +76,7 @@ class Recent:
         slot.cached_tokens += num_cached_tokens
 
     def transfer(self, prefill: str, decode: str, num_bytes: int) -> None:
-        """KV blocks went from one node to another."""
+        """Count a KV transfer from a prefill node to a decode node."""
         flows, pair = self._current().flows, f"{prefill}>{decode}"
         before = flows.get(pair, (0, 0))
         flows[pair] = before[0] + num_bytes, before[1] + 1
@@ -89,7 +90,7 @@ class Recent:
 
 
 def merged(slots: Iterable[Slot]) -> Slot:
-    """The sum of several slots."""
+    """Return the sum of several slots."""
     total = Slot()
     for slot in slots:
         total.add(slot)
@@ -97,7 +98,7 @@ def merged(slots: Iterable[Slot]) -> Slot:
 
 
 def percentiles_ms(buckets: dict[int, int]) -> list[float | None]:
-    """p50, p95 and p99, in milliseconds; None where nothing was counted."""
+    """Return p50, p95 and p99 in milliseconds; each is None if nothing was counted."""
     total = sum(buckets.values())
     if not total:
         return [None for _ in _SHARES]
@@ -105,12 +106,12 @@ def percentiles_ms(buckets: dict[int, int]) -> list[float | None]:
 
 
 def to_json(slots: list[Slot]) -> list[Any]:
-    """Slots for another router to read (`from_json`)."""
+    """Convert slots to JSON values, for another router to read with `from_json`."""
     return [msgspec.to_builtins(slot, str_keys=True) for slot in slots]
 
 
 def from_json(value: Any) -> list[Slot]:
-    """Slots of another router. Raises msgspec.ValidationError for anything else."""
+    """Convert the slots of another router. Raises msgspec.ValidationError for malformed ones."""
     return msgspec.convert(value, list[Slot], strict=False)[:NUM_SLOTS]
 
 

@@ -1,4 +1,4 @@
-"""Which path is served by what: all that takes a POST, on bare ASGI. What takes a GET is in `openai.cold_routes`."""
+"""The POST routes of the HTTP application, on bare ASGI. The GET routes are in `openai.cold_routes`."""
 
 from router.app import Handler
 from router.openai.chat import Chat
@@ -10,7 +10,7 @@ from router.openai.tokenization import Tokenization
 
 
 def routes(generator: Generator) -> dict[str, Handler]:
-    """The handler of each path."""
+    """Return the handler of each path."""
     chat = Chat(generator)
     embedder = Embedder(generator)
     tokenization = Tokenization(generator)

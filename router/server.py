@@ -1,7 +1,7 @@
 """A router process: from its flags to a listening socket, and from SIGTERM to the end of the last stream.
 
-What is wrong with the flags, a port that is taken included, is a ConfigError before the event loop runs. How clients
-fare while it drains is told in `http.server`.
+Everything wrong with the flags, including a port that is taken, raises ConfigError before the event loop runs.
+`http.server` describes what clients see during a drain.
 """
 
 import asyncio
@@ -45,17 +45,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a router has before its event loop starts."""
+    """What is loaded before the event loop starts."""
 
     listener: socket.socket
     admin_listener: socket.socket
     keys: APIKeys
     model: ServedModel
-    identity: tls.Identity | None  # by which nodes know this router
+    identity: tls.Identity | None  # for mutual TLS with the nodes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a router until it is told to end; the exit code."""
+    """Run a router until it is told to end. Returns the exit code."""
     return lifecycle.main("router", RouterConfig, _load, serve, argv, complete)
 
 
@@ -66,7 +66,7 @@ def _load(config: RouterConfig) -> Loaded:
 
 
 def load(config: RouterConfig) -> Loaded:
-    """Everything that can be wrong with the flags, as a ConfigError."""
+    """Open the ports and load keys, model and certificates. Raises ConfigError for everything wrong with the flags."""
     keys = APIKeys.load(config.api_key_file, config.api_key)
     if not keys and not is_loopback(config.host):
         raise ConfigError(
@@ -84,11 +84,11 @@ def load(config: RouterConfig) -> Loaded:
 
 
 async def serve(config: RouterConfig, loaded: Loaded, shutdown: Shutdown) -> None:
-    """Serve until a drain is asked for and done."""
+    """Serve until a drain is requested and complete."""
     address = shown_address(config.host, loaded.listener, config.redis_url)
     redis = redis_client.connect(config.redis_url)
     metrics_url = f"http://{shown_address(config.admin_host, loaded.admin_listener, config.redis_url)}/metrics"
-    router_id = f"{config.node_id or 'router'}.{secrets.token_hex(4)}"  # nodes tell incarnations of a router apart
+    router_id = f"{config.node_id or 'router'}.{secrets.token_hex(4)}"  # unique to this incarnation
     labels = {"role": "router", "node_id": config.node_id or router_id}
     spans = otel.exporter(config.otlp_endpoint, labels)
     timelines = TimelineBook(on_end=spans.export if spans else None)

@@ -1,1 +1,1 @@
-"""What routers and nodes must agree on about KV blocks: their layout, their hashes, the index of who holds them."""
+"""What routers and nodes must agree on about KV blocks: layout, hashes, and the index of which node has which."""

@@ -1,4 +1,4 @@
-"""How often some bytes occur in a text: in one call where it has been compiled (`native`), a twentieth of the time."""
+"""Counts how often given bytes occur in a text. The compiled version (`native`) takes a twentieth of the time."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from baton.kv import native
 
 Count = Callable[[bytes, bytes], Sequence[int]]
-"""(text, marks): how often each byte of `marks` occurs."""
+"""(text, marks) -> how often each byte of `marks` occurs in `text`."""
 
 
 def counted(text: bytes, marks: bytes) -> Sequence[int]:
-    """The count by Python, which specifies that of the compiled library."""
+    """Count in Python: the specification of the compiled version."""
     return [text.count(mark) for mark in marks]
 
 
 def fastest() -> Count:
-    """The fastest count of this installation."""
+    """Return the compiled version if it is installed, else `counted`."""
     try:
         compiled = ctypes.CDLL(str(native.library(native.BYTE_COUNT))).baton_count_bytes
     except OSError:

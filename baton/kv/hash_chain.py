@@ -1,4 +1,4 @@
-"""A chain of hashes in one call where it has been compiled (`native`), else by hashlib, with the same result."""
+"""Computes a chain of block hashes: in one call of the compiled version (`native`), or equivalently by hashlib."""
 
 import ctypes
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from pathlib import Path
 from baton.kv import native
 
 DIGEST_BYTES = 16
-_FEW_BLOCKS = 4  # which take longer by a call of C
+_FEW_BLOCKS = 4  # for fewer blocks a call of C is slower
 
 Chain = Callable[[bytes, bytes, int], bytes]
-"""(parent, blocks, bytes of a block): the digests of the whole blocks, one after the other."""
+"""(parent, blocks, bytes per block) -> the digests of all full blocks, concatenated."""
 
 
 def hashed(parent: bytes, blocks: bytes, block_bytes: int) -> bytes:
-    """By hashlib: the specification of all others. `digest = sha256(block ‖ digest before)[:16]`."""
+    """Compute the chain by hashlib, the specification: `digest = sha256(block ‖ last digest)[:16]`."""
     digests = []
     for start in range(0, len(blocks) - block_bytes + 1, block_bytes):
         parent = sha256(blocks[start : start + block_bytes] + parent).digest()[:DIGEST_BYTES]
@@ -24,7 +24,7 @@ def hashed(parent: bytes, blocks: bytes, block_bytes: int) -> bytes:
 
 
 def load(path: Path, *, portably: bool = False) -> Chain:
-    """The compiled one; without SHA instructions if `portably`. Raises OSError where there is none."""
+    """Load the compiled version at `path`. `portably`: use no SHA instructions. Raises OSError if it is missing."""
     compute = ctypes.CDLL(str(path)).baton_hash_chain
     sizes = [ctypes.c_size_t] * 2
     compute.argtypes, compute.restype = [ctypes.c_char_p, ctypes.c_char_p, *sizes, ctypes.c_char_p, ctypes.c_int], None
@@ -41,7 +41,7 @@ def load(path: Path, *, portably: bool = False) -> Chain:
 
 
 def fastest() -> Chain:
-    """The fastest chain of this installation."""
+    """Return the compiled version if it is installed, else `hashed`."""
     try:
         return load(native.library(native.HASH_CHAIN))
     except OSError:

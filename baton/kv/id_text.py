@@ -1,7 +1,7 @@
-"""Token ids out of a JSON list of them, without an object for each: 30,000 of them take a tenth of the time.
+"""Reads a JSON list of token ids without creating an object for each: ten times as fast for 30,000 ids.
 
-Only where it has been compiled (`native`), and only of a plain list: all else is left to whoever reads any JSON, and
-tells what is wrong with it.
+This works only if the compiled version is installed (`native`), and only for a plain list of integers. For anything
+else it returns None, and the caller uses a general JSON parser, which also reports errors.
 """
 
 import ctypes
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from baton.kv import byte_count, native
 
 Read = Callable[[bytes, int, int], "tuple[array[int], int] | None"]
-"""(text, start, limit): the ids of the list that begins at `start`, all of them below the limit, and where it ends.
+"""(text, start, limit) -> (the ids of the list that begins at `start`, the position after its end).
 
-None where anything else is there."""
+None if there is anything but a non-empty list of integers below `limit`."""
 
 
 def load() -> Read:
-    """The compiled one; where there is none, one that reads nothing."""
+    """Return the compiled version or, if it is not installed, a function that always returns None."""
     try:
         compiled = ctypes.CDLL(str(native.library(native.ID_TEXT))).baton_read_ids
     except OSError:

@@ -1,4 +1,4 @@
-"""A node's cached blocks, told to the prefix index (`prefix_index`) for as long as the node lives."""
+"""Keeps the prefix index (`prefix_index`) informed of a node's cached blocks, for as long as the node lives."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,8 @@ from baton.process import tasks
 
 LEASE_S = 10.0
 RENEWAL_S = 1.0
-MAX_PENDING_BLOCKS = 65_536  # changes waiting for Redis; beyond that a new snapshot is cheaper
-MAX_EVENTS = 1024  # in the stream: 32 MiB at most
+MAX_PENDING_BLOCKS = 65_536  # changes waiting for Redis; for more, a new snapshot is cheaper
+MAX_EVENTS = 1024  # length of the stream: 32 MiB at most
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ return 1
 
 
 class IndexWriter:
-    """Announces one node's cached blocks. All methods belong to the node's event loop; none waits for Redis."""
+    """Writes one node's cached blocks to the index. Call its methods in the node's event loop."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class IndexWriter:
         epoch: int,
         snapshot: Callable[[], Awaitable[Iterable[BlockHash]]],
     ) -> None:
-        """`snapshot` returns all cached blocks, those of every `put` so far included."""
+        """`snapshot` returns all cached blocks, including those of every `put` so far."""
         self._redis = redis
         self._script = redis.register_script(_FLUSH)
         self._node = (node_id, epoch)
@@ -75,12 +75,12 @@ class IndexWriter:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Announce a snapshot, and changes from now on."""
+        """Write a snapshot, and changes from now on, in a background task."""
         self._dirty.set()
         self._task = asyncio.create_task(self._run(), name="prefix index writer")
 
     async def stop(self) -> None:
-        """Take this node's blocks out of the index. Idempotent."""
+        """Stop writing, and remove this node's blocks from the index. Idempotent."""
         if self._task is None:
             return
         task, self._task = self._task, None
@@ -91,7 +91,7 @@ class IndexWriter:
             FAILURES.labels("prefix_index").inc()
 
     def put(self, stored: Iterable[BlockHash], evicted: Iterable[BlockHash]) -> None:
-        """Blocks that a step evicted, and then those that it stored."""
+        """Queue the blocks that a step evicted, and then those that it stored. Returns at once."""
         self._pending.update(dict.fromkeys(evicted, False))
         self._pending.update(dict.fromkeys(stored, True))
         if len(self._pending) > MAX_PENDING_BLOCKS:
@@ -103,7 +103,7 @@ class IndexWriter:
     async def _run(self) -> None:
         while self._task is not None:  # before Python 3.12 redis-py may swallow a cancel
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RENEWAL_S):  # wait_for loses a cancel that meets the event (before 3.12)
+                async with asyncio.timeout(RENEWAL_S):  # not wait_for: before 3.12 it may swallow a cancel
                     await self._dirty.wait()
             self._dirty.clear()
             try:
@@ -117,7 +117,7 @@ class IndexWriter:
         reset, self._reset = self._reset, False
         if reset:
             blocks = await self._snapshot()
-            self._pending = {}  # all of it is in the snapshot
+            self._pending = {}  # the snapshot includes all of these changes
             changes = [(block, True) for block in blocks]
         else:
             changes, self._pending = list(self._pending.items()), {}
@@ -129,7 +129,7 @@ class IndexWriter:
                 self._pending = dict(changes[start:]) | self._pending
                 self._reset = self._reset or opening
                 raise
-            if not known:  # Redis was emptied: everything has to be told again
+            if not known:  # Redis was emptied: write a new snapshot
                 self._reset = True
                 self._dirty.set()
                 return

@@ -1,8 +1,8 @@
-"""How KV blocks lie in a pool: the one fact that an engine and a KV transfer have in common.
+"""The layout of KV blocks in a pool, which engine and KV transfer share.
 
 The pool is one allocation, `[layer_group][block][layer][plane][kv_head][token][dim]`, so one block of one layer group
-is one contiguous run of bytes, and neighbouring blocks of a group are neighbours in memory. The planes are keys and
-values, or one where both are the same vector (latent attention).
+is one contiguous run of bytes, and consecutive blocks of a group are adjacent in memory. There are two planes, keys and
+values, or a single one if both are the same vector (latent attention).
 """
 
 import msgspec
@@ -14,7 +14,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
-    """Shape of a pool, apart from its number of blocks. Two nodes exchange blocks only if their layouts are equal."""
+    """The shape of a pool, except for its number of blocks. Only nodes with equal layouts exchange blocks."""
 
     num_layers: int
     layers_per_group: int  # divides num_layers
@@ -27,12 +27,12 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_layer_groups(self) -> int:
-        """Layer groups in the pool: transfers begin when the first of them is computed."""
+        """The number of layer groups: a transfer can begin when the first of them is computed."""
         return self.num_layers // self.layers_per_group
 
     @property
     def block_group_bytes(self) -> int:
-        """Bytes of one block of one layer group: one contiguous run."""
+        """Bytes of one block of one layer group, which is one contiguous run."""
         per_token = self.num_planes * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
         return self.layers_per_group * self.block_size * per_token
 
@@ -46,7 +46,7 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
         return num_blocks * self.block_bytes
 
     def offset(self, num_blocks: int, layer_group: int, block_id: int) -> int:
-        """Byte offset in a pool of `num_blocks` blocks at which that block of that layer group begins."""
+        """Byte offset of one block of one layer group in a pool of `num_blocks` blocks."""
         return (layer_group * num_blocks + block_id) * self.block_group_bytes
 
     def check_equal(self, other: "KVLayout", *, mine: str, theirs: str) -> None:
@@ -60,10 +60,10 @@ class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
             raise LayoutMismatch("KV layouts differ, so no blocks can be exchanged: " + "; ".join(differing))
 
     def to_proto(self) -> types_pb2.KVLayout:
-        """The same on the wire."""
+        """Convert to the wire's message."""
         return types_pb2.KVLayout(**{name: getattr(self, name) for name in self.__struct_fields__})
 
     @classmethod
     def from_proto(cls, proto: types_pb2.KVLayout) -> "KVLayout":
-        """The wire's values."""
+        """Convert from the wire's message."""
         return cls(**{name: getattr(proto, name) for name in cls.__struct_fields__})

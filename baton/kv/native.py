@@ -1,9 +1,9 @@
-"""C++ for what Python loops over too slowly in a long prompt, one library a source, compiled at installation.
+"""Compiles the C++ versions of loops that are too slow in Python for long prompts: one library for each source.
 
     python -m baton.kv.native
 
-It needs a C++17 compiler (`CXX`, by default g++) and is never compiled otherwise: whoever has a prompt should not have
-to wait for that, and does without. A library's name carries a hash of its source.
+This runs at installation and needs a C++17 compiler (`CXX`, by default g++). Nothing is compiled while serving: without
+the libraries, Python does the work. A library's name carries a hash of its source, so a changed source needs a rebuild.
 """
 
 import os
@@ -21,13 +21,16 @@ _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=default")
 
 
 def library(source: Path, folder: Path = FOLDER) -> Path:
-    """Where the library compiled from this source is, or would be."""
+    """Return where the library compiled from this source is, or would be."""
     digest = sha256(repr(_FLAGS).encode() + source.read_bytes()).hexdigest()
     return folder / f"{source.stem}-{digest[:16]}.so"
 
 
 def build(source: Path, folder: Path = FOLDER) -> Path:
-    """Compile it into `folder`. Raises OSError where the folder, or a compiler, is missing, and CalledProcessError."""
+    """Compile `source` into `folder` and return the library's path.
+
+    Raises OSError if there is no compiler or the folder cannot be written, CalledProcessError if compiling fails.
+    """
     target = library(source, folder)
     folder.mkdir(parents=True, exist_ok=True)
     compiler = shutil.which(os.environ.get("CXX", "g++"))
@@ -40,12 +43,12 @@ def build(source: Path, folder: Path = FOLDER) -> Path:
 
 
 def main() -> int:
-    """Compile all, and say where they are."""
+    """Compile all libraries and print their paths. Returns the exit code."""
     try:
         for source in (HASH_CHAIN, ID_TEXT, BYTE_COUNT):
             sys.stdout.write(f"{build(source)}\n")
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"long prompts are read and hashed by Python: {error}\n")
+        sys.stderr.write(f"not compiled, so Python will parse and hash long prompts, more slowly: {error}\n")
         return 1
     return 0
 

@@ -1,7 +1,8 @@
 """The identity of KV blocks: a chained hash of full blocks, the same in every process.
 
-`BlockHash_i = sha256(token ids ‖ BlockHash_{i-1})[:16]`; extras (model, tenant salt) enter through the parent of
-block 0, so they are part of every hash of the chain. The parent comes last: most of a hash need not wait for it.
+`BlockHash_i = sha256(token ids ‖ BlockHash_{i-1})[:16]`. The model's fingerprint and the tenant's salt enter through
+the parent of block 0, and so into every hash of the chain. The parent comes last, so most of a hash can be computed
+before the parent is known.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,18 +24,18 @@ _chain = hash_chain.fastest()
 
 @lru_cache(maxsize=1024)
 def root_hash(model_fingerprint: str, cache_salt: bytes = b"") -> BlockHash:
-    """The parent of a request's first block. Each part is length-prefixed, so no two different pairs collide."""
+    """Return the parent of a request's first block. Parts are length-prefixed, so different pairs cannot collide."""
     parts = (_SEED, model_fingerprint.encode(), cache_salt)
     return BlockHash(sha256(b"".join(len(p).to_bytes(4, "little") + p for p in parts)).digest()[:HASH_BYTES])
 
 
 def stretched_root(root: BlockHash) -> BlockHash:
-    """The parent of the first block of a request whose rotary embedding is stretched: its KV is another."""
+    """Return the parent of the first block of a request with stretched rotary embedding, whose KV is different."""
     return BlockHash(sha256(root + b"stretched").digest()[:HASH_BYTES])
 
 
 class PackedHashes(Sequence[BlockHash]):
-    """Hashes one behind the other in memory: of a long prompt's thousands a lookup sees a dozen."""
+    """A sequence of hashes stored as one bytes object: a prefix lookup reads a dozen of a long prompt's thousands."""
 
     __slots__ = ("packed",)
 
@@ -51,7 +52,7 @@ class PackedHashes(Sequence[BlockHash]):
     def __getitem__(self, at: slice) -> "PackedHashes": ...
 
     def __getitem__(self, at: "int | slice") -> "BlockHash | PackedHashes":
-        """Slices have no steps."""
+        """Return a hash, or a slice; steps of slices are ignored."""
         if isinstance(at, slice):
             first, end, _ = at.indices(len(self))
             return PackedHashes(self.packed[first * HASH_BYTES : end * HASH_BYTES])
@@ -63,12 +64,12 @@ class PackedHashes(Sequence[BlockHash]):
 
 
 def packed_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> PackedHashes:
-    """Hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
+    """Return the hashes of the full blocks of `token_ids`, in order; `parent` is the hash before the first of them."""
     return PackedHashes(_chain(parent, to_bytes(token_ids), block_size * 4))
 
 
 def block_hashes(token_ids: Sequence[int], block_size: int, parent: BlockHash) -> list[BlockHash]:
-    """The same as a list, for who looks at each of them."""
+    """Return the same hashes as a list, for callers that need every one of them."""
     return list(_unpacked(_chain(parent, to_bytes(token_ids), block_size * 4)))
 
 

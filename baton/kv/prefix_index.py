@@ -5,9 +5,9 @@ Schema, per model fingerprint:
   `baton:prefix:<fp>:<node>:<epoch>:seq`  number of that incarnation's last event
   `baton:prefix:<fp>:events`              stream {node, epoch, seq, reset, stored, evicted}, hashes packed
 
-Sets belong to an incarnation and expire with its lease, so nothing of a dead one is ever found, and nothing is swept.
-A prefix is found by bisecting, which assumes that who holds block i holds blocks 0 to i: nodes evict leaf first. The
-index is a hint. Nodes verify every hit, so a lost or late write costs a recomputed prefix and no more.
+A set belongs to one incarnation and expires with its lease, so blocks of a dead one are never found and need no
+clean-up. A lookup bisects the prefix. It relies on a node that holds block i also holding blocks 0 to i, since nodes
+evict leaves first. The index is a hint: nodes verify every hit, so a lost or late write only costs a recomputed prefix.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from baton.kv.prefix_hash import HASH_BYTES, BlockHash
 
-MAX_SCRIPT_BLOCKS = 2048  # in one call of Redis, about a millisecond of it
+MAX_SCRIPT_BLOCKS = 2048  # per call, which takes about a millisecond of Redis's time
 
 _LOOKUP = """
 local packed, counts = ARGV[1], {}
@@ -39,12 +39,12 @@ return counts
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change of one node's blocks."""
+    """One change of one node's cached blocks."""
 
     node_id: str
     epoch: int
-    seq: int  # counts up by one, save at a reset, where it jumps ahead
-    reset: bool  # everything said before of this incarnation is void
+    seq: int  # counts up by one, except at a reset, where it jumps ahead
+    reset: bool  # earlier events of this incarnation are void
     stored: list[BlockHash]
     evicted: list[BlockHash]
 
@@ -52,14 +52,17 @@ class Event(msgspec.Struct, frozen=True):
 async def lookup(
     redis: Redis, model_fingerprint: str, nodes: Mapping[str, int], hashes: Sequence[BlockHash]
 ) -> dict[str, int]:
-    """How many leading blocks of `hashes` (not empty) each node holds; `nodes` maps id to epoch. One round trip."""
+    """Return how many leading blocks of `hashes` (not empty) each node holds. `nodes` maps node ids to epochs.
+
+    Takes one round trip. Raises REDIS_ERRORS.
+    """
     keys = [node_keys(model_fingerprint, *node)[0] for node in nodes.items()]
     counts: Any = await redis.register_script(_LOOKUP)(keys=keys, args=[b"".join(hashes)])
     return dict(zip(nodes, counts, strict=True))
 
 
 async def load(redis: Redis, model_fingerprint: str, node_id: str, epoch: int) -> tuple[int, set[BlockHash]]:
-    """(seq, blocks) of one incarnation: events up to `seq` are in the blocks, those after it may be."""
+    """Return (seq, blocks) of one incarnation. The blocks include all events up to `seq`, and perhaps later ones."""
     blocks_key, seq_key = node_keys(model_fingerprint, node_id, epoch)
     seq = int(await redis.get(seq_key) or 0)
     blocks: set[BlockHash] = set()
@@ -73,15 +76,15 @@ async def load(redis: Redis, model_fingerprint: str, node_id: str, epoch: int) -
 
 
 async def last_event_id(redis: Redis, model_fingerprint: str) -> bytes:
-    """The id after which events are still to come."""
+    """Return the id of the newest event in the stream."""
     newest: Any = await redis.xrevrange(events_key(model_fingerprint), count=1)
     return bytes(newest[0][0]) if newest else b"0-0"
 
 
 async def read_events(redis: Redis, model_fingerprint: str, after: bytes, wait_s: float) -> tuple[bytes, list[Event]]:
-    """(id of the last one, events after `after`), waiting up to `wait_s` for the first.
+    """Return (id of the last event, events after `after`), waiting up to `wait_s` for the first.
 
-    The client's timeout has to be longer than that.
+    The timeout of `redis` must be longer than that.
     """
     key = events_key(model_fingerprint)
     streams: Any = await redis.xread({key: after}, count=64, block=int(wait_s * 1000))
@@ -105,11 +108,11 @@ def _unpack(packed: bytes) -> list[BlockHash]:
 
 
 def node_keys(model_fingerprint: str, node_id: str, epoch: int) -> tuple[str, str]:
-    """Of an incarnation's blocks, and of the number of its last event."""
+    """Return the keys of an incarnation's blocks, and of the number of its last event."""
     blocks = f"baton:prefix:{model_fingerprint}:{node_id}:{epoch}"
     return blocks, f"{blocks}:seq"
 
 
 def events_key(model_fingerprint: str) -> str:
-    """Of the stream of all nodes' events."""
+    """Return the key of the stream of all nodes' events."""
     return f"baton:prefix:{model_fingerprint}:events"

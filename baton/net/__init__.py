@@ -1,1 +1,1 @@
-"""How services reach each other: gRPC, its errors, TLS; Redis, and the registry in it."""
+"""Communication between services: gRPC, its errors, TLS, Redis, and the registry in Redis."""

@@ -1,7 +1,7 @@
-"""Redis as Baton uses it: a hint that may be slow, empty or gone, and never holds a request up.
+"""Access to Redis, which holds only hints: it may be slow, empty or gone without holding up a request.
 
-A call takes 50 ms or fails; nothing is retried; after a failure a `Breaker` keeps callers away for a while. What Redis
-holds, and what to do without it, is the business of `registry` and `prefix_index`.
+A call takes 50 ms at most or fails; nothing is retried; after a failure a `Breaker` makes callers skip it for a while.
+`registry` and `prefix_index` define what Redis holds.
 """
 
 import asyncio
@@ -18,33 +18,36 @@ from redis.exceptions import AuthenticationError, RedisError
 from baton.errors import ConfigError
 
 TIMEOUT_S = 0.05
-PATIENCE_S = 60.0  # of a service that starts while Redis is away
+PATIENCE_S = 60.0  # how long a service that starts waits for Redis
 _CHECK_TIMEOUT_S = 2.0
 _RETRY_S = 0.5
 
 _log = logging.getLogger(__name__)
 
 REDIS_ERRORS = (RedisError, OSError)
-"""What a call on a client may raise; OSError includes TimeoutError."""
+"""The exceptions that a call may raise; OSError includes TimeoutError."""
 
 FAILURES = Counter("baton_redis_failures", "Calls to Redis that failed or took too long", ["caller"])
 
 
 def connect(url: str, timeout_s: float = TIMEOUT_S) -> Redis:
-    """A client that connects when first used. Every call raises one of REDIS_ERRORS within about `timeout_s`."""
+    """Return a client that connects at first use. A call that fails raises REDIS_ERRORS within about `timeout_s`."""
     return Redis.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
         max_connections=16,
-        lib_name=None,  # spares each new connection two round trips
+        lib_name=None,  # saves two round trips for each new connection
         lib_version=None,
     )
 
 
 async def check(url: str, patience_s: float = 0.0) -> None:
-    """Return when a usable Redis answers at `url`; ConfigError, without the password, if none does for `patience_s`."""
+    """Wait until a usable Redis answers at `url`. Raises ConfigError if none does within `patience_s`.
+
+    The error names host and port, but never the password.
+    """
     try:
         redis = connect(url, timeout_s=_CHECK_TIMEOUT_S)
     except ValueError as error:
@@ -65,9 +68,9 @@ async def check(url: str, patience_s: float = 0.0) -> None:
 
 
 async def _missing(redis: Redis, where: str) -> str | None:
-    """What to say where Redis does not answer; ConfigError where it does and wants another password."""
+    """Return an error message if Redis does not answer, else None. Raises ConfigError if it refuses the password."""
     try:
-        await redis.exists("baton")  # unlike PING it needs the password
+        await redis.exists("baton")  # unlike PING, this needs the password
     except AuthenticationError:
         raise ConfigError(f"Redis at {where} refuses the password (or the lack of one) in the redis url") from None
     except REDIS_ERRORS as error:
@@ -76,7 +79,7 @@ async def _missing(redis: Redis, where: str) -> str | None:
 
 
 class Breaker:
-    """Lets calls pass until one fails, then none for `base_s`, doubling up to `limit_s` while they keep failing."""
+    """Allows calls until one fails, then none for `base_s`, doubling up to `limit_s` while they keep failing."""
 
     def __init__(self, base_s: float = 0.5, limit_s: float = 8.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._base_s = base_s
@@ -91,11 +94,11 @@ class Breaker:
         return self._clock() >= self._open_until
 
     def failed(self) -> None:
-        """A call failed."""
+        """Report a failed call."""
         self._open_until = self._clock() + self._pause_s
         self._pause_s = min(2 * self._pause_s, self._limit_s)
 
     def succeeded(self) -> None:
-        """A call succeeded."""
+        """Report a successful call."""
         self._pause_s = self._base_s
         self._open_until = float("-inf")

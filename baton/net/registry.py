@@ -1,8 +1,8 @@
-"""Who is in the fleet: every service writes its record into Redis under a lease, routers and operators list them.
+"""The registry: each service keeps its record in Redis under a lease; routers and operators list the records.
 
-Schema: `baton:nodes` is the set of node ids; `baton:node:<id>` is a hash {epoch, record}, expiring with the lease. Each
-renewal writes all of it, so a Redis that restarted empty is full again a second later. Where two processes
-claim one id the later epoch wins. Whether a node lives is not decided here: routers know that from their streams.
+Schema: `baton:nodes` is the set of node ids; `baton:node:<id>` is a hash {epoch, record} that expires with the lease.
+Each renewal writes everything, so a Redis that restarted empty is complete again a second later. If two processes claim
+one id, the later epoch wins. Whether a node is alive is not decided here: routers know that from their streams.
 """
 
 import asyncio
@@ -52,13 +52,13 @@ return records
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the fleet knows of one service. Load fields are as of the last renewal; routers have fresher ones."""
+    """The record of one service. Its load fields are as of the last renewal; routers get fresher ones in heartbeats."""
 
     node_id: str
     role: Role  # colocated nodes are "decode"
     epoch: int  # incarnation, from mint_epoch
     state: State = "starting"
-    address: str  # gRPC host:port; of a router, its HTTP one
+    address: str  # host:port of its gRPC server or, for a router, of its HTTP server
     metrics_url: str = ""
     pid: int = 0
     host: str = ""
@@ -66,7 +66,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     model_fingerprint: str = ""
     block_size: int = 0  # tokens
     max_model_len: int = 0  # tokens
-    stretches_after: int = 0  # tokens beyond which a request's blocks have other hashes; 0: none
+    stretches_after: int = 0  # beyond so many tokens RoPE is stretched, and blocks have other hashes; 0: never
     num_blocks: int = 0
     num_free_blocks: int = 0
     num_running: int = 0
@@ -74,28 +74,31 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def mint_epoch() -> int:
-    """A number for this incarnation of a service: later ones are greater, save where the clock was set back.
+    """Return an epoch for this incarnation of a service: later ones are greater, unless the clock was set back.
 
-    Microseconds, because Lua numbers are doubles. Should the clock have gone back, a successor under the same id is
-    listed only when its predecessor's lease has ended.
+    It is the time in microseconds, which a Lua number (a double) can hold. If the clock was set back, a successor under
+    the same id is listed only once its predecessor's lease has expired.
     """
     return time.time_ns() // 1000
 
 
 async def list_nodes(redis: Redis) -> list[NodeRecord]:
-    """All services whose lease holds, in no order. Raises REDIS_ERRORS. Records that cannot be read are left out."""
+    """Return the records of all services with a valid lease, in no order. Unreadable ones are left out.
+
+    Raises REDIS_ERRORS.
+    """
     nodes = []
     packed: Any = await redis.register_script(_LIST)(keys=[_NODES])
     for record in packed:
         try:
             nodes.append(_DECODER.decode(record))
         except msgspec.MsgspecError:
-            _log.warning("unreadable record in the registry: another version of Baton?")
+            _log.warning("the registry holds a record that cannot be read: was it written by another version of Baton?")
     return nodes
 
 
 class Registration:
-    """Keeps one record alive from `start` until `stop`, whatever becomes of Redis in between."""
+    """Keeps one record in the registry from `start` until `stop`, through any outages of Redis."""
 
     def __init__(self, redis: Redis, record: NodeRecord) -> None:
         self.record = record
@@ -107,12 +110,12 @@ class Registration:
         self._has_lapsed = False
 
     async def start(self) -> None:
-        """Register, and renew from now on. Without Redis it keeps trying; check it beforehand where that matters."""
+        """Register, and renew the lease from now on. If Redis is unreachable it keeps trying and raises nothing."""
         await self._renew()
         self._task = asyncio.create_task(self._keep_renewing(), name="registration")
 
     async def stop(self) -> None:
-        """Stop renewing and take the record out. Idempotent."""
+        """Stop renewing and remove the record. Idempotent."""
         if self._task is None:
             return
         task, self._task = self._task, None
@@ -120,12 +123,12 @@ class Registration:
         await self.deregister()
 
     async def deregister(self) -> None:
-        """Take the record out of the list, unless a later incarnation owns it by now."""
+        """Remove the record, unless a later incarnation owns it by now. Ignores REDIS_ERRORS."""
         with contextlib.suppress(*REDIS_ERRORS):
             await self._deregister_script(keys=self._keys(), args=[self.record.node_id, self.record.epoch])
 
     def update(self, **fields: Any) -> None:
-        """Change fields of the record. A new `state` is written at once, the rest with the next renewal."""
+        """Change fields of the record. A new `state` is written at once, other fields with the next renewal."""
         before = self.record.state
         self.record = msgspec.structs.replace(self.record, **fields)
         if self.record.state != before:
@@ -137,7 +140,7 @@ class Registration:
     async def _keep_renewing(self) -> None:
         while self._task is not None:  # before Python 3.12 redis-py may swallow a cancel
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RENEWAL_S):  # wait_for loses a cancel that meets the event (before 3.12)
+                async with asyncio.timeout(RENEWAL_S):  # not wait_for: before 3.12 it may swallow a cancel
                     await self._changed.wait()
             self._changed.clear()
             await self._renew()

@@ -1,9 +1,10 @@
-"""gRPC as Baton uses it: pings that notice half-open links in 2 s, frozen peers in 2.5 s; limits, tokens, mutual TLS.
+"""gRPC channels and servers with Baton's options: keepalive pings, size limits, the service token, mutual TLS.
 
-Without a token and without TLS a server binds to loopback only (`bind_address` refuses anything else).
+The pings detect a half-open connection within 2 s and a frozen peer within 2.5 s. A server with neither a token nor TLS
+may only listen on loopback; `bind_address` refuses anything else.
 """
 
-from __future__ import annotations  # grpc's types take parameters in their stubs alone
+from __future__ import annotations  # grpc's types are generic in their stubs only
 
 import hmac
 import ipaddress
@@ -11,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it reaches us as a status, and is told in our words
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors that matter also come as statuses, which Baton logs itself
 
 import grpc
 from grpc import aio
@@ -21,15 +22,15 @@ from baton.net.tls import Identity
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 _TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header, not a secret
-_PROBE = "/grpc.health.v1.Health/Check"  # orchestrators have no token for it; it says whether a node serves, no more
+_PROBE = "/grpc.health.v1.Health/Check"  # needs no token: orchestrators have none, and it reveals only node health
 
 _COMMON_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.keepalive_time_ms", 1000),
-    ("grpc.keepalive_timeout_ms", 1000),  # without a sign of the other kernel
-    ("grpc.http2.ping_timeout_ms", 1500),  # without one of the other process, be it frozen; a minute otherwise
+    ("grpc.keepalive_timeout_ms", 1000),  # how long the peer's kernel may not answer
+    ("grpc.http2.ping_timeout_ms", 1500),  # how long its process may not answer, as when frozen; default: a minute
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.bdp_probe", 0),
@@ -37,9 +38,9 @@ _COMMON_OPTIONS: list[tuple[str, Any]] = [
 _CLIENT_OPTIONS = [
     *_COMMON_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # which is what an attempt may take: a busy host needs more than 0.1 s
+    ("grpc.min_reconnect_backoff_ms", 1000),  # also the timeout of an attempt: on a busy host 0.1 s is too short
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),  # a channel's death is its own
+    ("grpc.use_local_subchannel_pool", 1),  # channels share no connection
 ]
 _SERVER_OPTIONS = [
     *_COMMON_OPTIONS,
@@ -50,7 +51,7 @@ _SERVER_OPTIONS = [
 
 
 def channel(address: str, tls: Identity | None = None) -> aio.Channel:
-    """A client channel to `host:port`. Calls on it carry the token as `metadata`."""
+    """Return a client channel to `host:port`. Each call on it must pass `metadata(token)`."""
     if tls is None:
         return aio.insecure_channel(address, options=_CLIENT_OPTIONS)
     credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
@@ -59,17 +60,20 @@ def channel(address: str, tls: Identity | None = None) -> aio.Channel:
 
 
 def metadata(token: str) -> aio.Metadata:
-    """What a call has to carry. Not added by an interceptor: those cost a task per call, and outlive a cancel."""
+    """Return the metadata that calls must carry. An interceptor would cost a task per call, and outlive a cancel."""
     return aio.Metadata((_TOKEN_KEY, f"Bearer {token}")) if token else aio.Metadata()
 
 
 def server(token: str = "") -> aio.Server:
-    """A server that refuses calls without `token` (all calls pass where it is empty)."""
+    """Return a server that refuses calls without `token`. With an empty token it accepts all calls."""
     return aio.server(options=_SERVER_OPTIONS, interceptors=[_RequireToken(token)] if token else [])
 
 
 def open_port(server: aio.Server, address: str, tls: Identity | None = None) -> int:
-    """Have `server` listen on `host:port`; the port, ConfigError where it is taken. TLS demands a certificate."""
+    """Make `server` listen on `host:port`; returns the port. With TLS, clients must show a certificate.
+
+    Raises ConfigError if the port is taken.
+    """
     try:
         if tls is None:
             return server.add_insecure_port(address)
@@ -80,7 +84,7 @@ def open_port(server: aio.Server, address: str, tls: Identity | None = None) -> 
 
 
 def bind_address(host: str, port: int, token: str, tls: Identity | None = None) -> str:
-    """`host:port`, or ConfigError where that would offer an unauthenticated service to other hosts."""
+    """Return `host:port`. Raises ConfigError if that would expose an unauthenticated service to other hosts."""
     if not token and tls is None and not is_loopback(host):
         raise ConfigError(
             f"refusing to listen on {host} without a service token: set BATON_SERVICE_TOKEN (the same on every "
@@ -90,7 +94,7 @@ def bind_address(host: str, port: int, token: str, tls: Identity | None = None) 
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this host can reach a socket bound to `host`."""
+    """Whether a socket bound to `host` can only be reached from this host."""
     if host == "localhost":
         return True
     try:
@@ -120,5 +124,5 @@ async def _refuse(requests: Any, context: aio.ServicerContext[Any, Any]) -> None
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong service token")
 
 
-# A handler of streams, which reads nothing: one of single requests would wait for the first message of a stream.
+# A stream handler, since it refuses without reading: a unary handler would wait for a request first.
 _REFUSE: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(_refuse)

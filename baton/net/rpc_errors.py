@@ -1,8 +1,9 @@
-"""BatonErrors as gRPC statuses and back: one convention for every service.
+"""Maps BatonErrors to gRPC statuses and back: one convention for every service.
 
-INVALID_ARGUMENT is the request's own fault and final. RESOURCE_EXHAUSTED is full now, UNAVAILABLE draining or dying,
-ABORTED and FAILED_PRECONDITION a transfer that failed, DEADLINE_EXCEEDED and CANCELLED what they say: another node, or
-the same one later, may do better. The error's code and param travel as trailing metadata, its message as the details.
+INVALID_ARGUMENT is the request's own fault and final. After the others, another node, or the same one later, may do
+better: RESOURCE_EXHAUSTED means that the node is full, UNAVAILABLE that it is draining or dying, ABORTED and
+FAILED_PRECONDITION that a transfer failed; DEADLINE_EXCEEDED and CANCELLED have their usual meaning. The error's code
+and param travel as trailing metadata, its message as the status details.
 """
 
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from baton.errors import (
 
 _CODE, _PARAM = "baton-code", "baton-param"
 
-# The most derived class first: the first that fits wins.
+# The first match wins, so derived classes come before their bases.
 _STATUS: tuple[tuple[type[BatonError], grpc.StatusCode], ...] = (
     (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -39,24 +40,24 @@ _STATUS: tuple[tuple[type[BatonError], grpc.StatusCode], ...] = (
 
 
 def status_of(error: BatonError) -> grpc.StatusCode:
-    """The gRPC status that an error turns into."""
+    """Return the gRPC status for an error; INTERNAL for one that is not listed."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
 async def abort(context: aio.ServicerContext[Any, Any], error: BatonError) -> NoReturn:
-    """End the call with the error; does not return."""
+    """End the call with this error; never returns."""
     metadata = [(_CODE, error.code or "")] + ([(_PARAM, error.param)] if error.param else [])
     await context.abort(status_of(error), error.message, tuple(metadata))
     raise AssertionError("abort returned")
 
 
-def is_told(rpc_error: aio.AioRpcError) -> bool:
-    """Whether the peer itself has ended the call with a BatonError; else gRPC has."""
+def is_baton_error(rpc_error: aio.AioRpcError) -> bool:
+    """Whether the peer ended the call with a BatonError. Otherwise gRPC itself did."""
     return any(name == _CODE for name, _ in rpc_error.trailing_metadata() or ())
 
 
 def error_of(rpc_error: aio.AioRpcError) -> BatonError:
-    """The BatonError behind a failed call; a peer that is gone is NodeUnavailable."""
+    """Return the BatonError for a failed call. An unreachable peer gives NodeUnavailable."""
     metadata = dict(rpc_error.trailing_metadata() or ())
     message, param = rpc_error.details() or "", metadata.get(_PARAM)
     param = str(param) if param else None

@@ -1,7 +1,7 @@
-"""Mutual TLS between services: who holds a key of the fleet's authority may speak, and nobody else can listen.
+"""Mutual TLS between services: only holders of a certificate signed by the fleet's authority can take part.
 
-Every service has one certificate, by which it serves and by which it calls. It is read once, at the start: a rotation
-is a rolling restart. KV blocks do not travel by gRPC, and are not encrypted by it (docs/security.md).
+A service uses one certificate, both as a server and as a client. It is read once, at the start, so a rotation needs a
+rolling restart. KV blocks do not travel over gRPC, so this does not encrypt them (docs/security.md).
 """
 
 import ssl
@@ -14,16 +14,19 @@ from baton.process.settings import ServiceFlags
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """A certificate chain, its key, and the authority that signed everybody's; all PEM."""
+    """A certificate chain, its key, and the certificate of the fleet's authority; all PEM."""
 
     certificate: bytes
     key: bytes
     authority: bytes
-    name: str = ""  # that all certificates carry; empty: each carries the address by which its service is reached
+    name: str = ""  # the name that all certificates carry; empty: each carries the address of its service
 
 
 def load(flags: ServiceFlags) -> Identity | None:
-    """What `--tls-…` name; None where they name nothing, ConfigError where it is incomplete or does not fit."""
+    """Load what the `--tls-…` flags name, or return None if none is set.
+
+    Raises ConfigError if one is missing, a file cannot be read, or key and certificate do not match.
+    """
     paths = {"--tls-cert": flags.tls_cert, "--tls-key": flags.tls_key, "--tls-ca": flags.tls_ca}
     if not any(paths.values()):
         return None
@@ -42,12 +45,14 @@ def _read(name: str, path: str) -> bytes:
 
 
 def _check(flags: ServiceFlags) -> None:
-    """gRPC would say nothing of a key that does not fit, and answer nobody."""
+    """Raise ConfigError for a bad key or certificate: gRPC would accept it silently, and refuse every connection."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(flags.tls_cert, flags.tls_key, password=lambda: b"")
     except (ssl.SSLError, ValueError, OSError):
-        raise ConfigError(f"--tls-key: {flags.tls_key} is no PEM key of the certificate {flags.tls_cert}") from None
+        raise ConfigError(
+            f"--tls-key: {flags.tls_key} is not a PEM key that matches the certificate {flags.tls_cert}"
+        ) from None
     try:
         context.load_verify_locations(flags.tls_ca)
     except (ssl.SSLError, OSError):

@@ -1,1 +1,1 @@
-"""A node process, whichever pool it is of: its shell, its service, its routers and what they are told, its load."""
+"""What prefill and decode nodes have in common: the process shell, the gRPC service, sessions with routers, load."""

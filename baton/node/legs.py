@@ -1,5 +1,7 @@
-"""What legs of both kinds of nodes have in common: an owner, how they begin, and that they end in time, or else in a
-BatonError."""
+"""What the legs of both kinds of nodes have in common: an owner task, admission, a deadline, and how they fail.
+
+A leg is the part of one attempt at a request that runs on this node.
+"""
 
 import asyncio
 import contextlib
@@ -18,19 +20,19 @@ _log = logging.getLogger(__name__)
 
 
 class OwnedLeg:
-    """One attempt at one request. Whoever wants its end calls `cancel`; only its owner task touches its blocks."""
+    """A leg with its owner task, the only one to touch the leg's blocks. Anybody may end the leg with `cancel`."""
 
     owner: asyncio.Task[None]
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
         self.timeline = Timeline(generation.request_id, generation.attempt, generation.traceparent)
-        self.is_ending = False  # the owner cleans up: that must not be interrupted
+        self.is_ending = False  # the owner is cleaning up and must not be interrupted
 
     def cancel(self) -> None:
-        """Have the owner end. Idempotent, returns at once."""
+        """Ask the owner to end. Idempotent, returns at once."""
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._cancel_owner)  # not before its first line has run: it could not clean up
+        loop.call_soon(self._cancel_owner)  # later: a task cancelled before its first line has run cannot clean up
 
     def _cancel_owner(self) -> None:
         if not self.is_ending:
@@ -39,7 +41,7 @@ class OwnedLeg:
 
 
 async def all_over(legs: Iterable[OwnedLeg]) -> None:
-    """Cancel them, and return when all of them have given back what they held."""
+    """Cancel these legs, and wait until all of them have released what they held."""
     left = list(legs)
     for leg in left:
         leg.cancel()
@@ -48,14 +50,14 @@ async def all_over(legs: Iterable[OwnedLeg]) -> None:
 
 
 def entered(leg: Leg, sessions: Sessions, check: Callable[[Generation], None]) -> bool:
-    """Whether the node has the leg now. Else its router has been told why, where it still wants to know.
+    """Check and register a leg. Returns False if it is refused; the router is told why unless it has cancelled the leg.
 
-    `check` raises for what this node cannot serve.
+    `check` raises a BatonError for a generation that this node cannot serve.
     """
     try:
         check(leg.generation)
         sessions.open(leg)
-    except Cancelled:  # its router has given it up, or this is a copy of what is here
+    except Cancelled:  # cancelled by its router, or a duplicate
         return False
     except BatonError as error:
         ERRORS.labels(error.code).inc()
@@ -65,16 +67,16 @@ def entered(leg: Leg, sessions: Sessions, check: Callable[[Generation], None]) -
 
 
 def check_prompt(generation: Generation, layout: KVLayout, num_blocks: int) -> None:
-    """Raise InvalidRequest (ContextLengthExceeded) for what a pool of so many blocks can never hold."""
+    """Raise InvalidRequest for an empty prompt, ContextLengthExceeded for one that `num_blocks` can never hold."""
     if not generation.token_ids:
-        raise InvalidRequest("a request without tokens")
+        raise InvalidRequest("the request has no tokens")
     if len(generation.token_ids) > num_blocks * layout.block_size:
         raise ContextLengthExceeded("the prompt is longer than this node's KV pool")
 
 
 @contextlib.asynccontextmanager
 async def within_time(generation: Generation) -> AsyncIterator[None]:
-    """The body of a leg. Raises BatonErrors only: also where it was cancelled, or an error was nobody's intention."""
+    """Run the body of a leg under its deadline. Raises only BatonErrors, also for cancellation and for bugs."""
     try:
         async with asyncio.timeout(generation.timeout_ms / 1000):
             yield
@@ -83,7 +85,7 @@ async def within_time(generation: Generation) -> AsyncIterator[None]:
     except TimeoutError:
         raise DeadlineExceeded("the request's time is up") from None
     except asyncio.CancelledError:
-        raise NodeUnavailable("given up by its router, or by this node") from None
-    except Exception:  # an edge: this leg fails, the node goes on
+        raise NodeUnavailable("cancelled by its router or by this node") from None
+    except Exception:  # an edge: this leg fails, the node keeps running
         _log.exception("leg failed", extra={"request_id": generation.request_id})
         raise BatonError("internal error") from None

@@ -1,6 +1,6 @@
-"""What a node's load was after its last step, for heartbeats, the registry and metrics.
+"""A node's load after its last step, for heartbeats, the registry and metrics.
 
-The step thread publishes, everyone else reads: a step that takes long delays no heartbeat.
+The step thread publishes it and the event loop reads it, so a long step delays no heartbeat.
 """
 
 from prometheus_client import Counter, Gauge
@@ -8,16 +8,16 @@ from prometheus_client import Counter, Gauge
 from baton.errors import Overloaded
 from baton.v1 import types_pb2
 
-MAX_WAITING = 1024  # requests that wait for their first step
+MAX_WAITING = 1024  # requests waiting for their first step, beyond which more are refused
 
 _BLOCKS = Gauge("baton_kv_blocks", "KV blocks by what holds them; together the pool", ["state"])
 _USAGE = Gauge("baton_kv_usage_ratio", "Share of the KV blocks that requests hold, 0 to 1; cached blocks are free")
 BLOCK_LEAKS = Counter("baton_kv_block_leaks", "Times that an idle node found blocks which nobody accounts for")
 _RUNNING = Gauge("baton_requests_running", "Requests in the running batch")
-_PREEMPTIONS = Counter("baton_preemptions", "Running requests set back for want of blocks")
+_PREEMPTIONS = Counter("baton_preemptions", "Running requests preempted because KV blocks ran out")
 _STEPS = Counter("baton_steps", "Engine steps")
-_STEP_SECONDS = Gauge("baton_step_seconds", "Mean length of lately run steps")
-_SPEED = Gauge("baton_prefill_tokens_per_second", "How fast prompts were lately computed; 0: none yet")
+_STEP_SECONDS = Gauge("baton_step_seconds", "Mean duration of recent steps")
+_SPEED = Gauge("baton_prefill_tokens_per_second", "Recent prefill speed; 0: none yet")
 _WAITING = Gauge("baton_requests_waiting", "Requests not yet scheduled, or waiting for blocks")
 _WAITING_TOKENS = Gauge("baton_waiting_prompt_tokens", "Prompt tokens still to be computed")
 _READY = Gauge("baton_node_ready", "1 while the node takes requests; 0 while it starts or drains")
@@ -26,36 +26,36 @@ ERRORS = Counter("baton_request_errors", "Requests that ended with an error here
 
 
 class TokenCount:
-    """A counter that heartbeats carry too."""
+    """A counter whose value heartbeats also carry."""
 
     def __init__(self, name: str, documentation: str) -> None:
         self.value = 0
         self._metric = Counter(name, documentation)
 
     def inc(self, amount: int = 1) -> None:
-        """Count so many more."""
+        """Add `amount`."""
         self.value += amount
         self._metric.inc(amount)
 
 
-PROMPT_TOKENS = TokenCount("baton_prompt_tokens", "Prompt tokens of requests that began here")
+PROMPT_TOKENS = TokenCount("baton_prompt_tokens", "Prompt tokens of requests that started here")
 CACHED_TOKENS = TokenCount("baton_prefix_cache_hit_tokens", "Prompt tokens found in this node's prefix cache")
 OUTPUT_TOKENS = TokenCount("baton_generation_tokens", "Output tokens sampled here")
 
 
 class LoadBoard:
-    """The latest load. `state` is the life cycle's, the rest the engine's."""
+    """Holds the latest load. The node's life cycle sets `state`; the engine publishes the rest."""
 
     def __init__(self) -> None:
         self._state: types_pb2.NodeState.ValueType = types_pb2.NODE_STATE_STARTING
-        self.num_queued = 0  # waiting for blocks before the engine knows of them
+        self.num_queued = 0  # requests waiting for blocks that the engine does not know yet
         self._load = types_pb2.Load()
         self._num_cached_blocks = 0
         self._num_preemptions = 0
 
     @property
     def state(self) -> "types_pb2.NodeState.ValueType":
-        """Starting, ready or draining."""
+        """The node's state: starting, ready or draining."""
         return self._state
 
     @state.setter
@@ -64,10 +64,10 @@ class LoadBoard:
         _READY.set(state == types_pb2.NODE_STATE_READY)
 
     def publish(self, load: types_pb2.Load, *, num_cached: int, num_leased: int, num_preemptions: int) -> None:
-        """On the step thread: `load` as the engine sees it, never changed afterwards.
+        """Publish the engine's `load`, which must not be changed afterwards. Called on the step thread.
 
-        `num_cached` blocks are free but hold a prefix; `num_leased` are held by requests that do not run, because a
-        transfer fills or reads them.
+        `num_cached` blocks are free but hold a prefix; `num_leased` belong to requests that are not running because a
+        transfer fills or reads their blocks.
         """
         _STEPS.inc(max(load.num_steps - self._load.num_steps, 0))
         self._load, self._num_cached_blocks = load, num_cached
@@ -89,12 +89,12 @@ class LoadBoard:
         self._num_preemptions = num_preemptions
 
     def check_room(self) -> None:
-        """Raise Overloaded where so many requests wait that one more would wait in vain."""
+        """Raise Overloaded if MAX_WAITING requests are waiting already."""
         if self._load.num_waiting + self.num_queued >= MAX_WAITING:
-            raise Overloaded("too many requests wait on this node")
+            raise Overloaded("too many requests are waiting on this node")
 
     def load(self) -> types_pb2.Load:
-        """A copy, with the state and the queue of this moment."""
+        """Return a copy of the load, with the current state, queue length and token counts."""
         load = types_pb2.Load()
         load.CopyFrom(self._load)
         load.state = self.state

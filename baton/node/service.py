@@ -1,9 +1,9 @@
-"""Node.Attach: the stream on which a router says what it wants, and a node what came of it, and its load.
+"""Node.Attach: the stream between one router and this node. Orders come in; outputs, outcomes and the load go out.
 
-One stream per router. A router that attaches again begins anew; the older stream ends, and what still comes on it is
-dropped. Both directions are numbered: a message that comes twice is dropped, a missing one ends the stream, and with it
-every request on it, rather than leave one of them waiting for what was lost. Heartbeats come from the event loop, so
-they go on while a long step runs.
+A router has one stream per node. If it attaches again it starts afresh: the older stream ends, and whatever still
+arrives on that is dropped. Messages are numbered in both directions. A duplicate is dropped; a gap ends the stream and
+every request on it, since otherwise some request might wait for ever for what was lost. Heartbeats are sent by the
+event loop, so they continue during a long step.
 """
 
 import asyncio
@@ -31,17 +31,17 @@ _Context = aio.ServicerContext[Any, Any]
 
 
 class Legs(Protocol):
-    """What a node does with requests. Both return at once; what comes of it is told through the sessions."""
+    """What a node does with requests. Both methods return at once and report the outcome through the sessions."""
 
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
-        """Take a leg up, or refuse it."""
+        """Start a leg, or refuse it."""
 
     def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
-        """Where a leg that is here may ship its KV."""
+        """Give a leg the grant that says where it may send its KV blocks."""
 
 
 class NodeService(node_pb2_grpc.NodeServicer):
-    """The servicer; `sessions` is shared with the node's own service."""
+    """The servicer. It shares `sessions` with the prefill or decode node's own code."""
 
     def __init__(self, sessions: Sessions, legs: Legs) -> None:
         self._sessions = sessions
@@ -50,7 +50,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def Attach(  # type: ignore[override]  # noqa: N802
         self, request_iterator: _Messages, context: _Context
     ) -> None:
-        """Until the router goes, attaches anew, or stops reading; or until it says what cannot be."""
+        """Serve one stream until the router leaves, attaches again, stops reading, or sends an invalid message."""
         messages = aiter(request_iterator)
         try:
             session, stream = self._sessions.attach(await self._read_hello(messages))
@@ -61,29 +61,29 @@ class NodeService(node_pb2_grpc.NodeServicer):
             await self._send_batches(session, stream, context)
         except TimeoutError:
             self._sessions.lose(session, stream)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the stream is not read")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the router does not read the stream")
         finally:
             reading.cancel()
             self._sessions.lose(session, stream)
         if reading.done() and not reading.cancelled() and (why := reading.result()) is not None:
             await rpc_errors.abort(context, why)
         if not self._sessions.closed:
-            await context.abort(grpc.StatusCode.ABORTED, "attached anew, or the stream was not read")
+            await context.abort(grpc.StatusCode.ABORTED, "the router attached again, or did not read the stream")
 
     async def _read_hello(self, messages: _Messages) -> str:
-        """Who the router is. Raises InvalidRequest, or NodeUnavailable where it means an earlier incarnation."""
+        """Return the router's id from its first message. Raises InvalidRequest, or NodeUnavailable (`_check_epoch`)."""
         try:
             async with asyncio.timeout(_FIRST_MESSAGE_S):
                 hello = await anext(messages, None)
         except TimeoutError:
             hello = None
         if hello is None or not hello.router_id or hello.sequence:
-            raise InvalidRequest("a stream begins with the router's id")
+            raise InvalidRequest("the first message of a stream must carry the router's id and sequence 0")
         self._check_epoch(hello)
         return hello.router_id
 
     async def _read(self, session: Session, stream: object, messages: _Messages) -> BatonError | None:
-        """Do what the router says. Why it cannot go on is returned; whichever way it ends, so does the stream."""
+        """Execute the router's orders. Ends the stream, too, and returns the error that ended it, if there was one."""
         try:
             async for batch in messages:
                 if session.stream is not stream:
@@ -94,7 +94,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                     self._take(session, batch)
         except BatonError as error:
             return error
-        except Exception:  # an edge: this router attaches anew, the node goes on
+        except Exception:  # an edge: this router attaches again, the node keeps running
             _log.exception("cannot read the stream of router %s", session.router_id)
             return BatonError("internal error")
         finally:
@@ -104,17 +104,17 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     def _check_epoch(self, batch: node_pb2.RouterBatch) -> None:
         if batch.epoch != self._sessions.epoch:
-            raise NodeUnavailable("another incarnation of this node is meant")
+            raise NodeUnavailable("the message is for another incarnation of this node")
 
     def _is_next(self, batch: node_pb2.RouterBatch, expected: int) -> bool:
-        """False for a message that comes a second time."""
+        """Return False for a duplicate. Raises NodeUnavailable if a message is missing."""
         if batch.sequence > expected:
-            raise NodeUnavailable("a message is missing")
+            raise NodeUnavailable(f"message {expected} of the stream is missing")
         return batch.sequence == expected
 
     def _take(self, session: Session, batch: node_pb2.RouterBatch) -> None:
         if len(batch.cancelled_keys) != len(batch.cancelled_attempts):
-            raise InvalidRequest("columns of different lengths")
+            raise InvalidRequest("cancelled_keys and cancelled_attempts differ in length")
         for key, attempt in zip(batch.cancelled_keys, batch.cancelled_attempts, strict=True):
             session.cancel(key, attempt)
         for start in batch.starts:
@@ -133,7 +133,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         while True:
             await session.wake.wait()
             if session.stream is not stream:
-                session.wake.set()  # it was meant for the newer stream, or for none
+                session.wake.set()  # pass the wake-up on to the newer stream, if there is one
                 return
             beat, closed = session.beat_due, self._sessions.closed
             batch = session.take()

@@ -1,8 +1,8 @@
 """The part of a node process that is the same in both pools: ports, health, registration, heartbeats, drain.
 
-From the outside in: metrics and gRPC are up first, the node enters the registry (and so gets traffic) only when it is
-ready; on the way out it leaves the registry and refuses newcomers first, lets what runs finish, and closes its ports
-last. Engine, transfers and the services themselves are the node's own.
+At the start, metrics and gRPC come up first; the node enters the registry, and so gets traffic, only when it is ready.
+At the end, it first refuses new requests and leaves the registry, then lets running requests finish, and closes its
+ports last. The engine, the transfers and the pool's own services are set up by the prefill or decode node.
 """
 
 import asyncio
@@ -45,16 +45,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """What a node's model and pool are, as far as the fleet needs it."""
+    """What the fleet needs to know about a node's model and KV pool."""
 
     role: Role
-    services: tuple[str, ...]  # full names, for health and reflection
+    services: tuple[str, ...]  # full names of its gRPC services, for health and reflection
     models: tuple[str, ...]
     model_fingerprint: str
     block_size: int  # tokens
     max_model_len: int  # tokens
     num_blocks: int
-    stretches_after: int = 0  # tokens beyond which a request's blocks have other hashes; 0: none
+    stretches_after: int = 0  # beyond so many tokens RoPE is stretched, and blocks have other hashes; 0: never
 
 
 class NodeShell:
@@ -63,7 +63,7 @@ class NodeShell:
     def __init__(
         self, config: NodeConfig, facts: NodeFacts, redis: Redis, cached: Callable[[], Awaitable[list[BlockHash]]]
     ) -> None:
-        """`cached` returns all blocks of the prefix cache, for an index that has to be told anew."""
+        """`cached` returns the hashes of all cached blocks, for a new snapshot in the prefix index."""
         self.node_id = config.node_id or f"{facts.role}-{uuid.uuid4().hex[:8]}"
         self.epoch = mint_epoch()
         self.board = LoadBoard()
@@ -76,7 +76,7 @@ class NodeShell:
         self.address = ""
         self.index = IndexWriter(redis, facts.model_fingerprint, self.node_id, self.epoch, cached)
         self._config, self._facts, self._redis = config, facts, redis
-        seen = config.host if config.service_token else "127.0.0.1"  # a scrape is plain HTTP, and has no certificate
+        seen = config.host if config.service_token else "127.0.0.1"  # scrapes are plain HTTP: TLS cannot protect them
         self._metrics = MetricsServer(seen, config.metrics_port, config.service_token, Exposition(labels))
         self._health = health_aio.HealthServicer()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,7 +84,7 @@ class NodeShell:
         self._registration: Registration | None = None
 
     async def listen(self, legs: Legs) -> None:
-        """Open the ports, not yet known to anybody. Raises ConfigError where one is taken."""
+        """Open the ports, without announcing them yet. Raises ConfigError if one is taken."""
         node_pb2_grpc.add_NodeServicer_to_server(NodeService(self.sessions, legs), self.server)
         trace_pb2_grpc.add_TraceServicer_to_server(TraceService(self.node_id, self.timelines), self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
@@ -99,9 +99,9 @@ class NodeShell:
         self._beats = asyncio.create_task(self.sessions.run(), name="heartbeats")
 
     async def run(self, shutdown: Shutdown) -> None:
-        """Be part of the fleet until asked to drain, and until what runs has finished or the drain's time is up.
+        """Announce the node, serve until `shutdown` asks for a drain, then until running requests end or time is up.
 
-        Raises what `fail` was given.
+        Raises the error that `fail` was given.
         """
         await self._announce()
         refreshing = asyncio.create_task(self._keep_record(), name="record")
@@ -115,12 +115,12 @@ class NodeShell:
             self._failed.result()
 
     def fail(self, error: BaseException) -> None:
-        """The node cannot go on: `run` raises this."""
+        """Report that the node cannot go on: `run` raises `error`."""
         if not self._failed.done():
             self._failed.set_exception(error)
 
     async def leave(self) -> None:
-        """Take no newcomers, and be found by nobody: registry, prefix index and health say so. Idempotent."""
+        """Refuse new requests; leave the registry and the prefix index, and fail health checks. Idempotent."""
         self.sessions.draining = True
         if self._registration is not None:
             await self._registration.stop()
@@ -128,7 +128,7 @@ class NodeShell:
         await self._health.enter_graceful_shutdown()
 
     async def close(self) -> None:
-        """After `leave`: send what routers have still to be told, end all streams and close the ports. Idempotent."""
+        """After `leave`: send what is left in the outboxes, end all streams and close the ports. Idempotent."""
         self.sessions.shut()
         if self._beats is not None:
             self._beats.cancel()
@@ -159,7 +159,7 @@ class NodeShell:
 
     async def _drain_when_asked(self, shutdown: Shutdown) -> None:
         await shutdown.wait()
-        _log.info("draining: %d requests are left", self.sessions.num_legs)
+        _log.info("draining: %d requests are still running", self.sessions.num_legs)
         self.sessions.draining = True
         self._set_state(types_pb2.NODE_STATE_DRAINING)
         self._registered().update(state="draining")
@@ -169,7 +169,7 @@ class NodeShell:
                 while self.sessions.num_legs:  # noqa: ASYNC110 - legs end in many places, a drain comes once
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            _log.warning("the drain's time is up: %d requests are cut off", self.sessions.num_legs)
+            _log.warning("the time to drain is up: %d requests are cut off", self.sessions.num_legs)
 
     def _set_state(self, state: "types_pb2.NodeState.ValueType") -> None:
         self.board.state = state
@@ -177,7 +177,7 @@ class NodeShell:
 
     def _registered(self) -> Registration:
         if self._registration is None:
-            raise RuntimeError("listen comes first")
+            raise RuntimeError("call listen first")
         return self._registration
 
     def _record(self, metrics_url: str) -> NodeRecord:

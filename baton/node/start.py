@@ -1,4 +1,4 @@
-"""What a node knows to be wrong before it loads what computes, which takes seconds."""
+"""Checks a node's config before the engine is imported, which takes seconds."""
 
 import asyncio
 
@@ -8,7 +8,10 @@ from baton.process.settings import NodeConfig
 
 
 def complete(config: NodeConfig) -> NodeConfig:
-    """The same config, with the model's folder filled in; ConfigError where the node could not be part of a fleet."""
+    """Return the config with the model's folder filled in. Raises ConfigError if the node could not join a fleet.
+
+    It checks TLS, the listening address and the model, and waits for Redis.
+    """
     identity = tls.load(config)
     rpc.bind_address(config.host, config.port, config.service_token, identity)
     config = model_source.complete(config)

@@ -1,4 +1,4 @@
-"""Trace.Find: a node's part in where a request's time went."""
+"""Trace.Find: this node's timelines of given requests."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from baton.v1 import trace_pb2, trace_pb2_grpc
 
 
 class TraceService(trace_pb2_grpc.TraceServicer):
-    """The servicer; the node's own service fills the book."""
+    """The servicer. The prefill or decode node adds the timelines to `book`."""
 
     def __init__(self, node_id: str, book: TimelineBook) -> None:
         self._node_id, self._book = node_id, book
@@ -17,6 +17,6 @@ class TraceService(trace_pb2_grpc.TraceServicer):
     async def Find(  # noqa: N802
         self, request: trace_pb2.TraceRequest, context: aio.ServicerContext[Any, Any]
     ) -> trace_pb2.TraceReply:
-        """All attempts that this node remembers."""
+        """Return all attempts at these requests that the book still holds."""
         found = [timeline for request_id in request.request_ids[:MAX_PARTS] for timeline in self._book.find(request_id)]
         return trace_pb2.TraceReply(timelines=[timeline.to_proto(self._node_id) for timeline in found])

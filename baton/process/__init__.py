@@ -1,1 +1,1 @@
-"""A service as a process: its flags, its log, its life from start to exit code."""
+"""A service as a process: its flags, its log, and its life cycle from start to exit code."""

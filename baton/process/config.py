@@ -1,6 +1,6 @@
-"""Flags of a service as one frozen dataclass: each field is a `--flag`, a `BATON_FLAG` variable and a typed value.
+"""Defines a service's flags as a frozen dataclass: each field is a `--flag`, a `BATON_FLAG` variable and a typed value.
 
-A flag on the command line wins over the environment, which wins over the default. Unset and empty are the same.
+The command line takes precedence over the environment, and that over the default. An empty variable counts as unset.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def flag(
     most: int = MAX_INT32,
     check: Callable[[str], None] | None = None,
 ) -> Any:
-    """A field of a config dataclass. `secret` fields have an environment variable and no flag.
+    """Return a field of a config dataclass. A `secret` field has an environment variable only, no flag.
 
-    Integers are from `least` to `most`; `check` raises ConfigError for a text that is none.
+    Integers must lie in [`least`, `most`]. `check` raises ConfigError for an invalid text.
     """
     spec = Flag(description, tuple(choices), metavar, secret, least, most, check)
     return dataclasses.field(default=default, metadata={"flag": spec}, repr=not secret)
@@ -38,7 +38,7 @@ def flag(
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """What a field of a config says of its flag."""
+    """The description of a flag, as stored in its dataclass field."""
 
     description: str
     choices: tuple[str, ...] = ()
@@ -50,13 +50,13 @@ class Flag:
 
 
 def check_bytes(text: str) -> None:
-    """ConfigError unless it is `auto`, or what `parse_bytes` understands."""
+    """Raise ConfigError unless `text` is `auto` or a size that `parse_bytes` accepts."""
     if text != "auto":
         parse_bytes(text)
 
 
 def parse_bytes(text: str) -> int:
-    """`4GiB`, `512MiB`, `1g` or plain bytes, of --kv-memory."""
+    """Parse a size for --kv-memory: `4GiB`, `512MiB`, `1g`, or a number of bytes. Raises ConfigError."""
     units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
     number = text.strip().lower().removesuffix("b").removesuffix("i")
     unit = number[-1:] if number[-1:] in units else ""
@@ -65,12 +65,12 @@ def parse_bytes(text: str) -> int:
     except (ValueError, OverflowError):
         num_bytes = 0
     if num_bytes < 1:
-        raise ConfigError(f"--kv-memory: {text!r} is no size: write 512MiB, 4GiB or a number of bytes")
+        raise ConfigError(f"--kv-memory: {text!r} is not a size: write 512MiB, 4GiB or a number of bytes")
     return num_bytes
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """Give `parser` one flag per field of the dataclass `config`; parsed values stay unset unless given."""
+    """Add one flag per field of the dataclass `config` to `parser`. A flag that is not given parses to None."""
     for name, kind, many, default, spec in _fields(config):
         if spec.secret:
             continue
@@ -88,7 +88,10 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def from_args(config: type[Config], args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Config:
-    """The config that flags and environment describe; raises ConfigError naming the flag and what it expects."""
+    """Build the config from parsed flags and the environment.
+
+    Raises ConfigError that names the flag and what it expects.
+    """
     values = {}
     for name, kind, many, default, spec in _fields(config):
         raw = getattr(args, name, None)
@@ -99,7 +102,7 @@ def from_args(config: type[Config], args: argparse.Namespace, env: Mapping[str, 
 
 
 def to_args(config: Any) -> list[str]:
-    """Flags from which `from_args` builds an equal config, secrets left out: how a supervisor passes it on."""
+    """Return flags from which `from_args` builds an equal config, without secrets. For a supervisor to pass on."""
     args: list[str] = []
     for field_name, _, many, default, spec in _fields(type(config)):
         value, name = getattr(config, field_name), "--" + field_name.replace("_", "-")
@@ -113,23 +116,23 @@ def to_args(config: Any) -> list[str]:
 
 
 def described(config: type) -> Iterator[tuple[str, str, Any, Flag]]:
-    """(field, variable, default, flag) of each flag of the dataclass `config`, in its order."""
+    """Yield (field name, environment variable, default, flag) for each field of the dataclass `config`, in order."""
     for name, _, _, default, spec in _fields(config):
         yield name, env_name(name), default, spec
 
 
 def env_name(field_name: str) -> str:
-    """The environment variable of a flag."""
+    """Return the environment variable of a flag."""
     return "BATON_" + field_name.upper()
 
 
 def _fields(config: type) -> Iterator[tuple[str, type, bool, Any, Flag]]:
-    """(name, scalar type, whether it holds several, default, flag) of each field of a config dataclass."""
+    """Yield (name, scalar type, whether it holds several, default, flag) for each field of a config dataclass."""
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         hint = hints[field.name]
         many = typing.get_origin(hint) is tuple
-        kind = (typing.get_args(hint) or (hint,))[0]  # of `bool | None`, too, which is None unless told
+        kind = (typing.get_args(hint) or (hint,))[0]  # also of `bool | None`, where None means unset
         yield field.name, kind, many, field.default, field.metadata["flag"]
 
 
@@ -162,6 +165,6 @@ def _scalar(name: str, raw: Any, kind: type, spec: Flag) -> Any:
         raise ConfigError(f"{where} must be {bound}, not {value}")
     if spec.check:
         spec.check(value)
-    if kind is float and not 0 <= value < math.inf:  # all of them are durations
-        raise ConfigError(f"{where}: {raw!r} is no number of seconds from 0 on")
+    if kind is float and not 0 <= value < math.inf:  # all float flags are durations
+        raise ConfigError(f"{where}: {raw!r} is not a number of seconds, 0 or more")
     return value

@@ -1,7 +1,8 @@
-"""The garbage collector of a process that loads much and keeps it: import this first, call `settle` when all is loaded.
+"""Keeps the garbage collector away from what a process loads once and keeps.
 
-Torch alone makes 200,000 objects that stay. To look through them again and again while they come takes a quarter of the
-time that a node takes to start, and later a tenth of a second each time, in which no other thread of it runs.
+Import this first: it turns the collector off. Call `settle` when everything is loaded. Torch alone creates 200,000
+permanent objects. Traversing them again and again while they are created takes a quarter of a node's start-up time, and
+later each full collection would take a tenth of a second, during which no other thread of the process runs.
 """
 
 import gc
@@ -10,6 +11,6 @@ gc.disable()
 
 
 def settle() -> None:
-    """What is there stays, and is not looked at any more; what comes from now on is collected as usual."""
+    """Exclude all present objects from collection, and collect new ones as usual."""
     gc.freeze()
     gc.enable()

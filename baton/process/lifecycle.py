@@ -1,8 +1,8 @@
-"""A service process from its flags to its exit code.
+"""Runs a service process, from its flags to its exit code.
 
-The first SIGTERM or SIGINT asks for a drain, the second ends the process at once. A ConfigError is one line on stderr
-and exit code 1. With BATON_DIE_WITH_PARENT set (to 1, or to the parent's process id) the process ends when its parent
-does, however that died. What a drain means is the service's own business.
+The first SIGTERM or SIGINT asks the service to drain, the second ends the process at once. A ConfigError is printed as
+one line on stderr, with exit code 1. With BATON_DIE_WITH_PARENT set (to 1, or to the parent's process id) the process
+ends when its parent does, however the parent died. What a drain means is up to the service.
 """
 
 import argparse
@@ -30,14 +30,14 @@ Loaded = TypeVar("Loaded")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
-_HARD_EXIT_S = 3.0  # what clean-up may take after a second signal
-_NUM_THREADS = 4  # for what blocks, now and then
+_HARD_EXIT_S = 3.0  # how long clean-up may take after a second signal
+_NUM_THREADS = 4  # in the event loop's default executor, for occasional blocking calls
 
 _log = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """Tells the service that it is to drain, or, by cancelling its task, to end."""
+    """Tells a service to drain or, by cancelling its task, to end at once."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = None  # of the service
@@ -50,11 +50,11 @@ class Shutdown:
         return self._requested.is_set()
 
     async def wait(self) -> None:
-        """Return when a drain is asked for."""
+        """Wait until a drain is requested."""
         await self._requested.wait()
 
     def request(self) -> None:
-        """A signal has come: drain at the first, end at the second, or at the first where the parent is dead."""
+        """Handle a signal: request a drain at the first; end at the second, or at the first if the parent is dead."""
         orphaned = "BATON_DIE_WITH_PARENT" in os.environ and os.getppid() != self._parent
         if self.requested or orphaned:
             self._end_now()
@@ -69,7 +69,7 @@ class Shutdown:
 
 
 class _Stopped(BaseException):
-    """A signal came while the service was still loading."""
+    """Raised when a signal comes while the service is still loading."""
 
 
 def main(
@@ -80,7 +80,11 @@ def main(
     argv: Sequence[str] | None = None,
     complete: Callable[[Config], Config] = lambda config: config,
 ) -> int:
-    """Run a service: `complete` fills in its config; `load` blocks the main thread; `serve` runs in the event loop."""
+    """Run a service and return its exit code.
+
+    `complete` fills in the config, then `load` loads what the service needs, blocking the main thread; `serve` runs in
+    the event loop.
+    """
     parser = argparse.ArgumentParser(prog=prog)
     add_flags(parser, config_type)
     args = parser.parse_args(argv)
@@ -98,12 +102,12 @@ def main(
 
 
 def die_with_parent() -> None:
-    """Have Linux send this process SIGTERM when its parent dies, if the environment asks for it."""
+    """Make Linux send this process SIGTERM when its parent dies, if the environment asks for it."""
     asked = os.environ.get("BATON_DIE_WITH_PARENT", "")
     if not asked or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if asked != "1" and os.getppid() != int(asked):  # it died before the call above
+    if asked != "1" and os.getppid() != int(asked):  # the parent died before the call above
         raise _Stopped
 
 

@@ -1,4 +1,4 @@
-"""Log lines of a service, on stderr: prompts, tokens and keys never. Stdout is left to what a supervisor reads."""
+"""Sets up a service's log, on stderr. Stdout is reserved for the lines that a supervisor reads (`supervised`)."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ import msgspec
 
 
 def log_to_stderr(level: str, log_format: str = "text", stream: IO[str] | None = None) -> None:
-    """Send all log records to stderr: `json` lines, or one-liners (`text`)."""
+    """Send all log records to stderr (or `stream`), as JSON lines (`json`) or plain lines (`text`)."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JSONLines() if log_format == "json" else _OneLiners())
     logging.raiseExceptions = False  # a full disk costs log lines, not requests

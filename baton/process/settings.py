@@ -1,4 +1,4 @@
-"""Every flag of every service, once. `baton up` passes them on to the services it starts."""
+"""All flags of all services, each defined once. `baton up` passes them on to the services that it starts."""
 
 import dataclasses
 import difflib
@@ -13,11 +13,11 @@ TRANSPORTS = ("auto", "cuda", "shm", "ucx", "tcp")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    """Which model, and under which names."""
+    """Which model to serve, and under which names."""
 
     model: str = flag("", "model directory in Hugging Face layout, or a hub id", metavar="DIR|HF_ID")
-    served_model_name: tuple[str, ...] = flag((), "names that clients may use; the model's own where none is given")
-    max_model_len: int = flag(0, "prompt and output tokens of one request at most; 0 takes the model's own limit")
+    served_model_name: tuple[str, ...] = flag((), "names that clients may use; by default the model's own name")
+    max_model_len: int = flag(0, "maximum of prompt and output tokens per request; 0 takes the model's own limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,77 +27,79 @@ class EngineFlags(ModelFlags):
     device: str = flag("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     dtype: str = flag(
         "auto",
-        "type of weights and KV; auto is the checkpoint's",
+        "type of weights and KV; auto takes the checkpoint's",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str = flag(
         "none",
-        "weights of all layers rounded to so many bits; embedding, output head and routers of experts are not",
+        "quantize the weights of all layers to int8 or int4, except embedding, output head and routers of experts",
         choices=("none", "int8", "int4"),
     )
     deterministic: bool | None = flag(
         None,
-        "results that depend neither on the batch, nor on chunks, nor on which nodes computed them; "
-        "unless told, on CPUs, where that costs nothing, and not on GPUs",
+        "make results independent of the batch, of prefill chunks, and of the nodes that compute them; "
+        "by default on for CPUs, where it costs nothing, and off for GPUs",
     )
     cuda_graphs: bool = flag(
-        True, "replay decode steps on CUDA from graphs that are recorded at the start; means nothing on a CPU"
+        True, "run decode steps on GPUs from CUDA graphs captured at the start; no effect on a CPU"
     )
-    max_num_seqs: int = flag(256, "requests in one step at most", least=1)
+    max_num_seqs: int = flag(256, "maximum number of requests in one step", least=1)
     max_num_batched_tokens: int = flag(
-        2048, "tokens in one step at most; longer prompts are computed in chunks", least=1
+        2048, "maximum number of tokens in one step; longer prompts are prefilled in chunks", least=1
     )
-    block_size: int = flag(16, "tokens in a KV block", least=1)
+    block_size: int = flag(16, "tokens per KV block", least=1)
     kv_memory: str = flag(
-        "auto", "size of a node's KV pool, as 512MiB or 4GiB; auto looks at the memory at hand", check=check_bytes
+        "auto", "size of a node's KV pool, as 512MiB or 4GiB; auto derives it from the free memory", check=check_bytes
     )
     num_threads: int = flag(0, "compute threads of a node; 0 takes every core it may use")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFlags(EngineFlags):
-    """What nodes are told, besides who they are."""
+    """Flags of nodes, apart from their identity and addresses."""
 
-    transport: str = flag("auto", "how KV blocks travel; auto: what each pair of nodes can", choices=TRANSPORTS)
+    transport: str = flag(
+        "auto", "transport for KV blocks; auto takes the best one that each pair of nodes supports", choices=TRANSPORTS
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontFlags(ModelFlags):
-    """What routers are told, besides who they are: whom they serve, and how a model's output is drawn and read."""
+    """Flags of routers, apart from their identity and addresses: clients, sampling, and parsing of outputs."""
 
     sampling_defaults: str = flag(
         "model",
-        "parameters that a request leaves out: as the model's generation_config.json recommends, or OpenAI's",
+        "sampling parameters for requests that leave them out: the model's generation_config.json, or OpenAI's",
         choices=("model", "openai"),
     )
     tool_parser: str = flag(
         "auto",
-        "format in which the model writes tool calls; auto looks at its chat template",
+        "format in which the model writes tool calls; auto detects it from the chat template",
         choices=("auto", "none", "hermes", "llama3", "mistral"),
     )
     reasoning_parser: str = flag(
         "auto",
-        "whether <think>…</think> is split off as reasoning_content; auto looks at the chat template",
+        "whether to split <think>…</think> off as reasoning_content; auto detects it from the chat template",
         choices=("auto", "none", "think"),
     )
     api_key_file: str = flag(
         "",
-        "file with one API key per line, plain, hashed or as JSON with limits; without one every client may come",
+        "file with one API key per line: plain, hashed, or JSON with limits; without any key, every client is served",
         metavar="FILE",
     )
-    max_ttft_s: float = flag(0.0, "refuse at once (429) what is predicted to have its first token later; 0: nothing")
-    log_prompts: bool = flag(False, "write prompts into the log; off, they appear nowhere")
+    max_ttft_s: float = flag(0.0, "refuse (429) requests whose predicted time to first token is longer; 0: no limit")
+    log_prompts: bool = flag(False, "write prompts to the log; by default they appear nowhere")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogFlags:
-    """What every service tells of itself."""
+    """Logs and traces of a service."""
 
     log_level: str = flag("info", "how much to log", choices=("debug", "info", "warning", "error"))
-    log_format: str = flag("text", "log lines for people or for programs", choices=("text", "json"))
+    log_format: str = flag("text", "format of log lines", choices=("text", "json"))
     otlp_endpoint: str = flag(
         "",
-        "where spans go, over OTLP/HTTP: http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT where it is empty",
+        "OTLP/HTTP collector for spans, such as http://collector:4318; by default OTEL_EXPORTER_OTLP_ENDPOINT",
         metavar="URL",
     )
 
@@ -106,20 +108,22 @@ class LogFlags:
 class ServiceFlags(LogFlags):
     """What every service needs to be part of a fleet."""
 
-    host: str = flag("127.0.0.1", "address to listen on, and by which the rest of the fleet finds this service")
-    redis_url: str = flag("redis://127.0.0.1:6379/0", "where nodes register and the prefix index lives")
-    service_token: str = flag("", "shared by all services of a fleet; beyond loopback it or TLS is needed", secret=True)
+    host: str = flag("127.0.0.1", "address to listen on, at which the rest of the fleet reaches this service")
+    redis_url: str = flag("redis://127.0.0.1:6379/0", "Redis that holds the registry of nodes and the prefix index")
+    service_token: str = flag(
+        "", "secret shared by all services of the fleet; required beyond loopback, unless TLS is used", secret=True
+    )
     tls_cert: str = flag("", "certificate of this service, PEM, for mutual TLS between services", metavar="FILE")
-    tls_key: str = flag("", "its key", metavar="FILE")
-    tls_ca: str = flag("", "authority that has signed the certificates of all services of the fleet", metavar="FILE")
-    tls_name: str = flag("", "name that all these certificates carry; where none is given, each carries its address")
+    tls_key: str = flag("", "key of that certificate, PEM", metavar="FILE")
+    tls_ca: str = flag("", "certificate of the authority that has signed all services' certificates", metavar="FILE")
+    tls_name: str = flag("", "name in all these certificates; by default each carries the address of its service")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(NodeFlags, ServiceFlags):
     """One prefill or decode node."""
 
-    node_id: str = flag("", "name of this node in the fleet; minted where none is given")
+    node_id: str = flag("", "name of this node in the fleet; by default a generated one")
     port: int = flag(0, "gRPC port; 0 takes a free one", most=MAX_PORT)
     metrics_port: int = flag(0, "port of /metrics; 0 takes a free one", most=MAX_PORT)
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
@@ -130,13 +134,15 @@ class RouterConfig(FrontFlags, ServiceFlags):
     """One router."""
 
     port: int = flag(8000, "HTTP port; several routers on one host may share it", most=MAX_PORT)
-    node_id: str = flag("", "name of this router in the fleet; minted where none is given")
+    node_id: str = flag("", "name of this router in the fleet; by default a generated one")
     admin_host: str = flag("127.0.0.1", "address of the admin port: metrics, dashboard, traces")
     admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one", most=MAX_PORT)
-    api_key: str = flag("", "API keys, comma-separated, beside those of the file", secret=True)
-    request_timeout_s: float = flag(600.0, "deadline of a request, waiting included")
-    max_waiting: int = flag(1024, "requests of each priority class that may wait for a node")
-    max_connections_per_address: int = flag(4096, "open connections of one client address; 0: half of all there can be")
+    api_key: str = flag("", "API keys, comma-separated, in addition to those of the file", secret=True)
+    request_timeout_s: float = flag(600.0, "deadline of a request, including the time that it waits")
+    max_waiting: int = flag(1024, "maximum number of requests per priority class that may wait for a node")
+    max_connections_per_address: int = flag(
+        4096, "maximum number of open connections per client address; 0: half of all that are possible"
+    )
     drain_timeout_s: float = flag(60.0, "how long SIGTERM waits for running requests")
 
 
@@ -144,25 +150,25 @@ class RouterConfig(FrontFlags, ServiceFlags):
 class FleetConfig(NodeFlags, FrontFlags, LogFlags):
     """A local fleet: `baton up`."""
 
-    prefill: int = flag(1, "prefill nodes")
-    decode: int = flag(1, "decode nodes")
-    routers: int = flag(1, "router processes, sharing one port")
+    prefill: int = flag(1, "number of prefill nodes")
+    decode: int = flag(1, "number of decode nodes")
+    routers: int = flag(1, "number of router processes, which share one port")
     host: str = flag("127.0.0.1", "address that the HTTP endpoint listens on")
     port: int = flag(8000, "HTTP port", most=MAX_PORT)
-    redis_url: str = flag("", "an existing Redis; where none is given, the fleet starts a private one")
-    colocated: bool = flag(False, "prefill and decode in the same node: the baseline to compare with")
+    redis_url: str = flag("", "an existing Redis; by default the fleet starts a private one")
+    colocated: bool = flag(False, "run prefill and decode on the same nodes: the baseline for comparisons")
     admin_port: int = flag(
-        0, "admin port of the first router, the next ones have the next ones; 0 takes free ones", most=MAX_PORT
+        0, "admin port of the first router; the others take the ports after it; 0 takes free ones", most=MAX_PORT
     )
     detach: bool = flag(False, "return when the fleet is ready; `baton down` stops it")
 
 
-_LIKE_ENOUGH = 0.88  # BATON_DECOD; not BATON_SERVICE_HOST, which Kubernetes sets where a Service is called baton
+_LIKE_ENOUGH = 0.88  # similar: BATON_DECOD; not: BATON_SERVICE_HOST, which Kubernetes sets for a Service called baton
 
 
 def misspelt(env: Mapping[str, str]) -> list[str]:
-    """What is said of BATON_ variables that mean nothing, and look much like one that does."""
+    """Return a warning for each BATON_ variable that is unknown but similar to a known one."""
     fields = (field for config in (FleetConfig, NodeConfig, RouterConfig) for field in dataclasses.fields(config))
     known = {env_name(field.name) for field in fields} | {"BATON_HOME"}
     found = {name: difflib.get_close_matches(name, known, 1, _LIKE_ENOUGH) for name in env if name.startswith("BATON_")}
-    return [f"{name} means nothing: {near[0]}?" for name, near in found.items() if name not in known and near]
+    return [f"{name} is unknown: did you mean {near[0]}?" for name, near in found.items() if name not in known and near]

@@ -1,4 +1,4 @@
-"""What a service tells whoever has started it: lines on standard output, which `fleet.up.process` reads."""
+"""What a service reports to its supervisor: lines on standard output, which `fleet.up.process` reads."""
 
 import sys
 from typing import Any
@@ -7,12 +7,12 @@ import msgspec
 
 
 def say_progress(fraction: float) -> None:
-    """How far the service has loaded, from 0 to 1."""
+    """Report how much of the service has loaded, from 0 to 1."""
     _say(f"progress {fraction:.2f}")
 
 
 def say_ready(facts: dict[str, Any]) -> None:
-    """The service is ready; `facts` say where, and who it is."""
+    """Report that the service is ready; `facts` are its id, addresses and the like."""
     _say(f"ready {msgspec.json.encode(facts).decode()}")
 
 

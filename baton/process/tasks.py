@@ -1,4 +1,4 @@
-"""Ending background tasks for certain."""
+"""Reliable cancellation of background tasks."""
 
 import asyncio
 
@@ -6,10 +6,10 @@ _AGAIN_S = 0.1
 
 
 async def end(task: asyncio.Task[None]) -> None:
-    """Cancel `task` and return when it is over, whatever it ended with.
+    """Cancel `task` and wait until it has ended, with whatever outcome.
 
-    One cancellation is not enough: `asyncio.wait_for` of Python 3.11 loses it when what it waits for has just come
-    (fixed in 3.12), and libraries, redis-py among them, use it.
+    A single cancellation is not enough: `asyncio.wait_for` of Python 3.11, which libraries such as redis-py use, loses
+    it if what it waits for completes at the same time (fixed in 3.12).
     """
     while not task.done():
         task.cancel()

@@ -1,7 +1,7 @@
-"""Pools of threads that are all there from the start.
+"""Thread pools whose threads are all started at once.
 
-A plain ThreadPoolExecutor starts its threads as work comes. Where the system has no more to give, `submit` raises with
-the work already in its queue: another thread does it later, nobody awaits it, and its memory may be another's by then.
+A plain ThreadPoolExecutor starts threads as work comes. If the system has no more threads, `submit` raises although the
+work is queued already: another thread does it later, when nobody awaits it and its memory may have been reused.
 """
 
 import errno
@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def started_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
-    """Raises OSError where the system has no more threads: a limit of its user, or of its container."""
+    """Return a pool of running threads. Raises OSError if the user or the container may have no more threads."""
     pool, all_there = ThreadPoolExecutor(num_threads, thread_name_prefix=name), threading.Event()
     try:
         for _ in range(num_threads):
-            pool.submit(all_there.wait)  # each takes a thread of its own
+            pool.submit(all_there.wait)  # occupies a thread, so the next submit starts another one
     except RuntimeError as error:
         pool.shutdown(wait=False, cancel_futures=True)
         raise OSError(errno.EAGAIN, f"no thread can be started ({os.strerror(errno.EAGAIN)})") from error

@@ -1,1 +1,1 @@
-"""What is measured: metrics and their port, timelines of requests, and OpenTelemetry's spans of them."""
+"""Metrics and the port that serves them, timelines of requests, and their export as OpenTelemetry spans."""

@@ -1,7 +1,7 @@
-"""A process's metrics as Prometheus reads them, each of ours with the process's own labels.
+"""Renders a process's metrics for Prometheus, adding the process's own labels to Baton's metrics.
 
-The labels are added when somebody asks, so nobody who counts has to know who he is. OpenMetrics, with exemplars, goes
-to those who accept it.
+The labels are added at each scrape, so the code that counts need not know them. Scrapers that accept OpenMetrics also
+get exemplars.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,22 +12,22 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 _PREFIX = "baton_"
-_MAX_EXEMPLAR_CHARS = 128  # of names and values together, as OpenMetrics has it
+_MAX_EXEMPLAR_CHARS = 128  # OpenMetrics' limit on the names and values of an exemplar together
 
-disable_created_metrics()  # type: ignore[no-untyped-call] # a series beside every counter, which nobody reads
-_BUILD = Gauge("baton_build_info", "Always 1; the version of Baton that runs", ["version"])
+disable_created_metrics()  # type: ignore[no-untyped-call] # no `_created` series beside every counter
+_BUILD = Gauge("baton_build_info", "Always 1; the label is the version of Baton that runs", ["version"])
 _BUILD.labels(version("baton")).set(1)
 
 
 class Exposition:
-    """What one process exposes."""
+    """The metrics of one process."""
 
     def __init__(self, labels: Mapping[str, str] | None = None, registry: CollectorRegistry = REGISTRY) -> None:
-        """`labels`, as {role, node_id}, go to every metric of ours that has none of that name itself."""
+        """`labels`, such as {role, node_id}, are added to Baton's metrics; a metric's own labels take precedence."""
         self._source = _Labelled(dict(labels or {}), registry)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics now, and their content type, in the format that an `Accept` header asks for."""
+        """Return all metrics and their content type, in the format that the `Accept` header asks for."""
         generate, content_type = choose_encoder(accept)
         return generate(self._source), content_type
 
@@ -44,6 +44,6 @@ class _Labelled(Collector):
 
 
 def exemplar(request_id: str) -> dict[str, str] | None:
-    """The request that an observation came from; None where its id is too long to be named."""
+    """Return the exemplar that names an observation's request; None if the id is too long for one."""
     labels = {"request_id": request_id}
     return labels if len("request_id") + len(request_id) <= _MAX_EXEMPLAR_CHARS else None

@@ -1,6 +1,6 @@
-"""Utilisation, memory and temperature of the GPUs that this process may use, read from NVML when somebody asks.
+"""Utilization, memory and temperature of the GPUs that this process may use, read from NVML at each scrape.
 
-Where there is no NVML (no GPU, no `nvidia-ml-py`) there are no such metrics.
+Without NVML (no GPU, or no `nvidia-ml-py`) these metrics are absent.
 """
 
 import logging
@@ -14,23 +14,23 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 FAMILIES = {
-    "baton_gpu_utilization_ratio": "Share of the last moments in which the GPU computed, 0 to 1",
-    "baton_gpu_memory_used_bytes": "Device memory in use, by whomever",
-    "baton_gpu_memory_total_bytes": "Device memory that there is",
+    "baton_gpu_utilization_ratio": "Share of NVML's last sample period in which the GPU computed, 0 to 1",
+    "baton_gpu_memory_used_bytes": "Device memory in use by all processes",
+    "baton_gpu_memory_total_bytes": "Total device memory",
     "baton_gpu_temperature_celsius": "Temperature of the GPU",
 }
 _log = logging.getLogger(__name__)
 
 
 class GpuMetrics(Collector):
-    """A collector; `nvml` is the module pynvml, initialised."""
+    """A collector of these metrics."""
 
     def __init__(self, nvml: ModuleType | Any, devices: Mapping[str, Any]) -> None:
-        """`devices` are NVML's handles by index or UUID."""
+        """`nvml` is the module pynvml, initialized; `devices` are its handles, by index or UUID."""
         self._nvml, self._devices = nvml, devices
 
     def collect(self) -> Iterator[Metric]:
-        """A GPU that NVML fails to read is left out."""
+        """Return the metrics. A GPU that NVML fails to read is left out."""
         families = {name: GaugeMetricFamily(name, text, labels=["gpu"]) for name, text in FAMILIES.items()}
         for gpu, device in self._devices.items():
             try:
@@ -53,7 +53,7 @@ class GpuMetrics(Collector):
 
 
 def register(registry: CollectorRegistry = REGISTRY, env: Mapping[str, str] = os.environ) -> bool:
-    """Expose the GPUs that CUDA_VISIBLE_DEVICES leaves to this process; whether there are any that can be read."""
+    """Register a collector for the GPUs that CUDA_VISIBLE_DEVICES leaves to this process; False if there are none."""
     try:
         import pynvml
 
@@ -70,7 +70,7 @@ def register(registry: CollectorRegistry = REGISTRY, env: Mapping[str, str] = os
 
 
 def visible(nvml: ModuleType | Any, names: str | None) -> dict[str, Any]:
-    """Handles of the devices that CUDA_VISIBLE_DEVICES names, by index or UUID; all of them where it is unset."""
+    """Return NVML handles of the devices in CUDA_VISIBLE_DEVICES, by index or UUID; all devices if it is unset."""
     if names is None:
         return {str(i): nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())}
     devices = {}

@@ -1,4 +1,4 @@
-"""GET /metrics: what Prometheus scrapes of a node."""
+"""The HTTP server of a node's /metrics, for Prometheus."""
 
 import asyncio
 import hmac
@@ -12,7 +12,7 @@ _MAX_HEAD_BYTES = 8192
 
 
 class MetricsServer:
-    """GET /metrics. Beyond loopback it wants the fleet's service token, as every other port does."""
+    """Serves GET /metrics. Beyond loopback it requires the fleet's service token, like the other ports."""
 
     def __init__(self, host: str, port: int, token: str = "", exposition: Exposition | None = None) -> None:
         bind_address(host, port, token)
@@ -22,7 +22,7 @@ class MetricsServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> str:
-        """Listen, and return the URL; raises ConfigError where the port is taken."""
+        """Listen, and return the URL. Raises ConfigError if the port is taken."""
         try:
             self._server = await asyncio.start_server(self._answer, self._host, self._port, limit=_MAX_HEAD_BYTES)
         except OSError as error:
@@ -42,7 +42,7 @@ class MetricsServer:
                 writer.write(self._response(head.decode("latin-1")))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # a scraper that does not speak HTTP gets no answer
+            pass  # a client that does not speak HTTP, or is too slow, gets no answer
         finally:
             writer.close()
 

@@ -1,9 +1,8 @@
-"""Timelines as OpenTelemetry spans, over OTLP/HTTP: made from what was recorded anyway, once it is over.
+"""Exports timelines as OpenTelemetry spans over OTLP/HTTP, after they have ended: recording them costs nothing extra.
 
-A request is one trace across router and nodes: the router's span of the whole request is the root (or the child of the
-client's, where a `traceparent` came along), and each process hangs what it knows below it. Without an endpoint nothing
-of this is even imported. Spans wait in the SDK's bounded queue and are sent by a thread of its own; what finds it full
-is dropped.
+A request is one trace across router and nodes. The router's span of the whole request is the root, or a child of the
+client's span if the client sent a `traceparent`; each node adds its spans below it. Without an endpoint, OpenTelemetry
+is not even imported. The SDK sends spans from a bounded queue in a thread of its own, and drops them when that is full.
 """
 
 import logging
@@ -29,9 +28,9 @@ class SpanExporter:
     """The exporter of one process. A TimelineBook calls `export` with each timeline that has ended."""
 
     def __init__(self, endpoint: str, attributes: Mapping[str, str]) -> None:
-        """ConfigError where OpenTelemetry is not installed, or the endpoint is no address of a collector."""
+        """`attributes` (with a `role`) describe this process. ConfigError for a bad URL, or without OpenTelemetry."""
         if not endpoint.startswith(("http://", "https://")):
-            raise ConfigError(f"--otlp-endpoint: {endpoint!r} is no URL: write it as http://collector:4318")
+            raise ConfigError(f"--otlp-endpoint: {endpoint!r} is not a URL: write it as http://collector:4318")
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
@@ -42,7 +41,7 @@ class SpanExporter:
                 "spans need OpenTelemetry: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
             ) from None
         for name in ("opentelemetry", "urllib3"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # a collector that is away is no news every five seconds
+            logging.getLogger(name).setLevel(logging.ERROR)  # or they would warn of a missing collector every 5 s
         url = f"{endpoint.rstrip('/').removesuffix('/v1/traces')}/v1/traces"
         self._processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=url))
         self._resource = Resource.create({"service.name": f"baton-{attributes['role']}", **attributes})
@@ -50,12 +49,12 @@ class SpanExporter:
         self._role = attributes["role"]
 
     def export(self, timeline: Timeline) -> None:
-        """Queue the spans of a timeline that has ended; nothing where nobody traces it."""
+        """Queue the spans of a timeline that has ended, if its trace is sampled."""
         own = traceparent.parse(timeline.traceparent)
         if own is None or not own.sampled:
             return
         shift_s = time.time() - time.monotonic()
-        is_root = bool(timeline.name)  # the span that others hang theirs below
+        is_root = bool(timeline.name)  # its `traceparent` is that of its own span; nodes' spans go below it
         above = traceparent.parse(timeline.parent) if is_root else own
         context = _context(own.trace_id, own.span_id if is_root else secrets.randbits(63) + 1)
         facts: dict[str, Value] = {"request_id": timeline.request_id, **timeline.attributes}
@@ -69,7 +68,7 @@ class SpanExporter:
             self._queue(event, child, below, shift_s, failed="error" in event.attributes)
 
     def close(self) -> None:
-        """Send what waits, for a moment at most."""
+        """Send queued spans, for 2 s at most, and stop."""
         self._processor.force_flush(_FLUSH_MS)
         self._processor.shutdown()  # type: ignore[no-untyped-call]
 
@@ -102,7 +101,7 @@ class SpanExporter:
 
 
 def exporter(endpoint: str, attributes: Mapping[str, str]) -> SpanExporter | None:
-    """None where neither the flag nor OTEL_EXPORTER_OTLP_ENDPOINT names a collector."""
+    """Return an exporter, or None if neither `endpoint` nor OTEL_EXPORTER_OTLP_ENDPOINT names a collector."""
     endpoint = endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     return SpanExporter(endpoint, attributes) if endpoint else None
 

@@ -1,7 +1,7 @@
-"""Where a request's time went, as far as one process saw it: a short list of events, on that process's monotonic clock.
+"""Timelines: where a request's time went in one process, as a short list of events on its monotonic clock.
 
-Events are of requests, never of tokens: what happens in every step is summed up when somebody asks, or when the request
-ends. A book keeps the last timelines, in order of their beginning, and drops the oldest.
+There are no events for single tokens: what happens in every step is summed up when a timeline is read, or when the
+request ends. A `TimelineBook` keeps the most recent timelines.
 """
 
 import time
@@ -12,17 +12,17 @@ import msgspec
 
 from baton.v1 import trace_pb2
 
-MAX_EVENTS = 256  # of one timeline
-MAX_REQUESTS = 2048  # of one process
-MAX_ATTEMPTS = 8  # of one request
-MAX_PARTS = 128  # of one timeline
+MAX_EVENTS = 256  # per timeline
+MAX_REQUESTS = 2048  # per process
+MAX_ATTEMPTS = 8  # per request
+MAX_PARTS = 128  # per timeline
 
 Value = str | int | float
 _NO_VALUES: Mapping[str, Value] = {}
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that took time, or happened at once (then both times are equal). Seconds."""
+    """Something that took time, or happened at one moment (then both times are equal)."""
 
     name: str
     start_s: float
@@ -36,36 +36,36 @@ class Timeline:
     def __init__(self, request_id: str, attempt: int = 0, traceparent: str = "") -> None:
         self.request_id = request_id
         self.attempt = attempt
-        self.traceparent = traceparent  # of the span that it belongs to; empty where nobody traces
-        self.parent = ""  # of the span above, where `traceparent` is its own
-        self.name = ""
+        self.traceparent = traceparent  # of the span that it belongs to; empty if the request is not traced
+        self.parent = ""  # `traceparent` of the span above, if the one in `traceparent` is the timeline's own
+        self.name = ""  # name of its span, if `traceparent` is its own
         self.began_s = time.monotonic()
         self.replied_s = 0.0
         self.ended_s = 0.0
-        self.error = ""  # code
+        self.error = ""  # error code
         self.attributes: Mapping[str, Value] = _NO_VALUES
-        self.parts: Sequence[str] = ()  # ids of the timelines that this one is made of
-        self.more: Callable[[], Iterable[Event]] | None = None  # what others know, while the request goes on
+        self.parts: Sequence[str] = ()  # request ids of the timelines that this one is made of
+        self.more: Callable[[], Iterable[Event]] | None = None  # returns events kept elsewhere until the request ends
         self.on_end: Callable[[Timeline], None] | None = None
         self._events: list[Event] = []
 
     def add(self, name: str, start_s: float, **attributes: Value) -> None:
-        """Something that began at `start_s`, on the monotonic clock, and is over now."""
+        """Add an event that began at `start_s`, on the monotonic clock, and ends now."""
         if len(self._events) < MAX_EVENTS:
             self._events.append(Event(name, start_s, max(start_s, time.monotonic()), attributes))
 
     def mark(self, name: str, **attributes: Value) -> None:
-        """Something that happens now."""
+        """Add an event that happens now."""
         if len(self._events) < MAX_EVENTS:
             now_s = time.monotonic()
             self._events.append(Event(name, now_s, now_s, attributes))
 
     def reply(self) -> None:
-        """The first answer goes out now."""
+        """Note that the first reply is sent now. Later calls have no effect."""
         self.replied_s = self.replied_s or time.monotonic()
 
     def end(self, error: str = "") -> None:
-        """Nothing more will happen; what others know is taken over, so that they may be forgotten. Idempotent."""
+        """End the timeline, and copy the events from `more`, so that their source may be freed. Idempotent."""
         if self.ended_s:
             return
         self.ended_s, self.error = time.monotonic(), error
@@ -76,12 +76,12 @@ class Timeline:
             self.on_end(self)
 
     def events(self) -> list[Event]:
-        """All events, in the order of their beginning."""
+        """Return all events, ordered by start."""
         more = self.more() if self.more is not None else ()
         return sorted([*self._events, *more], key=lambda event: event.start_s)
 
     def to_proto(self, node_id: str) -> trace_pb2.Timeline:
-        """The timeline as a router gets it: in seconds since its beginning."""
+        """Convert to the message that routers get, with times in seconds since the timeline's start."""
         return trace_pb2.Timeline(
             request_id=self.request_id,
             attempt=self.attempt,
@@ -93,16 +93,16 @@ class Timeline:
 
 
 class TimelineBook:
-    """The last timelines of a process, by request. Bounded."""
+    """The timelines of a process's last `max_requests` requests."""
 
     def __init__(self, max_requests: int = MAX_REQUESTS, on_end: Callable[[Timeline], None] | None = None) -> None:
-        """`on_end` hears of every timeline that has ended."""
+        """`on_end` is called with every timeline that has ended."""
         self.on_end = on_end
         self._max_requests = max_requests
         self._requests: OrderedDict[str, dict[int, Timeline]] = OrderedDict()
 
     def add(self, timeline: Timeline) -> Timeline:
-        """Keep it; of several with one id and attempt the latest is found."""
+        """Add a timeline and return it. It replaces an earlier one of the same request and attempt."""
         if self.on_end is not None:
             timeline.on_end = self.on_end
         attempts = self._requests.pop(timeline.request_id, {})
@@ -115,12 +115,12 @@ class TimelineBook:
         return timeline
 
     def find(self, request_id: str) -> list[Timeline]:
-        """All attempts that are still known, in the order in which they began."""
+        """Return the timelines of all attempts at a request that are still kept, oldest first."""
         return list(self._requests.get(request_id, {}).values())
 
 
 def from_proto(event: trace_pb2.TimelineEvent, offset_s: float) -> Event:
-    """An event of another process, shifted onto this one's clock."""
+    """Convert an event of another process; `offset_s` shifts it to this process's clock."""
     numbers = {name: int(value) if value.is_integer() else value for name, value in event.numbers.items()}
     attributes: dict[str, Value] = {**numbers, **event.texts}
     return Event(event.name, offset_s + event.start_s, offset_s + event.end_s, attributes)

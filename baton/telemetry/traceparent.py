@@ -1,4 +1,4 @@
-"""The W3C header `traceparent`: which trace a request belongs to, and under which span."""
+"""The W3C header `traceparent`, which names a request's trace and the span above it."""
 
 import re
 import secrets
@@ -17,12 +17,12 @@ class TraceParent(NamedTuple):
 
 
 def is_sane(text: str) -> bool:
-    """Whether it may be passed on."""
+    """Whether `text` is a valid header value."""
     return _FORM.fullmatch(text) is not None
 
 
 def parse(text: str) -> TraceParent | None:
-    """None for anything else."""
+    """Parse a header value; None if it is invalid."""
     if not is_sane(text):
         return None
     _, trace_id, span_id, flags = text.split("-")
@@ -30,7 +30,7 @@ def parse(text: str) -> TraceParent | None:
 
 
 def child(parent: str) -> str:
-    """A new span under `parent`, or one that begins a trace where that is empty."""
+    """Return the `traceparent` of a new span under `parent`, or of a new trace if that is empty or invalid."""
     known = parse(parent)
     trace_id = known.trace_id if known else secrets.randbits(127) + 1
     sampled = known.sampled if known else True

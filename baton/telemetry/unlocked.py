@@ -1,7 +1,7 @@
-"""Prometheus metrics that one thread alone writes: what is counted for every request.
+"""Prometheus metrics written by a single thread, for what is counted at every request.
 
-The library's own take a lock, and look again at what cannot have changed, at every count, which was a tenth of all that
-a router did for a tiny request. These are plain numbers, of which its families are made when somebody asks.
+prometheus_client's own metrics take a lock and repeat checks at every increment, which made up a tenth of a router's
+work for a tiny request. These are plain numbers, converted to the library's metric families at each scrape.
 """
 
 import time
@@ -19,7 +19,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class Unlocked(Collector):
-    """A series; where there are labels, the parent of those that `labels` makes."""
+    """A metric: a single series or, if it has labels, the parent of the series that `labels` returns."""
 
     def __init__(
         self,
@@ -34,18 +34,18 @@ class Unlocked(Collector):
             registry.register(self)
 
     def labels(self, *values: str) -> Self:
-        """The series with these values, in the order of the labels' names."""
+        """Return the series with these label values, given in the order of `labelnames`."""
         child = self._children.get(values)
         if child is None:
             child = self._children[values] = self._child()
         return child
 
     def describe(self) -> list[Metric]:
-        """Its name and type, for the registry."""
+        """Return name and type, for the registry."""
         return [self._family()]
 
     def collect(self) -> list[Metric]:
-        """All that was counted."""
+        """Return all samples."""
         family = self._family()
         for labels, series in list(self._children.items()) if self.labelnames else [((), self)]:
             series._add_to(family, labels)
@@ -56,19 +56,19 @@ class Unlocked(Collector):
 
     @abstractmethod
     def _family(self) -> Metric:
-        """The library's, without samples yet."""
+        """Return the library's metric family, without samples yet."""
 
     @abstractmethod
     def _add_to(self, family: Any, labels: tuple[str, ...]) -> None: ...
 
 
 class Counter(Unlocked):
-    """What only goes up."""
+    """A value that only goes up."""
 
     _value = 0.0
 
     def inc(self, amount: float = 1) -> None:
-        """`amount` is not negative."""
+        """Add `amount`, which must not be negative."""
         self._value += amount
 
     def _child(self) -> Self:
@@ -82,7 +82,7 @@ class Counter(Unlocked):
 
 
 class Histogram(Unlocked):
-    """How many of what was seen are how large."""
+    """A histogram."""
 
     def __init__(
         self,
@@ -94,14 +94,14 @@ class Histogram(Unlocked):
         buckets: Sequence[float],
     ) -> None:
         """`buckets` are upper bounds in ascending order, without infinity."""
-        self._bounds = [float(bound) for bound in buckets]  # an int takes longer to compare
+        self._bounds = [float(bound) for bound in buckets]  # ints are slower to compare
         self._counts = [0] * (len(buckets) + 1)
         self._exemplars: list[Exemplar | None] = [None] * (len(buckets) + 1)
         self._sum = 0.0
         super().__init__(name, documentation, labelnames, registry)
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """`exemplar` is a sane one (`exposition.exemplar`)."""
+        """Add an observation. `exemplar` comes from `exposition.exemplar`, and is not checked here."""
         bucket = bisect_left(self._bounds, amount)
         self._counts[bucket] += 1
         self._sum += amount

@@ -1,1 +1,1 @@
-"""From chats to token ids, and from token ids back to text."""
+"""Conversion between text and token ids: chat templates, tokenizer, detokenizer, stop strings."""

@@ -1,7 +1,7 @@
-"""Conversations to text, by the chat template of the model directory and of nowhere else.
+"""Renders conversations to text with the model directory's chat template.
 
-Renders what transformers' `apply_chat_template(add_generation_prompt=True)` renders, byte for byte. The template runs
-in a sandbox, and within limits of size and time. Turning the text into token ids is the business of `tokenizer`.
+The result equals that of transformers' `apply_chat_template(add_generation_prompt=True)`, byte for byte. Templates run
+in a sandbox, with limits on output size and time. They only ever come from the model directory, never from a request.
 """
 
 import json
@@ -39,7 +39,7 @@ _RENDER_ERRORS = (
 
 
 class ChatTemplate:
-    """A compiled template with the special tokens that it may name."""
+    """A compiled chat template, with the special tokens that it may use as variables."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ChatTemplate:
         *,
         with_tools: str | None = None,
     ) -> None:
-        """`with_tools` is used in its stead where there are tools. Raises jinja2.TemplateSyntaxError."""
+        """`with_tools`: the template to use instead if there are tools. Raises jinja2.TemplateSyntaxError."""
         self.source = source + (with_tools or "")
         environment = _environment(now)
         self._template = _from_string(environment, source)
@@ -58,7 +58,7 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, model_dir: Path) -> "ChatTemplate | None":
-        """The template of a model directory; None where it has none."""
+        """Load the template of a model directory, or return None if it has none. Raises CheckpointError."""
         config = read_json(model_dir / "tokenizer_config.json", required=False)
         path = model_dir / "chat_template.jinja"
         source, with_tools = read_text(path, required=False), read_text(model_dir / _WITH_TOOLS, required=False)
@@ -79,10 +79,10 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] = _NO_VARIABLES,
     ) -> str:
-        """The prompt of a conversation, ready for the assistant's turn.
+        """Render the prompt of a conversation, ready for the assistant's turn.
 
-        `tools` are as OpenAI's clients send them; `variables` are what the template may know besides. Raises
-        InvalidRequest where the template refuses the conversation, ContextLengthExceeded beyond `max_chars`.
+        `tools` are in OpenAI's format; `variables` are additional variables of the template. Raises InvalidRequest if
+        the template refuses the conversation, ContextLengthExceeded if the result exceeds `max_chars`.
         """
         given = [_fields(message) for message in messages]
         try:
@@ -106,16 +106,16 @@ class ChatTemplate:
             if num_chars > max_chars:
                 raise ContextLengthExceeded("the messages are longer than the model's context", param="messages")
             if time.monotonic() > deadline:
-                raise InvalidRequest("the messages take too long to render", param="messages")
+                raise InvalidRequest("the chat template takes too long to render these messages", param="messages")
         return "".join(pieces)
 
 
 class _Refused(jinja2.TemplateError):
-    """The template's own `raise_exception`."""
+    """Raised when the template calls `raise_exception`."""
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's part for training; here it is its content."""
+    """`{% generation %}`, which marks the assistant's part for training; here it renders as its content."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own form
 
@@ -129,9 +129,9 @@ class _GenerationBlock(Extension):
 
 
 class _SafeNamespace(Namespace):
-    """jinja's namespace without attributes that begin with an underscore."""
+    """jinja's namespace, but without attributes that begin with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be the name of an attribute
+    def __init__(*args: Any, **kwargs: Any) -> None:  # positional only: a template may call an attribute `self`
         namespace, values = args[0], dict(*args[1:], **kwargs)
         for name in values:
             _check_attribute(name)
@@ -165,12 +165,12 @@ def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
 
 def _from_string(environment: jinja2.Environment, source: str) -> jinja2.Template:
     template = environment.from_string(source)
-    template.globals = dict(template.globals)  # each rendering copies it: a chain of maps takes ten times as long
+    template.globals = dict(template.globals)  # copied by each rendering, which is ten times as slow for a ChainMap
     return template
 
 
 def _fields(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What a message has; its reasoning also under the name that GPT-OSS' template reads."""
+    """Return a message's fields that are not None; its reasoning also as `thinking`, which GPT-OSS' template reads."""
     fields = {name: value for name, value in message.items() if value is not None}
     return {"thinking": fields["reasoning_content"], **fields} if "reasoning_content" in fields else fields
 
@@ -186,12 +186,15 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """jinja's own escapes HTML, which no model was trained on."""
+    """Replace jinja's filter, which escapes HTML: no model was trained on that."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _templates(path: Path, given: Any) -> tuple[str | None, str | None]:
-    """A template; or of a list of named ones those that are called `default` and, if there is one, `tool_use`."""
+    """Return the template and, if there is one, that for tools.
+
+    `given` is a single template, or several named ones, of which `default` and `tool_use` are used.
+    """
     if given is None or isinstance(given, str):
         return given, None
     try:
@@ -200,12 +203,12 @@ def _templates(path: Path, given: Any) -> tuple[str | None, str | None]:
     except (KeyError, TypeError):
         raise CheckpointError(f"{path}: none of its chat templates is called default") from None
     if not isinstance(source, str) or not isinstance(with_tools, str | None):
-        raise CheckpointError(f"{path}: chat_template is no text")
+        raise CheckpointError(f"{path}: chat_template must be a string, or a list of named strings")
     return source, with_tools
 
 
 def _named_tokens(model_dir: Path, config: dict[str, Any]) -> dict[str, str]:
-    """bos_token and its like. Older directories keep them in special_tokens_map.json."""
+    """Return bos_token and the like as template variables. Older models keep them in special_tokens_map.json."""
     if "added_tokens_decoder" not in config:
         config = {**config, **read_json(model_dir / "special_tokens_map.json", required=False)}
     tokens = {}

@@ -1,8 +1,9 @@
-"""Special tokens that occur in what a client wrote: found, marked before a chat template runs, and found again after.
+"""Tells special tokens in a client's text from those of the chat template, to encode the former as plain text.
 
-A chat template writes special tokens (`<|im_start|>`) between texts that clients wrote. Once rendered, nobody can tell
-a client's `<|im_start|>` from the template's; so the client's are put between two noncharacters first. Templates see
-them only in a conversation that contains special tokens, and all others render as they always do.
+A chat template writes special tokens (`<|im_start|>`) between the texts of clients. Once rendered, a client's
+`<|im_start|>` would look like the template's. So before rendering, each one in a client's text is put between two marks
+(Unicode noncharacters), by which it is found in the result. A conversation without special tokens gets no marks, so its
+template renders it unchanged.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from baton.errors import InvalidRequest
 
 _NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
-_WINDOW_CHARS = 16 * 1024  # of one regex call, which holds the interpreter lock
+_WINDOW_CHARS = 16 * 1024  # per regex call, since a call holds the GIL
 
 
 class Marks(NamedTuple):
@@ -23,7 +24,7 @@ class Marks(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A run of text; `quoted` where it is a special token that a client wrote."""
+    """A run of text. `quoted`: it is the spelling of a special token, to be encoded as plain text."""
 
     text: str
     quoted: bool
@@ -40,28 +41,28 @@ class ControlTokens:
         self._pattern = re.compile(self._any)
 
     def occur_in(self, text: str) -> bool:
-        """Whether any of them is part of `text`."""
+        """Whether any special token occurs in `text`."""
         return next(self._matches(text), None) is not None
 
     def count(self, text: str) -> int:
-        """How often any of them occurs in `text`, without overlap, the longest first."""
+        """Count the special tokens in `text`, without overlap; at each position the longest one counts."""
         return sum(1 for _ in self._matches(text))
 
     def choose_marks(self, texts: list[str]) -> Marks:
-        """Marks for a conversation that consists of `texts`."""
+        """Choose marks that occur in none of a conversation's `texts`. Raises InvalidRequest if there are none left."""
         unused = [c for c in _NONCHARACTERS if not any(c in text for text in texts)]
         if len(unused) < 2:
-            raise InvalidRequest("the messages use up Unicode's noncharacters", param="messages")
+            raise InvalidRequest("the messages contain too many of Unicode's noncharacters", param="messages")
         return Marks(unused[0], unused[1])
 
     def mark(self, text: str, marks: Marks) -> str:
-        """`text` with marks around each special token."""
+        """Return `text` with marks around each special token."""
         return "".join(
             f"{marks.opening}{piece.text}{marks.closing}" if piece.quoted else piece.text for piece in self.split(text)
         )
 
     def split(self, text: str) -> list[Piece]:
-        """`text` in pieces; every special token in it is a quoted piece."""
+        """Split `text` into pieces, with every special token as a quoted piece."""
         pieces, end = [], 0
         for match in self._matches(text):
             pieces += [Piece(text[end : match.start()], False), Piece(match.group(), True)]
@@ -69,7 +70,10 @@ class ControlTokens:
         return [piece for piece in (*pieces, Piece(text[end:], False)) if piece.text]
 
     def split_marked(self, rendered: str, marks: Marks) -> list[Piece]:
-        """A rendered conversation in pieces. A mark torn from its token by the template is dropped, but divides."""
+        """Split a rendered conversation into pieces, with every marked special token as a quoted piece.
+
+        A single mark, which the template has torn from its token, is dropped, but still separates two pieces.
+        """
         parts = re.split(f"{marks.opening}({self._any}){marks.closing}|[{marks.opening}{marks.closing}]", rendered)
         return [Piece(text, i % 2 == 1) for i, text in enumerate(parts) if text]
 

@@ -1,10 +1,10 @@
-"""Token ids to text, one by one: never a part of a character, and at the end the same as decoding all at once.
+"""Converts a stream of token ids to text: no incomplete characters, and in all the same text as decoding at once.
 
-Tokens of byte-level and SentencePiece tokenizers stand for bytes, so a token costs one look-up. Tokenizers with other
-decoders are asked to decode a small window instead. Stop strings are the business of `stop_strings`.
+Tokens of byte-level and SentencePiece tokenizers stand for bytes, so each costs one look-up. For tokenizers with other
+decoders, a small window of tokens is decoded again at each step. Stop strings are found by `stop_strings`.
 
-Where a SentencePiece model emits byte tokens that are no UTF-8, a stream has to show the valid part before it can know,
-and keeps it; decoding all at once replaces the whole run.
+There is one exception: if a SentencePiece model emits byte tokens that are not valid UTF-8, decoding at once replaces
+the whole run, while a stream has shown its valid beginning already and keeps it.
 """
 
 import re
@@ -19,52 +19,52 @@ from baton.text.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _REPLACEMENT = "\ufffd"
-_MAX_WAIT_TOKENS = 6  # a character is at most 4 bytes: who waits longer waits for nothing
+_MAX_WAIT_TOKENS = 6  # text is held back no longer: a character has 4 bytes at most
 
 
 class Detokenizer(Protocol):
-    """The text of one output."""
+    """Converts one output to text."""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now, which may be none."""
+        """Add a token and return the new text that is certain now, which may be empty."""
 
     def num_lost(self, token_id: int) -> int:
-        """Characters that a push of this token would return before its own: of an incomplete one, lost for good."""
+        """Count the U+FFFD that a push of this token would return first, for an incomplete character held back."""
 
     def finish(self) -> str:
-        """What is left at the end: an incomplete character shows as U+FFFD."""
+        """Return what was held back; an incomplete character becomes U+FFFD."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether a token with an entry in `TokenTexts.pieces` may go past it: nothing is held back or cut off."""
+        """Whether nothing is held back or to be cut off, so that a token's `TokenTexts.pieces` may be used instead."""
 
 
 class TokenTexts:
-    """What each token of a tokenizer stands for; shared by all outputs, filled as tokens occur."""
+    """What each token of a tokenizer stands for. Shared by all outputs, and filled as tokens occur."""
 
     def __init__(self, tokenizer: Tokenizer, shown: Collection[str] = ()) -> None:
-        """`shown` are special tokens that are text in an output; all others are none."""
+        """`shown` are the special tokens that appear as text in outputs; all others are left out."""
         self._tokenizer = tokenizer
         self._hidden_ids = tokenizer.special_ids - {tokenizer.token_id(content) for content in shown}
         self._to_bytes, self._num_stripped = _conversion(tokenizer.decoder)
         self._bytes = _Cache(self._bytes_of)
         self._texts = _Cache(self._text_of)
         self.pieces: dict[int, bytes | None] = _Cache(self._piece_of)
-        """What a token's text is within a JSON string; None where it is none, or depends on other tokens."""
+        """By token id: its text as escaped in a JSON string; None if it has none, or that depends on other tokens."""
 
     def detokenizer(self, *, at_start: bool) -> Detokenizer:
-        """For a new output; `at_start` where it stands alone, and is not the continuation of a text."""
+        """Return a detokenizer for a new output. `at_start`: the output does not continue another text."""
         if self._to_bytes is None:
             return _WindowDetokenizer(self._tokenizer)
         return _ByteDetokenizer(self._bytes, self._texts, self._num_stripped if at_start else 0)
 
     def pieces_without(self, characters: Collection[str]) -> dict[int, bytes | None]:
-        """Those of `pieces` that have none of these characters, for one output."""
+        """Return `pieces` with None for every token whose text contains one of these characters."""
         barred = frozenset(characters)
         return _Cache(lambda i: self.pieces[i] if barred.isdisjoint(self._texts[i] or "") else None)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token alone; of a special token its name."""
+        """Return the bytes of a token by itself; for a special token, its name."""
         if token_id in self._tokenizer.special_ids:
             return (self._tokenizer.token(token_id) or "").encode()
         if self._to_bytes is None:
@@ -101,8 +101,8 @@ class _ByteDetokenizer:
     def __init__(self, token_bytes: _Cache, texts: _Cache, num_stripped: int) -> None:
         self._token_bytes = token_bytes
         self._texts = texts
-        self._num_stripped = num_stripped  # spaces that the first text loses
-        self._rest = b""  # the beginning of a character
+        self._num_stripped = num_stripped  # leading spaces to be removed from the first text
+        self._rest = b""  # the first bytes of an incomplete character
 
     @property
     def is_settled(self) -> bool:
@@ -133,7 +133,7 @@ class _ByteDetokenizer:
 
 
 class _WindowDetokenizer:
-    """Decodes the last piece together with the one before, which settles how it begins."""
+    """Decodes the newest tokens together with those before them, since the text of a token may depend on these."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -169,7 +169,11 @@ class _WindowDetokenizer:
 
 
 def _conversion(decoder: dict[str, Any]) -> tuple[Callable[[str], bytes] | None, int]:
-    """How tokens become bytes, where each does so by itself, and how many leading spaces an output loses."""
+    """Choose how to convert single tokens to bytes, by the type of the tokenizer's decoder.
+
+    Returns (None, 0) if a token's bytes depend on other tokens; else the conversion, and how many leading spaces are
+    removed from an output.
+    """
     steps: list[dict[str, Any]] = decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
     types = [step.get("type") for step in steps]
     if types == ["ByteLevel"]:
@@ -187,7 +191,7 @@ def _conversion(decoder: dict[str, Any]) -> tuple[Callable[[str], bytes] | None,
 def _from_byte_level(token: str) -> bytes:
     try:
         return bytes(_BYTE_OF_CHAR[char] for char in token)
-    except KeyError:  # a token that was added as text
+    except KeyError:  # an added token, which is spelled as plain text
         return token.encode()
 
 
@@ -201,7 +205,7 @@ def _from_sentencepiece(token: str) -> bytes:
 
 
 def _byte_of_char() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones stand for themselves, the others for characters from U+0100 on."""
+    """Return GPT-2's encoding of bytes: printable ones as themselves, the others as characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

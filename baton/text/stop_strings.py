@@ -1,4 +1,4 @@
-"""Stop strings in a stream of text: found however the text is cut into pieces, and never sent in part."""
+"""Finds stop strings in a stream of text, however it is cut into pieces, and never lets a part of one through."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,21 +6,20 @@ from collections.abc import Iterator, Sequence
 class StopStrings:
     """Lets text through up to a stop string, and holds back an ending that may become one.
 
-    The stop string that is complete first ends the text, whichever pieces it came in; of several that are complete at
-    the same character the longest.
+    The stop string that is completed first ends the text; if several are completed by the same character, the longest.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """`stops` are not empty."""
+        """`stops` must not be empty, nor contain an empty string."""
         self._stops = tuple(stops)
         self.firsts = frozenset(stop[0] for stop in self._stops)
-        """A text that follows nothing held back goes through whole if it has none of these characters."""
+        """The first characters of the stop strings: while nothing is held back, text without them passes unchanged."""
         self._held = ""
 
     def push(self, text: str, *, may_end: bool = True) -> tuple[str, bool]:
-        """What may be sent now, and whether a stop string was found (then nothing may follow).
+        """Add text. Returns what may be sent now, and whether a stop string was found; nothing may follow then.
 
-        Where the text must not end yet (`may_end`), a stop string may still begin, and end in what follows.
+        If the text must not end yet (`may_end` is false), a stop string may begin in it, but not end in it.
         """
         num_held, text = len(self._held), self._held + text
         found = list(self._ends(text, num_held)) if may_end else []
@@ -37,12 +36,12 @@ class StopStrings:
         return not self._held
 
     def finish(self) -> str:
-        """What was held back: the text has ended without a stop string."""
+        """Return what was held back: the text has ended without a stop string."""
         held, self._held = self._held, ""
         return held
 
     def _ends(self, text: str, num_held: int) -> Iterator[tuple[int, int]]:
-        """(end, start) of each stop string that ends in what is new; one that ended before was not to end the text."""
+        """Yield (end, start) of each stop string that ends in the new text, after the first `num_held` characters."""
         for stop in self._stops:
             start = text.find(stop, max(0, num_held - len(stop) + 1))
             if start >= 0:

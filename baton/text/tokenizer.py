@@ -1,8 +1,8 @@
-"""Text to token ids, as the model's own tokenizer.json does it.
+"""Converts text to token ids with the model's tokenizer.json.
 
-Special tokens mean something only where the model's chat template wrote them: what a client wrote is always plain
-text, even `<|im_start|>`. Calls release the interpreter lock while they encode, so long texts belong in a thread.
-Templates are the business of `chat_template`, the way back from ids to text that of `detokenizer`.
+Special tokens only act as such where the model's chat template wrote them. What a client wrote is always encoded as
+plain text, even `<|im_start|>`. Calls release the GIL while they encode, so long texts should be encoded in a thread.
+`chat_template` renders the text, `detokenizer` converts outputs back.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from baton.errors import CheckpointError, InvalidRequest
 from baton.model_dir import read_json, read_text
 from baton.text.control_tokens import ControlTokens, Marks, Piece
 
-_ANCHORS = ("\n", "a", "0", ".")  # one of them does not melt into what follows it
+_ANCHORS = ("\n", "a", "0", ".")  # characters to put before a text; one of them does not merge with it into one token
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -23,7 +23,7 @@ class Tokenizer:
     """One model's tokenizer. Safe to use from several threads."""
 
     def __init__(self, backend: tokenizers.Tokenizer, decoder: dict[str, Any] | None = None) -> None:
-        """`decoder` is the `decoder` of the tokenizer.json."""
+        """`decoder` is the field `decoder` of the tokenizer.json."""
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -38,7 +38,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, model_dir: Path) -> "Tokenizer":
-        """Read tokenizer.json, and from tokenizer_config.json the tokens that were added later."""
+        """Read tokenizer.json, and later additions from tokenizer_config.json. Raises CheckpointError."""
         path = model_dir / "tokenizer.json"
         text = read_text(path) or ""
         spec = read_json(path)
@@ -51,41 +51,41 @@ class Tokenizer:
         return cls(backend, decoder if isinstance(decoder, dict) else {})
 
     def encode(self, text: str, *, framed: bool = True) -> list[int]:
-        """A client's text, framed by the tokenizer's own tokens (a BOS, as a rule)."""
+        """Encode a client's text. `framed`: add the tokenizer's own tokens around it, usually a BOS."""
         token_ids = self._encode_pieces(self.control_tokens.split(text))
         return [*self._prefix, *token_ids, *self._suffix] if framed else token_ids
 
     def encode_chat(self, rendered: str, marks: Marks | None = None) -> list[int]:
-        """A conversation as the template rendered it, in which `marks` tell the client's special tokens.
+        """Encode a rendered conversation, in which `marks` enclose the special tokens that clients wrote.
 
-        Without marks every special token in it is the template's. No BOS is added: templates write their own.
+        Without marks, every special token in it is the template's. No BOS is added: templates write their own.
         """
         if marks is None:
             return self._encode_pieces([Piece(rendered, False)])
         return self._encode_pieces(self.control_tokens.split_marked(rendered, marks))
 
     def decode(self, token_ids: list[int], *, special: bool = False) -> str:
-        """All of an output at once, `special` tokens left out unless wanted. Streams use a detokenizer."""
+        """Decode a whole output at once. `special`: include special tokens. Streams use a `Detokenizer` instead."""
         text: str = self._backend.decode(token_ids, skip_special_tokens=not special)
         return text
 
     def token(self, token_id: int) -> str | None:
-        """The vocabulary's entry, in the vocabulary's own spelling; None where there is none."""
+        """Return a token in the vocabulary's own spelling; None if there is no such id."""
         entry: str | None = self._backend.id_to_token(token_id)
         return entry
 
     def token_id(self, content: str) -> int | None:
-        """The id of a token in the vocabulary's own spelling; None where there is none."""
+        """Return the id of a token given in the vocabulary's own spelling; None if there is no such token."""
         token_id: int | None = self._backend.token_to_id(content)
         return token_id
 
     def to_json(self) -> str:
-        """The whole tokenizer as a tokenizer.json, tokens that were added later included."""
+        """Return the whole tokenizer, added tokens included, in the format of tokenizer.json."""
         text: str = self._backend.to_str()
         return text
 
     def token_ids(self) -> set[int]:
-        """All ids that stand for something; a model's vocabulary may be larger."""
+        """Return all ids that stand for a token; the model's vocabulary may be larger."""
         return set(self._backend.get_vocab(with_added_tokens=True).values())
 
     def _encode_pieces(self, pieces: list[Piece]) -> list[int]:
@@ -107,14 +107,14 @@ class Tokenizer:
         return sum(map(self.special_ids.__contains__, token_ids))
 
     def _encode(self, text: str) -> list[int]:
-        # encode_batch_fast, unlike encode, lets other threads run
+        # encode_batch_fast, unlike encode, releases the GIL
         token_ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return token_ids
 
     def _encode_quoted(self, text: str, at_start: bool = False) -> list[int]:
-        """Encode a special token's spelling as plain text: the pipeline without its search for added tokens."""
+        """Encode a special token's spelling as plain text, by the tokenizer's pipeline without added tokens."""
         token_ids = self._bare(text) if at_start else _continued(text, self._bare)
-        if not self.special_ids.isdisjoint(token_ids):  # the model's vocabulary holds the spelling, too
+        if not self.special_ids.isdisjoint(token_ids):  # the vocabulary contains the spelling as an ordinary entry, too
             if len(text) == 1:
                 raise InvalidRequest("the text contains a special token of the model")
             return self._encode_quoted(text[:1], at_start) + self._encode_quoted(text[1:])
@@ -130,7 +130,7 @@ class Tokenizer:
         return [token.id for word in words for token in backend.model.tokenize(word)]
 
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text."""
+        """Return the tokens that the tokenizer adds before and after a text."""
         bare = self._encode("a")
         framed: list[int] = self._backend.encode_batch_fast(["a"], add_special_tokens=True)[0].ids
         for start in range(len(framed) - len(bare) + 1):
@@ -140,7 +140,7 @@ class Tokenizer:
 
 
 def _continued(text: str, encode: Callable[[str], list[int]]) -> list[int]:
-    """Encode what follows other text: SentencePiece tokenizers put a space before whatever comes first."""
+    """Encode text that follows other text: at the start, SentencePiece tokenizers would put a space before it."""
     for anchor in _ANCHORS:
         before, token_ids = encode(anchor), encode(anchor + text)
         if token_ids[: len(before)] == before:
@@ -149,7 +149,7 @@ def _continued(text: str, encode: Callable[[str], list[int]]) -> list[int]:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, path: Path) -> None:
-    """Tokens of tokenizer_config.json that tokenizer.json lacks, or holds with other flags."""
+    """Add the tokens of tokenizer_config.json that tokenizer.json lacks, or has with other flags."""
     listed = read_json(path, required=False).get("added_tokens_decoder", {})
     try:
         wanted = {int(i): token for i, token in listed.items()}
@@ -163,7 +163,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, path: Path) -> None:
             if backend.token_to_id(raw["content"]) != token_id:
                 raise CheckpointError(f"{path}: token {token_id} has another id in tokenizer.json")
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: added_tokens_decoder is no list of tokens") from None
+        raise CheckpointError(f"{path}: added_tokens_decoder must map token ids to tokens") from None
 
 
 def _key(token: tokenizers.AddedToken) -> tuple[str | bool, ...]:

@@ -45,8 +45,8 @@ class NodeServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Attach(self, request_iterator, context):
-        """One stream per router and node; everything about generations travels on it. A new one begins with nothing: what the
-        router had on the node before is cancelled. The router's requests live no longer than the stream.
+        """One stream per router and node, which carries everything about generations. A new stream starts afresh: the node
+        cancels whatever the router had on it before. The router's requests end with the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

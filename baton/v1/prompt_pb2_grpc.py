@@ -45,7 +45,7 @@ class PromptServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Compute(self, request, context):
-        """Computes the prompt; back comes what was asked for of it, then Computed. Ending the call early cancels the leg.
+        """Computes the prompt and returns the results that were asked for, then Computed. Ending the call cancels the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,7 @@ class TraceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Find(self, request, context):
-        """Ids that the node does not know, or no longer, are left out.
+        """Returns the timelines of these requests. Requests that the node does not know, or no longer, are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

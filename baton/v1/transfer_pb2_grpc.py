@@ -50,15 +50,15 @@ class TransferServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Connect(self, request, context):
-        """Compares layouts, picks the transport of this pair, and tells where to send blocks. Asked again without a transport
-        that then turned out not to carry between the two.
+        """Compares layouts, picks a transport, and returns where to connect for data. If the transport then turns out not to
+        work between the two nodes, the prefill node calls again without it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Commit(self, request, context):
-        """Ends a transfer. Accepted once all messages have come and their digests are right; the request then decodes.
+        """Ends a transfer. Returns when all messages have arrived with the right digests; the request can decode then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

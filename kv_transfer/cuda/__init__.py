@@ -1,1 +1,1 @@
-"""Within a host, between GPUs or on one: the receiver fetches blocks from the sender's pool where it lies (ADR 29)."""
+"""The transport between KV pools on GPUs of one host: the receiver's GPU reads the sender's pool directly (ADR 29)."""

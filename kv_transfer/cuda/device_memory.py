@@ -1,4 +1,4 @@
-"""A sender's KV pool on a GPU: blocks are read out of it by the receiver's GPU."""
+"""A sender's KV pool on a GPU, which the receiver's GPU reads blocks from."""
 
 import logging
 import struct
@@ -9,14 +9,14 @@ from kv_transfer.cuda import driver
 from kv_transfer.device_blocks import DeviceBlocks
 from kv_transfer.transport import Slot
 
-_POOL = struct.Struct(f"<{driver.HANDLE_BYTES}sQQ")  # handle of its allocation, where it begins there, places
+_POOL = struct.Struct(f"<{driver.HANDLE_BYTES}sQQ")  # handle of its allocation, its offset there, number of places
 _PLACE = struct.Struct("<I")
 
 _log = logging.getLogger(__name__)
 
 
 def exported(blocks: DeviceBlocks) -> bytes:
-    """For a hello: by what another process opens this pool. TransferError where it cannot be shared."""
+    """Return `Hello.memory`: what another process needs to open this pool. Raises TransferError if that fails."""
     try:
         allocation = driver.allocation_of(blocks.address)
         handle = driver.export(allocation)
@@ -26,27 +26,31 @@ def exported(blocks: DeviceBlocks) -> bytes:
 
 
 def pack_places(places: Sequence[int]) -> bytes:
-    """For a frame."""
+    """Encode places as the source of a frame."""
     return struct.pack(f"<{len(places)}I", *places)
 
 
 class DeviceMemory:
-    """See `kv_transfer.shm.incoming.SenderMemory`. Both pools have the same layout: nodes compare it before.
+    """See `kv_transfer.shm.incoming.SenderMemory`. Both pools have the same layout: Connect has compared them.
 
-    It stays readable when its owner has died, or given it back; it is freed when the last who opened it has closed it.
+    The pool stays readable even when its owner has died or freed it: the driver frees it when the last process that
+    opened it has closed it.
     """
 
     def __init__(self, blocks: DeviceBlocks, claim: bytes) -> None:
-        """Raises OSError unless the pool can be read from here and is as large as it says."""
+        """`blocks` are the receiver's, `claim` is the sender's `exported`.
+
+        Raises OSError if the pool cannot be opened or is smaller than claimed, ValueError if the claim is malformed.
+        """
         if len(claim) != _POOL.size:
-            raise ValueError("not a pool")
+            raise ValueError(f"not a pool: the claim has {len(claim)} bytes, not {_POOL.size}")
         handle, offset, self._num_places = _POOL.unpack(claim)
         self._blocks = blocks
         self._allocation = driver.open_handle(handle, blocks.device)
         self._address = self._allocation.address + offset
         if offset + self._num_places * blocks.block_bytes > self._allocation.num_bytes:
             self.close()
-            raise PermissionError("its pool is not as large as it says")
+            raise PermissionError("the prefill node's KV pool is not as large as it claims")
 
     def size_of(self, source: bytes) -> int:
         """See `SenderMemory`."""
@@ -55,7 +59,7 @@ class DeviceMemory:
         return len(source) // _PLACE.size * self._blocks.block_bytes
 
     def fetch(self, source: bytes, slot: Slot, is_over: Callable[[], bool]) -> int:
-        """See `SenderMemory`: one message takes far less than a step, so it is never stopped."""
+        """See `SenderMemory`. Never stopped early: one message takes far less time than a step."""
         return self._blocks.fetch(self._address, _places(source), slot.places)
 
     def close(self) -> None:
@@ -63,7 +67,7 @@ class DeviceMemory:
         try:
             driver.close(self._allocation, self._blocks.device)
         except OSError as error:
-            _log.warning("a prefill node's KV pool stays open: %s", error)
+            _log.warning("a prefill node's KV pool could not be closed and stays open: %s", error)
 
 
 def _places(source: bytes) -> tuple[int, ...]:

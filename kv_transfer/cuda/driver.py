@@ -1,7 +1,7 @@
-"""A part of a GPU's memory that several processes of a host see: CUDA's legacy IPC, as the driver has it.
+"""GPU memory shared between processes of one host: bindings to the CUDA driver's legacy IPC.
 
-https://docs.nvidia.com/cuda/cuda-driver-api, "Memory Management". Only memory of cuMemAlloc can be shared that way, so
-not that of torch's expandable segments. Whether two processes may is found out by trying.
+See https://docs.nvidia.com/cuda/cuda-driver-api, "Memory Management". Only memory from cuMemAlloc can be shared, so not
+torch's expandable segments. Whether two processes may share can only be found out by trying.
 """
 
 import ctypes
@@ -19,30 +19,30 @@ class _Handle(ctypes.Structure):
 
 
 class Allocation(NamedTuple):
-    """Of device memory, as this process sees it."""
+    """An allocation of device memory, at its address in this process."""
 
     address: int
     num_bytes: int
 
 
 def allocation_of(address: int) -> Allocation:
-    """The allocation that this address is within. Raises OSError where there is none."""
+    """Return the allocation that contains this address. Raises OSError if there is none."""
     base, size = ctypes.c_uint64(), ctypes.c_size_t()
     _call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address))
     return Allocation(base.value, size.value)
 
 
 def export(allocation: Allocation) -> bytes:
-    """A handle by which other processes open it, as long as it lives. Raises OSError where it cannot be shared."""
+    """Return a handle with which other processes can open the allocation. Raises OSError if it cannot be shared."""
     handle = _Handle()
     _call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(allocation.address))
     return bytes(handle)
 
 
 def open_handle(handle: bytes, device: torch.device) -> Allocation:
-    """Another process's allocation, readable from `device` until `close`; opened again, it is where it was.
+    """Open another process's allocation for reading from `device`, until `close`.
 
-    Raises OSError where this process cannot have it.
+    Opening the same one again returns the same address. Raises OSError if this process cannot open it.
     """
     _make_current(device)
     address = ctypes.c_uint64()
@@ -51,13 +51,13 @@ def open_handle(handle: bytes, device: torch.device) -> Allocation:
 
 
 def close(allocation: Allocation, device: torch.device) -> None:
-    """Once for each `open_handle`. Nothing may be reading it any more."""
+    """Close an allocation, once for each `open_handle`. Nothing may be reading it any more. Raises OSError."""
     _make_current(device)
     _call("cuIpcCloseMemHandle", ctypes.c_uint64(allocation.address))
 
 
 def _make_current(device: torch.device) -> None:
-    """The device's context is that of this thread from now on."""
+    """Make the device's context current in this thread."""
     torch.cuda.set_device(device)
 
 
@@ -71,5 +71,5 @@ def _call(name: str, *args: Any) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """Raises OSError where there is no driver."""
+    """Load the driver's library. Raises OSError if there is no driver."""
     return ctypes.CDLL("libcuda.so.1")

@@ -1,7 +1,7 @@
-"""The transport between pools on GPUs of one host, or on one GPU: the receiver's fetches blocks from the sender's.
+"""The transport between KV pools on GPUs of one host, or on a single GPU.
 
-One pass over NVLink or PCIe, or within the GPU's memory, from block to block: nothing is staged, and no byte passes
-through the host. The two processes talk over the same kind of socket as for host memory (`kv_transfer.shm`).
+The receiver's GPU copies from block to block in one pass, over NVLink or PCIe or within its memory: nothing is staged,
+and no byte passes through host memory. The processes talk over the same kind of socket as in `kv_transfer.shm`.
 """
 
 import socket
@@ -16,7 +16,7 @@ from kv_transfer.transport import BlockConnection, Inbox, Transport
 
 
 class CudaTransport(Transport):
-    """One connection for each pair of nodes. Raises TransferError where the pool's memory cannot be shared."""
+    """The transport. Raises TransferError if the pool's memory cannot be shared with other processes."""
 
     name = "cuda"
 
@@ -25,17 +25,17 @@ class CudaTransport(Transport):
         self._exported = exported(blocks)
 
     async def listen(self, host: str, inbox: Inbox) -> ShmListener:
-        """On a fresh name: `host` does not matter, and there is no port."""
+        """Listen under a fresh socket name, which becomes `Listener.host`. `host` is not used, and there is no port."""
         return ShmListener(inbox, lambda pid, claim: DeviceMemory(self._blocks, claim))
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> "CudaConnection":
-        """`host` is the listener's name. Raises TransferError also where its GPU cannot read this one's memory."""
+        """See `Transport`. `host` is the listener's name. Raises TransferError also if it cannot read this pool."""
         sock = await welcomed(host, Hello(secret, self._exported))
         return CudaConnection(sock, on_close, self._blocks)
 
 
 class CudaConnection(FetchedConnection, BlockConnection):
-    """Messages lie in this node's pool."""
+    """Sends blocks of this node's pool."""
 
     def __init__(self, sock: socket.socket, on_close: Callable[[], None], blocks: DeviceBlocks) -> None:
         super().__init__(sock, on_close)
@@ -46,5 +46,5 @@ class CudaConnection(FetchedConnection, BlockConnection):
         return await self._blocks.digest(places)
 
     async def send(self, tag: int, places: Sequence[int]) -> None:
-        """Returns when the receiver has all of it."""
+        """See `BlockConnection`. Returns when the receiver has copied all blocks."""
         await self.fetched(tag, pack_places(places))

@@ -1,1 +1,1 @@
-"""Within a host: the receiver fetches blocks from the memory of the sender (ADR 9)."""
+"""The transport within one host: the receiver fetches blocks from the sender's memory (ADR 9)."""

@@ -1,7 +1,7 @@
-"""What the two ends of a connection within a host say to each other, one packet each.
+"""The packets that the two ends of a connection within a host exchange.
 
-A message names memory of the sender itself, never of the receiver: that is named by the tag alone. How it does depends
-on the kind of memory (`kv_transfer.shm.incoming.SenderMemory`).
+A frame says where a message lies in the sender's own memory; the format depends on the kind of memory (see
+`kv_transfer.shm.incoming.SenderMemory`). It never names memory of the receiver, which finds that by the tag.
 """
 
 import struct
@@ -13,42 +13,42 @@ MAX_PACKET_BYTES = 64 * 1024
 HEARTBEAT = b"\x02"
 WELCOME = b"\x01"
 _REFUSED = b"\x00"
-_MESSAGE = struct.Struct("<QQ")  # sequence, tag; then what is to be fetched
+_MESSAGE = struct.Struct("<QQ")  # sequence, tag; the source follows
 _ACK = struct.Struct("<Q")
 
 
 class Hello(NamedTuple):
-    """The first packet."""
+    """The sender's first packet."""
 
     secret: bytes
-    memory: bytes  # by what the receiver finds the sender's memory, and proves that it can read it
+    memory: bytes  # lets the receiver find the sender's memory, and prove that it can read it
 
     def pack(self) -> bytes:
-        """As a packet."""
+        """Encode as a packet."""
         return self.secret + self.memory
 
     @classmethod
     def unpack(cls, packet: bytes) -> "Hello":
-        """Raises ValueError for anything else."""
+        """Decode a packet. Raises ValueError if it is too short for a hello."""
         if len(packet) <= SECRET_BYTES:
             raise ValueError("not a hello")
         return cls(packet[:SECRET_BYTES], packet[SECRET_BYTES:])
 
 
 class Frame(NamedTuple):
-    """A message to be fetched."""
+    """Announces a message that the receiver is to fetch."""
 
     sequence: int
     tag: int
-    source: bytes  # where it lies in the sender's memory
+    source: bytes  # where the message lies in the sender's memory
 
     def pack(self) -> bytes:
-        """As a packet."""
+        """Encode as a packet."""
         return _MESSAGE.pack(self.sequence, self.tag) + self.source
 
     @classmethod
     def unpack(cls, packet: bytes) -> "Frame":
-        """Raises ValueError where the packet is none."""
+        """Decode a packet. Raises ValueError if it is too short for a frame."""
         if len(packet) <= _MESSAGE.size:
             raise ValueError("not a message")
         sequence, tag = _MESSAGE.unpack_from(packet)
@@ -56,22 +56,22 @@ class Frame(NamedTuple):
 
 
 def refusal(reason: str) -> bytes:
-    """The answer to a hello that is not welcome."""
+    """Encode the answer to a hello that is refused."""
     return _REFUSED + reason.encode()[:200]
 
 
 def reason_of(packet: bytes) -> str:
-    """Why there is no welcome."""
+    """Return the reason that an answer other than the welcome gives."""
     return packet[1:].decode(errors="replace") or "the decode node refused the connection"
 
 
 def ack(sequence: int) -> bytes:
-    """The message's memory is no longer needed."""
+    """Encode an acknowledgement: the message's memory is no longer needed."""
     return _ACK.pack(sequence)
 
 
 def acked(packet: bytes) -> int:
-    """The sequence number; raises ValueError where the packet is no acknowledgement."""
+    """Decode an acknowledgement to its sequence number. Raises ValueError if the packet is none."""
     if len(packet) != _ACK.size:
         raise ValueError("not an acknowledgement")
     return int(_ACK.unpack(packet)[0])

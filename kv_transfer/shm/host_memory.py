@@ -1,4 +1,4 @@
-"""A sender's memory in the host: blocks are read out of its process."""
+"""A sender's host memory: the receiver reads blocks out of the sender's process."""
 
 import itertools
 import struct
@@ -10,30 +10,33 @@ from kv_transfer.shm import process_memory
 from kv_transfer.shm.process_memory import Runs
 from kv_transfer.transport import Slot
 
-MAX_RUNS = 2048  # of one message; more are gathered before they are sent
+MAX_RUNS = 2048  # per message; one of more runs is first gathered into a single run
 NONCE_BYTES = 32
 _PROOF = struct.Struct(f"<{NONCE_BYTES}sQ")
 _RUN = struct.Struct("<QQ")
 
 
 def proof(nonce: memoryview) -> bytes:
-    """For a hello: whoever finds these NONCE_BYTES where they lie shares memory with this process."""
+    """Return `Hello.memory`: the nonce and its address. A process that finds it there can read this one's memory.
+
+    `nonce`: NONCE_BYTES, which must stay in place until the hello is answered.
+    """
     return _PROOF.pack(bytes(nonce), process_memory.runs_of([nonce])[0][0])
 
 
 def pack_runs(runs: Runs) -> bytes:
-    """For a frame."""
+    """Encode runs of memory as the source of a frame."""
     return struct.pack(f"<{2 * len(runs)}Q", *itertools.chain.from_iterable(runs))
 
 
 def unpack_runs(source: bytes) -> Runs:
-    """Raises ValueError where they are none, or memory that cannot be."""
+    """Decode the source of a frame. Raises ValueError if it is malformed or names impossible addresses."""
     num_runs, rest = divmod(len(source), _RUN.size)
     if rest or not 0 < num_runs <= MAX_RUNS:
-        raise ValueError("not a message")
+        raise ValueError(f"not a message: its source has {len(source)} bytes")
     runs = list(_RUN.iter_unpack(source))
     if any(length == 0 or address + length >= 2**64 for address, length in runs):
-        raise ValueError("a message names memory that cannot be")
+        raise ValueError("a message names memory that cannot be: an empty run, or one beyond the address space")
     return runs
 
 
@@ -41,7 +44,7 @@ class HostMemory:
     """See `kv_transfer.shm.incoming.SenderMemory`."""
 
     def __init__(self, pid: int, claim: bytes) -> None:
-        """Raises OSError unless that process's memory can be read from here and is what the claim says."""
+        """`claim` is the sender's `proof`. Raises OSError if it cannot be read there, ValueError if it is malformed."""
         if len(claim) != _PROOF.size:
             raise ValueError("not a proof")
         nonce, address = _PROOF.unpack(claim)
@@ -50,7 +53,7 @@ class HostMemory:
         for _ in process_memory.read(pid, [(address, NONCE_BYTES)], [found]):
             pass
         if found != nonce:
-            raise PermissionError("its memory does not hold what it said")
+            raise PermissionError("the prefill node's memory does not hold the nonce that it sent")
 
     def size_of(self, source: bytes) -> int:
         """See `SenderMemory`."""

@@ -1,8 +1,8 @@
 """The receiving end of a connection within a host: copies messages from the sender's memory into their slots.
 
-Only this process writes its pool, so a cancelled message is fenced when its own copy has ended, which is soon: a copy
-stops between two pieces. What was copied counts only if the sender still lived, and still had its connection open,
-after the last byte: who wants its memory back closes the connection first.
+Only this process writes to its pool, so a cancelled message is fenced as soon as its own copy has ended, and a copy can
+be stopped between two pieces. A copied message counts only if, after its last byte, the sender was still alive and its
+connection still open: a sender that wants its memory back closes the connection first.
 """
 
 import asyncio
@@ -20,31 +20,31 @@ from kv_transfer.shm.frames import HEARTBEAT, MAX_PACKET_BYTES, WELCOME, Frame, 
 from kv_transfer.stall import StallWatch
 from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Peer, Slot
 
-_MAX_COPIES = 64  # of one sender at once; further messages wait in its socket
+_MAX_COPIES = 64  # per sender at once; further messages wait in its socket
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _HANGUP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class SenderMemory(Protocol):
-    """One sender's memory, as long as its connection lasts."""
+    """Access to one sender's memory, for as long as its connection lasts."""
 
     def size_of(self, source: bytes) -> int:
-        """Bytes of the message that lies at a frame's `source`. Raises ValueError where none can."""
+        """Return the length in bytes of the message at a frame's `source`. Raises ValueError for an invalid one."""
         ...
 
     def fetch(self, source: bytes, slot: Slot, is_over: Callable[[], bool]) -> int:
-        """Copy the message to its slot, in a thread; its digest. Stops soon when `is_over`.
+        """Copy the message to its slot and return its digest. Called in a thread; stops early once `is_over()`.
 
-        Raises OSError or RuntimeError where it is not whole.
+        Raises OSError or RuntimeError if the message could not be copied completely.
         """
         ...
 
     def close(self) -> None:
-        """Nothing is fetched any more."""
+        """Release the access. No fetch is running any more."""
 
 
 class ShmIncoming:
-    """Who the sender is, the kernel says: its pid is that of the socket's other end, held by a descriptor."""
+    """One connection. The kernel says who the sender is: the pid of the socket's other end, pinned by a pidfd."""
 
     def __init__(
         self,
@@ -55,7 +55,10 @@ class ShmIncoming:
         on_admitted: Callable[[Peer], None],
         on_ended: Callable[["ShmIncoming"], None],
     ) -> None:
-        """`open_memory` is given a pid and the sender's hello; OSError or ValueError refuses the connection."""
+        """`open_memory(pid, hello.memory)` may raise OSError or ValueError to refuse the connection.
+
+        `on_admitted` is called when the secret and the memory are accepted, `on_ended` when all copies have ended.
+        """
         self.peer: Peer | None = None
         self._sock = sock
         self._inbox = inbox
@@ -68,7 +71,7 @@ class ShmIncoming:
         self._memory: SenderMemory | None = None
         self._process = -1  # a pidfd
         self._num_copies = 0
-        self._unsent: deque[bytes] = deque()  # acknowledgements: a sender that is busy takes no more of them at present
+        self._unsent: deque[bytes] = deque()  # acknowledgements that the sender's socket buffer had no room for
         self._reading = False
         self._closing = False
         self._ended = asyncio.Event()
@@ -76,7 +79,7 @@ class ShmIncoming:
         self._read(True)
 
     def start_closing(self) -> None:
-        """Take no more messages, and stop the copies under way."""
+        """Take no more messages, and stop the copies in progress. Idempotent."""
         if self._closing:
             return
         self._closing = True
@@ -91,7 +94,7 @@ class ShmIncoming:
         self._end_when_quiet()
 
     async def close(self) -> None:
-        """Idempotent. Returns when nothing is written any more."""
+        """Close the connection. Idempotent. Returns when nothing is written to a slot any more."""
         self.start_closing()
         await self._ended.wait()
 
@@ -142,11 +145,11 @@ class ShmIncoming:
         return None
 
     def _opened(self, hello: Hello) -> SenderMemory:
-        """Raises OSError unless the sender's memory can be read from here, and is that of this socket's other end."""
+        """Open the memory of the process at the socket's other end. Raises OSError or ValueError if that is refused."""
         credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid = _CREDENTIALS.unpack(credentials)[0]
         if pid <= 0:
-            raise ProcessLookupError("its process is not in this PID namespace")
+            raise ProcessLookupError("the prefill node is in another PID namespace")
         self._process = os.pidfd_open(pid)
         return self._open_memory(pid, hello.memory)
 
@@ -157,7 +160,7 @@ class ShmIncoming:
         copy.add_done_callback(lambda copy: self._copied(frame, copy))
 
     def _copy(self, memory: SenderMemory, frame: Frame, slot: Slot) -> int:
-        """In a thread. The digest of what was copied; raises where the message is not whole."""
+        """Copy one message, in a thread, and return its digest. Raises if the message is not complete."""
         if self._closing:
             raise ConnectionAbortedError("closing")
         digest = memory.fetch(frame.source, slot, lambda: self._closing)
@@ -165,7 +168,7 @@ class ShmIncoming:
         return digest
 
     def _check_alive(self) -> None:
-        """Looked at after the copy."""
+        """Raise ConnectionResetError if the sender has died or closed. Only after a copy does this prove it valid."""
         poll = select.poll()
         poll.register(self._sock.fileno(), _HANGUP)
         poll.register(self._process, select.POLLIN)
@@ -188,7 +191,7 @@ class ShmIncoming:
         self._send_acks()
 
     def _send_acks(self) -> None:
-        """No more messages are taken from a sender that does not read what it is told."""
+        """Send the acknowledgements. While the sender does not read them, no more of its messages are taken."""
         try:
             while self._unsent:
                 self._sock.send(self._unsent[0])

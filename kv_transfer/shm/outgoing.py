@@ -1,4 +1,4 @@
-"""The sending end of a connection within a host: says where messages lie, and hears when they have been fetched."""
+"""The sending end of a connection within a host: announces messages, and learns when they have been fetched."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ from kv_transfer.transport import ByteConnection
 
 
 class FetchedConnection(SocketConnection):
-    """A send ends when the receiver has copied the message, so it needs no memory but the views themselves.
+    """A connection whose receiver fetches the messages itself, so sending needs no memory but where they lie.
 
     A receiver that goes on reading after `close` finds the connection closed, and drops what it read.
     """
@@ -27,7 +27,7 @@ class FetchedConnection(SocketConnection):
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     async def fetched(self, tag: int, source: bytes) -> None:
-        """Returns when the receiver has all of the message that lies there."""
+        """Announce the message at `source`, and wait until the receiver has fetched all of it."""
         self._check_open()
         sequence = next(self._sequence)
         done = self._waiting[sequence] = self._loop.create_future()
@@ -48,11 +48,11 @@ class FetchedConnection(SocketConnection):
             while not self._closed:
                 done = self._waiting.pop(acked(self._sock.recv(MAX_PACKET_BYTES)))
                 self._stall.finished()
-                if not done.done():  # cancelled, by a loop that ends
+                if not done.done():  # it is cancelled when the event loop shuts down
                     done.set_result(None)
         except BlockingIOError:
             pass
-        except (OSError, ValueError, KeyError):  # nothing is what the end of the connection says
+        except (OSError, ValueError, KeyError):  # ValueError: also the empty packet at the end of the connection
             self._close("the decode node closed the connection")
 
     def _send_packet(self, packet: bytes) -> None:
@@ -74,10 +74,10 @@ class FetchedConnection(SocketConnection):
 
 
 class ShmConnection(FetchedConnection, ByteConnection):
-    """Messages lie in this process's memory."""
+    """Sends messages that lie in this process's host memory."""
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> None:
-        """Returns when the receiver has all of it."""
+        """See `ByteConnection`. Returns when the receiver has copied all bytes."""
         if len(views) > MAX_RUNS:
             views = [memoryview(bytearray(b"".join(views)))]
         await self.fetched(tag, pack_runs(runs_of(views)))

@@ -1,7 +1,7 @@
-"""Another process's memory, read straight into ours: process_vm_readv(2). ctypes lets go of the GIL meanwhile.
+"""Reads another process's memory with process_vm_readv(2). ctypes releases the GIL during the call.
 
-The kernel decides who may read whom: the same user, in the same PID namespace, and where Yama guards ptrace, only whom
-the other one has let. So whether it works is found out by trying.
+The kernel decides who may read whom: the user and the PID namespace must be the same and, where Yama restricts ptrace,
+the process that is read must have allowed it. Whether it works can only be found out by trying.
 """
 
 import ctypes
@@ -13,35 +13,35 @@ from pathlib import Path
 
 import numpy as np
 
-Runs = list[tuple[int, int]]  # (address, number of bytes), one after the other
-_MAX_RUNS = 1024  # of one call: IOV_MAX
-_PIECE_BYTES = 2**20  # of one call: a copy can be stopped in between, and is in cache when it is digested
+Runs = list[tuple[int, int]]  # (address, number of bytes) each
+_MAX_RUNS = 1024  # per call: IOV_MAX
+_PIECE_BYTES = 2**20  # per call: a copy can be stopped between pieces, and a piece is in cache when it is digested
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _PR_SET_PTRACER = 0x59616D61
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def why_unavailable() -> str:
-    """Empty where this system can do it at all, else the reason."""
+    """Return the reason if this system cannot do it at all, else ""."""
     has_all = hasattr(_libc, "process_vm_readv") and hasattr(os, "pidfd_open")
     return "" if has_all else "this system has no process_vm_readv"
 
 
 def allow_siblings() -> None:
-    """Let the processes of this node's fleet read it, where Yama lets only a parent: descendants of its own parent."""
+    """Under Yama's restricted ptrace, let all descendants of this process's parent read it: its fleet on this host."""
     if _YAMA.exists() and _YAMA.read_text().strip() == "1":
         _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(os.getppid()), 0, 0, 0)
 
 
 def runs_of(views: Sequence[memoryview]) -> Runs:
-    """Where views lie in this process."""
+    """Return the addresses of the views in this process."""
     return [(np.frombuffer(view, np.uint8).__array_interface__["data"][0], view.nbytes) for view in views]
 
 
 def read(pid: int, source: Runs, target: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Copy the other process's `source` into `target`, piece by piece; yields the parts of `target` just filled.
+    """Copy the other process's `source` into `target`, piece by piece; yield the parts of `target` just filled.
 
-    Both have the same length. Raises OSError where the kernel refuses, or the memory or process is not there.
+    Both have the same length in bytes. Raises OSError if the kernel refuses, or the memory or process does not exist.
     """
     left, room, parts = deque(source), deque(runs_of(target)), deque(target)
     while room:
@@ -67,7 +67,7 @@ def _iovecs(runs: Runs) -> ctypes.Array[ctypes.c_uint64]:
 
 
 def _head(runs: deque[tuple[int, int]]) -> Runs:
-    """The first piece of it."""
+    """Return the first piece: up to _PIECE_BYTES, in up to _MAX_RUNS runs."""
     head: Runs = []
     left = _PIECE_BYTES
     for address, num_bytes in itertools.islice(runs, _MAX_RUNS):

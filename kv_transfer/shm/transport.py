@@ -1,9 +1,9 @@
-"""The transport within one host: the receiver fetches messages from the sender's memory, in one copy.
+"""The transport within one host: the receiver fetches messages from the sender's memory, in a single copy.
 
-Both pools, in host memory here (`kv_transfer.cuda` is for those on GPUs), stay what they are, private memory in huge
-pages; nothing is mapped. A Unix-domain socket between the two says what to fetch from where, and notices a peer that
-dies, as its heartbeats notice one that freezes. It is of the abstract kind, which vanishes with its owner; being known
-by everybody on the host, it is guarded by the secret.
+Both pools are in host memory (`kv_transfer.cuda` is for those on GPUs) and stay private memory in huge pages: nothing
+is mapped into the other process. A Unix-domain socket carries the announcements of messages; its end reveals a peer
+that died, its heartbeats one that froze. The socket is abstract, so it vanishes with its owner. Every process on the
+host can find it, so the secret guards it.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def host_id() -> str:
-    """Of the running kernel: processes with different ones share no memory. Empty where that is not known."""
+    """Return the id of the running kernel, or "" if unknown. Processes with different ids share no memory."""
     with contextlib.suppress(OSError):
         return _BOOT_ID.read_text().strip()
     return ""
 
 
 class ShmTransport(Transport):
-    """One connection for each pair of nodes; raises TransferError where the system cannot do it."""
+    """The transport. Raises TransferError if the system lacks process_vm_readv."""
 
     name = "shm"
 
@@ -47,25 +47,25 @@ class ShmTransport(Transport):
             raise TransferError(reason)
 
     async def listen(self, host: str, inbox: Inbox) -> "ShmListener":
-        """On a fresh name: `host` does not matter, and there is no port."""
+        """Listen under a fresh socket name, which becomes `Listener.host`. `host` is not used, and there is no port."""
         return ShmListener(inbox, HostMemory)
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> ShmConnection:
-        """`host` is the listener's name. Raises TransferError also where the two cannot share memory."""
+        """See `Transport`. `host` is the listener's name. Raises TransferError also if it cannot read this process."""
         process_memory.allow_siblings()
         nonce = memoryview(bytearray(secrets.token_bytes(NONCE_BYTES)))
         return ShmConnection(await welcomed(host, Hello(secret, proof(nonce))), on_close)
 
 
 class ShmListener(Listener):
-    """Accepts, admits, and keeps one connection per peer."""
+    """Accepts and admits connections, and keeps one per peer: a newer one replaces the older."""
 
     def __init__(self, inbox: Inbox, open_memory: Callable[[int, bytes], SenderMemory]) -> None:
         self.host = f"baton-kv-{secrets.token_hex(8)}"
         self.port = 0
         self._inbox = inbox
         self._open_memory = open_memory
-        self._connections: set[ShmIncoming] = set()  # admitted or not; also those whose last copy has not ended yet
+        self._connections: set[ShmIncoming] = set()  # admitted or not, until their last copy has ended
         self._copiers = started_pool(_num_copiers(), "kv-copy")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.bind(f"\0{self.host}")
@@ -73,7 +73,7 @@ class ShmListener(Listener):
         self._acceptor = Acceptor(sock, self._take)
 
     async def disconnect(self, peer: Peer) -> None:
-        """Returns when the copies under way have stopped."""
+        """See `Listener`. Returns when the copies in progress have stopped."""
         for connection in self._of(peer):
             await connection.close()
 
@@ -103,9 +103,9 @@ class ShmListener(Listener):
 
 
 async def welcomed(name: str, hello: Hello) -> socket.socket:
-    """Connected to the listener of that name, which can read this process's memory.
+    """Return a socket to the listener of that name, which has admitted this process and can read its memory.
 
-    Raises TransferError where nobody of that name is on this host, or who is there can or will not read it.
+    Raises TransferError if there is no such listener on this host, or it refuses.
     """
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -124,7 +124,7 @@ async def welcomed(name: str, hello: Hello) -> socket.socket:
 
 
 async def _said_hello(sock: socket.socket, name: str, hello: Hello) -> bytes:
-    """The answer."""
+    """Connect, send the hello, and return the answer."""
     loop = asyncio.get_running_loop()
     try:
         await loop.sock_connect(sock, f"\0{name}")

@@ -1,1 +1,1 @@
-"""Plain TCP sockets, read and written in the event loop."""
+"""The transport over plain TCP sockets, which are read and written in the event loop."""

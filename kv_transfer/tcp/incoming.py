@@ -1,4 +1,4 @@
-"""The receiving end of a TCP connection: frames read straight into the memory that the inbox names."""
+"""The receiving end of a TCP connection: reads messages straight into the memory that the inbox names."""
 
 import asyncio
 import socket
@@ -11,16 +11,16 @@ from kv_transfer.stall import StallWatch
 from kv_transfer.tcp.outgoing import HEADER, MAGIC
 from kv_transfer.transport import CONNECT_TIMEOUT_S, SECRET_BYTES, Inbox, Peer
 
-_MAX_MESSAGE_BYTES = 2**30  # a longer one is no message
-_SCRATCH_BYTES = 256 * 1024  # dropped messages go here
-_PIECE_BYTES = 512 * 1024  # read, then digested while the processor's cache has it
-_BUDGET_BYTES = 8 * 2**20  # read in one go, before other tasks have a turn
+_MAX_MESSAGE_BYTES = 2**30  # a header that announces more is taken for garbage
+_SCRATCH_BYTES = 256 * 1024  # size of the buffer into which dropped messages are read
+_PIECE_BYTES = 512 * 1024  # bytes per read: digested while they are in the processor's cache
+_BUDGET_BYTES = 8 * 2**20  # bytes read before other tasks get a turn
 
 
 class TcpIncoming:
-    """Reads `secret`, then frames; a message is either written to its slot or drained.
+    """Reads the secret, then frames of header and message. A message is either written to its slot or dropped.
 
-    `_target` is what is being filled at present, `_targets` the rest of it, and `_then` what follows when all is full.
+    `_target` is the buffer being filled, `_targets` are those to fill after it, `_then` is called when all are full.
     """
 
     WELCOME = b"\x01"
@@ -43,8 +43,8 @@ class TcpIncoming:
         self._target = memoryview(bytearray(SECRET_BYTES))
         self._targets: deque[memoryview] = deque()
         self._then = self._on_secret
-        self._tag: int | None = None  # of the message being written to its slot
-        self._digest = xxhash.xxh3_64()  # of that message, as far as it has come
+        self._tag: int | None = None  # tag of the message being written to its slot
+        self._digest = xxhash.xxh3_64()  # of what has arrived of that message
         self._num_left_to_drop = 0
         self._closed = False
         self._hello_timer = self._loop.call_later(CONNECT_TIMEOUT_S, self.close)
@@ -52,7 +52,7 @@ class TcpIncoming:
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     def close(self) -> None:
-        """Idempotent. Nothing is written after it."""
+        """Close the connection. Idempotent. Nothing is written to a slot after that."""
         if self._closed:
             return
         self._closed = True

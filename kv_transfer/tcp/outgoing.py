@@ -1,4 +1,4 @@
-"""The sending end of a TCP connection: frames written straight from pool memory."""
+"""The sending end of a TCP connection: writes messages straight from pool memory."""
 
 import asyncio
 import socket
@@ -13,11 +13,11 @@ from baton.errors import TransferError
 from kv_transfer.socket_connection import SocketConnection
 from kv_transfer.transport import ByteConnection
 
-HEADER = struct.Struct("<4sIQ")  # magic, bytes of the message (none: a heartbeat), tag
+HEADER = struct.Struct("<4sIQ")  # magic, length of the message in bytes (0: a heartbeat), tag
 MAGIC = b"BKV1"
-_MAX_BUFFERS = 256  # of one sendmsg; IOV_MAX is 1024
-_PIECE_BYTES = 2 * 2**20  # offered at once: what the kernel took of it is digested while the cache has it
-_BUDGET_BYTES = 8 * 2**20  # written in one go, before other tasks have a turn
+_MAX_BUFFERS = 256  # per sendmsg; IOV_MAX is 1024
+_PIECE_BYTES = 2 * 2**20  # offered per sendmsg: what the kernel takes is digested while it is in the processor's cache
+_BUDGET_BYTES = 8 * 2**20  # bytes written before other tasks get a turn
 
 
 class TcpConnection(SocketConnection, ByteConnection):
@@ -30,7 +30,7 @@ class TcpConnection(SocketConnection, ByteConnection):
         self._queue: deque[_Message] = deque()
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> int:
-        """Returns when the kernel has all of it."""
+        """See `ByteConnection`. Returns the digest when the kernel has taken all bytes."""
         self._check_open()
         return await self._enqueue(tag, views)
 
@@ -51,7 +51,7 @@ class TcpConnection(SocketConnection, ByteConnection):
         return message.done
 
     def _on_readable(self) -> None:
-        """The receiver never writes: this is its end."""
+        """The receiver never sends anything after its welcome, so the connection has ended."""
         self._close("the decode node closed the connection")
 
     def _write(self) -> None:
@@ -76,7 +76,7 @@ class TcpConnection(SocketConnection, ByteConnection):
 
 
 class _Message:
-    """What is left of one, and the digest of what is gone."""
+    """The unsent rest of a message, and the digest of what has been sent."""
 
     def __init__(self, tag: int, views: Sequence[memoryview], done: asyncio.Future[int]) -> None:
         self.done = done
@@ -84,10 +84,10 @@ class _Message:
         header = HEADER.pack(MAGIC, sum(view.nbytes for view in views), tag)
         self.left = deque([memoryview(header), *views])
         self._digest = xxhash.xxh3_64()
-        self._num_header_bytes = len(header)  # of what is left
+        self._num_header_bytes = len(header)  # unsent ones
 
     def front(self) -> list[memoryview]:
-        """About a piece of it."""
+        """Return the buffers for the next sendmsg: up to _PIECE_BYTES, or _MAX_BUFFERS of them."""
         room, found = _PIECE_BYTES, []
         for view in islice(self.left, _MAX_BUFFERS):
             found.append(view[:room])
@@ -97,7 +97,7 @@ class _Message:
         return found
 
     def advance(self, num_bytes: int) -> None:
-        """So many bytes are gone."""
+        """Digest and remove the next `num_bytes`, which have been sent."""
         while num_bytes:
             view = self.left.popleft()
             gone = view[:num_bytes]
@@ -110,11 +110,11 @@ class _Message:
             num_bytes -= gone.nbytes
 
     def end(self) -> None:
-        """All of it is gone."""
-        if not self.done.done():  # cancelled, by a loop that ends
+        """Complete the send: all of the message is sent."""
+        if not self.done.done():  # it is cancelled when the event loop shuts down
             self.done.set_result(self._digest.intdigest())
 
     def fail(self, reason: str) -> None:
-        """The rest of it will not go."""
+        """Fail the send: the rest of the message will not be sent."""
         if not self.done.done():
             self.done.set_exception(TransferError(reason))

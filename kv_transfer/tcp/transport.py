@@ -1,7 +1,8 @@
-"""The transport over plain TCP sockets: `secret`, one byte of welcome back, then frames of header and message.
+"""The transport over plain TCP sockets.
 
-Pool memory is handed to `recv_into` and `sendmsg` as it is. Everything is read and written in the event loop, without
-waiting: what closes a connection has thereby stopped its reads and writes.
+A sender opens a connection with its secret, gets one byte of welcome back, then sends frames of header and message.
+`sendmsg` and `recv_into` work directly on pool memory. All reads and writes are non-blocking calls in the event loop,
+so closing a connection stops them at once.
 """
 
 import asyncio
@@ -15,10 +16,8 @@ from kv_transfer.tcp.incoming import TcpIncoming
 from kv_transfer.tcp.outgoing import TcpConnection
 from kv_transfer.transport import CONNECT_TIMEOUT_S, Inbox, Listener, Peer, Transport
 
-_LOCAL_SEND_BUFFER_BYTES = 512 * 1024  # within one host: what is under way stays in the processor's cache
-_UNACKNOWLEDGED_MS = (
-    3000  # then the kernel gives a link up; heartbeats see to it that there is something to acknowledge
-)
+_LOCAL_SEND_BUFFER_BYTES = 512 * 1024  # within one host: small, so that bytes in flight stay in the processor's cache
+_UNACKNOWLEDGED_MS = 3000  # TCP_USER_TIMEOUT; thanks to heartbeats there is always something to acknowledge
 _MAX_UNADMITTED = 64  # connections that have not shown a secret yet
 
 
@@ -28,7 +27,7 @@ class TcpTransport(Transport):
     name = "tcp"
 
     async def listen(self, host: str, inbox: Inbox) -> "TcpListener":
-        """Listens on a free port of `host` alone."""
+        """See `Transport`. Binds to the address of `host` only."""
         family, kind, _, _, address = (await _resolve(host, 0))[0]
         sock = socket.socket(family, kind)
         try:
@@ -40,7 +39,7 @@ class TcpTransport(Transport):
         return TcpListener(sock, host, inbox)
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> TcpConnection:
-        """Raises TransferError when the peer does not welcome the secret in time."""
+        """See `Transport`."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 sock = await _welcomed(host, port, secret)
@@ -50,7 +49,7 @@ class TcpTransport(Transport):
 
 
 class TcpListener(Listener):
-    """Accepts, admits, and keeps one connection per peer."""
+    """Accepts and admits connections, and keeps one per peer: a newer one replaces the older."""
 
     def __init__(self, sock: socket.socket, host: str, inbox: Inbox) -> None:
         self.host = host
@@ -61,7 +60,7 @@ class TcpListener(Listener):
         self._acceptor = Acceptor(sock, self._take)
 
     async def disconnect(self, peer: Peer) -> None:
-        """Closing stops the writes at once: they happen in this event loop."""
+        """See `Listener`. Closing a connection stops its writes at once, since they happen in this event loop."""
         if connection := self._connections.get(peer):
             connection.close()
 

@@ -1,1 +1,1 @@
-"""UCX, from the side of the node; the library itself runs in `kv_transfer.ucx_child` (ADR 10)."""
+"""The transport over UCX, on the node's side; UCX itself runs in the process `kv_transfer.ucx_child` (ADR 10)."""

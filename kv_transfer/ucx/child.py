@@ -1,4 +1,4 @@
-"""The UCX process as the operating system has it: what it is started with, what it prints, and how it ended."""
+"""The UCX process as an operating-system process: starts it, logs what it prints, and reports how it ended."""
 
 import asyncio
 import contextlib
@@ -15,19 +15,20 @@ from kv_transfer.ucx_child import frames
 from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS, FrameSocket
 
 COMMAND = (sys.executable, "-P", "-m", "kv_transfer.ucx_child")
-_MAX_LOG_BYTES = 2**14  # of what it says in one go; the rest is dropped
+_MAX_LOG_BYTES = 2**14  # of its output, per read
 
 _log = logging.getLogger(__name__)
 
 
 class UcxChild:
-    """Create it in the event loop, in a thread that lives as long: with its thread the kernel takes the child away.
+    """A running UCX process, and the node's end of the `socket` to it.
 
-    `socket` is this end of what the two talk over.
+    Create it in the event loop, in a thread that lives at least as long: the kernel kills the child when the thread
+    that started it ends (PR_SET_PDEATHSIG).
     """
 
     def __init__(self, env: Mapping[str, str], staging: Staging) -> None:
-        """Raises OSError where it cannot be started: most likely for want of descriptors."""
+        """Raises OSError if it cannot be started, most likely because descriptors have run out."""
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as failing, its:
             failing.callback(mine.close)
@@ -50,16 +51,16 @@ class UcxChild:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._process.pid
 
     @property
     def is_unable(self) -> bool:
-        """Whether it has ended by itself, as where UCX cannot be loaded; known after `wait`."""
+        """Whether it exited with an error by itself, as it does when UCX cannot be loaded. Known after `wait`."""
         return (self._process.returncode or 0) > 0
 
     def end(self) -> str:
-        """Kill it, whatever it is doing, and close the socket. The last line that it has printed."""
+        """Kill the process, whatever it is doing, and close the socket. Returns the last line that it printed."""
         self._log_output()
         self._loop.remove_reader(self._output)
         os.close(self._output)
@@ -68,7 +69,7 @@ class UcxChild:
         return self._last_words
 
     async def wait(self) -> str:
-        """Returns when there is no such process any more: how it ended, where that was not by `end`."""
+        """Wait until the process has exited. Returns how: a signal's name or an exit code; empty if `end` killed it."""
         code = await asyncio.to_thread(self._process.wait)
         if code < 0 and code != -signal.SIGKILL:
             with contextlib.suppress(ValueError):
@@ -76,7 +77,7 @@ class UcxChild:
         return f"exit code {code}" if code > 0 else ""
 
     def _log_output(self) -> None:
-        """What it prints, UCX's own lines among it, into the node's log."""
+        """Copy what the process printed, UCX's own messages included, to the node's log."""
         try:
             said = os.read(self._output, _MAX_LOG_BYTES)
         except BlockingIOError:

@@ -12,7 +12,7 @@ from kv_transfer.ucx_child import frames
 
 
 class UcxConnection(ByteConnection):
-    """Beats come from the node itself, not from its UCX process: a frozen node is silent."""
+    """One connection. Its heartbeats come from the node, not from the UCX process, so that a frozen node is silent."""
 
     digests = True
 
@@ -25,21 +25,24 @@ class UcxConnection(ByteConnection):
         self._welcomed.add_done_callback(lambda welcomed: welcomed.cancelled() or welcomed.exception())
 
     async def open(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> None:
-        """Raises TransferError when the secret is refused, or nobody is there; `close` it then, as after a timeout."""
+        """Connect, and wait for the welcome. `on_close` is called once, when the connection is lost or closed.
+
+        Raises TransferError if the secret is refused or nobody listens; call `close` then, as after a timeout.
+        """
         self._link.process.put(frames.Connect(self._link.number, host, port, secret))
         await asyncio.shield(self._welcomed)
-        if self._link.is_lost:  # meanwhile
-            raise TransferError("the decode node closed it at once")
+        if self._link.is_lost:  # since the welcome
+            raise TransferError("the decode node closed the connection at once")
         self._heartbeat = Heartbeat(HEARTBEAT_S, self._beat)
         self._on_close = on_close
 
     def connected(self) -> None:
-        """UCX says that the other end has welcomed us."""
+        """Called when the UCX process reports that the other end has welcomed the secret."""
         if not self._welcomed.done():
             self._welcomed.set_result(None)
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> int:
-        """Several views are gathered in the one copy that there is anyway."""
+        """See `ByteConnection`. The copy into staging memory gathers the views."""
         if self._link.is_lost:
             raise TransferError("the UCX connection to the decode node is closed")
         self._stall.started()
@@ -49,12 +52,12 @@ class UcxConnection(ByteConnection):
             self._stall.finished()
 
     async def close(self) -> None:
-        """Idempotent; waits for copies under way."""
+        """See `Connection`. Waits for copies in progress."""
         self.lose()
         await self._link.quiet()
 
     def lose(self, reason: str = "it was closed") -> None:
-        """Close without waiting for it; or hear that it is closed."""
+        """Close the connection without waiting, or note that it was lost. Idempotent."""
         if self._link.is_lost:
             return
         self._link.lose()

@@ -1,7 +1,8 @@
-"""A node's view of one UCX connection, whichever side opened it: messages between its own memory and the staging's.
+"""A node's side of one UCX connection, whichever node opened it: copies messages between its memory and the staging's.
 
-UCX may go on with a message when nobody waits for it any more. It touches staging memory alone, and the message's area
-is given back when UCX has let go of it; so on the node's side a lost connection ends everything at once.
+UCX may continue with a message after the node has given it up. It only touches staging memory, and the message's area
+is freed when UCX is done with it. So once a connection is lost, the node's own memory is safe as soon as its own copies
+have ended.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ _T = TypeVar("_T")
 
 
 class UcxLink:
-    """Lost once, and for good."""
+    """One connection. Once lost, it stays lost."""
 
     def __init__(self, process: UcxProcess, number: int) -> None:
         self.process = process
@@ -26,13 +27,13 @@ class UcxLink:
         self.is_lost = False  # nothing travels over it any more
         self._staging = process.staging
         self._loop = asyncio.get_running_loop()
-        self._waiting: set[asyncio.Future[Any]] = set()  # for an area, or for UCX
-        self._num_busy = 0  # messages that may yet touch the node's memory
+        self._waiting: set[asyncio.Future[Any]] = set()  # for an area, or for UCX to end a message
+        self._num_busy = 0  # messages that may still read or write the node's memory
         self._idle = asyncio.Event()
         self._idle.set()
 
     def lose(self) -> None:
-        """End every `send` and `receive`; idempotent. UCX is told to close, if it has not itself."""
+        """Fail every `send` and `receive`, and tell UCX to close the connection. Idempotent."""
         if self.is_lost:
             return
         self.is_lost = True
@@ -42,11 +43,14 @@ class UcxLink:
         self.process.close_link(self.number)
 
     async def quiet(self) -> None:
-        """Of a lost link: returns when the node's memory is neither read nor written."""
+        """After `lose`: wait until no message reads or writes the node's memory any more."""
         await self._idle.wait()
 
     async def send(self, tag: int, views: Sequence[memoryview]) -> int:
-        """The message's digest, when UCX is done with it. Then, or at a TransferError, the views are not read."""
+        """Send the views as one message; returns its digest when UCX is done with it.
+
+        The views are no longer read when it returns or raises TransferError.
+        """
         self._begin()
         try:
             area = await self._take(views)
@@ -58,7 +62,10 @@ class UcxLink:
         return digest
 
     async def receive(self, message: int, views: Sequence[memoryview]) -> int:
-        """The digest of the waiting message, once it is in the views. TransferError: it never will be there whole."""
+        """Receive the waiting message `message` into the views and return its digest.
+
+        Raises TransferError if it will never be there completely.
+        """
         self._begin()
         try:
             try:
@@ -90,14 +97,17 @@ class UcxLink:
         return area
 
     async def _until_ended(self, area: Area, start: Callable[[OnEnd], None]) -> None:
-        """Raises TransferError when UCX does, or the link is lost before; then the area is given back in time."""
+        """Start UCX on the area, and wait for the end. Raises TransferError if UCX fails or the link is lost first.
+
+        The area is freed after an error, but never before UCX is done with it.
+        """
         if self.is_lost:  # while the area was filled
             self._staging.give_back(area)
             raise TransferError(_LOST)
         ended: asyncio.Future[None] = self._loop.create_future()
 
         def on_end(error: TransferError | None) -> None:
-            if error or ended.done():  # nobody goes on with it
+            if error or ended.done():  # in the second case the caller has already raised
                 self._staging.give_back(area)
             if not ended.done():
                 ended.set_exception(error) if error else ended.set_result(None)

@@ -1,4 +1,4 @@
-"""The receiving end: admits connections, and gives every waiting message a place or sends it away."""
+"""The receiving end of UCX connections: admits them, and receives or drops each message that is waiting."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from kv_transfer.ucx_child import frames
 
 
 class UcxIncoming:
-    """One peer's connection, and the messages that come over it."""
+    """One peer's connection, and the messages being received over it."""
 
     def __init__(self, listener: "UcxListener", peer: Peer, link: UcxLink) -> None:
         self.peer = peer
@@ -23,23 +23,23 @@ class UcxIncoming:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def heard(self) -> None:
-        """The peer lives."""
+        """Note a heartbeat of the peer."""
         self._stall.moved()
 
     def receive(self, message: frames.Waiting, views: Sequence[memoryview]) -> None:
-        """Write the message into the views, and tell the inbox how it ended."""
+        """Start to receive the message into the views; the inbox learns how that ends."""
         task = asyncio.get_running_loop().create_task(self._receive(message, views))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Idempotent. Returns when nothing is written any more, and the inbox knows."""
+        """Close the connection. Idempotent. Returns when nothing is being written, and the inbox has been informed."""
         self.lose()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     def lose(self) -> None:
-        """Close without waiting for it; or hear that it is closed."""
+        """Close the connection without waiting, or note that it was lost. Idempotent."""
         if not self.link.is_lost:
             self.link.lose()
             self._stall.close()
@@ -57,7 +57,7 @@ class UcxIncoming:
 
 
 class UcxListener(Listener):
-    """Outlives its UCX process: the next one accepts connections at another port."""
+    """The listener. It outlives its UCX process: the next one accepts connections at another port."""
 
     def __init__(self, process: UcxProcess, host: str, inbox: Inbox) -> None:
         self.host = host
@@ -69,24 +69,24 @@ class UcxListener(Listener):
 
     @property
     def port(self) -> int:  # type: ignore[override]
-        """0 while there is none."""
+        """The UCX process's port; 0 while it does not listen."""
         return self._process.port
 
     def attach(self, process: UcxProcess) -> None:
-        """Accept connections there from now on. Those of an earlier process are lost."""
+        """Accept connections through this process from now on. Those of an earlier process are lost."""
         self._process = process
         process.put(frames.Listen())
 
     async def ready(self) -> None:
-        """Waits while a process starts."""
+        """See `Listener`. Waits while a process starts."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._accepting.wait()
         except TimeoutError:
-            raise TransferError("the UCX process of the decode node has not started again") from None
+            raise TransferError("the UCX process of the decode node is not listening (yet)") from None
 
     def hear(self, report: frames.Report) -> None:
-        """What the process says of connections that others opened."""
+        """Handle a report of the UCX process on the connections that peers opened."""
         match report:
             case frames.Listening():
                 self._accepting.set()
@@ -100,29 +100,29 @@ class UcxListener(Listener):
                 self._by_link[link].lose()
 
     def lose(self) -> None:
-        """The process is dead."""
+        """Called when the UCX process has ended: all connections are lost."""
         self._accepting.clear()
         for incoming in list(self._by_link.values()):
             incoming.lose()
 
     def forget(self, incoming: UcxIncoming) -> None:
-        """A connection that closes gets no more messages."""
+        """Give a closing connection no more messages."""
         self._by_link.pop(incoming.link.number, None)
         if self._by_peer.get(incoming.peer) is incoming:
             del self._by_peer[incoming.peer]
 
     async def disconnect(self, peer: Peer) -> None:
-        """Returns when nothing of that peer's is written any more."""
+        """See `Listener`."""
         if incoming := self._by_peer.get(peer):
             await incoming.close()
 
     async def close(self) -> None:
-        """Disconnect everyone; who still connects is refused, and the process goes with the transport."""
+        """Disconnect everyone. The UCX process itself goes on listening until the transport is closed."""
         for incoming in list(self._by_link.values()):
             await incoming.close()
 
     def _admit(self, number: int, secret: bytes) -> None:
-        """An older connection of the same peer is closed."""
+        """Admit or refuse a new connection. It replaces an older one of the same peer."""
         peer = self.inbox.admit(secret)
         if peer is None:
             return self._process.close_link(number)

@@ -1,7 +1,7 @@
-"""A node's UCX process (`kv_transfer.ucx_child`) as the node sees it: one life of it, from start to death.
+"""One UCX process (`kv_transfer.ucx_child`) as its node sees it, from start to end.
 
-It is dead as soon as its end of the socket is closed, or when it is silent for too long, which a frozen one is; then it
-is killed, whatever it is doing. All areas and messages go with it.
+It counts as dead when its end of the socket closes, or when it has been silent for too long, as a frozen one is; it is
+then killed, whatever it is doing. Its staging memory and all of its messages end with it.
 """
 
 import asyncio
@@ -15,21 +15,21 @@ from kv_transfer.ucx.child import UcxChild
 from kv_transfer.ucx_child import frames
 
 _START_S = 30.0
-_CLOSE_S = 5.0  # for UCX to let go of a connection's memory, or of its own
-_MAX_PACKETS = 64  # in one go, before other tasks have a turn
-_PROMPT_BYTES = 2**18  # UCX may begin with so many while the node copies the next
+_CLOSE_S = 5.0  # how long UCX may take to close a connection and release its memory
+_MAX_PACKETS = 64  # read before other tasks get a turn
+_PROMPT_BYTES = 2**18  # from this size on, flush at once: UCX starts on a message while the node copies the next
 _ENDED = "the UCX process has ended"
-OnEnd = Callable[[TransferError | None], None]  # called once: UCX no longer touches the message's area
+OnEnd = Callable[[TransferError | None], None]  # called once, when UCX no longer touches the message's area
 
 
 class UcxProcess:
-    """Where and how to create one: see `UcxChild`."""
+    """One process. It must be created as its `UcxChild` must be."""
 
     def __init__(
         self, env: Mapping[str, str], on_report: Callable[[frames.Report], None], on_end: Callable[[], None]
     ) -> None:
-        """`on_end` is called once, when it is dead; not after `close`. Raises OSError where it cannot be started."""
-        self.port = 0  # at which it accepts connections; 0 while it does not
+        """`on_end` is called once when the process is dead, unless `close` ended it. OSError if it cannot start."""
+        self.port = 0  # where it accepts connections; 0 while it does not
         self.reason = ""  # why it ended
         self.has_started = False
         self._on_report = on_report
@@ -54,7 +54,7 @@ class UcxProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._child.pid
 
     @property
@@ -63,13 +63,13 @@ class UcxProcess:
         return self._child.is_unable
 
     async def started(self) -> None:
-        """Raises TransferError when it has ended."""
+        """Wait until the process has started. Raises TransferError if it has ended."""
         await asyncio.shield(self._started)
         if self.reason:
             raise TransferError(f"there is no UCX process: {self.reason}")
 
     def put(self, frame: frames.Frame) -> None:
-        """Tell it something; without effect on a dead one. One that takes nothing any more is as good as dead."""
+        """Queue a frame for the process. No effect on a dead one; a process with a full queue is declared dead."""
         if self.reason:
             return
         try:
@@ -83,27 +83,27 @@ class UcxProcess:
 
     def start_send(self, link: int, tag: int, area: Area, on_end: OnEnd) -> None:
         """Send the area as one message."""
-        number = -next(self._numbers)  # the child numbers what it receives from 1 up
+        number = -next(self._numbers)  # below 0: the child numbers the messages that it receives from 1 up
         self._start(frames.Send(number, link, tag, *area), on_end)
 
     def start_receive(self, message: int, link: int, area: Area, on_end: OnEnd) -> None:
-        """Write the waiting message into the area."""
+        """Receive the waiting message into the area."""
         self._start(frames.Receive(message, link, *area), on_end)
 
     def close_link(self, link: int) -> None:
-        """Close a connection; if UCX does not let go of its memory, the process has to go."""
+        """Close a connection. If UCX does not release its memory within _CLOSE_S, the process is killed."""
         if not self.reason and link not in self._closing:
             self.put(frames.Close(link))
             self._closing[link] = self._loop.call_later(_CLOSE_S, self._end, "it did not close a connection")
 
     async def close(self) -> None:
-        """Let it end, and returns when it has."""
+        """End the process, and wait until it has exited."""
         self._on_end = _nothing
         self._end("it was closed")
         await self.wait()
 
     async def wait(self) -> None:
-        """Returns when there is no such process any more; it has ended before."""
+        """Wait until a dead process has exited, and add to `reason` how it did."""
         if how := await self._child.wait():
             self.reason += f" ({how})"
 
@@ -117,7 +117,7 @@ class UcxProcess:
         return None
 
     def _flush(self) -> None:
-        """Send what is queued; what the socket does not take at once goes with the next event."""
+        """Send what is queued; what the socket has no room for is sent when it becomes writable."""
         self._flushing = False
         if self.reason:
             return

@@ -1,12 +1,12 @@
 """The transport over UCX tag messages: RDMA where there is any, TCP elsewhere. UCX runs in a process of its own.
 
-What crashes, hangs or corrupts memory within UCX ends that process and the transfers under way, which are made again;
-the node goes on, and starts another one. UCX reads and writes nothing but staging memory: into the pool, and out of it,
-the node copies. A message is looked at before it is received, and received only where the inbox has a place for exactly
-that tag and length.
+A crash, hang or memory corruption within UCX ends only that process and the transfers in flight; the node keeps running
+and starts a new process. UCX reads and writes only staging memory; the node copies between that and its pool. A
+message's tag and length are checked before it is received, and it is received only if the inbox has a slot for exactly
+those.
 
-A tag is no proof of who sends it, but nobody can guess one; and a peer is spoken to only after it has shown, as the
-first bytes of its connection, the secret that the authenticated gRPC service handed out.
+A tag does not prove who sent a message, but it cannot be guessed. And a peer is only admitted once it has shown, as the
+first bytes of its connection, a secret that the authenticated gRPC service handed out.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx_child import frames
 
 _CHECK_TIMEOUT_S = 60.0
-_BACKOFF_S = (0.0, 0.1, 0.5, 2.0, 5.0)  # before a restart, by how many short lives came before it
-_RESTART_S = 6.0  # the longest of those, and a little: then something lacks that it cannot start without
+_BACKOFF_S = (0.0, 0.1, 0.5, 2.0, 5.0)  # pause before a restart, by the number of short lives in a row
+_RESTART_S = 6.0  # a bit more than the longest pause: a restart that takes longer is not waited for
 _SHORT_LIFE_S = 20.0
 _MAX_HOST_CHARS = 255
-# Host memory over TCP: several times faster than UCX's defaults. Untried on RDMA, so left alone there.
+# For host memory over TCP, several times faster than UCX's defaults. Not set where there is RDMA: untested there.
 _TCP_ENVIRONMENT = {"UCX_RNDV_SCHEME": "put_zcopy", "UCX_RNDV_THRESH": "32k", "UCX_RNDV_FRAG_MEM_TYPE": "host"}
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @cache
 def why_unavailable() -> str:
-    """Empty where UCX can be used, else the reason. Asks a process, once, so this one does not load UCX."""
+    """Return the reason if UCX cannot be used, else "". Tried once, in another process: this one never loads UCX."""
     try:
         asked = subprocess.run(
             [*COMMAND, "--check"], env=environment("localhost"), stdin=subprocess.DEVNULL, capture_output=True,
@@ -60,7 +60,7 @@ def why_unavailable() -> str:
 
 
 class UcxTransport(Transport):
-    """Keeps a UCX process; create it in the event loop that will run it."""
+    """Keeps a UCX process running, restarting it when it dies. Create it in the event loop that will run it."""
 
     name = "ucx"
 
@@ -68,7 +68,7 @@ class UcxTransport(Transport):
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._links = itertools.count(1)
-        self._connections: dict[int, UcxConnection] = {}  # of the process that lives
+        self._connections: dict[int, UcxConnection] = {}  # of the current process
         self._listener: UcxListener | None = None
         self._has_lived = False
         self._num_short_lives = 0
@@ -77,21 +77,21 @@ class UcxTransport(Transport):
 
     @property
     def pid(self) -> int:
-        """Of the process, which may have ended."""
+        """The id of the current process, which may have ended."""
         return self._process.pid
 
     async def listen(self, host: str, inbox: Inbox) -> UcxListener:
-        """UCX accepts on all addresses; whoever does not show a secret is cut off. TransferError: there is no UCX."""
+        """See `Transport`. UCX accepts on all addresses; a connection that does not show a secret is closed."""
         self._listener = UcxListener(await self._alive(), host, inbox)
         await self._listener.ready()
         return self._listener
 
     async def ready(self) -> None:
-        """Waits while a process starts."""
+        """See `Transport`. Waits while a process starts."""
         await self._alive()
 
     async def connect(self, host: str, port: int, secret: bytes, on_close: Callable[[], None]) -> UcxConnection:
-        """Raises TransferError when the peer does not welcome the secret in time, once there is a process."""
+        """See `Transport`. The timeout starts once there is a process."""
         connection: UcxConnection | None = None
         try:
             process = await self._alive()
@@ -106,7 +106,7 @@ class UcxTransport(Transport):
         return connection
 
     async def close(self) -> None:
-        """Returns when the process is gone."""
+        """See `Transport`. Returns when the process has exited."""
         if self._restarting:
             await end(self._restarting)
         await self._process.close()
@@ -119,7 +119,7 @@ class UcxTransport(Transport):
             raise TransferError(f"the UCX process cannot be started: {error.strerror}") from error
 
     async def _alive(self) -> UcxProcess:
-        """The process, once there is one that has started."""
+        """Return a process that has started; waits for a restart if need be. Raises TransferError if there is none."""
         while True:
             process = self._process
             try:
@@ -142,7 +142,7 @@ class UcxTransport(Transport):
                 self._listener.hear(report)
 
     def _on_end(self) -> None:
-        """The process is dead: so are its connections, and the messages under way."""
+        """Called when the process is dead, and with it its connections and the messages in flight."""
         self._has_lived = self._has_lived or self._process.has_started
         self._restarting = self._loop.create_task(self._restart())
         lost, self._connections = self._connections, {}
@@ -155,24 +155,25 @@ class UcxTransport(Transport):
         process = self._process
         await process.wait()
         if not self._has_lived and (process.is_unable or self._num_short_lives):
-            return  # it is no use to start another one: UCX is not here, or has crashed twice without having worked
+            return  # no use to restart: UCX cannot be loaded, or two processes in a row died without ever working
         RESTARTS.inc()
         _log.error("UCX process %d has ended, and with it the transfers under way: %s", process.pid, process.reason)
         while self._process is process:
             is_short = self._loop.time() - self._started_s < _SHORT_LIFE_S
             self._num_short_lives = self._num_short_lives + 1 if is_short else 0
             await asyncio.sleep(_BACKOFF_S[min(self._num_short_lives, len(_BACKOFF_S) - 1)])
-            with contextlib.suppress(TransferError):  # for want of descriptors, or memory
+            with contextlib.suppress(TransferError):  # too few descriptors, or too little memory: try again
                 self._process = self._start()
         if self._listener:
             self._listener.attach(self._process)
 
 
 def environment(host: str) -> dict[str, str]:
-    """Of the UCX process: this one's without Baton's own, which holds secrets, and UCX's options for this host.
+    """Return the environment of the UCX process: this process's, without BATON_ variables, plus UCX options.
 
-    What the operator sets stays. UCX opens a port on each device that it uses, and whoever reaches it can write memory:
-    none but `host`'s, then. Where there is RDMA, UCX knows better.
+    BATON_ variables hold secrets. UCX options that the operator has set are kept. UCX opens a port on each network
+    device that it uses, through which anybody can write to its memory; so without RDMA it may only use that of `host`.
+    With RDMA, UCX chooses the devices itself.
     """
     options = {"UCX_WARN_UNUSED_ENV_VARS": "n"}
     if not _has_rdma():

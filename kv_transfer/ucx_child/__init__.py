@@ -1,5 +1,5 @@
-"""The process in which a node's UCX lives, so that UCX can die alone: `python -m kv_transfer.ucx_child`.
+"""The process in which a node's UCX runs, so that a crash of UCX leaves the node alive.
 
-It is started by `kv_transfer.ucx.process`, shares with its node one region of memory (`kv_transfer.staging`), and does
-what it is told by `frames`: it sends from the region, receives into the region, and keeps no state worth saving.
+`kv_transfer.ucx.process` starts it as `python -m kv_transfer.ucx_child`. It shares one region of memory with its node
+(`kv_transfer.staging`), sends from it and receives into it as ordered by `frames`, and keeps no state worth saving.
 """

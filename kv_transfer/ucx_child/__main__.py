@@ -1,6 +1,7 @@
-"""`python -m kv_transfer.ucx_child SOCKET REGION BYTES`, descriptors of its node's; with `--check`, whether UCX loads.
+"""The UCX process: `python -m kv_transfer.ucx_child SOCKET REGION BYTES`, or `--check` to test whether UCX loads.
 
-Lives no longer than its node: the kernel kills it when the node dies, and it ends with the node's end of the socket.
+SOCKET and REGION are inherited file descriptors, BYTES is the region's size. The process lives no longer than its node:
+it ends when the node's end of the socket closes, and the kernel kills it when the node dies.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until the node is gone."""
+    """Serve until the node is gone. Returns the exit code: 1 if UCX cannot be loaded."""
     try:
         loaded = binding.load()
     except (ImportError, OSError) as error:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if argv == ["--check"]:
         return 0
     sock, region, num_bytes = (int(argument) for argument in argv)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # clients' KV would be in it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain clients' KV
     _live_as_long_as_the_node()
     node: FrameSocket[frames.Order] = FrameSocket(socket.socket(fileno=sock), frames.Order)
     Server(Worker(loaded), mapped(region, num_bytes), node).run()
@@ -38,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _live_as_long_as_the_node() -> None:
-    """Not shorter: a signal to all of its processes is the node's business, which may yet drain.
+    """Ignore signals meant for the node, which may still be draining, but have the kernel kill this process with it.
 
-    Where it has died before this, the first look at its socket ends this process.
+    If the node has died before this call, the first read from its socket ends this process.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,17 +1,17 @@
-"""The only module that imports the UCX binding."""
+"""Loads ucxx, the UCX binding; the only module that imports it."""
 
 from typing import Any, NamedTuple
 
 
 class Binding(NamedTuple):
-    """What of ucxx is used."""
+    """The parts of ucxx that are used."""
 
     ucx: Any  # ucxx.libucxx
-    array: Any  # wraps what has the buffer protocol
+    array: Any  # wraps an object with the buffer protocol
 
 
 def load() -> Binding:
-    """Reads UCX's environment. Raises ImportError or OSError."""
+    """Import ucxx; UCX reads its environment variables now. Raises ImportError or OSError."""
     import ucxx
     from ucxx._lib.arr import Array
 

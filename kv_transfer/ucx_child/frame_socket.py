@@ -1,4 +1,4 @@
-"""One end of the socket between a node and its UCX process: packets of frames, sent and taken without waiting."""
+"""One end of the socket between a node and its UCX process: sends and receives packets of frames without blocking."""
 
 import socket
 from collections import deque
@@ -8,19 +8,19 @@ import msgspec
 
 from kv_transfer.ucx_child.frames import Frame
 
-MAX_TEXT_CHARS = 255  # of a host's name, or a reason
+MAX_TEXT_CHARS = 255  # of a host name, or a reason
 _MAX_PACKET_BYTES = 2**17
-_MAX_FRAMES = 128  # of one packet; none is longer than 1,000 bytes
-_MAX_QUEUED_FRAMES = 2**16  # a side that takes none of so many is as good as dead
+_MAX_FRAMES = 128  # per packet; a frame has at most 1,000 bytes
+_MAX_QUEUED_FRAMES = 2**16  # an other side that lets this many pile up is as good as dead
 
 Taken = TypeVar("Taken", bound=Frame)
 
 
 class FrameSocket(Generic[Taken]):
-    """Keeps the order of frames. Every error of the other side's is a ConnectionError."""
+    """Transfers frames in order. Every failure of the other side raises ConnectionError."""
 
     def __init__(self, sock: socket.socket, taken: Any) -> None:
-        """`sock`: a SOCK_SEQPACKET. `taken`: the union of frames that the other side may send."""
+        """`sock`: a connected SOCK_SEQPACKET socket. `taken`: the union of frames that the other side may send."""
         sock.setblocking(False)
         self._sock = sock
         self._decoder: msgspec.msgpack.Decoder[list[Taken]] = msgspec.msgpack.Decoder(list[taken])
@@ -28,17 +28,17 @@ class FrameSocket(Generic[Taken]):
         self._queue: deque[Frame] = deque()
 
     def fileno(self) -> int:
-        """For a selector."""
+        """The socket's file descriptor, for a selector."""
         return self._sock.fileno()
 
     def put(self, frame: Frame) -> None:
-        """Send it with the next `flush`."""
+        """Queue a frame, to be sent by the next `flush`. Raises ConnectionError if too many are queued."""
         if len(self._queue) >= _MAX_QUEUED_FRAMES:
-            raise ConnectionError("the other side takes no frames")
+            raise ConnectionError(f"the other side takes no frames: {_MAX_QUEUED_FRAMES} are waiting for it")
         self._queue.append(frame)
 
     def flush(self) -> bool:
-        """Send what the other side's buffer takes; whether that was all."""
+        """Send queued frames until the socket is full. Returns whether all were sent."""
         while self._queue:
             frames = [self._queue[i] for i in range(min(len(self._queue), _MAX_FRAMES))]
             try:
@@ -50,7 +50,7 @@ class FrameSocket(Generic[Taken]):
         return True
 
     def take(self) -> list[Taken]:
-        """The frames of the next packet; none where none has come."""
+        """Return the frames of the next packet, or none if no packet has come. Raises ConnectionError at the end."""
         try:
             packet = self._sock.recv(_MAX_PACKET_BYTES)
         except BlockingIOError:
@@ -60,9 +60,9 @@ class FrameSocket(Generic[Taken]):
         try:
             frames = self._decoder.decode(packet)
         except msgspec.DecodeError as error:
-            raise ConnectionError(f"the other side talks nonsense: {error}") from error
+            raise ConnectionError(f"the other side sent a malformed packet: {error}") from error
         return frames
 
     def close(self) -> None:
-        """What is queued is lost."""
+        """Close the socket. Frames still queued are lost."""
         self._sock.close()

@@ -1,15 +1,15 @@
-"""What a node and its UCX process say to each other: frames over a Unix socket.
+"""The frames that a node and its UCX process exchange over a Unix socket.
 
-Links are connections: the node numbers those that it opens from 1 up, the child those that it accepts from -1 down.
-Areas of the shared region belong to the node; the child touches one between the frame that names it and the frame, or
-the end of the link, that says it is done.
+A link is a UCX connection: the node numbers those that it opens from 1 up, the child those that it accepts from -1
+down. The node owns the areas of the shared region. The child touches an area only between the order that names it and
+the report that it is done: Ended, or Gone for the whole link.
 """
 
 import msgspec
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Any of the following."""
+    """The base of all frames."""
 
 
 class Listen(Frame, frozen=True):
@@ -17,7 +17,7 @@ class Listen(Frame, frozen=True):
 
 
 class Connect(Frame, frozen=True):
-    """Open a link and show the secret; answered by Connected or Gone."""
+    """Open a link and send the secret over it; answered by Connected or Gone."""
 
     link: int
     host: str
@@ -26,13 +26,13 @@ class Connect(Frame, frozen=True):
 
 
 class Admit(Frame, frozen=True):
-    """The answer to a Hello that is welcome; Close is the answer to any other."""
+    """Answers a Hello: welcome the link. Close refuses it."""
 
     link: int
 
 
 class Beat(Frame, frozen=True):
-    """Tell the other end of the link that this node lives."""
+    """Send a heartbeat to the other end of the link."""
 
     link: int
 
@@ -54,7 +54,7 @@ class Send(Frame, frozen=True):
 
 
 class Receive(Frame, frozen=True):
-    """The answer to Waiting: write the message into an area; answered by Ended."""
+    """Answers Waiting: receive the message into an area; answered by Ended."""
 
     message: int
     link: int
@@ -63,13 +63,13 @@ class Receive(Frame, frozen=True):
 
 
 class Drop(Frame, frozen=True):
-    """The other answer to Waiting: nobody wants the message."""
+    """Answers Waiting: discard the message."""
 
     message: int
 
 
 class Alive(Frame, frozen=True):
-    """The child works, and UCX has returned; the first one says that it has started."""
+    """A heartbeat of the child: it runs, and UCX is not stuck. The first one says that the child has started."""
 
 
 class Listening(Frame, frozen=True):
@@ -85,20 +85,20 @@ class Connected(Frame, frozen=True):
 
 
 class Hello(Frame, frozen=True):
-    """Somebody has opened a link and shown this."""
+    """Somebody has opened a link and sent this secret; answered by Admit or Close."""
 
     link: int
     secret: bytes
 
 
 class Heard(Frame, frozen=True):
-    """A Beat has come."""
+    """A heartbeat has come over the link."""
 
     link: int
 
 
 class Waiting(Frame, frozen=True):
-    """A message has come, or the notice of one; answered by Receive or Drop."""
+    """A message has arrived or been announced; answered by Receive or Drop."""
 
     message: int
     tag: int
@@ -106,14 +106,14 @@ class Waiting(Frame, frozen=True):
 
 
 class Ended(Frame, frozen=True):
-    """The message's area is no longer touched, and all of it has gone through unless there is an error."""
+    """The message's area is no longer touched. All of the message was transferred, unless there is an error."""
 
     message: int
     error: str = ""
 
 
 class Gone(Frame, frozen=True):
-    """The link is closed, and none of its messages' areas is touched any more; their Ended frames came before."""
+    """The link is closed, and none of its messages' areas is touched any more. Their Ended frames came before this."""
 
     link: int
     reason: str = ""

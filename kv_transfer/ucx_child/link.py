@@ -1,7 +1,7 @@
-"""One connection: an endpoint of UCX's whose every request is followed to its end, whatever happens to it.
+"""One connection: a UCX endpoint, all of whose requests are tracked until they end, even after it was closed.
 
-Cancelling a receive does not stop UCX from writing, and neither does closing the endpoint at once: writes are over
-when, after the close, the receive itself has ended. Only then is a link gone.
+UCX may still write into a receive buffer after the receive was cancelled, and after the endpoint was closed. The
+writing is over only when, after the close, the receive request itself has completed. Only then is a link gone.
 """
 
 import time
@@ -18,14 +18,14 @@ _BEAT = b"\x02"
 
 
 class Link:
-    """`report` takes what the node is to hear; `forget` is called when the link is gone."""
+    """One connection. `report` sends a frame to the node; `forget` is called when the link is gone."""
 
     def __init__(
         self, number: int, endpoint: Any, worker: Worker, report: Callable[[Frame], None],
         forget: Callable[["Link"], None],
     ) -> None:  # fmt: skip
         self.number = number
-        self.is_broken = False  # UCX says so; whoever looks at it closes the link
+        self.is_broken = False  # set when UCX reports an error; the server then closes the link
         self.is_admitted = False
         self.is_closed = False
         self._opened_s = time.monotonic()
@@ -42,13 +42,16 @@ class Link:
         return not self.is_admitted and time.monotonic() - self._opened_s > CONNECT_TIMEOUT_S
 
     def start(self, operation: str, buffer: Any, on_end: OnEnd, *where: Any) -> None:
-        """Start `tag_send`, `tag_recv_with_handle`, `stream_send` or `stream_recv`; ends with an error if closed."""
+        """Start `tag_send`, `tag_recv_with_handle`, `stream_send` or `stream_recv` with `buffer`.
+
+        `on_end` is called once, when the buffer is no longer touched: with an error message, or "" for success.
+        """
         if self.is_closed:
             return on_end("the connection is closed")
         array = self._worker.binding.array(buffer)
         try:
             request = getattr(self._endpoint, operation)(array, *where)
-        except (self._worker.binding.ucx.UCXError, RuntimeError) as error:  # closed meanwhile
+        except (self._worker.binding.ucx.UCXError, RuntimeError) as error:  # the endpoint was closed meanwhile
             self.is_broken = True
             return on_end(f"the connection is closed: {error}")
         self._num_pending += 1
@@ -56,13 +59,13 @@ class Link:
         return None
 
     def say_hello(self, secret: bytes) -> None:
-        """Of the end that opened it: show the secret, and wait for the welcome."""
+        """On the end that opened the link: send the secret, and wait for the welcome."""
         welcome = bytearray(len(_WELCOME))
         self.start("stream_recv", welcome, lambda error: self._welcomed(welcome, error))
         self.start("stream_send", secret, self._close_on_error)
 
     def hear_hello(self) -> None:
-        """Of the end that accepted it: the secret is to be the first that comes."""
+        """On the end that accepted the link: receive the secret, which must come first."""
         secret = bytearray(SECRET_BYTES)
 
         def heard(error: str) -> None:
@@ -74,17 +77,17 @@ class Link:
         self.start("stream_recv", secret, heard)
 
     def admit(self) -> None:
-        """Welcome the other end, and hear its beats from now on."""
+        """Welcome the other end, and receive its heartbeats from now on."""
         self.is_admitted = True
         self.start("stream_send", _WELCOME, self._close_on_error)
         self._hear_beat()
 
     def beat(self) -> None:
-        """Say that this end lives."""
+        """Send a heartbeat."""
         self.start("stream_send", _BEAT, self._close_on_error)
 
     def close(self, reason: str = "") -> None:
-        """Idempotent. Gone is reported when the last request has ended."""
+        """Close the link. Idempotent. Gone is reported when the last request has ended."""
         if self.is_closed:
             return
         self.is_closed = True
@@ -92,7 +95,7 @@ class Link:
         self._endpoint.remove_close_callback()
         self._endpoint.close_blocking()
         self._worker.thoroughly()
-        self._endpoint = None  # it holds the worker, and so every descriptor of UCX's
+        self._endpoint = None  # it keeps the worker alive, and with it all of UCX's descriptors
         self._leave_when_quiet()
 
     def _welcomed(self, welcome: bytearray, error: str) -> None:
@@ -121,11 +124,11 @@ class Link:
 
     def _leave_when_quiet(self) -> None:
         if self.is_closed and not self._num_pending:
-            self._num_pending = -1  # once
+            self._num_pending = -1  # so that this happens only once
             self._report(Gone(self.number, self._reason))
             self._forget(self)
 
     def _note_broken(self) -> None:
-        """Called by UCX, in the middle of its progress."""
+        """Called by UCX from within its progress, so it only sets flags."""
         self.is_broken = True
         self._worker.thoroughly()

@@ -1,4 +1,4 @@
-"""What the child does: obeys its node's frames, and reports what UCX says, until the node closes the socket."""
+"""The UCX process's main loop: executes the node's orders and reports what UCX does, until the node has gone."""
 
 import itertools
 import select
@@ -11,13 +11,13 @@ from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS, FrameSocket
 from kv_transfer.ucx_child.link import Link
 from kv_transfer.ucx_child.worker import Worker
 
-ALIVE_S = 0.25  # how often the child says that it lives; UCX progresses at least as often
+ALIVE_S = 0.25  # interval of the child's heartbeats; UCX progresses at least as often
 _MAX_UNADMITTED = 64  # connections that have not shown a secret yet
-_MAX_WAITING = 256  # messages that the node has not decided about; further ones wait within UCX
+_MAX_WAITING = 256  # messages that the node has not decided about; more of them wait within UCX
 
 
 class Server:
-    """All of it runs in one thread, without an event loop: there are two descriptors to wait for."""
+    """The main loop. One thread without an event loop: there are only two descriptors to wait for."""
 
     def __init__(self, worker: Worker, region: memoryview, node: FrameSocket[frames.Order]) -> None:
         self._worker = worker
@@ -29,7 +29,7 @@ class Server:
         self._links: dict[int, Link] = {}
         self._accepted: list[Any] = []  # endpoints
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, Any] = {}  # messages by our number
+        self._waiting: dict[int, Any] = {}  # messages reported as Waiting, by number
         self._next_tick_s = 0.0
         self._obeying: dict[type[frames.Frame], Callable[[Any], None]] = {
             frames.Listen: self._listen,
@@ -43,7 +43,7 @@ class Server:
         }
 
     def run(self) -> None:
-        """Returns when the node has closed its end of the socket, or is gone."""
+        """Serve until the node has closed its end of the socket, or has died."""
         poll = select.poll()
         poll.register(self._worker.fileno(), select.POLLIN)
         poll.register(self._node.fileno(), select.POLLIN)
@@ -59,7 +59,7 @@ class Server:
             return
 
     def _turn(self) -> bool:
-        """Orders, progress, reports; False where the socket is full."""
+        """Execute orders, let UCX progress, send reports. Returns False if the socket to the node is full."""
         for order in self._node.take():
             self._obeying[type(order)](order)
         if (now_s := time.monotonic()) >= self._next_tick_s:
@@ -85,13 +85,13 @@ class Server:
     def _connect(self, order: frames.Connect) -> None:
         try:
             endpoint = self._ucx.UCXEndpoint.create(self._worker.ucx, order.host, order.port, True)
-        except (self._ucx.UCXError, RuntimeError) as error:  # the latter: an address that is none
+        except (self._ucx.UCXError, RuntimeError) as error:  # RuntimeError: an invalid address
             self._node.put(frames.Gone(order.link, str(error)[:MAX_TEXT_CHARS]))
         else:
             self._new_link(order.link, endpoint).say_hello(order.secret)
 
     def _close(self, order: frames.Close) -> None:
-        """Always answered with Gone, be it a second time: the link may have gone while the order was under way."""
+        """Close a link. Always answered with Gone, even twice: the link may have gone before the order arrived."""
         if link := self._links.get(order.link):
             link.close()
         else:
@@ -143,7 +143,10 @@ class Server:
         self._discard(self._waiting.pop(order.message))
 
     def _discard(self, message: Any) -> None:
-        """UCX keeps every message until it is received: into too little memory, so it is not transferred."""
+        """Receive a message into a buffer that is too small: UCX then drops it, without transferring its bytes.
+
+        A message that is never received would stay in UCX for ever.
+        """
         nothing = self._worker.binding.array(bytearray(1))
         self._worker.submit(self._worker.ucx.tag_recv_with_handle(nothing, message), lambda _: None, nothing)
 

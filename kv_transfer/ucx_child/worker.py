@@ -1,6 +1,6 @@
-"""One UCX worker: its progress, and what became of its requests. No thread, and no work while nothing happens.
+"""One UCX worker: drives its progress and tracks its requests. It needs no thread, and no CPU while idle.
 
-Nothing is called back from within UCX: what UCX calls only takes a note, which is looked at after the progress.
+No work is done in callbacks from UCX: they only set flags, which are looked at after the progress.
 """
 
 import itertools
@@ -11,12 +11,12 @@ from typing import Any
 from kv_transfer.ucx_child.binding import Binding
 from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS
 
-OnEnd = Callable[[str], None]  # with the error, or empty; the request's buffer is no longer touched
-_BUDGET_S = 0.001  # of progress in one go, before the node is listened to
+OnEnd = Callable[[str], None]  # called with an error message, or "", when the request's buffer is no longer touched
+_BUDGET_S = 0.001  # time for progress before the next look at the node's orders
 
 
 class Worker:
-    """Requests are futures of ucxx's, looked at when the worker has moved."""
+    """The worker. Its requests are ucxx objects, polled for completion whenever the worker has made progress."""
 
     def __init__(self, binding: Binding) -> None:
         ucx = binding.ucx
@@ -26,10 +26,10 @@ class Worker:
         self.ucx.init_blocking_progress_mode()
         self._pending: list[tuple[Any, OnEnd, Any]] = []
         self._thorough = False
-        self._has_new = False  # requests: they may have ended already, and UCX tells of no such end
+        self._has_new = False  # new requests may have completed at once, which UCX does not report as progress
 
     def fileno(self) -> int:
-        """Readable when there is progress to make; only after `arm`."""
+        """UCX's event descriptor. After `arm`, it becomes readable when there is progress to make."""
         return int(self.ucx.epoll_file_descriptor)
 
     def submit(self, request: Any, on_end: OnEnd, keep: Any) -> None:
@@ -38,11 +38,11 @@ class Worker:
         self._has_new = True
 
     def thoroughly(self) -> None:
-        """Let the next progress also cancel the requests of endpoints that failed or were closed."""
+        """Make the next `progress` also cancel the requests of endpoints that failed or were closed."""
         self._thorough = True
 
     def progress(self) -> None:
-        """Let UCX work, then tell the ends of requests."""
+        """Let UCX make progress, then call `on_end` of the requests that have ended."""
         deadline_s = time.monotonic() + _BUDGET_S
         has_moved = self._has_new or self._thorough
         self._has_new = False
@@ -57,7 +57,7 @@ class Worker:
             self._settle()
 
     def arm(self) -> bool:
-        """Whether it is time to wait for the descriptor: False where there is progress to make at once."""
+        """Prepare to wait for the descriptor. Returns False if there is progress to make at once instead."""
         return not (self._thorough or self._has_new) and bool(self.ucx.arm())
 
     def _settle(self) -> None:

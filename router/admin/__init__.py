@@ -1,1 +1,1 @@
-"""The port for operators: dashboard, report of the fleet, traces."""
+"""The admin port: metrics, dashboard, the report of the fleet, traces of requests."""

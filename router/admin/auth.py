@@ -1,8 +1,8 @@
-"""Who may look on: whoever has an API key or the service token, or is on this host where there are no keys.
+"""Access control of the admin port: an API key or the service token; without keys, any process on this host.
 
-A browser signs in with a key once and gets a cookie, which proves that and is good for this router process alone. Where
-nothing is asked for, requests have to name a loopback host: a web page elsewhere, whose name was made to point here,
-does not get to read.
+A browser signs in with a key once and gets a session cookie, which is valid for this router process only. Where no key
+is required, requests must name a loopback host. This defeats DNS rebinding, by which a web page elsewhere could read
+the port.
 """
 
 import hmac
@@ -19,7 +19,7 @@ SESSION_S = 12 * 3600
 
 
 class WrongHost(BatonError):
-    """A name that is not this host's, where everybody on this host may look on."""
+    """The request names a host other than loopback, although no key is required."""
 
     status = 403
     type = "invalid_request_error"
@@ -27,16 +27,16 @@ class WrongHost(BatonError):
 
 
 class AdminAuth:
-    """Checks every request to the admin port but those to its login."""
+    """Checks all requests to the admin port, except those to its login."""
 
     def __init__(self, host: str, keys: APIKeys, service_token: str, clock: Callable[[], float] = time.time) -> None:
-        """Open to this host where there are no keys and the port listens there alone."""
+        """Access is open if there are no keys and the port listens on loopback only."""
         self.is_open = not keys and is_loopback(host)
         self._keys, self._token, self._clock = keys, service_token, clock
         self._secret = secrets.token_bytes(32)
 
     def check(self, authorization: str, cookie: str, host: str) -> None:
-        """Let a request with these headers in, or raise Unauthenticated or WrongHost."""
+        """Check a request's headers. Raises Unauthenticated or WrongHost."""
         if self.is_open:
             if not is_loopback(_name(host)):
                 raise WrongHost("this port answers to 127.0.0.1 and localhost only")
@@ -46,12 +46,12 @@ class AdminAuth:
             raise Unauthenticated("sign in at /login, or send Authorization: Bearer <API key or service token>")
 
     def knows(self, key: str) -> bool:
-        """Whether it is an API key, or the service token."""
+        """Whether `key` is an API key or the service token."""
         is_token = hmac.compare_digest(key.encode(), self._token.encode()) and bool(self._token)
         return self._is_api_key(key) or is_token
 
     def new_cookie(self) -> str:
-        """A Set-Cookie header for somebody whom `knows` has let in."""
+        """Return a Set-Cookie header for a new session. The caller has checked the key with `knows`."""
         until = str(int(self._clock()) + SESSION_S)
         return f"{COOKIE}={until}.{self._sign(until)}; Max-Age={SESSION_S}; Path=/; HttpOnly; SameSite=Strict"
 
@@ -79,7 +79,7 @@ class AdminAuth:
 
 
 def _name(host: str) -> str:
-    """A Host header without its port."""
+    """Return a Host header without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.rpartition(":")[0] or host if ":" in host else host

@@ -1,4 +1,4 @@
-"""Which pool holds the fleet back, in words that say what to do about it. A pure function of what nodes tell."""
+"""Determines which pool limits the fleet, with a sentence that says what to do: a pure function of nodes' loads."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,13 +7,13 @@ import msgspec
 
 from router.nodes.state import ASSUMED_PREFILL_TOKENS_PER_S
 
-BACKLOG_S = 0.5  # of prompts that wait; beyond it TTFT suffers visibly
-FULL = 0.85  # KV usage at which requests soon wait for blocks
+BACKLOG_S = 0.5  # backlog of waiting prompts beyond which TTFT suffers visibly
+FULL = 0.85  # KV usage at which requests will soon wait for blocks
 Verdict = Literal["none", "prefill", "decode", "down"]
 
 
 class PoolNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A ready node."""
+    """The load of a ready node."""
 
     role: str
     kv_usage: float = 0
@@ -24,14 +24,14 @@ class PoolNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bottleneck(msgspec.Struct, frozen=True):
-    """The verdict."""
+    """The limiting pool, and a sentence for the operator."""
 
     pool: Verdict
     words: str
 
 
 def judge(nodes: Sequence[PoolNode], num_unplaced: int, *, expects_prefill: bool) -> Bottleneck:
-    """Of the ready nodes, and of the requests that no node has been chosen for."""
+    """Judge the ready nodes. `num_unplaced`: requests for which no node has been chosen yet."""
     prefills = [node for node in nodes if node.role == "prefill"]
     decodes = [node for node in nodes if node.role == "decode"]
     for role, pool in (("decode", decodes), ("prefill", prefills)):
@@ -53,7 +53,7 @@ def judge(nodes: Sequence[PoolNode], num_unplaced: int, *, expects_prefill: bool
 
 
 def with_missing(verdict: Bottleneck, names: Sequence[str]) -> Bottleneck:
-    """The same, with the nodes that are lost or stuck: a fleet that copes without them is not yet well."""
+    """Append the nodes that are lost or stuck, if any: a fleet that copes without them still needs attention."""
     if not names:
         return verdict
     return Bottleneck(verdict.pool, f"{verdict.words} Lost or stuck: {', '.join(names)}.")
@@ -62,7 +62,7 @@ def with_missing(verdict: Bottleneck, names: Sequence[str]) -> Bottleneck:
 def _of_prompts(
     computing: Sequence[PoolNode], num_tokens: int, backlog_s: float, pool: Literal["prefill", "decode"]
 ) -> Bottleneck:
-    """`pool` computes the prompts."""
+    """Blame the pool that computes the prompts."""
     return Bottleneck(
         pool,
         f"{'Prefill' if pool == 'prefill' else 'Computing prompts'} is the bottleneck: {num_tokens:,} prompt tokens "

@@ -1,7 +1,7 @@
-"""The fleet as one JSON object, from whichever router is asked: nodes by their heartbeats, latencies by all routers.
+"""The state of the fleet as one JSON object, which any router can report: loads of nodes, latencies of all routers.
 
-What one router has seen (`local`) is what the others ask it for; `whole` adds it all up. Both are cheap, and `whole` is
-made at most once a second however many look on.
+`local` is what this router has seen, for the others to ask; `whole` combines it with theirs. Both are cheap, and
+`whole` is made about once a second at most, however many clients poll it.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from router.serving.dispatch import Dispatcher
 
 _FRESH_S = 0.8
 _REDIS_GONE_S = 8.0
-_NOW_SLOTS = 5  # what "now" is averaged over
-_LATENCY_SLOTS = 30  # what the current percentiles are of
-_SMOOTH_SLOTS = 5  # what a point of a percentile's line is of
+_NOW_SLOTS = 5  # slots that "now" averages over
+_LATENCY_SLOTS = 30  # slots that the current percentiles are taken over
+_SMOOTH_SLOTS = 5  # slots that each point of a percentile's history is taken over
 
 
 class FleetReport:
-    """Puts the report together, as this router sees the fleet."""
+    """Makes the report, as this router sees the fleet."""
 
     def __init__(self, dispatcher: Dispatcher, peers: Peers, rates: NodeRates, models: tuple[str, ...]) -> None:
         self._dispatcher, self._peers, self._rates, self._models = dispatcher, peers, rates, models
@@ -38,7 +38,7 @@ class FleetReport:
         self._services_s = float("-inf")
 
     def local(self) -> dict[str, Any]:
-        """What this router itself has seen: its part of the report of whoever asks."""
+        """Return what this router has seen: its part of the report of any router."""
         return {
             "router_id": self._dispatcher.router_id,
             "num_in_flight": self._dispatcher.num_in_flight,
@@ -48,7 +48,7 @@ class FleetReport:
         }
 
     async def whole(self) -> dict[str, Any]:
-        """The whole fleet, with what the other routers have seen. May be up to a second old."""
+        """Return the report of the whole fleet, including what other routers have seen. It may be a second old."""
         async with self._making:
             if time.monotonic() - self._made_s > _FRESH_S:
                 self._latest = await self._make()
@@ -77,7 +77,7 @@ class FleetReport:
         }
 
     async def _find_services(self) -> bool:
-        """Whether Redis has answered of late: one slow answer is none."""
+        """Update the list of services; returns whether Redis has answered recently, since one answer may be late."""
         services, now_s = await self._dispatcher.services(), time.monotonic()
         if services is not None:
             self._services, self._services_s = services, now_s
@@ -123,12 +123,12 @@ def _slots(answer: dict[str, Any]) -> list[Slot]:
 
 
 def _over(slots: list[Slot]) -> list[Slot]:
-    """Without the latest, which is not over yet: taken for a whole one, it would be a dip at the end of every line."""
+    """Drop the latest slot, which is incomplete: it would look like a dip at the end of every line."""
     return slots[1:]
 
 
 def _added(columns: list[list[Slot]]) -> list[Slot]:
-    """The slots of several routers added up, age by age; the latest first."""
+    """Add up the slots of several routers by age, latest first."""
     return [merged(column[age] for column in columns if age < len(column)) for age in range(NUM_SLOTS)]
 
 
@@ -179,7 +179,7 @@ def _now(slots: list[Slot], output_tokens_per_s: float) -> dict[str, Any]:
 
 
 def _history(slots: list[Slot], output_tokens_per_s: list[float]) -> dict[str, Any]:
-    """The oldest first. Percentiles are [p50, p95, p99] of the seconds before each point."""
+    """Return series, oldest first. Percentiles are [p50, p95, p99] over the last _SMOOTH_SLOTS at each point."""
     ttft, tpot = [], []
     for age in reversed(range(len(slots))):
         around = slots[age : age + _SMOOTH_SLOTS]

@@ -1,4 +1,4 @@
-"""The pages of the admin port: self-contained, put together once, and allowed to run only what is in them."""
+"""The HTML pages of the admin port: self-contained, built once, with a policy that allows only their own scripts."""
 
 import base64
 from functools import cache
@@ -13,7 +13,7 @@ _SCRIPTS = {"dashboard": ("picture.js", "charts.js", "dashboard.js"), "login": (
 
 
 class Page(NamedTuple):
-    """Body and headers."""
+    """A page's body, and its headers."""
 
     body: bytes
     headers: list[Header]
@@ -21,7 +21,7 @@ class Page(NamedTuple):
 
 @cache
 def page(name: str) -> Page:
-    """`dashboard` or `login`."""
+    """Return the page `dashboard` or `login`."""
     style = "\n".join(map(_read, _STYLES))
     script = "\n".join(map(_read, _SCRIPTS[name]))
     body = _read(f"{name}.html").replace("/*style*/", style).replace("/*script*/", script)

@@ -1,4 +1,4 @@
-"""The other routers of the fleet, asked over their admin ports: for what each has seen of late, and for traces."""
+"""Asks the other routers of the fleet, over their admin ports, for their recent statistics and for traces."""
 
 import asyncio
 import contextlib
@@ -14,26 +14,26 @@ _MAX_BYTES = 4 * 2**20
 
 
 class Peers:
-    """Asks all of them at once, each for TIMEOUT_S at most; those that do not answer are left out."""
+    """Asks all routers at once, waiting TIMEOUT_S at most. Those that do not answer are left out."""
 
     def __init__(self, router_id: str, service_token: str) -> None:
         self._router_id, self._token = router_id, service_token
 
     def others(self, services: list[NodeRecord]) -> list[NodeRecord]:
-        """The routers among them, this one left out."""
+        """Return the routers among `services`, except this one."""
         return [record for record in services if record.role == "router" and record.node_id != self._router_id]
 
     async def recent(self, peers: list[NodeRecord]) -> dict[str, dict[str, Any]]:
-        """What each has seen of late, by its id."""
+        """Return each router's `FleetReport.local`, by router id."""
         answers = await self._ask(peers, "/admin/router")
         return {
             peer.node_id: answer
             for peer, answer in zip(peers, answers, strict=True)
-            if answer is not None and answer.get("router_id") == peer.node_id  # loopback of another host is not it
+            if answer is not None and answer.get("router_id") == peer.node_id  # another host's loopback leads elsewhere
         }
 
     async def trace(self, peers: list[NodeRecord], request_id: str) -> dict[str, Any] | None:
-        """A request's trace, from whichever router served it; None where none of them remembers it."""
+        """Return a request's trace from the router that served it; None if no router has it any more."""
         answers = await self._ask(peers, f"/admin/trace/{quote(request_id, safe='')}?here")
         return next((answer for answer in answers if answer is not None), None)
 
@@ -51,7 +51,7 @@ class Peers:
 
 
 async def _fetch(url: str, path: str, token: str) -> bytes:
-    """The body of a 200; ValueError for anything else."""
+    """Fetch the body of a 200 response. Raises ValueError for anything else."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:

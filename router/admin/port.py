@@ -1,14 +1,14 @@
-"""The admin port of a router process: metrics, the dashboard and what it shows, and traces.
+"""The admin port of a router process: metrics, the dashboard with its data, and traces.
 
-    GET  /metrics               Prometheus, of this process
-    GET  /dashboard             a page; what it shows comes from
-    GET  /admin/fleet           the fleet as JSON
-    GET  /admin/router          what this router has seen of late, for the other routers
+    GET  /metrics               metrics of this process, for Prometheus
+    GET  /dashboard             the dashboard, which shows /admin/fleet
+    GET  /admin/fleet           the state of the fleet, as JSON
+    GET  /admin/router          this router's recent statistics, for the other routers
     GET  /admin/trace/<id>      where a request's time went; `?here` asks no other router
-    GET  /login, POST /login    a page that takes a key, and gives a cookie for it
+    GET  /login, POST /login    a page that takes a key and sets a session cookie
 
-Every path but the login wants an API key, the service token or that cookie, unless there are no keys and only this host
-can connect (`auth`).
+Every path except the login requires an API key, the service token or that cookie, unless there are no keys and only
+this host can connect (`auth`).
 """
 
 import asyncio
@@ -42,14 +42,14 @@ _DASHBOARD = "/dashboard"
 _HTML = b"text/html; charset=utf-8"
 _IDLE_TIMEOUT_S = 5
 _BACKLOG = 64
-_MAX_CONNECTIONS = 256  # of one address
+_MAX_CONNECTIONS = 256  # per client address
 _STOP_S = 2.0
 
 _log = logging.getLogger(__name__)
 
 
 class AdminApp:
-    """An ASGI application."""
+    """The ASGI application of the admin port."""
 
     def __init__(self, auth: AdminAuth, exposition: Exposition, report: FleetReport, traces: Traces) -> None:
         self._auth, self._exposition, self._report, self._traces = auth, exposition, report, traces
@@ -61,7 +61,7 @@ class AdminApp:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Serve one request."""
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive)
@@ -71,7 +71,7 @@ class AdminApp:
             pass
         except BatonError as error:
             exchange.send_error(error)
-        except Exception:  # an edge: this request fails, the router goes on
+        except Exception:  # an edge: this request fails, the router keeps running
             _log.exception("a request to the admin port failed", extra={"request_id": exchange.request_id})
             exchange.send_error(BatonError("internal error"))
         await exchange.sender.flush()
@@ -137,7 +137,7 @@ class AdminApp:
 
 
 class AdminPort:
-    """The application on its socket, with all that it shows."""
+    """The application on its socket, with the parts that it needs."""
 
     def __init__(
         self,
@@ -158,13 +158,13 @@ class AdminPort:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Clients may connect from now on."""
+        """Start to serve: clients can connect from now on."""
         self._listener.listen(_BACKLOG)
         serving = self._server.serve(sockets=[self._listener])
         self._tasks = [asyncio.create_task(serving, name="admin port"), asyncio.create_task(self._rates.run())]
 
     async def stop(self) -> None:
-        """Returns when the port is closed. Idempotent."""
+        """Close the port. Idempotent."""
         started, self._tasks = self._tasks, []
         if started:
             self._server.should_exit = True

@@ -1,8 +1,8 @@
-"""Where a request's time went: this router's timeline and those of the nodes that worked on it, on one clock.
+"""Traces: where a request's time went, from the timelines of this router and of the nodes that worked on it.
 
-A node tells its times relative to the request's arrival there. They are laid into the router's own between the moment
-it sent the request and the moment it heard the first answer, the rest of the way shared evenly; so no two clocks are
-ever compared, and an event is off by half a round trip at most.
+A node reports times relative to the request's arrival there. They are placed on the router's clock between the sending
+of the request and the node's first reply, with the remaining time split evenly between the two directions. So no two
+clocks are compared, and an event is off by half a round trip at most.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from router.nodes.link import NodeLink
 from router.serving.dispatch import Dispatcher
 
 _TIMEOUT_S = 1.0
-_REPLIES = {"prefill": ("first token",), "decode": ("grant", "accepted")}  # how a node's first answer is marked
+_REPLIES = {"prefill": ("first token",), "decode": ("grant", "accepted")}  # the router's events for a first reply
 
 
 class Traces:
-    """Finds and puts together. Requests of other routers are asked for at theirs."""
+    """Finds traces. Other routers are asked for requests that this one did not serve."""
 
     def __init__(self, dispatcher: Dispatcher, peers: Peers) -> None:
         self._dispatcher, self._peers = dispatcher, peers
 
     async def find(self, request_id: str, *, only_here: bool = False) -> dict[str, Any] | None:
-        """None where no router remembers it."""
+        """Return the trace of a request, or None if no router has it any more. `only_here`: ask no other router."""
         known = self._dispatcher.timelines.find(request_id)
         if known:
             return await self._assemble(known[-1])
@@ -39,15 +39,15 @@ class Traces:
 
     async def _assemble(self, whole: Timeline) -> dict[str, Any]:
         jobs = [job for part in whole.parts for job in self._dispatcher.timelines.find(part)]
-        if not whole.parts and not whole.name:  # it was asked for by the id that nodes know it by
+        if not whole.parts and not whole.name:  # the given id is that of a job, by which nodes know it
             jobs = [whole]
-        told, silent = await self._ask(jobs)
+        by_job, silent = await self._ask(jobs)
         rows = list(_rows(self._dispatcher.router_id, whole.events(), whole.began_s))
         for number, job in enumerate(jobs):
             part = {"choice": number} if len(jobs) > 1 else {}
             if job is not whole:
                 rows += _rows(self._dispatcher.router_id, job.events(), whole.began_s, **part)
-            for timeline in told.get(job.request_id, ()):
+            for timeline in by_job.get(job.request_id, ()):
                 rows += _rows(timeline.node_id, _aligned(job, timeline), whole.began_s, **part)
         ended_s = whole.ended_s or max((row["end_s"] + whole.began_s for row in rows), default=whole.began_s)
         return {
@@ -62,7 +62,7 @@ class Traces:
         }
 
     async def _ask(self, jobs: list[Timeline]) -> tuple[dict[str, list[trace_pb2.Timeline]], list[str]]:
-        """What the nodes say of each job, and those that served one but do not answer."""
+        """Return the nodes' timelines by job, and the ids of nodes that served one but do not answer."""
         names = {name for job in jobs for name in _nodes(job)}
         links = {link.record.node_id: link for link in self._dispatcher.links if link.record.node_id in names}
         request = trace_pb2.TraceRequest(request_ids=[job.request_id for job in jobs])
@@ -92,7 +92,7 @@ def _nodes(job: Timeline) -> Iterator[str]:
 
 
 def _aligned(job: Timeline, timeline: trace_pb2.Timeline) -> Iterator[Event]:
-    """A node's events on this router's clock."""
+    """Yield a node's events on this router's clock."""
     events = [event for event in job.events() if event.attributes.get("attempt") == timeline.attempt]
     route = next((event for event in events if event.name == "route"), None)
     sent_s = job.began_s if route is None else route.end_s
@@ -100,8 +100,8 @@ def _aligned(job: Timeline, timeline: trace_pb2.Timeline) -> Iterator[Event]:
     marks = _REPLIES["prefill" if is_prefill else "decode"]
     heard_s = next((event.start_s for event in events if event.name in marks), sent_s)
     away_s = heard_s - sent_s - timeline.replied_s if timeline.replied_s else 0.0
-    for told in timeline.events:
-        yield from_proto(told, sent_s + max(0.0, away_s / 2))
+    for event in timeline.events:
+        yield from_proto(event, sent_s + max(0.0, away_s / 2))
 
 
 def _rows(where: str, events: Iterable[Event], origin_s: float, **more: Any) -> Iterator[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""HTTP: connections, who calls and how often it may, bytes out, errors, what is measured of it."""
+"""The HTTP side of the router: connections, API keys, rate limits, reading and sending, errors, metrics."""

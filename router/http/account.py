@@ -1,4 +1,4 @@
-"""What an HTTP request may do and what it used: its tenant's limits, rates and usage, for all endpoints."""
+"""Applies a tenant's limits to an HTTP request, and counts its usage, for all endpoints."""
 
 import asyncio
 import math
@@ -9,7 +9,7 @@ from router.http.error_format import Header
 from router.http.rate_limit import Left, RateLimited, RateLimiter
 from router.http.tenants import ANYBODY, Tenant
 
-MAX_NAMES = 1000  # in metrics; tenants beyond that are counted together
+MAX_NAMES = 1000  # tenants named in metrics; all others are counted together
 
 _REQUESTS = Counter("baton_tenant_requests", "Requests by the name of their key", ["tenant", "outcome"])
 _TOKENS = Counter("baton_tenant_tokens", "Tokens by the name of their key", ["tenant", "kind"])
@@ -18,15 +18,15 @@ _spending: set[asyncio.Task[None]] = set()
 
 
 class Account:
-    """Made for each HTTP request, of the tenant whose key it brought."""
+    """The account of one HTTP request, for the tenant whose key it carries."""
 
     def __init__(self, tenant: Tenant = ANYBODY, limiter: RateLimiter | None = None) -> None:
         self.tenant = tenant
-        self.headers: list[Header] = []  # for the answer, whatever it is
+        self.headers: list[Header] = []  # rate limit headers for the answer
         self._limiter = limiter if tenant.is_limited else None
 
     async def admit(self, model: str, num_prompt_tokens: int) -> None:
-        """Raises ModelNotFound for a model that the key may not use, and RateLimited."""
+        """Charge the request to the tenant. Raises ModelNotFound if its key may not use the model, and RateLimited."""
         tenant = self.tenant
         if tenant.models and model not in tenant.models:
             raise ModelNotFound(f"the model {model!r} does not exist, or this key may not use it", param="model")
@@ -39,11 +39,11 @@ class Account:
             raise
 
     def max_tokens(self, wanted: int) -> int:
-        """As many output tokens of those wanted as the key allows."""
+        """Return `wanted` output tokens, or as many as the key allows."""
         return min(wanted, self.tenant.max_tokens) if self.tenant.max_tokens else wanted
 
     def used(self, num_prompt_tokens: int, num_cached_tokens: int, num_output_tokens: int, *, is_good: bool) -> None:
-        """Count what a request took that is over, and take its output from the key's rate."""
+        """Count the usage of a request that has ended, and charge its output to the key's rate limit."""
         if not self.tenant.name:
             return
         name = _bounded(self.tenant.name)
@@ -71,7 +71,7 @@ class Account:
                     self.headers.append((f"x-ratelimit-{what}-{kind}".encode(), value.encode()))
 
 
-NOBODY = Account()  # before anybody is known
+NOBODY = Account()  # until the request is authenticated
 
 
 def _bounded(name: str) -> str:

@@ -1,8 +1,8 @@
-"""API keys. Without any, every client may come; with them, every route wants one.
+"""API keys. If there are any, every route requires one; if not, every client is served.
 
-Keys are held and compared as hashes, and never logged. Unless its line says otherwise each key is a tenant of its own:
-its salt goes into the hashes of KV blocks, so that no tenant can tell by timing what another one has asked. The file is
-read again when it has changed; one that cannot be read leaves the keys as they are.
+Keys are stored and compared as hashes, and never logged. Unless its line says otherwise, each key is a tenant of its
+own: its salt goes into the hashes of KV blocks, so no tenant can tell by timing what another one has asked. The file is
+read again when it has changed; if it cannot be read, the keys stay as they are.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class APIKeys:
     """The keys that this fleet accepts."""
 
     def __init__(self, keys: Iterable[str], key_file: str = "") -> None:
-        """`keys` stay, whatever becomes of the file. Raises ConfigError for a file that cannot be used."""
+        """`keys` are valid in addition to those of the file. Raises ConfigError if the file cannot be used."""
         self._inline = dict(tenants.tenant_of(KeyLine(key=key)) for key in keys)
         self._path = Path(key_file) if key_file else None
         self._stamp = self._look()
@@ -32,7 +32,7 @@ class APIKeys:
 
     @classmethod
     def load(cls, key_file: str, inline: str) -> "APIKeys":
-        """Keys of a file (`tenants`), and of a comma-separated list."""
+        """Load the keys of a file (its format: `tenants`) and of a comma-separated list."""
         keys = [key.strip() for key in inline.split(",")]
         return cls([key for key in keys if key], key_file)
 
@@ -40,13 +40,13 @@ class APIKeys:
         return bool(self._tenants)
 
     def tenant(self, authorization: str) -> Tenant:
-        """Check an `Authorization` header; whose it is. Raises Unauthenticated."""
+        """Check an `Authorization` header and return its tenant. Raises Unauthenticated."""
         if not self._tenants:
             return ANYBODY
         scheme, _, key = authorization.partition(" ")
         given = tenants.digest_of(key.strip())
         found = None
-        for digest, tenant in self._tenants.items():  # all of them, whichever fits
+        for digest, tenant in self._tenants.items():  # always all of them, so that timing reveals nothing
             if hmac.compare_digest(given, digest):
                 found = tenant
         if scheme.lower() != "bearer" or found is None:
@@ -54,7 +54,7 @@ class APIKeys:
         return found
 
     async def watch(self) -> None:
-        """Follow the file for ever; returns at once where there is none."""
+        """Reload the file whenever it changes, until cancelled. Returns at once if there is no file."""
         while self._path is not None:
             await asyncio.sleep(POLL_S)
             self.reload()

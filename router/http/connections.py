@@ -1,4 +1,4 @@
-"""How many connections there are: of each client address, and of all, which is what there are descriptors for."""
+"""Limits on open connections: per client address, and in all, by the number of file descriptors."""
 
 import asyncio
 import ipaddress
@@ -6,34 +6,34 @@ import resource
 from collections import Counter
 
 _RESERVED_DESCRIPTORS = 256  # for nodes, Redis, logs
-_IPV6_PREFIX_BITS = 64  # what one host or household has for itself
+_IPV6_PREFIX_BITS = 64  # a whole /64 counts as one client: a single host may have all of it
 
 
 class Connections:
-    """How many are open, by client address."""
+    """Counts open connections by client address."""
 
     def __init__(self, max_per_address: int) -> None:
-        """0 of `max_per_address` is no limit of its own: half of all."""
+        """`max_per_address` 0: half of all possible connections."""
         half = max_connections() // 2
         self._max_per_address = min(max_per_address, half) if max_per_address else half
         self._open: Counter[str] = Counter()
 
     def enter(self, address: str) -> bool:
-        """Count one in; False where that address, or this process, has as many as it may."""
+        """Count a new connection. Returns False, without counting, if the address or the process is at its limit."""
         if self._open[address] >= self._max_per_address or self._open.total() >= max_connections():
             return False
         self._open[address] += 1
         return True
 
     def leave(self, address: str) -> None:
-        """Count one out that `enter` has counted in."""
+        """Remove a connection that `enter` has counted."""
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
 
 
 def counted_address(transport: asyncio.Transport) -> str:
-    """Under which a client is counted."""
+    """Return the address under which a client is counted: its IPv4 address, or its IPv6 /64 network."""
     peer = transport.get_extra_info("peername")
     address = str(peer[0]) if isinstance(peer, tuple) else ""
     if ":" not in address:
@@ -43,12 +43,12 @@ def counted_address(transport: asyncio.Transport) -> str:
 
 
 def max_connections() -> int:
-    """How many clients this process has file descriptors for."""
+    """Return for how many clients this process has file descriptors."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(64, limit - _RESERVED_DESCRIPTORS)
 
 
 def raise_descriptor_limit() -> None:
-    """Take as many file descriptors as the system allows."""
+    """Raise this process's limit on file descriptors as far as the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them."""
+"""Errors in the format that OpenAI's clients expect, and the errors of HTTP itself."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Header = tuple[bytes, bytes]
 
 
 class NotFound(BatonError):
-    """No such path."""
+    """There is nothing at this path."""
 
     status = 404
     type = "invalid_request_error"
@@ -20,7 +20,7 @@ class NotFound(BatonError):
 
 
 class MethodNotAllowed(BatonError):
-    """The path is there, for another method."""
+    """The path exists, but not for this method."""
 
     status = 405
     type = "invalid_request_error"
@@ -32,7 +32,7 @@ class MethodNotAllowed(BatonError):
 
 
 class RequestTimeout(BatonError):
-    """The client takes too long to send its request."""
+    """The client took too long to send its request."""
 
     status = 408
     type = "invalid_request_error"
@@ -40,7 +40,7 @@ class RequestTimeout(BatonError):
 
 
 class BodyTooLarge(BatonError):
-    """More bytes than a request may have."""
+    """The body is larger than allowed."""
 
     status = 413
     type = "invalid_request_error"
@@ -48,7 +48,7 @@ class BodyTooLarge(BatonError):
 
 
 class UnsupportedMediaType(BatonError):
-    """A body that says it is something other than JSON."""
+    """The body is declared to be something other than JSON."""
 
     status = 415
     type = "invalid_request_error"
@@ -56,7 +56,7 @@ class UnsupportedMediaType(BatonError):
 
 
 class HeadersTooLarge(BatonError):
-    """More bytes before the body than a request may have."""
+    """The request line and headers are larger than allowed."""
 
     status = 431
     type = "invalid_request_error"
@@ -64,24 +64,24 @@ class HeadersTooLarge(BatonError):
 
 
 def error_object(error: BatonError) -> dict[str, Any]:
-    """The error as OpenAI's clients know it: `{"error": {message, type, param, code}}`."""
-    fields = {"message": _told(error), "type": error.type, "param": error.param, "code": error.code}
+    """Return the error in OpenAI's format: `{"error": {message, type, param, code}}`."""
+    fields = {"message": _message(error), "type": error.type, "param": error.param, "code": error.code}
     return {"error": fields}
 
 
-def _told(error: BatonError) -> str:
-    """The message, with the field in front of it where it does not name it: OpenAI's Python client shows no more."""
+def _message(error: BatonError) -> str:
+    """Return the message, prefixed by `param` unless it names it: OpenAI's Python client shows only the message."""
     is_named = not error.param or error.param in error.message or isinstance(error, ContextLengthExceeded)
     return f"{error.param}: {error.message}" if isinstance(error, InvalidRequest) and not is_named else error.message
 
 
 def error_json(error: BatonError) -> bytes:
-    """`error_object` as JSON."""
+    """Return `error_object` as JSON."""
     return msgspec.json.encode(error_object(error))
 
 
 def error_headers(error: BatonError) -> list[Header]:
-    """Headers of an error's answer: when to come again, which methods there are, how to authenticate."""
+    """Return the headers for an error: Retry-After, Allow, WWW-Authenticate, where they apply."""
     headers: list[Header] = []
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:

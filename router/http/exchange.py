@@ -1,6 +1,6 @@
-"""One HTTP request and its answer, on bare ASGI: limits on what is read, JSON and errors as bytes.
+"""One HTTP request and its answer, on bare ASGI: reads the body within limits, and sends answers and errors.
 
-What a request means is the business of `generate` and `admin`.
+What a request means is up to its handler, in `router.openai` or `router.admin`.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ Scope = dict[str, Any]
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-ASGI = Callable[[Any, Any, Any], Awaitable[None]]  # as much of an application as its types agree on
+ASGI = Callable[[Any, Any, Any], Awaitable[None]]  # loosely typed: libraries' ASGI types differ
 
 MAX_BODY_BYTES = 8 * 2**20
-_MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # read and dropped, so that the client reads the refusal
-MAX_HELD_BYTES = 128 * 2**20  # of all bodies that are not here to their end
+_MAX_SKIPPED_BYTES = 8 * MAX_BODY_BYTES  # a body up to this size is read and dropped, so the client sees the error
+MAX_HELD_BYTES = 128 * 2**20  # of all incomplete bodies together
 _CHUNK_TIMEOUT_S = 10.0
 _BODY_TIMEOUT_S = 60.0
 _JSON = b"application/json"
@@ -46,45 +46,48 @@ _log = logging.getLogger(__name__)
 
 
 class Exchange:
-    """Made when the headers are there. Everything but `read_body` and `gone` sends at once, without waiting."""
+    """A request and its answer, created when its headers have arrived. Only `read_body` and `gone` wait."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        """Takes the connection's `baton.outlet` out of the scope, else the two would keep each other alive."""
+        """Removes `baton.outlet` from the scope: the two would keep each other alive."""
         self.arrived_s = time.monotonic()
         self._receive = receive
         outlet: Outlet = scope["extensions"].pop("baton.outlet")
         self._outlet = outlet
         self.sender = Sender(outlet, self._broken)
         self.method: str = scope["method"]
-        self.path: str = scope["raw_path"].decode("ascii")  # as it is spelled: a proxy has looked at nothing else
+        self.path: str = scope["raw_path"].decode("ascii")  # not unquoted, so that it is what a proxy has checked
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = _request_id(self.headers)
         self.timeline = Timeline(self.request_id)
         self.timeline.began_s = self.arrived_s
         self.account = NOBODY
-        self.model = ""  # as far as it is served
+        self.model = ""  # the requested one, if it is served
         self.status = 0  # 0: nothing sent yet
         self.error_code: str | None = None
-        self.left = False  # whether the client went away before its answer was complete
-        self.closing = False  # whether the connection is to end with this answer
+        self.left = False  # whether the client left before its answer was complete
+        self.closing = False  # whether the connection is to be closed after this answer
         self.num_tokens = (0, 0)  # prompt, output
         self.num_cached_tokens = 0  # of the prompt
         self.timings: Mapping[str, float] = _NO_TIMINGS
-        self._num_held = 0  # bytes of a body that is not here to its end
+        self._num_held = 0  # bytes held of its incomplete body
 
     def part_id(self) -> str:
-        """For one of the jobs that it is made of: the client's id alone would not be unique."""
+        """Mint an id for one of the request's jobs: the client's own id might not be unique."""
         minted = f"{self.request_id}-{os.urandom(8).hex()}"
         if len(self.timeline.parts) < MAX_PARTS:
             self.timeline.parts = *self.timeline.parts, minted
         return minted
 
     def header(self, name: bytes) -> str:
-        """The value of a header, empty where it is missing."""
+        """Return the value of a header, or "" if it is missing."""
         return self.headers.get(name, b"").decode("latin-1")
 
     async def read_body(self) -> bytes:
-        """The JSON body. Raises what makes it unacceptable; bytes beyond the limit are never kept."""
+        """Read the JSON body; bytes beyond the limit are never kept.
+
+        Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout, Overloaded or ClientGone.
+        """
         kind = self.header(b"content-type").partition(";")[0].strip().lower()
         if kind and kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("send the body as application/json")
@@ -96,7 +99,7 @@ class Exchange:
         return body
 
     def _take(self) -> bytes:
-        """A body that is here to its end."""
+        """Take a body that has arrived completely."""
         body = self._outlet.take_body()
         if len(body) > MAX_BODY_BYTES:
             self.closing = len(body) > _MAX_SKIPPED_BYTES
@@ -106,7 +109,7 @@ class Exchange:
         return body
 
     async def _read_late(self) -> bytes:
-        """A body that is not here to its end."""
+        """Read a body that has not arrived completely."""
         declared = self.header(b"content-length")
         num_declared = int(declared) if declared.isascii() and declared.isdigit() else 0
         if num_declared > (MAX_BODY_BYTES if self._outlet.asks_first else _MAX_SKIPPED_BYTES):
@@ -122,31 +125,31 @@ class Exchange:
             self._keep(-self._num_held)
 
     def send(self, status: int, body: bytes, content_type: bytes = _JSON, headers: Iterable[Header] = ()) -> None:
-        """A whole answer."""
+        """Send a whole answer."""
         length = (b"content-length", b"%d" % len(body))
         listed = self._described(status, [(b"content-type", content_type), length, *headers])
         self.sender.send(status, listed, b"" if self.method == "HEAD" else body)
 
     def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
-        """Status and headers of an answer, and how its body begins."""
+        """Send status and headers of an answer, and the beginning of its body."""
         self.sender.start(status, self._described(status, headers), opening)
 
     def send_error(self, error: BatonError) -> None:
-        """An error as the whole answer."""
+        """Send an error as the whole answer."""
         self.error_code = error.code
         self.send(error.status, error_json(error), headers=error_headers(error))
 
     async def gone(self) -> None:
-        """Return when the answer is complete, or the client has left."""
+        """Wait until the answer is complete, or the client has left."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
     def close(self) -> None:
-        """It is over: let go of whoever made the answer. Else they hold one another until the collector comes by."""
+        """Drop references to the maker of the answer, which form a cycle that only the collector would free."""
         self.sender.close()
 
     def _described(self, status: int, headers: list[Header]) -> list[Header]:
-        """Its headers, with what every answer has."""
+        """Return the headers, with those that every answer has."""
         self.status = status
         last = [(b"connection", b"close")] if self.closing or self._outlet.asks_first else []
         return [*headers, (b"x-request-id", self.request_id.encode()), *self.account.headers, *last]
@@ -181,7 +184,7 @@ class Exchange:
         _HELD.num_bytes += num_bytes
 
     async def _receive_soon(self) -> Message:
-        if self._outlet.has_body:  # then a deadline would cost more than all else
+        if self._outlet.has_body:  # no wait, so no timeout, which would cost more than all the rest
             return await self._receive()
         async with asyncio.timeout(_CHUNK_TIMEOUT_S):
             return await self._receive()
@@ -192,7 +195,7 @@ class Exchange:
 
 
 class _Held:
-    """What this process keeps of bodies that it waits for: each is small enough, and thousands of them are not."""
+    """The bytes that this process holds of incomplete bodies, which thousands of slow clients may send at once."""
 
     num_bytes = 0
 
@@ -201,7 +204,7 @@ _HELD = _Held()
 
 
 class ClientGone(BatonError):
-    """The client left before its request was complete; nobody reads the answer."""
+    """The client left before its request was complete, so nobody reads the answer."""
 
     status = 499
     code = "client_gone"
@@ -212,11 +215,11 @@ def _too_large() -> BodyTooLarge:
 
 
 def _crowded() -> Overloaded:
-    return Overloaded("Too many bodies are on their way at present")
+    return Overloaded("Too many request bodies are being received at present")
 
 
 def mint_request_id() -> str:
-    """For a request that brings no sane one."""
+    """Mint an id for a request that carries no valid one."""
     return f"req-{os.urandom(12).hex()}"
 
 

@@ -1,6 +1,6 @@
 """The sockets that a router listens on.
 
-Several routers of one fleet may share a port (SO_REUSEPORT); a port that anything else holds is a ConfigError.
+Several routers may share a port (SO_REUSEPORT); a port that anything else uses raises ConfigError.
 """
 
 import os
@@ -14,16 +14,16 @@ _SOCKET_OPTIONS = [
     (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
     (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # a client whose host is gone is noticed within two minutes
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # detects within two minutes that a client's host is gone
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024),  # else megabytes wait in the kernel for a slow reader
+    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024),  # or the kernel buffers megabytes for a slow reader
 ]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; ConfigError where that is impossible. The options go on to every connection."""
+    """Return a bound socket, whose options every connection inherits. Raises ConfigError if it cannot be bound."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -40,9 +40,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def shown_address(host: str, listener: socket.socket, redis_url: str) -> str:
-    """Where others reach the listener: `host` as it was given, with the port that it got.
+    """Return the address at which others reach the listener: `host`, and the port that was bound.
 
-    Of a listener on all addresses it is that of this host on the way to Redis, where the others of the fleet are, too.
+    For a listener on all addresses, the host is this host's address on the route to Redis.
     """
     if host in _ANY:
         host = _own_address(redis_url) or host
@@ -51,14 +51,14 @@ def shown_address(host: str, listener: socket.socket, redis_url: str) -> str:
 
 
 def _own_address(redis_url: str) -> str:
-    """Empty where there is no way."""
+    """Return this host's address on the route to Redis, or "" if there is none."""
     url = urlsplit(redis_url)
     if not url.hostname:
         return ""
     try:
         family, kind, _, _, address = socket.getaddrinfo(url.hostname, url.port or 6379, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(address)  # which sends nothing
+            probe.connect(address)  # UDP, so nothing is sent
             return str(probe.getsockname()[0])
     except (OSError, ValueError):
         return ""

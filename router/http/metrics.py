@@ -1,4 +1,4 @@
-"""What the HTTP side measures. What nodes and the control side measure is theirs."""
+"""Metrics of the router's HTTP side."""
 
 from collections.abc import Mapping
 
@@ -8,22 +8,22 @@ from baton.telemetry.unlocked import Counter, Histogram
 
 TIME_TO_FIRST_TOKEN = Histogram(
     "baton_time_to_first_token_seconds",
-    "From the arrival of a request to its first token",
+    "Time from the arrival of a request to its first token",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 TIME_PER_OUTPUT_TOKEN = Histogram(
     "baton_time_per_output_token_seconds",
-    "Mean time between the tokens of a choice, the first one not counted",
+    "Mean time per token of a choice after the first one",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
 )
 REQUEST = Histogram(
     "baton_request_seconds",
-    "From the arrival of a request to the end of its answer",
+    "Time from the arrival of a request to the end of its answer",
     buckets=(0.025, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60),
 )
 PHASE = Histogram(
     "baton_request_phase_seconds",
-    "Where a request's time to its first decoded tokens went",
+    "Time of a request's phases up to its first decoded tokens",
     ["phase"],
     buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
@@ -38,6 +38,6 @@ _OF_TIMING = {f"{phase}_s": PHASE.labels(phase) for phase in PHASES}
 
 
 def observe_phases(timings: Mapping[str, float]) -> None:
-    """Record the phases of a finished job, as far as they are known."""
+    """Record the known phases of a finished job."""
     for name, seconds in timings.items():
         _OF_TIMING[name].observe(seconds)

@@ -1,4 +1,4 @@
-"""What is kept of every answered request: metrics, one log line with its timings, and its timeline."""
+"""Records every answered request: in metrics, as one log line with timings, and as a timeline."""
 
 import logging
 import time
@@ -15,14 +15,14 @@ _log = logging.getLogger("router.access")
 
 
 class Observer:
-    """One per router process. `traces`: whether this router exports spans of its requests."""
+    """Records requests; one per router process. `traces`: whether this router exports spans."""
 
     def __init__(self, timelines: TimelineBook | None = None, *, traces: bool = False) -> None:
         self._timelines = timelines or TimelineBook()
         self._traces = traces
 
     def begin(self, exchange: Exchange) -> None:
-        """A request for tokens, or for numbers, has come."""
+        """Start the timeline of a request to a POST route."""
         given = exchange.header(b"traceparent")
         parent = given if traceparent.is_sane(given) else ""
         exchange.timeline.parent = parent
@@ -31,7 +31,7 @@ class Observer:
         self._timelines.add(exchange.timeline)
 
     def end(self, exchange: Exchange) -> None:
-        """The request has been answered, or its client has left: count it, and write it into the log."""
+        """Count and log a request that has been answered, or whose client has left."""
         total_s = time.monotonic() - exchange.arrived_s
         status = _CLIENT_LEFT if exchange.left else exchange.status
         http_metrics.REQUESTS.labels(exchange.model, str(status)).inc()

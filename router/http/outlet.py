@@ -1,7 +1,7 @@
-"""One answer on its HTTP/1 connection: head and chunks in plain calls, where ASGI has a coroutine and a dict for each.
+"""Writes one answer to its HTTP/1 connection with plain calls, where ASGI needs a coroutine and a dict per part.
 
-It takes the place of the `send` of uvicorn's request cycle, whose other half goes on reading, and keeps the cycle's
-state as that `send` would. Status, headers and the first part of the body are one write.
+It replaces the `send` of uvicorn's request cycle and updates the cycle's state as that would; the cycle continues to
+read. Status, headers and the first part of the body are sent in one write.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _SIZE_LINES = [b"%x\r\n" % size for size in range(1024)]
 
 
 class Gate:
-    """Of one connection: whether a chunk may be written right now. It is asked for every token: one look must do."""
+    """Whether a chunk may be written to a connection now. Checked for every token, so it is a plain attribute."""
 
     __slots__ = ("_reasons", "is_shut")
 
@@ -28,13 +28,13 @@ class Gate:
         self._reasons: set[str] = set()
 
     def set(self, reason: str, *, shut: bool) -> None:
-        """There is, or no longer is, this reason against it."""
+        """Add a reason to shut the gate, or remove it."""
         (self._reasons.add if shut else self._reasons.discard)(reason)
         self.is_shut = bool(self._reasons)
 
 
 class Outlet:
-    """Made when the headers of a request are there. Nothing is written to a connection that is lost."""
+    """The answer to one request. Nothing is written to a connection that is lost."""
 
     def __init__(self, cycle: RequestResponseCycle, gate: Gate) -> None:
         scope: Any = cycle.scope
@@ -50,38 +50,38 @@ class Outlet:
 
     @property
     def has_body(self) -> bool:
-        """Whether the request is here to its end: there is nothing to wait for."""
+        """Whether the request has arrived completely."""
         return not self._cycle.more_body
 
     @property
     def asks_first(self) -> bool:
-        """Whether the client waits to be told to send its body, and may keep it where it is answered before."""
+        """Whether the client waits for 100 Continue before it sends its body."""
         return self._cycle.waiting_for_100_continue and not self.has_body
 
     def take_body(self) -> bytes:
-        """Of a request that is here to its end. What its `receive` tells after that is that the client has left."""
+        """Take the body of a request that has arrived completely. Its `receive` then waits for the client to leave."""
         cycle = self._cycle
         body, cycle.body = bytes(cycle.body), bytearray()
         cycle.message_event.clear()
-        cycle.waiting_for_100_continue = False  # it was sent without waiting
+        cycle.waiting_for_100_continue = False  # the client sent it without waiting
         return body
 
     @property
     def is_full(self) -> bool:
-        """Whether the client has to read first."""
+        """Whether the client has to read before more is written."""
         return self._flow.write_paused and not self._cycle.disconnected
 
     async def room(self) -> None:
-        """Return when it is not full."""
+        """Wait until it is not full."""
         if self.is_full:
             await self._flow.drain()
 
     def hold(self, held: bool) -> None:
-        """Insert nothing while parts wait elsewhere that come before it."""
+        """Shut the gate for inserters while earlier parts wait in the sender's backlog, or open it again."""
         self._gate.set("held", shut=held)
 
     def start(self, status: int, headers: list[Header]) -> None:
-        """Status and headers; they go out with the next part, which may be empty."""
+        """Set status and headers, which are sent with the next part, even if that is empty."""
         cycle = self._cycle
         cycle.response_started, cycle.waiting_for_100_continue = True, False
         lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]]
@@ -96,16 +96,16 @@ class Outlet:
             lines.append(b"transfer-encoding: chunked\r\n")
         head = b"".join(lines)
         if head.count(b"\n") != len(lines):
-            raise ValueError("a line break in a header")
+            raise ValueError("a header contains a line break")
         self._head = head + b"\r\n"
 
     def write(self, data: bytes, *, more: bool) -> None:
-        """A part of the body; the last one where not `more`."""
+        """Write a part of the body; without `more`, it is the last one."""
         cycle = self._cycle
         if cycle.disconnected:
             return
         if cycle.response_complete:
-            raise RuntimeError("the answer is complete")
+            raise RuntimeError("the answer is already complete")
         head, self._head = self._head, b""
         framed = self._framed(data, more=more) if self._has_body else b""
         if head or framed:
@@ -114,9 +114,9 @@ class Outlet:
             self._complete()
 
     def inserter(self, before: bytes, after: bytes) -> Insert | None:
-        """What writes a chunk around a text, in one frame and with few objects to fetch. None: nothing is chunked.
+        """Return a fast function that writes a text between `before` and `after` as one chunk; None if not chunked.
 
-        It returns False, and writes nothing, where the connection is full, lost or held.
+        It returns False, and writes nothing, if the gate is shut: the connection is full or lost, or parts wait.
         """
         if not self._is_chunked:
             return None

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol with the limits that it lacks: bytes and seconds before the body, pieces, open connections.
+"""uvicorn's HTTP protocol with limits that it lacks: size and time of the head, chunks of a body, open connections.
 
-A body whose request has been answered already is read to its end for a while, so that the client sees the answer.
-Idle connections, once they have been answered, are uvicorn's own business (`timeout_keep_alive`). Who asks for another
-protocol (Java's own client does, for HTTP/2) is answered in this one; the parser would leave its body out.
+If a request is answered before its body has arrived, the body is read on for a while, so that the client sees the
+answer. uvicorn itself closes idle connections (`timeout_keep_alive`). A request to upgrade to another protocol (Java's
+own client sends one for HTTP/2) is answered in HTTP/1; the parser would otherwise leave its body out.
 """
 
 import asyncio
@@ -20,28 +20,28 @@ from router.http.outlet import Gate, Outlet
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
-MAX_CHUNKS = 2**14  # of a body; each costs a call
+MAX_CHUNKS = 2**14  # per body; each costs a call
 MAX_PIPELINED = 1024
-_MAX_WISHES = 16  # for other protocols, in what is read at once: each is a copy
+_MAX_UPGRADES = 16  # requests to upgrade in one read: each costs a copy
 _SINGLE_HEADERS = (b"host", b"authorization", b"content-type")
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One client connection. The scope's `baton.outlet` takes its answers."""
+    """One client connection. Answers are sent through the `baton.outlet` in the scope."""
 
     def __init__(self, open_connections: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._open_connections = open_connections
         self._gate = Gate()
-        self._address: str | None = None  # under which it is counted
+        self._address: str | None = None  # under which it is counted; None if it was refused
         self._reading_head = True
-        self._head_bytes = 0  # of the request whose head is being read
+        self._head_bytes = 0  # read of the current head
         self._head_timer: asyncio.TimerHandle | None = None
-        self._num_bytes = self._num_chunks = 0  # of request line and headers; of the body
-        self._reason: BatonError | None = None
+        self._num_bytes = self._num_chunks = 0  # bytes of request line and headers; chunks of the body
+        self._reason: BatonError | None = None  # what to answer instead of a plain 400
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse connections of which there are too many; start the clock for the others."""
+        """Refuse the connection if there are too many; otherwise start the timeout of its first head."""
         super().connection_made(transport)
         address = counted_address(transport)
         if not self._open_connections.enter(address):
@@ -51,7 +51,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone: stop its clock, and count it out."""
+        """Stop the timeout, and count the connection out."""
         self._gate.set("lost", shut=True)
         self._stop_clock()
         if self._address is not None:
@@ -59,7 +59,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before a body: the parser itself would collect without end."""
+        """Parse the data, limiting the size of the head: the parser itself would buffer without bound."""
         if self._reading_head:
             self._head_bytes += len(data)
         self._unset_keepalive_if_required()
@@ -72,11 +72,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES:
             self._reason = _HEADERS_TOO_LARGE
             self.send_400_response("")
-        elif self._head_timer is None and self._head_bytes:  # most heads come whole, and need no clock
+        elif self._head_timer is None and self._head_bytes:  # only an incomplete head needs a timeout
             self._expect_head(self._head_bytes)
 
     def pause_writing(self) -> None:
-        """The client is behind by more than the transport wants to keep."""
+        """The transport's buffer is full: the client reads too slowly."""
         self._gate.set("full", shut=True)
         super().pause_writing()
 
@@ -86,22 +86,22 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def on_message_begin(self) -> None:
-        """A request begins, perhaps on a connection that was idle."""
+        """A request begins."""
         super().on_message_begin()
         self._num_bytes = self._num_chunks = 0
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError("too many requests at once")
-        self._head_bytes = self._head_bytes or 1  # another one has begun behind the one before
+        self._head_bytes = self._head_bytes or 1  # a pipelined request, whose bytes were read with those before it
 
     def on_url(self, url: bytes) -> None:
-        """A part of the request line."""
+        """A part of the request line: limit its size."""
         self._num_bytes += len(url)
         if self._num_bytes > MAX_HEAD_BYTES:
             self._refuse_head()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A whole header. One behind the body counts, and says nothing: a proxy has not looked at it."""
+        """A header. Trailers after the body count towards the limit but are ignored: a proxy may not check them."""
         self._num_bytes += len(name) + len(value)
         if self._num_bytes > MAX_HEAD_BYTES or len(self.headers) >= MAX_HEADERS:
             self._refuse_head()
@@ -109,11 +109,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """From here on the application has its own limits."""
+        """The head is complete: check it, and pass the request to the application, which limits the body."""
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise httptools.HttpParserError("no proxy")
-            return  # they come again
+            return  # `_parse` will feed the head again, without `Upgrade`
         self._stop_clock()
         self._reading_head = False
         self._check_head()
@@ -122,14 +122,14 @@ class LimitedProtocol(HttpToolsProtocol):
         scope["extensions"] = {"baton.outlet": Outlet(self.cycle, self._gate)}
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """A piece of the body: limit their number."""
         self._num_chunks += 1
         if self._num_chunks > MAX_CHUNKS:
             raise httptools.HttpParserError("too many chunks")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is here to its end: whatever follows is the head of another."""
+        """The request is complete: whatever follows is the head of another one."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
@@ -137,19 +137,19 @@ class LimitedProtocol(HttpToolsProtocol):
         self._reading_head, self._head_bytes = True, 0
 
     def on_response_complete(self) -> None:
-        """A body that nobody wants any more has only so long to end."""
+        """The answer is complete. If the body is not, it has HEAD_TIMEOUT_S to end."""
         super().on_response_complete()
         if not self._reading_head and self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no valid request, as every error is answered (`_reason`, 400 unless told), and close."""
+        """Answer an invalid request with `_reason`, or 400, in the usual error format, and close the connection."""
         error = self._reason or _INVALID_HTTP
         if self.cycle is not None and not self.cycle.response_complete:
             if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
-                self.transport.close()  # in the middle of another answer
+                self.transport.close()  # another answer is being sent
                 return
-            self.cycle.disconnected = True  # it is the body of this request
+            self.cycle.disconnected = True  # the body of the current request is invalid
             self.cycle.message_event.set()
         body = error_json(error)
         lines = [
@@ -163,25 +163,25 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser. A request that asks for another protocol is fed again without its `Upgrade` header."""
-        for _ in range(_MAX_WISHES):
+        """Feed the parser. A request to upgrade is fed again without its `Upgrade` header."""
+        for _ in range(_MAX_UPGRADES):
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                data = self._head_without_wish() + data[upgrade.args[0] :]
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        raise httptools.HttpParserError("too many wishes at once")
+        raise httptools.HttpParserError("too many upgrades at once")
 
-    def _head_without_wish(self) -> bytes:
+    def _head_without_upgrade(self) -> bytes:
         version = self.parser.get_http_version().encode()
         first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
         others = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         return b"".join([first, *others, b"\r\n"])
 
     def _check_head(self) -> None:
-        """Refuse what a proxy before us may understand otherwise."""
+        """Refuse requests that a proxy in front of the router might interpret differently."""
         version = self.parser.get_http_version()
         names = [name for name, _ in self.headers]
         num_hosts = names.count(b"host")
@@ -208,7 +208,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._head_bytes == 0 or (self.cycle is not None and not self.cycle.response_complete):
-            self.transport.close()  # nothing was asked, or an answer is under way
+            self.transport.close()  # nothing was asked, or an answer is being sent
             return
         self._reason = RequestTimeout("the headers did not arrive in time")
         self.send_400_response("")
@@ -220,5 +220,5 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 _HEADERS_TOO_LARGE = HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
-_INVALID_HTTP = InvalidRequest("this is no valid HTTP request")
+_INVALID_HTTP = InvalidRequest("this is not a valid HTTP request")
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}

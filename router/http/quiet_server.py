@@ -1,4 +1,4 @@
-"""uvicorn's server as a part of a process: it says when it listens, leaves signals to others, and ends politely."""
+"""uvicorn's server, made embeddable: it signals when it listens, does not handle signals, and shuts down gracefully."""
 
 import asyncio
 import contextlib
@@ -13,19 +13,19 @@ from router.http.connections import Connections
 from router.http.exchange import ASGI
 from router.http.protocol import LimitedProtocol
 
-LATECOMERS_S = 0.25  # for whoever had connected when the port closed, and has not asked yet
-_LAST_WORDS_S = 0.25  # for answers that are cut off to say so; who has sent the second signal may be about to kill
+LATECOMERS_S = 0.25  # for clients that were connected when the port closed, but have not sent a request yet
+_LAST_WORDS_S = 0.25  # for answers that are cut off to say so; a supervisor may be about to kill the process
 
 
 class QuietServer(uvicorn.Server):
-    """`listening` is set once clients can connect."""
+    """The server. `listening` is set once clients can connect."""
 
     def __init__(self, app: ASGI, connections: Connections, backlog: int, idle_s: int, drain_s: int) -> None:
-        """`idle_s`: how long a connection may lie idle; `drain_s`: how long it has to end what is under way."""
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else any client can write into the log
+        """`idle_s`: how long a connection may be idle; `drain_s`: how long requests may take to end at shutdown."""
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # or any client could write to the log
         config = uvicorn.Config(
             app,
-            http=partial(LimitedProtocol, connections),  # type: ignore[arg-type] # whatever makes a protocol will do
+            http=partial(LimitedProtocol, connections),  # type: ignore[arg-type] # any protocol factory works
             ws="none",
             lifespan="off",
             log_config=None,
@@ -40,12 +40,12 @@ class QuietServer(uvicorn.Server):
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, as uvicorn does, and say so."""
+        """Listen, as uvicorn does, and set `listening`."""
         await super().startup(sockets)
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the port and end, as uvicorn does; but serve those who have connected and could not ask yet."""
+        """Close the port and shut down, as uvicorn does, but first serve clients that had already connected."""
         waiting = [connection for listener in sockets or () for connection in _accepted(listener)]
         for server in self.servers:
             server.close()
@@ -56,7 +56,7 @@ class QuietServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def cut_off(self) -> None:
-        """Accept nobody, and end what is under way: each answer says so. Returns when the kernel has that, or soon."""
+        """Close the port and cancel all requests; each answer ends with an error. Waits _LAST_WORDS_S at most."""
         for server in self.servers:
             server.close()
         if tasks := list(self.server_state.tasks):
@@ -75,7 +75,7 @@ class QuietServer(uvicorn.Server):
 
 
 def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
-    """Connections that the kernel has established, and nobody has accepted yet."""
+    """Accept the connections that wait in the listener's backlog."""
     with contextlib.suppress(OSError):
         while True:
             yield listener.accept()[0]

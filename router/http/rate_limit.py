@@ -1,8 +1,8 @@
-"""Requests and tokens per minute of a tenant, over all routers: two buckets in Redis, taken from by one script.
+"""Limits on a tenant's requests and tokens per minute, over all routers: two token buckets in Redis and one script.
 
-A bucket holds a minute's worth and fills steadily. A request takes one request and its prompt's tokens; its output is
-taken when it has been made, which may leave less than nothing: then the next ones wait. When Redis is slow (50 ms) or
-gone, each router goes on with buckets of its own, of a router's share.
+A bucket holds a minute's worth and fills steadily. A request takes 1 from the first and its prompt's tokens from the
+second; its output tokens are taken afterwards, which may leave the bucket below zero. When Redis is slow (50 ms) or
+gone, each router uses buckets of its own, with its share of the limits.
 """
 
 import asyncio
@@ -43,13 +43,13 @@ return {tostring(wait_s), tostring(left[1]), tostring(left[2])}
 
 
 class RateLimited(Overloaded):
-    """A tenant has had its share for now."""
+    """The tenant has reached its rate limit."""
 
     code = "rate_limit_exceeded"
 
 
 class Left(msgspec.Struct, frozen=True):
-    """What is left of a minute's worth, and how long the request would have to wait; 0: it was taken."""
+    """What is left in the buckets, and how long the request would have to wait; 0: it was admitted."""
 
     wait_s: float
     num_requests: float
@@ -57,7 +57,7 @@ class Left(msgspec.Struct, frozen=True):
 
 
 class _LocalBuckets:
-    """Buckets of this router alone, with the script's arithmetic: for when Redis does not answer."""
+    """Buckets of this router alone, with the script's arithmetic, for when Redis does not answer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -82,7 +82,7 @@ class _LocalBuckets:
 
 
 class RateLimiter:
-    """Shared by all requests of a router."""
+    """The limiter that all requests of a router share."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class RateLimiter:
         num_routers: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`num_routers` live ones, among which a limit is divided while Redis cannot be asked."""
+        """`num_routers` returns the number of routers, among which limits are divided while Redis does not answer."""
         self._script = redis.register_script(_TAKE)
         self._num_routers = num_routers
         self._breaker = Breaker(clock=clock)
         self._local = _LocalBuckets(clock)
 
     async def take(self, tenant: Tenant, num_tokens: int) -> Left:
-        """A request with a prompt of so many tokens. Raises RateLimited; never for want of Redis."""
+        """Charge a request with a prompt of `num_tokens`. Raises RateLimited, but nothing if Redis fails."""
         left = await self._take(tenant, (1, num_tokens), checks=True)
         if left.wait_s > 0:
             error = RateLimited("the rate limit of this key is reached")
@@ -106,7 +106,7 @@ class RateLimiter:
         return left
 
     async def spend(self, tenant: Tenant, num_tokens: int) -> None:
-        """Take the tokens of an output that has been made from the tenant's bucket."""
+        """Charge the tokens of an output that has been generated."""
         if num_tokens and tenant.tokens_per_minute:
             await self._take(tenant, (0, num_tokens), checks=False)
 

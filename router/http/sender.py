@@ -1,9 +1,8 @@
-"""An answer sent from plain functions: at once where the connection takes it, else from a bounded backlog.
+"""Sends an answer from plain functions: at once if the connection takes it, otherwise through a bounded backlog.
 
-An output token comes in a callback of the event loop. Waking a task for each of hundreds of streams costs more than
-the write itself, and there is nothing to wait for unless the client reads too slowly. Then a task waits, and what comes
-meanwhile is kept until it goes on. Where that becomes too much, whoever makes it is told to pause, until the client
-has taken all of it.
+Output tokens arrive in callbacks of the event loop. Waking a task for each of hundreds of streams would cost more than
+the write itself, and waiting is needed only if the client reads too slowly. Then a task waits, and further parts are
+kept in the backlog. If that gets too large, the source is asked to pause until the client has taken all of it.
 """
 
 import asyncio
@@ -23,20 +22,20 @@ _log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Whoever makes the body of a response, as it comes."""
+    """Produces the body of a response."""
 
     def pause(self) -> None:
-        """The client reads too slowly: make no more, though a little may still come."""
+        """Stop producing: the client reads too slowly. A few more parts may still come."""
 
     def resume(self) -> None:
-        """The client has taken all that there was: go on."""
+        """Continue: the client has taken everything."""
 
     def drop(self) -> None:
-        """The client has been given up: make no more at all."""
+        """Stop for good: the client has been given up."""
 
 
 class Sender:
-    """One response. `on_broken` is called once if the client does not take it."""
+    """Sends one response. `on_broken` is called once if the client does not take it."""
 
     def __init__(self, outlet: Outlet, on_broken: Callable[[], None]) -> None:
         self._outlet = outlet
@@ -47,26 +46,26 @@ class Sender:
         self._paused = False
         self._task: asyncio.Task[None] | None = None
         self._held = False
-        self._opening: bytes | None = None  # of the body, while status and headers are not written yet
+        self._opening: bytes | None = None  # the body's beginning, while status and headers are not written yet
         self.started = False
         self.ended = False
         self.broken = False
 
     def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
-        """Status and headers, and how the body begins. They go out with what follows at once, or without it."""
+        """Set status, headers and the beginning of the body. They are sent with the next part if it comes at once."""
         self.started, self._opening = True, opening
         self._hold(True)
         self._outlet.start(status, headers)
         asyncio.get_running_loop().call_soon(self._start_alone)
 
     def send(self, status: int, headers: list[Header], body: bytes) -> None:
-        """A whole answer, in one write."""
+        """Send a whole answer, in one write."""
         self.started = True
         self._outlet.start(status, headers)
         self.write(body, more=False)
 
     def write(self, data: bytes, *, more: bool = True) -> None:
-        """A part of the body; the last one where not `more`."""
+        """Send a part of the body; without `more`, it is the last one."""
         self.ended = not more
         if self.broken:
             return
@@ -80,16 +79,16 @@ class Sender:
         self._keep(data)
 
     def inserter(self, before: bytes, after: bytes) -> Insert | None:
-        """What sends a text between these two; False of it, and nothing is sent: not now. None: there is none."""
+        """See `Outlet.inserter`."""
         return self._outlet.inserter(before, after)
 
     async def flush(self) -> None:
-        """Return when the backlog is sent, or the client has been given up."""
+        """Wait until the backlog is sent, or the client has been given up."""
         while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
 
     def close(self) -> None:
-        """Let go of whoever made the body; nothing comes any more."""
+        """Drop the references to the source. Nothing may be sent after that."""
         self.source, self._on_broken = None, _nothing
 
     def _write(self, data: bytes) -> None:
@@ -147,7 +146,7 @@ class Sender:
             self.source.resume()
 
     def _fail(self) -> None:
-        _log.exception("cannot send")
+        _log.exception("cannot send an answer")
         self._break()
 
     def _break(self) -> None:

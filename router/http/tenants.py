@@ -1,11 +1,11 @@
-"""Who a key belongs to, what it may do, and the file that says so.
+"""Tenants, which are the owners of API keys with their limits, and the file that defines them.
 
-A line of the file is a key, `sha256:` and the hex digest of one, or a JSON object with either of them and more:
+A line of the file is a key, or `sha256:` and its hex digest, or a JSON object with either of them and options:
 
     {"sha256": "9f86…", "name": "search", "models": ["tiny"], "requests_per_minute": 600, "tokens_per_minute": 200000,
      "priority": "high", "max_tokens": 512, "max_ttft_s": 2.0, "cache_group": "team-a"}
 
-Keys themselves are hashed when read, and kept nowhere.
+Keys are hashed when read; the keys themselves are not kept.
 """
 
 import re
@@ -24,7 +24,7 @@ _MAX_FILE_BYTES = 16 * 2**20
 
 
 class KeyLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A line as JSON. One of `key` and `sha256` is given."""
+    """A line as JSON. Either `key` or `sha256` must be given. A limit of zero means no limit."""
 
     key: str = ""
     sha256: str = ""
@@ -40,33 +40,33 @@ class KeyLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
-    """Zero, or an empty set, is no limit."""
+    """The owner of a key. Zero, or an empty set, means no limit."""
 
-    name: str = ""  # in metrics and in line; never the key, nor derived from it in a way that could be undone
-    salt: bytes = b""  # of its KV blocks' hashes
+    name: str = ""  # for metrics and fair queueing; never the key, nor anything from which it could be recovered
+    salt: bytes = b""  # goes into the hashes of its KV blocks
     models: frozenset[str] = frozenset()
     requests_per_minute: int = 0
     tokens_per_minute: int = 0  # of prompts and outputs
     priority: int = CLASSES.index("normal")
-    max_tokens: int = 0  # of an output
+    max_tokens: int = 0  # per output
     max_ttft_s: float = 0.0
 
     @property
     def is_limited(self) -> bool:
-        """Whether its rate is."""
+        """Whether it has a rate limit."""
         return bool(self.requests_per_minute or self.tokens_per_minute)
 
 
-ANYBODY = Tenant()  # where there are no keys
+ANYBODY = Tenant()  # every client, if there are no keys
 
 
 def digest_of(key: str) -> bytes:
-    """All that is kept of a key."""
+    """Return the digest of a key, which is all that is kept of it."""
     return sha256(key.encode()).digest()
 
 
 def tenant_of(line: KeyLine) -> tuple[bytes, Tenant]:
-    """Digest of the key, and whose it is. Raises ValueError saying what is wrong, without the key."""
+    """Return the digest of a line's key, and its tenant. Raises ValueError, whose message does not contain the key."""
     if bool(line.key) == bool(line.sha256):
         raise ValueError("give one of key and sha256")
     if line.sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", line.sha256):
@@ -89,7 +89,7 @@ def tenant_of(line: KeyLine) -> tuple[bytes, Tenant]:
 
 
 def read(path: Path) -> dict[bytes, Tenant]:
-    """The tenants of a file, by digest. Raises ConfigError naming the line, without what it says."""
+    """Read the tenants of a file, by digest. Raises ConfigError that names the line but not its contents."""
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_FILE_BYTES + 1).decode()

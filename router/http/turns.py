@@ -1,17 +1,17 @@
-"""Large bodies take turns: to read JSON of a megabyte takes ten milliseconds and more, in which all streams stand."""
+"""Makes large bodies take turns: parsing a megabyte of JSON takes 10 ms and more, during which all streams pause."""
 
 import asyncio
 import time
 
 from baton.errors import Overloaded
 
-LARGE_BYTES = 2**18  # of a body
-PAUSES = 24  # as long as reading one takes, before the next is read
+LARGE_BYTES = 2**18  # a larger body has to wait for its turn
+PAUSES = 24  # pause after each, as a multiple of the time that parsing it took
 MAX_WAITING_BYTES = 64 * 2**20
 
 
 class Turns:
-    """The line of large bodies of one router process: one is read at a time, with a pause after it."""
+    """The queue of large bodies in one router process: one is parsed at a time, with a pause after it."""
 
     def __init__(self) -> None:
         self.num_waiting_bytes = 0
@@ -19,9 +19,9 @@ class Turns:
         self._next_s = 0.0
 
     async def take(self, num_bytes: int) -> None:
-        """Return when a body of so many bytes may be read. Raises Overloaded where too much is before it."""
+        """Wait until a body of `num_bytes` may be parsed. Raises Overloaded if too much is waiting already."""
         if self.num_waiting_bytes > MAX_WAITING_BYTES:
-            raise Overloaded("Too many large bodies at present")
+            raise Overloaded("Too many large request bodies at present")
         self.num_waiting_bytes += num_bytes
         try:
             async with self._lock:
@@ -32,7 +32,7 @@ class Turns:
             self.num_waiting_bytes -= num_bytes
 
     def _pause(self, began_s: float) -> None:
-        """Called when the event loop gets on after a body: how long it took decides when the next may be read."""
+        """Called when the event loop continues after a body: schedules the next by the time that this one took."""
         now_s = time.monotonic()
         self._next_s = now_s + PAUSES * (now_s - began_s)
 

@@ -1,1 +1,1 @@
-"""The nodes as a router knows them: links, loads, who is alive, what is sent and heard."""
+"""The nodes as seen by a router: links to them, their liveness and load, and the messages exchanged."""

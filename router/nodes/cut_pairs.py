@@ -1,7 +1,7 @@
-"""Pairs of nodes between which KV lately did not travel, though this router reaches both of them.
+"""Pairs of nodes between which KV transfers recently failed, although this router reaches both nodes.
 
-A pair is left alone for some seconds after a failed transfer, longer with each further one; then one request may find
-out, while the others wait for what becomes of it. Between other nodes, or on a decode node alone, they go on meanwhile.
+After a failed transfer a pair is avoided for some seconds, longer after each further failure. Then a single request may
+try it, while the others keep avoiding it until the outcome is known. They use other pairs, or a decode node alone.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from baton.net.registry import NodeRecord
 
 MIN_PAUSE_S, MAX_PAUSE_S = 5.0, 60.0
-TRIAL_S = 2.5  # in which a transfer that gets nowhere has failed
+TRIAL_S = 2.5  # how long a trial may take: by then a transfer that makes no progress has failed
 MAX_PAIRS = 4096
 
 _Pair = tuple[str, int, str, int]
@@ -20,25 +20,25 @@ _Pair = tuple[str, int, str, int]
 class _Pause(NamedTuple):
     length_s: float
     until_s: float
-    is_on_trial: bool = False  # it was over, and a request has gone to find out
+    is_on_trial: bool = False  # the pause was over, and one request is trying the pair
 
 
 _NONE = _Pause(0.0, 0.0)
 
 
 class CutPairs:
-    """Pairs are of incarnations: a node that was started anew has a clean record."""
+    """The pairs to avoid. They are pairs of incarnations, so a node that restarted has a clean record."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._pauses: dict[_Pair, _Pause] = {}
 
     def __bool__(self) -> bool:
-        """Whether there may be any."""
+        """Whether any pair has failed and not worked since."""
         return bool(self._pauses)
 
     def failed(self, prefill: NodeRecord, decode: NodeRecord) -> None:
-        """A transfer between them has failed. Those of one pause count as one."""
+        """Report a failed transfer. All failures during one pause count as one."""
         pair, now_s = _pair(prefill, decode), self._clock()
         pause = self._pauses.pop(pair, _NONE)
         if now_s >= pause.until_s or pause.is_on_trial:
@@ -49,18 +49,18 @@ class CutPairs:
             del self._pauses[next(iter(self._pauses))]
 
     def trying(self, prefill: NodeRecord, decode: NodeRecord) -> None:
-        """A request goes there. Where it is the first one after a pause, no other does for a moment."""
+        """Report that a request will use this pair. The first one after a pause is a trial: others avoid the pair."""
         pair, now_s = _pair(prefill, decode), self._clock()
         pause = self._pauses.get(pair)
         if pause is not None and now_s >= pause.until_s and not pause.is_on_trial:
             self._pauses[pair] = _Pause(pause.length_s, now_s + TRIAL_S, is_on_trial=True)
 
     def carried(self, prefill: NodeRecord, decode: NodeRecord) -> None:
-        """A transfer between them was accepted."""
+        """Report an accepted transfer: the pair works again."""
         self._pauses.pop(_pair(prefill, decode), None)
 
     def has(self, prefill: NodeRecord, decode: NodeRecord) -> bool:
-        """Whether the pair is to be left alone at present."""
+        """Whether the pair is to be avoided at present."""
         return self._clock() < self._pauses.get(_pair(prefill, decode), _NONE).until_s
 
 

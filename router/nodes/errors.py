@@ -1,4 +1,4 @@
-"""What it means for a request that a node, or a call to one, failed: another attempt, or an error for the client."""
+"""Interprets failures of nodes and of calls to them: as a reason for another attempt, or an error for the client."""
 
 from grpc import StatusCode, aio
 
@@ -23,11 +23,11 @@ _RETRIED = (NodeUnavailable, TransferError, LayoutMismatch, Overloaded, Cancelle
 
 
 class Refused(BatonError):
-    """A node did not take the attempt up. Another one may, or this one later."""
+    """A node refused the attempt. Another one may accept it, or this one later."""
 
 
 def failed_error(failed: node_pb2.Failed, node: Node) -> BatonError:
-    """The error behind a leg that a node refused, or that a prefill node could not bring to its end."""
+    """Return the error for a leg that a node refused, or that failed on a prefill node. A refusing node is avoided."""
     error = from_code(failed.code, failed.message, failed.param)
     if isinstance(error, _REFUSALS):
         node.avoid()
@@ -36,15 +36,15 @@ def failed_error(failed: node_pb2.Failed, node: Node) -> BatonError:
 
 
 def finished_error(finished: types_pb2.Finished) -> BatonError:
-    """The error behind a request that ended on its decode node. Trouble with nodes is a matter of another attempt."""
+    """Return the error for a request that failed on its decode node: TransferError if another attempt may succeed."""
     error = from_code(finished.error_code, finished.error_message or "the request failed on its node")
     return TransferError(error.message) if isinstance(error, _RETRIED) else error
 
 
 def rpc_error(error: aio.AioRpcError, node: Node) -> BatonError:
-    """What the end of a call means. Where the node has not said so itself, it is the node's end, not the request's."""
+    """Return the error for a failed call. An error that the node did not send itself is a loss of the node."""
     known, status = rpc_errors.error_of(error), error.code()
-    said = rpc_errors.is_told(error)
+    said = rpc_errors.is_baton_error(error)
     if status is StatusCode.RESOURCE_EXHAUSTED or (said and status is StatusCode.UNAVAILABLE):
         node.avoid()
         return Refused(known.message)

@@ -1,7 +1,7 @@
-"""The nodes that this router can use: found in the registry, judged by their own streams.
+"""The nodes that this router can use. They are found in the registry; whether they are alive, their streams show.
 
-Redis names newcomers and nothing else. A link goes only when the registry no longer lists that incarnation *and* its
-stream is silent, so a Redis that is gone, or empty, takes nobody away.
+Redis is used only to find new nodes. A link is removed only if the registry no longer lists that incarnation *and* its
+stream is dead, so losing or emptying Redis removes no node.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ _log = logging.getLogger(__name__)
 
 
 class FleetFacts(msgspec.Struct, frozen=True):
-    """What all nodes of the fleet agree on."""
+    """What all nodes of the served model have in common."""
 
     model_fingerprint: str
     block_size: int  # tokens
     max_model_len: int  # tokens
-    stretches_after: int = 0  # tokens beyond which a request's blocks have other hashes; 0: none
+    stretches_after: int = 0  # beyond so many tokens RoPE is stretched, and blocks have other hashes; 0: never
 
 
 class FleetView:
-    """Links to all nodes, of the model that this router serves."""
+    """Keeps a link to every node. Only nodes of the served model get requests."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class FleetView:
         on_nodes: Callable[[], None],
         tls: Identity | None,
     ) -> None:
-        """`on_nodes` is called when nodes have come or gone."""
+        """`on_nodes` is called when nodes have come or gone, or their load or state has changed."""
         self.facts: FleetFacts | None = None
         self.costs = FleetCosts()
         self.cut_pairs = CutPairs()
-        self.num_routers = 1  # that live, this one included
+        self.num_routers = 1  # listed in the registry, including this one
         self._redis = redis
         self._router_id = router_id
         self._service_token, self._tls = service_token, tls
@@ -60,39 +60,39 @@ class FleetView:
 
     @property
     def links(self) -> list[NodeLink]:
-        """Every link, dead ones included."""
+        """All links, including dead ones."""
         return list(self._links.values())
 
     @property
     def expects_prefill(self) -> bool:
-        """Whether this fleet has a prefill pool, be it dead at present. One that drains has gone on purpose."""
+        """Whether this fleet has a prefill pool, even if it is dead at present. Draining nodes leave on purpose."""
         if self._prefill_lost:
             return True
         return any(link.record.role == "prefill" and not link.draining for link in self._links.values())
 
     @property
     def ready(self) -> bool:
-        """Whether requests can be served. Where all nodes are full they wait, or are refused: nothing is missing."""
+        """Whether all pools that this fleet needs are there. They count even while they are full."""
         return self._serves("decode") and (self._serves("prefill") or not self.expects_prefill)
 
     def accepting(self, role: str) -> list[NodeLink]:
-        """Links of a pool that take new requests for the served model at this moment."""
+        """Return the links of a pool that can take new requests for the served model now."""
         return [link for link in self._pool(role) if link.accepting]
 
     async def start(self) -> None:
-        """List the nodes, and go on doing so."""
+        """List the nodes now, and then every POLL_S."""
         await self._poll()
         self._task = asyncio.create_task(self._keep_polling(), name="fleet view")
 
     async def stop(self) -> None:
-        """Drop all links. Idempotent."""
+        """Stop listing, and close all links. Idempotent."""
         if self._task is not None:
             await tasks.end(self._task)
         links, self._links = self.links, {}
         await asyncio.gather(*(link.close() for link in links))
 
     async def changed(self) -> None:
-        """Return when a node has come, gone, or told its load."""
+        """Wait until a node has come or gone, or has reported its load."""
         await self._change.wait()
 
     async def _keep_polling(self) -> None:
@@ -132,13 +132,13 @@ class FleetView:
         return any(link.serves for link in self._pool(role))
 
     def _pool(self, role: str) -> list[NodeLink]:
-        """Links to its nodes of the served model."""
+        """Return the links to a pool's nodes of the served model."""
         served = self.facts and self.facts.model_fingerprint
         links = self._links.values()
         return [link for link in links if link.record.role == role and link.record.model_fingerprint == served]
 
     def _may_suspect(self, link: NodeLink) -> bool:
-        """Whether a silence is the node's own. Where most of a pool is silent it is this host's, or the network's."""
+        """Whether a node's silence is its own. If most of its pool is silent, this host or the network is to blame."""
         pool = [other for other in self._links.values() if other.alive and other.record.role == link.record.role]
         return 2 * sum(other.speaks for other in pool if other is not link) >= len(pool)
 
@@ -149,7 +149,7 @@ class FleetView:
         self._change = asyncio.Event()
 
     def _adopt_model(self) -> None:
-        """Stay with a model as long as a node serves it; where models differ the longest-known node wins."""
+        """Keep the served model as long as a live node has it; else adopt that of the node known for longest."""
         records = [link.record for link in self._links.values() if link.alive]
         if not records or (self.facts and any(r.model_fingerprint == self.facts.model_fingerprint for r in records)):
             return

@@ -1,6 +1,7 @@
-"""What of an attempt lives on a node, as the link to that node sees it: all that the node may say of it.
+"""The interface through which a node's link delivers the node's messages to an attempt.
 
-An attempt on two nodes is a leg of both links. Where a message can only come from one of them, nobody asks which.
+An attempt that uses two nodes is registered as a leg with both links. `node` is passed only with messages that either
+of them may send.
 """
 
 from typing import Protocol
@@ -10,14 +11,14 @@ from baton.v1.types_pb2 import TokenLogprobs
 
 
 class Node(Protocol):
-    """The node that a message is from. A leg compares it with those it knows, and may have it left alone."""
+    """The node that sent a message, for a leg to compare with its own nodes."""
 
     def avoid(self) -> None:
-        """No new requests for a moment."""
+        """Send it no new requests for a moment."""
 
 
 class Leg:
-    """A listener that ignores everything; attempts override what they wait for."""
+    """Ignores all messages; attempts override the methods for those that they need."""
 
     key: int
     attempt: int
@@ -25,28 +26,28 @@ class Leg:
     fresh: list[int]  # tokens of the batch being read
 
     def on_granted(self, granted: node_pb2.Granted) -> None:
-        """The decode node has taken it up."""
+        """The decode node has accepted the leg."""
 
     def on_first_token(self, first: types_pb2.FirstToken) -> None:
-        """The prefill node has drawn a token."""
+        """The prefill node has sampled the first token."""
 
     def on_transferred(self, transferred: node_pb2.Transferred) -> None:
-        """The decode node has all of the KV, says the prefill node: its last word."""
+        """The prefill node's last message: the decode node has accepted the KV transfer."""
 
     def on_tokens(self, logprobs: list[TokenLogprobs] | None) -> None:
-        """`fresh` holds the next tokens, up to `next_index`: take them."""
+        """Take the tokens in `fresh`; `next_index` is the output position after the last of them."""
 
     def on_started(self, started: types_pb2.Started) -> None:
-        """Its first step on the decode node is over."""
+        """The leg's first step on the decode node is complete."""
 
     def on_finished(self, finished: types_pb2.Finished) -> None:
-        """The decode node has said its last word on it."""
+        """The decode node's last message: the request has ended."""
 
     def on_failed(self, failed: node_pb2.Failed, node: Node) -> None:
-        """That node has not taken it up, or could not bring it to its end."""
+        """This node has refused the leg, or failed to complete it."""
 
     def on_rows_lost(self) -> None:
-        """Rows before this one never came."""
+        """A token's index shows that tokens before it were lost."""
 
     def on_lost(self, node: Node) -> None:
-        """Nothing more comes from that node."""
+        """The node is lost: no more messages will come from it."""

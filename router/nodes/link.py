@@ -1,11 +1,10 @@
-"""One node as this router sees it: a channel, the Attach stream on it, and the legs that depend on the node.
+"""One node as seen by this router: a channel, the Attach stream on it, and the legs that depend on the node.
 
-What the router wants of the node goes out in batches (`outbox`), what it says comes in step batches, of which each leg
-hears its own part. The node is alive while its stream speaks: 2 s of silence (5 s where nobody else speaks either, and
-its gRPC answers pings), the end of the stream, a missing message, one that the node does not read, or another
-incarnation fail every leg at once, and the link attaches anew; the node then cancels what it had. After 1.1 s it is
-*suspected*: where the rest of its pool speaks, its requests go there, and it gets no new ones until it speaks, which
-costs a node that is merely slow nothing else. One that beats but no longer steps stays out until it does.
+Orders go out in batches (`outbox`); step batches come in, and each leg gets its part. The node is lost after 2 s of
+silence (5 s if most of its pool is silent, too), at the end of the stream, a missing message, one that the node does
+not read, or one of another incarnation. All its legs then fail, and the link attaches again, at which the node cancels
+what it had. After 1.1 s of silence, if most of its pool is not silent, a node is *suspected*: its legs fail, and it
+gets no new ones until it speaks again, but the stream stays open. One that makes no steps gets no new ones either.
 """
 
 import asyncio
@@ -29,19 +28,19 @@ from router.nodes.silence import TICK_S, Silence
 from router.nodes.state import NodeState
 from router.nodes.step_batch import tell_legs
 
-STUCK_S = 30.0  # with requests running and not one step done; a step of a long chunk on a slow machine takes seconds
+STUCK_S = 30.0  # without a step although requests are running; on a slow machine one long chunk takes seconds
 AVOID_S = 1.0
 MAX_BACKOFF_S = 1.0
 _CLOSE_S = 0.5
 
 _STATE_NAMES = {types_pb2.NODE_STATE_STARTING: "starting", types_pb2.NODE_STATE_DRAINING: "draining"}
-STATES = ("ready", "starting", "draining", "stuck", "lost")  # lost: it answered once, and is silent now
+STATES = ("ready", "starting", "draining", "stuck", "lost")  # lost: it sent its load once, but is silent now
 
 _log = logging.getLogger(__name__)
 
 
 class NodeLink:
-    """The link to one incarnation of a node. The fleet view makes and closes it."""
+    """The link to one incarnation of a node. The fleet view opens and closes it."""
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class NodeLink:
         tls: Identity | None,
         may_suspect: Callable[["NodeLink"], bool],
     ) -> None:
-        """`on_change` hears of news; `may_suspect` says whether others can take what runs on a silent node."""
+        """`on_change` is called after each change; `may_suspect` tells whether a silence is the node's own fault."""
         self.record = record
         self.alive = False
         self.stuck = False
@@ -65,7 +64,7 @@ class NodeLink:
         self._on_change = on_change
         self._costs = costs
         self._may_suspect = may_suspect
-        self.metadata = rpc.metadata(service_token)  # of every call
+        self.metadata = rpc.metadata(service_token)  # for every call
         self._channel = rpc.channel(record.address, tls)
         self._node = node_pb2_grpc.NodeStub(self._channel)
         self.prompt = prompt_pb2_grpc.PromptStub(self._channel)
@@ -78,17 +77,17 @@ class NodeLink:
 
     @property
     def accepting(self) -> bool:
-        """Whether a new request may go there now."""
+        """Whether the node can take a new request now."""
         return self.serves and time.monotonic() >= self._avoid_until and not self._outbox.is_full
 
     @property
     def serves(self) -> bool:
-        """Whether new requests go there, be it full at this moment."""
+        """Whether the node takes requests in general, even if it is full at this moment."""
         return self.alive and not (self.stuck or self.suspected) and self.load.state not in _STATE_NAMES
 
     @property
     def health(self) -> str:
-        """One of STATES."""
+        """The node's state as this router sees it, one of STATES."""
         if self.suspected or not self.alive:
             return "lost" if self.load.num_blocks else "starting"
         if self.stuck:
@@ -97,12 +96,12 @@ class NodeLink:
 
     @property
     def speaks(self) -> bool:
-        """Whether it has been heard just now."""
+        """Whether the node is alive and has sent a message recently."""
         return self.alive and self._silence.is_short
 
     @property
     def draining(self) -> bool:
-        """Whether the node leaves on purpose."""
+        """Whether the node is draining, and so leaves on purpose."""
         return self.load.state == types_pb2.NODE_STATE_DRAINING
 
     def open(self) -> None:
@@ -110,7 +109,7 @@ class NodeLink:
         self._task = asyncio.create_task(self._stay_attached())
 
     async def close(self) -> None:
-        """Let go of the node, once it has been told what it had to be told; legs that depend on it fail."""
+        """Send what is queued, then close the stream and the channel. Legs still attached fail."""
         await self._outbox.drain(_CLOSE_S)
         if self._task is not None:
             await tasks.end(self._task)
@@ -118,47 +117,47 @@ class NodeLink:
         await self._channel.close()
 
     def avoid(self) -> None:
-        """The node has refused a request: no new ones for a moment."""
+        """Send the node no new requests for AVOID_S: it has refused one."""
         self._avoid_until = time.monotonic() + AVOID_S
 
     def attach(self, leg: Leg) -> None:
-        """The leg hears of its rows and of the node's end from now on. Raises NodeUnavailable where it has ended."""
+        """Deliver the node's messages and its loss to this leg from now on. Raises NodeUnavailable if it is lost."""
         if not self.alive:
             raise NodeUnavailable("the node is gone")
         self.legs[leg.key] = leg
 
     def detach(self, leg: Leg) -> None:
-        """The leg hears nothing any more. Idempotent."""
+        """Deliver nothing more to this leg. Idempotent."""
         if self.legs.get(leg.key) is leg:
             del self.legs[leg.key]
 
     def start(self, leg: Leg, generation: types_pb2.Generation, prefill: NodeRecord | None = None) -> None:
-        """Begin a leg there; `prefill` ships to it. Raises NodeUnavailable where the node has ended.
+        """Start a leg on the node. `prefill`: the node that will send KV to it, if any.
 
-        Raises Overloaded where it does not read, ContextLengthExceeded where a message cannot hold the prompt.
+        Raises NodeUnavailable if it is lost, Overloaded if its outbox is full, ContextLengthExceeded for a huge prompt.
         """
         num_bytes = generation.ByteSize()
         if num_bytes > MAX_START_BYTES:
             raise ContextLengthExceeded("the request is too large for a message between services")
         if self._outbox.is_full:
-            raise Overloaded("the node does not read")
+            raise Overloaded("too much is queued for the node")
         self.attach(leg)
         self._outbox.start(generation, num_bytes, prefill)
 
     def grant(self, granted: node_pb2.Granted) -> None:
-        """Hand a decode node's grant on to this prefill node."""
+        """Pass a decode node's grant on to this prefill node."""
         if self.alive:
             self._outbox.grant(granted)
 
     def cancel(self, leg: Leg) -> None:
-        """Nobody wants the attempt. Where the node is out of reach, its next stream begins with nothing anyway."""
+        """Cancel the leg's attempt on the node. If the node is lost, the next stream cancels everything anyway."""
         if self.alive:
             self._outbox.cancel(leg.key, leg.attempt)
 
     def on_batch(self, batch: node_pb2.StepBatch) -> None:
-        """Hand on what a message says. Raises NodeUnavailable where one is missing or of another incarnation."""
+        """Process a message. Raises NodeUnavailable if one before it is missing, or for another incarnation's."""
         if batch.epoch != self.record.epoch:
-            raise NodeUnavailable("another incarnation")
+            raise NodeUnavailable("another incarnation of the node answers at its address")
         if batch.sequence != self._next_sequence:
             if batch.sequence < self._next_sequence:
                 return
@@ -215,7 +214,7 @@ class NodeLink:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise NodeUnavailable("silent, or deaf") from None  # it was the call that was cancelled, by the watch
+            raise NodeUnavailable("it is silent, or does not read") from None  # `_watch` cancelled the call
         finally:
             for other in beside:
                 other.cancel()
@@ -223,7 +222,7 @@ class NodeLink:
             self._outbox.close()
 
     async def _watch(self, call: "aio.StreamStreamCall[node_pb2.RouterBatch, node_pb2.StepBatch]") -> None:
-        silence = self._silence  # of a frozen process, or one cut off, gRPC's pings end the stream after 2 s
+        silence = self._silence  # if the process is frozen or cut off, gRPC's pings end the stream after 2 s
         while not (self._outbox.is_stuck or silence.is_hopeless or (silence.is_final and self._may_suspect(self))):
             await asyncio.sleep(TICK_S)
             silence.tick()
@@ -232,7 +231,7 @@ class NodeLink:
         call.cancel()
 
     def _suspect(self) -> None:
-        """Fail what runs there, so that it begins elsewhere. The stream stays open, for a node that was only slow."""
+        """Fail the node's legs, so that they are retried elsewhere. The stream stays open in case it is only slow."""
         _log.warning("node %s is silent (%d requests on it)", self.record.node_id, len(self.legs))
         self.suspected = True
         self._fail_legs()

@@ -1,8 +1,8 @@
-"""What this router has to tell one node: all that comes up in two turns of the event loop leaves in one message.
+"""The queue of orders for one node. All orders of two turns of the event loop are sent in one message.
 
-While a message is being written the next ones gather. A node that does not read fills the outbox: then nothing more is
-begun there (`is_full`), as on a node that is overloaded. A write that gets nowhere for STUCK_S ends the stream, and so
-does a message that the node has not heard of by then.
+While a message is being written, further orders accumulate. If the node does not read, the outbox fills, and no more
+legs are started there (`is_full`), as if the node were overloaded. The stream ends (`is_stuck`) if a write takes longer
+than STUCK_S, or if the node has not acknowledged a message by then.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from baton.net.registry import NodeRecord
 from baton.net.rpc import MAX_MESSAGE_BYTES
 from baton.v1 import node_pb2, types_pb2
 
-MAX_BYTES = 64 * 2**20  # of prompts that wait to be written
-MAX_BATCH_BYTES = 4 * 2**20  # of a message that holds more than one prompt
+MAX_BYTES = 64 * 2**20  # of all prompts that wait to be written
+MAX_BATCH_BYTES = 4 * 2**20  # of the prompts in one message, if it holds more than one
 MAX_START_BYTES = MAX_MESSAGE_BYTES - 64 * 2**10
 STUCK_S = 5.0
 
@@ -25,32 +25,32 @@ _Call = aio.StreamStreamCall[node_pb2.RouterBatch, node_pb2.StepBatch]
 
 
 class Outbox:
-    """What one node is still to be told. It is empty while there is no stream to that node."""
+    """The orders for one node. It is empty while there is no stream to that node."""
 
     def __init__(self, router_id: str, epoch: int) -> None:
-        """`epoch` is the incarnation that is spoken to."""
+        """`epoch` is that of the node's incarnation."""
         self._router_id, self._epoch = router_id, epoch
         self._batches: deque[_Batch] = deque()
-        self._num_bytes = 0  # of all of them, and of the one that is being written
+        self._num_bytes = 0  # of all batches, including the one being written
         self._filled = asyncio.Event()
-        self._written = asyncio.Event()  # all of it is
+        self._written = asyncio.Event()  # set while everything is written
         self._written.set()
         self._writing_since_s: float | None = None
-        self._unheard: deque[tuple[int, float]] = deque()  # number of each message, and when it was written
+        self._unheard: deque[tuple[int, float]] = deque()  # unacknowledged messages: (sequence, time of writing)
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more should be begun on this node."""
+        """Whether no more legs should be started on this node."""
         return self._num_bytes >= MAX_BYTES
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the node does not read, or something on the way has lost a message."""
+        """Whether the node does not read, or a message was lost on the way."""
         since_s = self._unheard[0][1] if self._unheard else self._writing_since_s
         return since_s is not None and time.monotonic() - since_s > STUCK_S
 
     def start(self, generation: types_pb2.Generation, num_bytes: int, prefill: NodeRecord | None = None) -> None:
-        """Begin a leg, which takes so many bytes on the wire; MAX_START_BYTES at most. `prefill` ships to it."""
+        """Start a leg. `num_bytes`: its size on the wire, MAX_START_BYTES at most. `prefill`: the sender of its KV."""
         if self._batches and self._batches[-1].num_bytes + num_bytes > MAX_BATCH_BYTES:
             self._batches.append(_Batch())
         batch = self._last()
@@ -61,17 +61,17 @@ class Outbox:
         self._num_bytes += num_bytes
 
     def grant(self, granted: node_pb2.Granted) -> None:
-        """Hand a decode node's grant on."""
+        """Pass on a decode node's grant."""
         self._last().proto.grants.append(granted)
 
     def cancel(self, key: int, attempt: int) -> None:
-        """Have the node drop this attempt and older ones."""
+        """Cancel this attempt and older ones."""
         batch = self._last().proto
         batch.cancelled_keys.append(key)
         batch.cancelled_attempts.append(attempt)
 
     def close(self) -> None:
-        """The stream has ended: with it ends what was begun on it, so nothing of this need be said."""
+        """Discard everything: the stream has ended, and with it every leg on the node."""
         self._batches.clear()
         self._num_bytes = 0
         self._filled.clear()
@@ -80,18 +80,18 @@ class Outbox:
         self._writing_since_s = None
 
     def heard(self, num_messages: int) -> None:
-        """So many messages of this stream the node has taken."""
+        """Note the node's acknowledgement of the first `num_messages` of this stream."""
         while self._unheard and self._unheard[0][0] < num_messages:
             self._unheard.popleft()
 
     async def drain(self, timeout_s: float) -> None:
-        """Return when all of it is written, or time is up."""
+        """Wait until everything is written, or time is up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._written.wait()
 
     async def write_to(self, call: _Call) -> None:
-        """Say who speaks, then whatever comes up, until the stream ends; its reader learns why."""
+        """Write the hello, then batches as they come, until the stream ends. Its reader learns why it ended."""
         hello = node_pb2.RouterBatch(router_id=self._router_id, epoch=self._epoch)
         sequence = 1
         try:
@@ -99,7 +99,7 @@ class Outbox:
             while True:
                 await self._filled.wait()
                 self._filled.clear()
-                await asyncio.sleep(0)  # who comes by now goes along: a message costs as much as a third of a request
+                await asyncio.sleep(0)  # collect one more turn's orders: a message costs a third of a request
                 while self._batches:
                     batch = self._batches.popleft()
                     batch.proto.epoch, batch.proto.sequence = self._epoch, sequence

@@ -1,4 +1,4 @@
-"""How fast each node produces, from the counts that come with its heartbeats; and the fleet's throughput over time."""
+"""The throughput of each node, from the token counts in its heartbeats, and that of the fleet over time."""
 
 import asyncio
 import time
@@ -14,16 +14,16 @@ _NUM_SAMPLES = 4
 
 
 class Rates(NamedTuple):
-    """Per second, unless the name says otherwise."""
+    """A node's rates, per second unless the name says otherwise."""
 
     output_tokens: float = 0.0
     prompt_tokens: float = 0.0
-    cache_hit_ratio: float | None = None  # None: no prompt began
+    cache_hit_ratio: float | None = None  # None if no prompt was started
     preemptions_per_min: float = 0.0
 
 
 class NodeRates:
-    """Looks at every link each SLOT_S."""
+    """Samples every link's token counts, every SLOT_S."""
 
     def __init__(self, links: Callable[[], Iterable[NodeLink]]) -> None:
         self._links = links
@@ -31,13 +31,13 @@ class NodeRates:
         self.history: deque[float] = deque([0.0] * NUM_SLOTS, maxlen=NUM_SLOTS)  # output tokens/s, the oldest first
 
     async def run(self) -> None:
-        """Sample every SLOT_S, for ever."""
+        """Sample every SLOT_S, until cancelled."""
         while True:
             self.sample()
             await asyncio.sleep(SLOT_S)
 
     def sample(self) -> None:
-        """Note what every link says now."""
+        """Record the current counts of every live link."""
         now_s, samples, total = time.monotonic(), self._samples, 0.0
         self._samples = {}
         for link in self._links():
@@ -52,7 +52,7 @@ class NodeRates:
         self.history.append(total)
 
     def of(self, link: NodeLink) -> Rates:
-        """Over the last few seconds."""
+        """Return a node's rates over the last few seconds."""
         kept = self._samples.get((link.record.node_id, link.record.epoch))
         if not kept:
             return Rates()

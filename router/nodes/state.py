@@ -1,7 +1,7 @@
-"""A node as choices see it: what it last said of its load, and what this router has sent it since.
+"""A node's load as placement sees it: what the node last reported, plus what this router has sent it since.
 
-Also the work that was lately sent there, which fades: a node whose cache draws many requests gets dearer before its
-queue shows it. Links keep one of these for each node, and so does a simulation; nothing here knows a network or clock.
+It also keeps the work that was recently sent there, which decays: so a node whose cache attracts many requests gets
+more expensive before its queue shows it. Each link has one, and so has a simulation: no network or clock is used.
 """
 
 import math
@@ -11,9 +11,9 @@ import msgspec
 from baton.step_cost import StepCost
 from baton.v1 import types_pb2
 
-FADING_S = 20.0  # in which work sent fades to a third
+FADING_S = 20.0  # time constant with which work sent decays
 MAX_UTILIZATION = 0.95
-ASSUMED_PREFILL_TOKENS_PER_S = 2000.0  # of nodes of which none has computed a prompt yet
+ASSUMED_PREFILL_TOKENS_PER_S = 2000.0  # while no node has computed a prompt yet
 ASSUMED_DECODE = StepCost(decode_base_ms=30.0, decode_request_ms=1.0, decode_token_ms=1e-3)
 
 
@@ -24,16 +24,16 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
     chunk_tokens: int = 2048
     num_blocks: int = 0
     num_free_blocks: int = 0
-    queue_ms: float = 0.0  # of prompts to be computed, ahead of a newcomer
+    queue_ms: float = 0.0  # time to compute the prompts ahead of a new request
     num_waiting: int = 0
-    num_running: int = 0  # or about to, with their blocks reserved
-    num_context_tokens: int = 0  # of those
-    recent_ms: float = 0.0  # work sent, faded
+    num_running: int = 0  # including requests with reserved blocks that do not run yet
+    num_context_tokens: int = 0  # of the running ones
+    recent_ms: float = 0.0  # work sent, decayed
     faded_at_s: float = 0.0
     utilization: float = 0.0
 
     def take_load(self, load: types_pb2.Load, pooled: StepCost, now_s: float) -> None:
-        """The node has told its load. `pooled` stands in for what it does not know of itself."""
+        """Replace the state by a load that the node has reported. `pooled`: costs to assume if its own are unknown."""
         self.cost = known_cost(load, pooled)
         self.chunk_tokens = load.max_num_batched_tokens or self.chunk_tokens
         self.num_blocks, self.num_free_blocks = load.num_blocks, load.num_free_blocks
@@ -44,7 +44,7 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
         self.fade(now_s)
 
     def send_prompt(self, work_ms: float, now_s: float) -> None:
-        """A prompt goes there to be computed."""
+        """Add a prompt that is sent there to be computed."""
         self.queue_ms += work_ms
         self.num_waiting += 1
         self.fade(now_s)
@@ -52,24 +52,24 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
         self._utilize()
 
     def prompt_done(self, work_ms: float) -> None:
-        """A prompt that was sent there is computed, or given up."""
+        """Remove a prompt that has been computed, or was given up."""
         self.queue_ms = max(self.queue_ms - work_ms, 0.0)
         self.num_waiting = max(self.num_waiting - 1, 0)
 
     def send_decode(self, num_tokens: int, num_blocks: int) -> None:
-        """A request goes there to be decoded."""
+        """Add a request that is sent there to be decoded."""
         self.num_running += 1
         self.num_context_tokens += num_tokens
         self.num_free_blocks -= num_blocks
 
     def decode_done(self, num_tokens: int, num_blocks: int) -> None:
-        """A request that was decoded there is over."""
+        """Remove a request that has ended."""
         self.num_running = max(self.num_running - 1, 0)
         self.num_context_tokens = max(self.num_context_tokens - num_tokens, 0)
         self.num_free_blocks += num_blocks
 
     def fade(self, now_s: float) -> None:
-        """Work sent long ago counts less."""
+        """Decay the work sent, up to `now_s`."""
         elapsed_s, self.faded_at_s = now_s - self.faded_at_s, now_s
         self.recent_ms *= math.exp(-max(elapsed_s, 0.0) / FADING_S)
         self._utilize()
@@ -79,12 +79,12 @@ class NodeState(msgspec.Struct, kw_only=True, eq=False):
 
 
 def known_cost(load: types_pb2.Load, pooled: StepCost) -> StepCost:
-    """A node's own coefficients; where it has none, what its plain means say; where it has none either, the pool's."""
-    told, cost = load.step_cost, StepCost()
-    if told.prefill_base_ms + told.prefill_token_ms + told.prefill_context_ms > 0:
-        cost.prefill_base_ms = told.prefill_base_ms
-        cost.prefill_token_ms = told.prefill_token_ms
-        cost.prefill_context_ms = told.prefill_context_ms
+    """Return a node's step costs: its own fit, else one from its mean speed, else the fleet's, else assumed values."""
+    reported, cost = load.step_cost, StepCost()
+    if reported.prefill_base_ms + reported.prefill_token_ms + reported.prefill_context_ms > 0:
+        cost.prefill_base_ms = reported.prefill_base_ms
+        cost.prefill_token_ms = reported.prefill_token_ms
+        cost.prefill_context_ms = reported.prefill_context_ms
     elif load.prefill_tokens_per_s > 0:
         cost.prefill_token_ms = 1000 / load.prefill_tokens_per_s
     elif pooled.prefill_token_ms + pooled.prefill_base_ms > 0:
@@ -93,8 +93,8 @@ def known_cost(load: types_pb2.Load, pooled: StepCost) -> StepCost:
         cost.prefill_context_ms = pooled.prefill_context_ms
     else:
         cost.prefill_token_ms = 1000 / ASSUMED_PREFILL_TOKENS_PER_S
-    if told.decode_base_ms + told.decode_request_ms + told.decode_token_ms > 0:
-        source: StepCost | types_pb2.StepCost = told
+    if reported.decode_base_ms + reported.decode_request_ms + reported.decode_token_ms > 0:
+        source: StepCost | types_pb2.StepCost = reported
     else:
         source = pooled if pooled.decode_base_ms + pooled.decode_request_ms > 0 else ASSUMED_DECODE
     cost.decode_base_ms = source.decode_base_ms

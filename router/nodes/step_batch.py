@@ -1,6 +1,6 @@
-"""What a step batch says, told to the legs that it concerns: one call per request for all of its tokens.
+"""Delivers the contents of a step batch to the legs concerned, with one call per request for all of its tokens.
 
-Rows and words of other attempts are dropped, and so are rows seen before. This runs for every token.
+Rows and messages of other attempts are dropped, and so are duplicate rows. This code runs for every token.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ _Word = (
 
 
 def tell_legs(batch: node_pb2.StepBatch, legs: _Legs, node: Node) -> None:
-    """In the order in which a request meets it: taken up, first token, transferred, tokens, its end."""
+    """Deliver the batch in the order of a request's life: granted, first token, transferred, tokens, its end."""
     for granted in batch.granted:
         if leg := _leg(granted, legs):
             leg.on_granted(granted)

@@ -1,1 +1,1 @@
-"""OpenAI's API: bodies in, prompts and jobs of them; tokens back, answers of them."""
+"""OpenAI's API: turns request bodies into prompts and jobs, and their tokens into answers."""

@@ -1,7 +1,7 @@
 """An answer with all its choices: collected into one body, or streamed as it comes.
 
-Nothing is sent before the first token, so that whatever goes wrong until then is a proper HTTP error. After that an
-error is one event, and no `[DONE]` follows.
+Nothing is sent before the first token, so that any error until then is a proper HTTP error. After that, an error is
+sent as one event, and no `[DONE]` follows.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _STREAM_HEADERS: list[Header] = [
 
 
 class Answer(ABC):
-    """The listener of its choices. `num_prompt_tokens` counts each prompt once."""
+    """An answer, which listens to its choices. `num_prompt_tokens` counts each prompt once."""
 
     def __init__(self, exchange: Exchange, form: Format, num_prompt_tokens: int, choices_per_prompt: int) -> None:
         self.choices: list[Choice] = []
@@ -44,7 +44,7 @@ class Answer(ABC):
         exchange.sender.source = self
 
     def counts(self) -> TokenCounts:
-        """What it cost so far. A prompt that several choices share was looked up for the first of them."""
+        """Return the usage so far. If choices share a prompt, only the first one's cached tokens count."""
         num_output_tokens = num_cached_tokens = 0
         for choice in self.choices:
             num_output_tokens += choice.num_tokens
@@ -53,46 +53,46 @@ class Answer(ABC):
         return TokenCounts(self._num_prompt_tokens, num_output_tokens, num_cached_tokens)
 
     def timings(self) -> dict[str, float]:
-        """Seconds: `ttft_s`, and the phases of the first choice as far as they are known."""
+        """Return `ttft_s` and the known phases of the first choice, in seconds."""
         ttft = {} if self.first_token_s is None else {"ttft_s": self.first_token_s - self._exchange.arrived_s}
         return ttft | (self.choices[0].usage.timings if self.choices else {})
 
     def drop(self) -> None:
-        """Of `Source`, too: cancel all choices, as nobody waits for the rest. Idempotent."""
+        """Cancel all choices, because nobody needs the rest. Idempotent. Also part of `Source`."""
         self.ended = True
         for choice in self.choices:
             choice.cancel()
 
     def pause(self) -> None:
-        """Of `Source`: the client has to catch up."""
+        """See `Source`: pause all choices."""
         for choice in self.choices:
             choice.pause()
 
     def resume(self) -> None:
-        """Of `Source`: it has."""
+        """See `Source`: resume all choices."""
         for choice in self.choices:
             choice.resume()
 
     def on_prompt(self, choice: Choice, result: PromptResult) -> None:
-        """What was asked for of the prompt is here: the format will show it."""
+        """See `Listener`: pass the result to the format, which shows it."""
         self._format.prompts[choice.index].take(result)
 
     def on_begin(self, choice: Choice) -> None:
-        """The first token of a choice; that of the first choice is the answer's."""
+        """See `Listener`: note the time of the answer's first token."""
         if self.first_token_s is None:
             self.first_token_s = time.monotonic()
             asyncio.get_running_loop().call_soon(self._record_ttft, self.first_token_s - self._exchange.arrived_s)
 
     @abstractmethod
     def inserter(self, choice: Choice) -> Insert | None:
-        """Of `Listener`."""
+        """See `Listener`."""
 
     @abstractmethod
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
-        """New text."""
+        """See `Listener`."""
 
     def on_end(self, choice: Choice) -> None:
-        """A choice is complete; the last one completes the answer."""
+        """See `Listener`: record metrics. The last choice completes the answer."""
         http_metrics.observe_phases(choice.usage.timings)
         if self.first_token_s is not None and choice.num_tokens > 1:
             gap_s = (time.monotonic() - self.first_token_s) / (choice.num_tokens - 1)
@@ -101,7 +101,7 @@ class Answer(ABC):
         self._choice_ended(choice)
 
     def on_failure(self, error: BatonError) -> None:
-        """A choice has failed, and with it the answer."""
+        """Fail the answer, because one of its choices has failed."""
         if self.ended:
             return
         self.error = error
@@ -115,7 +115,7 @@ class Answer(ABC):
     def _choice_ended(self, choice: Choice) -> None: ...
 
     def _record_ttft(self, ttft_s: float) -> None:
-        """Record the time to the first token, a turn of the loop after that was sent."""
+        """Record the time to first token. Called one turn of the event loop later, so as not to delay the token."""
         http_metrics.TIME_TO_FIRST_TOKEN.observe(ttft_s, exemplar(self._exchange.request_id))
         RECENT.ttft(ttft_s)
         self._exchange.timeline.mark("first token sent")
@@ -126,15 +126,15 @@ class Answer(ABC):
 
 
 class WholeAnswer(Answer):
-    """Sent when it is complete."""
+    """An answer that is sent when it is complete."""
 
     def __init__(self, exchange: Exchange, form: Format, num_prompt_tokens: int, choices_per_prompt: int) -> None:
         super().__init__(exchange, form, num_prompt_tokens, choices_per_prompt)
         self._texts: dict[int, ChoiceText] = {}
-        self._pieces: dict[int, list[bytes]] = {}  # as they stand in a JSON string
+        self._pieces: dict[int, list[bytes]] = {}  # escaped as in a JSON string
 
     def inserter(self, choice: Choice) -> Insert | None:
-        """What keeps text, as it stands in a JSON string."""
+        """Return a function that collects text, escaped as in a JSON string."""
         pieces = self._pieces.setdefault(choice.index, [])
 
         def insert(text: bytes) -> bool:
@@ -144,7 +144,7 @@ class WholeAnswer(Answer):
         return insert
 
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
-        """Keep the text, and its tokens' entries."""
+        """Collect the text, and the entries of its tokens."""
         self._pieces.setdefault(choice.index, []).append(msgspec.json.encode(text)[1:-1])
         if entries:
             self._text(choice).entries.extend(entries)
@@ -163,31 +163,31 @@ class WholeAnswer(Answer):
 
 
 class StreamedAnswer(Answer):
-    """Sent as it comes."""
+    """An answer that is streamed."""
 
-    _held = b""  # goes out with the end of its choice, which follows at once
+    _held = b""  # the last event of a choice's text, sent together with the choice's end, which follows at once
 
     def on_begin(self, choice: Choice) -> None:
-        """The client learns at once that the answer begins."""
+        """Send the headers and the first event at once, before there is any text."""
         super().on_begin(choice)
         if self.ended:
             return
-        opening = self._told(self._format.begin(choice.index))
+        opening = self._with_usage(self._format.begin(choice.index))
         if not self._exchange.status:
             self._exchange.start(200, _STREAM_HEADERS, opening)
         elif opening:
             self._exchange.sender.write(opening)
 
     def inserter(self, choice: Choice) -> Insert | None:
-        """What sends text, where all further events of the choice differ only in their text."""
+        """Return a function that sends text, if all further events of the choice differ only in their text."""
         around = None if self.ended or self._format.counts_each else self._format.around(choice.index)
         return around and self._exchange.sender.inserter(*around)
 
     def on_delta(self, choice: Choice, text: str, entries: list[TokenEntry]) -> None:
-        """Send the text on, or hold it for the event that ends its choice."""
+        """Send the text or, if the choice has ended, hold it for the write that contains the end."""
         if self.ended:
             return
-        event = self._told(self._format.delta(choice.index, text, entries))
+        event = self._with_usage(self._format.delta(choice.index, text, entries))
         if choice.finish_reason:
             self._held = event
         elif event:
@@ -198,12 +198,12 @@ class StreamedAnswer(Answer):
             return
         if not choice.num_tokens:
             self.on_begin(choice)
-        events = self._held + self._told(self._format.end(choice.index, choice.finish_reason))
+        events = self._held + self._with_usage(self._format.end(choice.index, choice.finish_reason))
         self._held = b""
         if self._complete:
             events += self._format.finish(self.counts())
             self.ended = True
         self._exchange.sender.write(events, more=not self.ended)
 
-    def _told(self, events: bytes) -> bytes:
+    def _with_usage(self, events: bytes) -> bytes:
         return counted(events, self.counts()) if self._format.counts_each else events

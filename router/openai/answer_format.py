@@ -1,6 +1,6 @@
-"""Answers as OpenAI's clients read them: whole ones, and the events of a stream.
+"""The formats of answers for OpenAI's clients: whole ones, and the events of a stream.
 
-A stream's events are prebuilt up to their text, so that a token costs two concatenations and one encoding.
+Events are prebuilt except for their text, so that a token costs two concatenations and one encoding.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ _encode = msgspec.json.encode
 
 
 class TokenCounts(msgspec.Struct, frozen=True):
-    """What an answer cost."""
+    """The usage of an answer, in tokens."""
 
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
 
     def to_json(self) -> dict[str, Any]:
-        """OpenAI's `usage`."""
+        """Convert to OpenAI's `usage`."""
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_output_tokens,
@@ -39,7 +39,7 @@ class TokenCounts(msgspec.Struct, frozen=True):
 
 
 class ChoiceText(msgspec.Struct):
-    """A choice of a whole answer as it grows."""
+    """One choice of a whole answer, collected as it grows."""
 
     text: str = ""
     entries: list[TokenEntry] = []
@@ -47,43 +47,43 @@ class ChoiceText(msgspec.Struct):
 
 
 class Format(Protocol):
-    """One answer's format. Events are complete, with `data: ` and blank line."""
+    """The format of one answer. Events are complete, including `data: ` and the blank line."""
 
-    prompts: Sequence[PromptPart]  # of each choice
-    counts_each: bool  # whether all events go through `counted`, and none by way of `around`
+    prompts: Sequence[PromptPart]  # one per choice
+    counts_each: bool  # whether every event must carry the usage, through `counted`; `around` is not used then
 
     def begin(self, index: int) -> bytes:
-        """The event that opens a choice, if there is one."""
+        """Return the event that opens a choice, or b"" if there is none."""
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        """New text of a choice; nothing where it does not show yet."""
+        """Return the events for new text of a choice, or b"" if none of it is visible yet."""
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """After `begin`: what is before and after the text in an event that tells nothing else.
+        """After `begin`: return what comes before and after the text in an event that contains only text.
 
-        None where text of the choice does not always show as it is.
+        None if the choice's text cannot simply be passed through.
         """
 
     def end(self, index: int, finish_reason: str) -> bytes:
-        """A choice is complete."""
+        """Return the events that end a choice."""
 
     def finish(self, counts: TokenCounts) -> bytes:
-        """All choices are complete, and this is what the answer cost."""
+        """Return the last events of a stream, with the usage if it was asked for."""
 
     def failure(self, error: BatonError) -> bytes:
-        """The last event of a stream that failed."""
+        """Return the last event of a stream that failed."""
 
     def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
-        """An answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
 
 
 def counted(events: bytes, counts: TokenCounts) -> bytes:
-    """Events, with what the answer has cost so far in each."""
+    """Return the events with the usage so far in each of them."""
     return events.replace(_NO_USAGE, b',"usage":%s}\n\n' % _encode(counts.to_json()))
 
 
 class Frame:
-    """What all events of an answer begin and end with."""
+    """The fields that all events of an answer share."""
 
     def __init__(self, kind: str, answer_id: str, model: str, created: int, *, stream_usage: StreamUsage) -> None:
         self._stream_usage = stream_usage
@@ -92,32 +92,32 @@ class Frame:
         self._tail = b"]" + (_NO_USAGE if stream_usage else b"}\n\n")
 
     def around(self, before: bytes, after: bytes) -> tuple[bytes, bytes]:
-        """An event whose choice begins and ends with these."""
+        """Return the beginning and end of an event whose choice begins and ends with these."""
         return self._head + before, after + self._tail
 
     def event(self, choice: bytes) -> bytes:
-        """With one choice, as JSON."""
+        """Return an event with one choice, which is given as JSON."""
         return b"%s%s%s" % (self._head, choice, self._tail)
 
     def finish(self, counts: TokenCounts) -> bytes:
-        """The last events: what the answer cost, where that was asked for, and `[DONE]`."""
+        """Return the last events: the usage, if it was asked for, and `[DONE]`."""
         if not self._stream_usage:
             return DONE
         return b'%s],"usage":%s}\n\n%s' % (self._head, _encode(counts.to_json()), DONE)
 
     def failure(self, error: BatonError) -> bytes:
-        """One event, and no `[DONE]`."""
+        """Return the event for an error. No `[DONE]` follows it."""
         return b"data: %s\n\n" % error_json(error)
 
     def whole(self, kind: str, choices: list[dict[str, Any]], counts: TokenCounts, **more: Any) -> bytes:
-        """An answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
         return _encode({**self._fields, "object": kind, "choices": choices, "usage": counts.to_json(), **more})
 
 
 class ChoicesFormat:
-    """What answers that consist of choices have in common."""
+    """The base of formats whose answers consist of choices."""
 
-    _kind = ""  # of their events
+    _kind = ""  # `object` of the events
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class ChoicesFormat:
         self.failure = self._frame.failure
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """What is around any text of this choice."""
+        """See `Format`."""
         return self._around[index]
 
 
@@ -146,7 +146,7 @@ class ChatFormat(ChoicesFormat):
     _kind = "chat.completion.chunk"
 
     def begin(self, index: int) -> bytes:
-        """The role comes first."""
+        """Return the event with the role."""
         before, after = b'{"index":%d,"delta":{"content":"' % index, b'"},"logprobs":null,"finish_reason":null}'
         self._around[index] = self._frame.around(before, after)
         return self._frame.event(
@@ -154,7 +154,7 @@ class ChatFormat(ChoicesFormat):
         )
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        """New text of a choice."""
+        """See `Format`."""
         if not entries:
             before, after = self._around[index]
             return before + _encode(text)[1:-1] + after
@@ -162,13 +162,13 @@ class ChatFormat(ChoicesFormat):
         return self._frame.event(_encode({**choice, "finish_reason": None}))
 
     def end(self, index: int, finish_reason: str) -> bytes:
-        """A choice is complete."""
+        """See `Format`."""
         return self._frame.event(
             b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%s"}' % (index, finish_reason.encode())
         )
 
     def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
-        """An answer that is not streamed."""
+        """See `Format`."""
         listed = [
             {
                 "index": index,
@@ -184,5 +184,5 @@ class ChatFormat(ChoicesFormat):
         return self._frame.whole("chat.completion", listed, counts, **more)
 
     def _message(self, index: int, choice: ChoiceText) -> tuple[dict[str, Any], str]:
-        """The message's content, and why the choice ends."""
+        """Return the fields of a choice's message, and its finish reason."""
         return {"content": choice.text}, choice.finish_reason

@@ -1,6 +1,6 @@
-"""What answers look like, for the OpenAPI document.
+"""The types of answers, for the OpenAPI document.
 
-They are written by hand for speed (`answer_format`), and held against these types by tests.
+For speed, answers are not made from these types but assembled by `answer_format`; tests validate them against these.
 """
 
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ErrorFields(_Answer):
-    """What went wrong, for a client to read; `param` is the path of the field to change."""
+    """What went wrong; `param` is the path of the field to change."""
 
     message: str
     type: str
@@ -25,7 +25,7 @@ class ErrorFields(_Answer):
 
 
 class Error(_Answer):
-    """Every error. In a stream that has begun it is the last event."""
+    """An error. In a stream that has begun, it is the last event."""
 
     error: ErrorFields
 
@@ -37,7 +37,7 @@ class CachedTokens(_Answer):
 
 
 class Usage(_Answer):
-    """What an answer cost, in tokens."""
+    """The usage of an answer, in tokens."""
 
     prompt_tokens: _Count
     completion_tokens: _Count
@@ -46,7 +46,7 @@ class Usage(_Answer):
 
 
 class TopLogprob(_Answer):
-    """One of the likeliest tokens."""
+    """One of the likeliest tokens at a position."""
 
     token: str
     logprob: float
@@ -54,27 +54,27 @@ class TopLogprob(_Answer):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the output."""
+    """A token of the output, with its log-probability."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(_Answer):
-    """Of all tokens of the output."""
+    """The log-probabilities of all output tokens."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
 class CalledFunctionAnswer(_Answer):
-    """What is called, with JSON in a string."""
+    """The function to call. The arguments are a JSON object in a string."""
 
     name: str
     arguments: str
 
 
 class ToolCallAnswer(_Answer):
-    """A call of a tool."""
+    """A tool call."""
 
     id: str
     type: Literal["function"]
@@ -82,7 +82,7 @@ class ToolCallAnswer(_Answer):
 
 
 class MessageAnswer(_Answer):
-    """What the assistant says."""
+    """The assistant's message."""
 
     role: Literal["assistant"]
     content: str | None
@@ -92,7 +92,7 @@ class MessageAnswer(_Answer):
 
 
 class ChatChoice(_Answer):
-    """One of `n`."""
+    """One of the `n` choices."""
 
     index: _Count
     message: MessageAnswer
@@ -101,7 +101,7 @@ class ChatChoice(_Answer):
 
 
 class ChatCompletion(_Answer):
-    """Of /v1/chat/completions."""
+    """The answer of /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"]
@@ -113,7 +113,7 @@ class ChatCompletion(_Answer):
 
 
 class CompletionLogprobs(_Answer):
-    """Columns; the first token of an echoed prompt has none."""
+    """Log-probabilities, as columns. The first token of an echoed prompt has none."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -122,7 +122,7 @@ class CompletionLogprobs(_Answer):
 
 
 class CompletionChoice(_Answer):
-    """One of `n` of one of the prompts."""
+    """One of the `n` choices of one of the prompts."""
 
     index: _Count
     text: str
@@ -132,7 +132,7 @@ class CompletionChoice(_Answer):
 
 
 class Completion(_Answer):
-    """Of /v1/completions."""
+    """The answer of /v1/completions."""
 
     id: str
     object: Literal["text_completion"]
@@ -143,14 +143,14 @@ class Completion(_Answer):
 
 
 class PromptUsage(_Answer):
-    """Where nothing is generated."""
+    """The usage of an answer without output tokens."""
 
     prompt_tokens: _Count
     total_tokens: _Count
 
 
 class Embedding(_Answer):
-    """Of one input: numbers, or fp32 in base64."""
+    """The embedding of one input: as numbers, or as fp32 in base64."""
 
     object: Literal["embedding"]
     index: _Count
@@ -158,7 +158,7 @@ class Embedding(_Answer):
 
 
 class Embeddings(_Answer):
-    """Of /v1/embeddings."""
+    """The answer of /v1/embeddings."""
 
     object: Literal["list"]
     model: str
@@ -167,7 +167,7 @@ class Embeddings(_Answer):
 
 
 class Score(_Answer):
-    """Of one pair of texts."""
+    """The score of one pair of texts."""
 
     index: _Count
     object: Literal["score"]
@@ -175,7 +175,7 @@ class Score(_Answer):
 
 
 class Scores(_Answer):
-    """Of /v1/score."""
+    """The answer of /v1/score."""
 
     id: str
     object: Literal["list"]
@@ -186,7 +186,7 @@ class Scores(_Answer):
 
 
 class Tokens(_Answer):
-    """Of /tokenize."""
+    """The answer of /tokenize."""
 
     count: _Count
     max_model_len: int | None
@@ -195,13 +195,13 @@ class Tokens(_Answer):
 
 
 class Detokenized(_Answer):
-    """Of /detokenize."""
+    """The answer of /detokenize."""
 
     prompt: str
 
 
 class Model(_Answer):
-    """A name under which a model is served."""
+    """One name under which the model is served."""
 
     id: str
     object: Literal["model"]
@@ -211,13 +211,13 @@ class Model(_Answer):
 
 
 class Models(_Answer):
-    """Of /v1/models."""
+    """The answer of /v1/models."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Readiness(_Answer):
-    """Of the probes."""
+    """The answer of the probes /health and /ready."""
 
     status: str

@@ -1,6 +1,6 @@
-"""Bodies from JSON to their types, within limits; and what is wrong with one, in OpenAI's terms.
+"""Decodes JSON bodies to their types, within limits, and reports what is wrong with one in OpenAI's terms.
 
-A refusal names the field as `param`, lists what it may be where that is little, and never repeats what the client sent.
+An error names the field as `param`, lists the allowed values if there are few, and never repeats what the client sent.
 """
 
 import re
@@ -17,9 +17,9 @@ from router.http.turns import LARGE_BYTES
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
-_SMALL_BYTES = 2**16  # that may be read twice
+_SMALL_BYTES = 2**16  # bodies up to this size may be decoded twice
 _GOT_FLOAT = re.compile(r"Expected `int\b[^`]*`, got `float`")
-_MARKS, _MOST = b'{[",', (2**17, 2**17, 2**19, 2**20)  # in a large body, texts included
+_MARKS, _MOST = b'{[",', (2**17, 2**17, 2**19, 2**20)  # limits on these characters in a large body
 _count = byte_count.fastest()
 _SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
@@ -34,34 +34,34 @@ _Schema = dict[str, Any]
 
 
 def unsupported(param: str) -> InvalidRequest:
-    """The error for a field that is known, and not served."""
+    """Return the error for a field that is known but not supported."""
     return coded(InvalidRequest("This is not supported: leave it out", param=param), "unsupported_parameter")
 
 
 def too_long(max_model_len: int, what: str, param: str) -> ContextLengthExceeded:
-    """The error for too many tokens, in OpenAI's words: by these LiteLLM knows to take another model."""
+    """Return the error for too many tokens, in OpenAI's words, by which LiteLLM knows to fall back to another model."""
     return ContextLengthExceeded(
         f"This model's maximum context length is {max_model_len} tokens, however {what}", param=param
     )
 
 
 def coded(error: InvalidRequest, code: str) -> InvalidRequest:
-    """The same error with another of OpenAI's codes."""
+    """Return the error with another of OpenAI's codes."""
     error.code = code  # type: ignore[misc]
     return error
 
 
 def check_num_values(data: bytes) -> None:
-    """Raise InvalidRequest for too many, before any is made.
+    """Raise InvalidRequest for a body with too many JSON values, before decoding it.
 
-    Eight megabytes of brackets would hold up the router for half a second, and so all of its streams.
+    Decoding eight megabytes of brackets would block the router, and so all of its streams, for half a second.
     """
     if len(data) > LARGE_BYTES and any(map(gt, _count(data, _MARKS), _MOST)):
         raise InvalidRequest("The body has too many values")
 
 
 def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
-    """A body, or InvalidRequest; its message repeats nothing that the client sent."""
+    """Decode a body. Raises InvalidRequest, whose message repeats nothing that the client sent."""
     check_num_values(data)
     try:
         try:
@@ -79,7 +79,7 @@ def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
 
 
 def _with_integers(value: Any) -> Any:
-    """JSON has one kind of numbers, and some clients have one, too: their 1.0 is 1 where an integer is wanted."""
+    """Convert floats with integral values to integers: some clients have a single number type and send 1.0 for 1."""
     if isinstance(value, dict):
         return {name: _with_integers(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -88,12 +88,12 @@ def _with_integers(value: Any) -> Any:
 
 
 def _invalid(said: str, kind: Any) -> InvalidRequest:
-    """msgspec's message about a body of that type, without what it repeats of the body."""
+    """Convert msgspec's message about a body of type `kind`, leaving out what it repeats of the body."""
     match = _SAID.fullmatch(said)
     what, path = (match["what"], match["path"] or "") if match else (said, "")
     param = path.removeprefix(".")
     if field := _FIELD.fullmatch(what):
-        if _SANE_NAME.fullmatch(field["name"]):  # else it is no field's name that somebody got wrong
+        if _SANE_NAME.fullmatch(field["name"]):  # others are not repeated: they are no misspelt field names
             param = f"{param}.{field['name']}".lstrip(".")
         if field["name"] in _OTHER_PARTS:
             return coded(InvalidRequest(_ONLY_TEXT, param=param or None), "unsupported_parameter")
@@ -117,7 +117,7 @@ def _one_of(kind: Any, param: str) -> str:
 
 @cache
 def _choices(kind: Any, path: str) -> tuple[str, ...]:
-    """All that are allowed at `path` of a body of that type, as `messages[...].role`; none where it is no choice."""
+    """Return the values allowed at `path` (such as `messages[].role`) of a body; none if it is not an enumeration."""
     root = msgspec.json.schema(kind)
     places = [root]
     for step in _STEP.findall(path):
@@ -127,7 +127,7 @@ def _choices(kind: Any, path: str) -> tuple[str, ...]:
 
 
 def _forms(root: _Schema, place: _Schema) -> Iterator[_Schema]:
-    """The schemas that one may stand for: itself, what it refers to, and each of `anyOf`."""
+    """Yield the alternatives of a schema: itself, what it refers to, and each of its `anyOf`."""
     if "$ref" in place:
         yield from _forms(root, root["$defs"][place["$ref"].rpartition("/")[2]])
         return
@@ -137,7 +137,7 @@ def _forms(root: _Schema, place: _Schema) -> Iterator[_Schema]:
 
 
 def _below(root: _Schema, place: _Schema, step: str) -> Iterator[_Schema]:
-    """What `step` leads to: a field, or any item of an array or a mapping."""
+    """Yield the schemas one `step` below: of a field, or of the items of an array or mapping."""
     for form in _forms(root, place):
         if step.startswith("["):
             yield from (form[name] for name in ("items", "additionalProperties") if isinstance(form.get(name), dict))

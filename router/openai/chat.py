@@ -1,6 +1,6 @@
-"""POST /v1/chat/completions, and what it shares with /v1/responses: from a conversation to a generation.
+"""POST /v1/chat/completions, and what /v1/responses shares with it: generating from a conversation.
 
-An output is taken apart only where tools may be called or the model thinks; all others go out as they are.
+Outputs are parsed only if tools may be called or the model may write reasoning; all others are passed through.
 """
 
 import time
@@ -31,10 +31,10 @@ _SAME_NAMES: Mapping[str, str] = {}
 
 
 class MakeFormat(Protocol):
-    """The format of an endpoint."""
+    """Makes the format of an endpoint's answer."""
 
     def __call__(self, parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:
-        """`parts` has one per choice; `parser` makes parsers of outputs, None where outputs are content as they are."""
+        """`parts` has one entry per choice; `parser` makes a parser for each output, None if they need no parsing."""
 
 
 class Chat:
@@ -46,11 +46,11 @@ class Chat:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of a request."""
+        """The limit on prompt and output tokens of a request; 0: none."""
         return self._generator.max_model_len
 
     async def chat(self, exchange: Exchange) -> None:
-        """One request."""
+        """Serve one request."""
         body = parse_chat(await exchange.read_body())
         self._model.check_name(body.model)
         exchange.model = body.model
@@ -68,9 +68,10 @@ class Chat:
         form: MakeFormat,
         names: Mapping[str, str] = _SAME_NAMES,
     ) -> None:
-        """Generate what `body` wants of a conversation; its own messages and tools are not looked at.
+        """Generate an answer to the conversation `given`, with the parameters of `body`.
 
-        `names` are what a client calls fields of `body`, for errors of the nodes.
+        The messages and tools of `body` itself are ignored. `names` maps its fields to the client's names for them, for
+        use in errors.
         """
         model, limit, n = self._model, self.max_model_len, body.n or 1
         token_ids = await model.encode_chat(given, limit)
@@ -83,7 +84,7 @@ class Chat:
         parser = self._parser(tools, reasons=reasons, opened=opened)
         num_logprobs = -1 if body.prompt_logprobs is None else body.prompt_logprobs
         scored = PromptPart(token_ids, model.token_texts, num_prompt_logprobs=num_logprobs)
-        others = [PromptPart(token_ids, model.token_texts)] * (n - 1)  # the prompt is scored once, for the whole answer
+        others = [PromptPart(token_ids, model.token_texts)] * (n - 1)  # the prompt is scored once for all choices
         plan = Plan(
             form=form([scored, *others], parser),
             prompts=[token_ids],
@@ -102,12 +103,15 @@ class Chat:
         return MessageFormat(*named, parser, self._model.style.calls, stream_usage=wants_usage(body))
 
     def _shape(self, body: ChatBody, tools: Tools, *, opened: bool, over: bool) -> tuple[Grammar | None, bool]:
-        """What the output has to match, and whether it may begin with reasoning; no form has room if `over`."""
+        """Return the grammar that the output must match, and whether it may begin with reasoning.
+
+        `opened`, `over`: the prompt ends with the opening or the closing mark of a reasoning block.
+        """
         thinks = self._model.style.thinks
         style = msgspec.structs.replace(self._model.style, thinks=thinks and not over)
         if tools.required:
             if (asked := grammar_of(msgspec.structs.replace(body, response_format=None))) is not None:
-                raise InvalidRequest("A form of output does not go together with a required call", param=asked.param)
+                raise InvalidRequest("A form of output cannot be combined with a required tool call", param=asked.param)
             return calls_grammar(style, tools.allowed, parallel=tools.parallel, opened=opened), thinks
         asked = grammar_of(body)
         if asked is not None:

@@ -1,4 +1,4 @@
-"""Body of POST /v1/chat/completions."""
+"""The body of POST /v1/chat/completions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias
@@ -32,7 +32,7 @@ Verbosity: TypeAlias = Literal["low", "medium", "high"]
 
 
 class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A part of a message's content."""
+    """A text part of a message's content."""
 
     type: Literal["text"]
     text: str
@@ -40,24 +40,24 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What the model called. The arguments are JSON in a string, as they were handed out."""
+    """The function of a call. The arguments are JSON in a string, as the answer had them."""
 
     name: Name
     arguments: Text
-    parsed_arguments: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
+    parsed_arguments: Ignored = msgspec.UNSET  # OpenAI's Node client adds it and sends it back
 
 
 class ToolCall(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A call in an assistant's message."""
+    """A tool call in an assistant's message."""
 
     id: CallID
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: Annotated[int, Meta(ge=0, le=_MAX_CALLS)] | None = None  # clients that echo a stream's deltas send it
+    index: Annotated[int, Meta(ge=0, le=_MAX_CALLS)] | None = None  # sent by clients that echo a stream's deltas
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A message."""
+    """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -65,9 +65,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     tool_call_id: CallID | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=_MAX_CALLS)] | None = None
     reasoning_content: Text | None = None
-    reasoning: Text | None = None  # the same as vLLM's answers name it, which clients send back
-    parsed: Ignored = msgspec.UNSET  # of OpenAI's Node client, which does not take it out
-    # have to be empty
+    reasoning: Text | None = None  # vLLM's name for reasoning_content, which clients send back
+    parsed: Ignored = msgspec.UNSET  # OpenAI's Node client adds it and sends it back
+    # must be empty
     annotations: NoList | None = None
     audio: Nothing = None
     function_call: Nothing = None
@@ -75,7 +75,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 
     @property
     def sizes(self) -> "Iterator[int]":
-        """Characters of its parts, as far as they may be many or long."""
+        """The lengths, in characters, of those parts that may be many or long."""
         yield len(self.thought or "")
         if isinstance(self.content, list):
             yield from (len(part.text) for part in self.content)
@@ -85,25 +85,25 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 
     @property
     def thought(self) -> str | None:
-        """An assistant's reasoning, by whichever name."""
+        """The assistant's reasoning, under either name."""
         return self.reasoning_content if self.reasoning is None else self.reasoning
 
     @property
     def text(self) -> str:
-        """All of the content."""
+        """The whole content as one text."""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
 
 
 class Switches(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Whether to think, as clients of vLLM, SGLang and llama.cpp tell it to templates. Nothing else reaches those."""
+    """Template variables that control thinking, as for vLLM, SGLang and llama.cpp. No others reach the template."""
 
     enable_thinking: bool | None = None  # Qwen 3, GLM 4.5
-    preserve_thinking: bool | None = None  # Qwen 3.6: also of earlier turns
+    preserve_thinking: bool | None = None  # Qwen 3.6: keep the reasoning of earlier turns
     thinking: bool | None = None  # DeepSeek V3.1, Granite
 
 
 class ChatBody(CommonBody, frozen=True, kw_only=True):
-    """Of POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: NumTokens | None = None
@@ -118,7 +118,7 @@ class ChatBody(CommonBody, frozen=True, kw_only=True):
     prompt_cache_options: CacheHint | None = None
     verbosity: Verbosity | None = None
     modalities: Annotated[list[Literal["text"]], Meta(max_length=1)] | None = None
-    # have to be empty
+    # must be empty
     audio: Nothing = None
     function_call: Literal["none", "auto"] | None = None
     functions: NoList | None = None
@@ -131,7 +131,7 @@ _CHAT = msgspec.json.Decoder(ChatBody)
 
 
 def parse_chat(data: bytes) -> ChatBody:
-    """Raises InvalidRequest, whose `param` is the field's path."""
+    """Parse and check a body. Raises InvalidRequest, whose `param` is the field's path."""
     body = decode(_CHAT, data)
     check_messages(body.messages)
     if body.top_logprobs and not body.logprobs:
@@ -141,10 +141,10 @@ def parse_chat(data: bytes) -> ChatBody:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raise for what no single field tells."""
+    """Raise InvalidRequest for errors that depend on several fields of a message."""
     for i, message in enumerate(messages):
         if message.tool_calls and message.role != "assistant":
-            raise InvalidRequest("Only an assistant calls tools", param=f"messages[{i}].tool_calls")
+            raise InvalidRequest("Only assistant messages may have tool_calls", param=f"messages[{i}].tool_calls")
         if message.content is None and not message.tool_calls:
             raise _missing(f"messages[{i}].content")
         if message.role == "tool" and message.tool_call_id is None:

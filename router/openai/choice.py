@@ -1,6 +1,6 @@
-"""One choice of an answer: tokens come in as a job's sink, text and logprobs go out as deltas.
+"""One choice of an answer: a job's sink that turns tokens into deltas of text and log-probabilities.
 
-Stop strings and stop tokens never show; nor does a part of a character, or of what may become a stop string.
+Stop strings and stop tokens are never shown, nor are incomplete characters or text that may become a stop string.
 """
 
 import logging
@@ -19,22 +19,22 @@ _log = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """Who writes the answer. Called in the event loop; must not block."""
+    """Writes the answer. Called in the event loop; must not block."""
 
     def on_prompt(self, choice: "Choice", result: PromptResult) -> None:
-        """What was asked for of the choice's prompt."""
+        """The prompt work of this choice is done."""
 
     def on_begin(self, choice: "Choice") -> None:
         """The first token is here; its text may still be held back."""
 
     def inserter(self, choice: "Choice") -> Insert | None:
-        """After `on_begin`: what takes text as it stands in a JSON string, if from now on a delta tells nothing else.
+        """After `on_begin`: return a fast function for text escaped as in a JSON string, if deltas contain only text.
 
-        It does not take it (False) where it would have to wait; then the text goes the usual way.
+        The function returns False if it cannot take the text now; the text then goes through `on_delta`.
         """
 
     def on_delta(self, choice: "Choice", text: str, entries: list[TokenEntry]) -> None:
-        """New text; `entries` are those of the tokens that begin in it, where logprobs were asked for."""
+        """New text. `entries` are those of the tokens that begin in it, if log-probabilities were asked for."""
 
     def on_end(self, choice: "Choice") -> None:
         """The choice is complete: `finish_reason` and `usage` are set."""
@@ -44,7 +44,7 @@ class Listener(Protocol):
 
 
 class Choice:
-    """A sink. Stop tokens are no part of the output where they end it."""
+    """The sink of one job. A stop token that ends the output is not part of its text."""
 
     def __init__(
         self,
@@ -56,9 +56,10 @@ class Choice:
         *,
         at_start: bool,
     ) -> None:
-        """`at_start`: the text stands alone, as a message does; not the continuation of a prompt.
+        """`at_start`: the text stands alone, like a message, and does not continue a prompt.
 
-        The token that ends a continuation is in its logprobs: who scores a prompt takes the last one for the output.
+        The logprobs of a continuation include the token that ends it: clients that score prompts generate one token and
+        take the last entry for it.
         """
         self.index = index
         self.handle: Handle | None = None
@@ -72,21 +73,21 @@ class Choice:
         self._stops = StopStrings(stops) if stops else None
         self._hidden_ids = frozenset(sampling.stop_token_ids)
         self._min_tokens = sampling.min_tokens
-        self._hidden: tuple[int, TokenLogprobs | None] | None = None  # the last token, if it may be the end
+        self._hidden: tuple[int, TokenLogprobs | None] | None = None  # the last token, if it may end the output
         self._entries: list[TokenEntry] = []  # of text that is held back
         self._pieces = token_texts.pieces_without(self._stops.firsts) if self._stops else token_texts.pieces
         self._insert: Insert | None = None
-        self._short: Insert | None = None  # the same, while the next tokens need nothing but their pieces
-        self._num_chars = 0  # produced
-        self._num_sent = 0  # of them sent
+        self._short: Insert | None = None  # `_insert`, while the next token can take the fast path
+        self._num_chars = 0  # characters produced
+        self._num_sent = 0  # characters sent
 
     def on_prompt(self, result: PromptResult) -> None:
-        """The work on the prompt is done; tokens follow."""
+        """See `Sink`."""
         if not self.finish_reason:
             self._listener.on_prompt(self, result)
 
     def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
-        """The next output tokens."""
+        """See `Sink`. Most single tokens take the fast path, which only looks up their text and inserts it."""
         try:
             short = self._short
             if short is not None and len(tokens) == 1 and logprobs is None:
@@ -100,11 +101,11 @@ class Choice:
             self._fail()
 
     def on_finish(self, reason: FinishReason, usage: Usage) -> None:
-        """The last token has been here."""
+        """See `Sink`."""
         if self.finish_reason:
             return
         if reason not in (FinishReason.STOP, FinishReason.LENGTH):
-            self._listener.on_failure(BatonError("the generation was given up"))
+            self._listener.on_failure(BatonError("the generation was aborted"))
             return
         self.usage = usage
         try:
@@ -113,7 +114,7 @@ class Choice:
             self._fail()
 
     def on_error(self, error: BatonError) -> None:
-        """The job failed."""
+        """See `Sink`."""
         if not self.finish_reason:
             self._listener.on_failure(error)
 
@@ -124,22 +125,22 @@ class Choice:
             self.handle.cancel()
 
     def pause(self) -> None:
-        """Have the job make no tokens for a while."""
+        """Pause the job."""
         if self.handle is not None and not self.finish_reason:
             self.handle.pause()
 
     def resume(self) -> None:
-        """Have it go on."""
+        """Resume the job."""
         if self.handle is not None:
             self.handle.resume()
 
     def _fail(self) -> None:
-        """An edge: this answer fails, the router goes on."""
-        _log.exception("cannot make text of the output")
+        """An edge: this answer fails, the router keeps running."""
+        _log.exception("cannot convert the output to text")
         self._listener.on_failure(BatonError("internal error"))
 
     def _find_short(self) -> Insert | None:
-        """The short way, if the next token may go it."""
+        """Return the inserter if the next token can take the fast path, else None."""
         if self.finish_reason or self._hidden is not None or not (self._stops is None or self._stops.is_settled):
             return None
         if self._insert is None:
@@ -152,7 +153,7 @@ class Choice:
         if not self.num_tokens:
             self._listener.on_begin(self)
         if logprobs is None and self._stops is None and self._hidden is None and self._hidden_ids.isdisjoint(tokens):
-            self.num_tokens += len(tokens)  # the same as below, in a third of the time
+            self.num_tokens += len(tokens)  # equivalent to the code below, in a third of the time
             text = "".join(map(self._detokenizer.push, tokens))
             if text:
                 self._listener.on_delta(self, text, [])
@@ -169,7 +170,7 @@ class Choice:
     def _visible(
         self, tokens: list[int], logprobs: list[TokenLogprobs] | None
     ) -> Iterator[tuple[int, TokenLogprobs | None]]:
-        """Tokens that are certain to show: one that may end the output waits for its successor."""
+        """Yield the tokens that are certain to be shown: one that may end the output waits for its successor."""
         rows: Iterable[TokenLogprobs | None] = logprobs if logprobs is not None else [None] * len(tokens)
         for token_id, row in zip(tokens, rows, strict=True):
             if self._hidden is not None:
@@ -203,7 +204,7 @@ class Choice:
         self._listener.on_delta(self, text, entries)
 
     def _stop(self, text: str) -> None:
-        """A stop string was found after `text`: nobody needs the rest."""
+        """End the choice: a stop string was found after `text`."""
         if self.handle is not None:
             self.usage = self.handle.usage
             self.handle.cancel()

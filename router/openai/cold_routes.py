@@ -1,4 +1,4 @@
-"""The routes that are not hot: models, metrics, documentation. Authentication is `app`'s, for all routes alike."""
+"""The routes that need not be fast: models, metrics, documentation. `app` has authenticated the request."""
 
 import time
 from typing import Any
@@ -16,7 +16,7 @@ from router.openai.served_model import ServedModel
 
 
 def create(model: ServedModel, generator: Generator, version: str, exposition: Exposition | None = None) -> FastAPI:
-    """An ASGI application whose errors look like all others."""
+    """Return an ASGI application for these routes. Its errors have the usual format."""
     app = FastAPI(
         title="Baton",
         version=version,
@@ -45,7 +45,7 @@ def _add_models(app: FastAPI, model: ServedModel, generator: Generator) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
-        """One of them."""
+        """One name under which the model is served."""
         model.check_name(name)
         return described(name)
 
@@ -62,7 +62,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     if status == 405:
         allowed = (getattr(error, "headers", None) or {}).get("allow", "GET").split(", ")
-        return await _on_error(request, MethodNotAllowed("This path does not take that method", allowed))
+        return await _on_error(request, MethodNotAllowed("This path does not take this method", allowed))
     return await _on_error(request, NotFound("There is nothing at this path"))
 
 

@@ -1,4 +1,4 @@
-"""Answers of /v1/completions: text, after an echo of the prompt where that is asked for."""
+"""The format of /v1/completions: text, after an echo of the prompt if that was asked for."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ class CompletionFormat(ChoicesFormat):
     _kind = "text_completion"
 
     def begin(self, index: int) -> bytes:
-        """The prompt, if it is to be echoed."""
+        """Return the event with the prompt, if it is to be echoed."""
         before, after = b'{"index":%d,"text":"' % index, b'","logprobs":null,"finish_reason":null}'
         self._around[index] = self._frame.around(before, after)
         prompt = self.prompts[index]
         return self._delta(index, prompt.echo, prompt.entries) if prompt.echo else b""
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        """New text of a choice."""
+        """See `Format`."""
         return self._delta(index, text, moved(entries, len(self.prompts[index].echo)) if entries else ())
 
     def _delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
@@ -38,13 +38,13 @@ class CompletionFormat(ChoicesFormat):
         )
 
     def end(self, index: int, finish_reason: str) -> bytes:
-        """A choice is complete."""
+        """See `Format`."""
         return self._frame.event(
             b'{"index":%d,"text":"","logprobs":null,"finish_reason":"%s"}' % (index, finish_reason.encode())
         )
 
     def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
-        """An answer that is not streamed."""
+        """See `Format`."""
         listed = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return self._frame.whole("text_completion", listed, counts)
 

@@ -1,4 +1,4 @@
-"""Body of POST /v1/completions."""
+"""The body of POST /v1/completions."""
 
 import contextlib
 import re
@@ -17,25 +17,25 @@ from router.openai.schema import MAX_CHOICES, MAX_INT32, MAX_TOP_LOGPROBS, Commo
 
 _LONG_BYTES = 4096
 _KEY = re.compile(rb'"prompt"[ \n\r\t]*:[ \n\r\t]*(?=\[)')
-_STAND_IN = secrets.token_hex(16)  # for ids that are read already; nobody else can write it
+_STAND_IN = secrets.token_hex(16)  # replaces token ids that have been read; random, so that no client can send it
 
 
 class CompletionBody(CommonBody, frozen=True, kw_only=True):
-    """Of POST /v1/completions. A prompt is a text or token ids; several make several choices."""
+    """The body of POST /v1/completions. A prompt is a text or token ids; several prompts make several choices."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = None  # 0: only the prompt is worked on
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = None  # 0: only prompt work
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None  # only as many as n
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None  # must equal n
     suffix: NoText | None = None
 
 
 class Reader:
-    """Of bodies for one model. What is wrong with a body is found by the decoder of the whole schema."""
+    """Parses bodies for one model. Long lists of token ids take a fast path; errors come from the general decoder."""
 
     def __init__(self, vocab_size: int = 0) -> None:
-        """Ids are below `vocab_size` (0: unknown), which is found while a body is read and takes no time."""
+        """Token ids must be below `vocab_size` (0: unknown), which the decoder checks at no extra cost."""
         token_id: Any = Annotated[int, Meta(ge=0, lt=vocab_size)] if vocab_size else TokenId
         prompt: Any = str | Annotated[list[str | token_id | list[token_id]], Meta(min_length=1)]
         kind = msgspec.defstruct(
@@ -45,7 +45,7 @@ class Reader:
         self._limit = vocab_size or MAX_INT32
 
     def parse(self, data: bytes) -> CompletionBody:
-        """Raises InvalidRequest, whose `param` is the field's path."""
+        """Parse and check a body. Raises InvalidRequest, whose `param` is the field's path."""
         body = self._with_ids(data) or decode(self._decoder, data)
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise unsupported("best_of")
@@ -55,7 +55,7 @@ class Reader:
         return body
 
     def _with_ids(self, data: bytes) -> CompletionBody | None:
-        """A long body whose prompt is a list of ids, which come as an array; None of any other."""
+        """Parse a long body whose prompt is a list of token ids, which becomes an array. None for any other body."""
         key = _KEY.match(data, max(data.find(b'"prompt"'), 0)) if len(data) > _LONG_BYTES else None
         if key is None:
             return None
@@ -75,13 +75,13 @@ _read_ids = id_text.load()
 
 
 def prompts_of(body: CompletionBody) -> "list[str | array[int]]":
-    """The prompts, each a text or token ids."""
+    """Return the prompts, each a text or an array of token ids. Raises InvalidRequest."""
     prompt: Any = body.prompt
     if isinstance(prompt, str | array):
         return [prompt]
     kind = type(prompt[0])
     if kind is int:
-        with contextlib.suppress(TypeError):  # asking each of 30,000 for its type takes three times as long
+        with contextlib.suppress(TypeError):  # checking the types of 30,000 ids would take three times as long
             return [packed(prompt)]
     elif kind in (str, list) and set(map(type, prompt)) == {kind}:
         if len(prompt) * (body.n or 1) > MAX_CHOICES:

@@ -1,4 +1,4 @@
-"""POST /v1/completions: the text that follows one or several prompts."""
+"""POST /v1/completions: continues one or several prompts."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ class Completions:
         self._reader = Reader(generator.model.facts.vocab_size)
 
     async def completion(self, exchange: Exchange) -> None:
-        """One request."""
+        """Serve one request."""
         body = self._reader.parse(await exchange.read_body())
         self._model.check_name(body.model)
         exchange.model = body.model
@@ -32,7 +32,7 @@ class Completions:
         prompts: list[Sequence[int]] = []
         for prompt in given:
             if prompts:
-                await asyncio.sleep(0)  # others have their turn
+                await asyncio.sleep(0)  # give other requests a turn
             prompts.append(await self._encode(prompt, limit, num_output_tokens=int(body.max_tokens != 0)))
         parts = [
             self._part(body, token_ids, prompt)

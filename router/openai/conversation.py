@@ -1,4 +1,4 @@
-"""A conversation as a chat template takes it, whichever endpoint it came by."""
+"""A conversation in the form that chat templates take, from either endpoint."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from router.openai.tool_schema import NO_TOOLS, Tools
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """Messages, tools, and how much is to be thought; all of it texts of a client."""
+    """Messages, tools and template variables, with texts that clients wrote."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
-    variables: Mapping[str, bool | str] = {}  # what else the template is told
-    param: str = "messages"  # the client's name for the messages, for errors
+    variables: Mapping[str, bool | str] = {}  # further variables of the template
+    param: str = "messages"  # the request field that holds the messages, for errors
 
     @property
     def texts(self) -> list[str]:
-        """Every string in it that a client may choose."""
+        """All strings in it that a client may choose freely."""
         texts: list[str] = []
         for message in self.messages:
             for name, value in message.items():
@@ -30,7 +30,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         return texts + list(_strings(self.tools)) if self.tools else texts
 
     def mapped(self, change: Callable[[str], str]) -> "Conversation":
-        """The same with every string changed."""
+        """Return the conversation with `change` applied to every string of messages and tools."""
         messages, tools = _mapped(self.messages, change), _mapped(self.tools, change)
         return msgspec.structs.replace(self, messages=messages, tools=tools)
 
@@ -38,22 +38,22 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 def conversation(
     messages: Sequence[Message], tools: Tools = NO_TOOLS, variables: Mapping[str, bool | str] | None = None
 ) -> Conversation:
-    """The conversation of a chat body."""
+    """Make the conversation of a chat body."""
     listed = [tool.for_template() for tool in tools.listed] if tools.listed else None
     return Conversation(messages=[_fields(message) for message in messages], tools=listed, variables=variables or {})
 
 
 def thinking_variables(effort: str | None, switches: Switches | None = None) -> dict[str, bool | str]:
-    """What templates call the wish to think more or less, or not at all. A switch of the client's goes before."""
-    told: dict[str, bool | str] = {}
+    """Return the template variables that control thinking. The client's own switches take precedence over `effort`."""
+    implied: dict[str, bool | str] = {}
     if effort is not None:
-        told = {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+        implied = {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
     given = msgspec.structs.asdict(switches) if switches is not None else {}
-    return told | {name: value for name, value in given.items() if value is not None}
+    return implied | {name: value for name, value in given.items() if value is not None}
 
 
 def for_template(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    """A tool call for a template, which writes the arguments as JSON itself, from the object."""
+    """Return a tool call for a template, with the arguments as an object, since templates write the JSON themselves."""
     try:
         value = msgspec.json.decode(arguments)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Bodies of /v1/embeddings (OpenAI's) and /v1/score (vLLM's): every field known, typed and bounded."""
+"""The bodies of POST /v1/embeddings (OpenAI's) and /v1/score (vLLM's). Every field is typed and bounded."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ Texts = str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
 
 
 class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Of POST /v1/embeddings. An input is a text or token ids; several make several embeddings."""
+    """The body of POST /v1/embeddings. An input is a text or token ids; several inputs make several embeddings."""
 
     model: str
     input: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
@@ -26,7 +26,7 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
 
 
 class ScoreBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Of POST /v1/score. One text is compared with each of the others; as many with as many, pair by pair."""
+    """The body of POST /v1/score. A single text is compared with each of the others; equally many, pair by pair."""
 
     model: str
     text_1: Texts
@@ -39,12 +39,12 @@ _SCORE = msgspec.json.Decoder(ScoreBody)
 
 
 def parse_embedding(data: bytes) -> EmbeddingBody:
-    """Raises InvalidRequest, whose `param` is the field's path."""
+    """Parse a body. Raises InvalidRequest, whose `param` is the field's path."""
     return decode(_EMBEDDING, data)
 
 
 def parse_score(data: bytes) -> ScoreBody:
-    """Raises InvalidRequest, whose `param` is the field's path."""
+    """Parse and check a body. Raises InvalidRequest, whose `param` is the field's path."""
     body = decode(_SCORE, data)
     first, second = texts_of(body.text_1), texts_of(body.text_2)
     if len(first) != len(second) and 1 not in (len(first), len(second)):
@@ -53,12 +53,12 @@ def parse_score(data: bytes) -> ScoreBody:
 
 
 def texts_of(texts: str | list[str]) -> list[str]:
-    """As a list."""
+    """Return the texts as a list."""
     return [texts] if isinstance(texts, str) else texts
 
 
 def inputs_of(body: EmbeddingBody) -> list[str | list[int]]:
-    """The inputs, each a text or token ids."""
+    """Return the inputs, each a text or token ids. Raises InvalidRequest."""
     given: Any = body.input
     if isinstance(given, str):
         return [given]

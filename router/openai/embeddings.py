@@ -1,7 +1,7 @@
-"""The two endpoints whose answers come of embeddings, from a request's body to its answer: /v1/embeddings, /v1/score.
+"""The endpoints whose answers are made from embeddings: POST /v1/embeddings and /v1/score.
 
-Each input is a job without output tokens, which one node computes alone. Only so many jobs of a request are in flight
-at a time: a request of two thousand inputs leaves room for others.
+Each input is a job without output tokens, on a single node. Only MAX_IN_FLIGHT jobs of a request run at a time, so that
+a request with two thousand inputs leaves room for others.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from router.openai.generate import Generator
 from router.openai.sampling import check_ids, check_prompt
 
 MAX_IN_FLIGHT = 64  # jobs of one request
-_ITEMS_AT_ONCE = 16  # encoded before other requests have their turn
+_ITEMS_AT_ONCE = 16  # items encoded before other requests get a turn
 
 
 class Vector:
-    """A sink: the embedding of one input, as a future."""
+    """A sink that collects the embedding of one input, as a future."""
 
     def __init__(self) -> None:
         self.embedding: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -37,20 +37,20 @@ class Vector:
         self._found = b""
 
     def on_prompt(self, result: PromptResult) -> None:
-        """The embedding, which counts once the job has finished."""
+        """See `Sink`. The embedding only counts once the job has finished."""
         self._found = result.embedding
 
     def on_tokens(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> None:
-        """There are none."""
+        """See `Sink`. Never called: the job has no output tokens."""
 
     def on_finish(self, reason: FinishReason, usage: Usage) -> None:
-        """The job is complete."""
+        """See `Sink`."""
         self.usage = usage
         if not self.embedding.done():
             self.embedding.set_result(self._found)
 
     def on_error(self, error: BatonError) -> None:
-        """There will be none."""
+        """See `Sink`."""
         if not self.embedding.done():
             self.embedding.set_exception(error)
 
@@ -63,7 +63,7 @@ class Embedder:
         self._model = generator.model
 
     async def embeddings(self, exchange: Exchange) -> None:
-        """POST /v1/embeddings."""
+        """Serve POST /v1/embeddings."""
         body = parse_embedding(await exchange.read_body())
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)
@@ -77,7 +77,7 @@ class Embedder:
         await _send(exchange, {"object": "list", "model": body.model, "usage": _usage(prompts)}, items)
 
     async def score(self, exchange: Exchange) -> None:
-        """POST /v1/score: the cosines of the angles between embeddings."""
+        """Serve POST /v1/score: the cosine similarity of each pair of embeddings."""
         body = parse_score(await exchange.read_body())
         self._check_model(exchange, body.model)
         first = [await self._encode(text, "text_1") for text in texts_of(body.text_1)]
@@ -103,11 +103,11 @@ class Embedder:
         check_prompt(token_ids, limit, param, num_output_tokens=0)
         if token_ids is given:
             check_ids(token_ids, self._model.facts, param)
-        await asyncio.sleep(0)  # others have their turn between one text and the next
+        await asyncio.sleep(0)  # give other requests a turn between two texts
         return token_ids
 
     async def _embed(self, exchange: Exchange, prompts: Sequence[list[int]], dimensions: int = 0) -> list[bytes]:
-        """The vectors, fp32 each. The first error ends them all; so does a client that leaves."""
+        """Compute the embeddings, as fp32 bytes. The first error ends all jobs, and so does a client that leaves."""
         num_tokens, account = sum(map(len, prompts)), exchange.account
         await account.admit(exchange.model, num_tokens)
         exchange.num_tokens = (num_tokens, 0)
@@ -161,7 +161,7 @@ async def _unless_gone(exchange: Exchange, answer: Awaitable[list[bytes]]) -> li
 
 
 async def _send(exchange: Exchange, head: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
-    """An answer whose `data` is long: encoded by and by."""
+    """Send an answer with a long `data` list, encoding a few items per turn of the event loop."""
     parts = []
     for index, item in enumerate(items):
         parts.append(msgspec.json.encode(item))

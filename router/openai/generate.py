@@ -1,12 +1,12 @@
-"""A generation over HTTP, to the end of its answer. Each endpoint begins it in its own way.
+"""The life of a generating request on the HTTP side. Steps 3 to 5 are in this file, for all endpoints.
 
-    1. parse      (`chat`, `responses`, `completions`)  every field is known and bounded
-    2. encode     (`served_model`)  template and tokenizer
-    3. submit     (`job`)           one job per choice; the control side runs it
+    1. parse      (`chat`, `responses`, `completions`)  check that every field is known and bounded
+    2. encode     (`served_model`)  render the template, tokenize
+    3. submit     (`job`)           one job per choice, which the control side runs
     4. answer     (`answer`)        in callbacks, as tokens come; this task only waits for the client to leave
-    5. let go                       whatever is left is cancelled, on both legs
+    5. clean up                     cancel whatever still runs
 
-Steps 3 to 5 are here. What it leaves to others: who may ask (`app`), which nodes serve (`dispatch`).
+`app` has authenticated the request before; `dispatch` chooses the nodes.
 """
 
 import asyncio
@@ -34,15 +34,15 @@ _log = logging.getLogger(__name__)
 
 
 class Facts(Protocol):
-    """What the nodes of a fleet agree on."""
+    """What all nodes of the served model have in common."""
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of prompt and output together."""
+        """The limit on prompt and output tokens together."""
 
 
 class Dispatch(Protocol):
-    """The control side, as far as the HTTP side needs it."""
+    """The control side, as seen by the HTTP side."""
 
     @property
     def ready(self) -> bool:
@@ -53,29 +53,29 @@ class Dispatch(Protocol):
         """None until the first node has been found."""
 
     def submit(self, job: Job, sink: Sink) -> Handle:
-        """Take a job on; raises a BatonError where there are too many."""
+        """Start a job. Raises a BatonError if there are too many."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be generated: for each prompt `n` choices, which differ in their seed."""
+    """What to generate: for each prompt `n` choices, which differ in their seeds."""
 
     form: Format
     prompts: Sequence[Sequence[int]]
-    samplings: Sequence[SamplingParams]  # of each prompt
+    samplings: Sequence[SamplingParams]  # one per prompt
     texts: TokenTexts
     n: int = 1
     stream: bool = False
     stops: tuple[str, ...] = ()
-    at_start: bool = True  # the output stands alone, as a message does; it is not the continuation of a prompt
+    at_start: bool = True  # the output stands alone, like a message, and does not continue a prompt
 
 
 class Generator:
-    """What all endpoints that generate have in common."""
+    """What all generating endpoints share."""
 
     def __init__(
         self, model: ServedModel, dispatch: Dispatch, request_timeout_s: float, *, logs_prompts: bool = False
     ) -> None:
-        """`logs_prompts`: prompts go into the log, which they never do otherwise."""
+        """`logs_prompts`: write prompts to the log. Otherwise they never appear there."""
         self._logs_prompts = logs_prompts
         self.model = model
         self._dispatch = dispatch
@@ -83,14 +83,14 @@ class Generator:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of a request; 0 where nobody names a limit. What config.json says holds until a node is found."""
+        """The limit on prompt and output tokens of a request; 0: none. Until a node is found, it is config.json's."""
         facts, default = self._dispatch.facts, self.model.facts.max_model_len
         return min(filter(None, (self.model.max_model_len, facts.max_model_len)), default=default) if facts else default
 
     def job(
         self, exchange: Exchange, token_ids: Sequence[int], sampling: SamplingParams, prompt_work: PromptWork | None
     ) -> Job:
-        """One of the jobs that a request is made of. What its key says of priority, caches and waiting goes along."""
+        """Make one of a request's jobs, with the priority, cache salt and TTFT limit of its tenant."""
         tenant = exchange.account.tenant
         return Job(
             request_id=exchange.part_id(),
@@ -106,11 +106,11 @@ class Generator:
         )
 
     def submit(self, job: Job, sink: Sink) -> Handle:
-        """Hand a job to the control side; raises a BatonError where there are too many."""
+        """Submit a job to the control side. Raises a BatonError if there are too many."""
         return self._dispatch.submit(job, sink)
 
     async def answer(self, exchange: Exchange, plan: Plan) -> None:
-        """Generate it all, and write the answer."""
+        """Run the plan's jobs and write the answer. Returns when it is complete, or the client has left."""
         num_prompt_tokens = sum(map(len, plan.prompts))
         await exchange.account.admit(exchange.model, num_prompt_tokens)
         kind = StreamedAnswer if plan.stream else WholeAnswer
@@ -129,10 +129,10 @@ class Generator:
             exchange.left = exchange.sender.broken or not answer.ended
             answer.drop()
             self._record(exchange, answer)
-            answer.choices.clear()  # which hold on to it
+            answer.choices.clear()  # breaks a cycle: they refer to the answer
 
     async def _submit(self, answer: Answer, jobs: Sequence[tuple[Job, Choice]]) -> None:
-        """A few at a time: each costs the event loop half a millisecond before its task waits for a node."""
+        """Submit a few jobs per turn of the event loop, since each takes half a millisecond of it."""
         for number, (job, choice) in enumerate(jobs, 1):
             choice.handle = self._dispatch.submit(job, choice)
             if number % _JOBS_AT_ONCE == 0:
@@ -170,5 +170,5 @@ class Generator:
 
 
 def answer_id(prefix: str) -> str:
-    """A new id for an answer, as clients see it."""
+    """Mint the id of an answer."""
     return f"{prefix}-{os.urandom(12).hex()}"

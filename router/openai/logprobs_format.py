@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI's clients read them."""
+"""Log-probabilities in OpenAI's formats."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from router.openai.token_entry import TokenEntry
 
 
 def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    """`logprobs` of a chat's choice."""
+    """Return `logprobs` of a choice of /v1/chat/completions."""
     content = [
         {
             **_token_logprob(entry.token, entry.logprob or 0.0),
@@ -25,14 +25,14 @@ def _token_logprob(token: bytes, logprob: float) -> dict[str, Any]:
 
 
 def moved(entries: Sequence[TokenEntry], num_chars: int) -> Sequence[TokenEntry]:
-    """The same tokens after an echo of so many characters."""
+    """Return the entries with offsets moved by `num_chars`, the length of an echo before them."""
     if not num_chars:
         return entries
     return [msgspec.structs.replace(entry, offset=entry.offset + num_chars) for entry in entries]
 
 
 def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    """`logprobs` of a completion's choice: one list for each column."""
+    """Return `logprobs` of a choice of /v1/completions: one list for each column."""
     return {
         "text_offset": [entry.offset for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],

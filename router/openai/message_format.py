@@ -1,4 +1,7 @@
-"""Chat answers whose output is taken apart: reasoning, tool calls, content. All others are `answer_format`'s."""
+"""The format of chat answers whose output is parsed into reasoning, tool calls and content.
+
+Answers that need no parsing use `answer_format.ChatFormat`.
+"""
 
 import secrets
 import string
@@ -19,7 +22,7 @@ _encode = msgspec.json.encode
 
 
 class Call(msgspec.Struct):
-    """A tool call as it grows."""
+    """A tool call, collected as it grows."""
 
     id: str
     name: str
@@ -27,12 +30,12 @@ class Call(msgspec.Struct):
     whole: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """A whole call, as a message has it."""
+        """Return the call in the format of a message's `tool_calls`."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 class Collected(msgspec.Struct):
-    """The parts of a whole output, by kind."""
+    """The parts of an output, by kind."""
 
     content: str = ""
     reasoning: str = ""
@@ -40,12 +43,12 @@ class Collected(msgspec.Struct):
 
     @property
     def called(self) -> bool:
-        """Whether there are calls, none of them cut."""
+        """Whether there are calls, all of them complete."""
         return bool(self.calls) and all(call.whole for call in self.calls)
 
 
 def collect(parser: Parser, text: str, mint: Callable[[], str]) -> Collected:
-    """The parts of a whole output; `mint` makes ids of calls."""
+    """Parse a whole output; `mint` makes the ids of calls."""
     collected = Collected(calls=[])
     for part in [*parser.push(text), *parser.finish()]:
         match part:
@@ -63,14 +66,14 @@ def collect(parser: Parser, text: str, mint: Callable[[], str]) -> Collected:
 
 
 def mint_call_id(calls_style: str) -> str:
-    """Mistral's templates take only ids of this kind back."""
+    """Mint the id of a call. Mistral's templates only accept ids of nine alphanumeric characters."""
     if calls_style == "mistral":
         return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
     return f"call_{secrets.token_hex(12)}"
 
 
 class MessageFormat(ChatFormat):
-    """Of /v1/chat/completions. A call's name comes first, then its arguments in pieces."""
+    """The format of /v1/chat/completions with parsing. A call's name is sent first, then its arguments in pieces."""
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class MessageFormat(ChatFormat):
         *,
         stream_usage: StreamUsage = StreamUsage.NONE,
     ) -> None:
-        """`parser` makes one for each choice."""
+        """`parser` makes a new parser, for each choice."""
         super().__init__(answer_id, model, created, prompts, stream_usage=stream_usage)
         self._make_parser = parser
         self._calls_style = calls_style
@@ -91,16 +94,16 @@ class MessageFormat(ChatFormat):
         self._around_reasoning: dict[int, tuple[bytes, bytes]] = {}
         self._num_calls: dict[int, int] = {}
         self._num_whole_calls: dict[int, int] = {}
-        self._entries: dict[int, list[TokenEntry]] = {}  # of text that does not show yet
+        self._entries: dict[int, list[TokenEntry]] = {}  # of text that the parser holds back
 
     def begin(self, index: int) -> bytes:
-        """The role comes first."""
+        """Return the event with the role."""
         before = b'{"index":%d,"delta":{"reasoning_content":"' % index
         self._around_reasoning[index] = self._frame.around(before, b'"},"logprobs":null,"finish_reason":null}')
         return super().begin(index)
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        """What is certain now."""
+        """Return the events for the parts that are certain now."""
         parser = self._parsers.get(index)
         if parser is None:
             parser = self._parsers[index] = self._make_parser()
@@ -109,12 +112,12 @@ class MessageFormat(ChatFormat):
         return self._events(index, parser.push(text))
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """What is around content, once the parser has nothing more to look for."""
+        """See `Format`: not None only once the parser passes all further text through as content."""
         parser = self._parsers.get(index)
         return super().around(index) if parser is not None and parser.passes else None
 
     def end(self, index: int, finish_reason: str) -> bytes:
-        """What was held back, and the end."""
+        """Return the events for what the parser held back, and for the end."""
         parser = self._parsers.get(index)
         events = self._events(index, parser.finish()) if parser else b""
         if entries := self._entries.get(index):

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the very types that parse bodies, and of those that answers are tested against."""
+"""The OpenAPI document, generated from the types that parse bodies and the types that answers are tested against."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,19 +16,19 @@ from router.openai.tokenization_schema import DetokenizeBody, TokenizeBody
 
 _TEMPLATE = "#/components/schemas/{name}"
 _REASONS = {
-    400: "A parameter that the client has to change, named by `param`",
-    401: "No API key, or a wrong one",
+    400: "A parameter is invalid; `param` names it",
+    401: "The API key is missing or wrong",
     403: "The API key does not allow this",
-    404: "No such model",
-    405: "Another method",
+    404: "There is no such model",
+    405: "The path does not take this method",
     408: "The body did not arrive in time",
     413: "The body is too large",
-    415: "The body says that it is no JSON",
-    429: "Too much at present: come again after `Retry-After` seconds",
+    415: "The body is declared to be something other than JSON",
+    429: "Too many requests at present: retry after `Retry-After` seconds",
     431: "The headers are too large",
-    500: "A fault of this service",
-    503: "No node is there to serve it: come again after `Retry-After` seconds",
-    504: "It took longer than its deadline",
+    500: "An internal error",
+    503: "No node can serve the request: retry after `Retry-After` seconds",
+    504: "The request took longer than its deadline",
 }
 _OF_EVERY_PATH = (400, 401, 405, 408, 431, 500)
 _OF_EVERY_BODY = (403, 404, 413, 415, 429, 503, 504)
@@ -40,28 +40,26 @@ class _Post(NamedTuple):
     summary: str
     body: type
     answer: type
-    streams: str = ""  # what its events are
+    streams: str = ""  # description of its events, if it can stream
 
 
 _POSTS = {
     "/v1/chat/completions": _Post(
-        "What an assistant says next", ChatBody, answers.ChatCompletion, "OpenAI's chat.completion.chunk, then [DONE]"
+        "Generate the next message", ChatBody, answers.ChatCompletion, "OpenAI's chat.completion.chunk, then [DONE]"
     ),
     "/v1/completions": _Post(
-        "How a text goes on", CompletionBody, answers.Completion, "OpenAI's text_completion, then [DONE]"
+        "Continue a text", CompletionBody, answers.Completion, "OpenAI's text_completion, then [DONE]"
     ),
-    "/v1/responses": _Post(
-        "What an assistant says next, as items", ResponsesBody, Response, "OpenAI's response.* events"
-    ),
-    "/v1/embeddings": _Post("Embeddings of texts", EmbeddingBody, answers.Embeddings),
-    "/v1/score": _Post("How near texts are to one another", ScoreBody, answers.Scores),
-    "/tokenize": _Post("Token ids of a prompt", TokenizeBody, answers.Tokens),
-    "/detokenize": _Post("The text of token ids", DetokenizeBody, answers.Detokenized),
+    "/v1/responses": _Post("Generate a response, as items", ResponsesBody, Response, "OpenAI's response.* events"),
+    "/v1/embeddings": _Post("Compute embeddings of texts", EmbeddingBody, answers.Embeddings),
+    "/v1/score": _Post("Compute the similarity of texts", ScoreBody, answers.Scores),
+    "/tokenize": _Post("Tokenize a prompt", TokenizeBody, answers.Tokens),
+    "/detokenize": _Post("Convert token ids to text", DetokenizeBody, answers.Detokenized),
 }
 
 
 def document(version: str, names: Sequence[str], vocab_size: int, *, framed: bool) -> dict[str, Any]:
-    """All of it. `names` are those under which the model is served; `framed`: an empty text is no empty prompt."""
+    """Return the document. `names`: under which the model is served. `framed`: an empty text has tokens (a BOS)."""
     types: list[type] = [answers.Error, answers.Model, answers.Models, answers.Readiness]
     types += [kind for post in _POSTS.values() for kind in (post.body, post.answer)]
     _, schemas = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
@@ -74,7 +72,7 @@ def document(version: str, names: Sequence[str], vocab_size: int, *, framed: boo
     for post in _POSTS.values():
         fields = schemas[post.body.__name__]["properties"]
         fields["model"] = {"enum": [*names, *([None] if "anyOf" in fields["model"] else [])]}
-    key = {"type": "http", "scheme": "bearer", "description": "Wanted where the router has keys"}
+    key = {"type": "http", "scheme": "bearer", "description": "Required if the router has API keys"}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Baton", "version": version},
@@ -85,7 +83,7 @@ def document(version: str, names: Sequence[str], vocab_size: int, *, framed: boo
 
 
 def _prompts(vocab_size: int, most: int, *, framed: bool) -> dict[str, Any]:
-    """One or several, each a text or token ids; not a mixture, which is more than the type can say."""
+    """Return the schema of one or several prompts: texts or token ids. The type itself cannot rule out a mixture."""
     text = {"type": "string", "minLength": 0 if framed else 1}
     token_ids = {"type": "array", "minItems": 1, "items": _token_id(vocab_size)}
     texts, several = ({"type": "array", "minItems": 1, "maxItems": most, "items": x} for x in (text, token_ids))
@@ -114,8 +112,8 @@ def _gets(names: Sequence[str]) -> dict[str, Any]:
     model = {"name": "model", "in": "path", "required": True, "schema": {"enum": list(names)}}
     probe = {"application/json": {"schema": _ref(answers.Readiness)}}
     return {
-        "/v1/models": _get("The names under which the model is served", _json(answers.Models)),
-        "/v1/models/{model}": _get("One of them", _json(answers.Model), (404,)) | {"parameters": [model]},
+        "/v1/models": _get("List the names under which the model is served", _json(answers.Models)),
+        "/v1/models/{model}": _get("Describe one of the names", _json(answers.Model), (404,)) | {"parameters": [model]},
         "/metrics": _get("Prometheus metrics of one router process", {"text/plain": {"schema": {"type": "string"}}}),
         "/health": _get("Whether the process answers", _json(answers.Readiness), key=False),
         "/ready": _get("Whether requests can be served", _json(answers.Readiness), key=False, unready=probe),
@@ -132,13 +130,13 @@ def _get(
 ) -> dict[str, Any]:
     responses = {"200": _answer(summary, content), **_errors((*_OF_EVERY_PATH, *errors))}
     if unready is not None:
-        responses["503"] = _answer("They cannot", unready)
+        responses["503"] = _answer("Requests cannot be served", unready)
     return {"get": {"summary": summary, "responses": responses} | ({} if key else {"security": []})}
 
 
 def _answer(description: str, content: dict[str, Any]) -> dict[str, Any]:
     header = {
-        "description": "The request's id: the client's own where it sent a sane one",
+        "description": "The request's id: the client's own if it sent a valid one",
         "schema": {"type": "string"},
     }
     return {"description": description, "headers": {"X-Request-ID": header}, "content": content}

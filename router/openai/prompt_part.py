@@ -1,7 +1,7 @@
-"""What a choice of an answer shows of its prompt: its text (`echo`), and log-probabilities of its tokens.
+"""What a choice shows of its prompt: the text (`echo`), and the log-probabilities of its tokens.
 
-There are two formats for the latter: OpenAI's legacy one, in which an echoed prompt's tokens come before those of the
-output in `logprobs`, and vLLM's `prompt_logprobs`. The first token has none in either: nothing comes before it.
+There are two formats for the latter: OpenAI's legacy one, in which `logprobs` lists the echoed prompt's tokens before
+those of the output, and vLLM's `prompt_logprobs`. The first token has none in either, since nothing precedes it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from router.openai.token_entry import TokenEntry, finite
 
 
 class _Row(NamedTuple):
-    """A token's own log-probability, and those of the likeliest in its place."""
+    """A token's own log-probability, and those of the likeliest tokens at its position."""
 
     token_id: int
     logprob: float
@@ -22,7 +22,7 @@ class _Row(NamedTuple):
 
 
 class PromptPart:
-    """Of one choice. Numbers of alternatives are -1 where nothing of the kind is wanted."""
+    """The prompt's part in one choice. The numbers of alternatives are -1 if no log-probabilities are wanted."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class PromptPart:
         self._num_prompt_logprobs = num_prompt_logprobs
 
     def work(self, max_tokens: int) -> PromptWork | None:
-        """What a node has to do about the prompt. Without a token to draw that is all of it."""
+        """Return the prompt work for a node, or None if there is none. With `max_tokens` 0, it is all of the job."""
         num_logprobs = max(self._num_echo_logprobs, self._num_prompt_logprobs)
         return PromptWork(num_logprobs=num_logprobs) if num_logprobs >= 0 or not max_tokens else None
 
     def take(self, result: PromptResult) -> None:
-        """The work is done."""
+        """Take the result of the prompt work."""
         if self._num_echo_logprobs >= 0:
             self.entries = self._entries(list(_rows(result, self._token_ids, self._num_echo_logprobs)))
         if self._num_prompt_logprobs >= 0:
@@ -64,7 +64,7 @@ class PromptPart:
         return entries
 
     def _offsets(self) -> list[int]:
-        """Where each token begins in the echo, in characters."""
+        """Return the offset of each token in the echo, in characters."""
         detokenizer, offset, offsets = self._texts.detokenizer(at_start=True), 0, []
         for token_id in self._token_ids:
             offsets.append(min(offset + detokenizer.num_lost(token_id), len(self.echo)))
@@ -82,7 +82,7 @@ class PromptPart:
 
 
 def _rows(result: PromptResult, token_ids: Sequence[int], num_top: int) -> Iterator[_Row]:
-    """Of all tokens but the first, with at most `num_top` alternatives each."""
+    """Yield the rows of all tokens except the first, with at most `num_top` alternatives each."""
     for part in result.logprobs:
         kept = min(num_top, part.num_top)
         for i, (logprob, rank) in enumerate(zip(part.logprobs, part.ranks, strict=True)):

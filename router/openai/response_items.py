@@ -1,6 +1,6 @@
-"""The items of a response: what each looks like, and the events of its beginning, growth and end.
+"""The output items of /v1/responses: their JSON, and the events for their start, growth and end.
 
-An event is its type and its fields; a `place` says which item of the response it is about.
+An event is a pair of type and fields. A `place` holds the fields that identify the item in the response.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ Place = dict[str, Any]
 
 
 class Item(ABC):
-    """What items of all kinds have."""
+    """The base of all items."""
 
     def __init__(self, item_id: str) -> None:
         self.id = item_id
@@ -21,35 +21,35 @@ class Item(ABC):
 
     @property
     def text(self) -> str:
-        """The text as far as it came."""
+        """The text so far."""
         return "".join(self._pieces)
 
     @property
     def num_chars(self) -> int:
-        """Characters of what the model wrote."""
+        """The length of the text, in characters."""
         return len(self.text)
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """As in the response's output."""
+        """Return the item as it appears in the response's `output`."""
 
     @abstractmethod
     def opening(self, place: Place) -> list[Event]:
-        """Events that follow the one by which it was added."""
+        """Return the events that follow `response.output_item.added`."""
 
     @abstractmethod
     def grow(self, place: Place, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
-        """Take more text."""
+        """Append text, and return the event for it."""
 
     @abstractmethod
     def closing(self, place: Place) -> list[Event]:
-        """Events that precede the one by which it is done."""
+        """Return the events that precede `response.output_item.done`."""
 
 
 class _TextItem(Item):
-    """An item with one part, which is text."""
+    """An item with a single part, which is text."""
 
-    _event = ""  # what its events begin with
+    _event = ""  # prefix of its event types
 
     def __init__(self, item_id: str) -> None:
         super().__init__(item_id)
@@ -62,17 +62,17 @@ class _TextItem(Item):
         return {}
 
     def opening(self, place: Place) -> list[Event]:
-        """Its one part."""
+        """See `Item`."""
         return [("response.content_part.added", {**place, "content_index": 0, "part": self._part()})]
 
     def grow(self, place: Place, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
-        """Take more text."""
+        """See `Item`."""
         self._pieces.append(text)
         self._logprobs.extend(logprobs)
         return f"{self._event}.delta", {**place, "content_index": 0, "delta": text, **self._about(logprobs)}
 
     def closing(self, place: Place) -> list[Event]:
-        """All of the text."""
+        """See `Item`."""
         at = {**place, "content_index": 0}
         return [
             (f"{self._event}.done", {**at, "text": self.text, **self._about(self._logprobs)}),
@@ -81,7 +81,7 @@ class _TextItem(Item):
 
 
 class MessageItem(_TextItem):
-    """What the reader reads."""
+    """The assistant's message."""
 
     _event = "response.output_text"
 
@@ -92,14 +92,14 @@ class MessageItem(_TextItem):
         return {"logprobs": list(logprobs)}
 
     def to_json(self) -> dict[str, Any]:
-        """As in the response's output."""
+        """See `Item`."""
         begun = bool(self._pieces) or self.status != "in_progress"
         content = [self._part()] if begun else []
         return {"id": self.id, "type": "message", "status": self.status, "role": "assistant", "content": content}
 
 
 class ReasoningItem(_TextItem):
-    """What the model thought."""
+    """The model's reasoning."""
 
     _event = "response.reasoning_text"
 
@@ -107,33 +107,33 @@ class ReasoningItem(_TextItem):
         return {"type": "reasoning_text", "text": self.text}
 
     def to_json(self) -> dict[str, Any]:
-        """As in the response's output."""
+        """See `Item`."""
         content = [self._part()] if self._pieces else []
         return {"id": self.id, "type": "reasoning", "status": self.status, "summary": [], "content": content}
 
 
 class CallItem(Item):
-    """A call of a function."""
+    """A function call."""
 
     def __init__(self, item_id: str, call_id: str, name: str) -> None:
         super().__init__(item_id)
         self._about = {"call_id": call_id, "name": name}
 
     def to_json(self) -> dict[str, Any]:
-        """As in the response's output."""
+        """See `Item`."""
         fields = {"id": self.id, "type": "function_call", "status": self.status}
         return {**fields, **self._about, "arguments": self.text}
 
     def opening(self, place: Place) -> list[Event]:
-        """There is nothing to open."""
+        """See `Item`: there are no such events."""
         return []
 
     def grow(self, place: Place, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
-        """Take more of the arguments."""
+        """See `Item`. The text is that of the arguments."""
         self._pieces.append(text)
         return "response.function_call_arguments.delta", {**place, "delta": text}
 
     def closing(self, place: Place) -> list[Event]:
-        """All of the arguments."""
+        """See `Item`."""
         fields = {**place, "name": self._about["name"], "arguments": self.text}
         return [("response.function_call_arguments.done", fields)]

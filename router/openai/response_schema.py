@@ -1,4 +1,4 @@
-"""What an answer of /v1/responses looks like, for the OpenAPI document; see `answer_schema`."""
+"""The types of /v1/responses answers, for the OpenAPI document; see `answer_schema`."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -14,7 +14,7 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class OutputText(_Answer):
-    """Text for the reader."""
+    """A text of the assistant's message."""
 
     type: Literal["output_text"]
     text: str
@@ -23,14 +23,14 @@ class OutputText(_Answer):
 
 
 class ReasoningText(_Answer):
-    """What the model thought."""
+    """A text of the model's reasoning."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
 class MessageOutput(_Answer, tag_field="type", tag="message"):
-    """What the assistant says."""
+    """The assistant's message."""
 
     id: str
     status: Status
@@ -39,7 +39,7 @@ class MessageOutput(_Answer, tag_field="type", tag="message"):
 
 
 class ReasoningOutput(_Answer, tag_field="type", tag="reasoning"):
-    """What came before it."""
+    """The model's reasoning, before its message or calls."""
 
     id: str
     status: Status
@@ -48,7 +48,7 @@ class ReasoningOutput(_Answer, tag_field="type", tag="reasoning"):
 
 
 class CallOutput(_Answer, tag_field="type", tag="function_call"):
-    """A call of a function."""
+    """A function call."""
 
     id: str
     status: Status
@@ -61,17 +61,17 @@ class InputDetails(_Answer):
     """Input tokens whose KV was found in a cache."""
 
     cached_tokens: _Count
-    cache_write_tokens: Literal[0]  # OpenAI's clients want it; nothing is charged for
+    cache_write_tokens: Literal[0]  # required by OpenAI's clients
 
 
 class OutputDetails(_Answer):
-    """Output tokens spent on reasoning, by its share of the characters."""
+    """Output tokens spent on reasoning, estimated by its share of the characters."""
 
     reasoning_tokens: _Count
 
 
 class ResponseUsage(_Answer):
-    """What a response cost, in tokens."""
+    """The usage of a response, in tokens."""
 
     input_tokens: _Count
     input_tokens_details: InputDetails
@@ -81,20 +81,20 @@ class ResponseUsage(_Answer):
 
 
 class ResponseError(_Answer):
-    """Why it failed."""
+    """Why the response failed."""
 
     code: str
     message: str
 
 
 class IncompleteDetails(_Answer):
-    """Why it is cut short."""
+    """Why the response is incomplete."""
 
     reason: Literal["max_output_tokens"]
 
 
 class Response(_Answer):
-    """Of /v1/responses. Much of it repeats the request."""
+    """The answer of /v1/responses. Many fields repeat the request's."""
 
     id: str
     object: Literal["response"]

@@ -1,4 +1,4 @@
-"""POST /v1/responses: the same generations as /v1/chat/completions, in the form of items, and without any memory."""
+"""POST /v1/responses: generates as /v1/chat/completions does, with items for input and output. Nothing is stored."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,7 +38,7 @@ class Responses:
         self._chat = chat
 
     async def respond(self, exchange: Exchange) -> None:
-        """One request."""
+        """Serve one request."""
         body = parse_responses(await exchange.read_body())
         self._model.check_name(body.model)
         exchange.model = body.model
@@ -64,13 +64,13 @@ class Responses:
 
 
 def _complete(body: ResponsesBody, default: SamplingDefaults) -> ResponsesBody:
-    """With the parameters that the answer repeats."""
+    """Fill in the defaults of the parameters that the answer repeats."""
     temperature = default.temperature if body.temperature is None else body.temperature
     return replace(body, temperature=temperature, top_p=default.top_p if body.top_p is None else body.top_p)
 
 
 def chat_body(body: ResponsesBody) -> ChatBody:
-    """What chat bodies say of the same; without messages and tools."""
+    """Return a chat body with the same parameters, but without messages and tools."""
     logprobs = LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
     return ChatBody(
         model=body.model,
@@ -86,7 +86,7 @@ def chat_body(body: ResponsesBody) -> ChatBody:
 
 
 def messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
-    """As templates know them: what an assistant said, thought and called in one go is one message."""
+    """Return the messages for a template. An assistant's reasoning, text and calls in a row become one message."""
     messages: list[dict[str, Any]] = []
     if body.instructions:
         messages.append({"role": "system", "content": body.instructions})
@@ -115,7 +115,10 @@ def _add(messages: list[dict[str, Any]], item: InputItem) -> None:
 
 
 def _assistant(messages: list[dict[str, Any]], *, fresh: bool = False) -> dict[str, Any]:
-    """The assistant's turn, begun anew if there is none; or where `fresh`, if it has said or called something."""
+    """Return the assistant's current message, adding one if the last message is not the assistant's.
+
+    `fresh`: also add one if the last message has text or calls already.
+    """
     last = messages[-1] if messages else {}
     spoken = bool(last.get("content") or last.get("tool_calls"))
     if last.get("role") != "assistant" or (fresh and spoken):

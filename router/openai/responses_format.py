@@ -1,6 +1,6 @@
-"""Answers of /v1/responses: items, and the events that tell how they come to be.
+"""The format of /v1/responses: items, and the events for their creation.
 
-A whole answer is made the same way as a stream, and its events are dropped.
+A whole answer is built in the same way as a stream, with its events discarded.
 """
 
 import secrets
@@ -24,7 +24,7 @@ _encode = msgspec.json.encode
 
 
 class ResponsesFormat:
-    """The format of one answer of /v1/responses; it grows with the output."""
+    """The format of one answer, which also collects its items as the output grows."""
 
     def __init__(self, body: ResponsesBody, prompts: Sequence[PromptPart], parser: Parser, calls_style: str) -> None:
         self.prompts = prompts
@@ -33,28 +33,28 @@ class ResponsesFormat:
         self._calls_style = calls_style
         self._fields = _fields(body)
         self._items: list[Item] = []
-        self._entries: list[TokenEntry] = []  # of text that does not show yet
+        self._entries: list[TokenEntry] = []  # of text that the parser holds back
         self._finish_reason = ""
         self._num_events = 0
 
     def begin(self, index: int) -> bytes:
-        """The response, before there is anything of it."""
+        """Return the events with the empty response."""
         response = self._response("in_progress")
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
         )
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        """What is certain now."""
+        """Return the events for the parts that are certain now."""
         self._entries.extend(entries)
         return b"".join(map(self._take, self._parser.push(text)))
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
-        """None: each event has a number of its own."""
+        """See `Format`. Always None: each event carries its own sequence number."""
         return None
 
     def end(self, index: int, finish_reason: str) -> bytes:
-        """What was held back; and the last item is complete."""
+        """Return the events for what the parser held back, and for the end of the last item."""
         self._finish_reason = finish_reason
         events = b"".join(map(self._take, self._parser.finish()))
         if not self._items:
@@ -62,17 +62,17 @@ class ResponsesFormat:
         return events + self._close("completed" if finish_reason == "stop" else "incomplete")
 
     def finish(self, counts: TokenCounts) -> bytes:
-        """The response as a whole."""
+        """Return the event with the complete response."""
         status = self._status
         return self._event(f"response.{status}", response=self._response(status, counts))
 
     def failure(self, error: BatonError) -> bytes:
-        """The response as far as it came."""
+        """Return the event with the failed response, as far as it was generated."""
         response = self._response("failed") | {"error": {"code": "server_error", "message": error.message}}
         return self._event("response.failed", response=response)
 
     def whole(self, choices: Sequence[ChoiceText], counts: TokenCounts) -> bytes:
-        """An answer that is not streamed."""
+        """See `Format`."""
         self.delta(0, choices[0].text, choices[0].entries)
         self.end(0, choices[0].finish_reason)
         return _encode(self._response(self._status, counts))
@@ -111,7 +111,7 @@ class ResponsesFormat:
         return self._event(*item.grow(self._place(), text, logprobs))
 
     def _close(self, status: str = "completed", *, ends_call: bool = False) -> bytes:
-        """A call that something else ends than its own end was cut, whatever the status."""
+        """End the current item, if it is open. A call that is closed other than by its own end is incomplete."""
         if not self._items or self._items[-1].status != "in_progress":
             return b""
         item = self._items[-1]
@@ -137,7 +137,7 @@ class ResponsesFormat:
         return self._fields | {"status": status, "incomplete_details": incomplete, "output": output, "usage": usage}
 
     def _usage(self, counts: TokenCounts) -> dict[str, Any]:
-        """Tokens of reasoning are not counted but told by its share of the output's characters."""
+        """Return the usage. Reasoning tokens are not counted but estimated by reasoning's share of the characters."""
         sizes = [(item.num_chars, isinstance(item, ReasoningItem)) for item in self._items]
         num_chars = sum(size for size, _ in sizes) or 1
         thought = counts.num_output_tokens * sum(size for size, thinks in sizes if thinks) // num_chars
@@ -155,7 +155,7 @@ def _mint(prefix: str) -> str:
 
 
 def _fields(body: ResponsesBody) -> dict[str, Any]:
-    """What a response repeats of its request."""
+    """Return the fields that a response repeats from its request."""
     reasoning, text = body.reasoning, body.text
     return {
         "id": _mint("resp"),

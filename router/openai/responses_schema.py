@@ -1,4 +1,4 @@
-"""Body of POST /v1/responses. Nothing is stored: what refers to an earlier response is refused."""
+"""The body of POST /v1/responses. Nothing is stored, so fields that refer to an earlier response are refused."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ LOGPROBS = "message.output_text.logprobs"
 
 
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A text of an item. What comes with the texts of an answer may be sent back."""
+    """A text of an item. Fields that answers have beside their texts are accepted, since clients send them back."""
 
     type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text"]
     text: Text
@@ -42,13 +42,13 @@ class ContentPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
 
 
 class Direct(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Who calls functions: the model itself, and no program of its."""
+    """The caller of a function: the model itself, not a program that it wrote."""
 
     type: Literal["direct"]
 
 
 class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A message, a call, its output, or reasoning; which fields it needs depends on that."""
+    """A message, a function call, its output, or reasoning; the required fields depend on the type."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
@@ -65,14 +65,14 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     encrypted_content: Text | None = None
     caller: Direct | None = None
     parsed_arguments: Ignored = msgspec.UNSET
-    # have to be empty
+    # must be empty
     run_async: Nothing = msgspec.field(name="async", default=None)
-    async_: Nothing = None  # as OpenAI's Python client dumps its items
+    async_: Nothing = None  # the name in items dumped by OpenAI's Python client
     namespace: Nothing = None
 
     @property
     def sizes(self) -> Iterator[int]:
-        """Characters of its parts, as far as they may be many or long."""
+        """The lengths, in characters, of those parts that may be many or long."""
         yield len(self.arguments or "")
         for field in (self.content, self.output):
             if isinstance(field, list):
@@ -86,7 +86,7 @@ class FunctionTool(Function, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 
     type: Literal["function"]
     allowed_callers: list[Literal["direct"]] | None = None
-    # have to be empty
+    # must be empty
     run_async: Nothing = msgspec.field(name="async", default=None)
     defer_loading: Nothing = None
     output_schema: Nothing = None
@@ -122,14 +122,14 @@ class SchemaFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_
 
 
 class TextOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What the text is to look like. Verbosity is accepted and ignored."""
+    """The format of the text. `verbosity` is accepted and ignored."""
 
     format: TextFormat | JSONObjectFormat | SchemaFormat | None = None
     verbosity: Verbosity | None = None
 
 
 class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """How much to think. Summaries are never made."""
+    """How much to think. Summaries are never generated."""
 
     effort: Effort | None = None
     mode: Literal["standard"] | None = None
@@ -146,7 +146,7 @@ class ResponseStreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=T
 
 
 class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Of POST /v1/responses."""
+    """The body of POST /v1/responses."""
 
     model: str
     input: Annotated[str, Meta(min_length=1)] | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -174,7 +174,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     user: Label | None = None
-    # have to be empty
+    # must be empty
     background: Annotated[bool, Meta(extra_json_schema={"enum": [False]})] | None = None
     access_programs: Nothing = None
     background_options: Nothing = None
@@ -196,7 +196,7 @@ _RESPONSES = msgspec.json.Decoder(ResponsesBody)
 
 
 def parse_responses(data: bytes) -> ResponsesBody:
-    """Raises InvalidRequest, whose `param` is the field's path."""
+    """Parse and check a body. Raises InvalidRequest, whose `param` is the field's path."""
     body = decode(_RESPONSES, data)
     if body.background:
         raise unsupported("background")
@@ -211,7 +211,7 @@ def parse_responses(data: bytes) -> ResponsesBody:
 
 
 def tools_of(body: ResponsesBody) -> Tools:
-    """What may be called."""
+    """Return the tools that may be called. Raises InvalidRequest."""
     specs = tool_specs((f"tools[{i}]", tool) for i, tool in enumerate(body.tools or ()))
     match body.tool_choice:
         case NamedFunction(name=name):
@@ -223,7 +223,7 @@ def tools_of(body: ResponsesBody) -> Tools:
 
 
 def response_format(body: ResponsesBody) -> TextFormat | JSONObjectFormat | JSONSchemaFormat | None:
-    """The same as in a chat body."""
+    """Return the format of the text as a chat body's `response_format`."""
     given = body.text.format if body.text else None
     if isinstance(given, SchemaFormat):
         return JSONSchemaFormat(NamedSchema(name=given.name, schema=given.schema))

@@ -1,4 +1,4 @@
-"""From a body to SamplingParams, with what only the model tells: its limits, its vocabulary, its end of sequence."""
+"""Converts a body to SamplingParams, using facts of the model: its limits, vocabulary and end of sequence."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -13,15 +13,15 @@ from router.openai.completion_schema import CompletionBody
 from router.openai.schema import CommonBody
 
 _DEFAULT_COMPLETION_TOKENS = 16
-_MAX_TOKENS_WITHOUT_LIMIT = 2**20  # where neither model nor fleet names one
+_MAX_TOKENS_WITHOUT_LIMIT = 2**20  # if neither model nor fleet has a limit
 _MASK = 2**64 - 1
 Value = TypeVar("Value")
 
 
 def check_prompt(token_ids: Sequence[int], max_model_len: int, param: str, *, num_output_tokens: int = 1) -> None:
-    """Raise InvalidRequest for a prompt that no node could take, with so many output tokens at least.
+    """Raise InvalidRequest for an empty prompt, or one that leaves no room for `num_output_tokens`.
 
-    A `max_model_len` of 0 is none. Ids that a client gives need `check_ids`, too; a tokenizer's are the model's.
+    `max_model_len` 0 means no limit. Token ids from clients must also be checked by `check_ids`.
     """
     if not token_ids:
         raise InvalidRequest("The prompt is empty", param=param)
@@ -31,9 +31,9 @@ def check_prompt(token_ids: Sequence[int], max_model_len: int, param: str, *, nu
 
 
 def check_ids(token_ids: Iterable[int], facts: ModelFacts, param: str) -> None:
-    """Raise InvalidRequest where the model has no such token."""
+    """Raise InvalidRequest for token ids that the model does not have."""
     if facts.vocab_size and max(token_ids, default=0) >= facts.vocab_size:  # `any` takes twice as long
-        raise InvalidRequest(f"Token ids are below {facts.vocab_size}", param=param)
+        raise InvalidRequest(f"Token ids must be below {facts.vocab_size}", param=param)
 
 
 def sampling_params(
@@ -43,14 +43,17 @@ def sampling_params(
     max_model_len: int,
     grammar: Grammar | None,
 ) -> SamplingParams:
-    """For the first choice of a prompt; the others differ in their seed. `grammar` is what its output has to match."""
+    """Return the parameters for a prompt's first choice; the others differ in their seeds. Raises InvalidRequest.
+
+    `grammar`: what the output must match, if anything.
+    """
     max_tokens = _max_tokens(body, num_prompt_tokens, max_model_len)
     if body.stop_token_ids:
         check_ids(body.stop_token_ids, facts, "stop_token_ids")
     if body.logit_bias:
         check_ids(body.logit_bias, facts, "logit_bias")
     if grammar is not None and body.ignore_eos:
-        problem = "ignore_eos does not go together with a form of output, which has an end"
+        problem = "ignore_eos cannot be combined with a form of output, which has an end"
         raise InvalidRequest(problem, param="ignore_eos")
     default = facts.sampling
     eos = () if body.ignore_eos else facts.eos_token_ids
@@ -74,14 +77,14 @@ def sampling_params(
 
 
 def num_logprobs(body: ChatBody | CompletionBody) -> int:
-    """How many likeliest tokens to return with each; -1 is no logprobs at all."""
+    """Return how many of the likeliest tokens to report for each; -1: no log-probabilities at all."""
     if isinstance(body, ChatBody):
         return (body.top_logprobs or 0) if body.logprobs else -1
     return _or(body.logprobs, -1)
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """The seed of a prompt's choice: the request's own for the first, unrelated ones (splitmix64) for the others."""
+    """Return the seed of a prompt's choice: the request's own for the first, splitmix64 of it for the others."""
     if index == 0:
         return seed
     mixed = (seed + index * 0x9E3779B97F4A7C15) & _MASK
@@ -91,7 +94,7 @@ def choice_seed(seed: int, index: int) -> int:
 
 
 def stops(body: CommonBody) -> tuple[str, ...]:
-    """Stop strings."""
+    """Return the stop strings."""
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
 
 

@@ -1,7 +1,7 @@
-"""What the bodies of all generating endpoints have in common: every field is known, typed and bounded, or refused.
+"""The fields that the bodies of all generating endpoints share. Every field is typed and bounded; others are refused.
 
-Fields of OpenAI's that do not change the text are accepted and ignored; those that would change it are of a type that
-holds nothing but its neutral value. Each endpoint has a schema module of its own. How a body is read is in `body`.
+OpenAI's fields that do not change the text are accepted and ignored. Those that would change it, but are not supported,
+have a type that only admits the neutral value. Each endpoint has its own schema module; `body` does the decoding.
 """
 
 from enum import IntEnum
@@ -38,7 +38,7 @@ LogitBias = Annotated[
 ]
 Metadata = Annotated[dict[str, Label], Meta(max_length=16)]
 Ignored: TypeAlias = Annotated[msgspec.Raw, Meta(extra_json_schema={"description": "Anything"})] | msgspec.UnsetType
-Nothing: TypeAlias = None  # of a field that is known, and refused with any value
+Nothing: TypeAlias = None  # type of a field that is known, but refused with any value
 NoList = Annotated[list[None], Meta(max_length=0)]
 NoText = Annotated[str, Meta(max_length=0)]
 Yes = Annotated[bool, Meta(extra_json_schema={"const": True})]
@@ -46,15 +46,15 @@ No = Annotated[bool, Meta(extra_json_schema={"const": False})]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a stream is to contain besides text."""
+    """What a stream contains besides text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
-    continuous_usage_stats: bool | None = None  # vLLM's: with include_usage, in every event
+    continuous_usage_stats: bool | None = None  # vLLM's: with include_usage, usage in every event
 
 
 class StreamUsage(IntEnum):
-    """Which events of a stream tell what it has cost."""
+    """Which events of a stream contain the usage."""
 
     NONE = 0
     LAST = 1
@@ -62,14 +62,14 @@ class StreamUsage(IntEnum):
 
 
 class CacheHint(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How long OpenAI is to cache what comes before. Caches here know by themselves."""
+    """How OpenAI should cache the prompt up to here. Accepted and ignored: the prefix cache needs no hints."""
 
     mode: Literal["implicit", "explicit"] | None = None
     ttl: Label | None = None
 
 
 class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Fields of chat and completion bodies. None is the same as missing."""
+    """The fields of chat and completion bodies. None means the same as a missing field."""
 
     model: str
     stream: bool | None = None
@@ -99,7 +99,7 @@ class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_o
     prompt_cache_retention: Label | None = None
     store: bool | None = None
     metadata: Metadata | None = None
-    # what clients of vLLM send where they want nothing of it
+    # vLLM's, accepted only with their neutral values
     skip_special_tokens: Yes | None = None
     spaces_between_special_tokens: Yes | None = None
     include_stop_str_in_output: No | None = None
@@ -115,7 +115,7 @@ _NEUTRAL = {
 
 
 def check_common(body: CommonBody) -> None:
-    """Raise InvalidRequest for what the type of no single field can say."""
+    """Raise InvalidRequest for errors that the types of single fields do not catch."""
     for name, neutral in _NEUTRAL.items():
         if getattr(body, name) not in (None, neutral):
             raise unsupported(name)
@@ -126,7 +126,7 @@ def check_common(body: CommonBody) -> None:
 
 
 def wants_usage(body: CommonBody) -> StreamUsage:
-    """Which events of this request's stream tell its usage."""
+    """Return which events of this request's stream contain the usage."""
     options = body.stream_options
     if options is None or not options.include_usage:
         return StreamUsage.NONE

@@ -1,6 +1,6 @@
-"""The model as the HTTP side knows it: names, tokenizer, template, limits. Prompts become token ids here.
+"""The model as the HTTP side knows it: names, tokenizer, chat template, limits. Encodes prompts to token ids.
 
-Long texts are encoded in threads, a few at a time, so that no stream waits for them; how long a text may be is checked
+Long texts are encoded in threads, a few at a time, so that no stream waits for them. The length of a text is checked
 before it is encoded.
 """
 
@@ -33,11 +33,11 @@ class Sized(Protocol):
 
     @property
     def sizes(self) -> Iterator[int]:
-        """Characters of its parts."""
+        """The lengths of its parts, in characters."""
 
 
 class ServedModel:
-    """One model under one or several names."""
+    """The served model, under one or several names."""
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ class ServedModel:
         style: OutputStyle,
         max_model_len: int = 0,
     ) -> None:
-        """`max_model_len` is the operator's; 0 leaves it to the nodes, which know how far RoPE reaches."""
+        """`max_model_len` is the operator's limit; 0 leaves it to the nodes, which know how far RoPE reaches."""
         self.names = tuple(names)
         self.facts = facts
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self.style = style
         self.token_texts = TokenTexts(tokenizer)
-        self.marked_texts = TokenTexts(tokenizer, MARKERS)  # of outputs that are taken apart
+        self.marked_texts = TokenTexts(tokenizer, MARKERS)  # for outputs that are parsed: markers appear as text
         self._template = template
         self._knows_developers = template is not None and "developer" in template.source
         self._threads = started_pool(_NUM_THREADS, "encode")
@@ -63,10 +63,10 @@ class ServedModel:
 
     @classmethod
     def load(cls, flags: FrontFlags) -> "ServedModel":
-        """Read the model directory; CheckpointError names the file that is wrong."""
+        """Read the model directory. Raises CheckpointError that names the faulty file."""
         path = Path(flags.model)
         if not path.is_dir():
-            raise CheckpointError(f"--model: {path} is no directory")
+            raise CheckpointError(f"--model: {path} is not a directory")
         facts = load_facts(path)
         tokenizer = Tokenizer.load(path)
         _check_vocabulary(path, tokenizer, facts.vocab_size)
@@ -79,31 +79,31 @@ class ServedModel:
         return cls(names, tokenizer, template, facts, style, flags.max_model_len)
 
     def check_name(self, name: str) -> None:
-        """Raise ModelNotFound unless this is one of the names."""
+        """Raise ModelNotFound unless `name` is one of the model's names."""
         if name not in self.names:
             raise ModelNotFound("No such model is served here: GET /v1/models lists those that are", param="model")
 
     def check_sizes(self, pieces: Sequence[Sized], max_model_len: int, param: str) -> None:
-        """Raise ContextLengthExceeded for what is too long at first sight, before anything is made of it.
+        """Raise ContextLengthExceeded for messages that are certainly too long, before they are rendered or encoded.
 
-        A message has at least a token of its own; its parts may be empty.
+        Each message counts as at least one token, even if its parts are empty.
         """
         least, most = self.tokenizer.max_token_chars, self._max_chars(max_model_len)
         if len(pieces) * least > most or sum([least + sum(piece.sizes) for piece in pieces]) > most:
             raise _too_long(max_model_len, param)
 
     async def encode_text(self, text: str, max_model_len: int, *, framed: bool = True) -> list[int]:
-        """Token ids of a text, `framed` by the tokenizer's own (a BOS, as a rule); those in it are plain text."""
+        """Encode a client's text, with special tokens in it as plain text. `framed`: add the tokenizer's own (BOS)."""
         if len(text) > self._max_chars(max_model_len):
             raise _too_long(max_model_len, "prompt")
         return await self._run(len(text), lambda: self.tokenizer.encode(text, framed=framed))
 
     async def decode(self, token_ids: list[int]) -> str:
-        """The text of tokens, special ones included."""
+        """Decode tokens to text, including special ones."""
         return await self._run(len(token_ids), lambda: self.tokenizer.decode(token_ids, special=True))
 
     async def encode_chat(self, conversation: Conversation, max_model_len: int) -> list[int]:
-        """Token ids of a conversation, up to where the assistant speaks."""
+        """Render and encode a conversation, up to the start of the assistant's turn."""
         template, param = self._template, conversation.param
         if template is None:
             raise InvalidRequest("The model has no chat template: use /v1/completions", param=param)
@@ -115,7 +115,7 @@ class ServedModel:
         return await self._run(num_chars + 16 * len(texts), encode)
 
     def ends_with(self, token_ids: list[int], mark: str) -> bool:
-        """Whether a prompt ends with this, but for space: its template has begun a reasoning block, or ended one."""
+        """Whether a prompt ends with `mark` and space: then its template has opened or closed a reasoning block."""
         tail = b"".join(map(self.marked_texts.token_bytes, token_ids[-_TAIL_TOKENS:]))
         return tail.rstrip().endswith(mark.encode())
 
@@ -136,7 +136,7 @@ class ServedModel:
         if marks is not None:
             given = given.mapped(lambda text: tokens.mark(text, marks))
         messages = given.messages
-        if not self._knows_developers:  # then it knows system messages
+        if not self._knows_developers:  # the template has no developer role: use system instead
             messages = [m if m["role"] != "developer" else {**m, "role": "system"} for m in messages]
         rendered = template.render(messages, max_chars, given.tools, given.variables)
         return self.tokenizer.encode_chat(rendered, marks)
@@ -150,7 +150,7 @@ def _too_long(max_model_len: int, param: str) -> ContextLengthExceeded:
 
 
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
-    # Special tokens may have none: clients cannot write them, and where a template does the nodes refuse the request.
+    # Special tokens may have no row: clients cannot write them, and if a template does, the nodes refuse the request.
     largest = max(tokenizer.token_ids() - tokenizer.special_ids, default=-1)
     if vocab_size and largest >= vocab_size:
         raise CheckpointError(

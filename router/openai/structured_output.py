@@ -1,7 +1,7 @@
-"""What a body says of the form of its output: OpenAI's `response_format`, and vLLM's names for the same and more.
+"""Structured output: converts OpenAI's `response_format`, or vLLM's equivalents, to a `Grammar`.
 
-At most one of them may be given. Here they are bounded and brought to a `Grammar`; whether it can be followed is found
-out by the nodes, which refuse it in the client's own words for it.
+At most one of the fields may be given. Only sizes are checked here. The nodes compile the grammar and, if that fails,
+refuse the request with an error that names the client's field.
 """
 
 from typing import Annotated, Any, TypeAlias
@@ -14,7 +14,7 @@ from baton.request import Grammar, GrammarKind
 
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_CHOICE_STRINGS = 4096
-MAX_DEPTH = 200  # of objects and lists in one another; how deep a parser goes differs between Pythons
+MAX_DEPTH = 200  # nesting of objects and lists; parsers' own limits differ between Python versions
 _ANY_OBJECT = '{"type":"object"}'
 
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}(?!\n)$")]  # Python's $ overlooks a newline
@@ -24,16 +24,16 @@ ChoiceStrings: TypeAlias = Annotated[
 ]
 
 
-RawSchema: TypeAlias = (  # kept as it stands in the body
+RawSchema: TypeAlias = (  # kept as the raw JSON of the body
     Annotated[msgspec.Raw, Meta(extra_json_schema={"type": ["object", "null"]})] | msgspec.UnsetType
 )
-RawOrText: TypeAlias = (  # the same, or a string that holds it
+RawOrText: TypeAlias = (  # the same, or a string that contains it
     Annotated[msgspec.Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})] | msgspec.UnsetType
 )
 
 
 class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Of a response format. Name and description are accepted and ignored; a schema is always enforced."""
+    """The schema of a response format. It is always enforced; name, description and `strict` are ignored."""
 
     name: Name
     schema: RawSchema = msgspec.UNSET
@@ -42,7 +42,7 @@ class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
 
 
 class TextFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="text"):
-    """Anything."""
+    """Any text."""
 
 
 class JSONObjectFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type", tag="json_object"):
@@ -56,7 +56,7 @@ class JSONSchemaFormat(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
 
 
 class Structured(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """vLLM's newer way of saying it. Exactly one of the fields."""
+    """vLLM's `structured_outputs`. Exactly one of the fields must be given."""
 
     json: RawOrText = msgspec.UNSET
     regex: GrammarText | None = None
@@ -66,7 +66,7 @@ class Structured(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
 
 
 class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Fields of a generating body."""
+    """The fields of a generating body that constrain its output."""
 
     response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
     guided_json: RawOrText = msgspec.UNSET
@@ -77,7 +77,7 @@ class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
 
 
 def grammar_of(body: StructuredFields) -> Grammar | None:
-    """What the output has to match; None if it may be anything. Raises InvalidRequest naming a field."""
+    """Return the grammar that the output must match; None if it may be anything. Raises InvalidRequest."""
     guided = body.guided_json or body.guided_regex or body.guided_choice or body.guided_grammar
     if not (body.response_format or guided or body.structured_outputs):
         return None
@@ -125,9 +125,9 @@ def _of_structured(given: Structured | None) -> list[Grammar]:
 
 
 def _of_schema(raw: RawOrText, param: str) -> list[Grammar]:
-    """As it stands in the body: the order of properties matters."""
+    """Return the grammar of a schema, kept as it is in the body: the order of properties matters."""
     given = b"" if raw is msgspec.UNSET else bytes(raw).strip()
-    try:  # nobody has looked yet into what is kept as it stands
+    try:  # raw JSON has not been validated yet
         text = msgspec.json.decode(given, type=str).strip() if given[:1] == b'"' else given.decode()
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("Expected a JSON schema in UTF-8", param=param) from None
@@ -140,7 +140,7 @@ def _of_schema(raw: RawOrText, param: str) -> list[Grammar]:
 
 
 def check_depth(schema: bytes, param: str) -> None:
-    """Refuse one that is nested too deeply; what is no JSON at all is told by whoever parses it."""
+    """Raise InvalidRequest for a schema that is nested too deeply. Invalid JSON is left to the parser to report."""
     if schema.count(b"{") + schema.count(b"[") <= MAX_DEPTH:
         return
     try:
@@ -156,7 +156,7 @@ def check_depth(schema: bytes, param: str) -> None:
 
 
 def _containers(level: list[Any]) -> list[Any]:
-    """The objects and lists that lie directly in these."""
+    """Return the objects and lists that are direct children of these."""
     values = (node.values() if isinstance(node, dict) else node for node in level)
     return [value for some in values for value in some if isinstance(value, dict | list)]
 

@@ -1,4 +1,4 @@
-"""A token of an answer or an echo with its log-probabilities, before a format makes JSON of it."""
+"""A token of an answer or an echo with its log-probabilities, before it is formatted as JSON."""
 
 import msgspec
 
@@ -6,14 +6,14 @@ _MIN_LOGPROB = -9999.0  # JSON has no infinity
 
 
 class TokenEntry(msgspec.Struct, frozen=True):
-    """A token with its logprobs."""
+    """A token with its log-probability and those of the likeliest tokens at its position."""
 
     token: bytes
-    logprob: float | None  # None of a prompt's first token: nothing comes before it
+    logprob: float | None  # None for a prompt's first token, which nothing precedes
     top: list[tuple[bytes, float]]
     offset: int  # in the choice's text, in characters
 
 
 def finite(logprob: float) -> float:
-    """The log-probability, or the lowest number that stands for minus infinity in JSON."""
+    """Return the log-probability, with minus infinity replaced by a number that JSON can represent."""
     return max(logprob, _MIN_LOGPROB)

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what a prompt is to the model, and back. Nothing is generated."""
+"""POST /tokenize and /detokenize: convert a prompt to token ids, and back."""
 
 import msgspec
 
@@ -19,7 +19,7 @@ class Tokenization:
         self._model = generator.model
 
     async def tokenize(self, exchange: Exchange) -> None:
-        """Token ids of a prompt or of a conversation."""
+        """Serve /tokenize: return the token ids of a prompt or a conversation."""
         body = parse_tokenize(await exchange.read_body())
         await self._admit(exchange, body.model)
         token_ids = await self._encode(body)
@@ -30,7 +30,7 @@ class Tokenization:
         exchange.send(200, msgspec.json.encode({**answer, "tokens": token_ids, "token_strs": strings}))
 
     async def detokenize(self, exchange: Exchange) -> None:
-        """The text of token ids, special tokens included."""
+        """Serve /detokenize: return the text of token ids, including special tokens."""
         body = parse_detokenize(await exchange.read_body())
         await self._admit(exchange, body.model)
         limit = self._generator.max_model_len
@@ -50,7 +50,7 @@ class Tokenization:
         return await self._model.encode_text(body.prompt or "", limit, framed=framed)
 
     async def _admit(self, exchange: Exchange, name: str | None) -> None:
-        """Bodies need not name the model. Only requests are counted, for no node is asked."""
+        """Check the model's name, if the body has one, and charge one request but no tokens to the tenant."""
         if name is not None:
             self._model.check_name(name)
         exchange.model = name or self._model.names[0]

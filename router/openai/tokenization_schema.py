@@ -1,4 +1,4 @@
-"""Bodies of /tokenize and /detokenize, as vLLM has them."""
+"""The bodies of POST /tokenize and /detokenize, as in vLLM."""
 
 from typing import Annotated
 
@@ -13,20 +13,20 @@ from router.openai.tool_schema import MAX_TOOLS, Tool
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Of POST /tokenize: a prompt, or messages as a chat has them."""
+    """The body of POST /tokenize: either a prompt, or messages as for a chat."""
 
     model: str | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     chat_template_kwargs: Switches | None = None
-    add_special_tokens: bool | None = None  # true where null; of a prompt alone
-    add_generation_prompt: bool | None = None  # only true
+    add_special_tokens: bool | None = None  # default true; only for a prompt
+    add_generation_prompt: bool | None = None  # must not be false
     return_token_strs: bool | None = None
 
 
 class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Of POST /detokenize."""
+    """The body of POST /detokenize."""
 
     model: str | None = None
     tokens: list[TokenId]
@@ -37,7 +37,7 @@ _DETOKENIZE = msgspec.json.Decoder(DetokenizeBody)
 
 
 def parse_tokenize(data: bytes) -> TokenizeBody:
-    """Raises InvalidRequest, whose `param` is the field's path."""
+    """Parse and check a body. Raises InvalidRequest, whose `param` is the field's path."""
     body = decode(_TOKENIZE, data)
     if body.prompt is None and body.messages is None:
         raise coded(InvalidRequest("Missing field", param="prompt"), "missing_required_parameter")
@@ -50,5 +50,5 @@ def parse_tokenize(data: bytes) -> TokenizeBody:
 
 
 def parse_detokenize(data: bytes) -> DetokenizeBody:
-    """Raises InvalidRequest, whose `param` is the field's path."""
+    """Parse a body. Raises InvalidRequest, whose `param` is the field's path."""
     return decode(_DETOKENIZE, data)

@@ -1,7 +1,7 @@
-"""Grammars that hold an output to calls of tools, each with arguments that its schema describes.
+"""Grammars that constrain an output to tool calls with arguments that match the tools' schemas.
 
-A call is written as the model would write it (`parsing.style`), or as an item of a JSON list where nobody knows how.
-Each schema stays a document of its own: its `$ref`s point into itself. A model that thinks may do so first.
+Calls have the model's own format (`parsing.style`) or, if that is unknown, are items of a JSON list. Each schema is
+embedded as a separate document, so that its `$ref`s still point into itself. Models that think may do so first.
 """
 
 import json
@@ -20,14 +20,14 @@ _OPENED = 'think[lazy]: /(.|\\n)*<\\/think>/\nbreaks: "\\n\\n" | "\\n"\n'
 
 
 class _Form(NamedTuple):
-    """How calls are written."""
+    """The text around the parts of a call."""
 
-    before: str  # the name
-    between: str  # name and arguments
-    after: str  # the arguments
-    separator: str
-    opening: str = ""  # of the whole list
-    closing: str = ""
+    before: str  # before the name
+    between: str  # between name and arguments
+    after: str  # after the arguments
+    separator: str  # between calls
+    opening: str = ""  # before the first call
+    closing: str = ""  # after the last call
 
 
 _HERMES = _Form('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", "\n")
@@ -37,7 +37,10 @@ _FORMS = {"hermes": _HERMES, "llama3": _LLAMA}
 
 
 def calls_grammar(style: OutputStyle, tools: Sequence[ToolSpec], *, parallel: bool, opened: bool) -> Grammar:
-    """One call, or up to MAX_CALLS. `opened`: the prompt has begun a reasoning block. Raises InvalidRequest."""
+    """Return the grammar of one call or, if `parallel`, up to MAX_CALLS. Raises InvalidRequest.
+
+    `opened`: the prompt has opened a reasoning block.
+    """
     form = _FORMS.get(style.calls, _LIST)
     more = f"({_literal(form.separator)} call){{0,{MAX_CALLS - 1}}}" if parallel else ""
     calls = f"{_literal(form.opening)} call {more} {_literal(form.closing)}"
@@ -46,7 +49,7 @@ def calls_grammar(style: OutputStyle, tools: Sequence[ToolSpec], *, parallel: bo
 
 
 def strict_grammar(style: OutputStyle, tools: Sequence[ToolSpec], *, opened: bool) -> Grammar | None:
-    """Any text with calls in it, which are held to their schemas; None where no marker tells calls from text."""
+    """Return the grammar of any text with calls that match their schemas; None if the style has no call marker."""
     if style.calls != "hermes":
         return None
     form = _HERMES._replace(before=_HERMES.before.removeprefix("<tool_call>"))
@@ -60,7 +63,10 @@ def strict_grammar(style: OutputStyle, tools: Sequence[ToolSpec], *, opened: boo
 
 
 def after_thinking(grammar: Grammar, style: OutputStyle, *, opened: bool) -> tuple[Grammar, bool]:
-    """What a client asked for, and whether reasoning may come first, which only schemas allow."""
+    """Extend a client's grammar by reasoning before it. Returns it, and whether reasoning may come first.
+
+    Only JSON schemas allow that.
+    """
     if not style.thinks or grammar.kind is not GrammarKind.JSON_SCHEMA:
         return grammar, False
     lines = [f"start: {_before(style, opened)} answer", f"answer: {_json(json.loads(grammar.text))}"]
@@ -90,7 +96,7 @@ def _json(schema: dict[str, Any]) -> str:
 
 
 def _literal(text: str) -> str:
-    """Lark's strings are written as JSON's."""
+    """Return a Lark string literal, which has the syntax of a JSON string."""
     return json.dumps(text) if text else ""
 
 

@@ -1,6 +1,6 @@
-"""Tools in a body, as both /v1/chat/completions and /v1/responses have them, and what comes of them.
+"""Tools of /v1/chat/completions and /v1/responses: their schema in bodies, and the tools that a request may call.
 
-A function's schema is kept in the client's order of keys: templates show it to the model as it stands.
+A function's parameters keep the client's order of keys, since templates show them to the model as they are.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,14 @@ from router.openai.schema import Text
 from router.openai.structured_output import Name, RawSchema, check_depth
 
 MAX_TOOLS = 128
-_MAX_SCHEMA_BYTES = 512 * 1024  # of all tools together
+_MAX_SCHEMA_BYTES = 512 * 1024  # all tools together
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 CallID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Function(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a model may call."""
+    """A function that the model may call."""
 
     name: Name
     description: Text | None = None
@@ -30,27 +30,27 @@ class Function(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
 
 class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Of a chat body; functions are the only kind."""
+    """A tool of a chat body; functions are the only kind."""
 
     type: Literal["function"]
     function: Function
 
 
 class FunctionRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One of the tools, by its name."""
+    """The name of one of the tools."""
 
     name: Name
 
 
 class ToolRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The same, as chat bodies put it."""
+    """A reference to one of the tools, in the format of chat bodies."""
 
     type: Literal["function"]
     function: FunctionRef
 
 
 class AllowedTools(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Some of the tools."""
+    """A subset of the tools."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[ToolRef], Meta(min_length=1, max_length=MAX_TOOLS)]
@@ -72,7 +72,7 @@ ToolChoice: TypeAlias = Literal["none", "auto", "required"] | NamedChoice | Allo
 
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A function, whichever endpoint it came by."""
+    """A function, independent of the endpoint."""
 
     name: str
     description: str | None
@@ -81,31 +81,31 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Of its arguments. A function without one takes none."""
+        """The schema of its arguments. A function without parameters takes none."""
         return _NO_PARAMETERS | {"additionalProperties": False} if self.parameters is None else self.parameters
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates know tools."""
+        """Return the tool in the format of chat templates."""
         fields = {"name": self.name, "description": self.description, "parameters": self.parameters or _NO_PARAMETERS}
         return {"type": "function", "function": {name: value for name, value in fields.items() if value is not None}}
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request may call."""
+    """The tools of a request."""
 
-    listed: Sequence[ToolSpec] = ()  # the model is told of these
-    allowed: Sequence[ToolSpec] = ()  # and may call these
-    required: bool = False
-    parallel: bool = True
+    listed: Sequence[ToolSpec] = ()  # shown to the model
+    allowed: Sequence[ToolSpec] = ()  # may be called
+    required: bool = False  # whether one must be called
+    parallel: bool = True  # whether several may be called
 
     @property
     def names(self) -> frozenset[str]:
-        """Of what may be called."""
+        """The names of the allowed tools."""
         return frozenset(tool.name for tool in self.allowed)
 
     @property
     def strict(self) -> bool:
-        """Whether arguments have to follow their schema, though nothing has to be called."""
+        """Whether the arguments of some tool must match its schema."""
         return any(tool.strict for tool in self.allowed)
 
 
@@ -113,7 +113,7 @@ NO_TOOLS = Tools()
 
 
 def tool_specs(functions: Iterable[tuple[str, Function]]) -> list[ToolSpec]:
-    """Of functions and their names for clients. Raises InvalidRequest for what is no schema, or too much of it."""
+    """Convert functions, given with their field's path. Raises InvalidRequest for invalid or too large schemas."""
     listed = list(functions)
     if sum(len(f.parameters) for _, f in listed if f.parameters is not msgspec.UNSET) > _MAX_SCHEMA_BYTES:
         raise InvalidRequest(f"Expected schemas of at most {_MAX_SCHEMA_BYTES} bytes", param="tools")
@@ -132,7 +132,10 @@ def _tool_spec(function: Function, param: str) -> ToolSpec:
 def chosen(
     tools: Sequence[ToolSpec], mode: str, names: Sequence[str] | None = None, *, parallel: bool | None = None
 ) -> Tools:
-    """`mode` is none, auto or required; `names` are those that may be called, all where None. Raises InvalidRequest."""
+    """Return the tools for a tool choice. Raises InvalidRequest.
+
+    `mode`: none, auto or required. `names`: the tools that may be called; None: all.
+    """
     if mode == "none":
         return NO_TOOLS
     known = {tool.name: tool for tool in tools}
@@ -147,7 +150,7 @@ def chosen(
 
 
 def tools_of(tools: Sequence[Tool] | None, choice: ToolChoice | None, *, parallel: bool | None) -> Tools:
-    """Of a chat body."""
+    """Return the tools of a chat body. Raises InvalidRequest."""
     if not tools and choice in (None, "auto"):
         return NO_TOOLS
     specs = tool_specs((f"tools[{i}].function", tool.function) for i, tool in enumerate(tools or ()))

@@ -1,1 +1,1 @@
-"""When a request goes, and where: the line, the prefix index, costs in milliseconds."""
+"""Decides when and where a request runs: the admission queue, the prefix index, predicted costs."""

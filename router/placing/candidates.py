@@ -1,6 +1,6 @@
-"""Which nodes would serve a request's next attempt if it went now: who is open, who holds its prefix, what it costs.
+"""Finds the nodes for a request's next attempt: those that accept requests, by cached prefix and predicted cost.
 
-When it goes is the line's business (`placer`).
+`placer` decides when the attempt starts.
 """
 
 import itertools
@@ -16,24 +16,24 @@ from router.placing.prefix_replica import PrefixReplica
 from router.placing.prompt_hashes import PromptHashes
 from router.running import Running
 
-MAX_FAILED_TRANSFERS = 2  # of a request, which then goes where nothing has to be shipped: it has few attempts
+MAX_FAILED_TRANSFERS = 2  # per request; after that it runs on a decode node alone, since attempts are limited
 
 
 class Candidates:
     """Chooses among the nodes of one router's fleet."""
 
     def __init__(self, fleet: FleetView, replica: PrefixReplica, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when a node has less to do than was thought."""
+        """`on_change` is called when work that was counted on a node is done or given up (see `Placement`)."""
         self._fleet, self._replica, self._on_change = fleet, replica, on_change
         self._turns = itertools.count()
 
     async def place(self, running: Running, hashes: PromptHashes) -> Placement | None:
-        """Where the request would go now, None where it has to wait."""
+        """Return where the request would run now, or None if it has to wait."""
         facts = self._fleet.facts
         if facts is None:
             return None
         cached = await self._replica.lookup(hashes.of(facts))
-        if running.computed_by:  # the index may not know it yet
+        if running.computed_by:  # the index may not have these blocks yet
             cached = {**cached, running.computed_by: running.num_tokens // facts.block_size}
         return self._choose(running, self._fleet.facts or facts, cached)
 
@@ -58,7 +58,7 @@ class Candidates:
     def _cheapest(
         self, running: Running, ask: Ask, cached: dict[str, int], prefills: list[NodeLink], decodes: list[NodeLink]
     ) -> Placement | None:
-        """The cheapest placement on one of `prefills` and one of `decodes`, or on one of `decodes` alone."""
+        """Return the cheapest placement on one of `prefills` and one of `decodes`, or on one of `decodes` alone."""
         states = [link.state for link in prefills], [link.state for link in decodes]
         choice = policy.choose(ask, states[0], _held(prefills, cached), states[1], _held(decodes, cached))
         if choice is None:
@@ -68,9 +68,9 @@ class Candidates:
         return Placement(prefill, decode, choice, running.num_tokens, self._on_change)
 
     def _accepting(self, role: str, running: Running) -> list[NodeLink]:
-        """Links that accept requests; none of those between which a transfer of this one failed, if there are others.
+        """Return the links that accept requests, if possible without those with which this request's transfer failed.
 
-        Two nodes may be cut off from one another while everybody else, this router included, reaches both.
+        Two nodes may be unable to reach each other although this router and others reach both.
         """
         links = self._fleet.accepting(role)
         if not running.troubled:
@@ -80,7 +80,7 @@ class Candidates:
     def _choose_one(
         self, running: Running, facts: FleetFacts, cached: dict[str, int], links: list[NodeLink]
     ) -> Placement | None:
-        """A node for work on the prompt alone; scoring reads nothing from a cache."""
+        """Choose a node for prompt work. Cached prefixes do not count if log-probabilities are wanted."""
         work = running.job.prompt_work
         held = _held(links, {} if work is not None and work.num_logprobs >= 0 else cached)
         choice = policy.choose_prefill(self._ask(running, facts), [link.state for link in links], held)

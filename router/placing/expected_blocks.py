@@ -1,18 +1,18 @@
-"""Blocks that a node was lately given to compute: another request with that prefix is best served behind the first.
+"""Blocks that a node is expected to have soon, because requests with these blocks were recently sent to it.
 
-A node announces blocks when they are computed. Until then a burst of requests that share a prefix would be spread, and
-the prefix computed once on each node. What never comes is forgotten after a while.
+A node announces blocks only once they are computed. Without this, a burst of requests that share a prefix would be
+spread, and the prefix computed on every node. Blocks that never come are forgotten after a while.
 """
 
 from collections.abc import Container, Sequence
 from typing import Any
 
-TURN_S = 10.0  # blocks are expected for one to two of these
-MAX_BLOCKS = 16_384  # of a turn
+TURN_S = 10.0  # blocks are expected for one to two times this
+MAX_BLOCKS = 16_384  # per TURN_S
 
 
 class ExpectedBlocks:
-    """The blocks that one node was lately given to compute."""
+    """The blocks that one node is expected to have soon."""
 
     def __init__(self) -> None:
         self._young: set[Any] = set()
@@ -20,14 +20,14 @@ class ExpectedBlocks:
         self._turned_s = 0.0
 
     def add(self, hashes: Sequence[Any], now_s: float) -> None:
-        """These will be there soon. Beyond the bound the end of a prefix is left out."""
+        """Expect these blocks. If there are too many, the end of the prefix is left out."""
         self._turn(now_s)
-        num_known = num_leading_of(hashes, self._young) if hashes else 0  # of a hot prefix nearly all
+        num_known = num_leading_of(hashes, self._young) if hashes else 0  # nearly all of a hot prefix
         room = MAX_BLOCKS - len(self._young)
         self._young.update(hashes[num_known : num_known + max(room, 0)])
 
     def extend(self, hashes: Sequence[Any], num_leading: int, now_s: float) -> int:
-        """`num_leading` of `hashes` are held: how many with those that are expected."""
+        """Return how many leading blocks of `hashes` the node will have, given that it has `num_leading` now."""
         self._turn(now_s)
         for blocks in (self._young, self._old):
             if blocks and num_leading < len(hashes) and hashes[num_leading] in blocks:
@@ -42,7 +42,10 @@ class ExpectedBlocks:
 
 
 def num_leading_of(hashes: Sequence[Any], blocks: Container[Any]) -> int:
-    """How many of the first `hashes` (one at least) are in a set that holds, with each block, all those before it."""
+    """Count the leading `hashes` (at least one) in `blocks`, by bisection.
+
+    `blocks` must contain, with each block of a prefix, all the blocks before it.
+    """
     if hashes[0] not in blocks:
         return 0
     if hashes[-1] in blocks:

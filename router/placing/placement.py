@@ -1,4 +1,4 @@
-"""The nodes of one attempt, and the work that they are counted with until they have told their load again."""
+"""The nodes chosen for one attempt, and its work, which is counted on them until they report their load again."""
 
 import time
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from router.placing.policy import Choice
 class Placement(msgspec.Struct, eq=False):
     """Where an attempt runs. Its work is counted on its nodes from `begin` to `end`."""
 
-    prefill: NodeLink | None  # None: all on the decode node
-    decode: NodeLink | None  # None: only one token is wanted
+    prefill: NodeLink | None  # None: the decode node does it all
+    decode: NodeLink | None  # None: only one token, or only prompt work, is wanted
     choice: Choice
     num_tokens: int
     on_change: Callable[[], None]
@@ -23,23 +23,23 @@ class Placement(msgspec.Struct, eq=False):
     is_computed: bool = False
 
     def begin(self) -> None:
-        """Count its work on the nodes from now on."""
+        """Count the attempt's work on its nodes from now on."""
         if (computing := self._computing) is not None:
             computing.state.send_prompt(self.choice.prompt_ms, time.monotonic())
         if self.decode is not None:
             state = self.decode.state
             state.send_decode(self.num_tokens, self.choice.num_missing_blocks)
-            if self.prefill is not None and state.num_waiting:  # it waits behind those
+            if self.prefill is not None and state.num_waiting:  # it waits behind the others
                 state.num_waiting += 1
 
     def computed(self) -> None:
-        """The prompt is computed. Idempotent."""
+        """Note that the prompt is computed. Idempotent."""
         if self.on_computed is not None and not self.is_computed:
             self.on_computed()
         self._prompt_done()
 
     def end(self) -> None:
-        """The attempt is over."""
+        """Note that the attempt has ended."""
         self._prompt_done()
         if self.decode is not None:
             self.decode.state.decode_done(self.num_tokens, self.choice.num_missing_blocks)
@@ -47,7 +47,7 @@ class Placement(msgspec.Struct, eq=False):
 
     @property
     def compute_s(self) -> float:
-        """How long computing all of the prompt would take, as predicted."""
+        """The predicted time to compute the whole prompt without any cache."""
         if self._computing is None:
             return 0.0
         state = self._computing.state
@@ -55,7 +55,7 @@ class Placement(msgspec.Struct, eq=False):
 
     @property
     def pair(self) -> tuple[NodeRecord, NodeRecord] | None:
-        """The nodes between which KV travels; None where all is done on one of them."""
+        """The nodes between which KV is transferred; None if a single node does it all."""
         if self.prefill is None or self.decode is None:
             return None
         return self.prefill.record, self.decode.record
@@ -71,7 +71,7 @@ class Placement(msgspec.Struct, eq=False):
 
     @property
     def names(self) -> dict[str, str]:
-        """Ids of the nodes that take part, by role."""
+        """The ids of the chosen nodes, by role."""
         names = {}
         if self.prefill is not None:
             names["prefill"] = self.prefill.record.node_id

@@ -1,7 +1,7 @@
-"""When a request's next attempt goes, and where: the line, and the nodes that would serve the one at its head.
+"""Decides when and where a request's next attempt runs, using the queue (`admission`) and the nodes (`candidates`).
 
-A new request gets in line (`admission`); whose turn it is is placed as soon as some node has room. One that would wait
-longer than it wants to is sent away at once. A request that some node had already taken up does not get in line again.
+A new request joins the queue; the one at its head is placed as soon as a node has room. A request that would wait
+longer than it may is refused at once. A request that has been attempted before does not join the queue again.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from router.placing.prefix_replica import PrefixReplica
 from router.placing.prompt_hashes import PromptHashes
 from router.running import Running
 
-RECHECK_S = 0.25  # nodes that were avoided come back without saying so
+RECHECK_S = 0.25  # a node that was avoided becomes available again without a notification
 
-_REFUSED = Counter("baton_router_requests_refused", "Requests sent away instead of being placed", ["reason"])
+_REFUSED = Counter("baton_router_requests_refused", "Requests refused instead of being placed", ["reason"])
 
 
 class Placer:
@@ -39,10 +39,13 @@ class Placer:
         self._candidates = Candidates(fleet, replica, self.nodes_changed)
         self._queue = AdmissionQueue(limits.max_waiting)
         self._drain = Drain()
-        self._wakes: dict[int, asyncio.Event] = {}  # by id() of a place in line
+        self._wakes: dict[int, asyncio.Event] = {}  # by id() of the queue's entry
 
     async def place(self, running: Running) -> Placement:
-        """Waits for nodes to come or to have room. Raises Overloaded. The deadline is the caller's."""
+        """Choose nodes for the next attempt, waiting until they exist and have room. Raises Overloaded.
+
+        The caller enforces the deadline.
+        """
         hashes = PromptHashes(running)
         if running.usage.num_attempts > 0:
             while (placement := await self._candidates.place(running, hashes)) is None:
@@ -63,23 +66,23 @@ class Placer:
             self._leave_line(entry, is_served=False)
 
     def nodes_changed(self) -> None:
-        """A node has come, gone, told its load, or has less to do: whose turn it is may try again."""
+        """Let the head of the queue try again: nodes have come or gone, or their load has changed."""
         head = self._queue.head()
         if head is not None and (wake := self._wakes.get(id(head))):
             wake.set()
 
     def check_patience(self, running: Running) -> None:
-        """Raise Overloaded for a request that has waited long enough. One that has begun is carried to its end."""
+        """Raise Overloaded if a request has waited for too long. One that already has output is never given up."""
         limit_s = min(self._limits.max_full_wait_s, self._limit_s(running))
         if running.age_s > limit_s and not running.output:
             self._refuse_waited(running)
 
     def _passes(self, running: Running, found: Placement) -> bool:
-        """Whether it goes at once, as nobody waits. Most do: it counts for its tenant as if it had been in line."""
+        """Whether the request may bypass the empty queue, as most do. Its tenant is charged as if it had queued."""
         choice, job = found.choice, running.job
         if len(self._queue) or self._ttft_s(choice) > self._limit_s(running):
             return False
-        # a node that has time is there, so not all are backlogged
+        # if the chosen prefill node has time, not all nodes are backlogged
         has_time = found.prefill is not None and self._queue_s(choice.queue_ms) <= policy.MAX_BACKLOG_S
         if not has_time and self._holds_back():
             return False
@@ -87,7 +90,7 @@ class Placer:
         return True
 
     def _get_in_line(self, running: Running, found: Placement | None) -> Waiting:
-        """Raises Overloaded where there is no place, or the wait would be too long. `found`: where it would go now."""
+        """Join the queue. `found` is where the request would run now. Raises Overloaded if it is full, or too slow."""
         work_ms = found.choice.prompt_ms if found is not None else self._longest_ms(running)
         if found is not None and not len(self._queue):
             wait_s = self._queue_s(found.choice.queue_ms)
@@ -115,11 +118,11 @@ class Placer:
     async def _wait_for_turn(
         self, entry: Waiting, running: Running, hashes: PromptHashes, found: Placement | None
     ) -> Placement:
-        """`found` is where it would go at this moment."""
+        """Wait until the entry is at the head of the queue and can be placed. `found` is where it would run now."""
         wake = self._wakes[id(entry)]
         while True:
             wake.clear()
-            if self._fleet.ready:  # else it is capacity that lacks, and may come back until the deadline
+            if self._fleet.ready:  # otherwise nodes are missing; they may come back until the deadline
                 self._check_hope(entry, running)
             if self._queue.head() is entry:
                 found = None if self._holds_back() else found or await self._candidates.place(running, hashes)
@@ -138,7 +141,7 @@ class Placer:
                     await wake.wait()
 
     def _check_hope(self, entry: Waiting, running: Running) -> None:
-        """Raise Overloaded where a request has waited too long, or would be late even if it went now."""
+        """Raise Overloaded if a request has waited for too long, or would be late even if it were placed now."""
         least_s = running.age_s + self._queue_s(self._least_queue_ms()) + entry.work_ms / 1000
         if least_s > self._limit_s(running):
             self._drain.gave_up(entry.ttft_s, least_s, time.monotonic())
@@ -157,14 +160,14 @@ class Placer:
         self.nodes_changed()
 
     def _held_back(self) -> None:
-        """Nobody has room for the head of the line. Time without any node is left out of what is learnt."""
+        """Note that no node has room for the head of the queue. Times without any node are not learned from."""
         if self._fleet.ready:
             self._drain.held_back(time.monotonic())
         else:
             self._drain.emptied()
 
     def _holds_back(self) -> bool:
-        """Whether every node has enough to do for now."""
+        """Whether every node has a backlog of more than MAX_BACKLOG_S."""
         return self._queue_s(self._least_queue_ms()) > policy.MAX_BACKLOG_S
 
     def _least_queue_ms(self) -> float:
@@ -174,7 +177,7 @@ class Placer:
         return self._fleet.accepting("prefill" if self._fleet.expects_prefill else "decode")
 
     def _limit_s(self, running: Running) -> float:
-        """How long its first token may take."""
+        """The longest allowed TTFT of a request."""
         return min(running.job.max_ttft_s or math.inf, self._limits.max_ttft_s or math.inf)
 
     def _predicted_wait_s(self, running: Running, work_ms: float) -> float:
@@ -183,7 +186,7 @@ class Placer:
         return self._drain.wait_ms(ahead_ms, len(computing)) / 1000 + self._queue_s(self._least_queue_ms())
 
     def _longest_ms(self, running: Running) -> float:
-        """How long computing all of the prompt takes, on any node."""
+        """The predicted time to compute the whole prompt, without any cache."""
         computing = self._computing()
         if not computing:
             return 0.0
@@ -191,7 +194,7 @@ class Placer:
         return state.cost.prefill_ms(running.num_tokens, 0, state.chunk_tokens)
 
     def _queue_s(self, queue_ms: float) -> float:
-        """A node's queue in seconds, as long as such queues have lately turned out to take."""
+        """A node's queue in seconds, corrected by how long queues have recently taken."""
         return self._drain.slowness * queue_ms / 1000
 
     def _ttft_s(self, choice: policy.Choice) -> float:
@@ -200,7 +203,7 @@ class Placer:
     def _begin_new(
         self, placement: Placement, hashes: PromptHashes, on_computed: Callable[[], None] = lambda: None
     ) -> None:
-        """Begin a placement, and learn from when its prompt is computed how far predictions hold."""
+        """Begin a placement; when its prompt is computed, compare the time with the prediction."""
         began_s, predicted_s = time.monotonic(), placement.choice.ttft_ms / 1000
 
         def computed() -> None:

@@ -1,16 +1,17 @@
-"""Which nodes serve a request: those that cost everybody the least time, in predicted milliseconds.
+"""Chooses the nodes for a request: those with the least cost to all requests, in predicted milliseconds.
 
-A way to serve a request is a pair (prefill node, decode node), or a decode node alone. Its cost is a sum:
+A request is served by a pair (prefill node, decode node), or by a decode node alone. The cost of each option is a sum:
 
-    queue      until the node begins with this prompt
-    prefill    base · steps + token · tokens + context · tokens · tokens before them, of what is not cached there
-    transfer   what shows of it: latency + blocks that the decode node lacks, as far as the prefill does not hide them
-    decode     the answer's expected length · step time, which grows with requests and with their context
-    harm       the same work as others feel it: a prompt delays those behind it and, on a decode node, every running
-               request; a running request slows all other steps; blocks that run out have requests preempted
+    queue      time until the node starts on this prompt
+    prefill    base · steps + token · tokens + context · tokens · tokens before them, for what is not cached there
+    transfer   latency + transfer time of the blocks that the decode node lacks, as far as the prefill does not hide it
+    decode     expected length of the answer · step time, which grows with the number of requests and their context
+    harm       what the same work costs others: a prompt delays those behind it and, on a decode node, every running
+               request; a running request slows down all other steps; a lack of blocks leads to preemptions
 
-Only the transfer depends on both nodes of a pair, so the best pair is found by choosing one side for the best other
-side, a few times: O(P + D). Pure functions of small structs: who is alive and what is cached where others find out.
+Only the transfer depends on both nodes of a pair. So the best pair is approximated by choosing one side, then the other
+side given the first, a few times: O(P + D). These are pure functions of small structs; callers find out which nodes are
+alive and what they have cached.
 """
 
 from collections.abc import Sequence
@@ -20,69 +21,69 @@ import msgspec
 from router.nodes.fleet_costs import TransferCost
 from router.nodes.state import NodeState
 
-SCARCE = 0.1  # share of free blocks below which requests are preempted sooner or later
-SCARCITY_MS = 500.0
-TIE_MS = 1.0  # differences that small are noise: spread the load instead
+SCARCE = 0.1  # share of free blocks below which preemptions become likely
+SCARCITY_MS = 500.0  # cost of having no free block
+TIE_MS = 1.0  # smaller differences are noise: spread the load instead
 TIE_SHARE = 0.01
-FRESH_MS = 50.0  # a prompt computed on a decode node is found there only, and its pool is not the place for new ones
-SHORT_MS = 20.0  # what a decode node with a prefill pool beside it computes of a prompt that is mostly new to it
-MAX_BACKLOG_S = 1.0  # before every node: then requests wait in the router; twice the time between two words on load
-MAX_QUEUED = 64  # requests that wait for blocks or a place in the batch of a decode node, which refuses from 256 on
-PRESSURE = 2.0  # found on traces: less loses hits, more lets queues grow before a hot prefix is shared out
+FRESH_MS = 50.0  # penalty for a new prefix on a decode node: only that node will have it cached
+SHORT_MS = 20.0  # the longest mostly uncached prompt that a decode node computes if there is a prefill pool
+MAX_BACKLOG_S = 1.0  # if all nodes have more, requests wait in the router; twice the interval of load reports
+MAX_QUEUED = 64  # requests waiting on a decode node, beyond which no pair uses it; the node refuses from 256 on
+PRESSURE = 2.0  # tuned on traces: less loses cache hits; more lets queues grow before a hot prefix is replicated
 _NEVER = float("inf")
 
 
 class Ask(msgspec.Struct, kw_only=True):
-    """A request, as far as its cost depends on it."""
+    """What the cost of a request depends on."""
 
     num_tokens: int  # prompt, and output of earlier attempts
     block_size: int
-    num_output_tokens: float = 0.0  # expected; 0: only the token that comes with the prompt
+    num_output_tokens: float = 0.0  # expected number; 0: only the token that the prefill samples
     transfer: TransferCost = msgspec.field(default_factory=TransferCost)
-    turn: int = 0  # counts up from request to request
+    turn: int = 0  # counts up from request to request, to break ties
 
 
 class Choice(msgspec.Struct, kw_only=True):
-    """Indices into the given pools, and what was predicted."""
+    """The chosen nodes, as indices into the given pools, and the predictions for them."""
 
-    prefill: int | None  # None: all on the decode node
+    prefill: int | None  # None: the decode node does it all
     decode: int | None  # None: nothing is left to decode
     cost_ms: float
-    queue_ms: float  # before the prompt begins
-    prompt_ms: float  # computing it
-    num_uncached_tokens: int  # where it is computed
+    queue_ms: float  # until the prompt starts
+    prompt_ms: float  # to compute the prompt
+    num_uncached_tokens: int  # on the node that computes the prompt
     num_missing_blocks: int  # on the decode node
 
     @property
     def ttft_ms(self) -> float:
-        """Until the first token."""
+        """The predicted time to first token."""
         return self.queue_ms + self.prompt_ms
 
 
 def num_blocks(num_tokens: int, block_size: int) -> int:
-    """Blocks that so many tokens take."""
+    """Return how many blocks hold `num_tokens`."""
     return -(-num_tokens // block_size)
 
 
 def num_missing_blocks(num_tokens: int, num_cached_blocks: int, block_size: int) -> int:
-    """Blocks that a node would have to allocate, with room for one more token."""
+    """Return how many blocks a node would have to allocate, with room for one more token."""
     return max(num_blocks(num_tokens + 1, block_size) - num_cached_blocks, 0)
 
 
 def has_room(node: NodeState, num_tokens: int, num_missing: int, block_size: int) -> bool:
-    """Whether the request's blocks fit now. One that fits into no pool at all is left to the node to refuse."""
+    """Whether the request's blocks fit now. True if they would never fit: then the node refuses the request."""
     return num_missing <= node.num_free_blocks or num_blocks(num_tokens + 1, block_size) > node.num_blocks
 
 
 def prompt_ms(node: NodeState, ask: Ask, num_cached_blocks: int) -> float:
-    """Computing what is not cached of the prompt: the last token always."""
+    """Predict the time to compute the uncached part of the prompt, which is its last token at least."""
     cached = num_cached_blocks * ask.block_size
     num_uncached = max(ask.num_tokens - cached, 1)
     return node.cost.prefill_ms(num_uncached, ask.num_tokens - num_uncached, node.chunk_tokens)
 
 
 def decode_ms(node: NodeState, ask: Ask, num_missing: int) -> float:
-    """Decoding an answer there, as this request and the others feel it; inf without room."""
+    """Predict the cost of decoding the answer there, to this request and to the others; inf if there is no room."""
     if not has_room(node, ask.num_tokens, num_missing, ask.block_size):
         return _NEVER
     cost, running, length = node.cost, node.num_running, ask.num_output_tokens
@@ -96,7 +97,7 @@ def decode_ms(node: NodeState, ask: Ask, num_missing: int) -> float:
 
 
 def pressure(nodes: Sequence[NodeState]) -> float:
-    """What a millisecond of work costs those that come later, on any node: the busier the pool, the more."""
+    """Return what a millisecond of work costs later requests, on any node: the busier the pool, the more."""
     mean = sum([node.utilization for node in nodes]) / (len(nodes) or 1)
     return PRESSURE * mean / (1.0 - mean)
 
@@ -108,7 +109,10 @@ def choose(
     decodes: Sequence[NodeState],
     decode_cached: Sequence[int],
 ) -> Choice | None:
-    """The cheapest way, None where there is none. `…_cached`: leading blocks of the request that each node holds."""
+    """Return the cheapest option, or None if there is none.
+
+    `prefill_cached`, `decode_cached`: how many leading blocks of the request each node has.
+    """
     missing = [num_missing_blocks(ask.num_tokens, cached, ask.block_size) for cached in decode_cached]
     decoding = [decode_ms(node, ask, num) for node, num in zip(decodes, missing, strict=True)]
     pair = None
@@ -122,18 +126,18 @@ def choose(
 
 
 def least_queue_ms(nodes: Sequence[NodeState]) -> float:
-    """Until the first of the nodes begins with a newcomer."""
+    """Return the time until the first of the nodes could start on a new prompt."""
     return min((node.queue_ms for node in nodes), default=0.0)
 
 
 def prompt_costs(nodes: Sequence[NodeState], work: Sequence[float]) -> list[float]:
-    """Of computing a prompt on each of the nodes, where it takes so many milliseconds."""
+    """Return the cost of computing a prompt on each node, where it takes `work` milliseconds."""
     later = 1.0 + pressure(nodes)
     return [node.queue_ms + ms * later for node, ms in zip(nodes, work, strict=True)]
 
 
 def choose_prefill(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> Choice | None:
-    """A node for work on the prompt alone."""
+    """Choose a node for work on the prompt alone."""
     work = [prompt_ms(node, ask, num) for node, num in zip(nodes, cached, strict=True)]
     costs = prompt_costs(nodes, work)
     at = cheapest(costs, ask.turn)
@@ -141,7 +145,7 @@ def choose_prefill(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) 
 
 
 def cheapest(costs: Sequence[float], turn: int) -> int | None:
-    """Index of the least, by turns among those that hardly differ; None where all are infinite."""
+    """Return the index of the least cost, in turn among those that hardly differ; None if all are infinite."""
     least = min(costs, default=_NEVER)
     if least == _NEVER:
         return None
@@ -192,9 +196,10 @@ def _best_alone(
     *,
     takes_all: bool,
 ) -> Choice | None:
-    """On one decode node; its running requests wait while the prompt is computed, and their steps lengthen that.
+    """Choose a single decode node. Prefill and decode then share steps, so each slows the other down.
 
-    Unless it `takes_all`, only what is short, or the lesser part of a prompt: what is known of its load is not fresh.
+    Unless `takes_all`, a decode node only gets prompts that are short or at least half cached: its reported load may be
+    stale.
     """
     work, pressed = [], pressure(nodes)
     for node, num in zip(nodes, cached, strict=True):

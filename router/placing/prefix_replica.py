@@ -1,7 +1,8 @@
-"""This router's copy of the prefix index, followed from the event stream: a lookup is a few set probes.
+"""This router's replica of the prefix index, kept up to date by the event stream: a lookup is a few set probes.
 
-Nodes whose blocks are not loaded yet are asked for in Redis, which gets 50 ms and, having failed, a pause. A copy
-that Redis has not confirmed for a while is not used either. Then there are no hits, and load alone decides.
+Blocks of nodes that are not loaded yet are looked up in Redis, with a timeout of 50 ms and a pause after a failure. A
+replica that Redis has not confirmed for STALE_S is not used either. Without both there are no hits, and placement goes
+by load alone.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from baton.net.redis_client import FAILURES, REDIS_ERRORS, TIMEOUT_S, Breaker
 from baton.process import tasks
 from router.placing.expected_blocks import ExpectedBlocks, num_leading_of
 
-WAIT_S = 0.5  # the stream's client has to have a longer timeout than this
+WAIT_S = 0.5  # how long a read of the stream blocks; its client needs a longer timeout
 STALE_S = 30.0
 RETRY_S = 0.5
 
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Holder:
-    """What one incarnation of a node holds."""
+    """The blocks of one incarnation of a node."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -37,7 +38,7 @@ class _Holder:
 
 
 class PrefixReplica:
-    """Bounded: beyond `max_blocks` newcomers are not taken in, which keeps the prefixes of those that are whole."""
+    """The replica. Beyond `max_blocks`, new blocks are left out, so that the prefixes already there stay complete."""
 
     def __init__(
         self,
@@ -60,11 +61,11 @@ class PrefixReplica:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in the copy, counted once per node that holds them."""
+        """The number of blocks in the replica, counted once per node that has them."""
         return sum(len(holder.blocks) for holder in self._holders.values())
 
     async def start(self) -> None:
-        """Follow the stream from now on, as soon as `follow` has named a model and nodes."""
+        """Start to follow the stream, as soon as `follow` has named a model and nodes."""
         self._task = asyncio.create_task(self._run(), name="prefix replica")
 
     async def stop(self) -> None:
@@ -75,7 +76,7 @@ class PrefixReplica:
         await tasks.end(task)
 
     def follow(self, model_fingerprint: str, nodes: Mapping[str, int]) -> None:
-        """From now on these nodes (id to epoch) of this model, and no others."""
+        """Follow exactly these nodes (id to epoch) of this model from now on."""
         if model_fingerprint != self._fingerprint:
             self._fingerprint, self._holders = model_fingerprint, {}
         for node_id in self._holders.keys() - nodes.keys():
@@ -87,7 +88,7 @@ class PrefixReplica:
                 self._changed.set()
 
     async def lookup(self, hashes: Sequence[BlockHash]) -> dict[str, int]:
-        """How many leading blocks of `hashes` each followed node is thought to hold. Never raises."""
+        """Return how many leading blocks of `hashes` each followed node has or is expected to have. Never raises."""
         if not hashes:
             return {}
         now_s = self._clock()
@@ -105,7 +106,7 @@ class PrefixReplica:
         return found
 
     def expect(self, node_id: str, hashes: Sequence[BlockHash]) -> None:
-        """That node has been given these blocks to compute."""
+        """Note that a node has been sent a prompt with these blocks, and so will have them soon."""
         if holder := self._holders.get(node_id):
             holder.expected.add(hashes, self._clock())
 
@@ -125,7 +126,7 @@ class PrefixReplica:
             await self._changed.wait()
             try:
                 await self._follow_stream()
-            except (*REDIS_ERRORS, KeyError, ValueError) as error:  # or what it says was not said by this Baton
+            except (*REDIS_ERRORS, KeyError, ValueError) as error:  # the last two: written by another version of Baton
                 FAILURES.labels("prefix_replica").inc()
                 _log.debug("prefix replica lost its stream: %s", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
@@ -159,7 +160,7 @@ class PrefixReplica:
         if event.reset:
             holder.blocks = set()
         elif event.seq != holder.seq + 1:
-            holder.loaded = False  # the stream was trimmed before we read it
+            holder.loaded = False  # events are missing: the stream was trimmed before this router read it
             return
         holder.seq = event.seq
         holder.blocks.difference_update(event.evicted)

@@ -1,4 +1,4 @@
-"""Block hashes of a request's prompt, for looking up who holds how much of it."""
+"""Block hashes of a request's tokens, to look up which nodes have how much of its prefix."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from baton.kv.prefix_hash import BlockHash, block_hashes, packed_hashes, root_ha
 from router.nodes.fleet_view import FleetFacts
 from router.running import Running
 
-_MANY_TOKENS = 2048  # whose hashes take longer to make objects of than to look for some
+_MANY_TOKENS = 2048  # beyond this, hashes stay packed: a lookup needs only a few of them as objects
 
 
 class PromptHashes:
-    """Block hashes of what an attempt begins with, computed once per model."""
+    """Block hashes of the tokens that an attempt starts with, computed once per model."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -18,7 +18,7 @@ class PromptHashes:
         self._hashes: Sequence[BlockHash] = []
 
     def of(self, facts: FleetFacts | None) -> Sequence[BlockHash]:
-        """The hashes, in the order of the blocks. They are of the tokens so far, and not kept up with later ones."""
+        """Return the hashes, in order, of the tokens at the time of the first call; later tokens are not included."""
         if facts is not None and facts.model_fingerprint != self._fingerprint:
             root, token_ids = root_hash(facts.model_fingerprint, self._running.job.cache_salt), self._running.token_ids
             if 0 < facts.stretches_after < len(token_ids):

@@ -1,1 +1,1 @@
-"""The life of a request on the nodes: attempts, failover, the legs of both pools."""
+"""Serving a request on the nodes: dispatch, attempts, failover."""

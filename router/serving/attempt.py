@@ -1,13 +1,13 @@
 """One attempt at a request, on a prefill and a decode node, or on a decode node alone.
 
-    1. Both legs are started at once; the grant that comes back from the decode node goes on to the prefill node.
-    2. The prefill node's first token goes to the client. If it is the last one as well, the reservation is cancelled.
-    3. The decode node has the KV: its tokens come through its link, in step batches, up to Finished. Where it has not
-       got it a while after the first token, the attempt has failed (`patience`).
+    1. Both legs are started at once. The decode node returns a grant, which is passed on to the prefill node.
+    2. The prefill node's first token goes to the client. If it is also the last, the decode node's leg is cancelled.
+    3. Once the decode node has the KV, its tokens arrive in step batches through its link, up to Finished. If it does
+       not get the KV soon enough after the first token, the attempt fails (`patience`).
 
-Where the decode node is alone it computes the prompt too, and 1 and 2 fall away. An attempt ends once: finished,
-failed, or dropped by its owner; whichever it is, both nodes are told at once. It lives in calls of its links and has no
-task. Whether there is another attempt is decided in `failover`.
+With a decode node alone, that computes the prompt, too, and steps 1 and 2 are skipped. An attempt ends once: finished,
+failed, or dropped by its owner; either way, nodes whose legs still run are told at once. An attempt has no task of its
+own: the links call it. Whether there is another attempt is decided in `failover`.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _LOST_ROWS = "tokens were lost between node and router"
 
 
 class Attempt(Leg):
-    """A leg of both nodes' links. `run` may be cancelled at any time."""
+    """One attempt, which is a leg of both nodes' links. `run` may be cancelled at any time."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Attempt(Leg):
         on_first_token: Callable[[], None],
         compute_s: float,
     ) -> None:
-        """`prefill` None: all on the decode node. `decode` None: one token is wanted, and the prefill node draws it.
+        """`prefill` None: the decode node does it all. `decode` None: only one token is wanted, from the prefill node.
 
-        `compute_s`: how long it would take to compute all of the KV again.
+        `compute_s`: the time that it would take to recompute all of the KV.
         """
         self.key = generation.key
         self.attempt = generation.attempt
@@ -55,17 +55,17 @@ class Attempt(Leg):
         self._request = running
         self._on_first_token = on_first_token
         self._prefill_matters = self._prefill_runs = prefill is not None
-        self._expects_first = prefill is not None  # the prefill node's token, which comes before all others
+        self._expects_first = prefill is not None  # whether the prefill node's token is still to come
         self.next_index = self._first_index + self._expects_first
-        self._held: list[Callable[[], None]] = []  # what the decode node said before that token was here
+        self._held: list[Callable[[], None]] = []  # the decode node's outputs that arrived before that token
         self._ended: asyncio.Future[FinishReason] = asyncio.get_running_loop().create_future()
         self._decode_runs = decode is not None
-        self._patience = Patience(compute_s, lambda: self.fail(TransferError("its KV takes too long")))
+        self._patience = Patience(compute_s, lambda: self.fail(TransferError("the KV transfer takes too long")))
         self.prefill_s = 0.0
         self.transferred: node_pb2.Transferred | None = None
 
     async def run(self) -> FinishReason:
-        """Returns when the request has finished. Raises Refused, or a BatonError: of the request, or of a node."""
+        """Run the attempt until the request has finished. Raises Refused, or a BatonError of the request or a node."""
         try:
             self._start()
             return await self._ended
@@ -73,7 +73,7 @@ class Attempt(Leg):
             self._drop()
 
     def on_granted(self, granted: node_pb2.Granted) -> None:
-        """The decode node's word that it has taken the request up."""
+        """Pass the decode node's grant on to the prefill node."""
         if self._prefill is None:
             self._request.mark("accepted", attempt=self.attempt)
             return
@@ -82,7 +82,7 @@ class Attempt(Leg):
         self._patience.granted()
 
     def on_first_token(self, first: types_pb2.FirstToken) -> None:
-        """The prefill node's."""
+        """Send the prefill node's token to the client, then the outputs held back for it."""
         if not self._expects_first or self._ended.done():
             return
         self._request.mark("first token", attempt=self.attempt)
@@ -96,7 +96,7 @@ class Attempt(Leg):
         self._on_first_token()  # the client comes first
 
     def on_transferred(self, transferred: node_pb2.Transferred) -> None:
-        """The prefill node has done its part."""
+        """Note that the transfer is complete: the prefill node is no longer needed."""
         self.transferred = transferred
         self._patience.stop()
         self._prefill_matters = self._prefill_runs = False
@@ -108,7 +108,7 @@ class Attempt(Leg):
             self._prefill.detach(self)
 
     def on_tokens(self, logprobs: list[TokenLogprobs] | None) -> None:
-        """Tokens from the decode node."""
+        """Send the decode node's tokens to the client, or hold them back until the first token is here."""
         tokens, self.fresh = self.fresh, []
         rows = None
         if self._wants_logprobs:
@@ -123,7 +123,7 @@ class Attempt(Leg):
             self._request.emit(tokens, rows)
 
     def on_started(self, started: types_pb2.Started) -> None:
-        """The decode node's first step with this request: it has all of the KV."""
+        """Note that the decode node has all of the KV: it has run its first step with this request."""
         self._patience.stop()
         timings = {"first_decode_s": started.first_step_s}
         if self._prefill is None:
@@ -134,7 +134,7 @@ class Attempt(Leg):
         self._request.note(started.num_cached_tokens if self._prefill is None else 0, **timings)
 
     def on_finished(self, finished: types_pb2.Finished) -> None:
-        """The decode node's last word."""
+        """End the attempt, but not before the first token is here."""
         self._decode_runs = False
         if self._expects_first and FinishReason(finished.reason) in _GOOD_ENDS:
             self._held.append(partial(self._finish, finished))
@@ -142,7 +142,7 @@ class Attempt(Leg):
             self._finish(finished)
 
     def on_failed(self, failed: node_pb2.Failed, node: Node) -> None:
-        """Where the prefill node's part no longer matters, neither does its failure."""
+        """Fail the attempt, unless the failure is the prefill node's and its part is already done."""
         error = failed_error(failed, node)
         if node is self._decode:
             self._decode_runs = False
@@ -153,16 +153,16 @@ class Attempt(Leg):
             self.fail(error)
 
     def on_rows_lost(self) -> None:
-        """Another attempt has to begin where the last row was."""
+        """Fail the attempt; the next one continues after the last token received."""
         self.fail(TransferError(_LOST_ROWS))
 
     def on_lost(self, node: Node) -> None:
-        """From the end of the transfer on the prefill node may die without harm."""
+        """Fail the attempt, unless the node is the prefill node and its part is already done."""
         if node is self._decode or self._prefill_matters:
             self.fail(NodeUnavailable("the node was lost"))
 
     def fail(self, error: BatonError) -> None:
-        """The attempt is over without having finished. Idempotent."""
+        """End the attempt with an error. No effect if it has ended."""
         if not self._ended.done():
             self._ended.set_exception(error)
 
@@ -208,12 +208,12 @@ class Attempt(Leg):
             call()
 
     def _drop(self) -> None:
-        """Both nodes forget the attempt, whatever it had come to."""
+        """Detach from both nodes, and cancel the legs that still run."""
         self._patience.stop()
         if not self._ended.done():
             self._ended.cancel()
         elif not self._ended.cancelled():
-            self._ended.exception()  # seen, also where the owner was cancelled at the same time
+            self._ended.exception()  # mark as retrieved, in case the owner was cancelled at the same time
         for link, runs in ((self._prefill, self._prefill_runs), (self._decode, self._decode_runs)):
             if link is not None:
                 link.detach(self)

@@ -1,16 +1,16 @@
 """The life of a request in the router, from `submit` to the last call on its sink.
 
-    1. placed      (`placer`) hash the prompt, look up who holds which prefix, choose the nodes.
-    2. attempted   (`failover`, `attempt`) both legs run; tokens go to the sink as they come. What is wanted of the
-                   prompt itself (`prompt_attempt`) comes before, from one node alone.
-    3. paused      the client reads too slowly: both nodes forget the request, until the client has caught up.
-       replayed    a node was lost, or a transfer failed: place it again, as prompt plus the tokens sent so far, under
-                   the next attempt number. Four failures in a row, none of which got on, end the request; a node that
-                   merely refuses is no failure.
-    4. ended       finished, failed, cancelled, or out of time. Both nodes forget it.
+    1. placed      (`placer`) hash the prompt, look up which node holds which prefix, choose the nodes.
+    2. attempted   (`failover`, `attempt`) both legs run; tokens go to the sink as they come. Work on the prompt itself
+                   (`prompt_attempt`) is done before, on a single node.
+    3. paused      the client reads too slowly: the request is taken off its nodes until the client has caught up.
+       replayed    a node was lost or a transfer failed: place the request again, as prompt plus the tokens sent so far,
+                   under the next attempt number. It fails after four such failures in a row without progress. A refusal
+                   by a node is not a failure.
+    4. ended       finished, failed, cancelled, or past its deadline. Its nodes drop it.
 
-Steps 1 to 3 are one task per request, asleep while tokens flow. The router owns what a stream is made of: prompt,
-parameters, seed, tokens sent. Which text comes of it is the HTTP side's business, which node lives the links'.
+Steps 1 to 3 are one task per request, which sleeps while tokens flow. The router owns the state of a stream: prompt,
+parameters, seed, tokens sent. The HTTP side turns tokens into text; the links know which node is alive.
 """
 
 import asyncio
@@ -44,13 +44,13 @@ _log = logging.getLogger(__name__)
 _LIMITS = Limits()
 
 _IN_FLIGHT = Gauge("baton_router_requests_in_flight", "Requests between submission and their last token")
-_NODES = Gauge("baton_router_nodes", "Nodes as this router sees them", ["pool", "state"])
-_WAITING = Gauge("baton_router_requests_waiting", "Requests that no node has been chosen for yet")
-_WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Prompt tokens of those")
+_NODES = Gauge("baton_router_nodes", "Nodes as seen by this router", ["pool", "state"])
+_WAITING = Gauge("baton_router_requests_waiting", "Requests for which no node has been chosen yet")
+_WAITING_TOKENS = Gauge("baton_router_waiting_prompt_tokens", "Tokens of requests without a chosen node")
 
 
 class Dispatcher:
-    """The control side of a router: takes jobs, and sees each to the last call on its sink."""
+    """The control side of a router: takes jobs, and serves each up to the last call on its sink."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Dispatcher:
         limits: Limits = _LIMITS,
         timelines: TimelineBook | None = None,
     ) -> None:
-        """`endpoint` is the router's own HTTP host:port, for the registry."""
+        """`endpoint` is the router's own HTTP address, host:port, for the registry."""
         self.router_id = router_id or f"router-{uuid.uuid4().hex[:12]}"
         self._limits = limits
         self._redis = redis_client.connect(redis_url)
@@ -83,22 +83,22 @@ class Dispatcher:
 
     @property
     def ready(self) -> bool:
-        """Whether a node of each pool is there."""
+        """Whether each pool that the fleet needs has a node."""
         return self._fleet.ready
 
     @property
     def facts(self) -> FleetFacts | None:
-        """What the fleet serves; None until the first node has been found."""
+        """Facts about the served model; None until the first node has been found."""
         return self._fleet.facts
 
     @property
     def num_in_flight(self) -> int:
-        """Requests submitted and not ended."""
+        """The number of requests submitted and not ended."""
         return len(self._in_flight)
 
     @property
     def num_routers(self) -> int:
-        """Routers of the fleet that live, as far as is known."""
+        """The number of routers in the registry, including this one."""
         return self._fleet.num_routers
 
     @property
@@ -108,15 +108,15 @@ class Dispatcher:
 
     @property
     def links(self) -> list[NodeLink]:
-        """Links to every node that this router knows, those out of reach included."""
+        """Links to all nodes that this router knows, including unreachable ones."""
         return self._fleet.links
 
     def waiting(self) -> list[Running]:
-        """Requests that no node has been chosen for yet."""
+        """Return the requests for which no node has been chosen yet."""
         return [running for running in self._in_flight.values() if running.is_waiting]
 
     async def services(self) -> list[NodeRecord] | None:
-        """What the registry lists; None where Redis does not answer."""
+        """Return the records in the registry, or None if Redis does not answer."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return await list_nodes(self._redis)
@@ -125,21 +125,21 @@ class Dispatcher:
 
     @property
     def num_index_blocks(self) -> int:
-        """Blocks that the copy of the prefix index holds."""
+        """The number of blocks in this router's replica of the prefix index."""
         return self._replica.num_blocks
 
     async def start(self) -> None:
-        """Register, find the nodes, follow the prefix index. Waits for none of them."""
+        """Register, and start to watch the nodes and the prefix index. Does not wait for any node."""
         await self._registration.start()
         await self._replica.start()
         await self._fleet.start()
 
     def leave(self) -> None:
-        """Tell the registry that this router drains. What it has in flight goes on."""
+        """Mark this router as draining in the registry. Requests in flight continue."""
         self._registration.update(state="draining")
 
     async def stop(self) -> None:
-        """Cancel what is in flight and let go of everything. Idempotent."""
+        """Cancel requests in flight, and close all links and connections. Idempotent."""
         in_flight = [running.task for running in self._in_flight.values() if running.task is not None]
         await asyncio.gather(*(tasks.end(task) for task in in_flight))
         await self._fleet.stop()
@@ -149,7 +149,7 @@ class Dispatcher:
         await self._stream_redis.aclose()
 
     def submit(self, job: Job, sink: Sink) -> Running:
-        """Take a request on; raises Overloaded where too many are in flight."""
+        """Start to serve a job, and return its handle. Raises Overloaded if too many requests are in flight."""
         if len(self._in_flight) >= self._limits.max_in_flight:
             raise Overloaded("too many requests at present")
         running = Running(job, sink, next(self._keys))
@@ -173,7 +173,7 @@ class Dispatcher:
 
     def _forget(self, running: Running) -> None:
         running.timeline.end()
-        running.task = None  # what a cancelled one was doing holds on to `running`
+        running.task = None  # breaks a cycle: the frames of a cancelled task refer to `running`
         if running.timer is not None:
             running.timer.cancel()
         del self._in_flight[running.key]
@@ -187,9 +187,9 @@ class Dispatcher:
             if running.is_late:
                 running.fail(self._timeout_error(running))
                 return
-            running.fail(NoCapacity("the router is stopping"))  # nobody hears it where the client cancelled
+            running.fail(NoCapacity("the router is stopping"))  # no effect if the client cancelled
             raise
-        except Exception:  # an edge: this request fails, the router goes on
+        except Exception:  # an edge: this request fails, the router keeps running
             _log.exception("a request failed", extra={"request_id": running.job.request_id})
             running.fail(BatonError("internal error"))
 
@@ -206,7 +206,7 @@ class Dispatcher:
 
 
 def _record(router_id: str, endpoint: str, metrics_url: str, models: tuple[str, ...]) -> NodeRecord:
-    """This router's entry in the registry."""
+    """Return this router's record for the registry."""
     return NodeRecord(
         node_id=router_id,
         role="router",

@@ -1,6 +1,6 @@
-"""A request's attempts, one after another, until one of them finishes it.
+"""Makes a request's attempts, one after another, until one of them finishes it.
 
-The router owns what a stream is made of (`running`), so each attempt begins where the one before it stopped.
+The router owns the state of the stream (`running`), so each attempt continues where the one before it stopped.
 """
 
 import itertools
@@ -20,15 +20,13 @@ from router.running import Paused, Running
 from router.serving.attempt import Attempt
 from router.serving.prompt_attempt import PromptAttempt
 
-MAX_ATTEMPTS = 4  # that decoded nothing; those that did may be many, where nodes keep dying under a long request
-MAX_FAILURES = 16
+MAX_ATTEMPTS = 4  # failures in a row without progress; a long request may survive the loss of more nodes than that
+MAX_FAILURES = 16  # in all
 
 _log = logging.getLogger(__name__)
 
-_PAUSES = Counter(
-    "baton_router_pauses", "Requests taken off their nodes until a client that reads slowly has caught up"
-)
-_FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were made again", ["reason"])
+_PAUSES = Counter("baton_router_pauses", "Requests taken off their nodes until a slow client has caught up")
+_FAILOVERS = Counter("baton_router_failovers", "Attempts that failed and were retried", ["reason"])
 
 
 class _Failures:
@@ -38,9 +36,9 @@ class _Failures:
         self.num = self._num_in_vain = 0
 
     def add(self, num_tokens: int, *, of_transfer: bool) -> None:
-        """Another one, which brought so many tokens. The first of them is the prefill node's.
+        """Count a failed attempt that brought `num_tokens`, the first of them from the prefill node.
 
-        A transfer that failed is no attempt in vain: no node went with it, and after the second one there is none.
+        A failed transfer does not count as in vain: no node was lost, and after two of them none is tried any more.
         """
         self.num += 1
         if num_tokens > 1:
@@ -50,18 +48,21 @@ class _Failures:
 
     @property
     def are_too_many(self) -> bool:
-        """Whether the request is given up."""
+        """Whether to give the request up."""
         return self._num_in_vain == MAX_ATTEMPTS or self.num == MAX_FAILURES
 
 
 class Failover:
-    """Makes the attempts of one router's requests."""
+    """Makes the attempts for all requests of one router."""
 
     def __init__(self, router_id: str, fleet: FleetView, placer: Placer) -> None:
         self._router_id, self._fleet, self._placer = router_id, fleet, placer
 
     async def run(self, running: Running) -> FinishReason:
-        """Serve a request to its end; returns why it ended, or raises what ended it. Its deadline is the caller's."""
+        """Serve a request until it finishes; returns why it did. Raises the BatonError that ended it.
+
+        The caller enforces the deadline, by cancelling this.
+        """
         failures = _Failures()
         for attempt in itertools.count():
             if (reason := running.reached_end) is not None:
@@ -86,7 +87,7 @@ class Failover:
                     self._note_trouble(running, placement)
                 self._log_failure(running, error, failures.num)
                 if failures.are_too_many:
-                    raise NoCapacity("the nodes that served the request were lost, one after another") from None
+                    raise NoCapacity("the nodes that served the request failed, one after another") from None
             finally:
                 running.fail_attempt = None
                 placement.end()
@@ -100,7 +101,7 @@ class Failover:
         return placement
 
     async def _try(self, running: Running, number: int, placement: Placement) -> FinishReason:
-        """One attempt; UNFINISHED where there is more to be done."""
+        """Make one attempt; returns UNFINISHED if the request needs another one to continue."""
         running.usage.num_attempts += 1
         running.check_wanted()
         attempt = self._attempt(running, number, placement)
@@ -148,7 +149,7 @@ class Failover:
         return Attempt(generation, *nodes, running, placement.computed, placement.compute_s)
 
     def _learn(self, running: Running, attempt: Attempt | PromptAttempt, placement: Placement) -> None:
-        """Take from a finished request what helps to place the next ones."""
+        """Update the cost estimates from a finished request."""
         costs = self._fleet.costs
         if running.output:
             costs.note_output(len(running.output))
@@ -169,7 +170,7 @@ class Failover:
 
 
 def _of_prompt(generation: Generation) -> Generation:
-    """For the node that works on the prompt. Where a grammar governs the output, it draws no token of it."""
+    """Adapt a generation for the node that works on the prompt: with a grammar, that node samples no first token."""
     if generation.sampling.grammar is None:
         return generation
     sampling = msgspec.structs.replace(generation.sampling, max_tokens=0, grammar=None)

@@ -1,7 +1,7 @@
-"""How long a stream that has begun waits for its KV: as long as computing that again would take, a second at least.
+"""How long a stream that has begun waits for its KV transfer: as long as recomputing the KV would take, 1 s at least.
 
-What is shipped may move all the time and still be late, on a slow link or behind others, and nobody knows for how long.
-Who gives up after as long as the other way takes has lost no more than twice the better of the two.
+A transfer may make progress all the time and still be late, on a slow link or behind other transfers, and nobody knows
+by how much. Giving up after the time that recomputing takes costs at most twice the better of the two (ski rental).
 """
 
 import asyncio
@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 LEAST_S = 1.0
 TICK_S = 0.125
-SOON_S = 0.4  # a grant that comes later waited for blocks, and the prompt may have to be computed again
+SOON_S = 0.4  # a grant that comes later than this after the first token had to wait for blocks: it starts no timer
 
 
 class Patience:
-    """The clock of one attempt. It counts ticks of the event loop, so that a stall of this process counts as one."""
+    """The timer of one attempt. It counts ticks of the event loop, so a stall of this process is a single tick."""
 
     def __init__(self, compute_s: float, on_end: Callable[[], None]) -> None:
-        """`compute_s`: how long it would take to compute all of the KV again."""
+        """`compute_s`: the time that recomputing all of the KV would take. `on_end` is called when patience ends."""
         self._ticks_left = math.ceil(max(compute_s, LEAST_S) / TICK_S)
         self._on_end: Callable[[], None] | None = on_end
         self._loop = asyncio.get_running_loop()
@@ -26,19 +26,19 @@ class Patience:
         self._begun_s = -math.inf
 
     def granted(self) -> None:
-        """The decode node has blocks for the KV."""
+        """Note that the decode node has granted blocks for the KV."""
         self._is_granted = True
         if self._loop.time() - self._begun_s < SOON_S:
             self._begin()
 
     def begun(self) -> None:
-        """The stream has begun: its first token is with the client."""
+        """Note that the stream has begun: its first token has gone to the client."""
         self._begun_s = self._loop.time()
         if self._is_granted:
             self._begin()
 
     def stop(self) -> None:
-        """The KV is there, or nobody waits for it any more. Idempotent."""
+        """Stop the timer: the KV is there, or no longer needed. Idempotent."""
         self._on_end = None
         if self._timer is not None:
             self._timer.cancel()

@@ -1,7 +1,7 @@
-"""One attempt at the part of a request that is about its prompt alone, on one node: no transfer, no decode node.
+"""One attempt at a request's prompt work (log-probabilities, embedding), on a single node, without a transfer.
 
-Its results count only once all of them are here, so another attempt begins anew and nothing is reported twice. Where a
-token was drawn as well, and more are wanted, the request goes on from there as after any failover.
+The results are passed on only when they are complete, so another attempt starts afresh and nothing is reported twice.
+If the node has also sampled the first token and more are wanted, the request continues as after a failover.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from router.running import Running
 
 
 class PromptAttempt(Leg):
-    """Its results come by a call of its own; of the node's link it hears only that the node was lost."""
+    """The attempt. Its results come from a Prompt.Compute call; the node's link only reports if the node is lost."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class PromptAttempt(Leg):
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> FinishReason:
-        """UNFINISHED where the request goes on. Raises Refused, or a BatonError: of the request, or of the node."""
+        """Run the attempt; returns UNFINISHED if the request continues. Raises Refused, or another BatonError."""
         self._link.attach(self)
         reading = asyncio.create_task(self._read())
         try:
@@ -59,7 +59,7 @@ class PromptAttempt(Leg):
         return self._tell(result, computed)
 
     def on_lost(self, node: Node) -> None:
-        """Another node has to do it."""
+        """End the attempt: another node has to do the work."""
         self.fail(NodeUnavailable("the node was lost"))
 
     def fail(self, error: BatonError) -> None:
@@ -69,7 +69,7 @@ class PromptAttempt(Leg):
 
     def _forget_loss(self) -> None:
         if self._lost.done():
-            self._lost.exception()  # seen
+            self._lost.exception()  # mark as retrieved
         else:
             self._lost.cancel()
 
@@ -94,7 +94,7 @@ class PromptAttempt(Leg):
             raise rpc_error(error, link) from None
         finally:
             call.cancel()
-        raise TransferError("the node ended early")
+        raise TransferError("the node ended the call before all results had come")
 
     def _checked(self, rows: list[prompt_pb2.PromptLogprobs], computed: prompt_pb2.Computed) -> prompt_pb2.Computed:
         num_rows = 1
@@ -105,7 +105,7 @@ class PromptAttempt(Leg):
         if self._work.num_logprobs >= 0 and num_rows != self._generation.num_prompt_tokens:
             raise TransferError("log-probabilities were lost between node and router")
         if self._work.embeds and not computed.embedding:
-            raise TransferError("no embedding came")
+            raise TransferError("the node sent no embedding")
         return computed
 
     def _tell(self, result: PromptResult, computed: prompt_pb2.Computed) -> FinishReason:

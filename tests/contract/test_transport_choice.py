@@ -27,7 +27,7 @@ async def ship(p: Pair, wanted: str, without_shm: bool) -> str:
     source = new_pool(1)
     if wanted == "ucx" or without_shm:
         with suppress(TransferError):  # there is none
-            await p.receiver.doors.open("ucx")  # whose start, on a busy machine, takes longer than a connect may
+            await p.receiver.listeners.open("ucx")  # whose start, on a busy machine, takes longer than a connect may
     p.senders.append(KVSender(source, "p0", 1, wanted, ""))
     outgoing = p.senders[-1].open(p.grant([1]).grant, [2])
     all_ready(outgoing, 1)
@@ -106,9 +106,9 @@ def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
     """The same kernel, but another network namespace."""
 
     async def elsewhere(self, host, inbox):
-        door = ShmListener(inbox, HostMemory)
-        door.host = "baton-kv-elsewhere"
-        return door
+        listener = ShmListener(inbox, HostMemory)
+        listener.host = "baton-kv-elsewhere"
+        return listener
 
     monkeypatch.setattr("kv_transfer.shm.transport.ShmTransport.listen", elsewhere)
     assert ship_between("auto", "auto", without_shm=True) in ("ucx", "tcp")
@@ -131,7 +131,7 @@ def broken(monkeypatch, better) -> list[str]:
 
 async def fallen_back(p: Pair, better, repairs: list[str]) -> tuple[peer.DecodePeer, OutgoingTransfer]:
     """A peer, over the better transport at last, and a transfer that had begun over tcp."""
-    await p.receiver.doors.open(better.name)
+    await p.receiver.listeners.open(better.name)
     p.senders.append(KVSender(new_pool(1), "p0", 1, "auto", ""))
     incoming = p.grant([7])
     under_way = p.senders[0].open(incoming.grant, [8])
@@ -176,12 +176,12 @@ def test_the_old_connection_is_closed_when_all_that_began_over_it_has_ended(monk
     async def main():
         async with pair("auto", max_message_bytes=1) as p:
             node, old = await fallen_back(p, ShmTransport, repairs)
-            tcp = await p.receiver.doors.open("tcp")
+            tcp = await p.receiver.listeners.open("tcp")
             incoming = p.grant([1])
             new = p.senders[0].open(incoming.grant, [2])
             new.ready(0, 1)
             await arrivals(incoming, 1)
-            assert len(node._ways) == 2
+            assert len(node._routes) == 2
             assert tcp._connections
             all_ready(old, 1)
             await (commit(old) if end == "commit" else old.abort())
@@ -189,7 +189,7 @@ def test_the_old_connection_is_closed_when_all_that_began_over_it_has_ended(monk
                 await asyncio.sleep(0.01)
             all_ready(new, 1)
             assert (await commit(new)).transport == "shm"
-            assert len(node._ways) == 1
+            assert len(node._routes) == 1
             assert not node.error
 
     run(main())
@@ -212,7 +212,7 @@ def test_it_is_tried_again_after_twice_the_pause_up_to_ten_minutes(monkeypatch):
         pauses.append(seconds)
         return len(pauses) == 9
 
-    monkeypatch.setattr(peer.DecodePeer, "_is_over_within", noted)
+    monkeypatch.setattr(peer.DecodePeer, "_ended_within", noted)
 
     async def main():
         async with pair("auto") as p:

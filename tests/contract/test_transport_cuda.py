@@ -180,10 +180,10 @@ def test_memory_comes_back_when_the_last_reader_has_closed():
         child = Sender()
         async with pair("cuda") as p:
             await ask(child, p, [1]).committed()
-            (memory,) = (connection._memory for connection in p.receiver.doors._open["cuda"]._connections)
+            (memory,) = (connection._memory for connection in p.receiver.listeners._open["cuda"]._connections)
             assert child.finish() == 0
             deadline = time.monotonic() + 10
-            while p.receiver.doors._open["cuda"]._connections:
+            while p.receiver.listeners._open["cuda"]._connections:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
             with pytest.raises(OSError, match="cuIpcCloseMemHandle"):

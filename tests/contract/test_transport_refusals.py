@@ -148,11 +148,11 @@ def test_no_connection_without_a_secret(transport):
     async def main():
         async with pair(transport) as p:
             stranger = make(transport, "127.0.0.1")
-            door = await p.receiver.doors.open(transport)
+            listener = await p.receiver.listeners.open(transport)
             try:
                 for _ in range(2):
                     with pytest.raises(TransferError):
-                        await stranger.connect(door.host, door.port, b"x" * 32, lambda: None)
+                        await stranger.connect(listener.host, listener.port, b"x" * 32, lambda: None)
             finally:
                 await stranger.close()
             secret = await p.receiver.expect(Peer("p0", 1))

@@ -30,7 +30,7 @@ NOTICED_S = (
 
 
 def ucx_of(node: KVReceiver | KVSender) -> UcxTransport:
-    transports = node.doors._transports if isinstance(node, KVReceiver) else node._transports
+    transports = node.listeners._transports if isinstance(node, KVReceiver) else node._transports
     return transports.get("ucx")
 
 
@@ -108,12 +108,12 @@ def test_a_connection_that_is_welcomed_and_lost_at_once_has_no_heart():
 
     async def main():
         async with pair("ucx") as p:
-            door, mine = await p.receiver.doors.open("ucx"), UcxTransport("127.0.0.1")
+            listener, mine = await p.receiver.listeners.open("ucx"), UcxTransport("127.0.0.1")
             await mine._alive()
             beats = process_beats(mine._process)
             secret = await p.receiver.expect(Peer("p0", 1))
-            opening = asyncio.create_task(mine.connect("127.0.0.1", door.port, secret, lambda: None))
-            while not door._by_link:  # noqa: ASYNC110
+            opening = asyncio.create_task(mine.connect("127.0.0.1", listener.port, secret, lambda: None))
+            while not listener._by_link:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await asyncio.sleep(0)  # the answer goes to UCX
             time.sleep(0.1)  # noqa: ASYNC251

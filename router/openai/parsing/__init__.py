@@ -1,1 +1,1 @@
-"""From what a model writes to what it means: reasoning, tool calls, and the text between them."""
+"""Parsers of model outputs: separate reasoning, tool calls and content."""

@@ -1,7 +1,8 @@
-"""A tool call as a JSON object, in a stream: `{"name": "f", "arguments": {…}}`, in any order, other keys ignored.
+"""Parses a tool call from a stream: the JSON object `{"name": "f", "arguments": {…}}`, in any order of keys.
 
-The name is told as soon as it is known and is one of a tool, the arguments as they come, in the model's own spelling.
-Until then the object may turn out to be something else, and its text is kept.
+Other keys are ignored. The call is reported as soon as its name is known to be a tool's and its arguments begin; these
+are passed on as they come, in the model's own spelling. Until then the object may turn out to be something else, so its
+text is kept.
 """
 
 from collections.abc import Collection
@@ -17,25 +18,25 @@ _SPACE = " \t\r\n"
 
 
 class CallObject:
-    """One call. The first character pushed is the object's brace."""
+    """The parser of one call. The first character pushed must be the object's brace."""
 
     def __init__(self, names: Collection[str] | None = None) -> None:
-        """Only what has one of these `names` is a call; any, where they are None."""
-        self.begun = False  # a call was told
+        """`names`: only an object with one of these names is a call; None accepts any name."""
+        self.begun = False  # a CallBegin was returned
         self.ended = False  # the object is complete
-        self.broken = False  # it is no call, or stopped being JSON; what is left was not taken
-        self.raw = ""  # all that was taken, as long as no call was told
+        self.broken = False  # it is not a call, or not JSON; the rest was not consumed
+        self.raw = ""  # all text consumed before a CallBegin
         self._names = names
-        self._next = "{"  # which character comes next: one of '{', 'k'ey, ':', 'v'alue, ','
+        self._next = "{"  # what is expected next: one of '{', 'k'ey, ':', 'v'alue, ','
         self._value: JSONValue | None = None
-        self._text: list[str] = []  # of the key or value that is being read
+        self._text: list[str] = []  # of the key or value being read
         self._key = ""
         self._name: str | None = None
         self._streams = False  # whether the arguments go out as they come
         self._held: str | None = None  # arguments that came before the name
 
     def push(self, text: str) -> tuple[list[Part], str]:
-        """What is certain now, and the text after the object (or from where it is broken)."""
+        """Return the parts that are certain now, and the text after the object, or from where it is broken."""
         parts: list[Part] = []
         position = 0
         while position < len(text) and not (self.ended or self.broken):
@@ -115,7 +116,7 @@ class CallObject:
 
 
 def _arguments(text: str) -> str:
-    """Some models write an object into a string."""
+    """Return the arguments' JSON. Some models write the object as a string, which is unpacked."""
     value = _decoded(text) if text.startswith('"') else None
     if isinstance(value, str):
         return value

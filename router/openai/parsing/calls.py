@@ -1,6 +1,6 @@
-"""Tool calls in an output, in the formats of Hermes and Qwen, of Llama 3, and of Mistral.
+"""Parsers of tool calls in the formats of Hermes and Qwen, of Llama 3, and of Mistral.
 
-What looks like a call and is none is content, as it stands. Whitespace between content and calls is markup.
+What looks like a call but is none is content, unchanged. Whitespace between content and calls is dropped.
 """
 
 from abc import ABC, abstractmethod
@@ -14,37 +14,38 @@ _SPACE = " \t\r\n"
 
 
 class CallParser(ABC):
-    """Each state is a method that takes text, adds parts, and returns what the next state is to look at.
+    """The base of these parsers, a state machine.
 
-    From text a marker leads to `_before_call`, an object to `_in_call`, and its end to `_after_call`.
+    Each state is a method that consumes text, adds parts, and returns the text for the next state. A marker leads from
+    `_in_text` to `_before_call`, an object to `_in_call`, and its end to `_after_call`.
     """
 
     passes = False
     _MARKER = ""
 
     def __init__(self, names: Collection[str]) -> None:
-        """`names` are those of the tools."""
+        """`names`: the names of the tools."""
         self._names = frozenset(names)
         self._parts: list[Part] = []
-        self._space = ""  # after content: shown if more content follows
-        self._called = False  # the last thing that was told is a call
+        self._space = ""  # whitespace after content: shown if more content follows
+        self._called = False  # whether the last part was a call's
         self._text = Until(self._MARKER)
         self._call = CallObject()
-        self._held = ""  # markup around a call: content, should it turn out to be none
+        self._held = ""  # markup around a call, which is content if there turns out to be no call
         self._state: Callable[[str], str] = self._in_text
 
     def push(self, text: str) -> list[Part]:
-        """What is certain now."""
+        """See `Parser`."""
         while text:
             text = self._state(text)
-        return self._told()
+        return self._take_parts()
 
     def finish(self) -> list[Part]:
-        """What was held back is content."""
+        """See `Parser`. What was held back is content."""
         self._content(self._rest())
         if self._space and not self._called:
             self._parts.append(Content(self._space))
-        return self._told()
+        return self._take_parts()
 
     def _in_text(self, text: str) -> str:
         before, marker, after = self._text.push(text)
@@ -73,7 +74,7 @@ class CallParser(ABC):
     def _after_call(self, text: str) -> str: ...
 
     def _rest(self) -> str:
-        """What is held back when the output ends, as far as it is content."""
+        """Return the content among what is held back at the end of the output."""
         if self._state == self._in_text:
             return self._text.finish()
         if self._state == self._in_call:
@@ -83,7 +84,7 @@ class CallParser(ABC):
     def _begin_call(self, names: Collection[str] | None = None) -> None:
         self._state, self._call = self._in_call, CallObject(names)
 
-    def _told(self) -> list[Part]:
+    def _take_parts(self) -> list[Part]:
         parts, self._parts = self._parts, []
         return parts
 
@@ -99,7 +100,7 @@ class CallParser(ABC):
 
 
 class HermesParser(CallParser):
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, any number of times, between texts."""
+    """Parses `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, any number of times, between texts."""
 
     _MARKER, _CLOSING = "<tool_call>", "</tool_call>"
 
@@ -126,7 +127,7 @@ class HermesParser(CallParser):
 
 
 class LlamaParser(CallParser):
-    """`{"name": …, "parameters": {…}}` from the start on, or after `<|python_tag|>`; more calls after `;` or space."""
+    """Parses `{"name": …, "parameters": {…}}` at the start or after `<|python_tag|>`, then more after `;` or space."""
 
     _MARKER = "<|python_tag|>"
 
@@ -135,7 +136,7 @@ class LlamaParser(CallParser):
         self._state = self._before_call
 
     def _before_call(self, text: str) -> str:
-        """Or before anything else."""
+        """The state at the start of the output, after a marker, and after a call."""
         text = self._held + text
         self._held = ""
         bare = text.lstrip(_SPACE + (";," if self._called else ""))
@@ -164,7 +165,7 @@ class LlamaParser(CallParser):
 
 
 class MistralParser(CallParser):
-    """`[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]` after any text; or, where `bare`, nothing but the list."""
+    """Parses `[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]` after any text or, if `bare`, only the list."""
 
     _MARKER = "[TOOL_CALLS]"
 
@@ -174,7 +175,7 @@ class MistralParser(CallParser):
             self._state = self._before_call
 
     def _before_call(self, text: str) -> str:
-        """One character at a time: a bracket, then an object."""
+        """Consume one character at a time, up to the first object of the list."""
         char, rest = text[0], text[1:]
         if char == "{":
             self._begin_call()
@@ -187,7 +188,7 @@ class MistralParser(CallParser):
         return text
 
     def _after_call(self, text: str) -> str:
-        """The list goes on, or ends."""
+        """Consume one character at a time, up to the next object or the end of the list."""
         char, rest = text[0], text[1:]
         if self._call.broken:
             self._state = self._in_text

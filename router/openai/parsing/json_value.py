@@ -1,4 +1,4 @@
-"""Where a JSON value ends in a stream of text: brackets are counted, strings skipped, nothing is decoded."""
+"""Finds the end of a JSON value in a stream of text: counts brackets and skips strings, without decoding anything."""
 
 import re
 
@@ -13,14 +13,14 @@ class JSONValue:
 
     def __init__(self) -> None:
         self.ended = False
-        self.broken = False  # this is no JSON, from the first character on that was not taken
+        self.broken = False  # it is not JSON, from the first character that was not consumed
         self._closers: list[str] = []
         self._in_string = False
         self._escaped = False
         self._scalar = False
 
     def push(self, text: str) -> int:
-        """How many characters of `text` belong to the value: all of them unless it has `ended` or is `broken`."""
+        """Return how many characters of `text` belong to the value: all, unless it has `ended` or is `broken`."""
         position = 0
         while position < len(text) and not (self.ended or self.broken):
             step = self._step_in_string if self._in_string else self._step

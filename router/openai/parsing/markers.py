@@ -1,4 +1,4 @@
-"""Markers in a stream of text, however it is cut into pieces."""
+"""Finds markers in a stream of text, however it is cut into pieces."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ class Until:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str, str]:
-        """The text before a marker, the marker (empty while none was found), and what follows it."""
-        if not self._held and self._firsts.isdisjoint(text):  # nearly all text
+        """Return the text before a marker, the marker ("" while none was found), and the text after it."""
+        if not self._held and self._firsts.isdisjoint(text):  # the usual case
             return text, "", ""
         text = self._held + text
         self._held = ""
@@ -27,13 +27,13 @@ class Until:
         return text[:cut], "", ""
 
     def finish(self) -> str:
-        """What was held back: the text has ended without a marker."""
+        """Return what was held back: the text has ended without a marker."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, marker: str) -> int:
-    """How many characters at the end of `text` begin `marker`, without being all of it."""
+    """Return how many characters at the end of `text` are a beginning of `marker`, but not all of it."""
     for num_chars in range(min(len(marker) - 1, len(text)), 0, -1):
         if text.endswith(marker[:num_chars]):
             return num_chars
@@ -41,5 +41,5 @@ def _overlap(text: str, marker: str) -> int:
 
 
 def may_begin(text: str, markers: Sequence[str]) -> bool:
-    """Whether `text` is the beginning of one of `markers`, or all of it."""
+    """Whether `text` is a beginning of one of `markers`, or all of it."""
     return any(marker.startswith(text) for marker in markers)

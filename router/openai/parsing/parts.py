@@ -1,7 +1,7 @@
-"""What an output consists of, as it comes in a stream, and who takes it apart.
+"""The parts of an output, and the interface of parsers that produce them from a stream.
 
-Parts follow one another in the order of the output. However an output is cut into pieces, the same parts come of it,
-once neighbours of a kind are joined: so a stream shows what a whole answer shows.
+Parts are in the order of the output. However the output is cut into pieces, the parts are the same once adjacent parts
+of one kind are joined; so a stream shows the same as a whole answer.
 """
 
 from typing import Protocol, TypeAlias
@@ -16,53 +16,53 @@ class Content(msgspec.Struct, frozen=True):
 
 
 class Reasoning(msgspec.Struct, frozen=True):
-    """What the model thinks before it answers."""
+    """The model's reasoning before its answer."""
 
     text: str
 
 
 class CallBegin(msgspec.Struct, frozen=True):
-    """A tool is called; its arguments follow."""
+    """The start of a tool call; its arguments follow."""
 
     name: str
 
 
 class CallArguments(msgspec.Struct, frozen=True):
-    """A piece of the arguments of the last call, which are JSON once all of them are here."""
+    """A piece of the last call's arguments, which together are JSON."""
 
     text: str
 
 
 class CallEnd(msgspec.Struct, frozen=True):
-    """The last call is whole: its arguments are all here. A call without it was cut short, and nobody can make it."""
+    """The end of the last call: its arguments are complete. A call without it was cut off, and cannot be executed."""
 
 
 Part: TypeAlias = Content | Reasoning | CallBegin | CallArguments | CallEnd
 
 
 class Parser(Protocol):
-    """Of one output. `push` and `finish` may hold text back, and never lose any that is not markup."""
+    """The parser of one output. It may hold text back, but never loses any that is not markup."""
 
     @property
     def passes(self) -> bool:
-        """Whether whatever is still to come is content as it stands, and nothing is held back."""
+        """Whether nothing is held back, and all further text is content that passes unchanged."""
 
     def push(self, text: str) -> list[Part]:
-        """What is certain now."""
+        """Add text, and return the parts that are certain now."""
 
     def finish(self) -> list[Part]:
-        """What is left at the end. Nothing is pushed after it."""
+        """Return the remaining parts at the end of the output."""
 
 
 class PlainParser:
-    """For an output that is nothing but content."""
+    """The parser of an output that is all content."""
 
     passes = True
 
     def push(self, text: str) -> list[Part]:
-        """As it is."""
+        """See `Parser`."""
         return [Content(text)] if text else []
 
     def finish(self) -> list[Part]:
-        """Nothing is ever left."""
+        """See `Parser`: nothing is ever held back."""
         return []

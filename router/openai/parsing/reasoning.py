@@ -1,7 +1,7 @@
-"""Reasoning, as DeepSeek's and Qwen's models write it: `<think>…</think>` before everything else.
+"""Parses reasoning in the format of DeepSeek's and Qwen's models: `<think>…</think>` before everything else.
 
-Some templates open the block themselves, at the end of the prompt. Line breaks around the block and inside its edges
-are markup, not text.
+Some templates open the block themselves, at the end of the prompt. Line breaks around the block and at its inner edges
+are dropped.
 """
 
 from router.openai.parsing.markers import Until, may_begin
@@ -12,25 +12,25 @@ CLOSING = "</think>"
 
 
 class ReasoningParser:
-    """Splits reasoning off; what follows is the business of `then`."""
+    """Splits the reasoning off; `then` parses what follows."""
 
     def __init__(self, then: Parser, *, opened: bool = False) -> None:
         """`opened`: the prompt ends with `<think>`."""
         self.thinking = opened
         self._then = then
-        self._beginning: str | None = None if opened else ""  # of an output that may open the block
+        self._beginning: str | None = None if opened else ""  # start of an output that may open the block
         self._until = Until(CLOSING)
         self._breaks = ""  # line breaks that may be the last ones of the block
-        self._at_edge = opened  # line breaks are dropped
-        self._passing = False
+        self._at_edge = opened  # whether line breaks are dropped
+        self._passing = False  # whether all text goes to `then`
 
     @property
     def passes(self) -> bool:
-        """After the block, if nothing else is looked for."""
+        """See `Parser`."""
         return self._passing and self._then.passes
 
     def push(self, text: str) -> list[Part]:
-        """What is certain now."""
+        """See `Parser`."""
         if self._passing:
             return self._then.push(text)
         if self._beginning is not None:
@@ -38,7 +38,7 @@ class ReasoningParser:
         return self._think(text) if self.thinking else self._after(text)
 
     def finish(self) -> list[Part]:
-        """An output that ends within the block is all reasoning."""
+        """See `Parser`. An output that ends within the block is all reasoning."""
         parts: list[Part] = []
         if self._beginning:
             parts = self._then.push(self._beginning)

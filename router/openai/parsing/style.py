@@ -1,4 +1,4 @@
-"""How a model writes tool calls and reasoning, told by flags or found in its chat template; and the parsers for it."""
+"""A model's format of tool calls and reasoning, set by flags or detected in its chat template, and parsers for it."""
 
 from collections.abc import Callable, Collection
 
@@ -9,7 +9,7 @@ from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Parse
 from router.openai.parsing.reasoning import CLOSING, OPENING, ReasoningParser
 
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", OPENING, CLOSING)
-"""What is text in an output, even where the tokenizer has it as a special token."""
+"""Markers that must appear in the text of an output, even if the tokenizer has them as special tokens."""
 
 _CALL_PARSERS: dict[str, Callable[[Collection[str]], CallParser]] = {
     "hermes": HermesParser,
@@ -19,16 +19,16 @@ _CALL_PARSERS: dict[str, Callable[[Collection[str]], CallParser]] = {
 
 
 class OutputStyle(msgspec.Struct, frozen=True, kw_only=True):
-    """How one model writes. `calls` is hermes, llama3, mistral, or empty where none of them is known."""
+    """A model's format. `calls` is hermes, llama3, mistral, or empty if unknown; `thinks`: it may write reasoning."""
 
     calls: str = ""
     thinks: bool = False
 
     def parser(self, names: Collection[str], *, forced: bool, parallel: bool, reasons: bool, opened: bool) -> Parser:
-        """For one output, in which the tools `names` may be called.
+        """Make a parser for one output, in which the tools `names` may be called.
 
-        `forced`: a grammar made of the tools shapes it. `reasons`: a reasoning block may come first, which the prompt
-        has `opened` or not.
+        `forced`: a grammar constrains the output to calls. `parallel`: several calls count. `reasons`: a reasoning
+        block may come first. `opened`: the prompt has opened it.
         """
         calls = self._calls(names, forced=forced)
         if not parallel:
@@ -44,7 +44,7 @@ class OutputStyle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def detect(template: str, tool_parser: str = "auto", reasoning_parser: str = "auto") -> OutputStyle:
-    """`template` is the source of the chat template; the others are the flags of these names."""
+    """Return the style of a chat template's source, unless the flags `tool_parser` or `reasoning_parser` set it."""
     calls = _detect_calls(template) if tool_parser == "auto" else tool_parser
     thinks = OPENING in template or CLOSING in template if reasoning_parser == "auto" else reasoning_parser == "think"
     return OutputStyle(calls="" if calls == "none" else calls, thinks=thinks)
@@ -61,7 +61,7 @@ def _detect_calls(template: str) -> str:
 
 
 class _FirstCall:
-    """Drops all calls but the first."""
+    """Drops all calls except the first."""
 
     def __init__(self, parser: Parser) -> None:
         self._parser = parser
@@ -69,11 +69,11 @@ class _FirstCall:
         self._num_calls = 0
 
     def push(self, text: str) -> list[Part]:
-        """Of what the parser tells."""
+        """See `Parser`."""
         return [part for part in self._parser.push(text) if self._kept(part)]
 
     def finish(self) -> list[Part]:
-        """Of what the parser tells."""
+        """See `Parser`."""
         return [part for part in self._parser.finish() if self._kept(part)]
 
     def _kept(self, part: Part) -> bool:

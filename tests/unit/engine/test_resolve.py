@@ -67,7 +67,7 @@ def test_longrope_has_its_full_length_and_stretches_long_requests(tmp_path):
             "holds 160 tokens.*--kv-memory to 1MiB.*160 or less",
         ),
         ({"kv_memory": "1k"}, "holds 0 tokens.*MiB or more$"),
-        ({"kv_memory": "lots"}, "'lots' is no size"),
+        ({"kv_memory": "lots"}, "'lots' is not a size"),
     ],
 )
 def test_errors_name_the_flag(tiny_model, flags, changes, message):

@@ -63,7 +63,7 @@ def test_a_service_gets_its_own_flags(monkeypatch: pytest.MonkeyPatch):
     ("argv", "message"),
     [
         (["--block-size", "0"], "--block-size (BATON_BLOCK_SIZE) must be at least 1, not 0"),
-        (["--kv-memory", "lots"], "--kv-memory: 'lots' is no size"),
+        (["--kv-memory", "lots"], "--kv-memory: 'lots' is not a size"),
         (["--redis-url", "http://127.0.0.1"], "redis url: "),
         (["--model", "/nowhere"], "no such model: /nowhere"),
         (["--host", "0.0.0.0"], "refusing to listen on 0.0.0.0 without a service token"),

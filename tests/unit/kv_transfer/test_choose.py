@@ -7,10 +7,10 @@ import os
 import pytest
 
 from baton.errors import ConfigError, LayoutMismatch, TransferError
-from kv_transfer import choose, doors
+from kv_transfer import choose, listeners
 from kv_transfer.choose import Transports
-from kv_transfer.doors import Doors
 from kv_transfer.faults import Faults
+from kv_transfer.listeners import Listeners
 from kv_transfer.shm import process_memory
 from kv_transfer.shm.transport import ShmTransport, host_id
 from kv_transfer.transport import RETRY_S
@@ -48,12 +48,12 @@ def test_unknown_transports_are_refused():
 
 def choose_door(wanted: str, offered: list[str], host: str) -> str:
     async def main() -> str:
-        doors_ = Doors(wanted, "127.0.0.1", inbox_of=lambda transport: None)
+        listeners_ = Listeners(wanted, "127.0.0.1", inbox_of=lambda transport: None)
         try:
-            return (await doors_.choose(offered, host))[0]
+            return (await listeners_.choose(offered, host))[0]
         finally:
-            await doors_.close_listeners()
-            await doors_.close()
+            await listeners_.close_listeners()
+            await listeners_.close()
 
     return asyncio.run(main())
 
@@ -82,17 +82,17 @@ def test_what_could_not_be_opened_is_tried_again_after_a_while(monkeypatch):
         return await listen(self, host, inbox)
 
     async def main() -> None:
-        doors_ = Doors("auto", "127.0.0.1", inbox_of=lambda transport: None)
-        chosen = [(await doors_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
+        listeners_ = Listeners("auto", "127.0.0.1", inbox_of=lambda transport: None)
+        chosen = [(await listeners_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
         for pause_s in (RETRY_S, 2 * RETRY_S):
-            until_s, said_s = doors_._put_off["shm"]
+            until_s, said_s = listeners_._put_off["shm"]
             assert said_s == pause_s
-            doors_._put_off["shm"] = until_s - pause_s, said_s
-            chosen.append((await doors_.choose(["shm", "tcp"], host_id()))[0])
+            listeners_._put_off["shm"] = until_s - pause_s, said_s
+            chosen.append((await listeners_.choose(["shm", "tcp"], host_id()))[0])
         assert chosen == ["tcp", "tcp", "tcp", "shm"]
         assert len(set(tried)) == 3  # a dead one is of no use
-        await doors_.close_listeners()
-        await doors_.close()
+        await listeners_.close_listeners()
+        await listeners_.close()
 
     monkeypatch.setattr(ShmTransport, "listen", in_want)
     asyncio.run(main())
@@ -107,18 +107,18 @@ def test_what_takes_long_to_open_is_passed_over_until_it_is_open(monkeypatch):
         return await listen(self, host, inbox)
 
     async def main() -> None:
-        doors_ = Doors("auto", "127.0.0.1", inbox_of=lambda transport: None)
-        chosen = [(await doors_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
+        listeners_ = Listeners("auto", "127.0.0.1", inbox_of=lambda transport: None)
+        chosen = [(await listeners_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
         may_go_on.set()
-        await doors_.open("shm")
-        chosen.append((await doors_.choose(["shm", "tcp"], host_id()))[0])
+        await listeners_.open("shm")
+        chosen.append((await listeners_.choose(["shm", "tcp"], host_id()))[0])
         assert chosen == ["tcp", "tcp", "shm"]
         assert len(begun) == 1
-        await doors_.close_listeners()
-        await doors_.close()
+        await listeners_.close_listeners()
+        await listeners_.close()
 
     monkeypatch.setattr(ShmTransport, "listen", slowly)
-    monkeypatch.setattr(doors, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(listeners, "PATIENCE_S", 0.01)
     asyncio.run(main())
 
 
@@ -127,34 +127,34 @@ def test_a_node_that_stops_does_not_wait_for_what_is_opening(monkeypatch):
         await asyncio.Event().wait()
 
     async def main() -> None:
-        doors_ = Doors("auto", "127.0.0.1", inbox_of=lambda transport: None)
-        await doors_.choose(["shm", "tcp"], host_id())
+        listeners_ = Listeners("auto", "127.0.0.1", inbox_of=lambda transport: None)
+        await listeners_.choose(["shm", "tcp"], host_id())
         async with asyncio.timeout(10):
-            await doors_.close_listeners()
-            await doors_.close()
-        assert doors_._opening["shm"].cancelled()
+            await listeners_.close_listeners()
+            await listeners_.close()
+        assert listeners_._opening["shm"].cancelled()
 
     monkeypatch.setattr(ShmTransport, "listen", never)
-    monkeypatch.setattr(doors, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(listeners, "PATIENCE_S", 0.01)
     asyncio.run(main())
 
 
 @pytest.mark.parametrize(("wanted", "opened"), [("tcp", ["tcp"]), ("auto", [])])
 def test_what_is_no_matter_of_choice_is_open_from_the_start_and_until_the_stop(wanted, opened):
     async def main() -> None:
-        doors_ = Doors(wanted, "127.0.0.1", inbox_of=lambda transport: None)
-        await doors_.start()
-        assert list(doors_._open) == opened
-        door = await doors_.open("tcp")
-        _, writer = await asyncio.open_connection(door.host, door.port)
+        listeners_ = Listeners(wanted, "127.0.0.1", inbox_of=lambda transport: None)
+        await listeners_.start()
+        assert list(listeners_._open) == opened
+        listener = await listeners_.open("tcp")
+        _, writer = await asyncio.open_connection(listener.host, listener.port)
         writer.close()
-        await doors_.close_listeners()
+        await listeners_.close_listeners()
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(door.host, door.port)
+            await asyncio.open_connection(listener.host, listener.port)
         if wanted == "auto":
             with pytest.raises(TransferError, match="stopping"):
-                await doors_.open("shm")
-        await doors_.close()
+                await listeners_.open("shm")
+        await listeners_.close()
 
     asyncio.run(main())
 
@@ -177,7 +177,7 @@ def test_transports_are_made_when_they_are_needed():
         await transports.close()
 
     asyncio.run(main())
-    assert doors.host_id() == host_id()
+    assert listeners.host_id() == host_id()
     assert not process_memory.why_unavailable()
 
 

@@ -63,7 +63,7 @@ def begun(receiver, cut):
         for tag in tags:
             loop.call_later(PAUSE_S, inbox.lost, tag)
 
-    receiver.doors.disconnect = cut_off
+    receiver.listeners.disconnect = cut_off
     transfer = receiver.grant([1], 0, "p0", 1, 60.0, b"")
     tags += range(transfer.grant.tag_base, transfer.grant.tag_base + NUM_MESSAGES)
     for tag in tags:

@@ -62,7 +62,7 @@ class Node:
 class Transfer:
     error = None
 
-    def peer_over(self, error):
+    def peer_ended(self, error):
         self.error = error
 
 

@@ -44,7 +44,7 @@ def test_nothing_outside_of_the_pool(buffer, where):
 
 
 def test_wrong_buffers_are_refused(buffer):
-    with pytest.raises(ConfigError, match=r"has \d+ bytes, not"):
+    with pytest.raises(ConfigError, match=r"needs \d+ bytes, not"):
         KVPool(buffer[:-1], LAYOUT, NUM_BLOCKS)
     for wrong in (buffer.view(torch.int16), buffer.view(-1, 2)[:, 0]):
         with pytest.raises(ConfigError, match="contiguous bytes"):

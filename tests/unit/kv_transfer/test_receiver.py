@@ -46,7 +46,7 @@ def test_so_many_secrets_are_told_at_once_and_no_more(monkeypatch):
         node = make()
         for _ in range(2):
             await node.expect(PEER)
-        with pytest.raises(TransferError, match="too many"):
+        with pytest.raises(TransferError, match="announced and not opened yet"):
             await node.expect(PEER)
         await asyncio.sleep(31)
         await node.expect(PEER)
@@ -62,7 +62,7 @@ def test_a_later_incarnation_cuts_off_the_earlier_one_and_not_the_other_way():
         async def cut_off(peer):
             cut.append(peer.epoch)
 
-        node.doors.disconnect = cut_off
+        node.listeners.disconnect = cut_off
         transfers = [node.grant([0], 0, "p0", epoch, 60.0, b"") for epoch in (2, 3)]
         for epoch in (2, 1, 2, 3, 2):
             await node.expect(Peer("p0", epoch))

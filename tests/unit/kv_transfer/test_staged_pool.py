@@ -185,5 +185,5 @@ def test_host_memory_is_not_staged_and_wrong_buffers_are_refused(buffer):
     assert isinstance(pool_of(buffer, LAYOUT, NUM_BLOCKS), KVPool)
     with pytest.raises(ConfigError, match="contiguous bytes"):
         StagedPool(buffer.view(torch.int16), LAYOUT, NUM_BLOCKS)
-    with pytest.raises(ConfigError, match="not in host memory"):
+    with pytest.raises(ConfigError, match="needs a buffer in host memory, not on meta"):
         KVPool(buffer.to("meta"), LAYOUT, NUM_BLOCKS)

@@ -54,8 +54,8 @@ def test_a_broken_file_of_the_model_is_named(model_dirs, tmp_path, name):
     ("text", "said"),
     [
         ('{"vocab_size": "many"}', "vocab_size"),
-        ('{"vocab_size": 1000000000000000000000}', "vocab_size is no number of tokens"),
-        ('{"max_position_embeddings": true}', "max_position_embeddings is no number of tokens"),
+        ('{"vocab_size": 1000000000000000000000}', "vocab_size must be a number of tokens"),
+        ('{"max_position_embeddings": true}', "max_position_embeddings must be a number of tokens"),
         ("[]", "config.json"),
     ],
 )

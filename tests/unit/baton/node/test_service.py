@@ -155,9 +155,13 @@ async def test_a_message_that_comes_twice_counts_once(attach: Callable[..., Stre
 @pytest.mark.parametrize(
     ("fields", "code", "details"),
     [
-        ({"sequence": 2, "starts": [start(1)]}, grpc.StatusCode.UNAVAILABLE, "a message is missing"),
-        ({"epoch": 6}, grpc.StatusCode.UNAVAILABLE, "another incarnation of this node is meant"),
-        ({"cancelled_keys": [1]}, grpc.StatusCode.INVALID_ARGUMENT, "columns of different lengths"),
+        ({"sequence": 2, "starts": [start(1)]}, grpc.StatusCode.UNAVAILABLE, "message 1 of the stream is missing"),
+        ({"epoch": 6}, grpc.StatusCode.UNAVAILABLE, "the message is for another incarnation of this node"),
+        (
+            {"cancelled_keys": [1]},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "cancelled_keys and cancelled_attempts differ in length",
+        ),
     ],
 )
 async def test_what_cannot_be_ends_the_stream(

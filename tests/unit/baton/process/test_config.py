@@ -59,8 +59,8 @@ def test_secrets_come_from_the_environment_alone():
     ("env", "expected"),
     [
         ({"BATON_PREFILL": "two"}, "--prefill (BATON_PREFILL): 'two' is not a valid int"),
-        ({"BATON_MAX_TTFT_S": "-1"}, "--max-ttft-s (BATON_MAX_TTFT_S): '-1' is no number of seconds from 0 on"),
-        ({"BATON_MAX_TTFT_S": "nan"}, "--max-ttft-s (BATON_MAX_TTFT_S): 'nan' is no number of seconds from 0 on"),
+        ({"BATON_MAX_TTFT_S": "-1"}, "--max-ttft-s (BATON_MAX_TTFT_S): '-1' is not a number of seconds, 0 or more"),
+        ({"BATON_MAX_TTFT_S": "nan"}, "--max-ttft-s (BATON_MAX_TTFT_S): 'nan' is not a number of seconds, 0 or more"),
         (
             {"BATON_TRANSPORT": "pigeon"},
             "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, cuda, shm, ucx, tcp",
@@ -74,7 +74,7 @@ def test_secrets_come_from_the_environment_alone():
         ({"BATON_MAX_MODEL_LEN": "-1"}, "--max-model-len (BATON_MAX_MODEL_LEN) must be at least 0, not -1"),
         ({"BATON_NUM_THREADS": "-2"}, "--num-threads (BATON_NUM_THREADS) must be at least 0, not -2"),
         ({"BATON_PORT": "65536"}, "--port (BATON_PORT) must be at most 65535, not 65536"),
-        ({"BATON_KV_MEMORY": "lots"}, "--kv-memory: 'lots' is no size: write 512MiB, 4GiB or a number of bytes"),
+        ({"BATON_KV_MEMORY": "lots"}, "--kv-memory: 'lots' is not a size: write 512MiB, 4GiB or a number of bytes"),
         ({"BATON_COLOCATED": "maybe"}, "--colocated (BATON_COLOCATED): 'maybe' is neither true nor false"),
     ],
 )
@@ -93,7 +93,7 @@ def test_sizes(text, expected):
 
 @pytest.mark.parametrize("text", ["", "much", "4 parsecs", "-", "inf", "-5MiB", "0", "nan"])
 def test_no_size(text):
-    with pytest.raises(ConfigError, match=r"--kv-memory: .* is no size"):
+    with pytest.raises(ConfigError, match=r"--kv-memory: .* is not a size"):
         parse_bytes(text)
 
 
@@ -101,6 +101,6 @@ def test_a_misspelt_variable_is_noticed_and_others_are_left_alone():
     fine = {"BATON_DECODE": "2", "BATON_HOME": "/h", "BATON_API_KEY_FILE": "k", "BATON_SERVICE_HOST": "of Kubernetes"}
     assert misspelt(fine | {"BATON_FAULTS": "f", "BATON_DIE_WITH_PARENT": "1", "PATH": "/bin"}) == []
     assert misspelt({"BATON_DECOD": "2", "BATON_MAX_MODEL_LENGTH": "9"}) == [
-        "BATON_DECOD means nothing: BATON_DECODE?",
-        "BATON_MAX_MODEL_LENGTH means nothing: BATON_MAX_MODEL_LEN?",
+        "BATON_DECOD is unknown: did you mean BATON_DECODE?",
+        "BATON_MAX_MODEL_LENGTH is unknown: did you mean BATON_MAX_MODEL_LEN?",
     ]

@@ -182,5 +182,5 @@ def test_broken_json(tmp_path, text):
 
 
 def test_no_model_at_all(tmp_path):
-    with pytest.raises(CheckpointError, match="absent is no directory"):
+    with pytest.raises(CheckpointError, match="absent is not a directory"):
         ModelConfig.load(tmp_path / "absent")

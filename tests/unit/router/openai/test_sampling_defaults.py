@@ -56,5 +56,5 @@ def test_responses_repeat_what_was_taken(load):
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", "hot"), ("top_p", 0), ("top_k", 1e12), ("min_p", True)])
 def test_nonsense_is_named(load, name, value):
-    with pytest.raises(CheckpointError, match=rf"generation_config\.json: {name} is no number from"):
+    with pytest.raises(CheckpointError, match=rf"generation_config\.json: {name} must be a number from"):
         load(**{name: value})

@@ -1,4 +1,4 @@
-"""Where a decode node can be reached for data: one listener per transport, opened when a prefill node first asks."""
+"""A decode node's listeners for data connections: one per transport, opened when a prefill node first asks for it."""
 
 import asyncio
 import logging
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Doors:
-    """The listeners of one node. Unless `auto` is wanted, there is one."""
+class Listeners:
+    """The listeners of one node: a single one, unless `wanted` is `auto`."""
 
     def __init__(
         self, wanted: str, host: str, inbox_of: Callable[[str], Inbox], gpu_blocks: "DeviceBlocks | None" = None
     ) -> None:
-        """`inbox_of` is given a transport's name, when that is opened. `gpu_blocks`: as for `Transports`."""
+        """`inbox_of(name)` makes the inbox of that transport's listener. `wanted`, `gpu_blocks`: see `Transports`."""
         self._transports = Transports(wanted, host, gpu_blocks)
         self._host = host
         self._inbox_of = inbox_of
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._open: dict[str, Listener] = {}
-        self._put_off: dict[str, tuple[float, float]] = {}  # those that cannot be opened: until when, after what pause
+        self._put_off: dict[str, tuple[float, float]] = {}  # failed transports: (not retried before, pause_s)
         self._closed = False
 
     @property
     def names(self) -> str:
-        """For people."""
+        """The transports' names, for messages."""
         return ", ".join(self._transports.names)
 
     async def choose(self, offered: Sequence[str], host_id_: str) -> tuple[str, Listener]:
-        """The first of a prefill node's transports that this node has, too, and that may carry between their hosts.
+        """Choose the first offered transport that this node also has and that can work between the two hosts.
 
-        One that takes long to open is passed over meanwhile, where there is another. Raises LayoutMismatch where there
-        is none.
+        A transport that is slow to open is skipped for now if there is another one. Raises LayoutMismatch if there is
+        no common transport.
         """
         common = [name for name in offered if name in self._transports.names]
         if common and host_id_ != host_id():
@@ -59,22 +59,23 @@ class Doors:
         raise LayoutMismatch("they have no transport in common")
 
     async def open(self, name: str) -> Listener:
-        """The listener of that transport. Raises TransferError where this system lacks it."""
+        """Return the listener of this transport, opening it if needed. Raises TransferError if it cannot be opened."""
         opening = self._opening.get(name)
         if opening is None or (opening.done() and name not in self._open):
             opening = self._opening[name] = asyncio.create_task(self._listen(name))
-            opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())  # nobody may wait
+            # marks the exception as retrieved: perhaps nobody is waiting any more
+            opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())
         await asyncio.shield(opening)
         return self._open[name]
 
     async def _open_soon(self, name: str) -> Listener:
-        """It goes on opening for those who come later."""
+        """Open the listener, waiting PATIENCE_S at most; it goes on opening in the background for later connects."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 listener = await self.open(name)
                 await listener.ready()
         except TimeoutError:
-            raise TransferError("it takes long to open") from None
+            raise TransferError("the transport is still starting on the decode node") from None
         return listener
 
     async def _listen(self, name: str) -> None:
@@ -83,26 +84,26 @@ class Doors:
         try:
             try:
                 self._open[name] = await self._transports.get(name).listen(self._host, self._inbox_of(name))
-            except OSError as error:  # for want of descriptors or threads
+            except OSError as error:  # such as too few descriptors or threads
                 raise TransferError(f"transport {name} cannot be opened: {error.strerror or error}") from error
         except TransferError as error:
-            await self._later(name, error)
+            await self._put_off_retry(name, error)
             raise
 
-    async def _later(self, name: str, error: TransferError) -> None:
-        """Whoever connects then tries it again, with all that it needs made anew: some reasons pass."""
+    async def _put_off_retry(self, name: str, error: TransferError) -> None:
+        """Skip the transport for a while, then let the next connect make it anew: what made it fail may pass."""
         pause_s = min(2 * self._put_off.get(name, (0.0, RETRY_S / 2))[1], MAX_RETRY_S)
         self._put_off[name] = asyncio.get_running_loop().time() + pause_s, pause_s
         _log.warning("KV blocks do not travel over %s (tried again after %.0f s): %s", name, pause_s, error)
         await self._transports.drop(name)
 
     async def start(self) -> None:
-        """Open at once what is not a matter of choice, so that a node that cannot does not start."""
+        """Open the listener at once if there is only one transport, so that a node where it fails does not start."""
         if len(self._transports.names) == 1:
             await self.open(self._transports.names[0])
 
     async def disconnect(self, peer: Peer) -> None:
-        """Returns when nothing that the peer sent is being written any more."""
+        """Close the peer's connections. Returns when nothing that it sent is being written any more."""
         for listener in list(self._open.values()):
             await listener.disconnect(peer)
 
@@ -115,5 +116,5 @@ class Doors:
             await listener.close()
 
     async def close(self) -> None:
-        """Release what the transports own; the listeners are closed before."""
+        """Release what the transports own. Call `close_listeners` first."""
         await self._transports.close()
