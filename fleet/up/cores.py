@@ -1,7 +1,7 @@
-"""Which cores a node of a local fleet computes on.
+"""Assigns cores to the nodes of a local fleet.
 
-Where cores are few, prefill and decode nodes get a half each: a long prompt then takes no time from the decode batch,
-which is the point of having two pools. Many cores are left to the operating system.
+Where cores are few, each pool gets half of them. A long prompt then takes no CPU time from the decode batch,
+which is the purpose of two pools. Many cores are left to the operating system.
 """
 
 import os
@@ -12,21 +12,21 @@ _FEW = 8
 
 @dataclass(frozen=True)
 class Share:
-    """Cores to run on (empty: any) and compute threads to use."""
+    """The cores to run on (empty: any) and the number of compute threads."""
 
     cores: frozenset[int]
     num_threads: int
 
 
 def available() -> list[int]:
-    """The cores this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def share(cores: list[int], role: str, num_nodes: int, *, colocated: bool, index: int = 0) -> Share:
-    """What the `index`-th of `num_nodes` nodes of a pool gets: cores of its own where they go round."""
+    """Return the share of a pool's `index`-th of `num_nodes` nodes: separate cores if there are enough."""
     pool = _pool(cores, role, colocated)
     each = max(1, len(pool) // max(1, num_nodes))
     if num_nodes > 1:
