@@ -53,7 +53,7 @@ class StepCost(msgspec.Struct, kw_only=True):
 class LinearFit:
     """Recursive least squares of `y ≈ coefficients · x`, forgetting slowly.
 
-    As long as all samples are alike, y is attributed to each x in proportion to x / scale: `scales` are the prior.
+    As long as all samples are alike, each x gets a share of y in proportion to (x / scale)².
     """
 
     def __init__(self, scales: Sequence[float]) -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios to something known, the machine, and its command. `run.sh` runs them all."""
+"""Benchmarks. Each prints ratios to a known reference, the machine, and its own command. `run.sh` runs most of them."""

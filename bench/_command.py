@@ -1,4 +1,4 @@
-"""How benchmarks are asked for, end, name themselves in reports, and show how far they are."""
+"""The command line of benchmarks: parser, exit codes, the command printed in reports, and progress bars."""
 
 import argparse
 import shlex
@@ -14,12 +14,12 @@ from baton.errors import BatonError
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Of `baton bench name`, which the first line of its module's docstring describes."""
+    """Return a parser for `baton bench name`, described by the first line of the module's docstring."""
     return argparse.ArgumentParser(prog=f"baton bench {name}", description=(doc or "").partition("\n")[0])
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Exit with what `main` returns; with 1 and a line that says why where it fails."""
+    """Exit with the result of `main`; if it raises a BatonError, exit with 1 and print its message."""
     try:
         sys.exit(main())
     except BatonError as error:
@@ -27,19 +27,19 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def line(name: str, argv: Sequence[str] | None) -> str:
-    """What was typed."""
+    """Return the command as it was typed."""
     return shlex.join(["baton", "bench", name, *(sys.argv[1:] if argv is None else argv)])
 
 
 def words(argv: Sequence[str] | None) -> list[str]:
-    """What was typed after the name; of paths only their ends, as where a machine keeps files is nobody's matter."""
+    """Return the arguments as typed, but paths without their folders, which are private to a machine."""
     return [Path(word).name for word in (sys.argv[1:] if argv is None else argv)]
 
 
 def progress(*columns: ProgressColumn) -> Progress:
-    """A bar, or `columns`, on the terminal's standard error, gone afterwards; nothing where that is no terminal.
+    """Return a progress display on standard error, removed at the end; invisible if that is not a terminal.
 
-    What is printed meanwhile goes above it, or to the file that standard output leads to.
+    Anything printed meanwhile appears above it, or in the file that standard output is redirected to.
     """
     console, is_shown = Console(stderr=True), sys.stderr.isatty()
     return Progress(

@@ -1,4 +1,4 @@
-"""Fleets for benchmarks, started as their user would: `baton up`, in a BATON_HOME of its own, gone afterwards."""
+"""Fleets for benchmarks, started as a user would, by `baton up`, in a BATON_HOME of their own."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ _STOP_TIMEOUT_S = 60.0
 
 @contextlib.contextmanager
 def started(home: Path, *flags: str) -> Iterator[str]:
-    """Its endpoint. BatonError where it does not start."""
+    """Start a fleet, yield its endpoint, and stop it afterwards. Raises BatonError if it does not start."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
     env |= {"BATON_HOME": str(home), "NO_COLOR": "1"}
     try:

@@ -1,4 +1,4 @@
-"""What a GPU can do at best, and how long something takes on it: medians over CUDA events."""
+"""Limits of a GPU, and timings on it, as medians over CUDA events."""
 
 import statistics
 from collections.abc import Callable
@@ -7,31 +7,31 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda"
-CALLS = 8  # that a graph holds
+CALLS = 8  # calls per graph
 MATMUL = 8192
 
 
 def randn(*shape: int) -> Tensor:
-    """bf16 on the GPU."""
+    """Return random bf16 numbers on the GPU."""
     return torch.randn(*shape, dtype=torch.bfloat16, device=DEVICE)
 
 
 def copy_bandwidth(repeats: int) -> float:
-    """Bytes read plus bytes written per second."""
+    """Measure the bandwidth of a copy: bytes read plus bytes written per second."""
     source = torch.randint(256, (1 << 30,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    took_s = _median_s(lambda: target.copy_(source), repeats)  # in a graph it would be another kind of copy, and slower
+    took_s = _median_s(lambda: target.copy_(source), repeats)  # a graph would use another, slower kind of copy
     return 2 * source.nbytes / took_s
 
 
 def matmul_flops(repeats: int) -> float:
-    """Of torch's product of large matrices."""
+    """Measure the FLOP/s of torch's product of large matrices."""
     a, b = randn(MATMUL, MATMUL), randn(MATMUL, MATMUL)
     return 2 * MATMUL**3 / seconds(lambda: a @ b, repeats)
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median of one call on the device, replayed from a graph."""
+    """Return the median time of one call on the device, replayed from a graph."""
     run()  # compiles
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""What a machine could do at most: how fast it reads, and how fast it multiplies."""
+"""The roofline of a machine: how fast it reads memory, and how fast it multiplies."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _SQUARE = 2048
 
 
 def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> float:
-    """Seconds of the fastest run."""
+    """Return the seconds of the fastest run."""
     times = []
     for _ in range(repeats):
         start_s = time.perf_counter()
@@ -25,7 +25,7 @@ def best_of(function: Callable[[], object], device: str, repeats: int = 5) -> fl
 
 
 class Roofline:
-    """The limits of a device in one type, to be asked as often as one likes: machines wander."""
+    """The limits of a device for one dtype. Measure them repeatedly, because a machine's speed varies."""
 
     def __init__(self, device: str, dtype: torch.dtype) -> None:
         self._device = device
@@ -44,19 +44,19 @@ class Roofline:
                 self._products.append(partial(torch.matmul, a, b))
 
     def bytes_per_s(self) -> float:
-        """Of the fastest way to read 512 MiB, which on a CPU lie in huge pages as weights and KV do.
+        """Measure the fastest way to read 512 MiB, on a CPU in huge pages like weights and KV.
 
-        A sum, or a product with one row: some processors' own prefetchers do better by the latter.
+        This is a sum, or a product with one row, which suits some processors' prefetchers better.
         """
         return self._num_bytes / min(best_of(read, self._device) for read in self._reads)
 
     def flops(self) -> float:
-        """Floating-point operations per second in a type no narrower than `dtype`, whoever multiplies fastest."""
+        """Measure FLOP/s in a dtype no narrower than `dtype`, with the fastest available multiplication."""
         return 2 * _SQUARE**3 / min(best_of(multiply, self._device) for multiply in self._products)
 
 
 def torch_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or float32 where torch multiplies that faster: without bf16 instructions by two orders."""
+    """Return `dtype`, or float32 if torch multiplies that faster (by a factor of 100 without bf16 instructions)."""
     types = {dtype, torch.float32}
     squares = {each: torch.randn(512, 512, device=device).to(each) for each in types}
     return min(types, key=lambda each: best_of(partial(torch.matmul, squares[each], squares[each]), device))

@@ -1,4 +1,4 @@
-"""Servers that a benchmark starts: until they answer, and until they are gone."""
+"""Waits for servers that a benchmark starts, and stops them."""
 
 import subprocess
 import time
@@ -8,7 +8,7 @@ Process = subprocess.Popen[bytes]
 
 
 def wait_until_ready(name: str, process: Process, asked: str | urllib.request.Request, within_s: float) -> None:
-    """Until it answers what it is asked over HTTP; ConnectionError where it ends or takes too long."""
+    """Wait until it answers an HTTP request. Raises ConnectionError if it ends or takes too long."""
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
@@ -16,13 +16,13 @@ def wait_until_ready(name: str, process: Process, asked: str | urllib.request.Re
         try:
             with urllib.request.urlopen(asked, timeout=5):  # noqa: S310
                 return
-        except OSError:  # an HTTPError is one, too
+        except OSError:  # HTTPError is a subclass
             time.sleep(0.2)
     raise ConnectionError(f"{name} did not start within {within_s:.0f} s")
 
 
 def end(processes: list[Process], within_s: float) -> None:
-    """Ask them to end, the latest first; kill who does not."""
+    """Terminate the processes, last one first; kill those that do not end in time."""
     for process in reversed(processes):
         process.terminate()
     for process in processes:

@@ -1,4 +1,4 @@
-"""transformers, doing the same work on the same checkpoint, in this process."""
+"""Runs transformers on the same checkpoint in this process, for comparison."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Transformers:
-    """A checkpoint on a device."""
+    """A checkpoint loaded by transformers on a device."""
 
     def __init__(self, model: str, dtype: torch.dtype, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM
@@ -17,7 +17,7 @@ class Transformers:
 
     @torch.inference_mode()
     def seconds(self, batch_size: int, num_in: int, num_out: int) -> float:
-        """Of so many prompts of such a length, for so many tokens of each."""
+        """Return the seconds to generate `num_out` tokens for each of `batch_size` prompts of `num_in` tokens."""
         prompt = torch.randint(100, 500, (batch_size, num_in), device=self._device)
         length = {"max_new_tokens": num_out, "min_new_tokens": num_out}
         start_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Servers that are measured in turns, so that what a machine does in the meantime meets all of them."""
+"""Measures servers in turns, so that disturbances of the machine affect all of them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
@@ -7,18 +7,18 @@ from bench import _command
 
 
 class Named(Protocol):
-    """What is measured."""
+    """Something to measure."""
 
     @property
     def name(self) -> str:
-        """For the bar."""
+        """The name shown in the progress bar."""
 
 
 AnyNamed = TypeVar("AnyNamed", bound=Named)
 
 
 def in_turns(servers: Sequence[AnyNamed], rounds: int) -> Iterator[AnyNamed]:
-    """Each of them in every round; a terminal sees how far it has come."""
+    """Yield each server in every round; show progress on a terminal."""
     with _command.progress() as progress:
         task = progress.add_task("", total=rounds * len(servers))
         for _ in range(rounds):

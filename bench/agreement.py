@@ -1,11 +1,11 @@
-"""Whether the figures of `baton bench serve` are those of an independent client: curl and its timestamps, same load.
+"""Compares the figures of `baton bench serve` with those of an independent client: curl's timestamps under equal load.
 
     baton bench agreement --base-url http://127.0.0.1:8000 --rate 2
 
-Both send like prompts at the same even rate, one after the other all the time: what the machine does meanwhile, it does
-to both. Exit code 1 where a figure differs by more than `--tolerance`, 2 without curl. In a closed loop the two would
-not be the same load: a curl takes 15 ms to start, which spreads requests that ended together. Clients in Python take so
-much more of the CPU that, on cores they share with the services, they measure themselves.
+Both clients send similar prompts at the same even rate, alternating all the time, so that disturbances affect both.
+The exit code is 1 if a figure differs by more than `--tolerance`, and 2 without curl. In a closed loop the loads would
+differ: a curl takes 15 ms to start, which spreads requests that ended together. Other clients in Python take so
+much more CPU time that, on cores shared with the services, they would measure themselves.
 """
 
 import argparse
@@ -48,16 +48,16 @@ Values = NDArray[np.float64]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table; exit code 1 where the two disagree."""
+    """Print a table; return 1 if the two clients disagree."""
     args = _arguments(argv)
     if shutil.which("curl") is None:
-        sys.stderr.write("baton bench agreement: curl is what it compares with, and it is not on the PATH\n")
+        sys.stderr.write("baton bench agreement: needs curl, which is not on the PATH\n")
         return 2
     seen = asyncio.run(_measure(args, target_of(args.base_url)))
     ours, theirs = ([stream for stream in streams if not was_late(stream)] for streams in seen)
     num_late = len(seen[0]) - len(ours), len(seen[1]) - len(theirs)
     if not ours or not theirs:
-        raise BatonError("all first tokens came together with others: times of single ones cannot be compared")
+        raise BatonError("all first tokens arrived together with others, so their times cannot be compared")
     print(f"{machine()}\n\n{'ms':<12}{'ours':>10}{'curl':>10}{'ratio':>8}  95 % interval")
     ratios = [_compare(name, percent, ours, theirs) for name, percent in SHOWN]
     print(f"\nleft out, as tokens waited for a client that had no CPU: {num_late[0]} of ours, {num_late[1]} of curl's")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _measure(args: argparse.Namespace, target: Target) -> tuple[list[Stream], list[Stream]]:
-    """What our client and the other one saw, whose requests come half way between ours."""
+    """Run our client and curl, whose requests are sent half way between ours; return the streams of both."""
     name = args.model or await target.first_model()
     shape = Shape(name, output=lengths.parse(str(args.output_tokens)))
     asked = workload.conversations(shape, random.Random())
@@ -87,12 +87,12 @@ async def _measure(args: argparse.Namespace, target: Target) -> tuple[list[Strea
 
 
 def was_late(stream: Stream) -> bool:
-    """Whether its first token came together with others: it had been there for a while, unless tokens are sent so."""
+    """Return whether the first token arrived together with others, because the client had no CPU before."""
     return sum(at_s - stream.times[0] < TOGETHER_S for at_s in stream.times) > 1
 
 
 def _compare(name: str, percent: int, ours: Sequence[Stream], theirs: Sequence[Stream]) -> float:
-    """Print a row; the ratio."""
+    """Print a row; return the ratio."""
     seen = [np.array([1000 * _latency_s(stream, name) for stream in streams]) for streams in (ours, theirs)]
     figures = [float(_percentile(values, percent)) for values in seen]
     low, high = interval(seen[0], seen[1], percent)
@@ -103,7 +103,7 @@ def _compare(name: str, percent: int, ours: Sequence[Stream], theirs: Sequence[S
 
 
 def interval(ours: Values, theirs: Values, percent: int) -> tuple[float, float]:
-    """Where 95 of 100 ratios of the percentiles lie when both are drawn again, with replacement, from what was seen."""
+    """Return the 95 % bootstrap interval of the ratio of the two percentiles."""
     source = np.random.default_rng(0)
     drawn = [
         _percentile(values[source.integers(len(values), size=(NUM_RESAMPLED, len(values)))], percent)
@@ -114,12 +114,12 @@ def interval(ours: Values, theirs: Values, percent: int) -> tuple[float, float]:
 
 
 def _percentile(values: Values, percent: int) -> Values:
-    """Of each row, by nearest rank."""
+    """Return the nearest-rank percentile of each row."""
     return np.percentile(values, percent, axis=-1, method="inverted_cdf")
 
 
 def _latency_s(stream: Stream, name: str) -> float:
-    """From when it was sent."""
+    """Return a latency, counted from when the request was sent."""
     late_s = 0.0 if name == "tpot" else stream.sent - stream.began
     return float(getattr(stream, f"{name}_s")) - late_s
 
@@ -148,7 +148,7 @@ async def _with_curl(
 
 
 async def _ask(target: Target, conversation: Conversation, trace: Path) -> Stream:
-    """One request by a curl of its own, whose trace says when each piece came."""
+    """Send one request by a new curl process; its trace has the time of each piece."""
     key = f'header = "Authorization: Bearer {target.api_key}"\n' if target.api_key else ""
     config = trace.with_suffix(".curl")
     config.write_text(key + 'header = "Content-Type: application/json"\n')
@@ -163,10 +163,10 @@ async def _ask(target: Target, conversation: Conversation, trace: Path) -> Strea
 
 
 def _stream(answer: str, trace: Path) -> Stream:
-    """What curl saw.
+    """Return the stream as curl saw it.
 
-    They count from when it was connected: it notes that it has sent the request when it gets the CPU back, which those
-    that the request woke up may have for tens of milliseconds.
+    Times are counted from when curl was connected. It only notes that it sent the request when it gets the CPU back,
+    which may be used for tens of milliseconds by the processes that the request woke up.
     """
     pieces = [
         (int(hours) * 3600 + int(minutes) * 60 + float(seconds), what, re.sub(r"(?m)\n?^[0-9a-f]{4,}: ", "", data))
@@ -187,14 +187,16 @@ def _stream(answer: str, trace: Path) -> Stream:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("agreement", __doc__)
     parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
-    parser.add_argument("--model", default="", help="model name; the first that the endpoint lists")
-    parser.add_argument("--rate", type=float, default=2.0, help="of each client, evenly; less than would queue up")
-    parser.add_argument("--requests", type=int, default=600, help="of each client, at least 1")
+    parser.add_argument("--model", default="", help="model name (default: the first that the endpoint lists)")
+    parser.add_argument(
+        "--rate", type=float, default=2.0, help="even request rate of each client, low enough not to queue"
+    )
+    parser.add_argument("--requests", type=int, default=600, help="number of requests of each client")
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--tolerance", type=float, default=0.05)
     args = parser.parse_args(argv)
     if args.requests < 1 or args.rate <= 0:
-        parser.error("--requests: at least 1; --rate: more than 0")
+        parser.error("--requests must be at least 1, and --rate above 0")
     return args
 
 

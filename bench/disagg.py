@@ -1,10 +1,10 @@
-"""Is it worth splitting? The same load on a split fleet and on as many colocated nodes; which side to run, by goodput.
+"""Split or colocated? Runs the same load on a split fleet and on as many colocated nodes, and compares goodput.
 
     baton bench disagg --nodes 2 --slo-ttft-ms 500 --slo-tpot-ms 20 --html disagg.html
 
-Three fleets take turns: split (half of the nodes prefill), colocated, and colocated with prompts computed whole,
-without chunks. Each gets every mix of prompt and output lengths at rising rates (goodput: requests within both limits),
-and then a storm: a few streams decode, first alone, then beside long prompts.
+Three fleets are measured in turns: split (half of the nodes prefill), colocated, and colocated without chunked
+prefill. Each gets every mix of prompt and output lengths at rising rates (goodput: requests within both limits),
+and then a storm: a few streams decode, first alone and then beside long prompts.
 """
 
 import argparse
@@ -30,20 +30,20 @@ from bench._report import disagg as disagg_report
 from bench._report import files
 
 TIMEOUT_S = 120.0
-UNCHUNKED = 1_000_000  # tokens in a step at most: every prompt in one
+UNCHUNKED = 1_000_000  # maximum tokens in a step, so that every prompt takes one step
 STORM_STREAMS, STORM_STREAM_TOKENS, STORM_AT_A_TIME = 2, 128, 2
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to run the same nodes."""
+    """One way to run the nodes: split or colocated."""
 
     name: str
     flags: tuple[str, ...]
 
 
 def sides(num_nodes: int, model: str) -> list[Side]:
-    """Split, colocated, colocated without chunks."""
+    """Return the sides: split, colocated, and colocated without chunks."""
     shared = ("--model", model) if model else ()
     num_prefill = num_nodes // 2
     together = ("--colocated", "--decode", str(num_nodes), *shared)
@@ -55,7 +55,7 @@ def sides(num_nodes: int, model: str) -> list[Side]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure all sides; exit code 1 where requests failed."""
+    """Measure all sides; return 1 if requests failed."""
     args = _arguments(argv)
     files.check(args.json, args.html)
     ratios = [_ratio(text) for text in args.ratios]
@@ -86,7 +86,7 @@ async def _measure(
     args: argparse.Namespace, target: Target, ratios: Sequence[tuple[int, int]], on_run: Any
 ) -> dict[str, Any]:
     shape = Shape(await target.first_model(), vocab_size=args.vocab_size)
-    await _closed(target, shape, 64, 16, number=8, at_a_time=4)  # the first ones warm up
+    await _closed(target, shape, 64, 16, number=8, at_a_time=4)  # warm up
     runs = []
     for (num_prompt, num_output), rate in itertools.product(ratios, args.rates):
         runs.append(await _at_rate(args, target, shape, num_prompt, num_output, rate))
@@ -101,7 +101,7 @@ async def _measure(
 async def _at_rate(
     args: argparse.Namespace, target: Target, shape: Shape, num_prompt: int, num_output: int, work: float
 ) -> dict[str, Any]:
-    """`work`: thousands of tokens per second, prompts and outputs together, so that mixes compare."""
+    """Run one rate. `work` is in thousands of tokens per second, prompts plus outputs, to make mixes comparable."""
     rate = 1000 * work / (num_prompt + num_output)
     asked = workload.conversations(_sized(shape, num_prompt, num_output), random.Random(0))
     due = itertools.takewhile(lambda at_s: at_s < args.seconds, arrivals.times(rate, 1.0, random.Random(0)))
@@ -115,7 +115,7 @@ async def _at_rate(
 
 
 async def _storm(target: Target, shape: Shape, num_prompt: int, seconds: float) -> dict[str, float]:
-    """TPOT p99 of streams: alone, and beside long prompts without end."""
+    """Measure TPOT p99 of streams, alone and beside a continuous load of long prompts."""
     alone = await _streams(target, shape, time.monotonic() + seconds)
     prompts = Driver(target, TIMEOUT_S)
     stop_s = time.monotonic() + seconds
@@ -147,28 +147,28 @@ def _sized(shape: Shape, num_prompt: int, num_output: int) -> Shape:
 def _ratio(text: str) -> tuple[int, int]:
     parts = text.split(":")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--ratios: {text} is not PROMPT:OUTPUT, in tokens")
+        raise ConfigError(f"--ratios: {text}: expected PROMPT:OUTPUT, in tokens")
     return int(parts[0]), int(parts[1])
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("disagg", __doc__)
     add = parser.add_argument
-    add("--model", default="", help="a checkpoint; the default model where none is given")
-    add("--nodes", type=int, default=2, help="of each fleet")
+    add("--model", default="", help="checkpoint to serve (default: the built-in model)")
+    add("--nodes", type=int, default=2, help="nodes of each fleet")
     add("--ratios", nargs="+", default=["1024:16", "512:64", "128:128"], help="PROMPT:OUTPUT, in tokens")
-    add("--rates", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="thousands of tokens per second, in and out")
-    add("--seconds", type=float, default=10.0, help="of each run")
-    add("--rounds", type=int, default=2, help="of the storm")
+    add("--rates", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="thousands of tokens per second, in plus out")
+    add("--seconds", type=float, default=10.0, help="duration of each run")
+    add("--rounds", type=int, default=2, help="rounds of the storm")
     add("--storm-prompt-tokens", type=int, default=1536, help="length of the storm's prompts")
     add("--slo-ttft-ms", type=float, default=500.0)
     add("--slo-tpot-ms", type=float, default=20.0)
-    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
-    add("--json", metavar="FILE", help="also write the figures there")
-    add("--html", metavar="FILE", help="also write a report with plots there")
+    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    add("--json", metavar="FILE", help="also write the figures to this file")
+    add("--html", metavar="FILE", help="also write a report with plots to this file")
     args = parser.parse_args(argv)
     if args.nodes < 2:
-        parser.error("--nodes: at least 2")
+        parser.error("--nodes must be at least 2")
     return args
 
 

@@ -1,11 +1,11 @@
-"""How fast the engine computes, against what the machine could: `baton bench engine`.
+"""How fast the engine computes, relative to the machine's roofline.
 
-Prefill of one 512-token prompt and decode steps at several batch sizes, on a random 107M Llama in bf16 (or --model, of
-a dense family). Beside it the roofline, measured again in every round: a decode step has to read all weights and the KV
-once, a prefill has to do two floating-point operations per weight and token, and those of causal attention. Pages of
-the KV pool are real before, as they are of a server once each block has been used. Where transformers is installed, it
-does the same work, also in turns with the engine. Shares and ratios are medians over rounds, beside their range, so
-that a slow minute meets all of them.
+Measures the prefill of one 512-token prompt, and decode steps at several batch sizes, of a random 107M Llama in bf16
+(or --model, of a dense family). The roofline is measured again in every round: a decode step has to read all weights
+and the KV once; a prefill takes two floating-point operations per weight and token, plus those of causal attention.
+The KV pool's pages are made resident first, as in a server that has used each block. If transformers is installed, it
+does the same work, in turns with the engine. Shares and ratios are medians over rounds, with their range, so that a
+slow minute affects all sides.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from engine.loading import load_engine
 
 PROMPT_TOKENS = 512
 _ROUNDS = 5
-_MORE_STEPS = 8  # of transformers, whose decode step is a difference
+_MORE_STEPS = 8  # for transformers, whose step time is a difference of two runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _command.parser("engine", __doc__)
-    parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
+    parser.add_argument("--model", help="checkpoint (default: a random 107M Llama)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--num-threads", type=int, default=0)
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator[str]:
-    """One line after another, as they are measured."""
-    num_weights = layer_weights(engine) + head_weights(engine)  # of the embedding a step reads but rows
+    """Yield the lines of the report as they are measured."""
+    num_weights = layer_weights(engine) + head_weights(engine)  # a step reads only single rows of the embedding
     weight_bytes = num_weights * (4 if engine.config.dtype == "float32" else 2)
     device, dtype = engine.config.device, getattr(torch, engine.config.dtype)
     roofline = Roofline(device, dtype)
@@ -74,7 +74,7 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
     peer_dtype = torch_dtype(device, dtype)
     peer = Transformers(directory, peer_dtype, device) if find_spec("transformers") else None
     peers = f"transformers in {str(peer_dtype).removeprefix('torch.')}"
-    products = layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)  # logits of one token
+    products = layer_weights(engine) * PROMPT_TOKENS + head_weights(engine)  # the head computes the logits of one token
     operations = 2 * (products + attention_products(engine))
     prefill_s, compared = in_rounds(
         partial(measure_prefill, engine),
@@ -98,7 +98,7 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
 def in_rounds(
     ours: Callable[[], float], bound: Callable[[], float], theirs: Callable[[], float] | None, peers: str
 ) -> tuple[float, str]:
-    """(median of our seconds, shares and ratios in words); one of each in every round, after one unmeasured."""
+    """Return (our median seconds, text with shares and ratios), measured in turns after one unmeasured round."""
     times, shares, ratios = [], [], []
     for _ in range(1 + _ROUNDS):
         times.append(ours())
@@ -112,17 +112,17 @@ def in_rounds(
 
 
 def _median(values: list[float], form: str) -> str:
-    """And the range."""
+    """Format the median and the range."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
 def step_bound_s(roofline: Roofline, num_bytes: float, operations: int) -> float:
-    """Seconds that reading or multiplying takes, whichever takes longer."""
+    """Return the lower bound of a step: the time to read or to multiply, whichever is longer."""
     return max(num_bytes / roofline.bytes_per_s(), operations / roofline.flops())
 
 
 def transformers_step_s(peer: Transformers, batch_size: int, context: int) -> float:
-    """Seconds of a decode step: of a run with _MORE_STEPS more, less a run without. NaN where noise hides it."""
+    """Return the time of a decode step, from two runs that differ by _MORE_STEPS steps. NaN if noise is larger."""
     short, long = (peer.seconds(batch_size, context, 1 + steps) for steps in (0, _MORE_STEPS))
     return (long - short) / _MORE_STEPS if long > short else math.nan
 
@@ -134,7 +134,7 @@ def layer_weights(engine: Engine) -> int:
 
 
 def attention_products(engine: Engine) -> int:
-    """Multiplications of a causal prefill: of each pair of tokens, once for its score and once for the value."""
+    """Return multiplications of causal attention: one for the score and one for the value of each pair of tokens."""
     m = engine.model_config
     return m.num_layers * m.num_heads * m.head_dim * PROMPT_TOKENS * (PROMPT_TOKENS + 1)
 
@@ -144,7 +144,7 @@ def head_weights(engine: Engine) -> int:
 
 
 def generation(engine: Engine, num_tokens: int, num_output: int) -> Generation:
-    """Random tokens, so that nothing comes from the prefix cache."""
+    """Return a request of random tokens, so that nothing is found in the prefix cache."""
     tokens = [random.randrange(engine.model_config.vocab_size) for _ in range(num_tokens)]
     sampling = SamplingParams(max_tokens=num_output, ignore_eos=True, temperature=0.0)
     return Generation(
@@ -153,7 +153,7 @@ def generation(engine: Engine, num_tokens: int, num_output: int) -> Generation:
 
 
 def measure_prefill(engine: Engine) -> float:
-    """Seconds of a prompt alone, from `add` to its first token."""
+    """Return the seconds of a single prompt, from `add` to its first token."""
 
     def run() -> None:
         engine.add(generation(engine, PROMPT_TOKENS, 1))
@@ -164,7 +164,7 @@ def measure_prefill(engine: Engine) -> float:
 
 
 def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) -> float:
-    """Median seconds of a step with `batch_size` requests decoding."""
+    """Return the median seconds of a step with `batch_size` decoding requests."""
     requests = [engine.add(generation(engine, args.context, args.num_steps + 2)) for _ in range(batch_size)]
     while any(not request.first_token_s for request in requests):
         engine.step()

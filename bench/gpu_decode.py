@@ -1,8 +1,8 @@
-"""How near a whole decode step on a GPU comes to reading weights and KV once: `baton bench gpu_decode`.
+"""How close whole decode steps on a GPU are to the time of reading weights and KV once.
 
-The engine runs a Llama of the shape of the 8B ones in bf16, whose random weights are made on the device: with CUDA
-graphs and steps that run ahead, as it does in a node, and without either; with `--deterministic` once more with the
-kernels of that flag, after the others. The roofline is the bandwidth of a copy, measured in the same run.
+The engine runs a Llama in the shape of the 8B models in bf16, with random weights created on the device: with CUDA
+graphs and early launch, as in a node, and without either. `--deterministic` repeats this with deterministic
+kernels. The roofline is the bandwidth of a copy, measured in the same run.
 """
 
 import argparse
@@ -50,7 +50,7 @@ LLAMA_8B = TINY | {
 
 
 class RandomTensors(AnyTensor):
-    """Every tensor that is asked for, made on the device."""
+    """Creates every requested tensor on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -59,7 +59,7 @@ class RandomTensors(AnyTensor):
     def tensor(
         self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
     ) -> Tensor:
-        """bf16; linears scaled so that activations keep their size, norms ones."""
+        """Return a bf16 tensor: ones for norms, and linear weights scaled to keep the size of activations."""
         self.num_bytes += 0 if "embed" in name else 2 * torch.Size(shape).numel()
         if len(shape) == 1:
             return torch.ones(*shape, dtype=torch.bfloat16, device=self._device)
@@ -67,7 +67,7 @@ class RandomTensors(AnyTensor):
 
 
 class Bench:
-    """One model, and engines around it."""
+    """A model, and engines that run it in different ways."""
 
     def __init__(self, raw: dict[str, Any], config: EngineConfig, *, deterministic: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -88,7 +88,7 @@ class Bench:
     def step_s(
         self, decoder: Decoder | GraphedDecoder, num_seqs: int, context: int, num_steps: int, runs_ahead: bool = False
     ) -> float:
-        """Median seconds of a decode step, scheduling and sampling included."""
+        """Return the median seconds of a decode step, including scheduling and sampling."""
         config = dataclasses.replace(self.config, runs_ahead=runs_ahead)
         engine = Engine(config, self.model, decoder, self.cache)
         for key in range(num_seqs):
@@ -118,7 +118,7 @@ class Bench:
 
 
 def engine_config(raw: dict[str, Any], device: str, num_seqs: int, context: int) -> EngineConfig:
-    """Room for `num_seqs` requests of `context` tokens, and some output."""
+    """Return a configuration with room for `num_seqs` requests of `context` tokens and some output."""
     block_size, room = 16, context + 256
     return EngineConfig(
         max_model_len=min(room, raw["max_position_embeddings"]),
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--context", type=int, default=1024, help="prompt tokens before decoding")
     parser.add_argument("--num-steps", type=int, default=40)
-    parser.add_argument("--deterministic", action="store_true", help="measure that, too: what it costs")
+    parser.add_argument("--deterministic", action="store_true", help="also measure deterministic kernels")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("this benchmark needs a GPU, and torch sees none", file=sys.stderr)
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def print_steps(args: argparse.Namespace, copy_rate: float, *, deterministic: bool) -> None:
-    """A line for each batch size and way to run it."""
+    """Print a line for each batch size and mode."""
     config = engine_config(LLAMA_8B, "cuda", max(args.batch_sizes), args.context)
     bench = Bench(LLAMA_8B, config, deterministic=deterministic)
     print(f"\nweights {bench.weight_bytes / 1e9:.1f} GB, contexts of {args.context}{', deterministic' * deterministic}")

@@ -1,10 +1,10 @@
-"""How near kernels on a GPU come to what the GPU can do: `baton bench gpu_kernels`.
+"""How close the GPU kernels are to the limits of the GPU.
 
-What moves data is held against a plain copy of as many bytes; decode attention and mixtures of experts against the
-slower of copying what they read and multiplying what they multiply; prefill attention against torch's fastest attention
-over the same tokens in one piece; linear layers of `--deterministic` against torch's. Kernels are replayed from CUDA
-graphs, as in decode steps, so what Python takes to launch them is not in the figures: medians over CUDA events. The
-decode step as a whole is `gpu_decode`.
+Kernels that move data are compared with a copy of as many bytes; decode attention and mixtures of experts with the
+slower of copying what they read and multiplying what they multiply; prefill attention with torch's fastest attention
+over the same tokens, contiguous; linear layers of `--deterministic` with torch's. Kernels are replayed from CUDA
+graphs, as in decode steps, so the figures, medians over CUDA events, do not include launches from Python. The
+decode step as a whole is measured by `gpu_decode`.
 """
 
 import sys
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def decode_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
-    """Bytes of KV over seconds, and how near that is to what copying them or multiplying them takes at least."""
+    """Yield the bandwidth on KV, and the share of the bound by copying or multiplying, whichever takes longer."""
     yield "\ndecode attention                         GB/s   of roofline"
     for num_seqs, seq_len, num_kv_heads, group, head_dim, planes in DECODE_SHAPES:
         kv, meta = paged(num_seqs, seq_len, 1, num_kv_heads, head_dim, planes)
@@ -87,7 +87,7 @@ def decode_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
 
 
 def expert_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
-    """TFLOP/s, and how near that is to what reading the weights once or multiplying takes at least."""
+    """Yield TFLOP/s, and the share of the bound by reading the weights once or by multiplying."""
     yield "\nmixture of experts                    TFLOP/s   of roofline"
     for num_tokens, num_experts, per_token, hidden, ffn in EXPERT_SHAPES:
         gate_up, down = randn(num_experts, 2 * ffn, hidden), randn(num_experts, hidden, ffn)
@@ -103,7 +103,7 @@ def expert_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
 
 
 def linear_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
-    """TFLOP/s, how near that is to reading the weights once or multiplying, and the seconds of torch's over ours."""
+    """Yield TFLOP/s, the share of the bound by reading the weights or multiplying, and torch's time over ours."""
     yield "\nlinear, deterministic                 TFLOP/s   of roofline   of torch's"
     for num_outputs, num_inputs in LINEAR_SHAPES:
         weight = randn(num_outputs, num_inputs)
@@ -118,7 +118,7 @@ def linear_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
 
 
 def prefill_lines(repeats: int) -> Iterator[str]:
-    """TFLOP/s, and the seconds of torch's fastest backend over ours."""
+    """Yield TFLOP/s, and the time of torch's fastest backend over ours."""
     yield "\nprefill attention                     TFLOP/s   of torch's attention"
     for num_seqs, seq_len, num_kv_heads, group, head_dim in PREFILL_SHAPES:
         kv, meta = paged(num_seqs, seq_len, seq_len, num_kv_heads, head_dim, 2)
@@ -126,13 +126,15 @@ def prefill_lines(repeats: int) -> Iterator[str]:
         attend_s = seconds(partial(attend, q, kv, meta), repeats)
         whole = [randn(num_seqs, heads, seq_len, head_dim) for heads in (num_kv_heads * group, *[num_kv_heads] * 2)]
         torch_s, backend = min(torch_attention(whole, repeats), default=(float("nan"), "none"))
-        flops = 2 * num_seqs * seq_len**2 * num_kv_heads * group * head_dim  # half of the scores are masked
+        flops = (
+            2 * num_seqs * seq_len**2 * num_kv_heads * group * head_dim
+        )  # only half of the scores count, as the others are masked
         shape = f"{num_seqs} x {seq_len}, {num_kv_heads} x {group} heads of {head_dim}"
         yield f"{shape:36} {flops / attend_s / 1e12:8.0f}   {torch_s / attend_s:.2f}x ({backend})"
 
 
 def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
-    """What only moves data, at the shapes of an 8B model: as a share of a copy."""
+    """Yield the bandwidth of kernels that only move data, at the shapes of an 8B model, as a share of a copy's."""
     yield "\nmoving data                              GB/s   of copy"
     kernels = TritonKernels()
     x, residual, weight = randn(NUM_TOKENS, HIDDEN), randn(NUM_TOKENS, HIDDEN), torch.ones(HIDDEN, device=DEVICE)
@@ -164,7 +166,7 @@ def moving_lines(repeats: int, copy_rate: float) -> Iterator[str]:
 
 
 def staging_lines(repeats: int) -> Iterator[str]:
-    """One message, as KV travels: packed and copied to pinned memory, and back."""
+    """Yield the bandwidth of staging a KV message: packing and copying it to pinned memory, and back."""
     pool, ids, packed = blocks(STAGED_BLOCKS)
     pinned = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=DEVICE == "cuda")
     yield f"\nstaging of {pinned.nbytes / 2**20:.0f} MiB                          GB/s"
@@ -178,13 +180,13 @@ def staging_lines(repeats: int) -> Iterator[str]:
 
 
 def blocks(num_packed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(blocks of a layer group, ids of some of them, room for these)."""
+    """Return (blocks of a layer group, ids of some of them, a buffer for these)."""
     pool = torch.zeros(POOL_BLOCKS, BLOCK_BYTES, dtype=torch.uint8, device=DEVICE)
     return pool, torch.randperm(POOL_BLOCKS, device=DEVICE)[:num_packed], torch.empty_like(pool[:num_packed])
 
 
 def rotation() -> tuple[Tensor, Callable[[], object]]:
-    """(heads of all tokens, what rotates them and writes them to the KV)."""
+    """Return (heads of all tokens, a call that rotates them and writes them to the KV cache)."""
     qkv = randn(NUM_TOKENS, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)
     kv = randn(NUM_TOKENS // BLOCK_SIZE, 2, 2, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)[:, 1]
     where = torch.arange(NUM_TOKENS, device=DEVICE)
@@ -194,22 +196,25 @@ def rotation() -> tuple[Tensor, Callable[[], object]]:
 
 
 def attend(q: Tensor, kv: Tensor, meta: AttentionMeta) -> Tensor:
-    """Of one layer."""
+    """Run attention of one layer."""
     return TritonKernels().paged_attention(q, kv, meta, Attention(q.shape[-1] ** -0.5))
 
 
 def torch_attention(whole: list[Tensor], repeats: int) -> Iterator[tuple[float, str]]:
-    """(seconds, name) of each backend that takes q, k, v [N, heads, tokens, D]; causal."""
+    """Yield (seconds, name) of each torch backend that supports q, k, v [N, heads, tokens, D], causal."""
     q, k, v = whole
 
     def attend_whole() -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-        with sdpa_kernel(backend), warnings.catch_warnings(action="ignore"):  # which say why it does not take them
+        with (
+            sdpa_kernel(backend),
+            warnings.catch_warnings(action="ignore"),
+        ):  # warnings that say why the backend does not support them
             try:
                 took_s = seconds(attend_whole, repeats)
-            except RuntimeError:  # it does not take such heads
+            except RuntimeError:  # the backend does not support such heads
                 continue
             yield took_s, backend.name.partition("_")[0].lower()
 
@@ -217,7 +222,7 @@ def torch_attention(whole: list[Tensor], repeats: int) -> Iterator[tuple[float, 
 def paged(
     num_seqs: int, seq_len: int, num_queries: int, num_kv_heads: int, head_dim: int, planes: int
 ) -> tuple[Tensor, AttentionMeta]:
-    """Blocks in random order in a pool of two layers."""
+    """Return a batch with blocks in random order, in a pool of two layers."""
     num_blocks = num_seqs * -(-seq_len // BLOCK_SIZE)
     pool = randn(num_blocks, 2, planes, num_kv_heads, BLOCK_SIZE, head_dim)
     meta = AttentionMeta(

@@ -1,10 +1,10 @@
-"""How near the CPU kernels come to what the machine can do: `baton bench kernels`.
+"""How close the CPU kernels are to the limits of the machine.
 
-Paged decode attention is held against the bandwidth of a plain read from memory (its target is 0.6 of that) and against
-a plain read of as many bytes, which for small shapes comes from a cache. Linear layers are held against
-`functional.linear`, a mixture of experts against `functional.linear` for each expert in use, and all sides take turns,
-so that whatever else the machine does slows all of them. Each figure is the best of many. Attention is called as decode
-steps do, from a recording: what Python takes before a call would be a third of it where there is one sequence.
+Paged decode attention is compared with the bandwidth of a plain read from memory (its target is 0.6 of that), and with
+a plain read of as many bytes, which for small shapes comes from a cache. Linear layers are compared with
+`functional.linear`, a mixture of experts with `functional.linear` for each expert in use. All sides take turns, so
+that other work on the machine slows all of them. Each figure is the best of many. Attention is called from a
+recording, as in decode steps, because for a single sequence Python would take a third of the time.
 """
 
 import math
@@ -25,7 +25,7 @@ from kernels.cpu.memory import huge_pages
 from kernels.dispatch import load
 
 BLOCK_SIZE = 16
-MEMORY_BYTES = 1 << 28  # more than any cache holds
+MEMORY_BYTES = 1 << 28  # larger than any cache
 DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension
     (1, 4096, 4, 3, 64),
     (8, 1024, 8, 4, 128),
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def decode_attention(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]:
-    """Shares of read bandwidth: of that from memory, and of a plain read of the same bytes wherever they lie."""
+    """Yield shares of the read bandwidth: from memory, and of a plain read of as many bytes."""
     memory = huge_pages(MEMORY_BYTES).view(torch.float32).fill_(1)
     yield "paged decode attention       GB/s   of memory   of a plain read of as much"
     for num_seqs, seq_len, num_kv_heads, group, head_dim in DECODE_SHAPES:
@@ -75,7 +75,7 @@ def decode_attention(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iter
 
 
 def linears(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]:
-    """Times faster than functional.linear, which lays the weight out at each call."""
+    """Yield speedups over functional.linear, which lays the weight out at each call."""
     yield "\nlinear        rows   GFLOP/s    GB/s   of functional.linear   int8    int4"
     for outputs, inputs in LINEAR_SHAPES:
         weight = torch.randn(outputs, inputs).to(dtype)
@@ -91,7 +91,7 @@ def linears(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]
 
 
 def experts(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]:
-    """Times faster than two calls of functional.linear for each expert that some row chose."""
+    """Yield speedups over two calls of functional.linear for each expert that some row chose."""
     yield "\nexperts                      rows   GFLOP/s   of functional.linear   int8    int4"
     for num_experts, per_token, hidden, ffn in EXPERTS_SHAPES:
         gate_up = torch.randn(num_experts, 2 * ffn, hidden).to(dtype)
@@ -110,7 +110,7 @@ def experts(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]
 
 
 def one_by_one(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> None:
-    """What there would be to do without grouping by expert in compiled code."""
+    """Run the mixture expert by expert in torch, as without our compiled grouping."""
     for expert in set(ids.flatten().tolist()):
         tokens = (ids == expert).any(1).nonzero().flatten()
         gate, up = functional.linear(x[tokens], gate_up[expert]).chunk(2, -1)
@@ -120,7 +120,7 @@ def one_by_one(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> None:
 def paged(
     num_seqs: int, seq_len: int, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, AttentionMeta]:
-    """One query per sequence; blocks in random order in a pool of four layers."""
+    """Return a batch with one query per sequence, and blocks in random order in a pool of four layers."""
     blocks_per_seq = -(-seq_len // BLOCK_SIZE)
     num_blocks = num_seqs * blocks_per_seq
     shape = (num_blocks, 4, 2, num_kv_heads, BLOCK_SIZE, head_dim)
@@ -137,7 +137,7 @@ def paged(
 
 
 def compare(repeats: int, *sides: Callable[[], object]) -> list[float]:
-    """Best seconds of each, taking turns."""
+    """Return the best time of each side, measured in turns."""
     best = [float("inf")] * len(sides)
     for _ in range(repeats):
         for i, side in enumerate(sides):

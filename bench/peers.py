@@ -1,11 +1,11 @@
-"""Baton beside other servers, one after the other on the same cores: tokens per second through HTTP.
+"""Compares Baton with other servers on the same cores, by tokens per second over HTTP.
 
     baton bench peers --vllm ~/vllm/bin/vllm --llama-server ~/llama.cpp/build/bin/llama-server --gguf llama-107m.gguf
 
-Every server has all cores, the same bf16 model (a random 107M Llama, or --model) and the same client: waves of 1, 8 and
-32 requests at once with 128 random tokens in and 64 out, greedy, of which each figure is the best of its rounds; and
-single prompts of 512 and 2048 tokens, for which all servers run and take turns prompt by prompt, so that a slow minute
-meets all: medians. transformers runs in this process, without HTTP.
+Every server has all cores, the same bf16 model (a random 107M Llama, or --model) and the same client. Waves: 1, 8 or
+32 requests at once with 128 random tokens in and 64 out, greedy, one server after another; the best round counts.
+Prompts: single prompts of 512 and 2048 tokens, with all servers running, sent to them in turns so that a slow minute
+affects all; the median counts. transformers runs in this process, without HTTP.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Figures = dict[str, float]  # column -> tokens per second
 
 @dataclass(frozen=True)
 class Server:
-    """One way to serve the model: a command that ends when it is told to, or none for transformers."""
+    """A server of the model: its command, or none for transformers."""
 
     name: str
     command: tuple[str, ...]
@@ -49,7 +49,7 @@ class Server:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure all that is installed; exit code 1 where a server did not start or a request failed."""
+    """Measure all that is installed; return 1 if a server did not start or a request failed."""
     args = _parse(argv)
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model or str(random_checkpoint.write(Path(scratch) / "llama-107m", random_checkpoint.LLAMA_107M))
@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("peers", __doc__)
-    parser.add_argument("--model", help="a checkpoint; a random 107M Llama where none is given")
-    parser.add_argument("--vllm", help="vLLM's command, with its CPU backend", metavar="FILE")
-    parser.add_argument("--llama-server", help="llama.cpp's server", metavar="FILE")
-    parser.add_argument("--gguf", help="the same model for llama.cpp, in bf16", metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each server")
+    parser.add_argument("--model", help="checkpoint (default: a random 107M Llama)")
+    parser.add_argument("--vllm", help="vLLM's executable, with its CPU backend", metavar="FILE")
+    parser.add_argument("--llama-server", help="llama.cpp's server executable", metavar="FILE")
+    parser.add_argument("--gguf", help="the same model in bf16, for llama.cpp", metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds for each server")
     args = parser.parse_args(argv)
     if bool(args.llama_server) != bool(args.gguf):
-        parser.error("--llama-server and --gguf go together")
+        parser.error("--llama-server and --gguf must be given together")
     return args
 
 
@@ -109,7 +109,7 @@ def _waves(server: Server, model: str) -> Figures:
 
 
 def _prompts(servers: list[Server], model: str) -> dict[str, Figures]:
-    """Server -> prompt tokens per second to the first token, by column."""
+    """Return, for each server and prompt length, the prompt tokens per second until the first token."""
     with contextlib.ExitStack() as running:
         rates: dict[str, Callable[[int], float]] = {}
         for server in servers:
@@ -149,13 +149,13 @@ def _running(server: Server) -> Iterator[None]:
 
 
 def _drive(server: Server, concurrency: int, num_in: int, num_out: int, *, requests: int) -> float:
-    """Output tokens per second over the whole wave."""
+    """Return output tokens per second over the whole wave."""
     run = _load(server, concurrency=concurrency, requests=requests, prompt_tokens=num_in, output_tokens=num_out)
     return float(run["output_tokens_per_s"])
 
 
 def _prompt_rate(server: Server, num_tokens: int) -> float:
-    """Prompt tokens per second to the first token."""
+    """Return prompt tokens per second until the first token."""
     run = _load(server, concurrency=1, requests=1, prompt_tokens=num_tokens, output_tokens=1)
     return float(num_tokens / run["ttft_p50_s"])
 
@@ -169,7 +169,7 @@ def _load(server: Server, concurrency: int, **flags: int) -> dict[str, Any]:
 
 
 def _transformers(model: str) -> Callable[[int, int, int], float]:
-    """As `Transformers.seconds`, warmed up."""
+    """Return `Transformers.seconds` of a warmed-up model."""
     import torch
 
     from bench._transformers import Transformers

@@ -1,11 +1,11 @@
-"""Whether a fleet does what `baton plan` says it would: fit, predict and run in turns; ratios of predicted to measured.
+"""Compares `baton plan` with a real fleet: fits, predicts and runs loads, and prints ratios of predicted to measured.
 
     baton bench plan                                     # a fleet of its own, one prefill and one decode node
     baton bench plan --model llama-107m --loads 50%:256:48 50%:64:64
 
-A round has every probe of the fit once, and then every load for some seconds, so what the machine does meanwhile meets
-both. The simulator gets the very arrivals that the fleet got. Figures are medians of the rounds, in brackets the range
-of what was measured. Exit code 1 where a ratio is off by more than `--tolerance`.
+A round runs every probe of the fit once and then every load for some seconds, so that disturbances affect both. The
+simulator gets the same arrivals as the fleet. Figures are medians over the rounds, followed by the range of the
+measured ones in brackets. The exit code is 1 if a ratio is off by more than `--tolerance`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from bench._plan.probes import TIMEOUT_S, Probe
 from bench._simulated.hardware import SimulatedRequest
 
 LOADS = ("2:256:48", "6:256:48", "10:256:48", "15:64:64", "2:1024:32")
-MIN_REQUESTS = 6  # of a load in a round
+MIN_REQUESTS = 6  # per load and round
 SHOWN = {"output_tokens_per_s": ("tok/s", 1.0), "ttft_p50_s": ("TTFT p50 ms", 1e3), "tpot_p50_s": ("TPOT p50 ms", 1e3)}
 
 Figures = dict[str, float]
@@ -47,7 +47,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Load:
-    """So many requests per second, or this share of what one node of each pool can do, of so many tokens."""
+    """A load: a request rate, or a share of the capacity of one node per pool, and the tokens per request."""
 
     text: str
     rate: float
@@ -62,14 +62,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Run:
-    """One round of a load: when requests came, and what the fleet made of them."""
+    """One round of a load: when requests arrived, and the fleet's figures."""
 
     due_s: Sequence[float]
     measured: Figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table; exit code 1 where a prediction is off."""
+    """Print a table; return 1 if a prediction is off."""
     args = _arguments(argv)
     with _command.progress(SpinnerColumn(), TextColumn("{task.description}")) as progress:
         task = progress.add_task("starting")
@@ -96,7 +96,7 @@ def _endpoint(args: argparse.Namespace) -> Iterator[str]:
 async def _measure(
     args: argparse.Namespace, target: Target, on_step: Callable[[str], None]
 ) -> tuple[NodeModel, dict[Load, float], dict[Load, list[Run]]]:
-    """What was fitted, requests per second of each load, and its rounds."""
+    """Return the fitted model, the request rate of each load, and its rounds."""
     name, rates, runs = await target.first_model(), dict[Load, float](), defaultdict[Load, list[Run]](list)
     fit = Fit(Probe(target, name, args.vocab_size), args.fit_prompt_tokens, on_step)
     await fit.warm_up()
@@ -123,7 +123,7 @@ async def _run(target: Target, shape: Shape, rate: float, seconds: float, seed: 
 
 
 def predicted(model: NodeModel, load: Load, due_s: Sequence[float]) -> Figures:
-    """What one node of each pool makes of the same requests."""
+    """Simulate the same requests on one node of each pool; return the figures."""
     asked = [
         SimulatedRequest(
             arrival_ms=1000 * at_s, num_prompt_tokens=load.num_prompt, num_output_tokens=load.num_output, hashes=[]
@@ -136,7 +136,7 @@ def predicted(model: NodeModel, load: Load, due_s: Sequence[float]) -> Figures:
 
 
 def _table(model: NodeModel, rates: dict[Load, float], runs: dict[Load, list[Run]], tolerance: float) -> bool:
-    """Print it; whether all ratios are within the tolerance."""
+    """Print the table; return whether all ratios are within the tolerance."""
     print(f"{'':<18}" + "".join(f"{title:>30}" for title, _ in SHOWN.values()))
     print(f"{'predicted/measured':<18}" + f"{'(rounds) ratio':>30}" * len(SHOWN))
     are_within = True
@@ -160,7 +160,7 @@ def _short(value: float) -> str:
 def _node_lines(model: NodeModel) -> str:
     cost = model.cost
     on_top = f"{model.overhead_ms:.1f} ms on top of TTFT"
-    joins = f"{model.latency_ms:.1f} ms to the first, {model.join_ms:.1f} ms for each request that comes"
+    joins = f"{model.latency_ms:.1f} ms to the first, {model.join_ms:.1f} ms for each request that joins"
     return (
         f"a prompt: {cost.prefill_base_ms:.1f} ms and {cost.prefill_token_ms:.3f} ms a token, {on_top}, "
         f"× {model.prefill_beside:.2f} beside decoding\n"
@@ -170,10 +170,10 @@ def _node_lines(model: NodeModel) -> str:
 
 
 def parse(text: str) -> Load:
-    """Of `RATE:PROMPT:OUTPUT`. ArgumentTypeError where it is not that."""
+    """Parse `RATE:PROMPT:OUTPUT`. Raises ArgumentTypeError if it has another form."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?):(\d+):(\d+)", text)
     if not found or not all(float(found[part]) for part in (1, 3, 4)):
-        raise argparse.ArgumentTypeError(f"{text} is not RATE:PROMPT:OUTPUT, or SHARE%:PROMPT:OUTPUT")
+        raise argparse.ArgumentTypeError(f"{text}: expected RATE:PROMPT:OUTPUT or SHARE%:PROMPT:OUTPUT")
     number = float(found[1])
     rate, share = (0.0, number / 100) if found[2] else (number, 0.0)
     return Load(text, rate, share, int(found[3]), int(found[4]))
@@ -185,25 +185,25 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--base-url",
         default="",
-        help="a fleet of one prefill and one decode node that runs; without it, one is started",
+        help="running fleet of one prefill and one decode node (default: start one)",
     )
-    add("--model", default="", help="a checkpoint for the fleet that is started; the default model where none is given")
+    add("--model", default="", help="checkpoint for the started fleet (default: the built-in model)")
     add(
         "--loads",
         nargs="+",
         type=parse,
         default=[*map(parse, LOADS)],
         metavar="RATE:PROMPT:OUTPUT",
-        help="tokens; requests per second, or as N%% of what a fleet of one and one can do",
+        help="requests per second, or N%% of the capacity of one node per pool; then tokens in and out",
     )
-    add("--rounds", type=int, default=5, help="of the fit and all loads")
-    add("--seconds", type=float, default=8.0, help="of a load in a round")
-    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt that is tried")
-    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
+    add("--rounds", type=int, default=5, help="rounds of the fit and of all loads")
+    add("--seconds", type=float, default=8.0, help="duration of a load in a round")
+    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
+    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
     add("--tolerance", type=float, default=0.15)
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.seconds <= 0:
-        parser.error("--rounds: at least 1; --seconds: more than 0")
+        parser.error("--rounds must be at least 1, and --seconds above 0")
     return args
 
 

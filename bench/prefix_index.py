@@ -1,6 +1,6 @@
-"""What a prefix lookup costs a router: 32 to 2048 blocks, in its own copy and through Redis.
+"""The cost of a prefix lookup for a router: 32 to 2048 blocks, in its local replica and through Redis.
 
-`baton bench prefix_index`. Targets at 512 blocks: 5 µs in the copy, 0.2 ms through Redis.
+`baton bench prefix_index`. Targets at 512 blocks: 5 µs in the replica, 0.2 ms through Redis.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ LENGTHS = (32, 512, 2048)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line per length."""
+    """Print one line per prefix length."""
     parser = _command.parser("prefix_index", __doc__)
     parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--blocks", type=int, default=12_000, help="blocks that each node holds")
+    parser.add_argument("--blocks", type=int, default=12_000, help="number of blocks that each node holds")
     parser.add_argument("--rounds", type=int, default=400)
     args = parser.parse_args(argv)
     print(f"# {_command.line('prefix_index', argv)}")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) -> None:
-    """Fill the index, then time lookups of a chain of which node i holds a share."""
+    """Fill the index, then time lookups of chains of which each node holds a different share."""
     redis = redis_client.connect(url, timeout_s=5.0)
     await _answers(redis)
     chains = [block_hashes(range(length), 1, root_hash(MODEL, b"%d" % length)) for length in LENGTHS]
@@ -58,7 +58,7 @@ async def measure(url: str, num_nodes: int, num_blocks: int, num_rounds: int) ->
     await replica.start()
     replica.follow(MODEL, nodes)
     async with asyncio.timeout(60):
-        while replica.num_blocks < num_nodes * num_blocks:  # noqa: ASYNC110 - nothing says when
+        while replica.num_blocks < num_nodes * num_blocks:  # noqa: ASYNC110 - the replica has no event to wait for
             await asyncio.sleep(0.01)
     print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}, {num_nodes} nodes")
     print(f"# {num_nodes * num_blocks} blocks in the index; median of {num_rounds}")
@@ -85,7 +85,7 @@ async def _answers(redis: Redis) -> None:
 
 
 async def _filled(redis: Redis, name: str, share: float, chains: list[list[BlockHash]], num_blocks: int) -> IndexWriter:
-    """A writer whose node holds the first `share` of each chain, and random blocks besides."""
+    """Return a writer whose node holds the first `share` of each chain, and random other blocks."""
     held = [block for chain in chains for block in chain[: int(share * len(chain))]]
     held += [BlockHash(secrets.token_bytes(16)) for _ in range(num_blocks - len(held))]
 

@@ -1,13 +1,13 @@
-"""Baton's router beside other routers, each on one core before nodes that compute nothing: time and CPU that it adds.
+"""Compares Baton's router with others, by added time and CPU; each runs on one core before backends without compute.
 
     baton bench router --sglang-router ~/peers/bin/sglang-router --vllm-router ~/peers/bin/vllm-router
 
-Each router is pinned to the last core; client and backends share the others. Its CPU time is read from /proc, and what
-is printed as requests per second is what one core would carry (1 / CPU per request): client and backends, on fewer
-cores than they want, say little. Baton's router talks gRPC to a prefill and a decode node, all others HTTP to one
-server; both emit a token of each stream every 10 ms. TTFT is that of one request at a time; what a router adds is
-without the time that its node or server takes when it is called directly. Routers take turns, and the best of the
-rounds counts. What a router fails at is left out, and said.
+Each router is pinned to the last core; client and backends share the others. Its CPU time is read from /proc. Requests
+per second are what one core could carry (1 / CPU per request), because the client and the backends have fewer
+cores than they need. Baton's router talks gRPC to a prefill and a decode node, all others HTTP to one
+server; both emit a token of each stream every 10 ms. TTFT is measured with one request at a time; the time that a
+router adds is TTFT minus the time of its backend when called directly. Routers take turns, and the best round
+counts. Measurements that fail are left out and reported.
 """
 
 import argparse
@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("router", __doc__)
-    parser.add_argument("--sglang-router", help="its command", metavar="FILE")
-    parser.add_argument("--vllm-router", help="its command", metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each router")
-    parser.add_argument("--requests", type=int, default=3000, help="tiny requests in a turn")
-    parser.add_argument("--streams", type=int, default=250, help="at once, each of 100 tokens a second")
+    parser.add_argument("--sglang-router", help="path of its executable", metavar="FILE")
+    parser.add_argument("--vllm-router", help="path of its executable", metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds for each router")
+    parser.add_argument("--requests", type=int, default=3000, help="tiny requests per round")
+    parser.add_argument("--streams", type=int, default=250, help="concurrent streams of 100 tokens a second each")
     parser.add_argument("--stream-tokens", type=int, default=600)
     return parser.parse_args(argv)
 
@@ -88,7 +88,7 @@ async def _drive(server: Server, router: psutil.Process, args: argparse.Namespac
     for measured in (_first_tokens(server), _streams(port, router, args), _long(port, router)):
         try:
             figures |= await measured
-        except RuntimeError as error:  # not every router takes token ids, say
+        except RuntimeError as error:  # for example, not every router accepts token ids
             if server.name == "baton":
                 raise
             sys.stderr.write(f"{server.name}: {error}\n")
@@ -109,9 +109,9 @@ async def _ttfts(port: int) -> list[float]:
 
 
 async def _streams(port: int, router: psutil.Process, args: argparse.Namespace) -> Figures:
-    """CPU of a token while all streams flow: after the last has begun, and before the first ends.
+    """Return the CPU per token while all streams run: after the last one has begun, before the first one ends.
 
-    A router that needs longer than RAMP_S to begin them pays for the rest of that, too.
+    If a router takes longer than RAMP_S to begin them, the rest of the start is counted too.
     """
     body = {**TINY, "stream": True, "max_tokens": args.stream_tokens}
     clients = [await StreamClient.connect("127.0.0.1", port) for _ in range(args.streams)]
@@ -135,7 +135,7 @@ async def _streams(port: int, router: psutil.Process, args: argparse.Namespace) 
 
 
 async def _long(port: int, router: psutil.Process) -> Figures:
-    """CPU of a prompt of LONG_TOKENS tokens above that of a tiny one; token ids, so that nothing is tokenized."""
+    """Return the CPU of a prompt of LONG_TOKENS token ids, minus that of a tiny one; nothing is tokenized."""
     costs = []
     for num_tokens in (8, LONG_TOKENS):
         prompts: list[dict[str, Any]] = [
@@ -152,7 +152,7 @@ async def _long(port: int, router: psutil.Process) -> Figures:
 async def _requests(
     port: int, concurrency: int, num_requests: int, body: dict[str, Any], path: str = CHAT
 ) -> list[Stream]:
-    """So many requests, over so many connections; RuntimeError where one of them fails."""
+    """Send requests over several connections. Raises RuntimeError if one fails."""
     left, done = num_requests, []
 
     async def client() -> None:
@@ -161,7 +161,7 @@ async def _requests(
         while left > 0:
             left -= 1
             stream = await connection.post(path, body, "", TIMEOUT_S)
-            if stream.error == "the server closed the connection":  # some do, after each stream
+            if stream.error == "the server closed the connection":  # some routers do, after each stream
                 connection = await StreamClient.connect("127.0.0.1", port)
                 stream = await connection.post(path, body, "", TIMEOUT_S)
             if stream.status != 200 or (body.get("stream") and not stream.ok):

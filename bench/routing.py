@@ -1,8 +1,8 @@
-"""How well requests are placed: a trace replayed through the router's own choices, on simulated nodes, in virtual time.
+"""Measures placement: replays a trace through the router's own policy, on simulated nodes in virtual time.
 
-`baton bench routing --trace FILE` (Mooncake's format), beside round robin, least loaded and plain prefix affinity. The
-trace is speeded up until computing its prompts, with every hit that a boundless cache gives, would keep the prefill
-nodes busy for `--utilization` of the time. Results repeat exactly; only `choice µs` is of this machine.
+`baton bench routing --trace FILE` (Mooncake's format) compares it with round robin, least loaded and plain prefix
+affinity. The trace is sped up until computing its prompts, with all hits of an unbounded cache, would keep the
+prefill nodes busy for `--utilization` of the time. Results repeat exactly, except `choice µs`.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from bench._simulated.policies import POLICIES
 from bench._simulated.trace import TraceLine
 from router.placing.policy import Ask, Choice
 
-PREFILL_SHARE = 0.75  # of the nodes
+PREFILL_SHARE = 0.75  # share of prefill nodes
 BOUNDLESS = 10**9
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What one policy came to."""
+    """The results of one policy."""
 
     name: str
-    hit_rate: float  # of all blocks
+    hit_rate: float  # hits as a share of all blocks
     ideal_rate: float
     ttft_s: tuple[float, float, float]  # p50, p90, p99
     tpot_ms: float  # mean
@@ -41,7 +41,7 @@ class Row(msgspec.Struct, frozen=True):
     choice_us: float
 
     def line(self) -> str:
-        """For the table."""
+        """Return the line of the table."""
         ttft = "  " + "".join(f"{seconds:>8.2f}" for seconds in self.ttft_s)
         return (
             f"{self.name:<16}{self.hit_rate:>7.3f}{self.hit_rate / self.ideal_rate:>8.1%}{ttft}{self.tpot_ms:>8.1f}"
@@ -58,7 +58,7 @@ HEAD = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table per number of nodes."""
+    """Print a table for each number of nodes."""
     args = _arguments(argv)
     lines = trace.read(args.trace)[: args.max_requests or None]
     hits, blocks = trace.ideal_hits(lines)
@@ -83,7 +83,7 @@ def replay(
     max_ttft_ms: float = 0.0,
     on_arrival: Callable[[], None] = lambda: None,
 ) -> tuple[SimulatedFleet, list[SimulatedRequest], float]:
-    """The fleet after the trace, its requests, and what a choice took (µs)."""
+    """Return the fleet after the trace, its requests, and the mean time of a choice in µs."""
     num_prefill = max(round(PREFILL_SHARE * num_nodes), 1)
     timed = _Timed(place)
     fleet = SimulatedFleet(num_prefill, max(num_nodes - num_prefill, 1), hardware, place=timed, max_waiting=100_000)
@@ -102,7 +102,7 @@ def replay(
 def summary(
     name: str, fleet: SimulatedFleet, requests: Sequence[SimulatedRequest], ideal_rate: float, choice_us: float
 ) -> Row:
-    """Figures of a replay."""
+    """Return the figures of a replay."""
     served = [request for request in requests if request.refused_ms < 0]
     ttft = sorted(request.ttft_ms / 1000 for request in served)
     tpot = [(r.end_ms - r.first_token_ms) / (r.num_output_tokens - 1) for r in served if r.num_output_tokens > 1]
@@ -124,7 +124,7 @@ def summary(
 
 
 class _Timed:
-    """A policy, and what it takes."""
+    """A policy that measures its own time."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -172,7 +172,7 @@ def _print_table(
 
 
 def _speed(lines: Sequence[TraceLine], hardware: Hardware, num_prefill: int, utilization: float) -> float:
-    """How much faster than it was recorded."""
+    """Return the factor by which to speed the trace up."""
     span_ms = max(lines[-1].timestamp - lines[0].timestamp, 1.0)
     return utilization * num_prefill * span_ms / trace.ideal_work_ms(lines, hardware)
 
@@ -184,12 +184,14 @@ def _imbalance(loads: Sequence[float]) -> float:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("routing", __doc__)
-    parser.add_argument("--trace", type=Path, required=True, help="requests, in Mooncake's format")
+    parser.add_argument("--trace", type=Path, required=True, help="trace in Mooncake's format")
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64])
-    parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="of each node's pool; 0: boundless")
-    parser.add_argument("--utilization", type=float, default=0.7, help="of prefill nodes, were every hit had")
-    parser.add_argument("--max-requests", type=int, default=0, help="only the first of them; 0: all")
-    parser.add_argument("--max-ttft-s", type=float, default=0.0, help="refuse what would take longer; 0: nothing")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="blocks in each node's pool; 0: unbounded")
+    parser.add_argument("--utilization", type=float, default=0.7, help="of prefill nodes, with all possible hits")
+    parser.add_argument("--max-requests", type=int, default=0, help="use only the first requests; 0: all")
+    parser.add_argument(
+        "--max-ttft-s", type=float, default=0.0, help="refuse requests with a longer predicted TTFT; 0: none"
+    )
     parser.add_argument("--policies", nargs="+", default=[], choices=list(POLICIES))
     return parser.parse_args(argv)
 

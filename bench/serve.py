@@ -1,11 +1,11 @@
-"""Load on any OpenAI endpoint: open or closed loop; TTFT, TPOT, ITL, E2E, throughput, goodput, errors by code.
+"""Loads any OpenAI endpoint, in a closed or open loop; reports latencies, throughput, goodput and errors by code.
 
     baton bench serve --base-url http://127.0.0.1:8000 --concurrency 1 8 32
     baton bench serve --rate 2 4 8 --burstiness 4 --slo-ttft-ms 500 --slo-tpot-ms 50 --html report.html
     baton bench serve --trace trace.jsonl --trace-speed 2
 
-Prompts are random tokens (no two alike, so no prefix cache helps, unless prefixes or turns are asked for); answers are
-greedy and of full length. In front of Baton it also tells where TTFT goes, from the router's /metrics.
+Prompts are random tokens, so that a prefix cache has no effect unless prefixes or turns are requested. Answers are
+greedy and of full length. For Baton, the phases of TTFT are read from the router's /metrics.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from bench._simulated import trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run each load once; exit code 1 where a request failed."""
+    """Run each load once; return 1 if a request failed."""
     try:
         return _main(argv)
     except BatonError as error:
@@ -68,21 +68,24 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Flags, with `target`, `prompt` and `output` made of them."""
+    """Parse the flags, and derive `target`, `prompt` and `output` from them."""
     parser = _command.parser("serve", __doc__)
     add = parser.add_argument
     add("--base-url", "--url", dest="url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
-    add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")
-    add("--model", default="", help="model name; the first that the endpoint lists")
+    add(
+        "--api-key-env",
+        default="",
+        metavar="NAME",
+        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
+    )
+    add("--model", default="", help="model name (default: the first that the endpoint lists)")
     _add_load(parser)
     _add_shape(parser)
-    add(
-        "--slo-ttft-ms", type=float, default=0.0, help="goodput counts requests within this time to first token; 0: all"
-    )
-    add("--slo-tpot-ms", type=float, default=0.0, help="and within this time per output token")
-    add("--timeout-s", type=float, default=300.0, help="of a request")
-    add("--json", metavar="FILE", help="also write the figures there")
-    add("--html", metavar="FILE", help="also write a report with plots there")
+    add("--slo-ttft-ms", type=float, default=0.0, help="TTFT limit for goodput; 0: none")
+    add("--slo-tpot-ms", type=float, default=0.0, help="TPOT limit for goodput; 0: none")
+    add("--timeout-s", type=float, default=300.0, help="timeout of a request")
+    add("--json", metavar="FILE", help="also write the figures to this file")
+    add("--html", metavar="FILE", help="also write a report with plots to this file")
     args = parser.parse_args(argv)
     _check(args)
     args.target = target_of(args.url, args.api_key_env)
@@ -91,41 +94,43 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
-    """How many requests, and when."""
+    """Add the flags for the number of requests and their arrivals."""
     add = parser.add_argument
     loop = parser.add_mutually_exclusive_group()
-    loop.add_argument("--concurrency", type=int, nargs="+", help="closed loop: so many at a time; the default, 1 8 32")
+    loop.add_argument("--concurrency", type=int, nargs="+", help="closed loop: concurrent requests (default: 1 8 32)")
     loop.add_argument("--rate", type=float, nargs="+", help="open loop: conversations per second")
-    loop.add_argument("--trace", type=Path, help="open loop: requests of a trace in Mooncake's format, when they came")
-    add("--burstiness", type=float, default=1.0, help="of --rate: 1 is Poisson, more comes in bursts, 0 is even")
-    add("--trace-speed", type=float, default=1.0, help="times as fast as it was recorded")
+    loop.add_argument("--trace", type=Path, help="open loop: a trace in Mooncake's format, with its arrival times")
+    add("--burstiness", type=float, default=1.0, help="of --rate: 1 is Poisson, higher values give bursts, 0 even gaps")
+    add("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
     add("--trace-shrink", type=int, default=1, help="divide the trace's lengths by this")
-    add("--requests", type=int, default=0, help="conversations of each load; 0: four rounds, 30 s, or all of a trace")
+    add("--requests", type=int, default=0, help="conversations per load; 0: four rounds, 30 s, or the whole trace")
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:
-    """What requests look like."""
+    """Add the flags for the shape of requests."""
     add = parser.add_argument
     add("--prompt-tokens", default="128", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
     add("--output-tokens", default="64", help="likewise")
-    add("--prefixes", type=int, default=0, help="begin prompts with one of so many shared prefixes, in turn")
-    add("--prefix-tokens", type=int, default=512, help="length of those")
-    add("--turns", type=int, default=1, help="requests of a conversation, each with all before it")
-    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
-    add("--chat", metavar="TEXT", default="", help="ask this by /v1/chat/completions, instead of random tokens")
-    add("--no-ignore-eos", action="store_true", help="for endpoints that do not know ignore_eos")
-    add("--seed", type=int, help="of the prompts; without one, each run has its own")
+    add("--prefixes", type=int, default=0, help="number of shared prefixes that prompts begin with, in turn")
+    add("--prefix-tokens", type=int, default=512, help="length of these prefixes")
+    add("--turns", type=int, default=1, help="requests per conversation, each including all earlier turns")
+    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    add("--chat", metavar="TEXT", default="", help="send this text to /v1/chat/completions, instead of random tokens")
+    add("--no-ignore-eos", action="store_true", help="for endpoints that do not support ignore_eos")
+    add("--seed", type=int, help="seed of the prompts (default: a new one for each run)")
 
 
 def _check(args: argparse.Namespace) -> None:
     if not args.rate and not args.trace and not args.concurrency:
         args.concurrency = [1, 8, 32]
     if any(load <= 0 for load in [*(args.concurrency or ()), *(args.rate or ())]):
-        raise ConfigError("--concurrency, --rate: more than 0")
+        raise ConfigError("--concurrency and --rate must be above 0")
     if args.burstiness < 0 or args.trace_speed <= 0 or args.trace_shrink < 1 or args.turns < 1:
-        raise ConfigError("--burstiness is 0 or more, --trace-speed above 0, --trace-shrink and --turns are 1 or more")
+        raise ConfigError(
+            "--burstiness must be at least 0, --trace-speed above 0, --trace-shrink and --turns at least 1"
+        )
     if args.vocab_size <= workload.FIRST_TOKEN:
-        raise ConfigError(f"--vocab-size: more than {workload.FIRST_TOKEN}")
+        raise ConfigError(f"--vocab-size must be above {workload.FIRST_TOKEN}")
 
 
 def _loads(args: argparse.Namespace) -> list[float]:
@@ -135,7 +140,7 @@ def _loads(args: argparse.Namespace) -> list[float]:
 async def measure(
     args: argparse.Namespace, load: float, on_done: Callable[[Stream], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The figures of one load: a concurrency, a rate, or the speed of a trace."""
+    """Run one load (a concurrency, a rate, or the speed of a trace) and return its figures."""
     target = args.target
     shape = _shape(args, args.model or await target.first_model())
     before = await phases.read(target)
@@ -170,7 +175,7 @@ async def _drive(args: argparse.Namespace, shape: Shape, load: float, driver: Dr
         await driver.open(itertools.islice(zip(due, asked, strict=False), number))
         return f"{load:g}/s"
     number = args.requests or 4 * int(load)
-    bodies = list(itertools.islice(asked, number))  # made before the clock runs
+    bodies = list(itertools.islice(asked, number))  # created before the clock starts
     await driver.closed(bodies, int(load))
     return f"c{load:g}"
 

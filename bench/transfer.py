@@ -1,11 +1,11 @@
-"""KV transfers between two processes of this machine, beside memcpy, a plain blocking socket and ucx_perftest.
+"""KV transfers between two processes of this machine, compared with memcpy, a blocking socket and ucx_perftest.
 
     baton bench transfer [--megabytes 256] [--rounds 3] [--device cuda]
 
-A round moves the same bytes in messages of one size. Baton's figures are of whole transfers: grant, messages, digests
-on both sides, commit. All ways of one size take turns, and the best round of each counts, so that what else the machine
-does is in the way of all of them alike. CPU seconds are of both processes together. With a GPU both pools lie on it,
-and it is a copy within its memory that is beside them.
+A round moves the same bytes in messages of one size. Baton's figures are for whole transfers: grant, messages, digests
+on both sides, commit. All ways of one size take turns, and the best round of each counts, so that other work on the
+machine affects all of them. CPU seconds are those of both processes together. With `--device cuda` both pools are on
+the GPU, and transfers are compared with a copy within its memory.
 """
 
 import os
@@ -26,7 +26,7 @@ RATIOS = [("shm", "memcpy"), ("tcp", "socket"), ("ucx", "socket"), ("cuda", "cop
 
 
 def ways(child: Child, total: int, size: int, device: str) -> dict[str, Callable[[], Round]]:
-    """One round of each, as far as this machine can."""
+    """Return a call for one round of each way that this machine supports."""
     missing = {"ucx"} if why_unavailable() else set()
     names = [name for name in choose("auto", on_gpu=device == "cuda") if name not in missing]
     of_baton = {name: lambda name=name: min(transfers(child, name, total, size, 2, device)) for name in names}
@@ -42,14 +42,14 @@ def ways(child: Child, total: int, size: int, device: str) -> dict[str, Callable
 
 
 def line(size: int, total: int, best: dict[str, Round]) -> str:
-    """GB/s (and CPU seconds per GB) of each way, then the ratios."""
+    """Return a row: GB/s (and CPU seconds per GB) of each way, then the ratios."""
     cells = [f"{total / 1e9 / r.wall_s:.2f} ({r.cpu_s / (total / 1e9):.2f})" for r in best.values()]
     ratios = [f"{best[b].wall_s / best[a].wall_s:.2f}" for a, b in RATIOS if a in best and b in best]
     return " | ".join([f"{size // 1024} KiB", *cells, *ratios])
 
 
 def report(total: int, rounds: int, sizes: Sequence[int], device: str, progress: Progress) -> Iterator[str]:
-    """The lines of the report, as they are measured."""
+    """Yield the lines of the report as they are measured."""
     load = os.getloadavg()[0]
     yield f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}"
     on_gpu = f" --device cuda, on {torch.cuda.get_device_name()}" if device == "cuda" else ""
@@ -73,11 +73,11 @@ def report(total: int, rounds: int, sizes: Sequence[int], device: str, progress:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints one row per message size."""
+    """Print one row per message size."""
     parser = _command.parser("transfer", __doc__)
-    parser.add_argument("--megabytes", type=int, default=256, help="moved in a round")
+    parser.add_argument("--megabytes", type=int, default=256, help="megabytes moved per round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where both pools lie")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="device of both pools")
     args = parser.parse_args(argv)
     total = args.megabytes * 2**20
     sizes = [size for size in (SIZES if args.device == "cpu" else SIZES[2:]) if size <= total]

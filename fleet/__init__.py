@@ -1,1 +1,1 @@
-"""The `baton` command: a local fleet of services as processes, and the tools to look at it, talk to it and mend it."""
+"""The `baton` command: runs a local fleet of service processes, and provides tools to inspect, use and repair it."""

@@ -1,4 +1,4 @@
-"""What a router tells on its admin port, for `top` and `trace`: one of the running fleet's, or the one of --admin."""
+"""A client of routers' admin ports, for `top` and `trace`: of the running fleet, or of the router given by --admin."""
 
 import argparse
 import http.client
@@ -17,27 +17,29 @@ _NO_REASON = "no reason given"
 
 
 class NotKnown(BatonError):
-    """There is nothing of that name."""
+    """The router answered 404: it knows nothing of that name."""
 
     status = 404
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which router, and who asks."""
-    parser.add_argument("--admin", default="", metavar="URL", help="a router's admin port; the running fleet's if none")
+    """Add --admin, and the flag for the API key."""
+    parser.add_argument(
+        "--admin", default="", metavar="URL", help="a router's admin port (default: the running fleet's)"
+    )
     key_file.add_argument(parser)
 
 
 class AdminClient:
-    """Asks the first router that answers."""
+    """Sends requests to the first router that answers."""
 
     def __init__(self, urls: list[str], key: str = "") -> None:
-        """`urls` without a path. `key` is an API key or the service token."""
+        """Take base URLs without a path. `key` is an API key or the service token."""
         self._urls, self._key = urls, key
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "AdminClient":
-        """Of the running fleet where no URL is given; ConfigError where none runs."""
+        """Use --admin, or else the running fleet. Raises ConfigError if there is none."""
         file = key_file.asked_for(args)
         urls = [args.admin.rstrip("/").removesuffix("/dashboard")]
         if not args.admin:
@@ -47,8 +49,8 @@ class AdminClient:
         return cls(urls, _key(file))
 
     def get(self, path: str) -> dict[str, Any]:
-        """The JSON at that path. Raises NotKnown, or ConfigError where nobody answers or the key is refused."""
-        reason = "there is no router"
+        """Return the JSON at `path`. Raises NotKnown, or ConfigError if no router answers or the key is refused."""
+        reason = "the fleet has no router"
         for url in self._urls:
             try:
                 status, body = self._ask(url, path)
@@ -74,5 +76,5 @@ class AdminClient:
 
 
 def _key(file: str) -> str:
-    """The first key of the file, else of the environment, else the service token."""
+    """Return the first key of the file, else of the environment, else the service token."""
     return key_file.key_of(file) or ("" if file else os.environ.get("BATON_SERVICE_TOKEN", ""))

@@ -1,4 +1,4 @@
-"""`baton bench NAME`: runs bench/NAME.py, or lists what there is."""
+"""`baton bench NAME`: runs bench/NAME.py, or lists the benchmarks."""
 
 import argparse
 import ast
@@ -12,27 +12,27 @@ from baton.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The benchmark and its own flags."""
+    """Add the name of the benchmark, and the flags that are passed on to it."""
     parser.add_argument("name", nargs="?", help="which benchmark; without one, list them")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the benchmark itself")
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark's exit code."""
+    """Run the benchmark and return its exit code."""
     available = _available()
     if not args.name:
         for name, summary in available.items():
             print(f"{name:<16} {summary}")
         return 0
     if args.name not in available:
-        raise ConfigError(f"no such benchmark: {args.name} (there are {', '.join(available)})")
+        raise ConfigError(f"no such benchmark: {args.name} (available: {', '.join(available)})")
     sys.argv = [f"baton bench {args.name}", *args.flags]
     runpy.run_module(f"bench.{args.name}", run_name="__main__", alter_sys=True)
     return 0
 
 
 def _available() -> dict[str, str]:
-    """name -> first line of its docstring, without importing any."""
+    """Return each benchmark's name and the first line of its docstring, without importing any of them."""
     spec = importlib.util.find_spec("bench")
     folders = list(spec.submodule_search_locations or []) if spec else []
     found = (module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))

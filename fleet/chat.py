@@ -1,6 +1,6 @@
-"""`baton chat`: a conversation with the running fleet, or with any OpenAI-compatible endpoint.
+"""`baton chat`: chats with the running fleet, or with any OpenAI-compatible endpoint.
 
-In a terminal it goes on until you leave it; from a pipe it answers what it is given, once, and prints nothing else.
+In a terminal it runs until you leave it. From a pipe it answers the input once, and prints nothing else.
 """
 
 import argparse
@@ -15,24 +15,24 @@ from fleet import key_file, state
 from fleet.chat_client import ChatClient, Reply
 from fleet.home import Home
 
-_HELP = "/clear forgets the conversation, /quit leaves; Ctrl-C ends an answer."
+_HELP = "/clear starts a new conversation, /quit leaves, Ctrl-C stops an answer."
 
-# What a model writes is shown, never obeyed: no escape sequence reaches the terminal.
+# Control characters in a model's output are removed, so that no escape sequence reaches the terminal.
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where, to whom and how."""
-    parser.add_argument("--url", default="", help="endpoint; that of the running fleet where none is given")
-    parser.add_argument("--model", default="", help="model name; the first that the endpoint lists")
+    """Add the flags for endpoint, model and sampling."""
+    parser.add_argument("--url", default="", help="endpoint (default: that of the running fleet)")
+    parser.add_argument("--model", default="", help="model name (default: the first that the endpoint lists)")
     parser.add_argument("--system", default="", help="system message")
     parser.add_argument("--temperature", type=float, help="0 is greedy")
-    parser.add_argument("--max-tokens", type=int, help="length of an answer at most")
+    parser.add_argument("--max-tokens", type=int, help="maximum length of an answer")
     key_file.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0, or 1 where the only answer failed."""
+    """Run the chat; return the exit code."""
     client, options = _connect(args)
     if sys.stdin.isatty():
         return _converse(client, options, Console())
@@ -76,7 +76,7 @@ def _converse(client: ChatClient, options: dict[str, Any], console: Console) -> 
 
 
 def _ask(console: Console) -> str | None:
-    """A line from the terminal; None to leave."""
+    """Read a line from the terminal; None means to leave."""
     try:
         text = console.input("[bold green]> [/]").strip()
     except (EOFError, KeyboardInterrupt):
@@ -86,7 +86,7 @@ def _ask(console: Console) -> str | None:
 
 
 def _answer(client: ChatClient, request: dict[str, Any], messages: list[dict[str, str]], console: Console) -> None:
-    """Stream one answer and add it to `messages`; an answer that fails takes its question with it."""
+    """Stream one answer and add it to `messages`. If it fails, remove its question."""
     reply = Reply()
     pieces = client.stream(request, reply)
     try:

@@ -1,4 +1,4 @@
-"""A chat with an OpenAI-compatible endpoint over the standard library's HTTP: it streams, and starts in no time."""
+"""A streaming chat client for OpenAI-compatible endpoints, over the standard library's HTTP, which imports quickly."""
 
 import http.client
 import json
@@ -16,7 +16,7 @@ _TIMEOUT_S = 600.0
 
 @dataclass
 class Reply:
-    """What a reply turned out to be, filled in while it streams."""
+    """A reply, filled in while it streams."""
 
     text: str = ""
     finish_reason: str = ""
@@ -27,18 +27,18 @@ class Reply:
 
 @dataclass(frozen=True)
 class ChatClient:
-    """`url` is the endpoint without /v1."""
+    """A client of one endpoint; `url` is the endpoint without /v1."""
 
     url: str
     api_key: str = field(default="", repr=False)
 
     def models(self) -> list[str]:
-        """Names that the endpoint serves."""
+        """Return the model names that the endpoint serves."""
         response = self._send("GET", "/v1/models", None)
         return [model["id"] for model in json.loads(response.read())["data"]]
 
     def stream(self, request: dict[str, Any], reply: Reply) -> Generator[str, None, None]:
-        """The pieces of one reply, as they come. Closing the iterator ends the request on the server too."""
+        """Yield the pieces of one reply as they arrive. Closing the iterator also ends the request on the server."""
         began = time.monotonic()
         body = {**request, "stream": True, "stream_options": {"include_usage": True}}
         response = self._send("POST", "/v1/chat/completions", body)
@@ -55,7 +55,10 @@ class ChatClient:
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
         parts = urlsplit(self.url)
-        headers = {"Content-Type": "application/json", "Connection": "close"}  # closing the response hangs up
+        headers = {
+            "Content-Type": "application/json",
+            "Connection": "close",
+        }  # so that closing the response closes the connection
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         try:
@@ -70,7 +73,7 @@ class ChatClient:
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON of each server-sent event up to [DONE]."""
+    """Yield the JSON of each server-sent event up to [DONE]."""
     while line := response.readline():
         if line.startswith(b"data:"):
             data = line[5:].strip()

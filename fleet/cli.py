@@ -1,6 +1,6 @@
-"""The `baton` command: finds the sub-command, and turns errors meant for people into one line and an exit code.
+"""The `baton` command: runs the sub-command, and turns a BatonError into one line and an exit code.
 
-Sub-commands are imported when they are used, so that `baton status` loads no torch and `--help` loads nothing.
+Sub-commands are imported only when used, so that `baton status` does not load torch, and `--help` loads nothing.
 """
 
 import argparse
@@ -11,23 +11,23 @@ from importlib.metadata import version
 
 from baton.errors import BatonError
 
-# name -> (module with `add_arguments(parser)` and `run(args) -> int`, what it does)
+# name -> (module with `add_arguments(parser)` and `run(args) -> int`, description)
 COMMANDS = {
     "up": ("fleet.up.command", "start a fleet on this machine: redis, routers, prefill and decode nodes"),
     "status": ("fleet.status", "show the nodes of the running fleet and their load"),
-    "top": ("fleet.top", "watch the fleet: load, latency, what flows, and which pool is the bottleneck"),
-    "trace": ("fleet.trace", "show where the time of one request went: baton trace REQUEST_ID"),
+    "top": ("fleet.top", "watch the fleet: load, latency, KV transfers, and which pool is the bottleneck"),
+    "trace": ("fleet.trace", "show where one request spent its time: baton trace REQUEST_ID"),
     "scale": ("fleet.scale", "change the number of nodes of the running fleet: baton scale prefill=2 decode=1"),
     "down": ("fleet.down", "drain and stop the running fleet"),
     "chat": ("fleet.chat", "talk to the model; also takes a question from a pipe"),
-    "doctor": ("fleet.doctor.command", "check what this machine offers, and say what to do about what is missing"),
-    "chaos": ("fleet.chaos.command", "try on a fleet of its own what happens to requests when services die or freeze"),
-    "loadtest": ("fleet.loadtest.command", "five phases of load, with a verdict for each: may this fleet be trusted?"),
-    "plan": ("fleet.plan", "how many nodes a workload needs, at what cost, and what they would do under it"),
-    "scorecard": ("fleet.scorecard.command", "the twenty items of production readiness, checked on a fleet that runs"),
+    "doctor": ("fleet.doctor.command", "check what this machine offers, and say how to fix what is missing"),
+    "chaos": ("fleet.chaos.command", "inject faults into a private fleet, and check that no request is harmed"),
+    "loadtest": ("fleet.loadtest.command", "test a fleet with five phases of load, and give a verdict on each"),
+    "plan": ("fleet.plan", "plan how many nodes a workload needs, what they cost, and how they perform"),
+    "scorecard": ("fleet.scorecard.command", "check a running fleet for twenty items of production readiness"),
     "bench": ("fleet.bench", "run a benchmark; without a name, list them"),
 }
-# name -> (module with `main(argv) -> int`, what it does)
+# name -> (module with `main(argv) -> int`, description)
 SERVICES = {
     "router": ("router.__main__", "run one router"),
     "prefill": ("prefill_node.__main__", "run one prefill node"),
@@ -36,7 +36,7 @@ SERVICES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `baton` with these arguments; the exit code."""
+    """Run `baton` with these arguments; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(argv)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone: nobody is left to tell
+        sys.stderr.close()  # the reader of our output is gone, so there is nobody to report to
         return 141
 
 
@@ -85,9 +85,9 @@ def _help() -> str:
             "One service by itself, as in production:",
             *_lines(SERVICES),
             "",
-            "`baton COMMAND --help` lists the flags. Each flag is also a variable: --max-model-len is",
-            "BATON_MAX_MODEL_LEN. BATON_HOME (~/.baton) is where a local fleet keeps its state and logs;",
-            "fleets with different homes do not meet.",
+            "`baton COMMAND --help` lists the flags. Each flag can be set by a variable: --max-model-len is",
+            "BATON_MAX_MODEL_LEN. A local fleet keeps its state and logs in BATON_HOME (~/.baton);",
+            "fleets with different homes are independent of each other.",
         ]
     )
 

@@ -1,6 +1,6 @@
-"""The supervisor's control socket: `baton scale` and `baton down` send one JSON line and get one back.
+"""The supervisor's control socket: `baton scale` and `baton down` send one JSON line and receive one.
 
-Only the owner of BATON_HOME can open it. Each side waits for the other no longer than it says.
+Only the owner of BATON_HOME can open it. Each side waits for the other only up to a timeout.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _LINE_TIMEOUT_S = 5.0
 
 
 async def serve(path: Path, handle: Handler) -> asyncio.Server:
-    """Answer each line with what `handle` returns, or with `{"error": …}` where it raises a BatonError."""
+    """Answer each line with what `handle` returns, or with `{"error": …}` if it raises a BatonError."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -30,7 +30,7 @@ async def serve(path: Path, handle: Handler) -> asyncio.Server:
             async with asyncio.timeout(_LINE_TIMEOUT_S):
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
-            pass  # a client that says nothing gets no answer
+            pass  # a client that sends nothing gets no answer
         finally:
             writer.close()
 
@@ -53,7 +53,7 @@ async def _answer(line: bytes, handle: Handler) -> dict[str, Any]:
 
 
 def ask(path: str, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """Send one message and wait for the answer; ConfigError where the supervisor says no, or nothing."""
+    """Send one message and return the answer. Raises ConfigError if the supervisor refuses or does not answer."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)

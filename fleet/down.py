@@ -1,4 +1,4 @@
-"""`baton down`: drains and stops the running fleet, and returns when nothing of it is left."""
+"""`baton down`: drains and stops the running fleet, and returns when all of its processes have ended."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0 also where no fleet was running."""
+    """Stop the fleet; return 0, also if none was running."""
     home = Home.from_env()
     fleet = state.read(home)
     if not home.is_locked() or fleet is None:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     heard = _ask(fleet)
     if not _gone(home, _DRAIN_TIMEOUT_S if heard else _FROZEN_TIMEOUT_S):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(fleet.pid, signal.SIGKILL)  # a frozen supervisor: its services die with it
+            os.kill(fleet.pid, signal.SIGKILL)  # the supervisor is frozen; its services die with it
         if not _gone(home, _KILL_TIMEOUT_S):
             raise ConfigError(f"the supervisor (process {fleet.pid}) cannot be stopped")
     print("stopped")
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask(fleet: state.FleetState) -> bool:
-    """Whether the supervisor said that it stops."""
+    """Ask the supervisor to stop; return whether it agreed."""
     try:
         control.ask(fleet.control, {"command": "down"}, _ASK_TIMEOUT_S)
         return True

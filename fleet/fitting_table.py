@@ -1,4 +1,4 @@
-"""Tables for terminals of any width: where there is no room for all columns, the least of them go, and none is cut."""
+"""Tables for terminals of any width: columns are omitted, least important first, instead of being cut off."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +14,7 @@ _ROOM = 10_000
 def fitting(
     console: Console, columns: Sequence[Column], rows: Sequence[Sequence[RenderableType]], least: Sequence[int]
 ) -> Table:
-    """`least`: indices of the columns that may go, in this order."""
+    """Return a table that fits. `least` lists the indices of the columns that may be omitted, in this order."""
     for number in range(len(least) + 1):
         table = _table([i for i in range(len(columns)) if i not in least[:number]], columns, rows)
         wide: Any = console.options.update(width=_ROOM)

@@ -1,11 +1,11 @@
-"""BATON_HOME: where one local fleet keeps its state, its logs and its sockets, apart from every other fleet.
+"""BATON_HOME: the folder where one local fleet keeps its state, logs and sockets, separate from other fleets.
 
-    fleet.json   what runs (fleet.state), for `status`, `scale`, `down` and `chat`; 0600, it holds Redis' password
-    lock         held by the supervisor for as long as it lives
+    fleet.json   its processes (fleet.state), for `status`, `scale`, `down`, `chat`; mode 0600: has Redis' password
+    lock         locked by the supervisor while it lives
     logs/        one file per service
     run/         sockets
 
-What it leaves to others: the content of fleet.json.
+The content of fleet.json is defined in fleet.state.
 """
 
 import contextlib
@@ -25,28 +25,28 @@ _TRIAL_BYTES = 4096
 
 @dataclass(frozen=True)
 class Home:
-    """The folder of one local fleet."""
+    """The BATON_HOME of one local fleet."""
 
     path: Path
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Home":
-        """BATON_HOME, else ~/.baton."""
+        """Return the home named by BATON_HOME, or ~/.baton."""
         return cls(Path(env.get("BATON_HOME") or "~/.baton").expanduser().absolute())
 
     @property
     def state_file(self) -> Path:
-        """What runs."""
+        """The path of fleet.json."""
         return self.path / "fleet.json"
 
     @property
     def logs(self) -> Path:
-        """One file per service."""
+        """The folder of log files, one per service."""
         return self.path / "logs"
 
     def create(self) -> None:
-        """Make the folders, readable by their owner alone; ConfigError unless logs can be written there."""
-        trial = self.logs / ".trial"  # logs may have a disk of their own, and say why a service has ended
+        """Create the folders, accessible to their owner only. Raises ConfigError if logs cannot be written there."""
+        trial = self.logs / ".trial"  # logs may be on another disk, and are needed to explain failures
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(mode=0o700, exist_ok=True)
@@ -58,7 +58,7 @@ class Home:
             raise ConfigError(f"cannot write to BATON_HOME {self.path}: {error.strerror}") from None
 
     def make_run_dir(self) -> Path:
-        """A folder for sockets: `run/`, or a temporary one where that path is too long for a socket."""
+        """Create a folder for sockets: `run/`, or a temporary one if that path is too long for a socket."""
         path = self.path / "run"
         if len(os.fsencode(path / "control.sock")) > _MAX_SOCKET_PATH_BYTES:
             return Path(tempfile.mkdtemp(prefix="baton-"))
@@ -67,15 +67,15 @@ class Home:
         return path
 
     def rotate_logs(self) -> None:
-        """Keep the logs of the fleet before this one as `*.log.1`, and those of older ones not at all."""
+        """Rename the previous fleet's logs to `*.log.1`, replacing those of the fleet before it."""
         for log in self.logs.glob("*.log"):
-            if log.name != "supervisor.log":  # in which the supervisor itself writes by now
+            if log.name != "supervisor.log":  # the supervisor is already writing to it
                 log.replace(log.with_name(log.name + ".1"))
 
     def lock(self) -> int | None:
-        """Take the lock that says a supervisor lives; a file descriptor, or None where somebody else has it.
+        """Take the supervisor's lock; return a file descriptor, or None if another supervisor holds it.
 
-        ConfigError where the home is somebody else's, or a disk that takes nothing.
+        Raises ConfigError if the home belongs to somebody else, or its disk cannot be written.
         """
         try:
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -89,8 +89,8 @@ class Home:
         return descriptor
 
     def is_locked(self) -> bool:
-        """Whether a supervisor lives; ConfigError where the home is somebody else's."""
-        with contextlib.suppress(PermissionError):  # then `lock` says so
+        """Return whether a supervisor is alive. Raises ConfigError if the home belongs to somebody else."""
+        with contextlib.suppress(PermissionError):  # `lock` reports it
             if not (self.path / "lock").exists():
                 return False
         descriptor = self.lock()
@@ -100,6 +100,6 @@ class Home:
 
 
 def remove_run_dir(path: Path) -> None:
-    """Remove a folder that `make_run_dir` made."""
+    """Remove a folder created by `make_run_dir`."""
     with contextlib.suppress(OSError):
         shutil.rmtree(path)

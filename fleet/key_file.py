@@ -1,4 +1,4 @@
-"""The key with which commands ask a fleet, of a file as routers read it: plain keys, digests, JSON."""
+"""The API key that commands use, from a key file as routers read it: plain keys, digests, JSON."""
 
 import argparse
 import json
@@ -11,27 +11,27 @@ _DIGEST, _JSON = "sha256:", "{"
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
-    """Which file."""
+    """Add --api-key-file."""
     parser.add_argument("--api-key-file", default="", metavar="FILE", help="file whose first line is the API key")
 
 
 def asked_for(args: argparse.Namespace) -> str:
-    """The file that the command or the environment names; empty where neither does."""
+    """Return the file named by the flag or the environment, or an empty string."""
     return str(args.api_key_file) or os.environ.get("BATON_API_KEY_FILE", "")
 
 
 def first_key(file: str) -> str:
-    """The first key of the file; empty where it holds digests alone. ConfigError where it cannot be read."""
+    """Return the file's first key, empty if it has only digests. Raises ConfigError if it cannot be read."""
     return next(filter(None, map(_key, _entries(file))), "")
 
 
 def key_of(file: str) -> str:
-    """As `first_key`; where no file is named, the first key of BATON_API_KEY."""
+    """Return the first key of the file, or, if no file is named, of BATON_API_KEY."""
     return first_key(file) if file else os.environ.get("BATON_API_KEY", "").partition(",")[0]
 
 
 def begins_plain(file: str) -> bool:
-    """Whether the first entry is a key as it stands, which a shell can read. ConfigError where it cannot be read."""
+    """Return whether the first entry is a plain key, which a shell can read. Raises ConfigError on read errors."""
     return not next(iter(_entries(file)), "").startswith((_DIGEST, _JSON))
 
 

@@ -1,6 +1,6 @@
-"""What memory services take, and whether that grows: the rule of `baton chaos` and of `baton loadtest`.
+"""The memory of services, and whether it grows: the rule of `baton chaos` and `baton loadtest`.
 
-What a process takes while its caches fill says nothing, so the first quarter of what was seen of it is left out.
+Memory always grows while caches fill, so the first quarter of the samples is left out.
 """
 
 import statistics
@@ -10,29 +10,29 @@ from typing import NamedTuple
 import psutil
 
 MIN_SAMPLES = 12
-_MAX_GROWTH_BYTES = 16 * 2**20  # caches of allocators fill in the first minutes
+_MAX_GROWTH_BYTES = 16 * 2**20  # allocators' caches fill in the first minutes
 _MAX_GROWTH_SHARE = 0.05
 
 
 class Growth(NamedTuple):
-    """Bytes: the medians of the second quarter of the samples, and of the last."""
+    """The median of the second quarter of the samples, and of the last quarter, in bytes."""
 
     before: float
     after: float
 
     @property
     def share(self) -> float:
-        """Of what it was before."""
+        """The growth relative to `before`."""
         return self.after / self.before - 1
 
     @property
     def is_too_much(self) -> bool:
-        """Whether the service takes more and more."""
+        """Whether the growth exceeds the limit."""
         return self.after - self.before > max(_MAX_GROWTH_BYTES, _MAX_GROWTH_SHARE * self.before)
 
 
 def growth(samples: Sequence[float]) -> Growth | None:
-    """From samples in bytes, in order; None where they are too few."""
+    """Return the growth from samples in bytes, in order of time; None if there are too few."""
     if len(samples) < MIN_SAMPLES:
         return None
     quarter = len(samples) // 4
@@ -40,6 +40,6 @@ def growth(samples: Sequence[float]) -> Growth | None:
 
 
 def resident_bytes(pid: int) -> float:
-    """Of a process and its children: UCX lives in one of its own. Raises psutil.Error where it is gone."""
+    """Return the memory of a process and its children (UCX runs in one). Raises psutil.Error if it has ended."""
     process = psutil.Process(pid)
     return float(sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]))

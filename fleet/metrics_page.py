@@ -1,10 +1,10 @@
-"""What a service tells Prometheus, for commands that look for a figure or two."""
+"""Fetches a service's Prometheus page, for commands that need a figure or two."""
 
 import urllib.request
 
 
 def scrape(url: str, key: str, timeout_s: float) -> str:
-    """The page. `key` may be empty. OSError where nobody answers, or refuses the key."""
+    """Return the page. `key` may be empty. Raises OSError if the service does not answer or refuses the key."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - of the fleet's own, or named by the operator
     with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310

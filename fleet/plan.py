@@ -1,11 +1,11 @@
-"""`baton plan`: how many prefill and decode nodes a workload needs, what they cost, and what they would do.
+"""`baton plan`: how many prefill and decode nodes a workload needs, what they cost, and how they perform.
 
     baton plan --fit http://127.0.0.1:8000 --node node.json          # measure one node of each pool, keep the figures
     baton plan --node node.json --rate 40 --prompt-tokens 512 --output-tokens 128
     baton plan --node node.json --trace trace.jsonl --cost-prefill-hour 12 --cost-decode-hour 12
 
-Nodes are counted for the peak times --peak-factor, and --headroom on top. Outcomes come from a simulator: the
-router's own choices over fitted nodes, in virtual time. Fitting, simulating and sizing are `bench/_plan`.
+Nodes are counted for the peak times --peak-factor, plus --headroom. Outcomes come from a simulator, which runs the
+router's own policy over fitted nodes in virtual time. Fitting, simulation and sizing are in `bench/_plan`.
 """
 
 import argparse
@@ -33,30 +33,30 @@ _MAX_HOURS = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A node, a workload, limits, prices."""
+    """Add the flags for nodes, workload, limits and prices."""
     add = parser.add_argument
-    add("--fit", metavar="URL", default="", help="measure a fleet of one prefill and one decode node, into --node")
-    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt that is tried")
-    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
-    add("--node", type=Path, help="what a node can do: file of --fit, or report of `baton bench serve --json`")
-    add("--prefill-tokens-per-s", type=float, default=0.0, help="instead of --node: of one prefill node")
-    add("--decode-base-ms", type=float, default=0.0, help="and of one decode node: a step of nothing")
-    add("--decode-request-ms", type=float, default=0.0, help="and each request in it")
+    add("--fit", metavar="URL", default="", help="measure a fleet of one prefill and one decode node, and write --node")
+    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
+    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    add("--node", type=Path, help="costs of a node: a file of --fit, or of `baton bench serve --json`")
+    add("--prefill-tokens-per-s", type=float, default=0.0, help="instead of --node: speed of a prefill node")
+    add("--decode-base-ms", type=float, default=0.0, help="instead of --node: time of an empty decode step")
+    add("--decode-request-ms", type=float, default=0.0, help="instead of --node: time that a request adds to a step")
     add("--rate", type=float, default=0.0, help="requests per second, at the peak")
-    add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, more comes in bursts")
+    add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, higher values give bursts")
     add("--prompt-tokens", default="512", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
     add("--output-tokens", default="128", help="likewise")
     add("--trace", type=Path, help="instead of a rate and lengths: requests in Mooncake's format")
-    add("--trace-speed", type=float, default=1.0, help="times as many requests as in the trace")
-    add("--slo-ttft-ms", type=float, default=1000.0, help="time to first token, p99")
-    add("--slo-tpot-ms", type=float, default=50.0, help="time per output token, p99")
-    add("--peak-factor", type=float, default=2.0, help="how far above the peak")
-    add("--headroom", type=float, default=0.3, help="share of nodes on top")
-    add("--size", metavar="PREFILL:DECODE", default="", help="what so many nodes would do, instead of a search")
-    add("--cost-prefill-hour", type=float, default=0.0, help="of a prefill node")
-    add("--cost-decode-hour", type=float, default=0.0, help="of a decode node")
-    add("--gpus-per-node", type=int, default=0, help="to count GPUs as well")
-    add("--json", action="store_true", help="for programs")
+    add("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
+    add("--slo-ttft-ms", type=float, default=1000.0, help="limit for p99 of TTFT")
+    add("--slo-tpot-ms", type=float, default=50.0, help="limit for p99 of TPOT")
+    add("--peak-factor", type=float, default=2.0, help="plan for this multiple of the peak")
+    add("--headroom", type=float, default=0.3, help="additional share of nodes")
+    add("--size", metavar="PREFILL:DECODE", default="", help="simulate these numbers of nodes instead of searching")
+    add("--cost-prefill-hour", type=float, default=0.0, help="price of a prefill node")
+    add("--cost-decode-hour", type=float, default=0.0, help="price of a decode node")
+    add("--gpus-per-node", type=int, default=0, help="also print the number of GPUs")
+    add("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,7 +116,7 @@ def _workload(args: argparse.Namespace) -> Workload:
     if args.trace:
         return Workload(lines=trace.read(args.trace))
     if args.rate <= 0:
-        raise ConfigError("say what is asked: --rate with --prompt-tokens and --output-tokens, or --trace")
+        raise ConfigError("no workload: give --rate with --prompt-tokens and --output-tokens, or --trace")
     prompt, output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
     return Workload(rate=args.rate, burstiness=args.burstiness, prompt=prompt, output=output)
 
@@ -124,7 +124,7 @@ def _workload(args: argparse.Namespace) -> Workload:
 def _size(text: str) -> Size:
     parts = text.split(":")
     if len(parts) != 2 or not all(part.isdigit() and 1 <= int(part) <= sizing.MAX_NODES for part in parts):
-        raise ConfigError(f"--size: {text} is not PREFILL:DECODE, each between 1 and {sizing.MAX_NODES}")
+        raise ConfigError(f"--size: {text}: expected PREFILL:DECODE, each between 1 and {sizing.MAX_NODES}")
     return Size(int(parts[0]), int(parts[1]))
 
 
@@ -133,7 +133,7 @@ def _with(number: int, headroom: float) -> int:
 
 
 def _hours(model: NodeModel, workload: Workload, speed: float, size: Size) -> list[Outcome]:
-    """The first 24 hours of a trace, hour by hour; nothing without a trace."""
+    """Simulate the first 24 hours of a trace, hour by hour; empty without a trace."""
     if not workload.lines:
         return []
     start_ms = workload.lines[0].timestamp
@@ -149,7 +149,7 @@ def _hours(model: NodeModel, workload: Workload, speed: float, size: Size) -> li
 def _plan_lines(args: argparse.Namespace, workload: Workload, at_peak: Size, size: Size) -> list[str]:
     num_prompt, num_output = workload.mean_tokens
     rate = workload.mean_rate * args.trace_speed
-    lines = [f"{rate:.2f} requests/s, {num_prompt:.0f} tokens in and {num_output:.0f} out on the average"]
+    lines = [f"{rate:.2f} requests/s, {num_prompt:.0f} tokens in and {num_output:.0f} out on average"]
     if not args.size:
         lines.append(f"at ×{args.peak_factor:g}: {at_peak.prefill} prefill + {at_peak.decode} decode nodes")
     lines.append(f"nodes: {size.prefill} prefill + {size.decode} decode")

@@ -1,10 +1,10 @@
-"""`python -m fleet.reference`: writes docs/reference from the code, so that it says what the code says.
+"""`python -m fleet.reference`: generates docs/reference from the code.
 
-    metrics.md   every metric, where it is exposed, its labels and what it means
-    flags.md     every flag of every command that has some, with its variable and default
-    errors.md    every error that a client can meet, with status, type and code
+    metrics.md   every metric, where it is exposed, its labels and its meaning
+    flags.md     every flag of `baton up` and of the services, with its variable and default
+    errors.md    every error that a client can get, with status, type and code
 
-`--check` writes nothing and exits with 1 where a page differs.
+`--check` writes nothing, and exits with 1 if a page differs.
 """
 
 import argparse
@@ -26,25 +26,25 @@ from baton.telemetry.unlocked import Unlocked
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 
-_KINDS = MetricWrapperBase, Unlocked  # the library's, and ours
+_KINDS = MetricWrapperBase, Unlocked  # prometheus_client's metrics, and our own
 _NOTE = "<!-- Written by `python -m fleet.reference`. -->"
-# Where metrics are made -> who exposes them.
+# Package that defines a metric -> who exposes it.
 _ROUTER_ROOMS, _NODE_ROOMS = ("router",), ("baton.node.load", "kv_transfer", "engine", "prefill_node", "decode_node")
 _IMPORTED = ("router.server", "prefill_node.node", "decode_node.node")
 _CONFIGS = {"baton up": FleetConfig, "baton router": RouterConfig, "baton prefill, baton decode": NodeConfig}
-_CODES_OF_PARAMETERS = {  # errors of `invalid_value` that bear another code
-    "invalid_type": "A parameter of another type than it has to be; `param` names it.",
-    "missing_required_parameter": "A parameter that is not there, and has to be; `param` names it.",
-    "unknown_parameter": "A parameter that there is none of; `param` names it.",
-    "unsupported_parameter": "A parameter, or a value, that OpenAI has and Baton does not; `param` names it.",
+_CODES_OF_PARAMETERS = {  # codes that some `invalid_value` errors have instead
+    "invalid_type": "A parameter has the wrong type; `param` names it.",
+    "missing_required_parameter": "A required parameter is missing; `param` names it.",
+    "unknown_parameter": "A parameter does not exist; `param` names it.",
+    "unsupported_parameter": "OpenAI supports this parameter or value, but Baton does not; `param` names it.",
 }
 _NEVER_SEEN = {"cancelled", "node_unavailable", "transfer_failed", "layout_mismatch", "client_gone"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the pages, or check them; the exit code."""
+    """Write the pages, or check them; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fleet.reference")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page differs")
     differing = []
     check = parser.parse_args(argv).check
     for name, text in pages().items():
@@ -56,17 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             FOLDER.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     if check and differing:
-        print(f"docs/reference: {', '.join(differing)} not as the code has it: run python -m fleet.reference")
+        print(f"docs/reference: {', '.join(differing)} out of date: run python -m fleet.reference")
     return int(check and bool(differing))
 
 
 def pages() -> dict[str, str]:
-    """Name to content."""
+    """Return each page's name and content."""
     return {"metrics.md": _metrics_page(), "flags.md": _flags_page(), "errors.md": _errors_page()}
 
 
 def metrics() -> Iterator[tuple[str, str, str, tuple[str, ...], str]]:
-    """(name as scraped, type, who exposes it, labels of its own, meaning) of each."""
+    """Yield (name as scraped, type, who exposes it, its own labels, meaning) of each metric."""
     for module in _IMPORTED:
         importlib.import_module(module)
     owners = _owners()
@@ -83,7 +83,7 @@ def metrics() -> Iterator[tuple[str, str, str, tuple[str, ...], str]]:
 
 
 def _owners() -> dict[int, str]:
-    """Who exposes a metric, by the room of the module that made it: the first one that holds it."""
+    """Return who exposes each metric (by its id), from the package of the first module that contains it."""
     found: dict[int, str] = {}
     for name, module in sorted(sys.modules.items()):
         who = "routers" if _in(name, _ROUTER_ROOMS) else "nodes" if _in(name, _NODE_ROOMS) else ""
@@ -105,12 +105,12 @@ def _in(name: str, rooms: Iterable[str]) -> bool:
 def _metrics_page() -> str:
     rows = sorted(set(metrics()), key=lambda row: (row[2] != "routers", row[2] != "nodes", row[2], row[0]))
     intro = (
-        "Each process serves `GET /metrics`: nodes on `--metrics-port`, routers on the admin port, and on the HTTP "
-        "port as well. Every metric below also carries `role` (`router`, `prefill`, `decode`) and `node_id` of its "
-        "process. Those of requests' times carry exemplars with the `request_id`, for scrapers that accept OpenMetrics."
+        "Each process serves `GET /metrics`: nodes on `--metrics-port`, routers on the admin port and on the HTTP "
+        "port. Every metric below also has its process's labels `role` (`router`, `prefill`, `decode`) and `node_id`. "
+        "Histograms of request times carry exemplars with the `request_id`, for scrapers that accept OpenMetrics."
     )
     table = _table(
-        ("metric", "type", "of", "labels", "says"),
+        ("metric", "type", "exposed by", "labels", "meaning"),
         (
             (f"`{n}`", kind, who, ", ".join(f"`{label}`" for label in labels), text)
             for n, kind, who, labels, text in rows
@@ -120,13 +120,20 @@ def _metrics_page() -> str:
 
 
 def _flags_page() -> str:
-    parts = [_NOTE, "", "# Flags", "", "A flag wins over its variable, which wins over the default.", ""]
+    parts = [
+        _NOTE,
+        "",
+        "# Flags",
+        "",
+        "A flag takes precedence over its variable, which takes precedence over the default.",
+        "",
+    ]
     for command, config in _CONFIGS.items():
         rows = [
             (f"`--{name.replace('_', '-')}`" if not flag.secret else "", f"`{env}`", _shown(default), flag.description)
             for name, env, default, flag in described(config)
         ]
-        parts += [f"## {command}", "", _table(("flag", "variable", "default", "says"), rows), ""]
+        parts += [f"## {command}", "", _table(("flag", "variable", "default", "meaning"), rows), ""]
     return "\n".join(parts)
 
 
@@ -140,15 +147,15 @@ def _errors_page() -> str:
     )
     rows = sorted([*kinds, *coded])
     intro = (
-        'Each error is `{"error": {"message", "type", "param", "code"}}`, with an `x-request-id`; 429 and 503 say '
-        "`Retry-After`. In a stream that has begun it is one `data:` event, and no `[DONE]` follows."
+        'Each error is `{"error": {"message", "type", "param", "code"}}`, with an `x-request-id`; 429 and 503 have '
+        "`Retry-After`. In a stream that has begun, an error is the last `data:` event, and no `[DONE]` follows."
     )
-    rows.append(("500", "`server_error`", "`internal_error`", "Something that nobody foresaw; the log says what."))
-    return f"{_NOTE}\n\n# Errors\n\n{intro}\n\n{_table(('status', 'type', 'code', 'means'), rows)}\n"
+    rows.append(("500", "`server_error`", "`internal_error`", "An unexpected error; the router's log has the details."))
+    return f"{_NOTE}\n\n# Errors\n\n{intro}\n\n{_table(('status', 'type', 'code', 'meaning'), rows)}\n"
 
 
 def _kinds(root: type[BatonError]) -> Iterator[type[BatonError]]:
-    """All of the tree, without its root."""
+    """Yield all subclasses of `root`, direct and indirect."""
     for kind in root.__subclasses__():
         yield kind
         yield from _kinds(kind)

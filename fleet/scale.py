@@ -1,4 +1,4 @@
-"""`baton scale prefill=2 decode=1`: changes the running fleet, and returns when new nodes serve."""
+"""`baton scale prefill=2 decode=1`: resizes the running fleet, and returns when new nodes serve."""
 
 import argparse
 
@@ -6,20 +6,22 @@ from baton.errors import ConfigError
 from fleet import control, state
 from fleet.home import Home
 
-_TIMEOUT_S = 600.0  # large weights take their time
+_TIMEOUT_S = 600.0  # large weights take long to load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Pools with their sizes."""
-    parser.add_argument("pools", nargs="+", metavar="POOL=N", help="prefill=N or decode=N; superfluous nodes drain")
+    """Add the pools and their sizes."""
+    parser.add_argument(
+        "pools", nargs="+", metavar="POOL=N", help="prefill=N or decode=N; nodes that are removed drain first"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the supervisor, and say what it did."""
+    """Ask the supervisor to resize the pools, and print what it did."""
     pools: dict[str, int] = {}
     for role, count in map(_parsed, args.pools):
         if pools.setdefault(role, count) != count:
-            raise ConfigError(f"{role}={pools[role]} and {role}={count}: give each pool one size")
+            raise ConfigError(f"{role}={pools[role]} and {role}={count}: give only one size per pool")
     fleet = state.running(Home.from_env())
     print(control.ask(fleet.control, {"command": "scale", "pools": pools}, _TIMEOUT_S)["done"])
     return 0
@@ -28,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
 def _parsed(pool: str) -> tuple[str, int]:
     role, equals, count = pool.partition("=")
     if not equals or not count.isdecimal() or len(count) > 9:
-        raise ConfigError(f"{pool!r}: write it as prefill=2 or decode=1")
+        raise ConfigError(f"{pool!r}: expected POOL=N, such as prefill=2 or decode=1")
     return role, int(count)

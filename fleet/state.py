@@ -1,4 +1,4 @@
-"""fleet.json: what the supervisor says of the fleet it runs, and how the other commands read it."""
+"""fleet.json: written by the supervisor to describe its fleet, and read by the other commands."""
 
 import os
 
@@ -9,7 +9,7 @@ from fleet.home import Home
 
 
 class ProcessState(msgspec.Struct):
-    """One service of the fleet. Epoch, address and metrics are known once it is ready."""
+    """A service of the fleet. Epoch, address and metrics are set once it is ready."""
 
     id: str
     role: str  # redis, router, prefill, decode
@@ -22,7 +22,7 @@ class ProcessState(msgspec.Struct):
 
 
 class FleetState(msgspec.Struct):
-    """The whole fleet."""
+    """The fleet as a whole."""
 
     pid: int  # the supervisor's
     state: str  # starting, ready, stopping
@@ -36,12 +36,12 @@ class FleetState(msgspec.Struct):
 
     @property
     def control(self) -> str:
-        """Path of the supervisor's control socket."""
+        """The path of the supervisor's control socket."""
         return os.path.join(self.run_dir, "control.sock")
 
 
 def write(home: Home, state: FleetState) -> None:
-    """Replace fleet.json in one move: a reader sees the old one or the new one."""
+    """Replace fleet.json atomically: a reader sees the old file or the new one."""
     partial = home.path / "fleet.json.partial"
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -50,7 +50,7 @@ def write(home: Home, state: FleetState) -> None:
 
 
 def read(home: Home) -> FleetState | None:
-    """What was last written, even by a supervisor that is gone; None where there is nothing to read."""
+    """Return what was last written, even by a supervisor that has ended; None if there is no valid file."""
     try:
         return msgspec.json.decode(home.state_file.read_bytes(), type=FleetState)
     except (OSError, msgspec.DecodeError):
@@ -58,7 +58,7 @@ def read(home: Home) -> FleetState | None:
 
 
 def running(home: Home) -> FleetState:
-    """The fleet that runs; ConfigError where none does."""
+    """Return the running fleet. Raises ConfigError if there is none."""
     state = read(home)
     if state is None or not home.is_locked():
         raise ConfigError(f"no fleet is running (BATON_HOME is {home.path}): start one with `baton up`")

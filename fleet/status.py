@@ -1,6 +1,6 @@
-"""`baton status`: the nodes of the running fleet, from the supervisor's fleet.json and the registry in Redis.
+"""`baton status`: shows the nodes of the running fleet, from the supervisor's fleet.json and Redis' registry.
 
-The first says which processes there are, the second how they are loaded. Without Redis the load is unknown, no more.
+fleet.json lists the processes, the registry has their load. Without Redis only the load is unknown.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from fleet.fitting_table import Column, fitting
 from fleet.home import Home
 
 _REDIS_TIMEOUT_S = 0.25
-_WIDTH = 160  # where there is no terminal to measure
+_WIDTH = 160  # if the output is not a terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One flag."""
-    parser.add_argument("--json", action="store_true", help="for programs")
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the status."""
     home = Home.from_env()
     fleet = state.running(home)
     status = describe(fleet, asyncio.run(_records(fleet.redis_url)))
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(fleet: state.FleetState, records: list[NodeRecord] | None) -> dict[str, Any]:
-    """The answer of `baton status --json`; `records` is None where Redis did not answer."""
+    """Return the output of `baton status --json`; `records` is None if Redis did not answer."""
     by_pid = {record.pid: record for record in records or ()}
     redis = next((p for p in fleet.processes if p.role == "redis"), None)
     return {
@@ -95,7 +95,7 @@ def _node(process: state.ProcessState, record: NodeRecord | None, *, others_are_
 
 
 _COLUMNS = ("id", "role", "pid", "state", "epoch", "address", "kv_usage", "running", "waiting")
-_LEAST = (4, 5, 2, 1)  # of these, where there is little room
+_LEAST = (4, 5, 2, 1)  # columns omitted on narrow terminals, in this order
 
 
 def _show(status: dict[str, Any], console: Console) -> None:
@@ -106,7 +106,7 @@ def _show(status: dict[str, Any], console: Console) -> None:
     console.print(f"{status['endpoint']}/v1 serves {', '.join(status['served_model_name'])}", highlight=False)
     console.print(fitting(console, columns, rows, _LEAST))
     if not status["redis"]["answers"]:
-        console.print("Redis does not answer: load is unknown, and new nodes will not be found.", style="yellow")
+        console.print("Redis does not answer: load is unknown, and new nodes are not found.", style="yellow")
 
 
 def _cell(column: str, value: Any) -> str:

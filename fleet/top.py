@@ -1,4 +1,4 @@
-"""`baton top`: the dashboard in a terminal, once a second; `--once` prints it and ends, for pipes and programs."""
+"""`baton top`: the dashboard in a terminal, updated every second; `--once` prints it once, for pipes and programs."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ from fleet.admin_client import AdminClient
 from fleet.fitting_table import Column, fitting
 
 _PATH = "/admin/fleet"
-_WIDTH = 150  # where there is no terminal to measure
+_WIDTH = 150  # if the output is not a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _NUM_SPARKS = 40
 _COLORS = {"prefill": "dark_orange", "decode": "deep_sky_blue3", "router": "medium_purple"}
@@ -26,15 +26,15 @@ _VERDICTS = {"none": "green", "prefill": "dark_orange", "decode": "deep_sky_blue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to look, and how often."""
-    parser.add_argument("--once", action="store_true", help="print it once and end")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between looks (default: 1)")
+    """Add the flags for the router to query and the interval."""
+    parser.add_argument("--once", action="store_true", help="print the dashboard once and exit")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between updates (default: 1)")
     admin_client.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Until Ctrl-C; with --once, or where nobody watches, one look."""
-    last, stale = AdminClient.from_args(args).get(_PATH), ""  # what is wrong from the start ends it
+    """Show the dashboard until Ctrl-C; once with --once, or if the output is not a terminal."""
+    last, stale = AdminClient.from_args(args).get(_PATH), ""  # an error at the start ends the command
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     if args.once or not sys.stdout.isatty():
         console.print(render(last, console))
@@ -47,15 +47,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def look(args: argparse.Namespace, last: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """What the fleet says now; where nobody answers, what it said last, and why there is no more."""
+    """Return the present report and ""; if no router answers, the last report and a message that says why."""
     try:
         return AdminClient.from_args(args).get(_PATH), ""
     except BatonError as error:
-        return last, f"This is old: {error.message}. Trying again."
+        return last, f"Out of date: {error.message}. Retrying."
 
 
 def render(fleet: dict[str, Any], console: Console) -> RenderableType:
-    """What `/admin/fleet` says."""
+    """Render a report of `/admin/fleet`."""
     verdict = fleet["bottleneck"]
     models = ", ".join(fleet["models"])
     redis = "" if fleet["redis"]["answers"] else "   Redis does not answer"
@@ -91,7 +91,7 @@ _SERVICES: tuple[Column, ...] = (
     *((name, "left") for name in ("NODE", "STATE", "", "KV")),
     *((n, "right") for n in ("RUN", "WAIT", "OUT TOK/S", "PROMPT TOK/S", "HITS", "STEP MS", "PREEMPT/MIN", "EPOCH")),
 )
-_LEAST = (11, 2, 10, 7, 8, 9, 6)  # of these, where there is little room: the epoch first, then the bar
+_LEAST = (11, 2, 10, 7, 8, 9, 6)  # columns omitted on narrow terminals, in this order: first the epoch, then the bar
 
 
 def _services(fleet: dict[str, Any], console: Console) -> Table:
@@ -126,13 +126,13 @@ def _node(node: dict[str, Any]) -> list[RenderableType]:
 
 def _transfers(transfers: Sequence[dict[str, Any]]) -> Text:
     if not transfers:
-        return Text("no KV transfers of late", "dim")
+        return Text("no recent KV transfers", "dim")
     told = (f"{t['prefill']} → {t['decode']} {t['bytes_per_s'] / 1e6:.2f} MB/s" for t in transfers)
     return Text("KV  " + "   ".join(told), "dim")
 
 
 def sparks(column: Sequence[float | None], width: int = _NUM_SPARKS) -> str:
-    """The last values as a row of bars; blanks where there are none."""
+    """Draw the last values as a row of bars, with blanks for missing values."""
     values = list(column)[-min(width, _NUM_SPARKS) :] if width > 0 else []
     top = max((value for value in values if value), default=0)
     if not top:

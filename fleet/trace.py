@@ -1,4 +1,4 @@
-"""`baton trace REQUEST_ID`: where a request's time went, as a timeline of all processes that had to do with it."""
+"""`baton trace REQUEST_ID`: shows where a request spent its time, on a timeline of all processes involved."""
 
 import argparse
 import json
@@ -14,20 +14,20 @@ from fleet import admin_client
 from fleet.admin_client import AdminClient
 
 _WIDTH = 150
-_BAR = 36  # characters at most
-_TEXT = 84  # that everything else wants
-_HIDDEN = {"attempt"}  # said only where there was more than one
+_BAR = 36  # maximum width in characters
+_TEXT = 84  # width of all other columns
+_HIDDEN = {"attempt"}  # shown only if there was more than one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which request."""
+    """Add the request id and the flags."""
     parser.add_argument("request_id", help="the x-request-id of an answer")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     admin_client.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it; exit code 1 where no router remembers the request."""
+    """Print the trace. Raises NotKnown if no router remembers the request."""
     found = AdminClient.from_args(args).get(f"/admin/trace/{quote(args.request_id, safe='')}")
     if args.json:
         print(json.dumps(found, indent=2))
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """As a table, one event a row."""
+    """Print a trace as a table, one event per row."""
     facts = ", ".join(f"{name} {value}" for name, value in found["attributes"].items() if value != "")
     over = "" if found["complete"] else " so far"
     console.print(
@@ -55,7 +55,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     if found["events"]:
         console.print(table)
     if found["silent_nodes"]:
-        console.print(f"No word from {', '.join(found['silent_nodes'])}: gone, or restarted since.", style="yellow")
+        console.print(f"No answer from {', '.join(found['silent_nodes'])}: gone, or restarted since.", style="yellow")
 
 
 def _row(event: dict[str, Any], total_s: float, hidden: set[str], width: int) -> tuple[str, str, str, Text, str, Text]:
@@ -72,7 +72,7 @@ def _row(event: dict[str, Any], total_s: float, hidden: set[str], width: int) ->
 
 
 def _bar(start_s: float, end_s: float, total_s: float, width: int) -> str:
-    """Where in the whole it lies."""
+    """Draw the position of an event within the whole request."""
     if total_s <= 0 or width <= 0:
         return ""
     first, last = (min(max(round(width * at / total_s), 0), width) for at in (start_s, end_s))

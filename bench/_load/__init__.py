@@ -1,1 +1,1 @@
-"""Load: what is asked, when, and what came of it. `bench/serve.py` and the commands of `fleet/` put it together."""
+"""The load generator: requests, arrivals, driver and figures, for `bench/serve.py` and the commands of `fleet/`."""

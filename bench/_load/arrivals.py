@@ -1,7 +1,7 @@
-"""When requests come, in open loop: independently of how fast they are answered.
+"""Arrival times for an open loop, where requests arrive no matter how fast they are answered.
 
-Poisson arrivals have exponential gaps. Bursts have gaps of a gamma distribution of shape 1 / burstiness: the same
-rate, in clusters (1 is Poisson, 4 and more is bursty, 0 is a metronome).
+Poisson arrivals have exponential gaps. Bursty arrivals have gamma-distributed gaps of shape 1 / burstiness: the same
+rate, in clusters (1 is Poisson, 4 or more is bursty, 0 gives even gaps).
 """
 
 import random
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def times(rate: float, burstiness: float, source: random.Random) -> Iterator[float]:
-    """Seconds since the start, without end; `rate` per second."""
+    """Yield arrival times in seconds since the start, without end, at `rate` per second."""
     at_s = 0.0
     while True:
         yield at_s

@@ -1,7 +1,7 @@
-"""Sends conversations: in closed loop (so many at a time) or in open loop (each when it is due).
+"""Sends conversations in a closed loop (a fixed number at a time) or an open loop (each one when it is due).
 
-Latencies of an open loop count from when a request was due, not from when the client came round to send it: a client
-that falls behind would otherwise hide what its users wait for.
+Latencies of an open loop start when a request was due, not when the client sent it. Otherwise a client that falls
+behind would hide the time that its users wait.
 """
 
 import asyncio
@@ -12,21 +12,21 @@ from bench._load.sse_client import Stream, StreamClient
 from bench._load.target import Target
 from bench._load.workload import Conversation
 
-MAX_OPEN = 8192  # requests under way, in open loop
+MAX_OPEN = 8192  # requests in flight, in an open loop
 
 
 class Driver:
-    """One load. `streams` are the requests that have ended, in that order; `on_done` is told of each."""
+    """Runs one load. `streams` are the finished requests, in order of their end; `on_done` is called for each."""
 
     def __init__(self, target: Target, timeout_s: float, on_done: Callable[[Stream], None] = lambda _: None) -> None:
         self.streams: list[Stream] = []
-        self.hung_up: list[Stream] = []  # that had not ended when an open loop did
-        self.late_s = 0.0  # by which the latest of all open-loop requests was begun
+        self.hung_up: list[Stream] = []  # requests cut off at the end of an open loop
+        self.late_s = 0.0  # the greatest delay in sending an open-loop request
         self._target, self._timeout_s, self._on_done = target, timeout_s, on_done
         self._idle: list[StreamClient] = []
 
     async def closed(self, conversations: Iterable[Conversation], concurrency: int, stop_at_s: float = 1e18) -> None:
-        """Every worker begins a conversation when its last one has ended; none is begun after `stop_at_s`."""
+        """Run `concurrency` conversations at a time. None is begun after `stop_at_s`."""
         waiting = iter(conversations)
 
         async def work() -> None:
@@ -39,7 +39,7 @@ class Driver:
             self._hang_up()
 
     async def open(self, arrivals: Iterator[tuple[float, Conversation]], *, finish: bool = True) -> None:
-        """`arrivals` are (seconds since the start, conversation). Not `finish`: hang up on what is not answered."""
+        """Start conversations at the times in `arrivals`. Without `finish`, cut off the unanswered ones at the end."""
         tasks: set[asyncio.Task[None]] = set()
         start_s = time.monotonic()
         try:
@@ -62,7 +62,7 @@ class Driver:
     async def _converse(self, conversation: Conversation, due_s: float | None) -> None:
         for body in conversation.turns:
             stream = await self._ask(conversation.path, body, due_s)
-            due_s = None  # further turns are due when the answer before has come
+            due_s = None  # further turns are due when the previous answer is complete
             self.streams.append(stream)
             self._on_done(stream)
             if not stream.ok:
@@ -82,7 +82,7 @@ class Driver:
         return stream
 
     async def _send(self, path: str, body: dict[str, object]) -> tuple[Stream, StreamClient]:
-        """On a connection that is kept where there is one; servers may have closed it meanwhile, so then again."""
+        """Send on an idle connection if there is one; if the server has closed it meanwhile, on another."""
         target = self._target
         while self._idle:
             client = self._idle.pop()

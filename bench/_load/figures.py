@@ -1,4 +1,4 @@
-"""What a run amounts to: percentiles of TTFT, TPOT, ITL and E2E, throughput, goodput, errors by code."""
+"""The figures of a run: percentiles of TTFT, TPOT, ITL and E2E, throughput, goodput, errors by code."""
 
 import math
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import Any
 
 from bench._load.sse_client import Stream
 
-_NUM_POINTS = 60  # of a timeline
+_NUM_POINTS = 60  # points of a timeline
 
 PERCENTS = (50, 90, 95, 99)
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
@@ -16,7 +16,7 @@ LATENCIES = ("ttft", "tpot", "itl", "e2e")
 def figures(
     streams: Sequence[Stream], elapsed_s: float, *, slo_ttft_s: float = 0.0, slo_tpot_s: float = 0.0
 ) -> dict[str, Any]:
-    """Latencies in seconds, of requests that came whole; `ttft_p50_s` and so on. Limits of 0 are none."""
+    """Return the figures (`ttft_p50_s` and so on, in seconds) of complete responses. A limit of 0 means none."""
     good = [stream for stream in streams if stream.ok]
     num_within = sum(is_within(stream, slo_ttft_s, slo_tpot_s) for stream in good)
     found: dict[str, Any] = {
@@ -41,12 +41,12 @@ def figures(
 
 
 def is_within(stream: Stream, slo_ttft_s: float, slo_tpot_s: float) -> bool:
-    """Whether a request came whole and within both limits."""
+    """Return whether a response is complete and within both limits."""
     return stream.ok and not (0 < slo_ttft_s < stream.ttft_s) and not (0 < slo_tpot_s < stream.tpot_s)
 
 
 def code_of(stream: Stream) -> str:
-    """What went wrong, as something to count by: an HTTP status, or in words where the stream broke."""
+    """Return the kind of an error, for counting: an HTTP status, or a description of a broken stream."""
     if stream.timed_out:
         return "timeout"
     if stream.status == 0:
@@ -55,12 +55,12 @@ def code_of(stream: Stream) -> str:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile; NaN of nothing."""
+    """Return the nearest-rank percentile; NaN if there are no values."""
     return nearest_rank(sorted(values), percent)
 
 
 def nearest_rank(ordered: Sequence[float], percent: float) -> float:
-    """The same of what is sorted."""
+    """Return the nearest-rank percentile of sorted values."""
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
 
 
@@ -74,7 +74,7 @@ def _latencies(good: Sequence[Stream]) -> dict[str, list[float]]:
 
 
 def timeline(streams: Sequence[Stream], start_s: float) -> dict[str, list[float]]:
-    """Over the run, at as many moments: tokens per second, and the median TTFT of requests begun in that part of it."""
+    """Divide the run into intervals; return tokens per second, and the median TTFT of requests begun in each."""
     ended_s = max((s.ended for s in streams), default=start_s)
     width_s = max((ended_s - start_s) / _NUM_POINTS, 1e-3)
     tokens, ttfts = [0.0] * _NUM_POINTS, [[] for _ in range(_NUM_POINTS)]  # type: tuple[list[float], list[list[float]]]

@@ -1,4 +1,4 @@
-"""How long prompts and answers are: `128`, `uniform:64-512`, or `lognormal:MEDIAN,SIGMA` (of the natural logarithm)."""
+"""Lengths of prompts and answers: `128`, `uniform:64-512`, or `lognormal:MEDIAN,SIGMA` (of the natural logarithm)."""
 
 import math
 import random
@@ -14,7 +14,7 @@ _NUMBER = r"(\d+(?:\.\d+)?)"
 
 @dataclass(frozen=True)
 class Lengths:
-    """A distribution of lengths in tokens, as its user wrote it."""
+    """A distribution of lengths in tokens, and the text that it was parsed from."""
 
     text: str
     mean: float
@@ -22,25 +22,25 @@ class Lengths:
 
 
 def parse(text: str) -> Lengths:
-    """Raises ConfigError for what is none of the three forms, or out of bounds."""
+    """Parse one of the three forms. Raises ConfigError if it is another one, or out of bounds."""
     if found := re.fullmatch(r"\d+", text):
         number = _bounded(text, int(found[0]))
         return Lengths(text, number, lambda _: number)
     if found := re.fullmatch(r"uniform:(\d+)-(\d+)", text):
         low, high = _bounded(text, int(found[1])), _bounded(text, int(found[2]))
         if low > high:
-            raise ConfigError(f"{text}: the first length is above the second")
+            raise ConfigError(f"{text}: the first length must not exceed the second")
         return Lengths(text, (low + high) / 2, lambda draw: draw.randint(low, high))
     if found := re.fullmatch(rf"lognormal:{_NUMBER},{_NUMBER}", text):
         return _lognormal(text, float(found[1]), float(found[2]))
-    raise ConfigError(f"{text}: a length is N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
+    raise ConfigError(f"{text}: expected N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
 
 
 def _lognormal(text: str, median: float, sigma: float) -> Lengths:
     _bounded(text, round(median))
     if sigma > 4.0:
-        raise ConfigError(f"{text}: SIGMA is 4 at most")
-    longest = min(round(20 * median), MAX_TOKENS)  # a tail that no server takes is cut
+        raise ConfigError(f"{text}: SIGMA must be at most 4")
+    longest = min(round(20 * median), MAX_TOKENS)  # cut off a tail that no server would accept
 
     def draw(source: random.Random) -> int:
         return min(max(round(source.lognormvariate(math.log(median), sigma)), 1), longest)
@@ -50,5 +50,5 @@ def _lognormal(text: str, median: float, sigma: float) -> Lengths:
 
 def _bounded(text: str, number: int) -> int:
     if not 1 <= number <= MAX_TOKENS:
-        raise ConfigError(f"{text}: a length is between 1 and {MAX_TOKENS} tokens")
+        raise ConfigError(f"{text}: lengths must be from 1 to {MAX_TOKENS} tokens")
     return number

@@ -1,4 +1,4 @@
-"""Where TTFT goes, from a router's own histograms: queue, prefill, transfer, first decode."""
+"""The phases of TTFT, from a router's own histograms: queue, prefill, transfer, first decode."""
 
 import re
 
@@ -12,7 +12,7 @@ Totals = dict[tuple[str, str], float]
 
 
 async def read(target: Target) -> Totals:
-    """(sum | count, phase) -> value now; empty where the endpoint has no such metrics."""
+    """Return (sum | count, phase) -> present value; empty if the endpoint has no such metrics."""
     try:
         _, body = await target.get("/metrics", _TIMEOUT_S)
     except (OSError, TimeoutError, ValueError):
@@ -21,7 +21,7 @@ async def read(target: Target) -> Totals:
 
 
 def parse(text: str) -> Totals:
-    """The phases in a Prometheus exposition, summed over other labels."""
+    """Return the phases in a Prometheus exposition, summed over other labels."""
     totals: Totals = {}
     for kind, phase, value in _METRIC.findall(text):
         totals[kind, phase] = totals.get((kind, phase), 0.0) + float(value)
@@ -29,7 +29,7 @@ def parse(text: str) -> Totals:
 
 
 def between(before: Totals, after: Totals) -> dict[str, float]:
-    """Mean seconds of each phase of the requests that ended in between; none where the router left or began anew."""
+    """Return the mean seconds of each phase between two readings; empty if the router restarted or disappeared."""
     means = {}
     for phase in PHASES:
         count = after.get(("count", phase), 0.0) - before.get(("count", phase), 0.0)

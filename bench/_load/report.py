@@ -1,4 +1,4 @@
-"""The report of `baton bench serve`: a table for the terminal and a page to show to others."""
+"""The report of `baton bench serve`: a table for the terminal, and an HTML page."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "itl_p50_s", "
 
 
 def text(report: dict[str, Any]) -> str:
-    """Milliseconds; the ratio is to the first line."""
+    """Return the table, in milliseconds; ratios are relative to the first line."""
     lines = [
         report["machine"],
         report["command"],
@@ -47,7 +47,7 @@ def _notes(run: Run) -> list[str]:
 
 
 def write_html(path: Path, report: dict[str, Any]) -> None:
-    """Tiles of the run with the highest throughput, curves over all runs, a table, and each run over time."""
+    """Write the page: figures of the fastest run, curves over all runs, a table, and each run over time."""
     runs: Sequence[Run] = report["runs"]
     best = max(runs, key=lambda run: float(run["output_tokens_per_s"]))
     body = page.tiles(
@@ -81,7 +81,7 @@ def _table(runs: Sequence[Run]) -> str:
         rates = [f"{run[name]:.1f}" for name in ("output_tokens_per_s", "requests_per_s", "goodput_per_s")]
         errors = ", ".join(f"{number} × {code}" for code, number in run["errors"].items())
         rows.append([run["name"], *rates, *latencies, errors or "0"])
-    across = list(zip(head, *rows, strict=True))  # a run is a column: a row of all figures is wider than any page
+    across = list(zip(head, *rows, strict=True))  # one column per run, because a row of all figures would be too wide
     return page.table(across[0], across[1:])
 
 
@@ -102,7 +102,7 @@ def _goodput(runs: Sequence[Run]) -> list[tuple[str, list[float]]]:
 
 
 def over_throughput(runs: Sequence[Run], latency: str) -> str:
-    """Percentiles of TTFT or TPOT, as a drawing."""
+    """Plot percentiles of TTFT or TPOT over throughput."""
     rates = [run["output_tokens_per_s"] for run in runs]
     drawn = [svg.Line(f"p{p}", rates, [1000 * run[f"{latency}_p{p}_s"] for run in runs], dots=True) for p in (50, 99)]
     return svg.lines(drawn, "output tokens/s", "ms")
@@ -111,7 +111,7 @@ def over_throughput(runs: Sequence[Run], latency: str) -> str:
 def over_time(
     name: str, over: dict[str, list[float]], limit_ms: float | None = None, marks_s: Sequence[float] = ()
 ) -> list[str]:
-    """Cards of throughput and TTFT, of the timeline that `figures` makes."""
+    """Return cards with throughput and TTFT over time, from a timeline of `figures`."""
     rate = [svg.Line("output events/s", over["at_s"], over["events_per_s"])]
     ttft = [svg.Line("TTFT p50", over["at_s"], [1000 * value for value in over["ttft_p50_s"]], dots=True)]
     return [
@@ -121,7 +121,7 @@ def over_time(
 
 
 def _ms(seconds: float) -> str:
-    """Three digits."""
+    """Format with three digits."""
     if not math.isfinite(seconds):
         return "–"
     return f"{seconds:.2f} s" if seconds >= 1.0 else f"{1000 * seconds:.{0 if seconds >= 0.1 else 1}f} ms"

@@ -1,7 +1,7 @@
-"""A client that measures streams: raw asyncio and httptools, so that it takes little of the CPU it shares.
+"""A client that measures streams. It uses plain asyncio and httptools, to take little of the CPU it shares.
 
-One connection carries one request after the other, as a keep-alive client's does. What the tokens say is not looked
-at, only when they come.
+A connection carries one request after another, as with any keep-alive client. Only the times of tokens are recorded,
+not their text.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import httptools
 
 @dataclass
 class Stream:
-    """One streamed answer. Times are of time.monotonic()."""
+    """A streamed answer. Times are from time.monotonic()."""
 
     began: float
     times: list[float] = field(default_factory=list)  # of each event with text
@@ -26,11 +26,11 @@ class Stream:
     num_output_tokens: int = 0
     error: str = ""
     timed_out: bool = False
-    sent: float = 0.0  # an open loop begins when a request was due, which is a little earlier
+    sent: float = 0.0  # `began` may be earlier: in an open loop it is when the request was due
 
     @property
     def ok(self) -> bool:
-        """Whether it came whole."""
+        """Whether the answer is complete."""
         return self.status == 200 and not self.error and bool(self.times)
 
     @property
@@ -50,12 +50,12 @@ class Stream:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Inter-token latencies: the gap before each event but the first."""
+        """Inter-token latencies: the gap before each event except the first."""
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
 class StreamClient(asyncio.Protocol):
-    """One keep-alive connection; `post` one request at a time."""
+    """A keep-alive connection; call `post` for one request at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -64,25 +64,25 @@ class StreamClient(asyncio.Protocol):
         self._stream = Stream(0.0)
         self._rest = b""
         self._keeps = True
-        self._is_done = False  # the stream has said so
+        self._is_done = False  # the stream has sent [DONE]
 
     @classmethod
     async def connect(cls, host: str, port: int, tls: ssl.SSLContext | None = None) -> "StreamClient":
-        """A client with an open connection. OSError where there is nobody."""
+        """Connect and return a client. Raises OSError if the server cannot be reached."""
         return (await asyncio.get_running_loop().create_connection(cls, host, port, ssl=tls))[1]
 
     @property
     def is_open(self) -> bool:
-        """Whether another request can be sent on it."""
+        """Whether another request can be sent on this connection."""
         return self._transport is not None and not self._transport.is_closing() and self._keeps
 
     @property
     def stream(self) -> Stream:
-        """The latest answer, as far as it has come."""
+        """The latest answer, as far as it has arrived."""
         return self._stream
 
     async def post(self, path: str, body: dict[str, Any], api_key: str, timeout_s: float) -> Stream:
-        """Send a request, and return when its answer has ended or its time is up."""
+        """Send a request; return its answer when it has ended, or when its time is up."""
         if self._transport is None or self._transport.is_closing():
             return Stream(time.monotonic(), ended=time.monotonic(), error="the server closed the connection")
         data = json.dumps(body).encode()
@@ -105,24 +105,24 @@ class StreamClient(asyncio.Protocol):
         return stream
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         if isinstance(transport, asyncio.Transport):
             self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         if not self._done.done():
-            if not self._is_done:  # where no length was told, the end of an answer is that of its connection
+            if not self._is_done:  # without a length, an answer ends with its connection
                 self._stream.error = self._stream.error or "connection lost"
             self._done.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -130,27 +130,25 @@ class StreamClient(asyncio.Protocol):
             self.close()
 
     def on_headers_complete(self) -> None:
-        """Of httptools."""
+        """Callback of httptools."""
         self._stream.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        """Of httptools."""
+        """Callback of httptools."""
         now = time.monotonic()
         *events, self._rest = (self._rest + body).replace(b"\r\n", b"\n").split(b"\n\n")
         for event in events:
             self._take(event, now)
 
     def on_message_complete(self) -> None:
-        """Of httptools."""
+        """Callback of httptools."""
         self._keeps = self._parser.should_keep_alive()
         if self._stream.status != 200:
             self._stream.error = self._rest.decode(errors="replace")[:200]
         elif not self._is_done and not self._stream.error:
             self._stream.error = "the stream ended without [DONE]"
         elif not self._stream.times and self._stream.num_output_tokens:
-            self._stream.times.append(
-                time.monotonic()
-            )  # tokens that are no text: what is known is when they were all there
+            self._stream.times.append(time.monotonic())  # tokens without text: only the time of the last one is known
         if not self._done.done():
             self._done.set_result(None)
 

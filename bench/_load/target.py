@@ -1,4 +1,4 @@
-"""The endpoint under load: its address and key, and what it says of itself."""
+"""The endpoint under load: its address, its API key, and queries to it."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Target:
-    """An OpenAI endpoint. `base_path` comes before `/v1`."""
+    """An OpenAI endpoint. `base_path` precedes `/v1`."""
 
     host: str
     port: int
@@ -25,12 +25,12 @@ class Target:
 
     @property
     def url(self) -> str:
-        """Without /v1."""
+        """The URL without /v1."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.base_path}"
 
     async def get(self, path: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
-        """Status and body. OSError or TimeoutError where nobody answers."""
+        """Return status and body. Raises OSError or TimeoutError if the endpoint does not answer."""
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self.tls)
             try:
@@ -43,7 +43,7 @@ class Target:
         return int([*head_bytes.split(), b"", b"0"][1] or 0), body
 
     async def first_model(self) -> str:
-        """Raises ConfigError where the endpoint does not list one."""
+        """Return the first model that the endpoint lists. Raises ConfigError if there is none."""
         try:
             status, body = await self.get("/v1/models")
         except (OSError, TimeoutError, ValueError) as error:
@@ -56,12 +56,12 @@ class Target:
 
 
 def target_of(url: str, api_key_env: str = "") -> Target:
-    """From an address with or without /v1; the key comes from that variable, or BATON_API_KEY, or OPENAI_API_KEY."""
+    """Parse a URL with or without /v1. The key is in the named variable, BATON_API_KEY or OPENAI_API_KEY."""
     parts: Any = urlsplit(url if "//" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{url}: not the address of an HTTP endpoint")
     if api_key_env and api_key_env not in os.environ:
-        raise ConfigError(f"--api-key-env: there is no variable {api_key_env}")
+        raise ConfigError(f"--api-key-env: variable {api_key_env} is not set")
     names = (api_key_env,) if api_key_env else ("BATON_API_KEY", "OPENAI_API_KEY")
     key = next((os.environ[name] for name in names if os.environ.get(name)), "")
     is_tls = parts.scheme == "https"

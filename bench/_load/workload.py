@@ -1,8 +1,8 @@
-"""What is asked: conversations of one turn or several, as bodies of requests.
+"""The requests of a load: bodies of conversations with one or more turns.
 
-Prompts are random token ids, no two alike but for what is to be shared: `num_prefixes` system prompts in turn, and in
-a conversation all that was said before. An answer's own tokens are not known to a client that reads text, so random
-ones of the same number stand for it in the next prompt.
+Prompts are random token ids that share nothing except `num_prefixes` system prompts, used in turn, and within a
+conversation all earlier turns. A client that reads text does not know the token ids of an answer, so the next prompt
+contains the same number of random ones instead.
 """
 
 import itertools
@@ -14,14 +14,14 @@ from typing import Any
 from bench._load.lengths import Lengths, parse
 from bench._simulated.trace import BLOCK_TOKENS, TraceLine
 
-FIRST_TOKEN = 100  # those below are often special
+FIRST_TOKEN = 100  # lower ids are often special tokens
 
 Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns to be asked one after the other, and when the first one is due where a trace says so."""
+    """The turns of a conversation, and when the first is due, if a trace says so."""
 
     path: str
     turns: list[Body]
@@ -30,21 +30,21 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Shape:
-    """What conversations look like."""
+    """The shape of conversations."""
 
     model: str
-    prompt: Lengths = field(default_factory=lambda: parse("128"))  # of each turn, what came before not counted
+    prompt: Lengths = field(default_factory=lambda: parse("128"))  # of each turn, without earlier turns
     output: Lengths = field(default_factory=lambda: parse("64"))
     vocab_size: int = 4000
     num_prefixes: int = 0
     prefix_tokens: int = 0
     num_turns: int = 1
-    chat: str = ""  # ask this, instead of random tokens
+    chat: str = ""  # send this text instead of random tokens
     ignore_eos: bool = True
 
     @classmethod
     def fixed(cls, model: str, num_prompt: int, num_output: int, vocab_size: int) -> "Shape":
-        """All prompts of one length, and all answers."""
+        """Return a shape with one length for all prompts, and one for all answers."""
         return cls(model, parse(str(num_prompt)), parse(str(num_output)), vocab_size)
 
 
@@ -57,7 +57,7 @@ def conversations(shape: Shape, source: random.Random) -> Iterator[Conversation]
 
 
 def of_trace(lines: list[TraceLine], shape: Shape, *, speed: float, shrink: int) -> Iterator[Conversation]:
-    """A trace's requests: lengths divided by `shrink`, equal block ids giving equal tokens."""
+    """Yield a trace's requests, with lengths divided by `shrink`; equal block ids give equal tokens."""
     start_ms = lines[0].timestamp
     for line in lines:
         prompt: list[int] = []

@@ -1,1 +1,1 @@
-"""Planning: what nodes of a fleet can do, fitted from outside, and what so many of them would do under a workload."""
+"""Capacity planning: fits the costs of a fleet's nodes from outside, and simulates a workload on a number of them."""

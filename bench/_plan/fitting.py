@@ -1,17 +1,17 @@
-"""Fits a node model from outside: probes of a fleet of one prefill and one decode node, a minute on two cores.
+"""Fits a node model from outside, by probing a fleet of one prefill and one decode node for about a minute.
 
-What a machine does meanwhile meets all probes alike: they take turns over the rounds, and medians of rounds count.
+The probes alternate over several rounds, and medians are used, so that disturbances affect all of them alike.
 
-alone     prompts of several lengths, one request now and then, with nothing else: how much TTFT varies, and how long
-          after it the second token comes
-beside    the same lengths while some streams decode. One now and then: TTFT beside decoding, and over what it takes
-          alone, what decoding takes from prefill. Two at a time: the prefill node is what limits, so what lies between
-          first tokens lacks what TTFT has on top of work. How much slower the streams get: what prompts take from
-          decoding where cores are shared, and for how long each request that comes holds up the others
-decoding  several concurrencies, lengths and contexts: time per token, by how many decode at once on the average
+alone     prompts of several lengths, one at a time, without other load: the variation of TTFT, and the time from the
+          first to the second token
+beside    the same lengths while some streams decode. One at a time: TTFT beside decoding; relative to TTFT alone, this
+          is how much decoding slows prefill. Two at a time: the prefill node is the bottleneck, so the time between
+          first tokens does not include TTFT's overhead. The slowdown of the streams: how much prompts slow decoding
+          where cores are shared, and how long each arriving request holds up the others
+decoding  several concurrencies, lengths and contexts: time per token, by the average number of decoding requests
 
-A router gives an idle decode node prompts, and any decode node short ones while the prefill pool is busy: two nodes
-then look like a fast one. So the work of a prompt is taken from single ones.
+A router gives prompts to an idle decode node, and short ones to any decode node while the prefill pool is busy. Two
+nodes then look like one fast node, so the work of a prompt is measured from single ones.
 """
 
 import statistics
@@ -27,7 +27,7 @@ from bench._plan.probes import Alone, Beside, Decoding, Pace, Probe, decodings
 
 ROUNDS = 5
 CHUNK_TOKENS = 2048
-PARTS = (1, 4, 16, 32)  # of the longest prompt
+PARTS = (1, 4, 16, 32)  # divisors of the longest prompt
 
 Sample = TypeVar("Sample")
 
@@ -35,7 +35,7 @@ Sample = TypeVar("Sample")
 async def fit(
     target: Target, model: str, *, max_prompt_tokens: int, vocab_size: int, on_step: Callable[[str], None]
 ) -> NodeModel:
-    """Probe `target`. BatonError where a request fails."""
+    """Probe `target` and return its node model. Raises BatonError if a request fails."""
     probes = Fit(Probe(target, model, vocab_size), max_prompt_tokens, on_step)
     await probes.warm_up()
     for _ in range(ROUNDS):
@@ -44,21 +44,21 @@ async def fit(
 
 
 class Fit:
-    """Samples of some rounds, and the model that they make."""
+    """The samples of the rounds so far, and the model that they give."""
 
     def __init__(self, probe: Probe, longest: int, on_step: Callable[[str], None] = lambda _: None) -> None:
         self._probe, self._longest, self._on_step = probe, longest, on_step
         self._lengths = sorted({max(longest // part, 16) for part in PARTS})
-        self._alone: dict[int, list[Alone]] = defaultdict(list)  # by length
+        self._alone: dict[int, list[Alone]] = defaultdict(list)  # by prompt length
         self._beside: dict[int, list[Beside]] = defaultdict(list)
         self._decoding: dict[Decoding, list[Pace]] = defaultdict(list)
 
     async def warm_up(self) -> None:
-        """The first requests are slow, and say nothing."""
+        """Send the first, slow requests, which are not measured."""
         await self._probe.run(2, 64, 8, 8)
 
     async def round(self) -> None:
-        """Every probe once."""
+        """Run every probe once."""
         for number in self._lengths:
             self._on_step(f"prompts of {number} tokens")
             self._alone[number].append(await self._probe.alone(number))
@@ -68,11 +68,11 @@ class Fit:
             self._decoding[kind].append(await self._probe.decoding(kind))
 
     def model(self) -> NodeModel:
-        """Of the rounds so far, at least one."""
+        """Return the model of the rounds so far; needs at least one."""
         rests = [_median(found, lambda beside: beside.single_ms - beside.spacing_ms) for found in self._beside.values()]
-        overhead = max(min(rests), 0.0)  # others hold prompts that the decode node computed
+        overhead = max(min(rests), 0.0)  # larger ones include prompts that the decode node computed
         works = [_median(self._beside[number], lambda found: found.single_ms) - overhead for number in self._lengths]
-        longest = self._lengths[-2:]  # short ones take too little to tell, and may be computed where they are decoded
+        longest = self._lengths[-2:]  # short prompts are too quick to measure, and may be computed on the decode node
         prefill_beside = statistics.median(
             (found.single_ms - overhead) / max(alone.ttft_ms - overhead, 1e-3)
             for number in longest
@@ -92,25 +92,25 @@ class Fit:
         )
 
     def _beside_prompts(self, cost: StepCost) -> tuple[float, float]:
-        """Times as long as a step takes beside prompts, and for how long each request that comes holds all up."""
+        """Return how many times as long a step takes beside prompts, and how long an arriving request holds up all."""
         rows, times = [], []
         for found in self._beside.values():
             times.append(_median(found, lambda beside: slower(beside, cost)))
             rows.append(
                 (1.0, times[-1] / _median(found, lambda beside: beside.spacing_ms))
-            )  # requests in a step's time
+            )  # requests arriving during a step
         beside, join = non_negative(rows, times, keep=0)
         return beside, join
 
     def _cost(self, works_ms: Sequence[float]) -> StepCost:
-        """Of the work of prompts, and of the paces of decoding."""
+        """Fit the cost to the work of prompts, and to the paces of decoding."""
         prefill = non_negative([_prompt_row(number) for number in self._lengths], works_ms)
         rows, tokens_ms = [], []
         for kind, paces in self._decoding.items():
             running = _median(paces, lambda pace: pace.num_running)
             rows.append((1.0, running, running * (kind.prompt_tokens + kind.output_tokens / 2)))
             tokens_ms.append(_median(paces, lambda pace: pace.event_ms))
-        decode = non_negative(rows, tokens_ms, keep=0)  # there is no step without a base
+        decode = non_negative(rows, tokens_ms, keep=0)  # every step has a base cost
         return StepCost(
             prefill_base_ms=prefill[0],
             prefill_token_ms=prefill[1],
@@ -122,7 +122,7 @@ class Fit:
 
 
 def slower(beside: Beside, cost: StepCost) -> float:
-    """Times as long as steps take beside prompts; what fewer or more streams make of them is left out."""
+    """Return how many times as long steps take beside prompts, corrected for the number of streams."""
     quiet, busy = (
         pace.event_ms / (cost.decode_base_ms + cost.decode_request_ms * pace.num_running)
         for pace in (beside.quiet, beside.busy)

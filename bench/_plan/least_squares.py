@@ -1,4 +1,4 @@
-"""Least squares with no coefficient below zero: what costs time does not cost less of it."""
+"""Non-negative least squares, because no work can take negative time."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float], keep: int | None = None) -> list[float]:
-    """Coefficients of `rows · coefficients ≈ values`, by relative error; a column that would go below zero gets 0.
+    """Solve `rows · coefficients ≈ values` for the relative error; columns that would become negative get 0.
 
-    Column `keep` is the last one to be given up.
+    Column `keep` is the last one to be dropped.
     """
     matrix, wanted = np.array(rows, dtype=float), np.array(values, dtype=float)
     weights = 1 / np.maximum(np.abs(wanted), 1e-9)
@@ -20,7 +20,7 @@ def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float], keep:
             for column, value in zip(used, found, strict=True):
                 coefficients[column] = float(value)
             break
-        share = found * np.abs(matrix[:, used]).mean(axis=0)  # what each column has of the sum
+        share = found * np.abs(matrix[:, used]).mean(axis=0)  # contribution of each column to the sum
         given_up = [column for column in np.argsort(share) if used[column] != keep] or [0]
         used.pop(int(given_up[0]))
     return coefficients

@@ -1,4 +1,4 @@
-"""What one prefill and one decode node take for their work: fitted, or made of a few measured figures."""
+"""The cost model of a prefill and a decode node: fitted, or derived from a few measured figures."""
 
 import math
 from pathlib import Path
@@ -13,21 +13,21 @@ from bench._simulated.hardware import Hardware
 
 
 class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds, as `baton.step_cost` has them, and what comes on top of steps."""
+    """Step costs in milliseconds, as in `baton.step_cost`, and overheads besides steps."""
 
     cost: StepCost
     overhead_ms: float = 0.0  # of TTFT: HTTP, tokenizing, routing
     noise: float = 0.1  # standard deviation of the logarithm of a prompt's time
-    latency_ms: float = 0.0  # between the first token and decoding: the end of a transfer
-    join_ms: float = 0.0  # of it, for which all that decode stand still: what a request costs its decode node at once
-    prefill_beside: float = 1.0  # times as long prompts take while all decode nodes are busy
-    decode_beside: float = 1.0  # and steps of decoding while all prefill nodes are: above 1 where cores are shared
+    latency_ms: float = 0.0  # between the first token and decoding: the rest of a transfer
+    join_ms: float = 0.0  # part of it: the decode node stands still for so long when a request joins
+    prefill_beside: float = 1.0  # factor on prompts while all decode nodes are busy
+    decode_beside: float = 1.0  # factor on decode steps while all prefill nodes are busy; above 1 on shared cores
     block_size: int = 16
     num_blocks: int = 100_000  # of a node's pool
     chunk_tokens: int = 2048
 
     def hardware(self, block_size: int = 0) -> Hardware:
-        """Simulated nodes of this kind; `block_size` is that of a trace's hashes."""
+        """Return simulated nodes of this kind; `block_size` is the trace's number of tokens per hash."""
         size = block_size or self.block_size
         return Hardware(
             cost=self.cost,
@@ -39,12 +39,12 @@ class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
             noise=self.noise,
             prefill_beside=self.prefill_beside,
             decode_beside=self.decode_beside,
-            block_ms=0.0,  # transfers hide behind the prompt's computation; what sticks out is in latency_ms
+            block_ms=0.0,  # transfers overlap with the prefill; the exposed rest is in latency_ms
         )
 
 
 def read(path: Path) -> NodeModel:
-    """Of a file that `write` made, or of a report of `baton bench serve --json`. ConfigError where it is neither."""
+    """Read a file of `write`, or a report of `baton bench serve --json`. Raises ConfigError if it is neither."""
     try:
         found = msgspec.json.decode(path.read_bytes())
         return of_report(found) if "runs" in found else msgspec.convert(found, NodeModel)
@@ -55,14 +55,14 @@ def read(path: Path) -> NodeModel:
 
 
 def write(path: Path, model: NodeModel) -> None:
-    """As JSON that people can change."""
+    """Write the model as JSON that can be edited."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(model), indent=2) + b"\n")
 
 
 def of_rates(prefill_tokens_per_s: float, decode_base_ms: float, decode_request_ms: float) -> NodeModel:
-    """Of three figures that a benchmark of an engine tells."""
+    """Return a model from three figures, as an engine benchmark gives them."""
     if prefill_tokens_per_s <= 0 or decode_base_ms <= 0:
-        raise ConfigError("what can a node do? --fit, --node, or --prefill-tokens-per-s and --decode-base-ms, above 0")
+        raise ConfigError("no node costs: give --fit, --node, or --prefill-tokens-per-s and --decode-base-ms above 0")
     cost = StepCost(
         prefill_token_ms=1000 / prefill_tokens_per_s, decode_base_ms=decode_base_ms, decode_request_ms=decode_request_ms
     )
@@ -70,13 +70,13 @@ def of_rates(prefill_tokens_per_s: float, decode_base_ms: float, decode_request_
 
 
 def of_report(report: dict[str, Any]) -> NodeModel:
-    """Rougher than a fit: one length of prompts, so no shape of their cost. Closed-loop runs of one node per pool.
+    """Return a model from closed-loop runs with one node per pool: less accurate, as there is one prompt length.
 
-    Prompts cost what they do where most of them are computed; the rest of the shortest TTFT is overhead.
+    The cost of prompts is taken at the highest throughput; the rest of the shortest TTFT is overhead.
     """
     runs = [run for run in report["runs"] if run["requests"] > run["failed"]]
     if not runs:
-        raise ConfigError("no request of the report came whole")
+        raise ConfigError("the report contains no complete request")
     fastest = max(run["prompt_tokens_per_s"] for run in runs)
     shortest = min(runs, key=lambda run: float(run["ttft_p50_s"]))
     num_tokens = shortest["prompt_tokens"] / (shortest["requests"] - shortest["failed"])

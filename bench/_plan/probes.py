@@ -1,4 +1,4 @@
-"""Probes of a fleet of one prefill and one decode node: requests, and what their times tell of the nodes' work."""
+"""Probes of a fleet of one prefill and one decode node: requests whose times tell how long the nodes work on them."""
 
 import asyncio
 import itertools
@@ -21,13 +21,13 @@ TIMEOUT_S = 120.0
 PROMPTS, PROMPTS_AT_A_TIME = 8, 2  # of each length in a round
 SINGLES = 3
 PAUSE_S = (0.1, 0.4)
-STREAMS, STREAM_PROMPT = 2, 16  # that decode beside prompts
-QUIET_S = 0.4  # they by themselves
+STREAMS, STREAM_PROMPT = 2, 16  # streams that decode beside prompts, and their prompt tokens
+QUIET_S = 0.4  # how long these streams decode alone
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A probe: so many at once, with prompts and answers of one length."""
+    """A probe of concurrent requests with prompts and answers of one length."""
 
     concurrency: int
     prompt_tokens: int
@@ -35,14 +35,14 @@ class Decoding:
 
 
 def decodings(longest: int) -> list[Decoding]:
-    """What tells base, cost of a request and cost of context apart."""
+    """Return the probes that separate the base cost, the cost per request and the cost of context."""
     long = max(longest // 2, 64)
     return [Decoding(1, 32, 96), Decoding(4, 32, 64), Decoding(12, 32, 64), Decoding(2, long, min(long, 192))]
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Of streams in a window of time: milliseconds per event, and how many of them there were on the average."""
+    """The pace of streams in a time window: milliseconds per event, and the average number of streams."""
 
     event_ms: float
     num_running: float
@@ -50,7 +50,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Alone:
-    """Prompts with nothing else: medians of TTFT and of the time to the second token; deviation of TTFT's logarithm."""
+    """Prompts without other load: medians of TTFT and of the time to the second token; deviation of log(TTFT)."""
 
     ttft_ms: float
     gap_ms: float
@@ -59,7 +59,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class Beside:
-    """Prompts that are computed while some streams decode, and what it does to those."""
+    """Prompts computed while some streams decode, and their effect on these streams."""
 
     single_ms: float  # TTFT of one at a time
     spacing_ms: float  # of several at a time
@@ -68,32 +68,32 @@ class Beside:
 
 
 class Probe:
-    """Requests with prompts of random tokens. BatonError where one fails."""
+    """Sends requests with random prompts. Raises BatonError if one fails."""
 
     def __init__(self, target: Target, model: str, vocab_size: int) -> None:
         self._target, self._model, self._vocab_size = target, model, vocab_size
         self._random = random.Random()
 
     async def alone(self, num_prompt: int) -> Alone:
-        """Some, now and then, of two tokens."""
+        """Send requests with two output tokens, one at a time."""
         found = await self._now_and_then(num_prompt)
         ttft_ms = [1000 * stream.ttft_s for stream in found]
         noise = statistics.stdev(math.log(ms) for ms in ttft_ms)
         return Alone(statistics.median(ttft_ms), statistics.median(1000 * stream.tpot_s for stream in found), noise)
 
     async def decoding(self, kind: Decoding) -> Pace:
-        """While all of them decode and no prompt is computed."""
+        """Measure the pace while all requests decode and no prompt is computed."""
         streams = await self.run(kind.concurrency, kind.prompt_tokens, kind.output_tokens, kind.concurrency)
         begin_s, end_s = max(stream.times[0] for stream in streams), min(stream.times[-1] for stream in streams)
-        if begin_s >= end_s:  # the first had ended before the last began
+        if begin_s >= end_s:  # the first one ended before the last one began
             begin_s, end_s = min(stream.times[0] for stream in streams), max(stream.times[-1] for stream in streams)
         found = pace(streams, begin_s, end_s)
         num_events = sum(len(stream.times) - 1 for stream in streams)
         num_gaps = sum(stream.num_output_tokens - 1 for stream in streams)
-        return Pace(found.event_ms * num_events / num_gaps, found.num_running)  # a token may come without any text
+        return Pace(found.event_ms * num_events / num_gaps, found.num_running)  # correct for tokens without text
 
     async def beside(self, num_prompt: int, stream_tokens: int) -> Beside:
-        """Prompts while streams keep the decode node busy: an idle one would be given some of them to compute."""
+        """Send prompts while streams keep the decode node busy; an idle one would get some of these prompts."""
         streams = Driver(self._target, TIMEOUT_S)
         streaming = asyncio.create_task(streams.closed(self._conversations(STREAM_PROMPT, stream_tokens), STREAMS))
         try:
@@ -113,7 +113,7 @@ class Probe:
         return Beside(single_ms, spacing_ms(several), quiet, busy)
 
     async def _now_and_then(self, num_prompt: int) -> list[Stream]:
-        """One by one, with pauses: while prefill nodes are busy, a router gives short prompts to decode nodes."""
+        """Send requests one by one with pauses: while prefill nodes are busy, decode nodes get short prompts."""
         found = []
         for _ in range(SINGLES):
             await asyncio.sleep(self._random.uniform(*PAUSE_S))
@@ -121,7 +121,7 @@ class Probe:
         return found
 
     async def run(self, concurrency: int, num_prompt: int, num_output: int, number: int) -> list[Stream]:
-        """So many requests, some at a time."""
+        """Send `number` requests, `concurrency` at a time."""
         driver = Driver(self._target, TIMEOUT_S)
         await driver.closed(list(itertools.islice(self._conversations(num_prompt, num_output), number)), concurrency)
         _check(driver.streams)
@@ -139,13 +139,13 @@ def _check(streams: Sequence[Stream]) -> None:
 
 
 def spacing_ms(streams: Sequence[Stream]) -> float:
-    """Between first tokens, on the average: what a prompt takes a node that always has one to compute."""
+    """Return the mean time between first tokens: the work of a prompt on a node that is always busy."""
     firsts = sorted(stream.times[0] for stream in streams)
     return 1000 * (firsts[-1] - firsts[0]) / (len(firsts) - 1)
 
 
 def pace(streams: Sequence[Stream], begin_s: float, end_s: float) -> Pace:
-    """Of their tokens in `[begin_s, end_s)`, between the first and the last of each."""
+    """Return the pace of tokens in `[begin_s, end_s)`, between the first and the last token of each stream."""
     running_s, num_tokens = 0.0, 0
     for times in (stream.times for stream in streams if stream.times):
         running_s += max(min(times[-1], end_s) - max(times[0], begin_s), 0.0)

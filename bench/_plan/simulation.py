@@ -1,4 +1,4 @@
-"""So many nodes under a workload, in virtual time, under the router's own choices (`bench._simulated`)."""
+"""Simulates a workload on a number of nodes in virtual time, with the router's own policy (`bench._simulated`)."""
 
 import itertools
 import random
@@ -17,7 +17,7 @@ from bench._simulated.trace import TraceLine
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What the fleet did. Seconds; utilization is the share of time that nodes of a pool worked."""
+    """The result of a simulation. Times are in seconds; utilization is the share of time that a pool's nodes worked."""
 
     num_requests: int
     requests_per_s: float
@@ -28,11 +28,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     tpot_p99_s: float
     e2e_p50_s: float
     prefill_utilization: float
-    decode_running: float  # requests on a decode node, on the average
+    decode_running: float  # average number of requests on a decode node
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """Arrivals at a rate, with lengths of a distribution; or a trace."""
+    """A workload: arrivals at a rate with distributed lengths, or a trace."""
 
     rate: float = 0.0
     burstiness: float = 1.0
@@ -49,7 +49,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mean_tokens(self) -> tuple[float, float]:
-        """Of prompts and of answers."""
+        """The mean tokens of prompts and of answers."""
         if self.lines:
             number = len(self.lines)
             return sum(x.input_length for x in self.lines) / number, sum(x.output_length for x in self.lines) / number
@@ -57,11 +57,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def block_size(self) -> int:
-        """That hashes stand for; 0: a node's own."""
+        """Tokens per hash of the trace; 0: a node's own block size."""
         return trace.BLOCK_TOKENS if self.lines else 0
 
     def requests(self, speed: float, number: int) -> Iterator[SimulatedRequest]:
-        """At most so many, coming `speed` times as fast."""
+        """Yield at most `number` requests, arriving `speed` times as fast."""
         if self.lines:
             return itertools.islice(trace.requests(self.lines, speed), number)
         return itertools.islice(self._drawn(speed), number)
@@ -82,7 +82,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 def simulate(
     model: NodeModel, num_prefill: int, num_decode: int, asked: Iterable[SimulatedRequest], block_size: int
 ) -> tuple[SimulatedFleet, list[SimulatedRequest]]:
-    """The fleet and its requests, afterwards. Nothing is refused."""
+    """Run the simulation; return the fleet and its requests. Nothing is refused."""
     fleet = SimulatedFleet(num_prefill, num_decode, model.hardware(block_size), max_waiting=10**7)
     requests: list[SimulatedRequest] = []
 
@@ -96,7 +96,7 @@ def simulate(
 
 
 def outcome(model: NodeModel, fleet: SimulatedFleet, requests: Sequence[SimulatedRequest]) -> Outcome:
-    """Figures of all requests, or of a part of them."""
+    """Return the figures of all requests, or of some of them."""
     began_ms, ended_ms = requests[0].arrival_ms, max(request.end_ms for request in requests)
     took_s = max(ended_ms - began_ms, 1e-3) / 1000
     ttft = sorted((request.ttft_ms + model.overhead_ms) / 1000 for request in requests)

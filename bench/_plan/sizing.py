@@ -1,7 +1,7 @@
-"""How many nodes: an estimate from utilization, then the simulator until both limits hold.
+"""Finds the number of nodes: an estimate from utilization, then simulations until both limits hold.
 
-The estimate is queueing's plainest: prefill nodes busy for 70 % of the time, decode nodes with the largest batch whose
-steps are within the limit. The simulator then adds to whichever pool breaks its limit.
+The estimate assumes prefill nodes that are busy for 70 % of the time, and decode nodes with the largest batch whose
+steps are within the limit. Then nodes are added to whichever pool exceeds its limit in the simulation.
 """
 
 import math
@@ -15,13 +15,13 @@ MAX_NODES = 1000
 FULL_BATCH = 32
 _UTILIZATION = 0.7
 _MIN_REQUESTS, _REQUESTS_PER_NODE = 2000, 20
-_MAX_CHOICES = 3_000_000  # nodes times requests: a choice looks at every node
+_MAX_CHOICES = 3_000_000  # nodes times requests, because each choice looks at every node
 _MAX_ROUNDS = 24
 
 
 @dataclass(frozen=True)
 class Size:
-    """Nodes of each pool."""
+    """The number of nodes in each pool."""
 
     prefill: int
     decode: int
@@ -29,14 +29,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Limits:
-    """On p99, in seconds."""
+    """Limits on p99, in seconds."""
 
     ttft_s: float
     tpot_s: float
 
 
 def estimate(model: NodeModel, workload: Workload, speed: float, limits: Limits) -> Size:
-    """Without simulating. ConfigError where one request alone breaks a limit."""
+    """Estimate the size without simulating. Raises ConfigError if a single request already exceeds a limit."""
     rate = workload.mean_rate * speed
     num_prompt, num_output = workload.mean_tokens
     prompt_ms = model.cost.prefill_ms(max(round(num_prompt), 1), 0, model.chunk_tokens)
@@ -48,7 +48,7 @@ def estimate(model: NodeModel, workload: Workload, speed: float, limits: Limits)
 
 
 def largest_batch(model: NodeModel, context: float, held_tokens: float, tpot_s: float) -> int:
-    """Requests that a decode node can have at once: by its steps, and by its blocks. ConfigError where it is none."""
+    """Return how many requests a decode node can run: by step time, and by blocks. Raises ConfigError if none."""
     cost = model.cost
     room_ms = 1000 * tpot_s - cost.decode_base_ms
     each_ms = cost.decode_request_ms + cost.decode_token_ms * context
@@ -61,14 +61,14 @@ def largest_batch(model: NodeModel, context: float, held_tokens: float, tpot_s: 
 
 
 def capacity(model: NodeModel, num_prompt: int, num_output: int) -> float:
-    """Requests per second that keep the busier one of a prefill and a decode node at work, that with a full batch."""
+    """Return the request rate that saturates one prefill node, or one decode node with a full batch."""
     prompt_ms = model.prefill_beside * model.cost.prefill_ms(num_prompt, 0, model.chunk_tokens)
     step_ms = model.cost.decode_step_ms(FULL_BATCH, round(FULL_BATCH * (num_prompt + num_output / 2)))
     return 1000 / max(prompt_ms, model.join_ms + model.decode_beside * step_ms * num_output / FULL_BATCH)
 
 
 def search(model: NodeModel, workload: Workload, speed: float, limits: Limits) -> tuple[Size, Outcome]:
-    """The first size, growing from the estimate, that keeps both limits. ConfigError where 1,000 nodes do not."""
+    """Return the first size, growing from the estimate, that keeps both limits. Raises ConfigError at 1,000 nodes."""
     size = estimate(model, workload, speed, limits)
     for _ in range(_MAX_ROUNDS):
         if size.prefill + size.decode > MAX_NODES:
@@ -79,11 +79,11 @@ def search(model: NodeModel, workload: Workload, speed: float, limits: Limits) -
         if not missing_prefill and not missing_decode:
             return size, found
         size = Size(_grown(size.prefill, missing_prefill), _grown(size.decode, missing_decode))
-    raise ConfigError(f"no fleet of up to {MAX_NODES} nodes keeps these limits: loosen them")
+    raise ConfigError(f"no fleet of up to {MAX_NODES} nodes meets these limits: relax them")
 
 
 def run(model: NodeModel, workload: Workload, speed: float, size: Size, number: int = 0) -> Outcome:
-    """What a size does, on so many requests, or on as many as tell."""
+    """Simulate a size with this many requests; 0 chooses enough for stable figures."""
     num_nodes = size.prefill + size.decode
     number = number or min(max(_MIN_REQUESTS, _REQUESTS_PER_NODE * num_nodes), _MAX_CHOICES // num_nodes)
     block_size = workload.block_size

@@ -1,1 +1,1 @@
-"""Reports as one HTML file: no script, no assets, drawings as inline SVG."""
+"""Reports as a single HTML file without scripts or assets; plots are inline SVG."""

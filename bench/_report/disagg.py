@@ -1,4 +1,4 @@
-"""What `baton bench disagg` says: goodput of each side and mix, where the better side changes, what a storm does."""
+"""The report of `baton bench disagg`: goodput of each side and mix, where the better side changes, and the storm."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 from bench._report import page, svg
 
-MARGIN = 1.05  # below it, two sides are alike
+MARGIN = 1.05  # two sides within this factor count as equal
 Report = dict[str, Any]
 
 
 def text(report: Report) -> str:
-    """Tables, and the advice."""
+    """Return the tables and the advice."""
     names = list(report["sides"])
     lines = [report["machine"], report["command"], "", "goodput, requests/s within both limits"]
     lines.append(f"{'prompt:output':<16}{'req/s':>8}" + "".join(f"{name:>12}" for name in names) + "   better")
@@ -27,7 +27,7 @@ def text(report: Report) -> str:
 
 
 def advice(report: Report) -> list[str]:
-    """Which side to run for each mix, at the most goodput that each side reaches; and where that changes."""
+    """Return which side to run for each mix, by peak goodput, and where that changes."""
     names, best = list(report["sides"]), _peaks(report)
     lines, last = [], ""
     for mix, peaks in best.items():
@@ -40,18 +40,18 @@ def advice(report: Report) -> list[str]:
 
 
 def better(names: Sequence[str], values: Sequence[float]) -> str:
-    """The one with the most, or `either` where the next one is within 5 %."""
+    """Return the name with the highest value, or `either` if the next one is within 5 %."""
     ranked = sorted(zip(values, names, strict=True), reverse=True)
     return ranked[0][1] if ranked[0][0] > MARGIN * ranked[1][0] else "either"
 
 
 def calmest(storms: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The round that other work of the machine disturbed least."""
+    """Return the round that was least disturbed by other work on the machine."""
     return min(storms, key=lambda storm: storm["storm_s"])
 
 
 def write_html(path: Path, report: Report) -> None:
-    """Goodput over rate for each mix, the storm, and the advice."""
+    """Write a page with goodput over rate for each mix, the storm, and the advice."""
     names = list(report["sides"])
     boxes = [page.card("Advice", page.table(["", ""], [[line, ""] for line in advice(report)]), wide=True)]
     for mix in _peaks(report):
@@ -74,7 +74,7 @@ def _aligned(report: Report) -> list[tuple[dict[str, Any], ...]]:
 
 
 def _peaks(report: Report) -> dict[str, list[float]]:
-    """Mix to the most goodput of each side."""
+    """Return the peak goodput of each side, by mix."""
     found: dict[str, list[float]] = {}
     for runs in _aligned(report):
         peaks = found.setdefault(_mix(runs[0]), [0.0] * len(runs))

@@ -1,4 +1,4 @@
-"""The page around drawings and tables: light and dark, readable on a phone, one file without script or assets."""
+"""The HTML page around plots and tables: one file without scripts or assets, light and dark, readable on a phone."""
 
 import html
 import time
@@ -35,7 +35,7 @@ svg text{font:12px system-ui,sans-serif;fill:var(--soft)}text.x{text-anchor:midd
 
 
 def tiles(figures: Sequence[tuple[str, str]]) -> str:
-    """(figure, what it is) as large numbers."""
+    """Return (figure, description) pairs as large numbers."""
     inner = "".join(
         f"<div class=tile><b>{html.escape(figure)}</b><span>{html.escape(name)}</span></div>"
         for figure, name in figures
@@ -44,7 +44,7 @@ def tiles(figures: Sequence[tuple[str, str]]) -> str:
 
 
 def card(title: str, inner: str, *, wide: bool = False) -> str:
-    """A box with a drawing or a table in it; `inner` is HTML."""
+    """Return a box with a plot or a table in it; `inner` is HTML."""
     return f'<section class="card{" wide" if wide else ""}"><h2>{html.escape(title)}</h2>{inner}</section>'
 
 
@@ -53,14 +53,14 @@ def cards(boxes: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are text; `pass` and `FAIL` are coloured; long ones wrap."""
+    """Return a table of text cells; `pass` and `FAIL` are coloured, and long cells wrap."""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return f"<div class=scroll><table><tr>{top}</tr>{body}</table></div>"
 
 
 def write(path: Path, title: str, notes: Sequence[str], body: str) -> None:
-    """The whole page; `notes` are lines under its title."""
+    """Write the whole page; `notes` are lines below its title."""
     said = "".join(f"<p>{html.escape(note)}</p>" for note in (*notes, time.strftime("%Y-%m-%d %H:%M:%S %Z")))
     path.write_text(
         "<!doctype html><html lang=en><meta charset=utf-8>"

@@ -1,4 +1,4 @@
-"""Drawings for reports: lines and bars with axes, as SVG that scales with the page and takes its colours."""
+"""Plots for reports: lines and bars with axes, as SVG that scales with the page and uses its colours."""
 
 import html
 import math
@@ -42,7 +42,7 @@ class _Scale:
 def lines(
     series: Sequence[Line], x_label: str, y_label: str, limit: float | None = None, marks: Sequence[float] = ()
 ) -> str:
-    """A chart from zero up; `limit` is a dashed horizontal line, `marks` are vertical ones."""
+    """Return a line chart that starts at zero; `limit` is a dashed horizontal line, `marks` are vertical lines."""
     points = [point for line in series for point in line.points]
     if not points:
         return "<p class=none>nothing to draw</p>"
@@ -62,7 +62,7 @@ def lines(
 
 
 def bars(names: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]], y_label: str) -> str:
-    """A group of bars for each name; `groups` are (legend, a value for each name)."""
+    """Return a bar chart with a group for each name; `groups` are (legend, one value per name)."""
     values = [value for _, row in groups for value in row if math.isfinite(value)]
     if not values:
         return "<p class=none>nothing to draw</p>"
@@ -82,7 +82,7 @@ def bars(names: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]], y_
 
 
 def nice_step(rough: float) -> float:
-    """1, 2 or 5 times a power of ten, at least as large."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
     return next((factor * power for factor in (1, 2, 5) if factor * power >= rough * 0.999), 10 * power)
 

@@ -1,1 +1,1 @@
-"""What stands before and behind the routers that `router` compares: nodes, OpenAI servers, proxies."""
+"""The backends of the routers that `router` compares: nodes, OpenAI servers and proxies."""

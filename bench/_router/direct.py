@@ -1,8 +1,8 @@
-"""What stands behind a router, called directly: the time to its first token is no router's doing.
+"""Calls a router's backend directly, to measure the part of TTFT that is not the router's.
 
-Of an OpenAI server it is a stream over HTTP, of Baton's nodes a start on the stream between services, without a router.
-Requests come STEP_S apart, as they do by way of a router, whose clients wait for a second token: processes that sleep
-for so long, and wake with other caches, take more than twice as long as when they are called without a pause.
+An OpenAI server is called by a stream over HTTP, Baton's nodes by a start message on the stream between services.
+Requests are sent STEP_S apart, as they arrive through a router whose clients wait for a second token. Processes that
+sleep that long wake with cold caches, and take more than twice as long as when called without pauses.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ NUM_WARM = 20
 
 
 async def node_ttfts(redis_url: str, num_requests: int) -> list[float]:
-    """Seconds from a start to its first token, one request at a time, of the prefill node that is registered there."""
+    """Return the seconds from a start to its first token on the registered prefill node, one request at a time."""
     redis = redis_client.connect(redis_url)
     records = await list_nodes(redis)
     await redis.aclose()

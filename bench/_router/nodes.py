@@ -1,10 +1,10 @@
 # ruff: noqa: N802 - the names of RPCs
-"""A prefill and a decode node that compute nothing, over real gRPC: what is behind Baton's router in `bench router`.
+"""A prefill and a decode node that compute nothing, over real gRPC: the backend of Baton's router in `bench router`.
 
     python -m bench._router.nodes REDIS_URL
 
-Every STEP_S the decode node gives each of its requests one token, in one message per router, as a real one does; all
-else is answered in the next turn of the event loop.
+Every STEP_S the decode node sends one token for each of its requests, in one message per router, as a real one does.
+Everything else is answered in the next turn of the event loop.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _LIMIT = int(FinishReason.LENGTH.value)
 
 
 class Node:
-    """Either role. A prefill node commits to the decode node by a call in this process."""
+    """A node of either role. A prefill node commits to the decode node by a call within this process."""
 
     def __init__(self, role: Role, decode: "Node | None") -> None:
         self.role, self.decode = role, decode or self
@@ -39,7 +39,7 @@ class Node:
         node_pb2_grpc.add_NodeServicer_to_server(self, self.server)  # type: ignore[arg-type]
 
     async def start(self, redis: Any) -> None:
-        """Serve, and be found."""
+        """Start serving, and register the node."""
         port = rpc.open_port(self.server, "127.0.0.1:0")
         await self.server.start()
         record = NodeRecord(
@@ -94,7 +94,7 @@ class Node:
 
 
 class Session:
-    """A router."""
+    """The state of one attached router."""
 
     def __init__(self) -> None:
         self.batch = node_pb2.StepBatch()
@@ -103,13 +103,13 @@ class Session:
         self.requests: dict[int, list[int]] = {}  # key -> [attempt, next index, limit]
 
     def begin(self, generation: types_pb2.Generation, drawn: int = 0) -> None:
-        """The request joins the batch; `drawn` tokens of it are there already."""
+        """Add the request to the batch; `drawn` of its tokens have been sent already."""
         index = _num_output(generation) + drawn
         self.requests[generation.key] = [generation.attempt, index, generation.sampling.max_tokens]
         self.batch.started.add(key=generation.key, attempt=generation.attempt)
 
     async def step(self) -> None:
-        """For ever."""
+        """Send tokens, forever."""
         load = types_pb2.Load(state=types_pb2.NODE_STATE_READY, num_blocks=10**6, num_free_blocks=10**6)
         loop = asyncio.get_running_loop()
         next_beat = loop.time()
@@ -151,7 +151,7 @@ def _first_token(generation: types_pb2.Generation) -> types_pb2.FirstToken:
 
 
 async def serve(redis_url: str) -> None:
-    """Until the process is told to end."""
+    """Serve until the process is told to end."""
     redis = redis_client.connect(redis_url, timeout_s=2.0)
     decode = Node("decode", None)
     for node in (decode, Node("prefill", decode)):

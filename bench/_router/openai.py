@@ -1,9 +1,9 @@
-"""An OpenAI server that computes nothing: what stands behind the other routers in `bench router`, and a bare proxy.
+"""An OpenAI server that computes nothing, the backend of other routers in `bench router`; and a simple proxy.
 
     python -m bench._router.openai server PORT
     python -m bench._router.openai proxy PORT URL
 
-Every STEP_S the server writes one token to each of its streams. The proxy is what one writes first: FastAPI and httpx.
+Every STEP_S the server writes one token to each of its streams. The proxy is the obvious one in FastAPI and httpx.
 """
 
 import asyncio
@@ -47,30 +47,30 @@ class Connection(asyncio.Protocol):
     streams: dict["Connection", int] = {}  # noqa: RUF012 - tokens left, of the whole process
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         self._transport: Any = transport
         self._parser = httptools.HttpRequestParser(self)
         self._path, self._body = b"", bytearray()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         self.streams.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         self._parser.feed_data(data)
 
     def on_url(self, url: bytes) -> None:
-        """Of httptools."""
+        """Callback of httptools."""
         self._path = url
         self._body.clear()
 
     def on_body(self, body: bytes) -> None:
-        """Of httptools."""
+        """Callback of httptools."""
         self._body += body
 
     def on_message_complete(self) -> None:
-        """Of httptools."""
+        """Callback of httptools."""
         if b"completions" not in self._path:
             self._answer(_MODELS if b"models" in self._path else _INFO)
             return
@@ -80,10 +80,12 @@ class Connection(asyncio.Protocol):
             return
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         self._transport.write(head + _chunk(_EVENT))
-        self.streams[self] = (asked.get("max_tokens") or asked["max_completion_tokens"]) - 1  # some rename it
+        self.streams[self] = (
+            asked.get("max_tokens") or asked["max_completion_tokens"]
+        ) - 1  # some routers rename the field
 
     def step(self) -> None:
-        """One token, or the end."""
+        """Send one token, or end the stream."""
         self.streams[self] -= 1
         if self.streams[self] > 0:
             self._transport.write(_chunk(_EVENT))
@@ -101,7 +103,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 async def serve(port: int) -> None:
-    """Until the process is told to end."""
+    """Serve until the process is told to end."""
     await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port)
     while True:
         await asyncio.sleep(STEP_S)
@@ -110,7 +112,7 @@ async def serve(port: int) -> None:
 
 
 def proxy(port: int, url: str) -> None:
-    """FastAPI and httpx, as they come."""
+    """Run a proxy of FastAPI and httpx with their default settings."""
     import httpx
     import uvicorn
     from fastapi import FastAPI, Request

@@ -1,4 +1,4 @@
-"""The routers of `bench router`, each with what stands behind it, as processes on cores of their own."""
+"""The routers of `bench router` and their backends, as processes on separate cores."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ _TEMPLATE = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfo
 
 @dataclass(frozen=True)
 class Server:
-    """A router by its command; `behind` are commands that have to run before it, `backend` is where they answer."""
+    """A router's command; `behind` are the commands of its backend, and `backend` is where that answers."""
 
     name: str
     command: tuple[str, ...]
@@ -33,7 +33,7 @@ class Server:
 
 
 def servers(args: argparse.Namespace, scratch: Path) -> list[Server]:
-    """All that is installed. Baton's comes first."""
+    """Return all installed routers, Baton's first."""
     listed = [_baton(scratch)]
     for name, command in (("sglang-router", args.sglang_router), ("vllm-router", args.vllm_router)):
         if command:
@@ -66,12 +66,12 @@ def _redis_server() -> str:
 
 
 def _model(scratch: Path) -> Path:
-    """A directory with a tokenizer and a template, which is all that a router reads."""
+    """Create a directory with a tokenizer and a chat template, which is all that a router reads."""
     path = scratch / "model"
     path.mkdir()
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "Ġb": 1, "Ġc": 2}, unk_token="a"))  # noqa: S106
     words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words.decoder = tokenizers.decoders.ByteLevel()  # as nearly all models have it
+    words.decoder = tokenizers.decoders.ByteLevel()  # as in nearly all models
     words.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": _TEMPLATE}))
     config = {"vocab_size": 3, "max_position_embeddings": 65536, "eos_token_id": 2}
@@ -80,7 +80,7 @@ def _model(scratch: Path) -> Path:
 
 
 def _server(port: int) -> tuple[tuple[tuple[str, ...], ...], str]:
-    """The server behind a router that speaks HTTP, and where it answers."""
+    """Return the backend's commands for a router that speaks HTTP, and the backend's address."""
     return (_openai("server", port),), f"http://{port}"
 
 
@@ -89,7 +89,7 @@ def _openai(what: str, port: int) -> tuple[str, ...]:
 
 
 class Running:
-    """A context in which a server runs, and is ready."""
+    """A context manager that starts a router with its backend, and waits until it is ready."""
 
     def __init__(self, server: Server) -> None:
         self.port = server.port
@@ -98,7 +98,7 @@ class Running:
 
     @property
     def pid(self) -> int:
-        """Of the router."""
+        """The router's pid."""
         return self._processes[-1].pid
 
     def __enter__(self) -> "Running":
@@ -127,7 +127,7 @@ class Running:
         self._processes.append(process)
 
     def _wait_until_ready(self) -> None:
-        """Until it generates: a router may answer before it has found a node."""
+        """Wait until the router generates tokens; it may answer probes before it has found a node."""
         body = {"model": "mock", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
         url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
         headers = {"content-type": "application/json"}

@@ -1,1 +1,1 @@
-"""A fleet in virtual time: nodes that compute nothing, but take as long as real ones, under the real choices."""
+"""A fleet in virtual time: simulated nodes with the time costs of real ones, under the router's real policy."""

@@ -1,4 +1,4 @@
-"""Virtual time: things happen in order, and nothing takes time unless it says so."""
+"""Virtual time: events happen in order, and only explicit delays take time."""
 
 import heapq
 import itertools
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class VirtualClock:
-    """A queue of what happens when. Times in milliseconds."""
+    """A queue of timed events. Times are in milliseconds."""
 
     def __init__(self) -> None:
         self.now_ms = 0.0
@@ -15,15 +15,15 @@ class VirtualClock:
 
     @property
     def now_s(self) -> float:
-        """The time in seconds."""
+        """The present time in seconds."""
         return self.now_ms / 1000
 
     def at(self, when_ms: float, call: Callable[[], None]) -> None:
-        """Call then; at once where that is past. What is due at the same time keeps its order."""
+        """Schedule a call; at once if the time is past. Calls for the same time keep their order."""
         heapq.heappush(self._events, (max(when_ms, self.now_ms), next(self._order), call))
 
     def step(self) -> bool:
-        """Have the next thing happen; False where there is none."""
+        """Run the next event; return False if there is none."""
         if not self._events:
             return False
         self.now_ms, _, call = heapq.heappop(self._events)

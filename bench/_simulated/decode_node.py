@@ -1,7 +1,7 @@
-"""A simulated decode node: a continuous batch, whose steps lengthen with its requests, their context and own prompts.
+"""A simulated decode node: a continuous batch whose step time grows with its requests, context and own prompts.
 
-Between two changes of the batch every request gets a token a step, so a counter of steps is all that moves: a request
-that joins at step v with n tokens to go leaves at v + n.
+Between two changes of the batch every request gets one token per step, so only a step counter has to advance: a
+request that joins at step v with n tokens left leaves at v + n.
 """
 
 import heapq
@@ -20,22 +20,22 @@ Done = Callable[[], None]
 
 
 class DecodeNode:
-    """Requests come by `reserve` and then `join` once their KV is here, or by `submit` with their prompt."""
+    """Requests arrive by `reserve`, then `join` when their KV has arrived; or by `submit` with their prompt."""
 
     def __init__(self, clock: VirtualClock, hardware: Hardware, rng: random.Random) -> None:
         self.cache = BlockCache(hardware.num_blocks)
-        self.work_ms = 0.0  # that requests took: own prompts, and what each one adds to each step
-        self.receives_until_ms = 0.0  # the network is busy until then
+        self.work_ms = 0.0  # spent on requests: own prompts, and what each request adds to each step
+        self.receives_until_ms = 0.0  # when its network link becomes free
         self._clock, self._hardware, self._rng = clock, hardware, rng
-        self._leaving: list[tuple[float, int, SimulatedRequest, Done]] = []  # by the step in which they end
+        self._leaving: list[tuple[float, int, SimulatedRequest, Done]] = []  # ordered by the step in which they end
         self._order = itertools.count()
         self._num_held_blocks = 0
         self._context = 0.0
         self._steps = 0.0
         self._advanced_at_ms = 0.0
-        self._step_ms = 0.0  # at present, 0 where nothing runs
-        self._reserved: dict[int, int] = {}  # id() of a request to its tokens, while its KV is on its way
-        self._plan = 0  # number of the latest event: older ones are void
+        self._step_ms = 0.0  # present step time; 0 if nothing runs
+        self._reserved: dict[int, int] = {}  # id() of a request -> its tokens, while its KV is in transfer
+        self._plan = 0  # number of the latest scheduled event; older ones are ignored
         self._waiting: deque[tuple[SimulatedRequest, Done, Done]] = deque()
         self._waiting_tokens = 0
         self._is_computing = False
@@ -43,17 +43,17 @@ class DecodeNode:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it computes or decodes anything."""
+        """Whether the node computes or decodes anything."""
         return self._is_computing or bool(self._leaving)
 
     def slow_down(self, slower: float) -> None:
-        """From now on steps take so many times as long; one that computes prompts ends as it was foreseen."""
+        """Multiply step times by `slower` from now on; a running prompt computation is not changed."""
         self._advance()
         self._slower = slower
         self._replan()
 
     def reserve(self, request: SimulatedRequest) -> int:
-        """Hold blocks for all of it; how many of them have to be sent here."""
+        """Hold blocks for the whole request; return how many have to be transferred."""
         hits = self.cache.find(request.hashes)
         self.cache.touch(request.hashes[:hits])
         self._hold(self._num_blocks(request))
@@ -61,7 +61,7 @@ class DecodeNode:
         return max(-(-request.num_prompt_tokens // self._hardware.block_size) - hits, 0)
 
     def join(self, request: SimulatedRequest, done: Done) -> None:
-        """Its KV is here: decode what is left."""
+        """Start decoding a request whose KV has arrived."""
         self._advance()
         self._reserved.pop(id(request), None)
         self._context += request.num_prompt_tokens
@@ -71,7 +71,7 @@ class DecodeNode:
         self._replan()
 
     def submit(self, request: SimulatedRequest, computed: Done, done: Done) -> None:
-        """Compute its prompt here, beside what is decoded, and decode it."""
+        """Compute the prompt on this node, in the same batch as decoding, and then decode the request."""
         self._hold(self._num_blocks(request))
         self._waiting.append((request, computed, done))
         self._waiting_tokens += request.num_prompt_tokens
@@ -79,7 +79,7 @@ class DecodeNode:
             self._compute_next()
 
     def load(self) -> types_pb2.Load:
-        """What a node would say of itself."""
+        """Return the load that a real node would report."""
         hardware = self._hardware
         return types_pb2.Load(
             num_running=len(self._leaving),
@@ -127,7 +127,7 @@ class DecodeNode:
         return self._slower * self._hardware.cost.decode_step_ms(len(self._leaving), int(self._context))
 
     def _advance(self) -> None:
-        """Up to the present, unless it stands still until later."""
+        """Advance the step counter to the present, unless the node is standing still."""
         now_ms = self._clock.now_ms
         if now_ms < self._advanced_at_ms:
             return

@@ -1,7 +1,7 @@
-"""A simulated fleet under one router: requests arrive, and are admitted, placed and served as the router has it.
+"""A simulated fleet with one router: requests arrive, and are admitted, placed and served by the router's rules.
 
-`place` decides; the default is what the router does (`router.placing.policy`). What the router knows of a node is what
-a real one would: loads twice a second, its own accounts in between, and which blocks are cached.
+`place` chooses nodes; the default is the router's own policy (`router.placing.policy`). The router knows of a node what
+a real one would: its load twice a second, its own accounting in between, and which blocks are cached.
 """
 
 import random
@@ -26,7 +26,7 @@ BEAT_MS = 500.0
 
 
 class Pools(msgspec.Struct, frozen=True, eq=False):
-    """What a choice is made from: states of the nodes, and how many leading blocks each of them holds."""
+    """The input of a choice: the state of each node, and how many leading blocks of the prompt it holds."""
 
     prefills: Sequence[NodeState]
     prefill_cached: Sequence[int]
@@ -38,12 +38,12 @@ Place = Callable[[Ask, Pools], Choice | None]
 
 
 def place_by_cost(ask: Ask, pools: Pools) -> Choice | None:
-    """As the router does it."""
+    """Choose as the router does."""
     return policy.choose(ask, pools.prefills, pools.prefill_cached, pools.decodes, pools.decode_cached)
 
 
 class SimulatedFleet:
-    """Run once, then look at the requests and at `prefills` and `decodes`."""
+    """A fleet that runs once; afterwards read the requests, `prefills` and `decodes`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class SimulatedFleet:
         place: Place = place_by_cost,
         max_waiting: int = 1024,
     ) -> None:
-        """`num_prefill` 0: decode nodes do everything."""
+        """Create the nodes. With `num_prefill` 0, decode nodes do everything."""
         self.clock = VirtualClock()
         rng = random.Random(0)
         self.prefills = [PrefillNode(self.clock, hardware, rng) for _ in range(num_prefill)]
@@ -66,12 +66,12 @@ class SimulatedFleet:
         self.num_open = 0
         self._hardware, self._place = hardware, place
         self._drain = Drain()
-        self._waiting: dict[int, SimulatedRequest] = {}  # by id() of its place in line
+        self._waiting: dict[int, SimulatedRequest] = {}  # by id() of its queue entry
         self._num_turns = 0
         self._cores = SharedCores(hardware, self.prefills, self.decodes)
 
     def run(self, requests: Iterable[SimulatedRequest], on_arrival: Callable[[], None] = lambda: None) -> None:
-        """Until all of them have ended. `requests` in order of arrival; a callback may count them."""
+        """Run until all requests, given in order of arrival, have ended. `on_arrival` may count them."""
         arriving = iter(requests)
 
         def arrive(request: SimulatedRequest) -> None:
@@ -91,7 +91,7 @@ class SimulatedFleet:
             self._cores.share()
 
     def _beat(self) -> None:
-        """All nodes tell their loads."""
+        """Let all nodes report their loads."""
         told = [(state, node.load()) for state, node in zip(self.prefill_states, self.prefills, strict=True)]
         told += [(state, node.load()) for state, node in zip(self.decode_states, self.decodes, strict=True)]
         for state, load in told:
@@ -212,7 +212,7 @@ class SimulatedFleet:
         decode: DecodeNode,
         ended: Callable[[], None],
     ) -> None:
-        """The blocks go over while the prompt is computed, one request after another into each node."""
+        """Transfer blocks while the prompt is computed; each decode node receives one request at a time."""
         now_ms, hardware = self.clock.now_ms, self._hardware
         sent_ms = max(began_ms, decode.receives_until_ms) + num_blocks * hardware.block_ms
         decode.receives_until_ms = sent_ms

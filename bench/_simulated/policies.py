@@ -1,4 +1,4 @@
-"""Ways to place requests that the router's own is compared with: as simple proxies and other routers do it."""
+"""Placement policies of simple proxies and other routers, to compare with the router's own."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,19 +11,19 @@ Pick = Callable[[Ask, Sequence[NodeState], Sequence[int]], int]
 
 
 def round_robin(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
-    """Each in turn."""
+    """Choose the nodes in turn."""
     return ask.turn % len(nodes)
 
 
 def least_loaded(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
-    """Whoever has the fewest requests."""
+    """Choose the node with the fewest requests."""
     return min(range(len(nodes)), key=lambda i: (_load(nodes[i]), _rank(ask, i)))
 
 
 def prefix_affinity(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> int:
-    """Whoever has the longest prefix, if that is half of the prompt; the least loaded otherwise, or once loads differ.
+    """Choose the node with the longest prefix if it is half of the prompt and loads are even, else the least loaded.
 
-    With the usual thresholds: by 32 requests and a tenth.
+    Loads are uneven if they differ by more than 32 requests and by more than a tenth, the usual thresholds.
     """
     longest = max(cached)
     loads = [_load(node) for node in nodes]
@@ -34,7 +34,7 @@ def prefix_affinity(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int])
 
 
 def _pairs(pick: Pick, pick_decode: Pick) -> Place:
-    """Always on a prefill and a decode node. Where blocks lack on the picked decode node, one that has them."""
+    """Return a policy that always uses a prefill node, and a decode node with enough free blocks."""
 
     def place(ask: Ask, pools: Pools) -> Choice | None:
         able = [
@@ -71,7 +71,7 @@ def _load(node: NodeState) -> int:
 
 
 def _rank(ask: Ask, at: int) -> int:
-    """Among equals somebody else each time, the same in every run."""
+    """Rank equal nodes differently for each request, but identically in every run."""
     return (at * 2654435761 + ask.turn * 40503) % 65537
 
 

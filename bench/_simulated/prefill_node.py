@@ -1,4 +1,4 @@
-"""A simulated prefill node: prompts one after another, each in chunks, behind a cache of blocks."""
+"""A simulated prefill node: computes prompts one after another in chunks, with a cache of blocks."""
 
 import math
 import random
@@ -11,33 +11,33 @@ from bench._simulated.clock import VirtualClock
 from bench._simulated.hardware import Hardware, SimulatedRequest
 from router.placing.expected_blocks import ExpectedBlocks
 
-_SMOOTHING = 0.1  # as `engine.speed` has it
+_SMOOTHING = 0.1  # as in `engine.speed`
 
-Done = Callable[[float], None]  # gets the time at which the prompt began
+Done = Callable[[float], None]  # called with the time at which the prompt began
 
 
 class PrefillNode:
-    """Work is handed in by `submit`, and comes back through the callable given with it."""
+    """Takes prompts by `submit`, and calls the given callable when each one is done."""
 
     def __init__(self, clock: VirtualClock, hardware: Hardware, rng: random.Random) -> None:
         self.cache = BlockCache(hardware.num_blocks)
         self.expected = ExpectedBlocks()
-        self.work_ms = 0.0  # that prompts took
+        self.work_ms = 0.0  # spent on prompts
         self._clock, self._hardware, self._rng = clock, hardware, rng
         self._waiting: deque[tuple[SimulatedRequest, Done]] = deque()
         self._waiting_tokens = 0
-        self._left_ms, self._slower, self._advanced_at_ms = 0.0, 1.0, 0.0  # of the present prompt
-        self._plan = 0  # number of the latest end that was foreseen: older ones are void
+        self._left_ms, self._slower, self._advanced_at_ms = 0.0, 1.0, 0.0  # of the current prompt
+        self._plan = 0  # number of the latest scheduled end; older ones are ignored
         self._running: tuple[SimulatedRequest, Done, float] | None = None  # and when it began
         self._tokens_per_ms = 1 / hardware.cost.prefill_token_ms
 
     @property
     def is_busy(self) -> bool:
-        """Whether it computes a prompt."""
+        """Whether the node is computing a prompt."""
         return self._running is not None
 
     def submit(self, request: SimulatedRequest, done: Done) -> None:
-        """Compute the prompt some time."""
+        """Queue a prompt."""
         self.expected.add(request.hashes, self._clock.now_s)
         self._waiting.append((request, done))
         self._waiting_tokens += request.num_prompt_tokens
@@ -45,17 +45,17 @@ class PrefillNode:
             self._begin()
 
     def slow_down(self, slower: float) -> None:
-        """From now on work takes so many times as long."""
+        """Multiply computing times by `slower` from now on."""
         self._advance()
         self._slower = slower
         self._replan()
 
     def find(self, hashes: Sequence[int]) -> int:
-        """How many leading blocks a router takes this node to hold."""
+        """Return how many leading blocks a router assumes this node to hold."""
         return self.cache.find(hashes, self.expected, self._clock.now_s)
 
     def load(self) -> types_pb2.Load:
-        """What a node would say of itself. A queued prompt's hits are not known yet, so all of it counts."""
+        """Return the load that a real node would report. Queued prompts count in full; their hits are not known yet."""
         self._advance()
         remaining_tokens = self._left_ms * self._tokens_per_ms
         return types_pb2.Load(
@@ -80,7 +80,7 @@ class PrefillNode:
         self._replan()
 
     def _advance(self) -> None:
-        """Up to the present."""
+        """Advance to the present."""
         if self.is_busy:
             took_ms = self._clock.now_ms - self._advanced_at_ms
             self.work_ms += took_ms
@@ -107,7 +107,7 @@ class PrefillNode:
 
 
 def begin_prompt(request: SimulatedRequest, cache: BlockCache, hardware: Hardware, rng: random.Random) -> float:
-    """Milliseconds that computing it will take, hits deducted."""
+    """Return how many milliseconds computing the prompt takes, without its cache hits."""
     hits = request.num_cached_blocks = cache.find(request.hashes)
     cache.touch(request.hashes[:hits])
     num_uncached = max(request.num_prompt_tokens - hits * hardware.block_size, 1)
@@ -116,6 +116,6 @@ def begin_prompt(request: SimulatedRequest, cache: BlockCache, hardware: Hardwar
 
 
 def step_cost(hardware: Hardware) -> types_pb2.StepCost:
-    """As a node tells it."""
+    """Return the step cost that a node reports."""
     cost = hardware.cost
     return types_pb2.StepCost(**{name: getattr(cost, name) for name in cost.__struct_fields__})

@@ -1,4 +1,4 @@
-"""What the pools take from each other where they share cores or memory: while one works, the other is slower."""
+"""The slowdown of pools that share cores or memory: while one works, the other is slower."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from bench._simulated.decode_node import DecodeNode
 from bench._simulated.hardware import Hardware
 from bench._simulated.prefill_node import PrefillNode
 
-_STEP = 0.1  # of a pool; smaller changes are not passed on
+_STEP = 0.1  # of a pool's utilization; smaller changes are ignored
 
 
 class SharedCores:
-    """`share` after whatever happened. Pools that take nothing from each other cost nothing."""
+    """Call `share` after every event. This costs nothing for pools that do not slow each other."""
 
     def __init__(self, hardware: Hardware, prefills: Sequence[PrefillNode], decodes: Sequence[DecodeNode]) -> None:
         self._pairs = [
@@ -23,7 +23,7 @@ class SharedCores:
         ]
 
     def share(self) -> None:
-        """Every node gets the speed that the other pool leaves it."""
+        """Set the speed of each node by the activity of the other pool."""
         for pair in self._pairs:
             pair.share()
 

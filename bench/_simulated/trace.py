@@ -12,16 +12,16 @@ BLOCK_TOKENS = 512
 
 
 class TraceLine(msgspec.Struct, frozen=True):
-    """One request. Equal ids mean equal prefixes: an id stands for its block and all before it."""
+    """A request. Equal ids mean equal prefixes, because an id stands for its block and all before it."""
 
     timestamp: float  # milliseconds
     input_length: int  # tokens
     output_length: int
-    hash_ids: list[int]  # of each block; the last one may be of a part of a block
+    hash_ids: list[int]  # one per block; the last block may be partial
 
 
 def read(path: Path) -> list[TraceLine]:
-    """In order of time. Raises ConfigError naming the line that cannot be read."""
+    """Read a trace, ordered by time. Raises ConfigError, naming the line that cannot be parsed."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -34,12 +34,12 @@ def read(path: Path) -> list[TraceLine]:
             except msgspec.MsgspecError as error:
                 raise ConfigError(f"--trace: {path}, line {number}: {error}") from None
     if not found:
-        raise ConfigError(f"--trace: {path} holds no request")
+        raise ConfigError(f"--trace: {path} contains no requests")
     return sorted(found, key=lambda line: line.timestamp)
 
 
 def requests(lines: Sequence[TraceLine], speed: float) -> Iterator[SimulatedRequest]:
-    """Fresh ones, coming `speed` times as fast as in the trace."""
+    """Yield new requests, arriving `speed` times as fast as in the trace."""
     start_ms = lines[0].timestamp
     for line in lines:
         yield SimulatedRequest(
@@ -51,12 +51,12 @@ def requests(lines: Sequence[TraceLine], speed: float) -> Iterator[SimulatedRequ
 
 
 def ideal_hits(lines: Sequence[TraceLine]) -> tuple[int, int]:
-    """(blocks that came before as part of the same prefix, blocks in all): what one boundless cache would give."""
+    """Return (blocks that an unbounded cache would hit, all blocks)."""
     return sum(_hits_of_each(lines)), sum(len(line.hash_ids) for line in lines)
 
 
 def ideal_work_ms(lines: Sequence[TraceLine], hardware: Hardware) -> float:
-    """What computing all prompts takes one node with a boundless cache."""
+    """Return how long one node with an unbounded cache takes to compute all prompts."""
     total_ms = 0.0
     for line, num_hits in zip(lines, _hits_of_each(lines), strict=True):
         num_uncached = max(line.input_length - num_hits * hardware.block_size, 1)
@@ -65,7 +65,7 @@ def ideal_work_ms(lines: Sequence[TraceLine], hardware: Hardware) -> float:
 
 
 def _hits_of_each(lines: Sequence[TraceLine]) -> Iterator[int]:
-    """Leading blocks of each request that came before."""
+    """Yield how many leading blocks of each request have occurred before."""
     seen: set[int] = set()
     for line in lines:
         yield next((i for i, block in enumerate(line.hash_ids) if block not in seen), len(line.hash_ids))

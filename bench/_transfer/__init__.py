@@ -1,1 +1,1 @@
-"""The two ends of the transfers that `transfer` measures, and what they are compared with."""
+"""The two ends of the transfers that `transfer` measures, and the methods they are compared with."""

@@ -1,4 +1,4 @@
-"""A decode node's end of transfers, and the process at the other end; run as a module, it is that process."""
+"""The receiving end of measured transfers, and, run as a module, the sending process."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.service import add_transfer_service
 
-LAYOUT = KVLayout(  # 64 KiB for one block of the one layer group
+LAYOUT = KVLayout(  # one layer group with blocks of 64 KiB
     num_layers=1,
     layers_per_group=1,
     block_size=16,
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 
 class Child:
-    """The sending process: told what to do in lines of JSON, answers each with its CPU seconds."""
+    """The sending process. It gets commands as lines of JSON, and answers each with its CPU seconds."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -47,27 +47,27 @@ class Child:
         SENDERS.add(self._process.pid)
 
     def ask(self, **what: Any) -> None:
-        """One line to the child."""
+        """Send a command to the child."""
         assert self._process.stdin is not None  # noqa: S101
         print(json.dumps(what), file=self._process.stdin, flush=True)
 
     def wait(self) -> float:
-        """Its answer."""
+        """Wait for the child's answer."""
         assert self._process.stdout is not None  # noqa: S101
         return float(self._process.stdout.readline())
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the child."""
         self._process.communicate()
 
 
 def transfers(child: Child, way: str, total: int, size: int, rounds: int, device: str) -> list[Round]:
-    """Whole transfers of `total` bytes over one transport, in messages of `size`, on the loop that nodes use."""
+    """Run transfers of `total` bytes over one transport in messages of `size`, on the event loop that nodes use."""
     return _run(_receive(child, way, total, size, rounds, device))
 
 
 async def _receive(child: Child, way: str, total: int, size: int, rounds: int, device: str) -> list[Round]:
-    """The child is the prefill node, this process the decode node; the first transfer connects and is not counted."""
+    """Receive from the child, which acts as prefill node. The first transfer connects, and is not counted."""
     settle()
     num_blocks = total // LAYOUT.block_bytes
     pool = _pool(total, device)
@@ -101,7 +101,7 @@ async def _transfer(child: Child, receiver: KVReceiver, num_blocks: int, working
 
 
 async def _send(way: str, total: int, device: str) -> None:
-    """One whole transfer per grant, until there is none."""
+    """Send one transfer per grant, until there are no more grants."""
     settle()
     pool = _pool(total, device)
     sender = KVSender(pool, "prefill", 1, way, "")
@@ -112,7 +112,7 @@ async def _send(way: str, total: int, device: str) -> None:
         outgoing = sender.open(grant, list(range(pool.num_blocks)))
         outgoing.ready(0, pool.num_blocks)
         await outgoing.commit(0, b"", 0, _TIMEOUT_S)
-        working = helpers() if working is None else working  # with the transfer that is not counted
+        working = helpers() if working is None else working  # found during the uncounted transfer
         print(cpu(working) - cpu_s, flush=True)
     await sender.close()
     pool.close()
@@ -120,13 +120,13 @@ async def _send(way: str, total: int, device: str) -> None:
 
 
 def _pool(num_bytes: int, device: str) -> Pool:
-    """As nodes have it; every page touched."""
+    """Return a KV pool as in nodes, with every page touched."""
     buffer = huge_pages(num_bytes) if device == "cpu" else torch.empty(num_bytes, dtype=torch.uint8, device=device)
     return pool_of(buffer.fill_(1), LAYOUT, num_bytes // LAYOUT.block_bytes)
 
 
 def settle() -> None:
-    """What is loaded is not looked at again, as in nodes; pools of earlier transfers go first, or they would stay."""
+    """Freeze loaded objects for the garbage collector, as in nodes; collect first, to free earlier transfers' pools."""
     gc.collect()
     gc.freeze()
 
@@ -137,7 +137,7 @@ def _run(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 def _main() -> None:
-    """What the child does: socket rounds, or a prefill node."""
+    """Run the child: socket rounds, or a prefill node."""
     while line := sys.stdin.readline():
         task = json.loads(line)
         if task["way"] == "socket":

@@ -1,4 +1,4 @@
-"""What a transfer is measured beside: memcpy, a plain blocking socket, and ucx_perftest, each between two processes."""
+"""What transfers are compared with: memcpy, and, between two processes, a blocking socket and ucx_perftest."""
 
 import importlib.util
 import os
@@ -22,33 +22,33 @@ _PERFTEST_ENV = {  # by way
     "ucx_perftest tcp": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo", "UCX_RNDV_SCHEME": "put_zcopy"},
 }
 PERFTESTS = tuple(_PERFTEST_ENV)
-SENDERS: set[int] = set()  # processes that count for themselves
+SENDERS: set[int] = set()  # processes that report their own CPU time
 
 
 class Round(NamedTuple):
-    """What one round took; CPU seconds of both processes together."""
+    """The time of one round; CPU seconds of both processes together."""
 
     wall_s: float
     cpu_s: float
 
 
 class Sender(Protocol):
-    """The other process, as far as it matters here."""
+    """The interface of the sending process."""
 
     def ask(self, **what: object) -> None:
-        """One line to it."""
+        """Send it a command."""
 
     def wait(self) -> float:
-        """Its answer: CPU seconds."""
+        """Wait for its answer, its CPU seconds."""
 
 
 def memory(num_bytes: int, value: int) -> np.ndarray:
-    """Bytes in huge pages, as a KV pool lies in, every page touched."""
+    """Return bytes in huge pages, like a KV pool, with every page touched."""
     return huge_pages(num_bytes).fill_(value).numpy()
 
 
 def memcpy(total: int, size: int) -> Round:
-    """Copies between two buffers of `total` bytes, `size` at a time."""
+    """Copy between two buffers of `total` bytes, `size` at a time."""
     source, target = memory(total, 1), memory(total, 2)
     wall_s, cpu_s = time.perf_counter(), cpu()
     for start in range(0, total, size):
@@ -57,7 +57,7 @@ def memcpy(total: int, size: int) -> Round:
 
 
 def device_copy(total: int, size: int) -> Round:
-    """Copies between two buffers of `total` bytes on the GPU, `size` at a time."""
+    """Copy between two buffers of `total` bytes on the GPU, `size` at a time."""
     source, target = (torch.full((total,), value, dtype=torch.uint8, device="cuda") for value in (1, 2))
     torch.cuda.synchronize()
     wall_s, cpu_s = time.perf_counter(), cpu()
@@ -68,13 +68,13 @@ def device_copy(total: int, size: int) -> Round:
 
 
 def blocking_socket(sender: Sender, total: int, size: int) -> Round:
-    """The other process sends, this one receives into one buffer."""
+    """Receive into one buffer what the other process sends."""
     buffer = memory(total, 2).data
     with socket.create_server(("127.0.0.1", 0)) as server:
         sender.ask(way="socket", port=server.getsockname()[1], total=total, size=size)
         connection, _ = server.accept()
         with connection:
-            sender.wait()  # it is connected, and its memory touched
+            sender.wait()  # until it has connected and touched its memory
             wall_s, cpu_s = time.perf_counter(), cpu()
             sender.ask()
             for start in range(0, total, size):
@@ -84,7 +84,7 @@ def blocking_socket(sender: Sender, total: int, size: int) -> Round:
 
 
 def send_over_socket(port: int, total: int, size: int) -> None:
-    """The other side of it: `total` bytes with `sendall`, when told to."""
+    """Send `total` bytes with `sendall`, when told to; runs in the other process."""
     buffer = memory(total, 1).data
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,12 +97,12 @@ def send_over_socket(port: int, total: int, size: int) -> None:
 
 
 def why_no_perftest() -> str:
-    """Empty where ucx_perftest can be run, else the reason."""
+    """Return why ucx_perftest cannot be run, or an empty string."""
     return "" if _perftest() else "ucx_perftest is not installed: it comes with ucxx (libucx)"
 
 
 def ucx_perftest(way: str, total: int, size: int) -> Round:
-    """UCX's own bandwidth test with tag messages, without a digest; CPU seconds with its start."""
+    """Run UCX's own bandwidth test with tag messages, without digests; CPU seconds include its start."""
     program = _perftest()
     env = {**os.environ, **_PERFTEST_ENV[way], "LD_LIBRARY_PATH": str(Path(program).parents[1] / "lib")}
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -121,18 +121,18 @@ def ucx_perftest(way: str, total: int, size: int) -> Round:
 
 
 def helpers() -> list[psutil.Process]:
-    """The processes that work for this one: a node's UCX may live in one of its own. Takes milliseconds to find out."""
+    """Return this process's helpers, because UCX may run in a child process. Takes milliseconds."""
     return [child for child in psutil.Process().children() if child.pid not in SENDERS]
 
 
 def cpu(of: Sequence[psutil.Process] = ()) -> float:
-    """CPU seconds of this process so far, and of those that work for it."""
+    """Return the CPU seconds of this process and of its helpers so far."""
     times = [process.cpu_times() for process in of]
     return time.process_time() + sum(each.user + each.system for each in times)
 
 
 def _client(program: str, flags: list[str], env: dict[str, str]) -> float:
-    """MB/s, once the server listens."""
+    """Run the client once the server listens; return MB/s."""
     deadline_s = time.monotonic() + _TIMEOUT_S
     while True:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Puts the default model where the installed `baton` looks for it: the image serves it where no other is named."""
+"""Copies the built-in model to where the installed `baton` looks for it, so that the image serves it by default."""
 
 import shutil
 import sys

@@ -1,9 +1,9 @@
 #!/bin/sh
-# A service is found by the address that it listens on: where none is given, the container's own.
+# Other services reach this one at the address it listens on; the default is the container's own address.
 set -eu
 : "${BATON_HOST:=$(hostname -i | cut -d ' ' -f 1)}"
 export BATON_HOST BATON_ADMIN_HOST="${BATON_ADMIN_HOST:-$BATON_HOST}"
-# Secrets may come as files (compose, swarm): NAME_FILE names the file, and the variable gets what is in it.
+# Secrets may be files (compose, swarm): if NAME_FILE names a file, NAME is set to its contents.
 for name in BATON_SERVICE_TOKEN REDIS_PASSWORD; do
     eval "file=\${${name}_FILE:-}"
     [ -z "$file" ] || export "$name=$(cat "$file")"

@@ -1,6 +1,6 @@
-"""Exits with 0 where the service of this container serves: routers are asked over HTTP, nodes by gRPC's health service.
+"""Exits with 0 if this container's service is healthy. Routers are checked over HTTP, nodes by gRPC's health service.
 
-Which of them it is says process 1's own command line; where it listens, the environment of the entry point.
+The kind of service is read from its command line, and its address from its environment.
 """
 
 import os
@@ -13,7 +13,7 @@ _TIMEOUT_S = 8.0
 
 
 def router(address: str) -> bool:
-    """Whether a router lives."""
+    """Return whether a router is alive."""
     try:
         with urllib.request.urlopen(f"http://{address}/health", timeout=_TIMEOUT_S) as answer:
             return bool(answer.status == 200)
@@ -22,7 +22,7 @@ def router(address: str) -> bool:
 
 
 def node(address: str) -> bool:
-    """Whether a node serves: it does not while it loads its weights, or drains."""
+    """Return whether a node serves; it does not while it loads its weights or drains."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -35,7 +35,7 @@ def node(address: str) -> bool:
 
 
 def main(command: list[str], environ: dict[str, str]) -> int:
-    """`command` is that of the service, `environ` its environment."""
+    """Check the service with this command line and environment; return the exit code."""
     is_router = "router" in command
     address = f"{environ['BATON_HOST']}:{environ.get('BATON_PORT', '8000' if is_router else '7001')}"
     return 0 if (router if is_router else node)(address) else 1
@@ -46,7 +46,7 @@ def _of_process(pid: str, what: str) -> list[str]:
 
 
 def _service() -> str:
-    """The process that tini started."""
+    """Return the pid of the process that tini started."""
     children = Path("/proc/1/task/1/children").read_text().split()
     return children[0] if children else "1"
 

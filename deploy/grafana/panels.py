@@ -1,4 +1,4 @@
-"""Dashboards as Grafana reads them, from titles, units and queries. `boards/` says what is on them."""
+"""Renders dashboards as the JSON that Grafana reads. `boards/` defines their panels."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ Target = dict[str, str]  # legend -> query
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel. `conditional` ones may be empty: of hardware or events that not every fleet has."""
+    """One panel. A `conditional` panel may be empty: it shows hardware or events that not every fleet has."""
 
     title: str
     unit: str
@@ -32,7 +32,7 @@ class Dashboard:
 
 
 def render(dashboard: Dashboard) -> dict[str, Any]:
-    """The JSON model."""
+    """Return the dashboard as Grafana's JSON model."""
     panels: list[dict[str, Any]] = []
     y = 0
     for title, row in dashboard.rows.items():

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Shares of the traffic for a canary (overlays/canary), and the way back.
+"""Shifts traffic to a canary (overlays/canary) step by step, and back.
 
-canary.py rollout     5 % for an hour, then 25, 50 and 100 % for half an hour each; back at the first sign of trouble
-canary.py weight 25   the same by hand
-canary.py check       what is known of the canary; exits with 1 where it should go back
-canary.py rollback    no new request goes to it from now on; what runs there may finish, then its pods end
+canary.py rollout     5 % for an hour, then 25, 50 and 100 % for half an hour each; rolls back if the canary fails
+canary.py weight 25   set the share by hand
+canary.py check       print the canary's figures; exits with 1 if it should be rolled back
+canary.py rollback    send it no new requests, let running ones finish, then stop its pods
 """
 
 import argparse
@@ -32,22 +32,22 @@ IN_FLIGHT = 'sum(baton_requests_in_flight{track="canary"}) or vector(0)'
 
 @dataclass(frozen=True)
 class Fleet:
-    """Where the canary is, and who watches it."""
+    """Where the canary runs, and which Prometheus watches it."""
 
     namespace: str
     prometheus: str
-    pace: float = 1.0  # of all durations; below 1 is faster
+    pace: float = 1.0  # factor on all durations; below 1 is faster
 
     def set_weight(self, percent: int) -> None:
-        """Per cent of new requests that go to the canary."""
+        """Send this percentage of new requests to the canary."""
         self.kubectl("annotate", "ingress/baton-canary", f"{_WEIGHT}={percent}", "--overwrite")
 
     def kubectl(self, *args: str) -> None:
-        """Raises CalledProcessError."""
+        """Run kubectl in the namespace. Raises CalledProcessError if it fails."""
         subprocess.run(["kubectl", "--namespace", self.namespace, *args], check=True, timeout=60)
 
     def ask(self, query: str) -> float | None:
-        """The number that Prometheus has for a query, or None. Raises OSError where it does not answer."""
+        """Return Prometheus' result for a query, or None if there is none. Raises OSError if it does not answer."""
         url = f"{self.prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
         with urllib.request.urlopen(url, timeout=10) as answer:
             samples = json.load(answer)["data"]["result"]
@@ -56,10 +56,10 @@ class Fleet:
 
 
 def trouble(fleet: Fleet, *, first: bool) -> str:
-    """Why the canary has to go back, or nothing."""
+    """Return why the canary has to be rolled back, or an empty string."""
     errors, limit = fleet.ask(ERRORS), FIRST_MAX_ERRORS if first else LATER_MAX_ERRORS
     if errors is not None and errors > limit:
-        return f"{errors:.2%} of its requests fail, where {limit:.1%} may"
+        return f"{errors:.2%} of its requests fail; at most {limit:.1%} may"
     if first:
         return ""
     for name, query in (("TTFT", TTFT), ("TPOT", TPOT)):
@@ -70,41 +70,41 @@ def trouble(fleet: Fleet, *, first: bool) -> str:
 
 
 def rollout(fleet: Fleet) -> int:
-    """Every step; the exit code."""
+    """Run all steps; return the exit code."""
     for percent, duration_s in STEPS:
         fleet.set_weight(percent)
         say(f"{percent} % for {duration_s * fleet.pace / 60:.0f} min")
         reason = watch(fleet, duration_s * fleet.pace, first=percent == STEPS[0][0])
         if reason:
-            say(f"going back: {reason}")
+            say(f"rolling back: {reason}")
             rollback(fleet)
             return 1
-    say("the canary has all of the traffic: give its image to the fleet, apply that, then `canary.py rollback`")
+    say("the canary has all traffic: set its image in the fleet, apply that, then run `canary.py rollback`")
     return 0
 
 
 def watch(fleet: Fleet, duration_s: float, *, first: bool) -> str:
-    """Look on for so long; why the canary has to go back, or nothing."""
+    """Watch the canary for this long; return why it has to be rolled back, or an empty string."""
     end = time.monotonic() + duration_s
     try:
         while (left_s := end - time.monotonic()) > 0:
             time.sleep(min(left_s, _EVERY_S * fleet.pace))
             if reason := trouble(fleet, first=first):
                 return reason
-        return "" if fleet.ask(ERRORS) is not None else "it had no requests: nothing was tried"
+        return "" if fleet.ask(ERRORS) is not None else "it had no requests, so nothing was tested"
     except (OSError, ValueError, LookupError) as error:
-        return f"Prometheus does not answer ({type(error).__name__}): nobody watches it"
+        return f"Prometheus does not answer ({type(error).__name__}), so the canary cannot be watched"
 
 
 def rollback(fleet: Fleet) -> int:
-    """The exit code. The first line alone takes the traffic away; it never waits for anything."""
+    """Roll back; return the exit code. The first call alone stops new traffic, and waits for nothing."""
     fleet.set_weight(0)
     say("no new request goes to the canary")
     end = time.monotonic() + _DRAIN_S * fleet.pace
     while time.monotonic() < end and _busy(fleet):
         time.sleep(min(1.0, fleet.pace))
     fleet.kubectl("scale", *(f"deployment/{name}" for name in DEPLOYMENTS), "--replicas=0")
-    say("its pods drain and end")
+    say("the canary's pods are draining and will stop")
     return 0
 
 
@@ -116,42 +116,42 @@ def _busy(fleet: Fleet) -> bool:
 
 
 def check(fleet: Fleet) -> int:
-    """The exit code."""
+    """Return the exit code."""
     for name, query in (("errors", ERRORS), ("TTFT p99 / objective", TTFT), ("TPOT p99 / objective", TPOT)):
         value = fleet.ask(query)
         say(f"{name}: {'unknown' if value is None else f'{value:.4f}'}")
     reason = trouble(fleet, first=False)
-    say(reason or "nothing speaks against it")
+    say(reason or "no reason to roll back")
     return 1 if reason else 0
 
 
 def say(line: str) -> None:
-    """To whoever looks on."""
+    """Print a line with the time."""
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
+    """Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("rollout", "weight", "check", "rollback"))
     parser.add_argument("percent", nargs="?", type=int, choices=range(101), metavar="PERCENT", help="for weight")
     parser.add_argument("--namespace", default="baton")
     parser.add_argument("--prometheus", default="http://localhost:9090", help="(default: %(default)s)")
-    parser.add_argument("--pace", type=float, default=1.0, help="of all durations: 0.1 takes a tenth of the time")
+    parser.add_argument("--pace", type=float, default=1.0, help="factor on all durations: 0.1 is ten times as fast")
     args = parser.parse_args(argv)
     fleet = Fleet(args.namespace, args.prometheus, args.pace)
     if args.command == "weight" and args.percent is None:
-        parser.error("weight wants a number")
+        parser.error("weight needs a percentage")
     try:
         if args.command == "weight":
             fleet.set_weight(args.percent)
             return 0
         return {"rollout": rollout, "check": check, "rollback": rollback}[args.command](fleet)
     except KeyboardInterrupt:
-        say("stopped: the canary keeps the share it has; `canary.py rollback` takes it away")
+        say("stopped: the canary keeps its present share; run `canary.py rollback` to remove it")
         return 130
     except (OSError, subprocess.SubprocessError) as error:  # no kubectl, no cluster, no Prometheus
-        say(f"failed: {error}; the canary keeps the share it has")
+        say(f"failed: {error}; the canary keeps its present share")
         return 1
 
 

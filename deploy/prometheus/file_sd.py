@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prometheus targets of a local fleet: `baton status --json | file_sd.py > targets/local.json`.
+"""Prints the Prometheus targets of a local fleet: `baton status --json | file_sd.py > targets/local.json`.
 
-For several hosts write such a file by hand: host:port of every node's --metrics-port and every router's --admin-port.
+For several hosts, write such a file by hand: host:port of each node's --metrics-port and each router's --admin-port.
 """
 
 import json
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 
 def targets(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """One group of targets for each service of `baton status --json` that has metrics."""
+    """Return one group of targets for each service in `baton status --json` that has metrics."""
     groups = []
     for node in status["nodes"]:
         if node["metrics"]:

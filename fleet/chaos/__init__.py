@@ -1,1 +1,1 @@
-"""`baton chaos`: a fleet of its own under faults, and what requests see of them."""
+"""`baton chaos`: injects faults into a fleet of its own, and checks what requests notice of them."""

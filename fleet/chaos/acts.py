@@ -1,4 +1,4 @@
-"""What `baton chaos` can do to a fleet. Each act returns when it is over itself."""
+"""The acts of `baton chaos`: what it can do to a fleet. Each act returns when it has ended."""
 
 import asyncio
 import os
@@ -23,17 +23,17 @@ Told = TypeVar("Told")
 
 
 class Done(NamedTuple):
-    """What an act did."""
+    """The effects of an act."""
 
-    ended: frozenset[int] = frozenset()  # processes that are no more
-    victims: frozenset[int] = frozenset()  # far ports of the connections of a router that was killed
+    ended: frozenset[int] = frozenset()  # pids of processes that have ended
+    victims: frozenset[int] = frozenset()  # client ports of the connections of a killed router
 
 
 Act = Callable[[PrivateFleet, int], Awaitable[Done]]
 
 
 def signals(roles: tuple[str, ...], number: Signals = SIGKILL, hold_s: float = 0.0) -> Act:
-    """One service of each role gets the signal; frozen ones go on after `hold_s`."""
+    """Send the signal to one service of each role; frozen ones are continued after `hold_s`."""
 
     async def act(fleet: PrivateFleet, turn: int) -> Done:
         pids = {fleet.signal(role, turn, number) for role in roles}
@@ -48,7 +48,7 @@ def signals(roles: tuple[str, ...], number: Signals = SIGKILL, hold_s: float = 0
 
 
 def whole_pool_killed(role: str) -> Act:
-    """All nodes of a pool at once: requests wait until one is back."""
+    """Kill all nodes of a pool at once; requests wait until one is back."""
 
     async def act(fleet: PrivateFleet, turn: int) -> Done:
         return Done(frozenset(fleet.signal(role, index, SIGKILL) for index in range(len(fleet.services(role)))))
@@ -57,7 +57,7 @@ def whole_pool_killed(role: str) -> Act:
 
 
 async def router_killed(fleet: PrivateFleet, turn: int) -> Done:
-    """One of several. Frozen first, so that what is known of its connections stays true."""
+    """Kill one of several routers. It is frozen first, so that its list of connections stays accurate."""
     pid = fleet.signal("router", turn, SIGSTOP)
     connections = psutil.Process(pid).net_connections("tcp")
     os.killpg(pid, SIGKILL)
@@ -65,7 +65,7 @@ async def router_killed(fleet: PrivateFleet, turn: int) -> Done:
 
 
 async def rolling_restart(fleet: PrivateFleet, turn: int) -> Done:
-    """SIGTERM to one process after the other, each time waiting until its successor serves."""
+    """Send SIGTERM to one process after another, and wait each time until its successor serves."""
     ended: set[int] = set()
     for service in [one for one in fleet.services() if one.role != "redis"]:
         if service.pid is None:
@@ -73,19 +73,19 @@ async def rolling_restart(fleet: PrivateFleet, turn: int) -> Done:
         os.kill(service.pid, SIGTERM)
         ended.add(service.pid)
         async with asyncio.timeout(_RESTART_S):
-            while not fleet.is_whole(frozenset(ended)):  # noqa: ASYNC110 - another process says it, in a file
+            while not fleet.is_whole(frozenset(ended)):  # noqa: ASYNC110 - another process reports it in a file
                 await asyncio.sleep(_POLL_S)
     return Done(frozenset(ended))
 
 
 async def redis_emptied(fleet: PrivateFleet, turn: int) -> Done:
-    """FLUSHALL: registry, slots and index are gone, and nobody's connection breaks."""
+    """Run FLUSHALL: registry, slots and index are gone, but all connections stay open."""
     await _tell(fleet.redis_url, lambda client: client.flushall())
     return Done()
 
 
 async def redis_refuses(fleet: PrivateFleet, turn: int) -> Done:
-    """For some seconds the fleet's password is the wrong one, and all of its connections are closed."""
+    """Change Redis' password for some seconds, and close all of its connections."""
     password = unquote(fleet.redis_url.partition("password=")[2])
     await _tell(fleet.redis_url, lambda client: client.config_set("requirepass", password + "-not"))
     other_url = fleet.redis_url + "-not"
@@ -98,7 +98,7 @@ async def redis_refuses(fleet: PrivateFleet, turn: int) -> Done:
 
 
 async def nothing(fleet: PrivateFleet, turn: int) -> Done:
-    """Shows what the load alone does."""
+    """Do nothing, to show the effect of the load alone."""
     await asyncio.sleep(_DOWN_S)
     return Done()
 
@@ -106,9 +106,9 @@ async def nothing(fleet: PrivateFleet, turn: int) -> Done:
 async def _tell(url: str, call: Callable[["redis.asyncio.Redis"], Awaitable[Told]]) -> None:
     client = redis.asyncio.from_url(url, socket_timeout=_REDIS_TIMEOUT_S)
     try:
-        with suppress(redis.ConnectionError):  # its own connection may be among those that are closed
+        with suppress(redis.ConnectionError):  # the command may close its own connection
             await call(client)
     except redis.RedisError as error:
-        raise BatonError(f"Redis did not do as told: {error}") from None
+        raise BatonError(f"Redis rejected a command: {error}") from None
     finally:
         await client.aclose()

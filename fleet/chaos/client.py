@@ -1,4 +1,4 @@
-"""A client of `baton chaos`: asks one question, keeps all that comes, and how long nothing came."""
+"""A client of `baton chaos`: sends one question, and records the answer and its longest silences."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ _OK = 200
 
 @dataclass
 class Choice:
-    """One choice of an answer, put together again."""
+    """One choice of an answer, assembled from its events."""
 
     text: str = ""
     finish_reason: str = ""
@@ -25,29 +25,29 @@ class Choice:
 
 @dataclass
 class Answer:
-    """What became of a question."""
+    """The outcome of a question."""
 
     question: Question
     choices: dict[int, Choice] = field(default_factory=dict)
     num_output_tokens: int = 0
     request_id: str = ""  # the server's, for `baton trace`
     num_events: int = 0
-    local_port: int = 0  # of the connection: tells which router had it
-    on_victim: bool = False  # its router was killed: then it may break off
-    longest_wait_s: float = 0.0  # of any choice, for its first token; of an embedding for all of it
+    local_port: int = 0  # of the connection: shows which router served it
+    on_victim: bool = False  # its router was killed, so the answer may break off
+    longest_wait_s: float = 0.0  # of any choice, for its first token; for an embedding, the whole time
     longest_stall_s: float = 0.0  # of any choice that had begun
-    stalled_at_s: float = 0.0  # when that began, after the question was asked
-    hung_up: bool = False  # on purpose
+    stalled_at_s: float = 0.0  # when that stall began, since the question was sent
+    hung_up: bool = False  # the client did, on purpose
     complete: bool = False
     error: str = ""
 
     @property
     def failed(self) -> bool:
-        """Whether it did not come to its end, nor was left by its client."""
+        """Whether the answer is incomplete, although its client did not hang up."""
         return not self.on_victim and (bool(self.error) or not (self.complete or self.hung_up))
 
     def same_as(self, reference: "Answer") -> bool:
-        """Whether all of it, or all that its client waited for, is what the reference says."""
+        """Whether it equals the reference, as far as its client waited for it."""
         if not (self.hung_up or self.on_victim):
             return (self.choices, self.num_output_tokens) == (reference.choices, reference.num_output_tokens)
         pairs = ((choice.text, reference.choices[index].text) for index, choice in self.choices.items())
@@ -55,13 +55,13 @@ class Answer:
 
 
 async def ask(endpoint: str, question: Question, timeout_s: float, max_events: int = 0) -> Answer:
-    """Never raises for what the server does. With `max_events` the client hangs up after as many."""
+    """Ask a question; never raises for server errors. With `max_events`, hang up after that many events."""
     reader = _Reader(question, max_events)
     try:
         async with asyncio.timeout(timeout_s):
             await _talk_as_a_balancer(endpoint, question, reader)
     except TimeoutError:
-        reader.answer.error = f"no end after {timeout_s:.0f} s"
+        reader.answer.error = f"not complete after {timeout_s:.0f} s"
     except (OSError, httptools.HttpParserError) as error:
         reader.answer.error = str(error) or type(error).__name__
     reader.settle()
@@ -69,7 +69,7 @@ async def ask(endpoint: str, question: Question, timeout_s: float, max_events: i
 
 
 async def _talk_as_a_balancer(endpoint: str, question: Question, reader: "_Reader") -> None:
-    """Once more where it waited in the line of a router that was killed: another one takes it."""
+    """Ask again, of another router, if the one that was killed had sent nothing yet, as a load balancer would."""
     try:
         await _talk(endpoint, question, reader)
     except ConnectionError:
@@ -96,7 +96,7 @@ async def _talk(endpoint: str, question: Question, reader: "_Reader") -> None:
 
 
 class _Reader:
-    """Callbacks of httptools; fills the answer."""
+    """Callbacks for httptools that fill in the answer."""
 
     def __init__(self, question: Question, max_events: int) -> None:
         self.answer = Answer(question)
@@ -105,28 +105,28 @@ class _Reader:
         self._answer_is_streamed = bool(question.body.get("stream"))
         self._max_events = max_events
         self._began = time.monotonic()
-        self._heard = dict.fromkeys(range(question.body.get("n", 1)), self._began)  # choice -> when it last spoke
-        self._begun: set[int] = set()  # choices that have spoken
+        self._heard = dict.fromkeys(range(question.body.get("n", 1)), self._began)  # choice -> time of its last token
+        self._begun: set[int] = set()  # choices that have produced a token
         self._rest = b""
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was answered."""
+        """Whether any part of an answer has arrived."""
         return bool(self.parser.get_status_code())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of an answer."""
+        """Handle a header of the answer."""
         if name.lower() == b"x-request-id":
             self.answer.request_id = value.decode()
 
     def on_body(self, body: bytes) -> None:
-        """Events, or the body of a refusal."""
+        """Handle a piece of the body: events, or an error."""
         *events, self._rest = (self._rest + body).split(b"\n\n")
         for event in events:
             self._take(event.removeprefix(b"data:").strip())
 
     def on_message_complete(self) -> None:
-        """The server has nothing more to say."""
+        """Handle the end of the response."""
         self.is_over = True
         if not self._answer_is_streamed and self.parser.get_status_code() == _OK:
             self.answer.choices[0] = Choice(json.dumps(json.loads(self._rest)["data"]))
@@ -135,7 +135,7 @@ class _Reader:
             self._heard.clear()
 
     def settle(self) -> None:
-        """A choice that never ended has been silent until now."""
+        """Finish the record: a choice that did not end counts as silent until now."""
         for index in list(self._heard):
             self._hear(index)
         if self.answer.failed and not self.answer.error:

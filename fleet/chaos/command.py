@@ -1,11 +1,11 @@
-"""`baton chaos`: what a fleet promises when something dies, tried out on a private one.
+"""`baton chaos`: tests on a private fleet what a fleet guarantees when something dies.
 
-1. A fleet of two routers, two prefill and two decode nodes runs under load; one fault after the other befalls it.
-   Then another one, whose nodes are apart (`chaos.network`), suffers what networks do.
-2. A colocated fleet that nothing befalls answers the same questions: greedy or seeded, text, tokens and
-   log-probabilities have to be the same.
-3. The table, and exit code 1 where a promise is broken: a request failed, an answer differs, a stream stalled,
-   KV blocks did not come back.
+1. A fleet of two routers, two prefill and two decode nodes runs under load, and one fault after another is injected.
+   Network faults follow, on a second fleet whose nodes are in separate network namespaces (`chaos.network`).
+2. An undisturbed colocated fleet answers the same questions. Greedy or seeded, the text, tokens and
+   log-probabilities must be equal.
+3. A table is printed. The exit code is 1 if a guarantee was broken: a request failed, an answer differs, a stream
+   stalled, or KV blocks were not returned.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from fleet.chaos.questions import Question
 
 _WIDTH = 160
 _STREAMS, _SHORT_STREAMS = 32, 12
-_NUM_TOPICS = 10  # of questions: what is asked again is not computed again by the reference
+_NUM_TOPICS = 10  # of questions; the reference computes a repeated question only once
 _KV_MEMORY = "64MiB"
-_SIZE = {  # enough for a prompt to take a while
+_SIZE = {  # large enough that a prompt takes a while
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 8,
@@ -48,30 +48,32 @@ _SIZE = {  # enough for a prompt to take a while
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Few flags."""
-    parser.add_argument("--short", action="store_true", help="the most telling faults only, in under a minute")
+    """Add the flags."""
+    parser.add_argument("--short", action="store_true", help="only the most important faults, in under a minute")
     parser.add_argument("--only", default="", metavar="TEXT", help="only faults whose name contains TEXT")
-    parser.add_argument("--rounds", type=int, default=1, help="each fault as many times, with other questions")
-    parser.add_argument("--minutes", type=float, default=0.0, help="faults at random for so long; memory is watched")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of faults with --minutes")
-    parser.add_argument("--streams", type=int, default=0, help="clients at a time; 32, or 12 with --short")
-    parser.add_argument("--model", default="", metavar="DIR|HF_ID", help="a small random model if none is given")
+    parser.add_argument("--rounds", type=int, default=1, help="repeat each fault this many times, with other questions")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="inject random faults for this long, and watch memory"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed for the order of faults with --minutes")
+    parser.add_argument("--streams", type=int, default=0, help="concurrent clients (default: 32, or 12 with --short)")
+    parser.add_argument("--model", default="", metavar="DIR|HF_ID", help="model to serve (default: a small random one)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--transport", default="auto", choices=TRANSPORTS)
     parser.add_argument(
-        "--max-stall-s", type=float, default=3.0, help="what a fault may add to a stream's silence, or to a first token"
+        "--max-stall-s", type=float, default=3.0, help="delay that a fault may add to any token (default: 3)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 1 where a promise is broken."""
+    """Run the faults; return 1 if a guarantee was broken."""
     console = Console(width=_WIDTH, highlight=False, markup=False)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the fleets go as well then
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # also stops the fleets
     args.streams = args.streams or (_SHORT_STREAMS if args.short else _STREAMS)
     everything = (*FAULTS, *_of_a_network(args))
     if not _chosen(args, everything):
         names = "; ".join(fault.name for fault in everything)
-        raise ConfigError(f"--only: no fault's name contains {args.only!r}. There are: {names}")
+        raise ConfigError(f"--only: no fault's name contains {args.only!r}. Available: {names}")
     memory = Memory()
     with tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder:
         model = args.model or str(_random_model(Path(folder)))
@@ -84,13 +86,13 @@ def run(args: argparse.Namespace) -> int:
                 outcomes += asyncio.run(_suffer_all(fleet, local, args, memory, console))
         outcomes += _on_a_network(args, Path(folder), model, flags, console)
         asked = {answer.question for outcome in outcomes for answer in outcome.answers}
-        console.print(f"asking the same {len(asked)} questions of a fleet that nothing befalls")
+        console.print(f"asking an undisturbed fleet the same {len(asked)} questions")
         reference = _reference(Path(folder) / "reference", ("--model", model, *flags), asked, args.streams)
     return _report(outcomes, reference, args.max_stall_s, memory, console)
 
 
 def _schedule(args: argparse.Namespace, faults: Sequence[Fault]) -> Iterator[Fault] | list[Fault]:
-    """Each fault by turns, or at random until the time is up."""
+    """Return the faults in order, or at random until the time is up."""
     chosen = _chosen(args, faults)
     if not chosen or not args.minutes:
         return chosen * int(args.rounds)
@@ -110,12 +112,12 @@ def _at_random(faults: list[Fault], seed: int, until_s: float) -> Iterator[Fault
 def _on_a_network(
     args: argparse.Namespace, folder: Path, model: str, flags: tuple[str, ...], console: Console
 ) -> list[Outcome]:
-    """The faults of networks, on a fleet whose nodes have hosts of their own as far as they can tell."""
+    """Inject the network faults, on a fleet whose nodes are in separate network namespaces."""
     faults = [] if args.minutes else _schedule(args, _of_a_network(args))
     if not faults:
         return []
     if reason := chaos_network.unavailable():
-        console.print(f"faults of networks are left out: {reason}")
+        console.print(f"skipping network faults: {reason}")
         return []
     with hosts.started(folder / "network", model, *flags, "--transport", _between_hosts(args)) as fleet:
         return asyncio.run(_suffer_all(fleet, faults, args, Memory(), console))
@@ -156,17 +158,17 @@ async def _suffer_all(
 
 
 def _explain(fleet: PrivateFleet, outcome: Outcome, console: Console) -> None:
-    """Where the time of the stream went that stood still for longest."""
+    """Print the timeline of the stream that stalled for longest."""
     answer = outcome.most_stalled
     if answer is None:
         return
     console.print(
-        f"{answer.question.name} stood still for {answer.longest_stall_s:.2f} s, from {answer.stalled_at_s:.2f} s on:"
+        f"{answer.question.name} stalled for {answer.longest_stall_s:.2f} s, from {answer.stalled_at_s:.2f} s on:"
     )
     try:
         trace.show(fleet.trace(answer.request_id), console)
     except BatonError as error:
-        console.print(f"there is no trace of it: {error.message}")
+        console.print(f"no trace is available: {error.message}")
 
 
 def _reference(
@@ -185,5 +187,5 @@ def _report(
     broken = chaos_report.broken_promises(outcomes, reference, max_stall_s) + memory.grown()
     for line in broken:
         console.print(line)
-    console.print(f"{len(broken)} promises broken" if broken else "every promise kept")
+    console.print(f"{len(broken)} guarantees broken" if broken else "all guarantees held")
     return 1 if broken else 0

@@ -1,4 +1,4 @@
-"""What `baton chaos` does to a fleet under load, and how it waits for the fleet to be itself again."""
+"""The faults of `baton chaos`: how each is injected under load, and how recovery is measured."""
 
 import asyncio
 import time
@@ -21,15 +21,15 @@ _EARLY_S = 0.06
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is done to a fleet, clients that hang up, or both."""
+    """An act against the fleet, clients that hang up, or both."""
 
     name: str
     act: Act
-    early: bool = False  # while prompts are computed and shipped, not while answers stream
+    early: bool = False  # while prompts are computed and transferred, not while answers stream
     share_hanging_up: float = 0.0
     in_short: bool = False
-    max_failovers: int | None = None  # more are too many: nodes were given up that lived
-    may_wait: bool = False  # for a node to come back: its streams may stall until then
+    max_failovers: int | None = None  # more mean that living nodes were given up
+    may_wait: bool = False  # streams may stall until a node is back
 
 
 FAULTS = (
@@ -59,35 +59,35 @@ FAULTS = (
 
 @dataclass
 class Outcome:
-    """What was seen of a fault."""
+    """What was observed during a fault."""
 
     fault: Fault
     answers: list[Answer] = field(default_factory=list)
-    held: dict[str, tuple[int, int]] = field(default_factory=dict)  # service -> blocks, requests; in the end none
-    num_lost_blocks: int = 0  # of no state at all
-    num_told_leaks: int = 0  # by the nodes themselves
+    held: dict[str, tuple[int, int]] = field(default_factory=dict)  # service -> blocks, requests; empty at the end
+    num_lost_blocks: int = 0  # blocks that are in no state
+    num_told_leaks: int = 0  # as reported by nodes
     num_failovers: int = 0
-    blocks_back_s: float = 0.0  # from the last answer
-    recovery_s: float = 0.0  # from the fault, or its end, until every service is ready
+    blocks_back_s: float = 0.0  # since the last answer
+    recovery_s: float = 0.0  # from the fault, or its end, until every service was ready
 
     @property
     def num_leaked_blocks(self) -> int:
-        """Blocks that did not come back."""
+        """Number of blocks that were not returned."""
         return self.num_lost_blocks + sum(num_blocks for num_blocks, _ in self.held.values())
 
     @property
     def longest_stall_s(self) -> float:
-        """Of all streams that had begun."""
+        """The longest stall of any stream that had begun."""
         return max((answer.longest_stall_s for answer in self._counted), default=0.0)
 
     @property
     def most_stalled(self) -> Answer | None:
-        """The stream that stood still for the longest time."""
+        """The stream with the longest stall."""
         return max(self._counted, key=lambda answer: answer.longest_stall_s, default=None)
 
     @property
     def longest_wait_s(self) -> float:
-        """Of all requests, for their first token."""
+        """The longest wait of any request for its first token."""
         return max((answer.longest_wait_s for answer in self._counted), default=0.0)
 
     @property
@@ -98,7 +98,7 @@ class Outcome:
 async def suffer(
     fleet: PrivateFleet, fault: Fault, topic: str, num_clients: int, turn: int, memory: Memory | None = None
 ) -> Outcome:
-    """Do it while `num_clients` streams run; returns when all is as before, or time is up."""
+    """Inject the fault while `num_clients` streams run; return when the fleet has recovered, or time is up."""
     outcome, num_failovers = Outcome(fault), fleet.num_failovers()
     async with Load(fleet.endpoint, fleet.model, topic, num_clients, fault.share_hanging_up) as load:
         await (asyncio.sleep(_EARLY_S * (turn + 1)) if fault.early else load.more(num_clients // 2))
@@ -120,7 +120,7 @@ async def suffer(
 async def _until_idle(fleet: PrivateFleet, outcome: Outcome) -> None:
     began = time.monotonic()
     while True:
-        with suppress(OSError):  # it has died, and the fleet does not know yet
+        with suppress(OSError):  # a service has died, and the fleet does not know it yet
             held = await asyncio.to_thread(fleet.held)
             outcome.held = {name: counts for name, counts in held.items() if any(counts)}
             outcome.blocks_back_s = time.monotonic() - began
@@ -132,10 +132,10 @@ async def _until_idle(fleet: PrivateFleet, outcome: Outcome) -> None:
 
 
 async def _until_whole(fleet: PrivateFleet, without: frozenset[int]) -> float:
-    """Seconds that it took."""
+    """Wait until every service is ready; return the seconds this took."""
     began = time.monotonic()
     with suppress(TimeoutError):
         async with asyncio.timeout(WHOLE_AGAIN_S):
-            while not fleet.is_whole(without):  # noqa: ASYNC110 - another process says it, in a file
+            while not fleet.is_whole(without):  # noqa: ASYNC110 - another process reports it in a file
                 await asyncio.sleep(_POLL_S)
     return time.monotonic() - began

@@ -1,6 +1,6 @@
-"""The fleets of `baton chaos`: what is asked of them, and those of this host, each in a BATON_HOME of its own.
+"""The fleets of `baton chaos`: their interface, and local fleets, each with a BATON_HOME of its own.
 
-What it leaves to others: what is done to them.
+The acts against them are in `acts` and `network`.
 """
 
 import os
@@ -22,7 +22,7 @@ from fleet.home import Home
 from fleet.metrics_page import scrape
 
 _SCRAPE_TIMEOUT_S = 2.0
-_PATIENCE_S = 30.0  # with services that are too busy to answer, or that died a moment ago
+_PATIENCE_S = 30.0  # for services that are too busy to answer, or have just died
 _HELD_BLOCKS = r'baton_kv_blocks\{[^}]*state="(?:running|leased)"[^}]*\}'
 _REQUESTS = ("baton_requests_running", "baton_requests_waiting", "baton_router_requests_in_flight")
 _FAILOVERS = r'baton_router_failovers_total\{(?![^}]*reason="refused")[^}]*\}'
@@ -31,60 +31,60 @@ _LEAKS = r"baton_kv_block_leaks_total(?:\{[^}]*\})?"
 
 
 class PrivateFleet(ABC):
-    """One that runs, and may be harmed."""
+    """A running fleet that may be damaged."""
 
     def __init__(self, endpoint: str, model: str, token: str = "") -> None:
-        """`token` is what scrapers need."""
+        """Take the endpoint, the served model, and the service token for scraping metrics."""
         self.endpoint, self.model, self.token = endpoint, model, token
 
     @property
     @abstractmethod
     def redis_url(self) -> str:
-        """Where its Redis is, password and all."""
+        """The URL of its Redis, with the password."""
 
     @abstractmethod
     def services(self, role: str = "") -> list[state.ProcessState]:
-        """Those of a role, or all."""
+        """Return the services of a role, or all."""
 
     def is_whole(self, without: Set[int]) -> bool:
-        """Whether every service is ready, and none of them is a process of `without`, which were killed."""
+        """Return whether every service is ready, and none has a pid in `without`, whose processes were killed."""
         return all(process.state == "ready" and process.pid not in without for process in self.services())
 
     def signal(self, role: str, index: int, number: signal.Signals) -> int:
-        """Signal a service's process group; its pid."""
+        """Signal a service's process group; return its pid."""
         services = self.services(role)
         pid = services[index % len(services)].pid
         if pid is None:
-            raise BatonError(f"{role}-{index} does not run")
+            raise BatonError(f"{role}-{index} is not running")
         os.killpg(pid, number)
         return pid
 
     def held(self) -> dict[str, tuple[int, int]]:
-        """Service -> KV blocks held and requests known, of those that are ready. OSError where one does not answer."""
+        """Return the KV blocks held and the requests known by each ready service. Raises OSError if one is silent."""
         return {
             name: (_sum(_HELD_BLOCKS, page), sum(_sum(rf"{metric}(?:\{{[^}}]*\}})?", page) for metric in _REQUESTS))
             for name, page in self._pages()
         }
 
     def num_failovers(self) -> int:
-        """Attempts at requests that were lost with their nodes, and made again."""
+        """Return how many attempts failed and were repeated."""
         return sum(_sum(_FAILOVERS, page) for page in self._pages_of_all().values())
 
     def num_leaks(self) -> int:
-        """Blocks that nodes themselves say are held by nobody."""
+        """Return how many leaked blocks the nodes report."""
         return sum(_sum(_LEAKS, page) for page in self._pages_of_all().values())
 
     def num_blocks(self) -> dict[str, int]:
-        """Service -> all of its KV blocks, whatever holds them."""
+        """Return the number of KV blocks of each service, in any state."""
         return {name: _sum(_BLOCKS, page) for name, page in self._pages_of_all().items() if "baton_kv_blocks" in page}
 
     def trace(self, request_id: str) -> dict[str, Any]:
-        """What `baton trace` shows of it. Raises BatonError where no router knows it."""
+        """Return a request's trace, as for `baton trace`. Raises BatonError if no router knows the request."""
         urls = [one.metrics.removesuffix("/metrics") for one in self.services("router") if one.metrics]
         return AdminClient(urls, self.token).get(f"/admin/trace/{quote(request_id, safe='')}")
 
     def _pages_of_all(self) -> dict[str, str]:
-        """By service; asked again where one does not answer."""
+        """Return the metrics page of each service; retries if one does not answer."""
         until = time.monotonic() + _PATIENCE_S
         while True:
             try:
@@ -101,7 +101,7 @@ class PrivateFleet(ABC):
 
 
 class LocalFleet(PrivateFleet):
-    """One of `baton up`, which says in its home what runs."""
+    """A fleet of `baton up`, whose processes are listed in its BATON_HOME."""
 
     def __init__(self, home: Path) -> None:
         self.home = Home(home)
@@ -120,7 +120,7 @@ class LocalFleet(PrivateFleet):
 
 @contextmanager
 def started(home: Path, *flags: str) -> Iterator[LocalFleet]:
-    """A fleet with these flags of `baton up`, on any free port, which is gone afterwards."""
+    """Start a fleet on a free port with these flags of `baton up`; stop it afterwards."""
     with _fleets.started(home, *flags):
         yield LocalFleet(home)
 

@@ -1,6 +1,6 @@
-"""A fleet whose nodes live in network namespaces, on one bridge; made by hand, because a supervisor knows one host.
+"""A fleet whose nodes are in network namespaces on one bridge. It has no supervisor, which would assume one host.
 
-The router and Redis stay outside, at addresses of the bridge. Nothing here is started again when it dies.
+The router and Redis are outside, at addresses of the bridge. A service that dies is not restarted.
 """
 
 import json
@@ -29,7 +29,7 @@ _NODES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 
 
 class NetworkFleet(PrivateFleet):
-    """One whose nodes, prefill-0 and so on, have a network namespace each. There is no endpoint before `start`."""
+    """A fleet whose nodes (prefill-0 and so on) have a network namespace each. It has no endpoint before `start`."""
 
     nodes = _NODES
 
@@ -53,20 +53,20 @@ class NetworkFleet(PrivateFleet):
         return [service for service in self._services if role in ("", service.role)]
 
     def name(self, role: str, turn: int) -> str:
-        """A node of that role, by turns."""
+        """Return the name of a node of that role, alternating with `turn`."""
         return f"{role}-{turn % 2}"
 
     def host(self, of: str, turn: int) -> str:
-        """The address of the router, of Redis, or of a node of that role."""
+        """Return the address of the router, of Redis, or of a node of that role."""
         fixed = {BRIDGE_HOST: 254, REDIS_HOST: 253}
         return f"{self._net}.{fixed[of] if of in fixed else 1 + self.nodes.index(self.name(of, turn))}"
 
     def within(self, node: str, *command: str) -> None:
-        """Run a command in the namespace of a node."""
+        """Run a command in a node's namespace."""
         _run("ip", "netns", "exec", f"{self._tag}-{node}", *command)
 
     def build(self) -> None:
-        """The bridge and the namespaces."""
+        """Create the bridge and the namespaces."""
         _run("ip", "link", "add", self._tag, "type", "bridge")
         for last in (254, 253):
             _run("ip", "addr", "add", f"{self._net}.{last}/24", "dev", self._tag)
@@ -81,7 +81,7 @@ class NetworkFleet(PrivateFleet):
                 self.within(node, "ip", "link", "set", device, "up")
 
     def start(self, *flags: str) -> None:
-        """Redis, the nodes, the router; returns when all are ready."""
+        """Start Redis, the nodes and the router; return when all are ready."""
         with socket.socket() as reserved:
             reserved.bind((f"{self._net}.253", 0))
             self._redis_port = reserved.getsockname()[1]
@@ -98,10 +98,10 @@ class NetworkFleet(PrivateFleet):
                 self._learn(service, self._ready(service.id))
         router = self.services("router")[0]
         self.endpoint = f"http://{router.address}"
-        _until(lambda: _answers(self.endpoint), "the router never got ready")
+        _until(lambda: _answers(self.endpoint), "the router did not become ready")
 
     def stop(self) -> None:
-        """Everything goes, whatever was built of it."""
+        """Stop and remove everything that was created."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -137,9 +137,9 @@ class NetworkFleet(PrivateFleet):
 
 @contextmanager
 def started(folder: Path, model: str, *flags: str) -> Iterator[NetworkFleet]:
-    """A router here, two prefill and two decode nodes in namespaces; all of it is gone afterwards.
+    """Start a router, and two prefill and two decode nodes in namespaces; remove all of it afterwards.
 
-    `model` is a checkpoint, `flags` are those of nodes.
+    `model` is a checkpoint; `flags` are passed to the nodes.
     """
     folder.mkdir(parents=True)
     fleet = NetworkFleet(folder, model)

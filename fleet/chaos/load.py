@@ -1,4 +1,4 @@
-"""Clients that ask one question after the other while something happens to the fleet."""
+"""Clients that ask one question after another while a fault is injected."""
 
 import asyncio
 import itertools
@@ -7,14 +7,14 @@ import random
 from fleet.chaos.client import Answer, ask
 from fleet.chaos.questions import Question, question
 
-NUM_TOPIC_QUESTIONS = 48  # then from the beginning again, out of the caches
+NUM_TOPIC_QUESTIONS = 48  # then the same ones again, from the caches
 ANSWER_TIMEOUT_S = 60.0
 _THINK_S = 0.15
 _HANG_UP_AFTER = (1, 2, 7, 30)  # events
 
 
 class Load:
-    """Use as a context: on leaving it, what has begun is answered to its end."""
+    """A context manager that runs the clients; on exit, it waits for the answers that have begun."""
 
     def __init__(self, endpoint: str, model: str, topic: str, num_clients: int, share_hanging_up: float) -> None:
         self.answers: list[Answer] = []
@@ -35,7 +35,7 @@ class Load:
         await asyncio.gather(*self._clients)
 
     async def more(self, num_answers: int) -> None:
-        """Return when as many further questions are answered, or failed."""
+        """Return when this many further questions have been answered, or have failed."""
         enough = len(self.answers) + num_answers
         while len(self.answers) < enough:
             self._answered.clear()
@@ -52,7 +52,7 @@ class Load:
 
 
 async def ask_all(endpoint: str, questions: set[Question], num_clients: int) -> dict[Question, Answer]:
-    """Each of them once, a few at a time."""
+    """Ask each question once, `num_clients` at a time."""
     slots = asyncio.Semaphore(num_clients)
 
     async def one(asked: Question) -> Answer:

@@ -1,11 +1,12 @@
-"""Faults of networks for `baton chaos`: each node has a network namespace, and so a host of its own as far as it knows.
+"""Network faults for `baton chaos`. Each node has a network namespace, as if it were on a host of its own.
 
-Firewall rules inside a namespace cut it off from one other, from all, or in one direction; packets get lost; a link
-gets slow; a node's UCX process dies or freezes by itself. It takes root, `ip`, `iptables` and `tc`; what runs on this
-host besides sees nothing.
+Firewall rules inside a namespace cut a node off from one peer, from all, or in one direction; packets are lost; a link
+becomes slow; a node's UCX process dies or freezes by itself. This needs root, `ip`, `iptables` and `tc`, and affects
+nothing else on the host.
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -28,24 +29,24 @@ _SLOW = ("root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "400ms")
 
 
 def unavailable() -> str:
-    """Why namespaces cannot be made here; empty where they can."""
+    """Return why namespaces cannot be created here, or an empty string."""
     if os.geteuid() != 0:
-        return "only root may make network namespaces"
+        return "creating network namespaces needs root"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"{', '.join(missing)} is not installed"
     probe = f"baton-probe-{os.getpid()}"
     if subprocess.run(["ip", "netns", "add", probe], check=False, capture_output=True, timeout=10).returncode:
-        return "this container may not make network namespaces"
+        return "this container may not create network namespaces"
     subprocess.run(["ip", "netns", "del", probe], check=False, capture_output=True, timeout=10)
     return ""
 
 
 def _during(do: Callable[[NetworkFleet, int], _Rules]) -> Act:
-    """Rules in namespaces, as long as the fault lasts: (node, tool, action's arguments)."""
+    """Return an act that applies rules in namespaces for a while: (node, tool, arguments of the action)."""
 
     async def act(fleet: PrivateFleet, turn: int) -> Done:
         if not isinstance(fleet, NetworkFleet):
-            raise TypeError("only a fleet with namespaces can suffer this")
+            raise TypeError("network faults need a fleet with network namespaces")
         rules = do(fleet, turn)
         for node, *rule in rules:
             fleet.within(node, *_begun(rule))
@@ -60,7 +61,7 @@ def _during(do: Callable[[NetworkFleet, int], _Rules]) -> Act:
 
 
 def _ucx_process(role: str, number: Signals) -> Act:
-    """The process in which a node keeps UCX gets the signal; a frozen one goes on afterwards, if it still lives."""
+    """Signal the process in which a node runs UCX. A frozen one is resumed afterwards, unless its node has killed it."""
 
     async def act(fleet: PrivateFleet, turn: int) -> Done:
         services = fleet.services(role)
@@ -71,8 +72,9 @@ def _ucx_process(role: str, number: Signals) -> Act:
             raise BatonError(f"a {role} node has no UCX process")
         process.send_signal(number)
         await asyncio.sleep(_HOLD_S)
-        if number is SIGSTOP and process.is_running():
-            process.send_signal(SIGCONT)
+        if number is SIGSTOP:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(SIGCONT)
         return Done()
 
     return act
@@ -87,7 +89,7 @@ def _over(rule: list[str]) -> list[str]:
 
 
 def _apart(one: str, other: str, fleet: NetworkFleet, turn: int, *, to: bool = True, back: bool = True) -> _Rules:
-    """`one` is a node; `other` a node, the router, or Redis. Lost is what `one` sends (`to`), or is sent (`back`)."""
+    """Drop what node `one` sends to `other` (`to`), and what it receives from it (`back`)."""
     host = fleet.host(other, turn)
     rules: _Rules = []
     if to:

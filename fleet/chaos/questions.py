@@ -1,7 +1,7 @@
-"""What the clients of `baton chaos` ask: prompts from a few tokens to many blocks, greedy and seeded, all repeatable.
+"""The questions of `baton chaos`: prompts from a few tokens to many blocks, greedy and seeded, all repeatable.
 
-Completions, conversations of several turns, answers that follow a schema, and embeddings. But for the turns of a
-conversation no two questions share a prefix, so each prompt is computed and shipped when it is first asked.
+They are completions, multi-turn conversations, answers under a schema, and embeddings. Except for the turns of a
+conversation, no two questions share a prefix, so each prompt is computed and transferred when first asked.
 """
 
 import json
@@ -26,12 +26,12 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "animal", "schema": _SCHEMA, "strict": True}}
-_EVERY = 4  # of so many questions one is no completion
+_EVERY = 4  # every fourth question is not a completion
 
 
 @dataclass(frozen=True)
 class Question:
-    """One of them; its name says where it belongs."""
+    """A question; its name identifies it in reports."""
 
     name: str
     body: dict[str, Any]
@@ -42,7 +42,7 @@ class Question:
 
 
 def question(model: str, topic: str, index: int) -> Question:
-    """The same for the same arguments. Kinds, lengths and topics come in all combinations as `index` grows."""
+    """Return a question, always the same one for the same arguments. `index` runs through all kinds and lengths."""
     name = f"{index} {topic}"
     if index % _EVERY == _EVERY - 1:
         return (_turn, _structured, _embedding)[index // _EVERY % 3](model, name, topic, index)
@@ -56,7 +56,7 @@ def question(model: str, topic: str, index: int) -> Question:
 
 
 def answers_schema(text: str) -> bool:
-    """Whether a whole answer to a structured question is what its schema allows."""
+    """Return whether a complete answer to a structured question conforms to its schema."""
     try:
         found = json.loads(text)
         return set(found) == {"name", "legs"} and 8 <= len(found["name"]) <= 24 and found["legs"] in (0, 2, 4, 6)
@@ -69,7 +69,7 @@ def _streamed(model: str, index: int) -> dict[str, Any]:
 
 
 def _turn(model: str, name: str, topic: str, index: int) -> Question:
-    """Of a conversation: each one begins with what the ones before it said."""
+    """Return one turn of a conversation; it contains all earlier turns."""
     num_turns = 1 + index // (3 * _EVERY) % 4
     said = [{"role": "user", "content": f"{topic}: {_WORDS[:200]}"}]
     for turn in range(num_turns - 1):

@@ -1,4 +1,4 @@
-"""The table of `baton chaos`, and the promises that were broken."""
+"""The table of `baton chaos`, and the list of broken guarantees."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,17 +22,17 @@ _COLUMNS = (
     "recovery s",
 )
 _MAX_EXAMPLES = 5
-_HALF = 2  # of a pool is left where one of two nodes is lost: its line takes twice as long
+_HALF = 2  # half of a pool remains when one of two nodes is lost, so its queue takes twice as long
 
 
 def differing(outcome: Outcome, reference: Mapping[Question, Answer]) -> list[Answer]:
-    """Answers that an undisturbed fleet would not have given."""
+    """Return the answers that differ from those of the undisturbed fleet."""
     whole = (answer for answer in outcome.answers if not answer.failed)
     return [answer for answer in whole if not answer.same_as(reference[answer.question])]
 
 
 def table(outcomes: list[Outcome], reference: Mapping[Question, Answer]) -> Table:
-    """One line for each fault."""
+    """Return a table with one row per fault."""
     made = Table(box=None, pad_edge=False)
     made.add_column("fault", no_wrap=True)
     for column in _COLUMNS:
@@ -54,9 +54,9 @@ def table(outcomes: list[Outcome], reference: Mapping[Question, Answer]) -> Tabl
 
 
 def broken_promises(outcomes: list[Outcome], reference: Mapping[Question, Answer], max_stall_s: float) -> list[str]:
-    """One line for each. A stream may stall for `max_stall_s` longer than is usual while nothing happens.
+    """Return one line per broken guarantee. A stream may stall `max_stall_s` longer than is usual without faults.
 
-    Until its first token comes a request waits in line, which is load; a fault may add as much to that.
+    A request waits in a queue until its first token, because of the load; a fault may add as much to that wait.
     """
     max_wait_s = max_stall_s + _HALF * max((answer.longest_wait_s for answer in reference.values()), default=0.0)
     max_stall_s += statistics.median([answer.longest_stall_s for answer in reference.values()] or [0.0])
@@ -89,22 +89,22 @@ def _of_nodes(outcome: Outcome) -> Iterator[str]:
         yield f"{service} holds {blocks} blocks and {requests} requests {outcome.blocks_back_s:.0f} s afterwards"
     most = outcome.fault.max_failovers
     if most is not None and outcome.num_failovers > most:
-        yield f"{outcome.num_failovers} attempts were given up, and nothing had died"
+        yield f"{outcome.num_failovers} attempts failed over, although no service had died"
     if outcome.num_told_leaks:
-        yield f"nodes say that {outcome.num_told_leaks} blocks are held by nobody"
+        yield f"nodes report {outcome.num_told_leaks} leaked blocks"
     if outcome.num_lost_blocks:
-        yield f"{outcome.num_lost_blocks} blocks are in no state at all"
+        yield f"{outcome.num_lost_blocks} blocks are missing from all states"
 
 
 def _invalid(answer: Answer) -> bool:
-    """An answer that was to follow a schema, came to its end, and does not."""
+    """Return whether a complete answer violates its schema."""
     asked = answer.question.body.get("response_format")
     ends = [choice for choice in answer.choices.values() if choice.finish_reason == "stop"]
     return asked is not None and not all(answers_schema(choice.text) for choice in ends)
 
 
 def _difference(answer: Answer, reference: Answer) -> str:
-    """Where the first choice that differs does."""
+    """Describe the first difference between two answers."""
     said = f"{answer.question.name} ({answer.num_output_tokens} tokens, not {reference.num_output_tokens})"
     for index, choice in sorted(answer.choices.items()):
         expected = reference.choices.get(index, Choice())
@@ -112,7 +112,7 @@ def _difference(answer: Answer, reference: Answer) -> str:
             return f"{said}: choice {index} from character {_first_difference(choice.text, expected.text)} on"
         if choice.logprobs != expected.logprobs:
             at = _first_difference(choice.logprobs, expected.logprobs)
-            return f"{said}: choice {index}: log-probabilities from token {at} on, the text being the same"
+            return f"{said}: choice {index}: log-probabilities from token {at} on, although the text is equal"
         if choice != expected:
             return f"{said}: choice {index} ended by {choice.finish_reason}, not {expected.finish_reason}"
     return said

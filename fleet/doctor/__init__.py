@@ -1,1 +1,1 @@
-"""`baton doctor`: what this machine offers."""
+"""`baton doctor`: checks what this machine offers a fleet."""

@@ -1,6 +1,6 @@
-"""`baton doctor`: what this machine offers a fleet, and what to do about what is missing.
+"""`baton doctor`: checks what this machine offers a fleet, and says how to fix what is missing.
 
-Exit code 1 if something that a fleet cannot do without is broken. The checks themselves are in `compute` and `network`.
+The exit code is 1 if something that a fleet requires is broken. The checks themselves are in `compute` and `network`.
 """
 
 import argparse
@@ -22,23 +22,23 @@ _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """What `baton up` would be given."""
+    """The flags of `baton up` that the checks depend on."""
 
-    model: str = flag("", "model that is to be served", metavar="DIR|HF_ID")
+    model: str = flag("", "model to serve", metavar="DIR|HF_ID")
     host: str = flag("127.0.0.1", "address to listen on")
     port: int = flag(8000, "HTTP port")
     redis_url: str = flag("", "an existing Redis")
-    transport: str = flag("auto", "how KV blocks are to travel", choices=TRANSPORTS)
+    transport: str = flag("auto", "KV transport", choices=TRANSPORTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """DoctorConfig, and --json."""
+    """Add the flags of DoctorConfig, and --json."""
     add_flags(parser, DoctorConfig)
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each finding as it comes."""
+    """Run the checks and print each finding; return the exit code."""
     found = []
     console = Console()
     for finding in examine(from_args(DoctorConfig, args)):
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(config: DoctorConfig) -> Iterator[Finding]:
-    """All findings, one after the other."""
+    """Run the checks one after another, yielding their findings."""
     home = Home.from_env()
     yield compute.python()
     yield compute.memory()

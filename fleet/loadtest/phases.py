@@ -1,4 +1,4 @@
-"""The phases of `baton loadtest`, what each measures and when it is passed."""
+"""The phases of `baton loadtest`: what each one measures, and when it passes."""
 
 import asyncio
 import itertools
@@ -13,16 +13,16 @@ from fleet.loadtest.verdict import Verdict
 from fleet.loadtest.watch import MemoryWatch, back_to_normal_s, longest_silence_s, throughput_back_s, tokens_of_unended
 
 MAX_ERRORS = 0.001
-MAX_DRIFT = 1.25  # of a p99, between the halves of a run
-DRIFT_SLACK_S = 0.05  # that a p99 of short runs moves by itself
-MIN_GOODPUT = 0.9  # in overload, of that before
+MAX_DRIFT = 1.25  # factor on a p99, between the two halves of the phase
+DRIFT_SLACK_S = 0.05  # normal variation of a p99 in short runs
+MIN_GOODPUT = 0.9  # in overload, as a share of the throughput at the target
 NORMAL_WITHIN_S = 30.0
 BACK_WITHIN_S = 60.0
-MAX_SILENCE_S = 5.0  # of all streams together, after a kill
+MAX_SILENCE_S = 5.0  # of all streams together, after a node was killed
 
 
 async def run_all(site: Site, settings: Settings, on_phase: Callable[[Verdict], None]) -> list[Verdict]:
-    """Each phase in turn; one that fails does not keep the next one from running."""
+    """Run each phase in turn, also after one that fails."""
     run, verdicts = Run(site, settings), []
     await run.closed(min(4, settings.concurrency), 2.0)  # the first requests warm up
     for name in settings.phases:
@@ -55,7 +55,7 @@ async def _ramp(run: Run, seconds: float) -> Verdict:
     verdict.figures = run.peak
     best = max(verdict.curve, key=lambda found: float(found["output_tokens_per_s"]))
     verdict.check(_few(num_failed, num_requests), f"{num_failed} of {num_requests} requests failed")
-    verdict.check(True, f"most: {best['output_tokens_per_s']:.0f} tokens/s at {best['concurrency']} at a time")
+    verdict.check(True, f"best: {best['output_tokens_per_s']:.0f} tokens/s at concurrency {best['concurrency']}")
     return verdict
 
 
@@ -65,13 +65,13 @@ async def _sustained(run: Run, seconds: float) -> Verdict:
     found = figures(streams, took_s)
     run.peak = found
     verdict = Verdict("sustained", figures=found, timeline=timeline(streams, began_s), memory=watch.samples)
-    errors = f"{found['failed']} of {len(streams)} requests failed (below {MAX_ERRORS:.1%} is asked)"
+    errors = f"{found['failed']} of {len(streams)} requests failed (limit {MAX_ERRORS:.1%})"
     verdict.check(_few(found["failed"], len(streams)), errors)
     if (worst := watch.worst_growth()) is None:
-        verdict.check(False, "memory cannot be seen, or not for long enough: give --metrics-url, or more time")
+        verdict.check(False, "memory could not be read for long enough: give --metrics-url, or more time")
     else:
         name, growth = worst
-        text = f"memory: {name} by {growth.share:+.1%}, most of all, since the first quarter"
+        text = f"memory: largest growth {growth.share:+.1%}, of {name}, since the first quarter"
         verdict.check(not growth.is_too_much, text)
     middle_s = began_s + took_s / 2
     for metric in ("ttft", "tpot"):
@@ -93,7 +93,7 @@ async def _overload(run: Run, seconds: float) -> Verdict:
     verdict.check(not strange, f"{rate:.1f} requests/s: errors {found['errors'] or 'none'}; 429 and 503 are allowed")
     num_tokens = found["output_tokens"] + tokens_of_unended(hung_up, streams)
     share = num_tokens / (ended_s - began_s) / (run.peak["output_tokens_per_s"] or 1.0)
-    verdict.check(share >= MIN_GOODPUT, f"throughput {share:.0%} of that at the target (at least {MIN_GOODPUT:.0%})")
+    verdict.check(share >= MIN_GOODPUT, f"throughput {share:.0%} of that at the target (required: {MIN_GOODPUT:.0%})")
     back_s = await back_to_normal_s(run.driver, run.settings.shape, run.normal_ttft_s, NORMAL_WITHIN_S)
     text = "never" if back_s is None else f"after {back_s:.1f} s"
     verdict.check(back_s is not None, f"latency back to normal {text} (within {NORMAL_WITHIN_S:.0f} s)")
@@ -118,9 +118,9 @@ async def _chaos(run: Run, seconds: float) -> Verdict:
         back_s is not None and back_s <= BACK_WITHIN_S, f"throughput back {text} (within {BACK_WITHIN_S:.0f} s)"
     )
     silence_s = longest_silence_s(streams, killed_s)
-    verdict.check(silence_s <= MAX_SILENCE_S, f"others went on: no token at all for {silence_s:.1f} s at most")
+    verdict.check(silence_s <= MAX_SILENCE_S, f"longest time without a token of any stream: {silence_s:.1f} s")
     is_whole = await _until_whole(run.site, killed_s)
-    verdict.check(is_whole, f"every service is back, as seen {time.monotonic() - killed_s:.1f} s after")
+    verdict.check(is_whole, f"every service is back, checked {time.monotonic() - killed_s:.1f} s after the kill")
     return verdict
 
 
@@ -142,7 +142,7 @@ async def _until_whole(site: Site, since_s: float) -> bool:
 
 
 def _levels(target: int) -> list[int]:
-    """1, 2, 4 and so on, and the target."""
+    """Return 1, 2, 4 and so on up to the target, and the target."""
     return [*itertools.takewhile(lambda level: level < target, (2**i for i in itertools.count())), target]
 
 

@@ -1,4 +1,4 @@
-"""How `baton loadtest` tells what it found: lines for the terminal, a page to keep."""
+"""The output of `baton loadtest`: lines for the terminal, and an HTML report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from fleet.loadtest.verdict import Verdict
 
 
 def line(verdict: Verdict) -> str:
-    """A phase, and each thing that had to hold."""
+    """Return the lines of a phase: its verdict and its checks."""
     head = f"{verdict.name:<10} {_word(verdict.passed)}"
     return "\n".join([head, *(f"  {'✓' if check.passed else '✗'} {check.text}" for check in verdict.checks)])
 
@@ -21,7 +21,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 
 def write_html(path: Path, verdicts: Sequence[Verdict], notes: Sequence[str]) -> None:
-    """A table of verdicts, then drawings of each phase."""
+    """Write the report: a table of verdicts, then plots of each phase."""
     rows = [[verdict.name, _word(check.passed), check.text] for verdict in verdicts for check in verdict.checks]
     boxes = [page.card("Verdicts", page.table(["phase", "verdict", "what"], rows), wide=True)]
     for verdict in verdicts:

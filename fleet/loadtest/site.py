@@ -1,4 +1,4 @@
-"""What `baton loadtest` tries: a fleet with an endpoint, memory that can be read, and nodes that can be killed."""
+"""The fleets that `baton loadtest` tests: an endpoint, memory that can be read, and nodes that can be killed."""
 
 import asyncio
 import contextlib
@@ -22,26 +22,26 @@ _RESIDENT = re.compile(r"^process_resident_memory_bytes(?:\{[^}]*\})? (\S+)$", r
 
 
 class Site(ABC):
-    """One fleet. What is asked of it may block for a second or two: it is asked in a thread."""
+    """A fleet under test. Its methods may block for a second or two, so they are called in threads."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
 
     @abstractmethod
     def memory_bytes(self) -> dict[str, float]:
-        """Resident memory of each service that can be seen, by name."""
+        """Return the resident memory of each service that can be read, by name."""
 
     @abstractmethod
     def kill(self) -> str:
-        """Kill one node; what was killed, in words. Empty where nothing can be. BatonError where it did not work."""
+        """Kill a node; return what was killed, or "" if there is no way to. Raises BatonError if killing fails."""
 
     @abstractmethod
     def is_whole(self) -> bool:
-        """Whether every service that can be seen is there again."""
+        """Return whether every service that can be checked is back."""
 
 
 class LocalSite(Site):
-    """A fleet that this command has started."""
+    """A local fleet, started by this command."""
 
     def __init__(self, fleet: PrivateFleet) -> None:
         super().__init__(target_of(fleet.endpoint))
@@ -49,7 +49,7 @@ class LocalSite(Site):
         self._killed: set[int] = set()
 
     def memory_bytes(self) -> dict[str, float]:
-        """Of Site."""
+        """See Site."""
         found = {}
         for process in self._fleet.services():
             with contextlib.suppress(psutil.Error):
@@ -58,24 +58,24 @@ class LocalSite(Site):
         return found
 
     def kill(self) -> str:
-        """Of Site."""
+        """See Site."""
         self._killed.add(self._fleet.signal("decode", 0, signal.SIGKILL))
         return "decode-0, by SIGKILL"
 
     def is_whole(self) -> bool:
-        """Of Site."""
+        """See Site."""
         return self._fleet.is_whole(self._killed)
 
 
 class RemoteSite(Site):
-    """Any endpoint; memory and kills as far as its operator says how."""
+    """Any endpoint. Its operator says how to read memory and how to kill a node."""
 
     def __init__(self, target: Target, metrics_urls: Sequence[str], kill_command: str) -> None:
         super().__init__(target)
         self._metrics_urls, self._kill_command = metrics_urls, kill_command
 
     def memory_bytes(self) -> dict[str, float]:
-        """Of Site."""
+        """See Site."""
         found = {}
         for url in self._metrics_urls:
             if match := _RESIDENT.search(scrape(url, self.target.api_key, _TIMEOUT_S)):
@@ -83,14 +83,14 @@ class RemoteSite(Site):
         return found
 
     def kill(self) -> str:
-        """Of Site."""
+        """See Site."""
         if not self._kill_command:
             return ""
         asyncio.run(_run(self._kill_command))
         return self._kill_command
 
     def is_whole(self) -> bool:
-        """Of Site."""
+        """See Site."""
         return True
 
 
@@ -101,6 +101,6 @@ async def _run(command: str) -> None:
             code = await process.wait()
     except TimeoutError:
         process.kill()
-        raise BatonError(f"--kill-command: no end after {_KILL_TIMEOUT_S:.0f} s") from None
+        raise BatonError(f"--kill-command: still running after {_KILL_TIMEOUT_S:.0f} s") from None
     if code:
         raise BatonError(f"--kill-command: exit code {code}")

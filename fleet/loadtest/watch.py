@@ -1,4 +1,4 @@
-"""What phases of `baton loadtest` look at besides requests: memory over time, and when a fleet is itself again."""
+"""What the phases of `baton loadtest` watch besides requests: memory, and when a fleet has recovered."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ _WINDOW_S = 1.0
 
 
 class MemoryWatch:
-    """Use as a context, while load runs."""
+    """A context manager that samples memory while load runs."""
 
     def __init__(self, site: Site, seconds: float) -> None:
         self.samples: dict[str, list[float]] = {}
@@ -39,7 +39,7 @@ class MemoryWatch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def worst_growth(self) -> tuple[str, Growth] | None:
-        """The service that grew most, of those that grew too much if there are any; None where too little was seen."""
+        """Return the service that grew most, preferring those that grew too much; None with too few samples."""
         found = [(name, grown) for name, sizes in self.samples.items() if (grown := growth(sizes)) is not None]
         return max(found, key=lambda item: (item[1].is_too_much, item[1].share), default=None)
 
@@ -57,7 +57,7 @@ class MemoryWatch:
 async def back_to_normal_s(
     driver: Callable[[], Driver], shape: Shape, normal_ttft_s: float, within_s: float
 ) -> float | None:
-    """Seconds until single requests are as fast as without load, three in a row; None where they are not in time."""
+    """Return the seconds until three single requests in a row are as fast as without load; None if never."""
     began_s, num_good = time.monotonic(), 0
     asked = workload.conversations(shape, random.Random())  # noqa: S311
     while (passed_s := time.monotonic() - began_s) < within_s:
@@ -74,9 +74,9 @@ async def back_to_normal_s(
 
 
 def throughput_back_s(streams: Sequence[Stream], since_s: float, tokens_per_s: float) -> float | None:
-    """Seconds until a second begins in which 80 % of this throughput is reached; None where none does.
+    """Return the seconds until the first second with 80 % of this throughput; None if there is none.
 
-    Events are counted, weighted by how many tokens of their stream each brings.
+    Events are counted, each weighted by the mean number of tokens per event of its stream.
     """
     times = sorted(_weighted(streams, since_s))
     windows: dict[int, float] = {}
@@ -88,14 +88,14 @@ def throughput_back_s(streams: Sequence[Stream], since_s: float, tokens_per_s: f
 
 
 def tokens_of_unended(unended: Sequence[Stream], ended: Sequence[Stream]) -> float:
-    """About how many tokens came of streams that never told: as many per event as in those that ended."""
+    """Estimate the tokens of unfinished streams, from the tokens per event of the finished ones."""
     num_events = sum(len(stream.times) for stream in ended)
     tokens_per_event = sum(stream.num_output_tokens for stream in ended) / num_events if num_events else 1.0
     return tokens_per_event * sum(len(stream.times) for stream in unended)
 
 
 def longest_silence_s(streams: Sequence[Stream], since_s: float) -> float:
-    """The longest time after `since_s` in which no stream at all got a token."""
+    """Return the longest time after `since_s` in which no stream got a token."""
     times = sorted([since_s, *(at_s for stream in streams for at_s in stream.times if at_s > since_s)])
     return max((after - before for before, after in itertools.pairwise(times)), default=float("inf"))
 

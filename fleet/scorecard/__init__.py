@@ -1,1 +1,1 @@
-"""`baton scorecard`: the twenty items of production readiness."""
+"""`baton scorecard`: checks twenty items of production readiness."""

@@ -1,4 +1,4 @@
-"""How the scorecard asks: one request after the other, keeping whole answers."""
+"""The scorecard's client: one request after another, keeping whole answers."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ _MAX_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer. Header names are in lower case."""
+    """A complete response. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -23,12 +23,12 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """ValueError where it is not JSON."""
+        """Return the body as JSON. Raises ValueError if it is not JSON."""
         return json.loads(self.body)
 
     @property
     def error_code(self) -> str:
-        """Of `{"error": {"code": …}}`, else empty."""
+        """The code in `{"error": {"code": …}}`, or an empty string."""
         try:
             return str(self.json["error"]["code"])
         except (ValueError, LookupError, TypeError):
@@ -36,13 +36,13 @@ class Reply:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Of a stream, without [DONE]."""
+        """Return the events of a stream, without [DONE]."""
         lines = (line.removeprefix(b"data:").strip() for line in self.body.splitlines() if line.startswith(b"data:"))
         return [json.loads(line) for line in lines if line != b"[DONE]"]
 
 
 class Client:
-    """Of one endpoint, with its key."""
+    """A client of one endpoint, with its API key."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -56,7 +56,7 @@ class Client:
         key: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """OSError where nobody answers. `key` "" sends none."""
+        """Send a request and return the reply. `key` "" sends no key. Raises OSError if nobody answers."""
         connection = self._connection()
         sent = {"Content-Type": "application/json", **(headers or {})}
         if used := self.target.api_key if key is None else key:
@@ -76,7 +76,7 @@ class Client:
         return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, first + rest, took_s)
 
     def complete(self, model: str, prompt: Any, max_tokens: int, **more: Any) -> Reply:
-        """POST /v1/completions, greedy."""
+        """Send a greedy request to /v1/completions."""
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
         return self.ask("POST", "/v1/completions", body)
 

@@ -1,7 +1,7 @@
-"""`baton scorecard`: twenty items of production readiness, seventeen of them critical, checked on a fleet that runs.
+"""`baton scorecard`: checks a running fleet for twenty items of production readiness, seventeen of them critical.
 
-Exit code 0 only where all seventeen passed. What a command cannot see, or may not do without --destructive, is not
-checked and says how to; it counts as not passed. docs/scorecard.md says what each item asks for.
+The exit code is 0 only if all seventeen pass. An item that the command cannot see, or may not check without
+--destructive, says how to check it, and counts as not passed. docs/scorecard.md describes the items.
 """
 
 import argparse
@@ -28,18 +28,23 @@ _MARKS = {"pass": "✓", "fail": "✗", "unknown": "?"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which fleet, and what may be done to it."""
+    """Add the flags for the fleet, and for what may be done to it."""
     add = parser.add_argument
-    add("--base-url", default="", help="endpoint of the fleet; the local one that runs, if none")
-    add("--api-key-env", default="", metavar="NAME", help="variable with the key; BATON_API_KEY, OPENAI_API_KEY")
-    add("--admin", default="", metavar="URL", help="a router's admin port, of a fleet that is not local")
-    add("--loadtest-report", type=Path, metavar="FILE", help="what `baton loadtest --json` wrote, at most 30 days ago")
-    add("--destructive", action="store_true", help="may kill and drain nodes of a local fleet")
-    add("--json", action="store_true", help="for programs")
+    add("--base-url", default="", help="endpoint of the fleet (default: the running local one)")
+    add(
+        "--api-key-env",
+        default="",
+        metavar="NAME",
+        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
+    )
+    add("--admin", default="", metavar="URL", help="a router's admin port, if the fleet is not local")
+    add("--loadtest-report", type=Path, metavar="FILE", help="output of `baton loadtest --json`, at most 30 days old")
+    add("--destructive", action="store_true", help="allow killing and draining nodes of a local fleet")
+    add("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 1 where a critical item did not pass."""
+    """Check the items and print the verdict; return 1 if a critical item did not pass."""
     context, console = _context(args), Console(highlight=False, markup=False, soft_wrap=True)
     results = []
     for number, (item, result) in enumerate(_checked(context), 1):
@@ -71,14 +76,14 @@ def _checked(context: Context) -> Iterator[tuple[Item, Result]]:
         try:
             yield item, item.check(context)
         except (OSError, BatonError, ValueError, LookupError) as error:
-            yield item, Result("fail", f"the check broke: {type(error).__name__}: {error}")
+            yield item, Result("fail", f"the check itself failed: {type(error).__name__}: {error}")
 
 
 def _context(args: argparse.Namespace) -> Context:
-    """ConfigError where there is no fleet, or its model cannot be learnt."""
+    """Find the fleet. Raises ConfigError if there is none, or its model cannot be determined."""
     local = None if args.base_url else state.running(Home.from_env())
     if local and local.api_key_file and not os.environ.get("BATON_API_KEY"):
-        print("BATON_API_KEY is not set: the fleet wants a key", file=sys.stderr)
+        print("BATON_API_KEY is not set, but the fleet requires a key", file=sys.stderr)
     target = target_of(local.endpoint if local else args.base_url, args.api_key_env)
     return Context(
         client=Client(target),

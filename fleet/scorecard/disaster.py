@@ -1,4 +1,4 @@
-"""Items of the scorecard that harm: only with --destructive, and only on a local fleet."""
+"""Destructive items of the scorecard: only with --destructive, and only on a local fleet."""
 
 import asyncio
 import itertools
@@ -21,22 +21,22 @@ _HARM_AFTER_S = 0.3
 
 
 def a_dead_node_costs_nothing(context: Context) -> Result:
-    """A decode node is killed under load: no request fails, and it comes back."""
+    """Check that no request fails when a decode node is killed under load, and that the node comes back."""
     return _harm(context, "decode", signal.SIGKILL)
 
 
 def a_node_drains(context: Context) -> Result:
-    """A prefill node gets SIGTERM under load: no request fails. The supervisor starts it again."""
+    """Check that no request fails when a prefill node gets SIGTERM under load, and that the node comes back."""
     return _harm(context, "prefill", signal.SIGTERM)
 
 
 def _harm(context: Context, role: str, number: signal.Signals) -> Result:
     nodes = [p for p in context.local.processes if p.role == role and p.state == "ready"] if context.local else []
     if not context.destructive or not nodes:
-        return unknown(f"on a local fleet, --destructive tries it: {number.name} to a {role} node under load")
+        return unknown(f"needs --destructive and a local fleet: sends {number.name} to a {role} node under load")
     pid = nodes[0].pid
     if pid is None:
-        return failed(f"{nodes[0].id} does not run")
+        return failed(f"{nodes[0].id} is not running")
     driver = asyncio.run(_load_and(context, lambda: os.killpg(pid, number)))
     bad = [stream for stream in driver.streams if not stream.ok]
     began_s = time.monotonic()
@@ -44,7 +44,9 @@ def _harm(context: Context, role: str, number: signal.Signals) -> Result:
     said = f"{number.name} to {nodes[0].id}: {len(bad)} of {len(driver.streams)} requests failed"
     if bad:
         return failed(f"{said}, the first with {bad[0].status} {bad[0].error}")
-    return when(is_back, f"{said}; back {time.monotonic() - began_s:.1f} s after", f"{said}, but it is not back")
+    return when(
+        is_back, f"{said}; back after {time.monotonic() - began_s:.1f} s", f"{said}; the node did not come back"
+    )
 
 
 async def _load_and(context: Context, harm: Callable[[], None]) -> Driver:
@@ -59,7 +61,7 @@ async def _load_and(context: Context, harm: Callable[[], None]) -> Driver:
 
 
 def _until_back(role: str, without: int, number: int) -> bool:
-    """Whether as many nodes are ready as before, none of them the process that was harmed."""
+    """Wait until `number` nodes are ready, not counting the harmed process; return whether they are."""
     deadline_s = time.monotonic() + _BACK_S
     while time.monotonic() < deadline_s:
         now = [p for p in state.running(Home.from_env()).processes if p.role == role and p.state == "ready"]

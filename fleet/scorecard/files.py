@@ -1,4 +1,4 @@
-"""Items of the scorecard about what operators look at: metrics, alerts, dashboards, headroom, load tests."""
+"""Items of the scorecard about operations: metrics, alerts, dashboards, headroom, load tests."""
 
 import json
 import re
@@ -22,7 +22,7 @@ _ALERT, _RUNBOOK = re.compile(r"^\s*- alert: (\S+)", re.MULTILINE), re.compile(r
 
 
 def metrics_are_there(context: Context) -> Result:
-    """The router's, and each node's of a local fleet."""
+    """Check the metrics of the router, and of each node of a local fleet."""
     page = context.client.ask("GET", "/metrics")
     lacking = [name for name in _OF_ROUTERS if page.status != 200 or f"{name}".encode() not in page.body]
     num_nodes = 0
@@ -35,7 +35,7 @@ def metrics_are_there(context: Context) -> Result:
 
 
 def alerts_lead_somewhere(context: Context) -> Result:
-    """Rules that read, each with a runbook that is there."""
+    """Check that alert rules exist, and that each names an existing runbook."""
     del context
     text = (DEPLOY / "prometheus" / "rules" / "alerts.yaml").read_text()
     alerts, books = _ALERT.findall(text), _RUNBOOK.findall(text)
@@ -46,7 +46,7 @@ def alerts_lead_somewhere(context: Context) -> Result:
 
 
 def dashboards_are_there(context: Context) -> Result:
-    """Grafana's, as JSON with panels."""
+    """Check that Grafana's dashboards exist, as JSON with panels."""
     del context
     counts = {
         path.stem: len(json.loads(path.read_text())["panels"])
@@ -57,14 +57,14 @@ def dashboards_are_there(context: Context) -> Result:
 
 
 def there_is_room(context: Context) -> Result:
-    """KV pools below 85 %, and a tenth of the memory free, at present."""
+    """Check that KV pools are below 85 %, and a tenth of the memory is free, at this moment."""
     usages = [
         float(value)
         for text in _node_pages(context)
         for value in re.findall(r"^baton_kv_usage_ratio\{[^}]*\} (\S+)$", text, re.MULTILINE)
     ]
     if not usages:
-        return unknown("look at baton_kv_usage_ratio and at the memory of each host")
+        return unknown("check baton_kv_usage_ratio, and the memory of each host")
     memory = psutil.virtual_memory()
     free = memory.available / memory.total
     said = f"KV pools {max(usages):.0%} full at most, {free:.0%} of memory free"
@@ -72,10 +72,10 @@ def there_is_room(context: Context) -> Result:
 
 
 def load_was_tested(context: Context) -> Result:
-    """All five phases passed, not long ago."""
+    """Check that a recent load test passed all five phases."""
     path = context.loadtest_report
     if path is None:
-        return unknown("run `baton loadtest --json FILE`, then give --loadtest-report FILE")
+        return unknown("run `baton loadtest --json FILE`, then pass --loadtest-report FILE")
     phases = {
         phase["name"]: all(check["passed"] for check in phase["checks"])
         for phase in json.loads(path.read_text())["phases"]

@@ -1,4 +1,4 @@
-"""What an item of the scorecard is: a name, whether a fleet can go without it, and how to check it."""
+"""An item of the scorecard: its name, whether it is critical, and how to check it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SMALLEST_VOCABULARY = 256  # tokens that every model has
 
 @dataclass(frozen=True)
 class Result:
-    """`unknown` could not be checked; the text says what is missing."""
+    """The result of a check; `unknown` if it could not be made, and the text then says how to make it."""
 
     verdict: Literal["pass", "fail", "unknown"]
     text: str
@@ -21,7 +21,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Context:
-    """The fleet under examination. `local` and `logs` are there for a fleet of this machine."""
+    """The fleet being checked. `local` and `logs` are set only for a fleet on this machine."""
 
     client: Client
     model: str
@@ -34,7 +34,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Item:
-    """One of the twenty."""
+    """One of the twenty items."""
 
     name: str
     critical: bool
@@ -42,20 +42,20 @@ class Item:
 
 
 def passed(text: str) -> Result:
-    """It holds."""
+    """Return the result of an item that holds."""
     return Result("pass", text)
 
 
 def failed(text: str) -> Result:
-    """It does not."""
+    """Return the result of an item that does not hold."""
     return Result("fail", text)
 
 
 def unknown(text: str) -> Result:
-    """Nobody has looked."""
+    """Return the result of an item that could not be checked."""
     return Result("unknown", text)
 
 
 def when(holds: bool, good: str, bad: str) -> Result:
-    """One or the other."""
+    """Return `passed(good)` if it holds, else `failed(bad)`."""
     return passed(good) if holds else failed(bad)

@@ -1,4 +1,4 @@
-"""Items of the scorecard about answers: right, in time, and within what was promised."""
+"""Items of the scorecard about answers: correct, timely, and within their limits."""
 
 import asyncio
 import itertools
@@ -15,10 +15,10 @@ from bench._load.figures import percentile
 from fleet.scorecard.client import Reply
 from fleet.scorecard.item import SMALLEST_VOCABULARY, Context, Item, Result, failed, unknown, when
 
-_SHORT = 16  # tokens that tell a length limit
-_MAX_PROMPT = 4096  # that is sent to look at caching and chunks
+_SHORT = 16  # tokens of output when testing the length limit
+_MAX_PROMPT = 4096  # tokens, when testing caching and chunked prefill
 _MAX_STALL_S = 0.5  # of a stream, while long prompts are computed
-_FALLS_TO = 0.7  # TTFT, when most of a prompt is known
+_FALLS_TO = 0.7  # of the TTFT, when most of a prompt is cached
 _TIMEOUT_S = 120.0
 _SCHEMA = {
     "type": "object",
@@ -29,17 +29,17 @@ _SCHEMA = {
 
 
 def probes_answer(context: Context) -> Result:
-    """GET /health and /ready, without a key."""
+    """Check that GET /health and /ready answer without a key."""
     codes = {path: context.client.ask("GET", path, key="").status for path in ("/health", "/ready")}
     said = ", ".join(f"{path} {code}" for path, code in codes.items())
     return when(set(codes.values()) == {200}, said, said)
 
 
 def length_is_honoured(context: Context) -> Result:
-    """A request of exactly the greatest length works; one token more is 400."""
+    """Check that a request of exactly the maximum length works, and one token more is a 400."""
     limit = _max_model_len(context)
     if not limit:
-        return unknown("the fleet does not tell its greatest length: set --max-model-len")
+        return unknown("the fleet does not report its maximum length: set --max-model-len")
     prompt = _tokens(limit - _SHORT)
     exact = context.client.complete(context.model, prompt, _SHORT, ignore_eos=True)
     if exact.status != 200:
@@ -47,12 +47,12 @@ def length_is_honoured(context: Context) -> Result:
     over = context.client.complete(context.model, [*prompt, 100], _SHORT, ignore_eos=True)
     good = over.status == 400 and over.error_code == "context_length_exceeded"
     return when(
-        good, f"{limit} tokens work, {limit + 1} are 400", f"{limit + 1} tokens answer {over.status} {over.error_code}"
+        good, f"{limit} tokens work, {limit + 1} give 400", f"{limit + 1} tokens answer {over.status} {over.error_code}"
     )
 
 
 def prefixes_are_cached(context: Context) -> Result:
-    """TTFT falls when most of the prompt was seen before, and `cached_tokens` says so."""
+    """Check that TTFT falls when most of the prompt is cached, and that `cached_tokens` reports this."""
     number = _long(context)
     first, again, hits = [], [], 0
     for _ in range(3):
@@ -63,19 +63,19 @@ def prefixes_are_cached(context: Context) -> Result:
         usage: dict[str, Any] = next((event["usage"] for event in second.events if event.get("usage")), {})
         hits = max(hits, int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0))
     before, after = statistics.median(first), statistics.median(again)
-    said = f"TTFT of {number} tokens {before * 1000:.0f} ms, with them cached {after * 1000:.0f} ms, {hits} tokens hit"
+    said = f"TTFT of {number} tokens {before * 1000:.0f} ms, cached {after * 1000:.0f} ms, {hits} tokens from the cache"
     return when(hits > 0 and after <= _FALLS_TO * before, said, said)
 
 
 def long_prompts_stall_nobody(context: Context) -> Result:
-    """The longest gap of a stream while long prompts are computed beside it."""
+    """Check the longest gap of a stream while long prompts are computed."""
     gap_s, number = asyncio.run(_gap_beside_prompts(context, _long(context))), _long(context)
     said = f"longest gap of a stream beside prompts of {number} tokens: {gap_s * 1000:.0f} ms"
     return when(gap_s <= _MAX_STALL_S, said, said + ": is --max-num-batched-tokens too large?")
 
 
 def structure_is_kept(context: Context) -> Result:
-    """A streamed answer under a JSON schema parses and fits it."""
+    """Check that a streamed answer under a JSON schema conforms to it."""
     body = {
         "model": context.model,
         "messages": [{"role": "user", "content": "Is it fine?"}],
@@ -90,15 +90,15 @@ def structure_is_kept(context: Context) -> Result:
     try:
         found = json.loads(text)
     except ValueError:
-        return failed(f"the answer is no JSON: {text[:60]!r}")
+        return failed(f"the answer is not JSON: {text[:60]!r}")
     fits = set(found) == {"ok", "size"} and isinstance(found["ok"], bool) and found["size"] in ("small", "large")
-    return when(fits, "a streamed answer fits its schema", f"the answer does not fit its schema: {text[:60]!r}")
+    return when(fits, "a streamed answer conforms to its schema", f"the answer violates its schema: {text[:60]!r}")
 
 
 def template_is_the_reference(context: Context) -> Result:
-    """A conversation's token ids are those of transformers, with the checkpoint's own template."""
+    """Check that the token ids of a conversation equal those of transformers, with the checkpoint's template."""
     if context.local is None or not find_spec("transformers"):
-        return unknown("compare /tokenize with transformers' apply_chat_template, where the checkpoint is")
+        return unknown("compare /tokenize with transformers' apply_chat_template on a host that has the checkpoint")
     from transformers import AutoTokenizer
 
     messages = [{"role": "user", "content": "What is a baton?"}]
@@ -110,14 +110,14 @@ def template_is_the_reference(context: Context) -> Result:
 
 
 def ids_come_back(context: Context) -> Result:
-    """X-Request-ID is returned as it was sent; without one, each answer has its own."""
+    """Check that X-Request-ID is returned as sent, and generated if none was sent."""
     sent = f"scorecard-{secrets.token_hex(8)}"
     path, body = "/v1/completions", {"model": context.model, "prompt": "a", "max_tokens": 1}
     back = context.client.ask("POST", path, body, headers={"X-Request-ID": sent}).headers.get("x-request-id", "")
     minted = {context.client.ask("POST", path, body).headers.get("x-request-id", "") for _ in range(2)}
     good = back == sent and len(minted - {""}) == 2
     return when(
-        good, "X-Request-ID comes back, and is minted where there is none", f"sent {sent}, got {back or 'nothing'}"
+        good, "X-Request-ID is returned as sent, and generated if absent", f"sent {sent}, got {back or 'nothing'}"
     )
 
 
@@ -140,7 +140,7 @@ def _ttft(context: Context, prompt: list[int]) -> Reply:
 
 
 async def _gap_beside_prompts(context: Context, num_prompt: int) -> float:
-    """Of two streams at a time, with two long prompts at a time beside them."""
+    """Return the longest gap of two concurrent streams, while two long prompts at a time are computed."""
     target = context.client.target
     short = workload.Shape.fixed(context.model, 16, 96, SMALLEST_VOCABULARY)
     long = workload.Shape.fixed(context.model, num_prompt, 1, SMALLEST_VOCABULARY)

@@ -1,4 +1,4 @@
-"""Items of the scorecard about who may do what, and who learns what."""
+"""Items of the scorecard about authentication and confidentiality."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ _KEY_BYTES = 8
 
 
 def routes_want_a_key(context: Context) -> Result:
-    """Without a key, and with a wrong one, every route but the probes answers 401."""
+    """Check that every route except the probes answers 401 without a key, and with a wrong one."""
     for key in ("", "wrong-" + secrets.token_hex(_KEY_BYTES)):
         for method, path in ROUTES:
             status = context.client.ask(method, path, {} if method == "POST" else None, key=key).status
@@ -42,30 +42,30 @@ def routes_want_a_key(context: Context) -> Result:
 
 
 def keys_are_hidden(context: Context) -> Result:
-    """No secret in the arguments of a process; key files are for their owner; one look at the machine."""
+    """Check that no process has a secret in its arguments, and that only their owner can read key files."""
     if context.local is None:
-        return unknown("look at the arguments of processes and at the mode of key files on each host")
+        return unknown("check the arguments of processes and the mode of key files on each host")
     key = context.client.target.api_key
     token = os.environ.get("BATON_SERVICE_TOKEN", "")
     for process in context.local.processes:
         argv = " ".join(psutil.Process(process.pid).cmdline()) if process.pid else ""
         if any(secret and secret in argv for secret in (key, token)) or "--service-token" in argv:
-            return failed(f"the arguments of {process.id} hold a secret")
+            return failed(f"the arguments of {process.id} contain a secret")
     if context.local.api_key_file:
         path = Path(context.local.api_key_file)
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             return failed(f"{path} can be read by others (mode {mode:o}): chmod 600")
-    return passed("no secret in arguments; the key file, if any, is for its owner alone")
+    return passed("no secret in arguments; only its owner can read the key file, if there is one")
 
 
 def services_are_closed(context: Context) -> Result:
-    """A node refuses a call without the service token."""
+    """Check that nodes refuse calls without the service token."""
     nodes = (
         [p for p in context.local.processes if p.role in ("prefill", "decode") and p.address] if context.local else []
     )
     if not nodes:
-        return unknown("call a node without the token: it has to answer UNAUTHENTICATED")
+        return unknown("call a node without the token: it must answer UNAUTHENTICATED")
     for node in nodes:
         code = asyncio.run(_attach(str(node.address)))
         if code is not grpc.StatusCode.UNAUTHENTICATED:
@@ -74,37 +74,37 @@ def services_are_closed(context: Context) -> Result:
 
 
 def traffic_is_encrypted(context: Context) -> Result:
-    """TLS at the proxy, or nothing but loopback."""
+    """Check that the endpoint uses TLS, or is on loopback."""
     target = context.client.target
     if target.tls:
-        return passed("https, with a certificate that is trusted")
+        return passed("HTTPS, with a trusted certificate")
     return when(
         target.host.startswith(_LOOPBACK),
         "plain HTTP, but on loopback only",
-        f"{target.url} is plain HTTP beyond loopback: put TLS in front",
+        f"{target.url} is plain HTTP and not on loopback: put a TLS proxy in front",
     )
 
 
 def prompts_are_not_logged(context: Context) -> Result:
-    """A word that nobody else says is asked, and looked for in all logs and metrics."""
+    """Send a prompt with a unique word, and check that no log and no metric contains it."""
     word = f"canary{secrets.token_hex(_KEY_BYTES)}"
     reply = context.client.complete(context.model, f"Say {word}", 4)
     if reply.status != 200:
-        return failed(f"the request that carries the word answers {reply.status}")
+        return failed(f"the request with the test word answers {reply.status}")
     if context.logs is None:
-        return unknown(f"look for {word} in the logs of all services: it must not be there")
+        return unknown(f"search the logs of all services for {word}: it must not appear")
     for path in sorted(context.logs.glob("*.log")):
         if word in path.read_text(errors="replace"):
-            return failed(f"{path.name} holds a prompt: --log-prompts is on")
+            return failed(f"{path.name} contains a prompt: --log-prompts is on")
     return when(
         word.encode() not in context.client.ask("GET", "/metrics").body,
-        "a prompt is in no log and no metric",
-        "a prompt is in the metrics",
+        "a prompt appears in no log and no metric",
+        "a prompt appears in the metrics",
     )
 
 
 def rates_are_limited(context: Context) -> Result:
-    """Answers tell the limits of the key."""
+    """Check that answers report the limits of the key."""
     headers = context.client.complete(context.model, "a", 1).headers
     limits = {name: headers[name] for name in headers if name.startswith("x-ratelimit-limit-")}
     said = ", ".join(f"{name.removeprefix('x-ratelimit-limit-')} {value}/min" for name, value in limits.items())
@@ -112,7 +112,7 @@ def rates_are_limited(context: Context) -> Result:
 
 
 async def _attach(address: str) -> grpc.StatusCode | None:
-    """The code with which a stream ends that was opened without the token."""
+    """Open a stream without the token; return the status code with which it ends."""
     async with grpc.aio.insecure_channel(address) as channel:
         call = node_pb2_grpc.NodeStub(channel).Attach(timeout=_RPC_TIMEOUT_S)
         try:

@@ -1,1 +1,1 @@
-"""A fleet on this machine: its services as processes that are started, kept running, scaled and stopped."""
+"""`baton up`: a fleet on this machine, whose service processes are started, kept running, scaled and stopped."""

@@ -1,6 +1,6 @@
-"""`baton up`: starts a fleet, shows how far it is, keeps it running, and stops it on Ctrl-C or SIGTERM.
+"""`baton up`: starts a fleet, shows its progress, keeps it running, and stops it on Ctrl-C or SIGTERM.
 
-The first signal drains, a second one kills. With --detach the supervisor lives on in a session of its own, and this
+The first signal drains, a second one kills. With --detach the supervisor runs on in a session of its own, and this
 command returns when the fleet is ready.
 """
 
@@ -34,19 +34,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All of FleetConfig."""
+    """Add the flags of FleetConfig."""
     add_flags(parser, FleetConfig)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns when the fleet has stopped, or, detached, when it is ready."""
+    """Run the fleet; return its exit code when it has stopped, or, with --detach, when it is ready."""
     config = _checked(from_args(FleetConfig, args))
     for said in misspelt(os.environ):
         print(f"baton: warning: {said}", file=sys.stderr)
     home = Home.from_env()
     os.umask(0o077)
     home.create()
-    if home.is_locked():  # its port is taken, too, but that is not what to say
+    if home.is_locked():  # report this rather than that the port is taken
         raise ConfigError(_runs_already(home))
     served = model_source.resolve(config.model, config.served_model_name)
     with contextlib.ExitStack() as held:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _admin_sockets(config: FleetConfig) -> Iterator[socket.socket]:
-    """Ports of the routers' own, which stay theirs when they start again."""
+    """Reserve the routers' admin ports, so that restarted routers keep them."""
     for index in range(config.routers):
         wanted = config.admin_port + index if config.admin_port else 0
         yield port.reserve("127.0.0.1", wanted, "--admin-port")
@@ -78,7 +78,7 @@ def supervise(
     reporter: Reporter,
     on_start: detach.OnStart,
 ) -> int:
-    """Hold the home's lock and run the fleet in it; the exit code. `on_start` gets that of the start."""
+    """Run the fleet under the home's lock; return the exit code. `on_start` gets the exit code of the start."""
     lock = home.lock()
     if lock is None:
         raise ConfigError(_runs_already(home))
@@ -96,7 +96,7 @@ def supervise(
 
 
 class _Supervision:
-    """One fleet from start to stop, under the signals of its owner."""
+    """Runs one fleet from start to stop, and handles signals and control messages."""
 
     def __init__(
         self, services: Services, home: Home, run_dir: Path, reporter: Reporter, on_start: detach.OnStart
@@ -132,7 +132,7 @@ class _Supervision:
         self._reporter.note(welcome(self._services))
         self._on_start(0)
         await asked
-        self._reporter.note("Stopping: what runs may finish. Ctrl-C once more kills.")
+        self._reporter.note("Stopping; running requests may finish. Press Ctrl-C again to kill.")
         return 130 if self._killed else 0
 
     def _signalled(self) -> None:
@@ -148,16 +148,16 @@ class _Supervision:
                 return {"pid": os.getpid()}
             case "scale":
                 if self._fleet.phase != "ready":
-                    raise ConfigError(f"the fleet is {self._fleet.phase}: try again when it is ready")
+                    raise ConfigError(f"the fleet is {self._fleet.phase}: retry when it is ready")
                 return {"done": await self._fleet.scale(_counts(message.get("pools")))}
         raise ConfigError("no such command")
 
 
 def _checked(config: FleetConfig) -> FleetConfig:
-    """The same where it makes sense."""
+    """Return the configuration after checking it. Raises ConfigError for invalid values."""
     for name in ("prefill", "decode", "routers"):
         if not 1 <= getattr(config, name) <= 64 and not (name == "prefill" and config.colocated):
-            raise ConfigError(f"--{name}: a local fleet has between 1 and 64 of them")
+            raise ConfigError(f"--{name}: expected a number from 1 to 64")
     if config.api_key_file and not os.access(config.api_key_file, os.R_OK):
         raise ConfigError(f"--api-key-file: cannot read {config.api_key_file}")
     return config
@@ -177,16 +177,16 @@ def _services(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], 
 def _runs_already(home: Home) -> str:
     known = state.read(home)
     where = f" at {known.endpoint} (process {known.pid})" if known else ""
-    return f"a fleet runs already{where}: stop it with `baton down`, or set BATON_HOME for another one beside it"
+    return f"a fleet is already running{where}: stop it with `baton down`, or set BATON_HOME to run another one"
 
 
 def _clear_away(left: state.FleetState | None) -> None:
-    """Remove the sockets of a supervisor that was killed."""
+    """Remove the sockets that a killed supervisor left behind."""
     if left is not None:
         remove_run_dir(Path(left.run_dir))
 
 
 def _counts(pools: Any) -> dict[str, int]:
     if not isinstance(pools, dict) or not all(isinstance(n, int) for n in pools.values()):
-        raise ConfigError("pools: a number of nodes for each pool")
+        raise ConfigError("pools: expected a number of nodes for each pool")
     return pools

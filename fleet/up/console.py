@@ -1,6 +1,6 @@
-"""How `baton up` tells what it does: a live line per service in a terminal, plain lines elsewhere.
+"""The output of `baton up`: a live line per service in a terminal, plain lines elsewhere.
 
-What it leaves to others: what to tell. A detached supervisor tells it through a pipe to the `baton up` that started it.
+A detached supervisor sends its output through a pipe to the `baton up` that started it.
 """
 
 import json
@@ -12,20 +12,20 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 
 class Reporter(Protocol):
-    """Is told what happens while a fleet starts and runs."""
+    """Reports events while a fleet starts and runs."""
 
     def update(self, name: str, text: str, fraction: float | None = None, done: bool = False) -> None:
-        """`name` is now at `text`; `fraction` of it where that is known."""
+        """Show that service `name` is now in state `text`, with the completed `fraction` if known."""
 
     def note(self, text: str) -> None:
-        """Something a person should know."""
+        """Print a message."""
 
     def close(self) -> None:
-        """Nothing will change any more, except by `note`."""
+        """End the display; only `note` is called afterwards."""
 
 
 class Plain:
-    """One line per change of text."""
+    """Prints one line per change of text."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out, self._began = out, time.monotonic()
@@ -41,7 +41,7 @@ class Plain:
         """See Reporter."""
         try:
             print(text, file=self._out, flush=True)
-        except OSError:  # nobody reads any more; the fleet goes on
+        except OSError:  # the reader is gone; the fleet keeps running
             self._out = open("/dev/null", "w")  # noqa: SIM115 - lives as long as the process
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class Plain:
 
 
 class Live:
-    """One line per service that changes in place."""
+    """Updates one line per service in place."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -88,7 +88,7 @@ class Live:
 
 
 class Piped:
-    """Passes everything on as JSON lines; `replay` is the other end."""
+    """Sends all events as JSON lines; `replay` reads them at the other end."""
 
     def __init__(self, out: IO[str], then: Reporter) -> None:
         self._out: IO[str] | None = out
@@ -103,7 +103,7 @@ class Piped:
         self._send({"note": text})
 
     def finish(self, code: int) -> None:
-        """Tell the reader the exit code of the start; what comes later goes to `then`."""
+        """Send the exit code of the start; later events go to `then`."""
         self._send({"exit": code})
         if self._out is not None:
             self._out.close()
@@ -119,12 +119,12 @@ class Piped:
             return
         try:
             print(json.dumps(event), file=self._out, flush=True)
-        except OSError:  # the reader has gone
+        except OSError:  # the reader is gone
             self._out = None
 
 
 def replay(source: IO[str], reporter: Reporter) -> int | None:
-    """Tell `reporter` what a `Piped` sends; the exit code it ends with, None where it just ends."""
+    """Pass a `Piped`'s events to `reporter`; return its exit code, or None if the pipe ends without one."""
     for line in source:
         event = json.loads(line)
         if "exit" in event:
@@ -137,6 +137,6 @@ def replay(source: IO[str], reporter: Reporter) -> int | None:
 
 
 def for_terminal(out: IO[str]) -> Reporter:
-    """A live display where `out` is a terminal, plain lines elsewhere."""
+    """Return a live display if `out` is a terminal, else plain lines."""
     terminal = Terminal(file=out)
     return Live(terminal) if terminal.is_terminal else Plain(out)

@@ -1,8 +1,8 @@
-"""Which cores a node of a local fleet computes on, and what yields to what there.
+"""Assigns cores to the nodes of a local fleet, and says which processes yield to others.
 
-Where cores are few, prefill and decode nodes get a half each: a long prompt then takes no time from the decode batch,
-which is the point of having two pools. Routers run on any core. Prefill yields to them, since they would otherwise take
-their time from the decode batch, where every stream waits for it. Many cores are left to the operating system.
+Where cores are few, each pool gets half of them. A long prompt then takes no CPU time from the decode batch,
+which is the purpose of two pools. Routers run on any core. Prefill nodes yield to them: otherwise routers would take
+their CPU time from the decode batch, where every stream waits. Many cores are left to the operating system.
 """
 
 import os
@@ -14,7 +14,7 @@ _PREFILL_NICENESS = 10
 
 @dataclass(frozen=True)
 class Share:
-    """Cores to run on (empty: any), compute threads to use, and the niceness to run with, see nice(1)."""
+    """The cores to run on (empty: any), the number of compute threads, and the niceness (see nice(1))."""
 
     cores: frozenset[int]
     num_threads: int
@@ -22,14 +22,14 @@ class Share:
 
 
 def available() -> list[int]:
-    """The cores this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def share(cores: list[int], role: str, num_nodes: int, *, colocated: bool, index: int = 0) -> Share:
-    """What the `index`-th of `num_nodes` nodes of a pool gets: cores of its own where they go round."""
+    """Return the share of a pool's `index`-th of `num_nodes` nodes: separate cores if there are enough."""
     pool = _pool(cores, role, colocated)
     each = max(1, len(pool) // max(1, num_nodes))
     if num_nodes > 1:

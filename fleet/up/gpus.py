@@ -1,7 +1,7 @@
-"""Which GPU a node of a local fleet computes on, and how much of its memory is KV pool where nodes share one.
+"""Assigns GPUs to the nodes of a local fleet, and divides the memory for KV pools where nodes share a GPU.
 
-A node by itself takes what is free; two that start at once on one GPU would both see all of it as free. What GPUs there
-are is asked of the driver, for the supervisor loads no torch.
+A node takes the free memory of its GPU, but two that start at once would both see all of it as free. The GPUs are read
+from the driver, because the supervisor does not load torch.
 """
 
 import functools
@@ -20,7 +20,7 @@ _ACTIVATIONS_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """As the driver numbers it."""
+    """A GPU, with the driver's index."""
 
     index: str
     free_bytes: int
@@ -28,7 +28,7 @@ class Gpu:
 
 @functools.cache
 def available() -> tuple[Gpu, ...]:
-    """The GPUs that nodes will find; none where torch is built for CPUs alone."""
+    """Return the GPUs that nodes will see; none if torch is built for CPUs only."""
     program = shutil.which("nvidia-smi")
     if program is None or not _torch_has_cuda():
         return ()
@@ -40,7 +40,7 @@ def available() -> tuple[Gpu, ...]:
 
 
 def visible(listing: str, allowed: str | None) -> tuple[Gpu, ...]:
-    """The GPUs in nvidia-smi's listing that CUDA_VISIBLE_DEVICES allows."""
+    """Return the GPUs in nvidia-smi's listing that CUDA_VISIBLE_DEVICES allows."""
     rows = (line.split(", ") for line in listing.strip().splitlines())
     gpus = {row[0]: Gpu(row[0], int(row[1]) * 2**20) for row in rows if len(row) == 2 and row[1].isdecimal()}
     if allowed is None:
@@ -49,12 +49,12 @@ def visible(listing: str, allowed: str | None) -> tuple[Gpu, ...]:
 
 
 def of_node(gpus: tuple[Gpu, ...], number: int) -> Gpu:
-    """The GPU of the fleet's node of that number: one after the other."""
+    """Return the GPU of the fleet's node of that number; GPUs are assigned round robin."""
     return gpus[number % len(gpus)]
 
 
 def kv_memory(gpu: Gpu, num_sharing: int, model: Path) -> str:
-    """`--kv-memory` of each of several nodes on one GPU; auto for one alone."""
+    """Return `--kv-memory` for each of several nodes on one GPU, or "auto" for a single one."""
     if num_sharing < 2:
         return "auto"
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))

@@ -1,6 +1,6 @@
 """Starts a program that dies with its parent: `python -m fleet.up.leash PARENT_PID PROGRAM ARGS…` becomes PROGRAM.
 
-For programs that are not ours; our services do it themselves (baton.process.lifecycle).
+For third-party programs; our own services do this themselves (baton.process.lifecycle).
 """
 
 import ctypes
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parent, *program = argv
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(parent):  # it died before the call above
+        if os.getppid() != int(parent):  # the parent died before the call above
             sys.exit(1)
     os.execv(program[0], program)  # noqa: S606
 

@@ -1,4 +1,4 @@
-"""A service that is kept running: started again when it dies, later each time it dies young."""
+"""Keeps one service running: restarts it when it dies, with a growing delay if it dies soon after its start."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,19 @@ from fleet.up.process import Command, Process
 Probe = Callable[[Process], Awaitable[dict[str, Any]]]
 
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.2, 5.0
-INSIST_S = 0.5  # what a service needs to end without a drain
-_LONG_LIFE_S = 5.0  # who lived that long starts again at once
-_START_TIMEOUT_S = 1800.0  # large weights from a slow disk; a service that hangs for longer is broken
+INSIST_S = 0.5  # time that a service needs to end without draining
+_LONG_LIFE_S = 5.0  # a service that ran this long is restarted at once
+_START_TIMEOUT_S = 1800.0  # enough for large weights from a slow disk
 
 
 class StartError(ConfigError):
-    """A service did not come up; the message names it and says why."""
+    """A service failed to start; the message names it and says why."""
 
 
 class Member:
     """Keeps one service running from `start` to `stop`.
 
-    `probe` returns what is known of a service once it serves. `on_change` is told of every change of `state`.
+    `probe` waits until a service serves, and returns its facts. `on_change` is called at every change of `state`.
     """
 
     def __init__(self, command: Command, probe: Probe, log: Path, on_change: Callable[["Member"], None]) -> None:
@@ -42,22 +42,22 @@ class Member:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when the service serves; StartError if its first incarnation ends before that."""
+        """Start the service and wait until it serves. Raises StartError if its first incarnation ends before that."""
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep_running(first))
         await asyncio.wait([first, self._task], return_when=asyncio.FIRST_COMPLETED)
         if not first.done():
             first.cancel()
             self._task.result()
-            raise StartError(f"{self.command.id}: stopped while it started")
+            raise StartError(f"{self.command.id}: stopped while starting")
         first.result()
 
     def expect_end(self) -> None:
-        """Whenever the service ends from now on, it is not started again."""
+        """From now on, do not restart the service when it ends."""
         self._stop.set()
 
     async def stop(self, drain_s: float) -> None:
-        """Have the service finish what it does; after `drain_s` end at once, and what does not heed that is killed."""
+        """Drain the service for up to `drain_s`, then tell it to end at once, and finally kill it."""
         self._stop.set()
         if self._task is None or self._task.done():
             return
@@ -69,7 +69,7 @@ class Member:
                 return
 
     def signal(self, number: int) -> None:
-        """Signal the service, if there is one."""
+        """Signal the service, if it is running."""
         if self._process is not None:
             self._process.signal(number)
 
@@ -83,7 +83,7 @@ class Member:
             if not first.done():
                 self._set("failed")
                 first.set_exception(StartError(f"{self.command.id}: {self.last_failure}"))
-                first.exception()  # known from now on, also where `start` was cancelled
+                first.exception()  # mark it as retrieved, in case `start` was cancelled
                 return
             self.command = _without_faults(self.command)
             if served and time.monotonic() - began > _LONG_LIFE_S:
@@ -96,14 +96,14 @@ class Member:
             backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
 
     async def _run_once(self, first: "asyncio.Future[None]") -> bool:
-        """One incarnation from start to end; whether it ever served."""
+        """Run one incarnation from start to end; return whether it ever served."""
         try:
             process = await Process.spawn(self.command, self._log, self._on_progress)
         except OSError as error:
             self.last_failure = f"cannot start {self.command.argv[0]}: {os.strerror(error.errno or 0)}"
             return False
         self._process, self.progress, self.state.pid = process, None, process.pid
-        if self._stop.is_set():  # stop() came while there was nobody to signal
+        if self._stop.is_set():  # stop() was called before there was a process to signal
             process.signal(signal.SIGTERM)
         else:
             self._set("starting")
@@ -113,7 +113,7 @@ class Member:
             if not first.done():
                 first.set_result(None)
         self.last_failure = process.failure(await process.wait())
-        process.signal(signal.SIGKILL)  # what it may have left behind in its process group
+        process.signal(signal.SIGKILL)  # anything it left behind in its process group
         self._process, self.state.pid = None, None
         return served
 
@@ -145,6 +145,6 @@ class Member:
 
 
 def _without_faults(command: Command) -> Command:
-    """A fault that a test planted hits the first incarnation only, or nothing would ever come back."""
+    """Drop BATON_FAULTS: an injected fault must hit the first incarnation only, or the service would never recover."""
     env = {name: value for name, value in command.env.items() if not name.startswith("BATON_FAULT")}
     return dataclasses.replace(command, env=env)

@@ -1,7 +1,7 @@
-"""The fleet's HTTP port, held from before the first service starts until the last has ended.
+"""Reserves the fleet's HTTP port from before the first service starts until the last one has ended.
 
-Routers share it (SO_REUSEPORT); the supervisor binds it too and never listens, so that nobody else, and no node that
-asks for any free port, gets it meanwhile.
+Routers share the port (SO_REUSEPORT). The supervisor binds it too but never listens, so that no other program, and no
+node that asks for a free port, can take it.
 """
 
 import errno
@@ -11,12 +11,12 @@ from baton.errors import ConfigError
 
 
 def reserve(host: str, port: int, flag: str = "--port") -> socket.socket:
-    """A socket that holds `port`, or any free one for 0; ConfigError where somebody else has it."""
+    """Return a socket that reserves `port`, or any free one for 0. Raises ConfigError if the port is taken."""
     try:
         if not 0 <= port < 2**16:
-            raise OverflowError("ports are numbers up to 65535")  # getaddrinfo takes the remainder
+            raise OverflowError("ports are numbers up to 65535")  # getaddrinfo would use the port modulo 65536
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        _bind(family, address, shared=False).close()  # else another fleet's routers would share with ours
+        _bind(family, address, shared=False).close()  # otherwise we might share the port with another fleet's routers
         return _bind(family, address, shared=True)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", "") or error
@@ -25,13 +25,13 @@ def reserve(host: str, port: int, flag: str = "--port") -> socket.socket:
 
 def _advice(error: Exception, flag: str) -> str:
     if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
-        return "give --host an address of this machine"
+        return "set --host to an address of this machine"
     in_use = getattr(error, "errno", 0) == errno.EADDRINUSE
-    return f"{'stop what listens there, or ' if in_use else ''}choose another one with {flag}"
+    return f"{'stop the process that listens there, or ' if in_use else ''}choose another port with {flag}"
 
 
 def number(reserved: socket.socket) -> int:
-    """Which port it is."""
+    """Return the reserved port's number."""
     return int(reserved.getsockname()[1])
 
 

@@ -1,7 +1,7 @@
-"""One service as a child process: its own process group, a log file, and the lines by which it says how far it is.
+"""Runs one service as a child process, with its own process group and log file, and reads its progress reports.
 
-A service says `progress 0.42` and, when it serves, `ready {json}` on its standard output; all else it says goes to
-its log. What it leaves to others: whether to start it again.
+A service prints `progress 0.42` and, when it serves, `ready {json}` on its standard output. All other output goes to
+its log. Restarting it is up to `member`.
 """
 
 import asyncio
@@ -18,12 +18,14 @@ from typing import Any
 
 _MAX_LINE_BYTES = 2**20
 _LOG_TAIL_BYTES = 16 * 1024
-_PROGRAM = re.compile(r"^(?:baton(?: [a-z]+)?|router|\w+_node): (?:error: )?")  # how a service begins its last words
+_PROGRAM = re.compile(
+    r"^(?:baton(?: [a-z]+)?|router|\w+_node): (?:error: )?"
+)  # prefix of a service's final error message
 
 
 @dataclass(frozen=True)
 class Command:
-    """How to start a service."""
+    """The command line, environment and cores of a service."""
 
     id: str
     role: str
@@ -35,7 +37,7 @@ class Command:
 
 
 class Process:
-    """A started service. `ready` gets what it said when it was."""
+    """A started service. The future `ready` gets what it reported when it was ready."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path, log_start: int) -> None:
         self._process, self._log, self._log_start = process, log, log_start
@@ -44,9 +46,9 @@ class Process:
 
     @classmethod
     async def spawn(cls, command: Command, log: Path, on_progress: Callable[[float], None]) -> "Process":
-        """Start it; OSError where there is no such program."""
+        """Start the service. Raises OSError if there is no such program."""
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        log_start = os.fstat(descriptor).st_size  # before it starts: its last words may be there at once
+        log_start = os.fstat(descriptor).st_size  # before it starts, because it may fail and log at once
         try:
             process = await asyncio.create_subprocess_exec(
                 *command.argv,
@@ -54,13 +56,13 @@ class Process:
                 stdin=PIPE if command.stdin else DEVNULL,
                 stdout=PIPE,
                 stderr=descriptor,
-                process_group=0,  # Ctrl-C in the terminal is the supervisor's alone
+                process_group=0,  # so that Ctrl-C in the terminal reaches only the supervisor
                 limit=_MAX_LINE_BYTES,
             )
         except OSError:
             os.close(descriptor)
             raise
-        with contextlib.suppress(OSError):  # gone already, or cores that a container took away
+        with contextlib.suppress(OSError):  # it has already ended, or a container no longer has these cores
             if command.cores:
                 os.sched_setaffinity(process.pid, command.cores)
             if command.niceness:
@@ -74,11 +76,11 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Also the id of its process group."""
+        """Its pid, which is also the id of its process group."""
         return self._process.pid
 
     async def wait(self) -> int:
-        """Its exit code; minus the signal where one killed it."""
+        """Wait for its end; return its exit code, or minus the signal that killed it."""
         code = await self._process.wait()
         await asyncio.wait([self._reader], timeout=1.0)  # a grandchild may hold the pipe open
         return code
@@ -89,7 +91,7 @@ class Process:
             os.killpg(self.pid, number)
 
     def failure(self, code: int) -> str:
-        """Why it ended, in one line: the last thing it wrote to its log."""
+        """Return why it ended in one line: the last line of its log, or the signal that killed it."""
         with contextlib.suppress(ValueError):
             if code < 0 and -code != signal.SIGTERM:
                 return f"killed by {signal.Signals(-code).name} (log: {self._log})"
@@ -136,13 +138,13 @@ class Process:
 
 
 def _append(log: int, line: bytes) -> None:
-    with contextlib.suppress(OSError):  # a full disk costs log lines, nothing else
+    with contextlib.suppress(OSError):  # a full disk must cost nothing but log lines
         os.write(log, line)
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:
-    """The next line; empty at the end."""
+    """Read the next line; empty at the end of the stream."""
     try:
         return await stream.readline()
-    except ValueError:  # longer than the limit: dropped
+    except ValueError:  # the line exceeds the limit and is dropped
         return b"\n"

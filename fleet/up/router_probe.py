@@ -1,4 +1,4 @@
-"""Whether a router serves: it listens, and answers 200 to GET /ready once a node of each pool is attached."""
+"""Waits until a router serves: it answers GET /ready with 200 once a node of each pool is attached."""
 
 import asyncio
 from typing import Any
@@ -10,8 +10,8 @@ _ANSWER_TIMEOUT_S = 2.0
 
 
 async def until_ready(process: Process, host: str, port: int) -> dict[str, Any]:
-    """Returns what is known of the router once it is ready."""
-    facts = await asyncio.shield(process.ready)  # listens: on a shared port another one might answer for it
+    """Wait until the router is ready; return its facts."""
+    facts = await asyncio.shield(process.ready)  # it listens; before, another router on the shared port might answer
     while not await _is_ready(host, port):  # noqa: ASYNC110 - another process
         await asyncio.sleep(_INTERVAL_S)
     return facts

@@ -1,6 +1,6 @@
-"""The services of a fleet as commands: what `baton up` was asked for, said in the flags of each service.
+"""Turns the flags of `baton up` into the commands of the fleet's services.
 
-Children see none of the parent's BATON_ variables: what they are to know comes as flags, secrets as variables.
+Services do not inherit the parent's BATON_ variables: they get flags, and secrets as variables.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from fleet.up.process import Command
 
 MODULES = {"router": "router", "prefill": "prefill_node", "decode": "decode_node"}
 PROGRAMS: Mapping[str, tuple[str, ...]] = {
-    # -P: a folder named `router` where the user happens to stand is not ours
+    # -P: do not import a folder named `router` in the user's working directory
     role: (sys.executable, "-P", "-m", module)
     for role, module in MODULES.items()
 }
@@ -31,31 +31,31 @@ _PASSED_ON = ("BATON_FAULT",)
 
 @dataclass(frozen=True)
 class Services:
-    """All that the services of one fleet have in common."""
+    """What the services of one fleet have in common."""
 
     config: FleetConfig
     model: Model
     redis_url: str = field(repr=False)
     service_token: str = field(repr=False)
-    admin_ports: tuple[int, ...] = ()  # of the routers, on loopback; empty: each takes any free one
-    suffix: str = ""  # tells fleets on one Redis apart
+    admin_ports: tuple[int, ...] = ()  # of the routers, on loopback; empty: each uses a free port
+    suffix: str = ""  # distinguishes fleets that share a Redis
     programs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PROGRAMS)
     cores: list[int] = field(default_factory=available_cores)
     gpus: tuple[Gpu, ...] = field(default_factory=available)
 
     @property
     def local_host(self) -> str:
-        """How this host reaches what listens on `--host`, as it stands in a URL."""
+        """The host part of URLs by which this host reaches services that listen on `--host`."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.config.host, self.config.host)  # noqa: S104
         return f"[{host}]" if ":" in host else host
 
     @property
     def endpoint(self) -> str:
-        """Where clients on this host reach the fleet."""
+        """The URL at which clients on this host reach the fleet."""
         return f"http://{self.local_host}:{self.config.port}"
 
     def node(self, role: str, index: int, num_nodes: int) -> Command:
-        """The `index`-th prefill or decode node, one of `num_nodes`."""
+        """Return the command of the `index`-th of `num_nodes` prefill or decode nodes."""
         name = f"{role}-{index}{self.suffix}"
         part = self._share(role, index, num_nodes)
         gpu = self._gpu(role, index)
@@ -65,7 +65,7 @@ class Services:
         return self._command(role, name, to_args(flags), part, env)
 
     def router(self, index: int) -> Command:
-        """The `index`-th router."""
+        """Return the command of the `index`-th router."""
         name = f"router-{index}{self.suffix}"
         key_file = self.config.api_key_file
         own = {
@@ -80,11 +80,11 @@ class Services:
 
     @property
     def dashboard(self) -> str:
-        """Where a browser on this host sees the fleet; empty where no admin ports were chosen."""
+        """The URL of the dashboard on this host; empty if no admin ports were chosen."""
         return f"http://127.0.0.1:{self.admin_ports[0]}/dashboard" if self.admin_ports else ""
 
     def _shared(self, kind: type[NodeFlags | FrontFlags]) -> dict[str, Any]:
-        """What the fleet's flags say of a service of that kind."""
+        """Return the fleet's flags that a service of this kind has too."""
         fields = (field.name for flags in (kind, LogFlags) for field in dataclasses.fields(flags))
         return {name: getattr(self.config, name) for name in fields} | {
             "model": str(self.model.path),
@@ -115,7 +115,7 @@ class Services:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BATON_") or k.startswith(_PASSED_ON)}
         env |= {
             **more_env,
-            "BATON_REDIS_URL": self.redis_url,  # it holds a password: never in argv
+            "BATON_REDIS_URL": self.redis_url,  # it contains a password, so it must not be in argv
             "BATON_SERVICE_TOKEN": self.service_token,
             "BATON_DIE_WITH_PARENT": str(os.getpid()),
         }

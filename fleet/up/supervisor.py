@@ -1,11 +1,11 @@
 """A local fleet: Redis, routers and nodes as processes, started in order, kept running, scaled, and stopped.
 
     start   Redis first, then routers and nodes at once; the first failure stops the start
-    run     a Member restarts what dies; fleet.json says what runs
-    scale   new nodes are waited for, superfluous ones drain in the background
-    stop    routers first (they end their streams), then nodes, then Redis; what does not heed is killed, all in 10 s
+    run     a Member restarts its service when it dies; fleet.json lists all processes
+    scale   waits for new nodes; nodes that are removed drain in the background
+    stop    routers first (they end their streams), then nodes, then Redis; all within 10 s, by SIGKILL if necessary
 
-What it leaves to others: commands and flags (services), one process (member), signals and the terminal (up).
+Elsewhere: commands and flags (services), a single process (member), signals and the terminal (command).
 """
 
 import asyncio
@@ -27,15 +27,15 @@ from fleet.up.process import Command, Process
 from fleet.up.router_probe import until_ready
 from fleet.up.services import Services
 
-ROUTER_STOP_S = 4.3  # for streams to end, of the 10 s in which a stopped fleet is gone; a router alone waits for longer
+ROUTER_STOP_S = 4.3  # for streams to end, of the fleet's 10 s; a router by itself waits longer
 NODE_STOP_S = 2.5
 REDIS_STOP_S = 0.3
-NODE_DRAIN_S = 65.0  # a little longer than a node's own limit
+NODE_DRAIN_S = 65.0  # slightly longer than a node's own drain timeout
 _TEXTS = {"starting": "starting", "ready": "ready", "restarting": "died", "draining": "draining", "failed": "failed"}
 
 
 class Fleet:
-    """What `baton up` runs. One event loop; all methods are called in it."""
+    """A running fleet. All methods must be called in one event loop."""
 
     def __init__(self, services: Services, home: Home, run_dir: Path, reporter: Reporter) -> None:
         self._services, self._home, self._run_dir, self._reporter = services, home, run_dir, reporter
@@ -45,7 +45,7 @@ class Fleet:
         self._scaling = asyncio.Lock()
 
     async def start(self) -> None:
-        """Returns when requests can be served; StartError, naming the service, when one does not come up."""
+        """Start all services; return when requests can be served. Raises StartError, which names the failed service."""
         config = self._services.config
         if not config.redis_url:
             await self._start_all([self._add_redis()])
@@ -60,7 +60,7 @@ class Fleet:
         self._save()
 
     async def scale(self, counts: dict[str, int]) -> str:
-        """Bring pools to these sizes; returns when new nodes serve, with what was done in words."""
+        """Resize pools; return when new nodes serve, with a description of what was done."""
         self._check(counts)
         async with self._scaling:
             started: list[Member] = []
@@ -75,10 +75,10 @@ class Fleet:
         return _said("started", started) + _said("draining", drained) or "nothing to do"
 
     async def stop(self) -> None:
-        """Drain and end everything, within 10 s."""
+        """Drain and stop everything, within 10 s."""
         self.phase = "stopping"
         self._save()
-        for member in self.members.values():  # nothing that dies from now on is to come back
+        for member in self.members.values():  # restart nothing from now on
             member.expect_end()
         await self._stop_all(("router",), ROUTER_STOP_S)
         await self._stop_all(("prefill", "decode"), NODE_STOP_S)
@@ -87,7 +87,7 @@ class Fleet:
             task.cancel()
 
     def kill(self) -> None:
-        """End everything at once."""
+        """Kill everything at once."""
         for member in self.members.values():
             member.expect_end()
             member.signal(signal.SIGKILL)
@@ -95,14 +95,14 @@ class Fleet:
     def _check(self, counts: dict[str, int]) -> None:
         for role, count in counts.items():
             if role not in ("prefill", "decode"):
-                raise ConfigError(f"no such pool: {role} (there are prefill and decode)")
+                raise ConfigError(f"no such pool: {role} (expected prefill or decode)")
             if role == "prefill" and self._services.config.colocated:
-                raise ConfigError("a colocated fleet has no prefill nodes: scale decode")
+                raise ConfigError("a colocated fleet has no prefill nodes: scale decode instead")
             if not 1 <= count <= 64:
-                raise ConfigError(f"{role}={count}: a pool has between 1 and 64 nodes")
+                raise ConfigError(f"{role}={count}: expected a number from 1 to 64")
 
     async def _start_new(self, members: list[Member]) -> None:
-        """Start nodes of a running fleet; those that fail are forgotten, the others stay."""
+        """Start additional nodes; those that fail are removed again, the others stay."""
         results = await asyncio.gather(*(m.start() for m in members), return_exceptions=True)
         for member, result in zip(members, results, strict=True):
             if isinstance(result, BaseException):
@@ -168,7 +168,7 @@ class Fleet:
             text = "loading weights" if loading else _TEXTS[now.state]
             self._reporter.update(name, text, member.progress if loading else None, done=now.state == "ready")
         elif now.state == "restarting":
-            self._reporter.note(f"{told} {name} died ({member.last_failure}); starting it again")
+            self._reporter.note(f"{told} {name} died ({member.last_failure}); restarting it")
         elif now.state == "ready" and self.phase == "ready":
             self._reporter.note(f"{told} {name} is ready")
         elif now.state == "draining" and self.phase == "ready":
@@ -193,7 +193,7 @@ class Fleet:
             said = f"cannot write {self._home.state_file}: {error.strerror}"
             if self.phase == "starting":
                 raise StartError(said) from None
-            self._reporter.note(f"{said}; what `baton status` says is old")  # the fleet itself goes on
+            self._reporter.note(f"{said}; `baton status` is out of date")  # the fleet itself keeps running
 
 
 async def _says_ready(process: Process) -> dict[str, Any]:

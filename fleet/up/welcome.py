@@ -1,4 +1,4 @@
-"""What `baton up` says when the fleet is ready."""
+"""The message that `baton up` prints when the fleet is ready."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from fleet.up.services import Services
 
 
 def welcome(services: Services) -> str:
-    """Where the fleet is, a request to paste, and whom to talk to."""
+    """Return the endpoint, a curl command to paste, and the address of the dashboard."""
     names = ", ".join(services.model.names)
     dashboard = f"  {services.dashboard}\n" if services.dashboard else ""
     return f"\nReady: {services.endpoint}/v1 serves {names}\n\n  {_curl(services)}\n  baton chat\n{dashboard}"
 
 
 def _curl(services: Services) -> str:
-    """A line that works when pasted into a shell on this host."""
+    """Return a curl command that works in a shell on this host."""
     name, question = services.model.names[0], "What does itertools.chain do?"
     if services.model.has_chat_template:
         path = "chat/completions"
@@ -28,7 +28,7 @@ def _curl(services: Services) -> str:
 
 
 def _authorization(services: Services) -> str:
-    """The header with the key, which is left where it is."""
+    """Return the header option; it refers to the file or variable with the key, instead of containing it."""
     file = services.config.api_key_file
     if file and begins_plain(file):
         return f'-H "Authorization: Bearer $(grep -m 1 "^[^#]" {shlex.quote(os.path.abspath(file))})" '

@@ -86,7 +86,7 @@ def test_a_good_canary_gets_all_of_the_traffic(canary: Canary):
     ("known", "steps", "why"),
     [
         ({"error_ratio": 0.002}, [5], "0.20% of its requests fail"),
-        ({"error_ratio": float("nan")}, [5], "nothing was tried"),
+        ({"error_ratio": float("nan")}, [5], "nothing was tested"),
         ({"ttft": 2.1}, [5, 25], "TTFT p99 is 2.1 times"),
         ({"tpot": 2.1}, [5, 25], "TPOT p99 is 2.1 times"),
     ],
@@ -117,7 +117,7 @@ def test_without_a_cluster_it_says_so(canary: Canary, tmp_path: Path):
     (tmp_path / "kubectl").write_text("#!/bin/sh\nexit 1\n")
     done = canary.run("rollback")
     assert (done.returncode, done.stderr) == (1, "")
-    assert "keeps the share it has" in done.stdout
+    assert "keeps its present share" in done.stdout
 
 
 def test_a_rollback_takes_the_traffic_away_first(canary: Canary):

@@ -23,7 +23,7 @@ def test_no_request_fails_or_differs_whatever_dies():
     ]  # others run beside it
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=310)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "every promise kept" in done.stdout
+    assert "all guarantees held" in done.stdout
     rows = {line[:22].strip(): line[22:].split() for line in done.stdout.splitlines()}
     assert {"prefill killed", "decode killed", "decode frozen for 4 s", "router killed", "redis killed"} <= rows.keys()
     num_failovers = {name: int(row[1]) for name, row in rows.items() if name.startswith("decode") and len(row) == 9}

@@ -69,3 +69,12 @@ def test_every_decision_is_in_the_list_and_bears_its_number():
         number = int(page.name[:4])
         title = page.read_text().partition("\n")[0].removeprefix(f"# {number}. ")
         assert f"| [{number}]({page.name}) | {title} |" in listed
+
+
+def test_the_page_on_security_has_the_limits_of_large_bodies():
+    from router.http import exchange, turns
+
+    page = (ROOT / "docs/security.md").read_text()
+    assert f"pauses {turns.PAUSES} times as long" in page
+    assert f"at most {turns.MAX_WAITING_BYTES >> 20} MiB may wait" in page
+    assert f"together | {exchange.MAX_HELD_BYTES >> 20} MiB |" in page

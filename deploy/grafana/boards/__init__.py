@@ -1,1 +1,1 @@
-"""What is on the dashboards, one file each. After a change: `python deploy/grafana/build.py`."""
+"""The contents of the dashboards, one file each. After a change, run `python deploy/grafana/build.py`."""

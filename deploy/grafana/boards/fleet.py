@@ -1,4 +1,4 @@
-"""The fleet as its users see it."""
+"""The dashboard of the fleet as its users see it."""
 
 from panels import Dashboard, Panel
 
@@ -16,7 +16,7 @@ _ANSWERED = f"baton_requests_total{{{TRACK}}}"
 def _latency(labels: str) -> tuple[Panel, ...]:
     return (
         Panel("TTFT", "s", quantiles(TTFT, labels), "From a request's arrival to its first token", thresholds=(1.5, 2)),
-        Panel("TPOT", "s", quantiles(TPOT, labels), "Between tokens, the first not counted", thresholds=(0.15, 0.2)),
+        Panel("TPOT", "s", quantiles(TPOT, labels), "Mean time per token after the first", thresholds=(0.15, 0.2)),
         Panel("End to end", "s", quantiles(E2E, labels), "From a request's arrival to the end of its answer"),
     )
 
@@ -33,7 +33,7 @@ FLEET = Dashboard(
                     "output tokens/s": rate("baton_router_generation_tokens_total", TRACK),
                     "prompt tokens/s": rate("baton_router_prompt_tokens_total", TRACK),
                 },
-                "Tokens as clients are told",
+                "Tokens as reported to clients",
             ),
             Panel(
                 "Requests/s", "reqps", {"{{status}}": rate("baton_requests_total", TRACK, "status")}, "By HTTP status"
@@ -52,7 +52,7 @@ FLEET = Dashboard(
                 "KV usage",
                 "percentunit",
                 {"{{role}}": f"max by (role) (baton_kv_usage_ratio{{{TRACK}}})"},
-                "The fullest node of each pool: share of KV blocks that requests hold",
+                "Share of KV blocks held by requests, on the fullest node of each pool",
                 kind="gauge",
                 thresholds=(0.9, 0.95),
                 maximum=1,
@@ -64,7 +64,7 @@ FLEET = Dashboard(
                     "{{role}} nodes": total("baton_requests_waiting", TRACK, "role"),
                     "without a node": total("baton_router_requests_waiting", TRACK),
                 },
-                "Requests that wait. Alerts at 50 and 200",
+                "Waiting requests. Alerts at 50 and 200",
                 thresholds=(50, 200),
             ),
             Panel(
@@ -84,7 +84,7 @@ FLEET = Dashboard(
                     "{{phase}}": f"{rate('baton_request_phase_seconds_sum', TRACK, 'phase')} / "
                     f"clamp_min({rate('baton_request_phase_seconds_count', TRACK, 'phase')}, 1e-9)"
                 },
-                "Queue: add prefill nodes. Transfer: look at the network. First decode: add decode nodes",
+                "If the queue is long, add prefill nodes; transfer: check the network; first decode: add decode nodes",
             ),
             Panel(
                 "Prefix cache hits",
@@ -93,14 +93,14 @@ FLEET = Dashboard(
                     "hit rate": f"{rate('baton_router_prefix_cache_hit_tokens_total', TRACK)} / "
                     f"clamp_min({rate('baton_router_prompt_tokens_total', TRACK)}, 1e-9)"
                 },
-                "Prompt tokens that were not computed again",
+                "Share of prompt tokens found in the cache",
                 maximum=1,
             ),
             Panel(
-                "Made again",
+                "Failovers",
                 "short",
                 {"{{reason}}": f"{rate('baton_router_failovers_total', TRACK, 'reason')} or vector(0)"},
-                "Attempts per second that failed and were repeated: clients saw nothing of them",
+                "Attempts per second that failed and were repeated, without clients noticing",
             ),
         ),
         "Redis": (
@@ -117,7 +117,7 @@ FLEET = Dashboard(
                 "Memory of routers",
                 "bytes",
                 {"{{instance}}": f'process_resident_memory_bytes{{{TRACK},role="router"}}'},
-                "Grows with open streams and with the replica of the prefix index, and stays bounded",
+                "Grows with open streams and with the replica of the prefix index, up to a bound",
             ),
         ),
     },

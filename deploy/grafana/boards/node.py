@@ -1,4 +1,4 @@
-"""One node: its load, its trouble, its process and device."""
+"""The dashboard of one node: its load, its errors, its process and device."""
 
 from panels import Dashboard, Panel
 
@@ -24,13 +24,13 @@ NODE_BOARD = Dashboard(
                 "KV blocks",
                 "short",
                 {"{{state}}": total("baton_kv_blocks", NODE, "state")},
-                "free, cached, running, leased: together the pool",
+                "Free, cached, running and leased blocks add up to the pool",
             ),
             Panel(
                 "KV usage",
                 "percentunit",
                 {"now": f"max(baton_kv_usage_ratio{{{NODE}}})"},
-                "Share of KV blocks that requests hold",
+                "Share of KV blocks held by requests",
                 kind="gauge",
                 thresholds=(0.9, 0.95),
                 maximum=1,
@@ -38,7 +38,7 @@ NODE_BOARD = Dashboard(
             Panel(
                 "Steps/s", "short", {"steps": rate("baton_steps_total", NODE)}, "Zero while requests run: it is stuck"
             ),
-            Panel("Step", "s", {"mean": f"max(baton_step_seconds{{{NODE}}})"}, "Mean length of lately run steps"),
+            Panel("Step", "s", {"mean": f"max(baton_step_seconds{{{NODE}}})"}, "Mean duration of recent steps"),
             Panel(
                 "Tokens/s",
                 "short",
@@ -46,25 +46,25 @@ NODE_BOARD = Dashboard(
                     "prompt": rate("baton_prompt_tokens_total", NODE),
                     "output": rate("baton_generation_tokens_total", NODE),
                 },
-                "Prompt tokens of requests that began, and tokens sampled",
+                "Prompt tokens of requests that started, and sampled tokens",
             ),
         ),
-        "Trouble": (
+        "Errors": (
             Panel(
                 "Errors",
                 "short",
                 {"{{code}}": f"{rate('baton_request_errors_total', NODE, 'code')} or vector(0)"},
-                "Requests per second that ended with an error here",
+                "Requests per second that ended with an error on this node",
             ),
             Panel(
                 "Preemptions/min",
                 "short",
                 {"set back": f"sum(increase(baton_preemptions_total{{{NODE}}}[1m]))"},
-                "Requests set back for want of blocks",
+                "Requests preempted for lack of blocks",
                 thresholds=(5, 20),
             ),
             Panel(
-                "Transfers that failed",
+                "Failed transfers",
                 "short",
                 {"{{reason}}": f"{rate('baton_kv_transfer_failures_total', NODE, 'reason')} or vector(0)"},
                 "Per second",
@@ -75,10 +75,10 @@ NODE_BOARD = Dashboard(
                 "Memory",
                 "bytes",
                 {"resident": f"max(process_resident_memory_bytes{{{NODE}}})"},
-                "Of the process; weights and KV blocks are in it on a CPU",
+                "Resident memory of the process; on CPUs it includes weights and KV blocks",
             ),
             Panel("CPU", "short", {"cores": rate("process_cpu_seconds_total", NODE)}, "Cores that it keeps busy"),
-            Panel("Open files", "short", {"open": f"max(process_open_fds{{{NODE}}})"}, "Sockets are most of them"),
+            Panel("Open files", "short", {"open": f"max(process_open_fds{{{NODE}}})"}, "Mostly sockets"),
             Panel(
                 "GPU utilisation",
                 "percentunit",

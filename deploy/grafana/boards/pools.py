@@ -1,4 +1,4 @@
-"""Each pool, by what it is scaled by, and what travels between them."""
+"""The dashboard of both pools: the signals they scale on, and the transfers between them."""
 
 from panels import Dashboard, Panel
 
@@ -17,7 +17,7 @@ def _pool(role: str, signal: Panel) -> tuple[Panel, ...]:
             "KV usage",
             "percentunit",
             {"{{node_id}}": f"max by (node_id) (baton_kv_usage_ratio{{{labels}}})"},
-            "Share of KV blocks that requests hold",
+            "Share of KV blocks held by requests",
             thresholds=(0.9, 0.95),
             maximum=1,
         ),
@@ -28,7 +28,7 @@ def _pool(role: str, signal: Panel) -> tuple[Panel, ...]:
                 "prompt, {{node_id}}": rate("baton_prompt_tokens_total", labels, "node_id"),
                 "output, {{node_id}}": rate("baton_generation_tokens_total", labels, "node_id"),
             },
-            "Prompt tokens of requests that began, and tokens sampled",
+            "Prompt tokens of requests that started, and sampled tokens",
         ),
         Panel(
             "Prefix cache hits",
@@ -53,7 +53,7 @@ POOLS = Dashboard(
                 "Queued prompt tokens",
                 "short",
                 {"{{node_id}}": total("baton_waiting_prompt_tokens", f'{TRACK},role="prefill"', "node_id")},
-                "What this pool scales by: 8,192 for each node",
+                "The signal that this pool scales on: 8,192 per node",
                 thresholds=(8192, 32768),
             ),
         ),
@@ -63,13 +63,13 @@ POOLS = Dashboard(
                 "Preemptions/min",
                 "short",
                 {"{{node_id}}": f'sum by (node_id) (increase(baton_preemptions_total{{{TRACK},role="decode"}}[1m]))'},
-                "Requests set back for want of blocks: this pool scales by KV usage and running requests",
+                "Requests preempted for lack of blocks. This pool scales on KV usage and running requests",
                 thresholds=(5, 20),
             ),
         ),
         "Between them": (
             Panel(
-                "KV shipped",
+                "KV transferred",
                 "Bps",
                 {"{{transport}}": rate("baton_kv_transfer_bytes_total", TRACK, "transport")},
                 "Bytes per second in accepted transfers",
@@ -78,13 +78,13 @@ POOLS = Dashboard(
                 "Transfer after prefill",
                 "s",
                 quantiles("baton_kv_transfer_seconds", TRACK),
-                "What a transfer takes once the prompt is computed",
+                "Time from the end of the prefill to the end of the transfer",
             ),
             Panel(
-                "Transfers that failed",
+                "Failed transfers",
                 "short",
                 {"{{reason}}": f"{rate('baton_kv_transfer_failures_total', TRACK, 'reason')} or vector(0)"},
-                "Per second; the prompt is then computed again",
+                "Per second; their prompts are computed again",
             ),
         ),
     },

@@ -1,4 +1,4 @@
-"""Who asks for how much."""
+"""The dashboard of tenants: how much each one uses."""
 
 from panels import Dashboard, Panel
 
@@ -22,29 +22,27 @@ TENANTS = Dashboard(
     "Baton: tenants",
     {
         "By the name of their key": (
-            _tenants("Output tokens/s", "short", _tokens("output"), "What decode nodes work for"),
-            _tenants("Prompt tokens/s", "short", _tokens("prompt"), "Those found in the cache are in it"),
+            _tenants("Output tokens/s", "short", _tokens("output"), "Tokens generated for this tenant"),
+            _tenants("Prompt tokens/s", "short", _tokens("prompt"), "Including tokens found in the cache"),
             _tenants(
                 "Prompt tokens not cached/s",
                 "short",
                 f"{_tokens('prompt')} - {_tokens('cached')}",
-                "What prefill nodes work for",
+                "Tokens that had to be computed",
             ),
-            _tenants(
-                "Requests/s", "reqps", rate("baton_tenant_requests_total", TENANT, "tenant"), "Served and failed ones"
-            ),
+            _tenants("Requests/s", "reqps", rate("baton_tenant_requests_total", TENANT, "tenant"), "Served and failed"),
             _tenants(
                 "Failed",
                 "percentunit",
                 f"{rate('baton_tenant_requests_total', FAILED, 'tenant')} / "
                 f"clamp_min({rate('baton_tenant_requests_total', TENANT, 'tenant')}, 1e-9)",
-                "Of a tenant's own requests",
+                "Share of the tenant's own requests",
             ),
             _tenants(
                 "Tokens within a day",
                 "short",
                 f"sum by (tenant) (increase(baton_tenant_tokens_total{{{USED}}}[24h]))",
-                "What a bill would be made of",
+                "Prompt and output tokens of the last 24 hours, as for billing",
             ),
         ),
     },

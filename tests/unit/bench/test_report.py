@@ -85,7 +85,7 @@ def test_the_better_side_is_named_and_where_it_changes(tmp_path: Path):
 def test_a_file_that_cannot_be_written_is_noticed_before_the_work(tmp_path: Path):
     files.check(None, "", str(tmp_path / "new.json"))
     assert list(tmp_path.iterdir()) == []
-    for name, why in ((tmp_path / "no" / "r.json", "no folder"), (tmp_path, "it is a folder")):
+    for name, why in ((tmp_path / "no" / "r.json", "does not exist"), (tmp_path, "it is a folder")):
         with pytest.raises(ConfigError, match=f"cannot write to .*{why}"):
             files.check(str(name))
 

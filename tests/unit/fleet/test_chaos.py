@@ -103,7 +103,7 @@ async def test_a_first_token_is_waited_for_before_there_is_a_stream():
         ([event("a")], "200 OK", "broke off"),
         ([event("a"), b'data: {"error":{"message":"lost"}}\n\n'], "200 OK", "lost"),
         ([b'{"error":{}}'], "503 Service Unavailable", "503"),
-        ([event("a"), 3.0, DONE], "200 OK", "no end"),
+        ([event("a"), 3.0, DONE], "200 OK", "not complete"),
     ],
 )
 async def test_what_does_not_come_to_its_end_has_failed(pieces: list[bytes | float], status: str, said: str):
@@ -139,7 +139,7 @@ async def test_every_promise_kept():
         (outcome(answer(longest_stall_s=3.2)), "stalled for 3.20 s"),
         (outcome(answer(longest_wait_s=5.2)), "a first token took 5.20 s"),
         (Outcome(FAULTS[0], held={"decode-0": (2, 0)}), "decode-0 holds 2 blocks and 0 requests"),
-        (Outcome(FAULTS[0], num_lost_blocks=2), "2 blocks are in no state"),
+        (Outcome(FAULTS[0], num_lost_blocks=2), "2 blocks are missing from all states"),
     ],
 )
 async def test_a_broken_promise_is_named(seen: Outcome, said: str):
@@ -193,12 +193,12 @@ async def test_a_killed_routers_own_streams_may_break_off():
 
 async def test_nodes_given_up_though_only_packets_were_lost():
     fault = Fault("loss", nothing, max_failovers=0)
-    assert "given up" in chaos_report.broken_promises([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
+    assert "failed over" in chaos_report.broken_promises([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
 
 
 def test_nothing_tried_is_no_promise_kept(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["chaos", "--only", "nonsense"]) == 1
-    assert "no fault's name contains 'nonsense'. There are: " in capsys.readouterr().err
+    assert "no fault's name contains 'nonsense'. Available: " in capsys.readouterr().err
 
 
 async def test_a_service_that_is_too_busy_to_answer_is_asked_again(tmp_path: Path):

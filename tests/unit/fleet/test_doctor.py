@@ -55,7 +55,7 @@ def test_without_ucx_there_is_advice(monkeypatch: pytest.MonkeyPatch):
         ("auto", {}, "ok", "nodes on one host use shm, on two hosts ucx over"),
         ("auto", {"ucx": "no UCX library"}, "warning", "nodes on one host use shm, on two hosts tcp"),
         ("auto", {"shm": "not permitted"}, "warning", "nodes on one host use ucx over"),
-        ("shm", {}, "ok", "has to be on one host"),
+        ("shm", {}, "ok", "must be on one host"),
         ("shm", {"shm": "not permitted"}, "broken", "not permitted"),
         ("ucx", {}, "ok", "nodes on one host use ucx over"),
         ("ucx", {"ucx": "no UCX library"}, "broken", "no UCX library"),

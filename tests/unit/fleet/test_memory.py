@@ -40,7 +40,7 @@ def test_each_incarnation_is_judged_for_itself():
     memory.samples["decode-0", 1] = [100 * MIB] * 12
     memory.samples["decode-0", 2] = [300 * MIB] * 12
     memory.samples["decode-1", 3] = GROWING
-    assert memory.described()[:2] == ["decode-0: 100 MiB, in the end 100 MiB", "decode-0: 300 MiB, in the end 300 MiB"]
+    assert memory.described()[:2] == ["decode-0: 100 MiB, at the end 100 MiB", "decode-0: 300 MiB, at the end 300 MiB"]
     assert memory.grown() == ["decode-1 grew from 240 MiB to 300 MiB"]
 
 

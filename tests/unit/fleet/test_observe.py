@@ -105,7 +105,7 @@ def test_trace(args, capsys):
     said = capsys.readouterr().out
     assert "200.0 ms" in said
     assert "bytes 3.00 MB" in said
-    assert "No word from decode-9" in said
+    assert "No answer from decode-9" in said
     assert trace.run(args(request_id="r 1", json=True)) == 0
     assert json.loads(capsys.readouterr().out) == TRACE
 

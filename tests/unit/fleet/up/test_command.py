@@ -63,7 +63,7 @@ def test_a_second_fleet_in_the_same_home_is_refused_and_one_beside_it_is_not(sta
     for port in ("0", endpoint.rpartition(":")[2]):
         again = standing.baton("up", "--model", str(standing.model), "--port", port)
         assert again.returncode == 1
-        assert f"a fleet runs already at {endpoint}" in again.stderr
+        assert f"a fleet is already running at {endpoint}" in again.stderr
     bench.start()
     assert standing.state()["endpoint"] != bench.state()["endpoint"]
     assert bench.baton("down").stdout == "stopped\n"

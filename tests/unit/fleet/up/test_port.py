@@ -23,7 +23,9 @@ def test_nobody_answers_for_a_router_that_is_gone():
 
 
 def test_another_fleets_port_is_taken_although_it_is_shareable():
-    said = r"cannot listen on 127\.0\.0\.1:\d+: Address already in use; stop what listens there, or .* --port"
+    said = (
+        r"cannot listen on 127\.0\.0\.1:\d+: Address already in use; stop the process that listens there, or .* --port"
+    )
     taken = pytest.raises(ConfigError, match=said)
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other, taken:
         reserve("127.0.0.1", other.getsockname()[1])
@@ -32,9 +34,9 @@ def test_another_fleets_port_is_taken_although_it_is_shareable():
 @pytest.mark.parametrize(
     ("host", "port", "advice"),
     [
-        ("127.0.0.1", 70000, "choose another one with --port"),
-        ("no.such.host.invalid", 8000, "give --host an address of this machine"),
-        ("203.0.113.7", 8000, "give --host an address of this machine"),
+        ("127.0.0.1", 70000, "choose another port with --port"),
+        ("no.such.host.invalid", 8000, "set --host to an address of this machine"),
+        ("203.0.113.7", 8000, "set --host to an address of this machine"),
     ],
 )
 def test_what_cannot_be_bound_is_one_clear_error(host: str, port: int, advice: str):

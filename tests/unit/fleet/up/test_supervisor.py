@@ -122,7 +122,7 @@ def test_a_node_that_cannot_start_fails_the_scaling_and_nothing_else(bench: Benc
     ("pools", "complaint"),
     [
         ("router=2", "no such pool"),
-        ("decode=0", "between 1 and 64"),
+        ("decode=0", "from 1 to 64"),
         ("decode", "prefill=2"),
         ("decode=x", "decode=1"),
         ("decode=" + "9" * 5000, "decode=1"),
@@ -137,4 +137,4 @@ def test_senseless_scaling_is_refused(standing: Bench, pools: str, complaint: st
 def test_one_pool_with_two_sizes_is_refused(standing: Bench):
     refused = standing.baton("scale", "prefill=2", "prefill=3")
     assert refused.returncode == 1
-    assert "prefill=2 and prefill=3: give each pool one size" in refused.stderr
+    assert "prefill=2 and prefill=3: give only one size per pool" in refused.stderr
