@@ -61,7 +61,7 @@ def _during(do: Callable[[NetworkFleet, int], _Rules]) -> Act:
 
 
 def _ucx_process(role: str, number: Signals) -> Act:
-    """Signal the process in which a node runs UCX. A frozen one is resumed afterwards, unless its node has killed it."""
+    """Signal the process in which a node runs UCX. A frozen one is resumed afterwards if its node has not killed it."""
 
     async def act(fleet: PrivateFleet, turn: int) -> Done:
         services = fleet.services(role)

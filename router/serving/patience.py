@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 LEAST_S = 1.0
 TICK_S = 0.125
-SOON_S = 0.4  # a grant that comes later than this after the first token had to wait for blocks: it starts no timer
+SOON_S = 0.4  # a prompt that has waited longer for its grant may have given up its blocks, and is then recomputed first
 
 
 class Patience:
@@ -18,17 +18,20 @@ class Patience:
 
     def __init__(self, compute_s: float, on_end: Callable[[], None]) -> None:
         """`compute_s`: the time that recomputing all of the KV would take. `on_end` is called when patience ends."""
+        self._compute_s = compute_s
         self._ticks_left = math.ceil(max(compute_s, LEAST_S) / TICK_S)
         self._on_end: Callable[[], None] | None = on_end
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._is_granted = False
-        self._begun_s = -math.inf
+        self._begun_s: float | None = None
 
     def granted(self) -> None:
-        """Note that the decode node has granted blocks for the KV."""
+        """Note that the decode node has granted blocks for the KV. Waiting for them does not count."""
         self._is_granted = True
-        if self._loop.time() - self._begun_s < SOON_S:
+        if self._begun_s is not None:
+            if self._loop.time() - self._begun_s >= SOON_S:
+                self._ticks_left += math.ceil(self._compute_s / TICK_S)
             self._begin()
 
     def begun(self) -> None:

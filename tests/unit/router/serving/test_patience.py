@@ -48,7 +48,12 @@ def test_a_grant_may_come_just_after_the_first_token() -> None:
 
 def test_waiting_for_blocks_is_no_lateness() -> None:
     assert ends_at(0.0, "begun") is None
-    assert ends_at(0.0, "begun", 2 * SOON_S, "granted") is None
+    assert ends_at(0.0, "begun", 5.0, "granted", 0.8 * LEAST_S, "stop") is None
+
+
+@pytest.mark.parametrize(("compute_s", "expected_s"), [(0.0, LEAST_S), (0.5, 0.5 + LEAST_S), (3.0, 6.0)])
+def test_a_prompt_that_waited_for_its_grant_may_be_computed_again_first(compute_s: float, expected_s: float) -> None:
+    assert ends_at(compute_s, "begun", 2 * SOON_S, "granted") == pytest.approx(2 * SOON_S + expected_s, abs=TICK_S)
 
 
 def test_the_time_for_which_this_process_was_away_is_not_held_against_anybody() -> None:
