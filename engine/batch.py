@@ -27,7 +27,8 @@ class Progress(NamedTuple):
 class Batch:
     """One step: T tokens of B requests. The tokens of each request are contiguous and in order.
 
-    The last layer only computes the W wanted tokens: the last one of each request, or all if its prompt is scored.
+    Once its KV is written, the last layer computes only the W wanted tokens: the last one of each request, or all of
+    them if its prompt is scored.
     """
 
     schedule: Schedule

@@ -33,12 +33,12 @@ class Built(NamedTuple):
     num_registers: int
     stack_bytes: int
     shared_bytes: int
-    product: str  # the instruction that matrix products take: wgmma, mma or none
+    product: str  # the instruction of matrix products: wgmma, mma or none
 
 
 @pytest.fixture(scope="module")
 def compilers(tmp_path_factory):
-    """Both begin at once."""
+    """Compilers for both targets, started at the same time."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(ROOT)}
     started = {
@@ -68,6 +68,6 @@ def test_kernels_compile_without_spills(compilers, capability: int) -> None:
     assert [kernel for kernel in built if kernel.shared_bytes > SHARED_BYTES[capability]] == []
     products = [kernel.product for kernel in built if kernel.name in ("prefill_kernel", "decode_kernel")]
     assert {"mma"} <= set(products) <= {"mma", "wgmma"}
-    if capability == 90:  # tiles too small for it would compile, too, and run at half the speed
+    if capability == 90:  # tiles too small for wgmma would compile as well, and run at half the speed
         assert products.count("wgmma") == NUM_WGMMA_ATTENTIONS
         assert {kernel.product for kernel in built if kernel.name == "linear_kernel"} == {"wgmma"}

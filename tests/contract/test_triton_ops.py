@@ -1,4 +1,4 @@
-"""What the Triton backend has beside `Kernels`, and what it promises beyond it: in the interpreter, or on a GPU."""
+"""Triton ops that are not part of `Kernels`, and promises beyond its contract: in the interpreter, or on a GPU."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ def seed():
 
 
 def decode_batch(seq_lens, *, num_kv_heads=1, group=2, head_dim=16, block_size=16):
-    """(q, kv, meta) of single queries, blocks in order."""
+    """(q, kv, meta) of sequences with single queries; blocks are in order."""
     num_blocks = [-(-max(seq_len, 1) // block_size) for seq_len in seq_lens]
     kv = torch.randn(sum(num_blocks), 2, num_kv_heads, block_size, head_dim)
     tables = torch.zeros(len(seq_lens), max(num_blocks), dtype=torch.int32)
@@ -58,8 +58,8 @@ def test_a_sequence_too_long_for_the_number_of_splits_gets_longer_ones(window, m
     torch.testing.assert_close(KERNELS.paged_attention(q, kv, meta, attention), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_chunks_alone_need_no_decode(monkeypatch):
-    """And what is launched writes every row."""
+def test_a_batch_of_chunks_launches_no_decode_kernel(monkeypatch):
+    """The prefill kernel alone writes every row."""
     monkeypatch.delattr("kernels.triton.kernels.decode_attention")
     q, kv, meta = decode_batch([40, 64])
     meta = dataclasses.replace(meta, query_start=meta.query_start * 5, max_query_len=5, min_query_len=5)
@@ -85,7 +85,7 @@ def test_decode_has_the_same_bits_in_any_batch_and_under_any_bound():
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_sequence_without_keys_gets_zeros(deterministic):
-    """Padding of a recorded step: it must not put NaN where the next layers read."""
+    """It is padding of a captured step, and must not give NaN to the next layers."""
     kernels = TritonKernels(deterministic=deterministic)
     q, kv, meta = decode_batch([40, 0, 3, 0])
     for attention in (Attention(0.3), Attention(0.3, 7), Attention(0.3, sinks=torch.ones(2, device=DEVICE))):
@@ -104,7 +104,7 @@ def test_head_dimensions_are_covered_with_little_padding(head_dim, tiles):
 
 
 def draws(logits, temperature, seeds):
-    """(Triton's, those of the engine's noise in plain torch)."""
+    """(Triton's draws, draws with the engine's noise in plain torch)."""
     keys = torch.from_numpy(make_keys(np.array(seeds, np.uint64), np.arange(len(seeds)) + 3))
     vocab = torch.arange(logits.shape[1], dtype=torch.int32)
     noisy = logits / temperature.unsqueeze(1) + gumbel(keys, vocab)
@@ -113,7 +113,7 @@ def draws(logits, temperature, seeds):
 
 
 @pytest.mark.parametrize("vocab_size", [7, 4096, 32000, 151936])
-def test_draws_are_those_of_the_engines_noise(vocab_size):
+def test_draws_use_the_engines_noise(vocab_size):
     temperature = torch.tensor([0.0, 0.3, 1.0, 2.5, 0.7, 0.0])
     got, expected = draws(torch.randn(6, vocab_size) * 4, temperature, [0, 1, 2**64 - 1, 77, 77, 5])
     assert got.dtype == torch.int64
@@ -133,7 +133,7 @@ def test_noise_covers_the_vocabulary_evenly():
     assert counts.min() > 15
 
 
-def test_rows_without_a_largest_still_yield_a_token():
+def test_rows_without_a_largest_logit_still_yield_a_token():
     logits = torch.full((3, 5000), float("nan"))
     logits[1] = float("-inf")
     logits[2, :4096] = 1.0
@@ -147,7 +147,7 @@ def test_draw_of_no_rows():
 
 
 @pytest.mark.parametrize("vocab_size", [7, 4096, 32003])
-def test_the_mass_of_a_row_is_that_of_torch_and_its_own(vocab_size):
+def test_log_sum_exp_equals_torchs_and_is_independent_of_other_rows(vocab_size):
     logits = (torch.randn(5, vocab_size) * 8).to(DEVICE)
     logits[3, 3:] = float("-inf")
     logits[4, : vocab_size // 2] = float("-inf")
@@ -160,7 +160,7 @@ def test_the_mass_of_a_row_is_that_of_torch_and_its_own(vocab_size):
 
 @pytest.mark.parametrize(("num_tokens", "num_experts"), [(1, 5), (90, 3), (40, 33)])
 def test_experts_that_few_or_all_tokens_choose(num_tokens, num_experts):
-    """Tiles run full, stay empty, and are more than one per expert."""
+    """There are full and empty tiles, and experts with several."""
     gate_up, down = torch.randn(num_experts, 48, 20) / 4, torch.randn(num_experts, 20, 24) / 4
     expert_ids = torch.randint(0, num_experts, (num_tokens, 2))
     expert_ids[: num_tokens // 2] = num_experts - 1  # the same expert twice, too
