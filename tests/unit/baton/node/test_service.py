@@ -33,7 +33,7 @@ class HeldLeg:
 
 
 class HoldingLegs:
-    """Takes everything up and does nothing with it."""
+    """Accepts every leg and does nothing with it."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
@@ -59,7 +59,7 @@ class HoldingLegs:
 
 
 class Stream:
-    """What a router has of it."""
+    """The router's end of a stream."""
 
     def __init__(self, node: Any, router_id: str = "router") -> None:
         self.call = node.Attach()
