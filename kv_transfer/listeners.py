@@ -91,7 +91,7 @@ class Listeners:
             raise
 
     async def _put_off_retry(self, name: str, error: TransferError) -> None:
-        """Skip the transport for a while, then let the next connect make it anew: what made it fail may pass."""
+        """Skip the transport for a while, then let the next connect make a new one: what made it fail may pass."""
         pause_s = min(2 * self._put_off.get(name, (0.0, RETRY_S / 2))[1], MAX_RETRY_S)
         self._put_off[name] = asyncio.get_running_loop().time() + pause_s, pause_s
         _log.warning("KV blocks do not travel over %s (tried again after %.0f s): %s", name, pause_s, error)

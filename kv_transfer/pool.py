@@ -29,7 +29,7 @@ class Loan(Protocol):
         ...
 
     def end(self) -> None:
-        """Return the bytes. Called exactly once, when nobody reads the views any more, even if nobody asked for any."""
+        """End the loan. Called exactly once, when the views are no longer read, even if `views` was never called."""
         ...
 
 

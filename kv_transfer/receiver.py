@@ -49,7 +49,7 @@ class KVReceiver:
         return len(self._by_grant)
 
     async def start(self) -> None:
-        """Listen for data connections, if one transport was named. Raises TransferError if it cannot be used here."""
+        """Listen for data connections, at once if there is a single transport. Raises TransferError if that fails."""
         await self.listeners.start()
 
     async def close(self) -> None:

@@ -48,7 +48,7 @@ class LoadBoard:
 
     def __init__(self) -> None:
         self._state: types_pb2.NodeState.ValueType = types_pb2.NODE_STATE_STARTING
-        self.num_queued = 0  # requests waiting for blocks that the engine does not know yet
+        self.num_queued = 0  # requests that wait for blocks before the engine gets them
         self._load = types_pb2.Load()
         self._num_cached_blocks = 0
         self._num_preemptions = 0

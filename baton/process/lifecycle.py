@@ -40,7 +40,7 @@ class Shutdown:
     """Tells a service to drain or, by cancelling its task, to end at once."""
 
     def __init__(self) -> None:
-        self.task: asyncio.Task[Any] | None = None  # of the service
+        self.task: asyncio.Task[Any] | None = None  # the service's task
         self._requested = asyncio.Event()
         self._parent = os.getppid()
 

@@ -15,7 +15,7 @@ from kv_transfer.transport import ByteConnection
 
 
 class FetchedConnection(SocketConnection):
-    """A connection whose receiver fetches the messages itself, so sending needs no memory but where they lie.
+    """A connection whose receiver fetches the messages itself, so sending needs no buffer.
 
     A receiver that goes on reading after `close` finds the connection closed, and drops what it read.
     """

@@ -84,7 +84,7 @@ class TcpIncoming:
                 self._digest.update(self._target[:num_bytes])
             self._target = self._target[num_bytes:]
             if num_bytes < asked:
-                break  # there is no more at present
+                break  # the socket is empty for now
             if self._target:
                 continue
             if self._targets:

@@ -80,7 +80,7 @@ class _Message:
 
     def __init__(self, tag: int, views: Sequence[memoryview], done: asyncio.Future[int]) -> None:
         self.done = done
-        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody awaits a heartbeat
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # heartbeats are not awaited
         header = HEADER.pack(MAGIC, sum(view.nbytes for view in views), tag)
         self.left = deque([memoryview(header), *views])
         self._digest = xxhash.xxh3_64()

@@ -18,7 +18,7 @@ class UcxConnection(ByteConnection):
 
     def __init__(self, process: UcxProcess, link: int) -> None:
         self._link = UcxLink(process, link)
-        self._on_close: Callable[[], None] | None = None  # once it is open
+        self._on_close: Callable[[], None] | None = None  # set once the connection is open
         self._stall = StallWatch("the decode node takes no more messages over UCX", self.lose)
         self._heartbeat: Heartbeat | None = None
         self._welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

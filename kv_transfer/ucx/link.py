@@ -101,7 +101,7 @@ class UcxLink:
 
         The area is freed after an error, but never before UCX is done with it.
         """
-        if self.is_lost:  # while the area was filled
+        if self.is_lost:  # it was lost while the area was filled
             self._staging.give_back(area)
             raise TransferError(_LOST)
         ended: asyncio.Future[None] = self._loop.create_future()

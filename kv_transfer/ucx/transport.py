@@ -157,7 +157,7 @@ class UcxTransport(Transport):
         if not self._has_lived and (process.is_unable or self._num_short_lives):
             return  # no use to restart: UCX cannot be loaded, or two processes in a row died without ever working
         RESTARTS.inc()
-        _log.error("UCX process %d has ended, and with it the transfers under way: %s", process.pid, process.reason)
+        _log.error("UCX process %d has ended, which fails the transfers in flight: %s", process.pid, process.reason)
         while self._process is process:
             is_short = self._loop.time() - self._started_s < _SHORT_LIFE_S
             self._num_short_lives = self._num_short_lives + 1 if is_short else 0

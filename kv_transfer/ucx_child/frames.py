@@ -119,5 +119,5 @@ class Gone(Frame, frozen=True):
     reason: str = ""
 
 
-Order = Listen | Connect | Admit | Beat | Close | Send | Receive | Drop  # to the child
-Report = Alive | Listening | Connected | Hello | Heard | Waiting | Ended | Gone  # to the node
+Order = Listen | Connect | Admit | Beat | Close | Send | Receive | Drop  # sent to the child
+Report = Alive | Listening | Connected | Hello | Heard | Waiting | Ended | Gone  # sent to the node

@@ -36,7 +36,7 @@ class Answer(ABC):
         self.choices: list[Choice] = []
         self.ended = False
         self.error: BatonError | None = None
-        self.first_token_s: float | None = None  # monotonic
+        self.first_token_s: float | None = None  # on the monotonic clock
         self._exchange = exchange
         self._format = form
         self._num_prompt_tokens = num_prompt_tokens

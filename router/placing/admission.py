@@ -20,6 +20,7 @@ MAX_RETRY_AFTER_S = 300.0
 TTFT_MARGIN = 1.1  # initial factor on predicted TTFTs: half of all waits are longer than predicted
 _MAX_MARGIN = 4.0
 _RISE, _FALL = 0.2, 0.001  # step size of the margin, after a first token later or earlier than it allows
+# slowness: its upper bound, its learning rate, and the least time to first token that it is learned from
 _MAX_SLOWNESS, _LEARNING, _TELLING_S = 8.0, 0.05, 0.1
 _CUT_OFF = 1.5  # for a request that gave up: its assumed TTFT, as a multiple of the time that it waited
 _FADING_S = 10.0  # after which what was learned no longer counts

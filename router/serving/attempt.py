@@ -93,7 +93,7 @@ class Attempt(Leg):
             self.fail(TransferError("the first token is not the one that was asked for"))
         else:
             self._take_first(first, reason)
-        self._on_first_token()  # the client comes first
+        self._on_first_token()  # after sending the token: the client comes first
 
     def on_transferred(self, transferred: node_pb2.Transferred) -> None:
         """Note that the transfer is complete: the prefill node is no longer needed."""

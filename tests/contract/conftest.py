@@ -1,4 +1,4 @@
-"""Triton decides between GPU and interpreter when it is first imported, so that is settled before any test module."""
+"""Chooses between GPU and interpreter before any test module imports Triton, which decides at its first import."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 
 @pytest.fixture(params=[*kv_nodes.TRANSPORTS, "loopback, staged", "shm, staged", "tcp, staged"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Its name; with some, both nodes' pools are staged, as on GPUs."""
+    """The name of the transport. With some, both nodes' pools are staged, as on GPUs."""
     name, _, staged = request.param.partition(", ")
     if staged:
         monkeypatch.setattr(kv_nodes, "Pool", kv_nodes.Staged)

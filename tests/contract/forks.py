@@ -18,10 +18,10 @@ from typing import BinaryIO
 
 
 class Forked:
-    """As much of a `subprocess.Popen` as tests want."""
+    """A process with those methods of `subprocess.Popen` that tests need."""
 
     def __init__(self, file: str, *args: str) -> None:
-        """As `python file *args` would be."""
+        """Start a process like `python file *args`."""
         (its_input, to), (of, its_output), (about, its_status) = os.pipe(), os.pipe(), os.pipe()
         theirs = [its_input, its_output, its_status]
         socket.send_fds(_zygote(file), [json.dumps(args).encode()], theirs)
@@ -34,17 +34,17 @@ class Forked:
         self.pid = int(self._status.readline())
 
     def send_signal(self, number: int) -> None:
-        """Nothing where it has ended."""
+        """Send a signal. No effect if the process has ended."""
         if self._code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it."""
+        """Kill the process."""
         self.send_signal(signal.SIGKILL)
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit code, minus the signal where one has ended it."""
+        """Wait, and return the exit code; -N if signal N has ended the process."""
         if self._code is None:
             if not select.select([self._status], [], [], timeout_s)[0]:
                 raise TimeoutError(f"process {self.pid} has not ended")
@@ -55,7 +55,7 @@ class Forked:
 
 @functools.cache
 def _zygote(file: str) -> socket.socket:
-    """It ends when this process does, and the socket with it."""
+    """Start the process that forks. It ends, through the socket's end, when this process does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     subprocess.Popen([sys.executable, file, "fork"], stdin=theirs)
     theirs.close()
@@ -63,7 +63,7 @@ def _zygote(file: str) -> socket.socket:
 
 
 def wait_to_be_forked() -> list[str]:
-    """In the process that forks: returns in each fork, with its arguments, its input and its output."""
+    """Called in the process that forks; returns in each fork, with its arguments, its input and its output."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     asked = socket.socket(fileno=os.dup(0))
     while True:

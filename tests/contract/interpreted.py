@@ -23,7 +23,7 @@ def quicken() -> None:
 
 
 def _patch_once(function: Any, rewrite: Any) -> None:
-    """For each kernel function: Triton's own know their language by another name than ours do."""
+    """Patch the language for each kernel function: Triton's own functions use another name for it than ours."""
     call, have_patched = function.__call__, set()
 
     def call_again(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -68,7 +68,7 @@ def _random_bytes(seed: int, size: int) -> torch.Tensor:
 
 
 class Staged(StagedPool):
-    """A pool in host memory that is treated like one on a device."""
+    """A pool in host memory that is staged like one on a device."""
 
     def __init__(self, buffer: torch.Tensor, layout: KVLayout, num_blocks: int) -> None:
         super().__init__(buffer, layout, num_blocks, max_lent_bytes=2**20)
@@ -107,7 +107,7 @@ class Pair:
         return self.receiver.grant(block_ids, present, node_id, epoch, lease_s, HASH)
 
     def filled(self, block_ids: list[int], source: KVPool, source_ids: list[int]) -> bool:
-        """Whether the target's blocks hold the source's bytes."""
+        """Whether the target's blocks contain the source's bytes."""
         return all(
             bytes(self.target.view(group, here, 1)) == bytes(source.view(group, there, 1))
             for group in range(LAYOUT.num_layer_groups)
@@ -146,13 +146,13 @@ async def commit(outgoing: OutgoingTransfer, timeout_s: float = 10.0):
 
 
 async def arrivals(incoming: IncomingTransfer, number: int) -> None:
-    """Wait until that many messages have claimed their place."""
+    """Wait until so many messages have claimed their slots."""
     while len(incoming._digests) + len(incoming._writing) < number:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
 async def ship(p: Pair, sender: KVSender, to: list[int], blocks: list[int]) -> None:
-    """As a router makes attempts: the first may meet an old connection, or have no time on a busy machine."""
+    """Transfer, trying again until it works: an attempt may meet an old connection, or time out on a busy machine."""
     while True:
         incoming = p.grant(to)
         sender._unreachable.clear()
@@ -168,7 +168,7 @@ async def ship(p: Pair, sender: KVSender, to: list[int], blocks: list[int]) -> N
 
 
 def fragmented(random_: random.Random, number: int) -> list[int]:
-    """Blocks in a few runs, in any order of the runs."""
+    """Block ids in a few runs, which are in random order."""
     ids: list[int] = []
     taken: set[int] = set()
     while len(ids) < number:
@@ -180,7 +180,7 @@ def fragmented(random_: random.Random, number: int) -> list[int]:
 
 
 class Child:
-    """This file as a process of its own, to be killed and frozen: `send` or `receive`, a line in for a line out."""
+    """This file as a process (`send` or `receive`) to be killed or frozen; it answers each input line with one line."""
 
     def __init__(self, role: str, transport: str, faults: str = "") -> None:
         self.process = Forked(__file__, role, transport, faults)
@@ -197,7 +197,7 @@ class Child:
             raise
 
     def finish(self, timeout_s: float = 10) -> int:
-        """Its exit code, after it was let go on."""
+        """Continue the process, wait for its end, and return its exit code."""
         try:
             self.process.send_signal(signal.SIGCONT)
             self.process.stdin.close()
@@ -208,7 +208,7 @@ class Child:
 
 
 async def send_what_is_granted(transport: str) -> None:
-    """In: a grant. Out: ok, or why not."""
+    """Read a grant; write `ok`, or the reason of the failure."""
     sender = KVSender(new_pool(1), "p0", 1, transport, "")
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
         grant = transfer_pb2.Grant.FromString(bytes.fromhex(line))
@@ -224,7 +224,7 @@ async def send_what_is_granted(transport: str) -> None:
 
 
 async def grant_what_is_asked(transport: str) -> None:
-    """In: a number of blocks. Out: a grant for them."""
+    """Read a number of blocks; write a grant for them."""
     async with pair(transport, max_message_bytes=2**18) as p:
         while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
             print(p.grant(list(range(int(line)))).grant.SerializeToString().hex(), flush=True)

@@ -1,4 +1,4 @@
-"""Of a thousand blocks with one flipped bit each, none is accepted; the thousand that follow undamaged are."""
+"""Of 1,000 blocks with one flipped bit each, none is accepted; the next 1,000, undamaged, all are."""
 
 import asyncio
 import random

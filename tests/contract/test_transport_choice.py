@@ -1,4 +1,4 @@
-"""Which transport a pair of nodes ends up with, and what is said when it is not the best one."""
+"""Which transport a pair of nodes uses, and what is logged if it is not the best one."""
 
 import asyncio
 from contextlib import suppress
@@ -23,7 +23,7 @@ def count(metric, transport: str) -> float:
 
 
 async def ship(p: Pair, wanted: str, without_shm: bool) -> str:
-    """One block; the name of the transport that carried it."""
+    """Transfer one block; return the name of the transport that carried it."""
     source = new_pool(1)
     if wanted == "ucx" or without_shm:
         with suppress(TransferError):  # there is none
@@ -53,7 +53,7 @@ def ship_between(decode: str, prefill: str, *, without_shm: bool = False) -> str
 
 @pytest.fixture
 def unreadable(monkeypatch):
-    """As in a container that may not ptrace."""
+    """Make process memory unreadable, as in a container that may not ptrace."""
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
@@ -79,7 +79,7 @@ def test_the_best_that_both_have(decode, prefill, used):
     assert count(BYTES, used) > before
 
 
-def test_what_fails_between_two_nodes_is_told_and_the_next_one_taken(unreadable, caplog):
+def test_a_transport_that_fails_is_logged_and_the_next_one_used(unreadable, caplog):
     before = count(FALLBACKS, "shm")
     assert ship_between("auto", "auto", without_shm=True) in ("ucx", "tcp")
     assert "do not travel over shm" in caplog.text
@@ -87,7 +87,7 @@ def test_what_fails_between_two_nodes_is_told_and_the_next_one_taken(unreadable,
     assert count(FALLBACKS, "shm") == before + 1
 
 
-def test_what_is_forced_and_fails_is_an_error(unreadable):
+def test_a_named_transport_that_fails_is_an_error(unreadable):
     with pytest.raises(TransferError, match="may not read the prefill node's memory"):
         ship_between("auto", "shm")
 
@@ -103,7 +103,7 @@ def test_another_host_is_no_failure_but_a_fact(monkeypatch, caplog):
 
 
 def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
-    """The same kernel, but another network namespace."""
+    """The two nodes share a kernel, but not a network namespace."""
 
     async def elsewhere(self, host, inbox):
         listener = ShmListener(inbox, HostMemory)
@@ -116,7 +116,7 @@ def test_a_name_that_nobody_here_listens_on(monkeypatch, caplog):
 
 
 def broken(monkeypatch, better) -> list[str]:
-    """Nodes have this transport and tcp; it can be connected only when something is in the list."""
+    """Give nodes a transport besides tcp that can be connected to only once something is in the list."""
     connect, repairs = better.connect, []
 
     async def at_last(self, *args):
@@ -130,7 +130,7 @@ def broken(monkeypatch, better) -> list[str]:
 
 
 async def fallen_back(p: Pair, better, repairs: list[str]) -> tuple[peer.DecodePeer, OutgoingTransfer]:
-    """A peer, over the better transport at last, and a transfer that had begun over tcp."""
+    """Return a peer that has switched to the better transport, and a transfer that had begun over tcp."""
     await p.receiver.listeners.open(better.name)
     p.senders.append(KVSender(new_pool(1), "p0", 1, "auto", ""))
     incoming = p.grant([7])
@@ -146,7 +146,7 @@ async def fallen_back(p: Pair, better, repairs: list[str]) -> tuple[peer.DecodeP
 
 
 @pytest.mark.parametrize("better", [ShmTransport, UcxTransport])
-def test_what_failed_is_tried_again_and_what_began_goes_on(monkeypatch, better):
+def test_a_failed_transport_is_retried_while_transfers_continue(monkeypatch, better):
     if better is UcxTransport and (reason := why_unavailable()):
         pytest.skip(reason)
     repairs = broken(monkeypatch, better)
@@ -168,8 +168,8 @@ def test_what_failed_is_tried_again_and_what_began_goes_on(monkeypatch, better):
 
 
 @pytest.mark.parametrize("end", ["commit", "abort"])
-def test_the_old_connection_is_closed_when_all_that_began_over_it_has_ended(monkeypatch, end):
-    """And what is on its way over the new one does not notice."""
+def test_the_old_connection_is_closed_when_all_its_transfers_have_ended(monkeypatch, end):
+    """Messages in flight over the new connection are not affected."""
     repairs = broken(monkeypatch, ShmTransport)
     monkeypatch.setattr(peer, "RETRY_S", 0.05)
 
@@ -195,7 +195,7 @@ def test_the_old_connection_is_closed_when_all_that_began_over_it_has_ended(monk
     run(main())
 
 
-def test_who_takes_long_to_start_is_passed_over_where_there_is_another_way(monkeypatch):
+def test_a_transport_that_is_slow_to_start_is_skipped_if_there_is_another(monkeypatch):
     async def never(self):
         await asyncio.Event().wait()
 

@@ -1,4 +1,4 @@
-"""Between pools on a GPU: one process fetches from another one's, which is killed, frozen, and lies."""
+"""Transfers between pools on a GPU, from a process that is killed, frozen, or lies."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ from kv_transfer.staged_pool import StagedPool
 
 
 def on_gpu(test):
-    """For tests that want one."""
+    """Skip the test without a GPU."""
     return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")(test))
 
 
@@ -35,7 +35,7 @@ ALL = list(range(NUM_BLOCKS))
 
 
 class OnGpu(StagedPool):
-    """With a view of it for tests, which is a copy."""
+    """A pool on the GPU with a view for tests, which is a copy."""
 
     def __init__(self, buffer, layout, num_blocks):
         self.buffer = buffer.cuda()
@@ -47,7 +47,7 @@ class OnGpu(StagedPool):
 
 
 class Sender(Child):
-    """This file as a prefill node with the pool of seed 1."""
+    """This file as a process: a prefill node with the pool of seed 1."""
 
     def __init__(self, *faults: str) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[2])])}
@@ -64,7 +64,7 @@ def pools(request, monkeypatch):
 
 
 def rows(pool: OnGpu) -> torch.Tensor:
-    """[layer group, block, bytes]"""
+    """View the pool as [layer group, block, bytes]."""
     return pool.buffer.view(LAYOUT.num_layer_groups, NUM_BLOCKS, -1)
 
 
@@ -159,8 +159,8 @@ def test_another_block_than_was_digested_is_caught():
 
 
 @on_gpu
-def test_what_cannot_be_opened_travels_otherwise():
-    """A process cannot open what it has exported itself."""
+def test_memory_that_cannot_be_opened_uses_another_transport():
+    """A process cannot open memory that it has exported itself."""
 
     async def main():
         source = new_pool(1)
@@ -193,7 +193,7 @@ def test_memory_comes_back_when_the_last_reader_has_closed():
 
 
 @on_gpu
-def test_claims_that_are_none_are_refused():
+def test_malformed_claims_are_refused():
     blocks = new_pool(1).gpu_blocks
     claim = exported(blocks)
     for wrong in (b"", claim[:-1], claim + b"x"):
@@ -204,7 +204,7 @@ def test_claims_that_are_none_are_refused():
 
 
 class Opened:
-    """A driver that opens a pool of four blocks."""
+    """A stand-in for the driver that opens a pool of four blocks."""
 
     def __init__(self, monkeypatch, num_bytes: int) -> None:
         self.closed = 0
@@ -243,7 +243,7 @@ def test_a_message_names_blocks_of_the_pool_alone(monkeypatch):
             memory.size_of(source)
 
 
-def test_only_a_pool_on_a_gpu_travels_that_way():
+def test_only_a_pool_on_a_gpu_can_use_it():
     with pytest.raises(ConfigError, match="host memory"):
         choose("cuda")
     assert choose("cuda", on_gpu=True) == ("cuda",)
@@ -261,7 +261,7 @@ def test_a_misplaced_block_is_another_of_its_layer_group():
 
 
 async def send_what_is_granted(epoch: int) -> None:
-    """In: a grant. Out: ok, or why not."""
+    """Read a grant; write `ok`, or the reason of the failure."""
     sender = kv_nodes.KVSender(new_pool(1), "p0", epoch, "cuda", "")
     print("begun", flush=True)
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():

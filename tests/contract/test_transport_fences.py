@@ -1,4 +1,4 @@
-"""On every transport: what is cancelled, over or not granted any more writes nothing."""
+"""On every transport: a transfer that was cancelled, has ended or lost its lease writes nothing."""
 
 import asyncio
 
@@ -115,7 +115,7 @@ def test_messages_that_arrive_renew_the_lease(transport):
 
 
 def test_stale_grants_are_refused(transport):
-    """Of an earlier life of the decode node, for another node, unknown, and used twice."""
+    """Grants of an earlier incarnation of the decode node, for another node, unknown ones, and used ones."""
 
     async def main():
         source = new_pool(1)

@@ -1,4 +1,4 @@
-"""Between processes that are killed and frozen: whoever is left notices in time, and its blocks are its own."""
+"""Transfers between processes that are killed or frozen: the other side notices in time, and keeps its blocks safe."""
 
 import asyncio
 import signal
@@ -47,7 +47,7 @@ async def stopped(child: Child) -> None:
     [("shm", False), ("shm", True), ("tcp", False), ("ucx", False), ("ucx", True)],
 )
 def test_frozen_prefill_node_is_noticed_and_fenced(transport, at_once):
-    """Whether its silence ends the transfer, or a cancel that cannot wait for it."""
+    """The transfer is ended by the sender's silence, or by a cancel that cannot wait for it."""
 
     async def main():
         async with pair(transport, max_message_bytes=2**18) as p:
@@ -74,7 +74,7 @@ def test_frozen_prefill_node_is_noticed_and_fenced(transport, at_once):
 @pytest.mark.parametrize("transport", BETWEEN_PROCESSES)
 @pytest.mark.parametrize("end", [signal.SIGSTOP, signal.SIGKILL])
 def test_lost_decode_node_is_noticed(transport, end):
-    """With more under way than buffers hold, and with a message that fits into them."""
+    """Tested with more bytes in flight than buffers hold, and with a message that fits into them."""
 
     async def main():
         child = Child("receive", transport)
@@ -103,7 +103,7 @@ def test_lost_decode_node_is_noticed(transport, end):
 
 @pytest.mark.parametrize("transport", BETWEEN_PROCESSES)
 def test_abort_towards_a_frozen_decode_node(transport):
-    """It does not wait for ever, and does not return before the last read."""
+    """The abort does not wait for ever, and does not return before the last read."""
 
     async def main():
         child = Child("receive", transport)
@@ -130,5 +130,5 @@ def test_abort_towards_a_frozen_decode_node(transport):
 
 @pytest.mark.parametrize("transport", BETWEEN_PROCESSES)
 def test_process_ends_cleanly_without_close(transport):
-    """A process that just ends, in the middle of a transfer, neither hangs nor aborts."""
+    """A process that simply exits in the middle of a transfer neither hangs nor aborts."""
     assert Child("exit", transport).finish(20) == 0

@@ -1,4 +1,4 @@
-"""What no transport accepts, and what a transfer that came to nothing leaves behind: the same suite of them all."""
+"""What every transport refuses, and what a failed transfer leaves behind. One suite for all transports."""
 
 import asyncio
 import gc
@@ -63,8 +63,8 @@ def test_blocks_that_did_not_reach_the_device_are_never_accepted(monkeypatch):
     run(main())
 
 
-def test_a_commit_that_nobody_waits_for_any_more_leaves_no_copy_behind(monkeypatch):
-    """Its call ends while messages are on their way into the blocks: these are in use until the copies are over."""
+def test_an_abandoned_commit_leaves_no_copy_running(monkeypatch):
+    """If the call ends while messages are being copied into blocks, these stay in use until the copies end."""
     monkeypatch.setattr(kv_nodes, "Pool", kv_nodes.Staged)
 
     async def main():
@@ -163,8 +163,8 @@ def test_no_connection_without_a_secret(transport):
     run(main())
 
 
-def test_an_end_that_nobody_waits_for_is_no_error(transport):
-    """Of a commit that is under way when its request is cancelled."""
+def test_an_abandoned_commit_is_no_error(transport):
+    """The commit is pending when its request is cancelled."""
 
     async def main():
         errors, refused = [], asyncio.Event()

@@ -1,4 +1,4 @@
-"""On every transport: nodes that come back as another incarnation, and nodes that were out of reach."""
+"""On every transport: nodes that restart as another incarnation, and nodes that were unreachable."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def test_restarted_prefill_node_takes_the_place_of_the_old(transport):
 
 
 def test_a_prefill_node_that_was_replaced_and_comes_back_disturbs_nobody(transport):
-    """It connects, with a grant of its time; what its successor sends goes on, over the same connection."""
+    """The old process connects, with an old grant; its successor's transfer continues over the same connection."""
 
     async def main():
         source = new_pool(1)
@@ -103,8 +103,8 @@ def test_restarted_decode_node_at_the_same_address(transport):
     run(main())
 
 
-def test_who_could_not_be_reached_is_not_waited_for_again_at_once(monkeypatch):
-    """Requests that were placed before the pair was known to be apart would each wait for as long."""
+def test_an_unreachable_node_is_not_waited_for_again_at_once(monkeypatch):
+    """Otherwise every request placed before the failure was known would wait for the whole timeout."""
     monkeypatch.setattr(kv_transfer.sender, "_UNREACHABLE_S", 0.3)
 
     async def main():

@@ -1,4 +1,4 @@
-"""Shared memory, where the receiver does the copying: what its copies may do, and when they count."""
+"""Transport shm, whose receiver does the copying: what its copies may do, and when they count."""
 
 import asyncio
 import errno
@@ -12,7 +12,7 @@ from kv_transfer.shm import process_memory, transport
 
 
 class Brake:
-    """Holds every copy after its first piece until it is released."""
+    """Stops every copy after its first piece, until released."""
 
     def __init__(self, monkeypatch) -> None:
         self.held = threading.Semaphore(0)
@@ -25,7 +25,7 @@ class Brake:
         self._go.set()
 
     async def holds(self) -> None:
-        """Until a copy has come so far."""
+        """Wait until a copy has reached this point."""
         async with asyncio.timeout(10):
             while not self.held.acquire(blocking=False):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
@@ -70,7 +70,7 @@ def test_a_cancel_waits_for_the_copy_and_nothing_is_written_after_it(brake):
 
 
 def test_what_was_copied_after_the_sender_closed_does_not_count(brake):
-    """It wanted its memory back: what was read may be somebody else's."""
+    """The sender has taken its memory back, so what was read may be other data."""
 
     async def main():
         source = new_pool(1)
@@ -92,7 +92,7 @@ def test_what_was_copied_after_the_sender_closed_does_not_count(brake):
 
 
 def test_a_sender_has_a_bounded_number_of_copies(brake):
-    """However many messages it announces; and all of them arrive in the end."""
+    """However many messages it announces, and all of them arrive in the end."""
 
     async def main():
         source, ids = new_pool(1), list(range(NUM_BLOCKS))
@@ -111,7 +111,7 @@ def test_a_sender_has_a_bounded_number_of_copies(brake):
 
 
 def test_a_sender_without_descriptors_left_says_so(monkeypatch):
-    """To the request, which goes elsewhere; the next one finds a descriptor again."""
+    """The request gets an error and is served elsewhere; the next one finds a descriptor again."""
 
     def refuse(*_):
         raise OSError(errno.EMFILE, "Too many open files")

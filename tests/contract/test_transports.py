@@ -1,4 +1,4 @@
-"""One suite for every transport: whatever carries the messages, blocks arrive whole, or not at all."""
+"""One suite for every transport: blocks arrive complete, or not at all."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ def test_blocks_arrive_whole(transport, loop_factory):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_plans(transport, seed):
-    """Fragmented on both sides, a part present already, chunks that end anywhere, small and large messages."""
+    """Blocks fragmented on both sides, some present already, chunks that end anywhere, small and large messages."""
 
     async def main():
         random_ = random.Random(seed)
@@ -57,7 +57,7 @@ def test_random_plans(transport, seed):
 
 
 def test_once_connected_a_transfer_starts_no_threads(transport, monkeypatch):
-    """At a limit of its user or container it would get none, with the work in a queue that nobody awaits."""
+    """At a thread limit, starting one would fail, with the work left in a queue that nobody awaits."""
 
     def refused(thread):
         raise RuntimeError("can't start new thread")

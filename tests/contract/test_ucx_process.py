@@ -1,4 +1,4 @@
-"""UCX dies, hangs and crashes in the middle of a transfer, on either side: the node goes on, and the next one works."""
+"""UCX dies, hangs or crashes in the middle of a transfer, on either side: the node keeps running, and retries work."""
 
 import asyncio
 import errno
@@ -76,8 +76,8 @@ def test_an_end_in_the_middle_of_a_transfer(side: str, end: signal.Signals):
 
 
 @pytest.mark.parametrize("side", ["receiver", "sender"])
-def test_an_end_that_is_heard_with_the_last_words(side: str):
-    """UCX is done with messages, and dead, before the node looks: they are in nobody's memory any more."""
+def test_an_end_that_is_read_together_with_the_last_reports(side: str):
+    """UCX reports messages as ended, and dies, before the node reads that: the staging memory is gone already."""
 
     async def main():
         ids = list(range(NUM_BLOCKS))
@@ -103,8 +103,8 @@ def test_an_end_that_is_heard_with_the_last_words(side: str):
     run(main())
 
 
-def test_a_connection_that_is_welcomed_and_lost_at_once_has_no_heart():
-    """Both are heard in one turn of the event loop, before whoever opens it goes on."""
+def test_a_connection_that_is_welcomed_and_lost_at_once_sends_no_heartbeats():
+    """Both reports are read in one turn of the event loop, before the opener continues."""
 
     async def main():
         async with pair("ucx") as p:
@@ -129,7 +129,7 @@ def test_a_connection_that_is_welcomed_and_lost_at_once_has_no_heart():
 
 
 def process_beats(process: UcxProcess) -> list[frames.Beat]:
-    """What it is told of heartbeats from now on, dead or alive."""
+    """Record the heartbeats that the process is asked to send from now on, dead or alive."""
     beats: list[frames.Beat] = []
     put = process.put
 
@@ -142,7 +142,7 @@ def process_beats(process: UcxProcess) -> list[frames.Beat]:
 
 
 def test_the_end_of_one_process_is_not_the_end_of_its_peers():
-    """Each closes its connection to it, and goes on: there are others."""
+    """The peers close their connections to it, and keep running for others."""
 
     async def main():
         async with pair("ucx") as p:
@@ -204,8 +204,8 @@ def test_no_process_outlives_its_node(end: signal.Signals):
     run(main())
 
 
-def test_a_frozen_ucx_process_is_let_go_on_only_to_die():
-    """What it would still write after its node has given it up, it never does."""
+def test_a_frozen_ucx_process_dies_when_it_is_continued():
+    """It never executes what it would still have written after its node gave it up."""
 
     async def main():
         source, ids = new_pool(1), list(range(NUM_BLOCKS))
@@ -228,8 +228,8 @@ def test_a_frozen_ucx_process_is_let_go_on_only_to_die():
     run(main())
 
 
-def test_a_process_that_cannot_be_started_for_a_while_costs_transfers_and_nothing_else(monkeypatch: Any):
-    """For want of descriptors, say: those in need of it are told, and it is tried again."""
+def test_a_process_that_cannot_be_started_for_a_while_only_costs_transfers(monkeypatch: Any):
+    """For example without free descriptors: transfers that need it fail, and it is tried again."""
     refusals, start = [], ucx_child.Popen
 
     def refuse(*args: Any, **options: Any) -> Any:
@@ -253,7 +253,7 @@ def test_a_process_that_cannot_be_started_for_a_while_costs_transfers_and_nothin
     run(main())
 
 
-def test_who_needs_a_process_that_cannot_be_started_does_not_wait_for_it(monkeypatch: Any):
+def test_nobody_waits_for_a_process_that_cannot_be_started(monkeypatch: Any):
     def refuse(*args: Any, **options: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -276,7 +276,7 @@ def test_who_needs_a_process_that_cannot_be_started_does_not_wait_for_it(monkeyp
     run(main())
 
 
-def test_a_process_that_takes_no_more_frames_is_ended_and_whoever_waits_is_told(monkeypatch):
+def test_a_process_that_takes_no_more_frames_is_killed_and_waiters_fail(monkeypatch):
     monkeypatch.setattr(frame_socket, "_MAX_QUEUED_FRAMES", 8)
 
     async def main():

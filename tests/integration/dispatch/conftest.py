@@ -26,7 +26,7 @@ def output_of(prompt: list[int], num_tokens: int) -> list[int]:
 
 
 class Recorder:
-    """A sink that remembers."""
+    """A sink that records its calls."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -95,7 +95,7 @@ class Fleet:
     def submit(
         self, prompt: list[int], max_tokens: int = 12, *, timeout_s: float = 20.0, work: Any = None, **sampling: Any
     ) -> Any:
-        """(handle, sink)."""
+        """Submit a request; return (handle, sink)."""
         sink = Recorder()
         job = Job(
             request_id="request",
@@ -134,7 +134,7 @@ async def fleet(redis_url: str) -> AsyncIterator[Fleet]:
 
 @pytest.fixture
 async def fragile_fleet(redis_server: Any) -> AsyncIterator[Fleet]:
-    """A fleet whose Redis may be killed."""
+    """A fleet whose Redis the test may kill."""
     fleet = Fleet(redis_server.url)
     yield fleet
     await fleet.close()

@@ -1,5 +1,5 @@
 # ruff: noqa: N802 - the names of RPCs
-"""Nodes that are real gRPC servers and compute nothing, but follow the protocol, and can be told to break it."""
+"""Nodes that are real gRPC servers without an engine: they follow the protocol, or break it as a test asks."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ Batch = node_pb2.StepBatch
 
 
 def next_token(token_ids: list[int]) -> int:
-    """The model: any prefix decides what comes next."""
+    """The model: a function from any prefix to the next token."""
     return (sum(i * t for i, t in enumerate(token_ids, 1)) * 31 + len(token_ids)) % 997
 
 
@@ -78,7 +78,7 @@ class Node:
         await self.registration.start()
 
     async def die(self) -> None:
-        """As SIGKILL does it: the registration lingers, connections break."""
+        """Die as by SIGKILL: the registration stays, connections break."""
         self.registration._task.cancel()
         self._end_legs()
         await self.server.stop(None)

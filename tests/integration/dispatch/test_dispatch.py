@@ -57,7 +57,7 @@ async def test_calls_carry_the_service_token(fleet: Any, output_of: Any) -> None
 
 
 async def _index(fleet: Any, node: Any, token_ids: list[int]) -> IndexWriter:
-    """Has the index say that `node` holds these tokens; returns when it does."""
+    """Make the index say that `node` has the blocks of these tokens; returns when it does."""
     hashes = block_hashes(token_ids, 4, root_hash("cafe"))
 
     async def snapshot() -> list[Any]:

@@ -1,4 +1,4 @@
-"""Nodes that die or freeze: the client sees time pass and nothing else."""
+"""Nodes that die or freeze: the client only sees a delay."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Messages and rows that come late, twice or never: the client sees every token once."""
+"""Messages and rows that come late, twice or never: the client sees every token exactly once."""
 
 import asyncio
 from typing import Any
@@ -147,7 +147,7 @@ async def test_a_lost_last_message_is_noticed_by_the_next_one(fleet: Any, output
 
 
 def lose_row(node: Any, number: int, num_attempts: int) -> None:
-    """Of each of the first attempts the node's row of that number never comes."""
+    """Drop row `number` of the node in each of the first `num_attempts` attempts."""
     seen: dict[int, int] = {}
 
     def tamper(batch: Batch) -> list[Batch]:

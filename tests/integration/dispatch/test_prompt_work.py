@@ -1,4 +1,4 @@
-"""Work on prompts through the dispatcher: on one node alone, each position once, whatever fails in between."""
+"""Prompt work through the dispatcher: on a single node, with each position once, despite failures."""
 
 from typing import Any
 

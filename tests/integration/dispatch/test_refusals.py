@@ -38,7 +38,7 @@ async def test_a_pair_that_failed_is_left_alone(fleet: Any, output_of: Any) -> N
 async def test_whose_kv_was_shipped_in_vain_twice_goes_where_none_is_shipped(
     fleet: Any, output_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where links are slow, each transfer may fail so late that its pair is tried again by then."""
+    """Over slow links a transfer may fail so late that its pair is no longer avoided by then."""
     monkeypatch.setattr(cut_pairs, "MIN_PAUSE_S", 0.0)
     monkeypatch.setattr(cut_pairs, "MAX_PAUSE_S", 0.0)
     prefills, decodes = [[await fleet.add(role), await fleet.add(role)] for role in ("prefill", "decode")]
@@ -94,7 +94,7 @@ async def test_a_node_that_says_that_it_drains_gets_nothing_new(fleet: Any, unti
 async def test_nodes_that_are_full_for_long_mean_overloaded(
     fleet: Any, monkeypatch: pytest.MonkeyPatch, avoid_s: float
 ) -> None:
-    """Also where there is always another one to be asked."""
+    """This holds even if there is always another node to try."""
     monkeypatch.setattr(link, "AVOID_S", avoid_s)
     prefill = await fleet.add("prefill")
     prefill.compute.clear()

@@ -26,7 +26,7 @@ async def test_without_nodes_a_request_waits_until_its_deadline(fleet: Any) -> N
 async def test_at_its_deadline_a_request_that_waits_hears_that_capacity_lacks(
     fleet: Any, until: Any, lacks: str
 ) -> None:
-    """Not that it took too long itself, even where it had begun."""
+    """The error is not that the request took too long, even if it had begun."""
     decode = await fleet.add("decode", num_free_blocks=2 if lacks == "room" else 1000)
     decode.pause_at = 3
     await fleet.start()

@@ -1,4 +1,4 @@
-"""Redis is a hint: requests do without it."""
+"""Redis holds only hints: requests are served without it."""
 
 import time
 from typing import Any

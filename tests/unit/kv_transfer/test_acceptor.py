@@ -1,4 +1,4 @@
-"""Connections are taken as they come; one for which no descriptor is left waits, and the event loop does not spin."""
+"""Connections are accepted as they come. Without a free descriptor they wait, and the event loop does not spin."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ def no_descriptor_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_who_comes_while_no_descriptor_is_left_waits_for_one():
+def test_a_connection_without_a_free_descriptor_waits_for_one():
     async def main():
         listener, client, late = socket.socket(), socket.socket(), socket.socket()
         listener.bind(("127.0.0.1", 0))

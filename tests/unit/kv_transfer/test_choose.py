@@ -18,7 +18,7 @@ from kv_transfer.transport import RETRY_S
 
 @pytest.fixture
 def without_ucxx(monkeypatch, tmp_path):
-    """For the processes that load it."""
+    """Make ucxx fail to load in child processes, which are the ones that load it."""
     (tmp_path / "ucxx.py").write_text("raise ImportError('libucp.so.0: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(choose, "why_unavailable", choose.why_unavailable.__wrapped__)
@@ -29,7 +29,7 @@ def test_auto_tries_the_best_first_and_a_name_is_that_alone():
     assert [choose.choose(name) for name in ("shm", "ucx", "tcp")] == [("shm",), ("ucx",), ("tcp",)]
 
 
-def test_without_ucx_it_is_an_error_to_want_it(without_ucxx):
+def test_naming_ucx_without_having_it_is_an_error(without_ucxx):
     with pytest.raises(ConfigError, match=r"libucp\.so\.0"):
         choose.choose("ucx")
     assert choose.choose("auto") == ("shm", "ucx", "tcp")
@@ -58,7 +58,7 @@ def choose_door(wanted: str, offered: list[str], host: str) -> str:
     return asyncio.run(main())
 
 
-def test_a_pair_takes_the_first_that_both_have_and_that_may_carry():
+def test_a_pair_uses_the_first_common_transport_that_can_work():
     here = host_id()
     assert choose_door("auto", ["shm", "ucx", "tcp"], here) == "shm"
     assert choose_door("auto", ["tcp"], here) == "tcp"
@@ -66,13 +66,13 @@ def test_a_pair_takes_the_first_that_both_have_and_that_may_carry():
     assert choose_door("auto", ["shm", "tcp"], "another kernel") == "tcp"
 
 
-def test_what_cannot_be_made_here_is_passed_over_with_a_warning(without_ucxx, caplog):
+def test_an_unavailable_transport_is_skipped_with_a_warning(without_ucxx, caplog):
     assert choose_door("auto", ["ucx", "tcp"], host_id()) == "tcp"
     assert "do not travel over ucx" in caplog.text
     assert "libucp.so.0" in caplog.text
 
 
-def test_what_could_not_be_opened_is_tried_again_after_a_while(monkeypatch):
+def test_a_transport_that_could_not_be_opened_is_retried_later(monkeypatch):
     tried, listen = [], ShmTransport.listen
 
     async def in_want(self, host, inbox):
@@ -98,7 +98,7 @@ def test_what_could_not_be_opened_is_tried_again_after_a_while(monkeypatch):
     asyncio.run(main())
 
 
-def test_what_takes_long_to_open_is_passed_over_until_it_is_open(monkeypatch):
+def test_a_transport_that_is_slow_to_open_is_skipped_until_it_is_open(monkeypatch):
     begun, may_go_on, listen = [], asyncio.Event(), ShmTransport.listen
 
     async def slowly(self, host, inbox):
@@ -122,7 +122,7 @@ def test_what_takes_long_to_open_is_passed_over_until_it_is_open(monkeypatch):
     asyncio.run(main())
 
 
-def test_a_node_that_stops_does_not_wait_for_what_is_opening(monkeypatch):
+def test_a_stopping_node_does_not_wait_for_a_transport_that_is_opening(monkeypatch):
     async def never(self, host, inbox):
         await asyncio.Event().wait()
 
@@ -140,7 +140,7 @@ def test_a_node_that_stops_does_not_wait_for_what_is_opening(monkeypatch):
 
 
 @pytest.mark.parametrize(("wanted", "opened"), [("tcp", ["tcp"]), ("auto", [])])
-def test_what_is_no_matter_of_choice_is_open_from_the_start_and_until_the_stop(wanted, opened):
+def test_a_single_transport_is_open_from_start_to_stop(wanted, opened):
     async def main() -> None:
         listeners_ = Listeners(wanted, "127.0.0.1", inbox_of=lambda transport: None)
         await listeners_.start()

@@ -1,4 +1,4 @@
-"""Who wants blocks back waits while messages end, and cuts the connection, which others use too, when none does."""
+"""To get blocks back, a node waits while messages end; only if none does, it closes the shared connection."""
 
 import asyncio
 
@@ -40,7 +40,7 @@ def test_a_cancel_waits_while_messages_arrive():
     run(main)
 
 
-def test_a_cancel_does_not_wait_for_what_never_comes():
+def test_a_cancel_does_not_wait_for_messages_that_never_come():
     async def main(clock):
         receiver, cut = KVReceiver(POOL, "d0", 7, "127.0.0.1", "tcp", max_message_bytes=1), []
         transfer, inbox, tags = begun(receiver, cut)
@@ -54,7 +54,7 @@ def test_a_cancel_does_not_wait_for_what_never_comes():
 
 
 def begun(receiver, cut):
-    """A transfer, the inbox of its messages, and their tags; all of them are being written."""
+    """Return a transfer, the inbox of its messages, and their tags. All messages are being written."""
     inbox, tags = receiver.inbox("tcp"), []
 
     async def cut_off(peer):
@@ -72,7 +72,7 @@ def begun(receiver, cut):
 
 
 class Wire(ByteConnection):
-    """Holds every message until the test lets it go."""
+    """A connection that holds every message until the test releases it."""
 
     def __init__(self) -> None:
         self.waiting: list[asyncio.Future[None]] = []
@@ -88,7 +88,7 @@ class Wire(ByteConnection):
 
 
 class Node:
-    """A peer that is connected."""
+    """A peer that is already connected."""
 
     transport = "wire"
 

@@ -1,4 +1,4 @@
-"""One transfer on its way in: which messages are let in, for how long, and when all of it counts."""
+"""One incoming transfer: which messages it admits, for how long, and when it is accepted."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ def buffer():
 
 
 class Case:
-    """A transfer of two blocks, in a message each."""
+    """A transfer of two blocks, one message each."""
 
     def __init__(self, pool=None):
         pool = pool or KVPool(buffer(), LAYOUT, 4)
@@ -51,7 +51,7 @@ class Case:
         await self.transfer.accept(CommitRequest(digests=digests, last_block_hash=last_block_hash))
 
 
-def test_a_message_is_let_in_once_and_as_it_was_planned():
+def test_a_message_is_admitted_once_and_only_as_planned():
     async def main(clock):
         case = Case()
         assert case.claim(case.first, SIZE + 1) is None
@@ -71,7 +71,7 @@ def test_a_message_is_let_in_once_and_as_it_was_planned():
     run(main)
 
 
-def test_nothing_is_let_in_or_renewed_after_the_lease():
+def test_nothing_is_admitted_or_renewed_after_the_lease():
     async def main(clock):
         case = Case()
         case.transfer.renew(1.0)  # never shortens
@@ -110,7 +110,7 @@ def test_each_message_that_arrives_renews_the_lease():
     run(main)
 
 
-def test_a_lease_that_ends_while_digests_are_looked_at_counts():
+def test_a_lease_that_ends_while_digests_are_compared_fails_the_transfer():
     async def main(clock):
         case, pending = Case(), asyncio.get_running_loop().create_future()
         case.node._digester.start = lambda views: pending
@@ -135,7 +135,7 @@ def test_a_lease_that_ends_while_digests_are_looked_at_counts():
         ({"last_block_hash": b"other"}, "disagree"),
     ],
 )
-def test_a_commit_that_is_not_of_what_arrived_is_refused(commit, why):
+def test_a_commit_that_does_not_match_what_arrived_is_refused(commit, why):
     async def main(clock):
         case = Case()
         case.arrive(*case.tags)
@@ -169,7 +169,7 @@ def test_a_commit_waits_while_messages_come_and_two_seconds_for_the_next_one():
 
 
 @pytest.mark.parametrize("word", ["arrived", "lost"])
-def test_what_a_cancelled_transfer_was_still_writing_is_given_back(word):
+def test_memory_that_a_cancelled_transfer_was_writing_to_is_freed(word):
     async def main(clock):
         pool = StagedPool(buffer(), LAYOUT, 4)
         case = Case(pool)
@@ -188,7 +188,7 @@ def test_what_a_cancelled_transfer_was_still_writing_is_given_back(word):
     run(main)
 
 
-def test_where_there_is_no_room_to_land_the_transfer_fails():
+def test_a_transfer_fails_without_room_to_land():
     async def main(clock):
         pool = StagedPool(buffer(), LAYOUT, 4, max_landing_bytes=SIZE)
         case = Case(pool)
@@ -219,7 +219,7 @@ def test_a_message_that_is_lost_fails_its_transfer_at_once():
     run(main)
 
 
-def test_a_connection_that_closes_fails_what_has_begun_over_it():
+def test_a_closing_connection_fails_the_transfers_that_used_it():
     async def main(clock):
         case = Case()
         fresh = case.node.grant([0], 0, *PEER, LEASE_S, HASH)

@@ -1,4 +1,4 @@
-"""What leaves for one peer: turns, bounds, and errors."""
+"""The outbox of one peer: turns, bounds, and errors."""
 
 import asyncio
 from collections import deque
@@ -11,7 +11,7 @@ SIZE = 100
 
 
 class Wire(ByteConnection):
-    """Holds every message until the test lets it go, with a digest."""
+    """A connection that holds every message until the test releases it, with a digest."""
 
     digests = True
 
@@ -56,7 +56,7 @@ async def let_run() -> None:
         await asyncio.sleep(0)
 
 
-def test_transfers_take_turns_and_no_more_is_under_way_than_may_be():
+def test_transfers_take_turns_within_the_bound_on_bytes_in_flight():
     async def main():
         wire, outbox = Wire(), Outbox(max_inflight_bytes=3 * SIZE)
         long, short = Queue(0, 10), Queue(100, 2)

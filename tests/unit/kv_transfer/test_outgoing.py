@@ -1,4 +1,4 @@
-"""One transfer on its way out: what it lets go, and when."""
+"""One outgoing transfer: what it sends, and when."""
 
 import asyncio
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def make(num_present, num_missing, max_message_bytes):
     return OutgoingTransfer(grant, block_ids, pool, peer, Digester(), Peer("p0", 1))
 
 
-def test_only_what_is_computed_is_sent_and_nothing_that_is_there_already():
+def test_only_computed_blocks_that_are_missing_are_sent():
     async def main():
         transfer = make(1, 2, 1)  # a message for each block of each layer group
         transfer.ready(0, 1)
@@ -52,7 +52,7 @@ def test_only_what_is_computed_is_sent_and_nothing_that_is_there_already():
     asyncio.run(main())
 
 
-def test_layer_groups_that_travel_together_wait_for_one_another():
+def test_layer_groups_of_one_message_wait_for_one_another():
     async def main():
         transfer = make(0, 2, 2**20)
         transfer.ready(0, 2)
@@ -64,7 +64,7 @@ def test_layer_groups_that_travel_together_wait_for_one_another():
     asyncio.run(main())
 
 
-def test_what_has_failed_sends_nothing_more():
+def test_a_failed_transfer_sends_nothing_more():
     async def main():
         transfer = make(0, 2, 1)
         transfer.ready(0, 1)
@@ -77,7 +77,7 @@ def test_what_has_failed_sends_nothing_more():
     asyncio.run(main())
 
 
-def test_an_abort_waits_for_what_is_read_and_lets_nothing_more_out():
+def test_an_abort_waits_for_reads_and_sends_nothing_more():
     async def main():
         transfer = make(0, 2, 1)
         transfer.ready(0, 2)

@@ -1,4 +1,4 @@
-"""What a peer's end waits for: connections that are made, left and open, and commits that may yet be accepted."""
+"""What ending a peer waits for: connections (opening, retired, open), and commits that may yet be accepted."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ RETRY_S, SLOW_S = 10.0, 4.0
 
 
 class Wire(ByteConnection):
-    """Takes a while to close, a slow one twice as long."""
+    """A connection that takes a while to close, a slow one twice as long."""
 
     def __init__(self, name, story, on_lost) -> None:
         self.name, self.story, self.lose = name, story, on_lost
@@ -29,7 +29,7 @@ class Wire(ByteConnection):
 
 
 class Node:
-    """The decode node, as its connector and channel: the second connection that is asked for is better."""
+    """The decode node, as connector and channel: the second connection uses a better transport."""
 
     def __init__(self, monkeypatch) -> None:
         self.story, self.wires = [], []
@@ -66,7 +66,7 @@ class Transfer:
         self.error = error
 
 
-def test_its_channel_is_closed_after_the_commits_that_are_under_way(monkeypatch):
+def test_the_channel_is_closed_after_pending_commits(monkeypatch):
     async def main(clock):
         node, transfer = Node(monkeypatch), Transfer()
         peer = node.peer("fast")
@@ -120,7 +120,7 @@ def test_a_better_connection_that_comes_too_late_is_closed_too(monkeypatch):
     run(main)
 
 
-def test_its_end_does_not_wait_for_the_next_try(monkeypatch):
+def test_its_end_does_not_wait_for_the_next_retry(monkeypatch):
     async def main(clock):
         node = Node(monkeypatch)
         peer = node.peer("slow", "fast")
@@ -133,7 +133,7 @@ def test_its_end_does_not_wait_for_the_next_try(monkeypatch):
 
 
 @pytest.mark.parametrize("has_left", [True, False])
-def test_a_connection_is_left_when_all_that_began_over_it_has_ended(monkeypatch, has_left):
+def test_a_connection_is_retired_when_all_its_transfers_have_ended(monkeypatch, has_left):
     async def main(clock):
         node, old, new = Node(monkeypatch), Transfer(), Transfer()
         peer = node.peer("slow", "fast")

@@ -1,4 +1,4 @@
-"""The plan of a transfer: every missing block once, in the same order at both ends."""
+"""The plan of a transfer: every missing block exactly once, in the same order on both sides."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A pool as bytes: no copies, nothing outside of it."""
+"""A pool as bytes: no copies, and no access outside of it."""
 
 import pytest
 import torch

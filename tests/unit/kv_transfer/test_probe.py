@@ -1,4 +1,4 @@
-"""What `baton doctor` finds out about transports, by trying."""
+"""How `baton doctor` finds out which transports work here."""
 
 import torch
 
@@ -17,7 +17,7 @@ def test_shared_memory_is_tried_with_a_real_process(monkeypatch):
     assert "Operation not permitted" in probe.why_no_shm()
 
 
-def test_reasons_are_given_for_what_is_wanted_alone(monkeypatch):
+def test_reasons_are_given_for_wanted_transports_only(monkeypatch):
     monkeypatch.setattr(probe, "why_no_shm", lambda: "not permitted")
     monkeypatch.setattr(ucx, "why_unavailable", lambda: "no UCX library")
     assert probe.missing("auto") == {"shm": "not permitted", "ucx": "no UCX library"}

@@ -1,4 +1,4 @@
-"""Who may open a connection: whoever was told a secret a moment ago, and is the latest of its name."""
+"""Who may open a connection: a holder of a recent secret that is the latest incarnation of its node."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ def make():
     return KVReceiver(pool, "d0", 7, "127.0.0.1", "tcp")
 
 
-def test_a_secret_that_was_not_used_ends():
+def test_an_unused_secret_expires():
     async def main(clock):
         node = make()
         admit = node.inbox("tcp").admit
@@ -39,7 +39,7 @@ def test_a_secret_that_was_not_used_ends():
     run(main)
 
 
-def test_so_many_secrets_are_told_at_once_and_no_more(monkeypatch):
+def test_the_number_of_outstanding_secrets_is_bounded(monkeypatch):
     monkeypatch.setattr(receiver, "_MAX_SECRETS", 2)
 
     async def main(clock):

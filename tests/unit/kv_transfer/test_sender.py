@@ -50,7 +50,7 @@ def test_another_incarnation_ends_the_peer_though_its_connection_may_stand(other
     run(main)
 
 
-def test_the_end_of_one_is_not_that_of_another():
+def test_the_end_of_one_peer_does_not_end_another():
     async def main(sender):
         first, other = sender.open(grant(), [1]), sender.open(grant("d1"), [1])
         first._peer.end(TransferError("lost"))
@@ -60,7 +60,7 @@ def test_the_end_of_one_is_not_that_of_another():
     run(main)
 
 
-def test_who_stops_cuts_off_all_and_waits_for_the_end_of_each():
+def test_close_ends_all_transfers_and_waits_for_each():
     async def main(sender):
         transfers = [sender.open(grant(), [1]), sender.open(grant("d1"), [1])]
         await sender.close()

@@ -1,4 +1,4 @@
-"""A pool that is staged: what is lent and what lands, how much of it at once, and when a landing has settled."""
+"""A staged pool: loans and landings, the bounds on both, and when a landing has settled."""
 
 import asyncio
 import threading
@@ -50,7 +50,7 @@ def run(main) -> None:
 
 
 @pytest.mark.parametrize("block_ids", [[3], [2, 3, 4], [5, 0, 1, 7]])
-def test_what_is_lent_is_the_blocks_and_stays_so(make, buffer, block_ids):
+def test_a_loan_is_a_copy_of_the_blocks_that_does_not_change(make, buffer, block_ids):
     async def main():
         pool = make()
         groups = range(2 if len(block_ids) == 4 else 1)
@@ -86,7 +86,7 @@ def test_no_more_is_lent_than_there_is_room_for(make):
     run(main())
 
 
-def test_what_lands_is_in_its_blocks_alone_once_it_has_settled(make, buffer, digester):
+def test_a_settled_landing_has_changed_its_own_blocks_only(make, buffer, digester):
     async def main():
         pool, before = make(), buffer.clone()
         data = bytes(range(256)) * (4 * SIZE // 256)
@@ -127,7 +127,7 @@ def test_a_landing_has_not_settled_before_its_copy_is_over(make, digester, monke
     run(main())
 
 
-def test_no_more_lands_than_may(make):
+def test_landings_are_bounded(make):
     pool = make(max_landing_bytes=2 * SIZE)
     landing = pool.land(range(1), [0, 1])
     assert pool.land(range(1), [2]) is None
@@ -155,7 +155,7 @@ def test_copies_that_fail_are_errors_of_the_transfer(make, digester, monkeypatch
     run(main())
 
 
-def test_where_no_staging_memory_is_left_a_message_does_not_travel(make, digester, monkeypatch):
+def test_without_staging_memory_a_message_is_not_transferred(make, digester, monkeypatch):
     async def main():
         pool = make()
         with monkeypatch.context() as scarce:

@@ -1,4 +1,4 @@
-"""Staging memory: no two areas overlap, whoever waits is served in turn, and bytes come out as they went in."""
+"""Staging memory: areas never overlap, requests are served in order, and bytes come out as they went in."""
 
 import asyncio
 import errno
@@ -25,7 +25,7 @@ def run(main):
     asyncio.run(bounded())
 
 
-def test_areas_never_overlap_and_all_of_it_comes_back():
+def test_areas_never_overlap_and_all_are_freed():
     async def main():
         random_, staging = random.Random(1), Staging(64 * PAGE)
         held: list[Area] = []
@@ -48,7 +48,7 @@ def test_areas_never_overlap_and_all_of_it_comes_back():
     run(main())
 
 
-def test_who_waits_is_served_in_turn():
+def test_requests_are_served_in_order():
     async def main():
         staging = Staging(4 * PAGE)
         whole = staging.take(4 * PAGE).result()
@@ -66,7 +66,7 @@ def test_who_waits_is_served_in_turn():
     run(main())
 
 
-def test_what_never_fits_is_refused():
+def test_an_area_that_can_never_fit_is_refused():
     async def main():
         with pytest.raises(TransferError, match="no message of 8193 bytes"):
             Staging(2 * PAGE).take(2 * PAGE + 1).result()
@@ -91,8 +91,8 @@ def test_bytes_are_gathered_spread_and_digested(sizes):
     run(main())
 
 
-def test_where_there_is_no_room_for_it_no_descriptor_is_left_behind(monkeypatch):
-    """Its node tries again and again."""
+def test_a_failed_start_leaves_no_descriptor_behind(monkeypatch):
+    """This matters because the node retries again and again."""
 
     def mapped(descriptor, num_bytes):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
@@ -104,7 +104,7 @@ def test_where_there_is_no_room_for_it_no_descriptor_is_left_behind(monkeypatch)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_nobody_can_take_its_pages_away():
+def test_the_region_cannot_be_shrunk():
     async def main():
         staging = Staging(2 * PAGE)
         with pytest.raises(PermissionError):

@@ -1,4 +1,4 @@
-"""Peers that stop moving are noticed, slow ones and our own absence are not held against them."""
+"""Peers that make no progress are detected; slow peers, and pauses of this process, are tolerated."""
 
 import asyncio
 
@@ -33,7 +33,7 @@ class Watched:
         assert self.stalled_at is None
 
 
-def test_only_what_is_pending_and_does_not_move_stalls(caplog):
+def test_only_pending_operations_without_progress_stall(caplog):
     async def main(clock):
         peer = Watched(clock)
         await asyncio.sleep(60)
@@ -47,7 +47,7 @@ def test_only_what_is_pending_and_does_not_move_stalls(caplog):
     assert "a peer is silent for 1.1 s (before, 0.2 s at most)" in caplog.text
 
 
-def test_what_is_begun_meanwhile_is_no_sign_of_life():
+def test_a_newly_started_operation_is_no_progress():
     async def main(clock):
         peer = Watched(clock)
         for _ in range(4):
@@ -63,8 +63,8 @@ def test_what_is_begun_meanwhile_is_no_sign_of_life():
 @pytest.mark.parametrize(
     ("silence_s", "expected_s"), [(BEAT_S, 1.125), (0.5, 1.5), (0.9, MOST_TICKS * TICK_S), (1.1, MOST_TICKS * TICK_S)]
 )
-def test_who_was_silent_before_is_given_longer(silence_s, expected_s):
-    """Up to a point."""
+def test_a_peer_with_longer_silences_before_gets_more_time(silence_s, expected_s):
+    """It is given up to MOST_TICKS."""
 
     async def main(clock):
         peer = Watched(clock)
@@ -86,7 +86,7 @@ def test_it_is_the_longest_of_late_silences_that_counts():
     run(main)
 
 
-def test_who_was_silent_a_while_ago_is_not():
+def test_a_silence_long_ago_does_not_count():
     async def main(clock):
         peer = Watched(clock)
         peer.watch.started()
@@ -97,7 +97,7 @@ def test_who_was_silent_a_while_ago_is_not():
     run(main)
 
 
-def test_who_shares_a_host_on_which_everybody_waits_for_a_core_is_given_longer():
+def test_on_a_busy_host_a_peer_gets_more_time():
     async def main(clock):
         peer = Watched(clock)
         peer.watch.started()
@@ -109,7 +109,7 @@ def test_who_shares_a_host_on_which_everybody_waits_for_a_core_is_given_longer()
 
 @pytest.mark.parametrize("away_s", [0.3, 0.6, 0.9, 5.0])
 def test_a_loop_that_was_away_gives_the_peer_another_chance(away_s):
-    """It may have spoken meanwhile: nobody has looked. Whenever that was, and however long."""
+    """The peer may have sent something that was not read yet, whenever the pause was and however long."""
 
     async def main(clock):
         peer = Watched(clock)
@@ -125,7 +125,7 @@ def test_a_loop_that_was_away_gives_the_peer_another_chance(away_s):
     run(main)
 
 
-def test_what_is_finished_or_closed_does_not_stall():
+def test_finished_operations_and_closed_watches_do_not_stall():
     async def main(clock):
         finished, closed = Watched(clock), Watched(clock)
         for peer in (finished, closed):
@@ -142,7 +142,7 @@ def test_what_is_finished_or_closed_does_not_stall():
     run(main)
 
 
-def test_what_is_finished_has_moved():
+def test_finishing_is_progress():
     async def main(clock):
         peer = Watched(clock)
         for _ in range(5):

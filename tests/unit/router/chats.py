@@ -1,4 +1,4 @@
-"""A chat to ask a router for, and a dispatch that answers it no further than a token."""
+"""A chat request for tests, and a dispatch that answers it with a single token."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Requests that nobody means well with, by the hundred. CANARY stands wherever a client may choose a text."""
+"""Hundreds of hostile requests. CANARY is in every place where a client may choose a text."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ BODIES = {
 
 
 class Refused(NamedTuple):
-    """A body that has to be refused."""
+    """A body that must be refused."""
 
     name: str
     path: str
@@ -25,7 +25,7 @@ class Refused(NamedTuple):
 
 
 def every() -> Iterator[Refused]:
-    """All of them."""
+    """Yield all hostile bodies."""
     for path, body in BODIES.items():
         yield from (Refused(f"{path} {name}", path, data) for name, data in _malformed(body))
         for name, change in _any_endpoint():

@@ -1,4 +1,4 @@
-"""A router that is to end: who is under way gets to an end, who has connected an answer."""
+"""A draining router: running requests finish, and clients that have connected get an answer."""
 
 import asyncio
 import json
@@ -70,7 +70,7 @@ async def test_a_second_signal_ends_streams_with_an_event_and_requests_with_a_50
 
 
 async def test_nobody_who_has_connected_is_turned_away_by_a_drain(make_app, serve):
-    """One asks late, others wait to be accepted while the loop is busy with the end: all of them get their answer."""
+    """One client asks late, others wait to be accepted while the loop is busy shutting down. All get an answer."""
     async with serve(make_app()) as router:
         late = await asyncio.open_connection("127.0.0.1", router.port)
         waiting = []

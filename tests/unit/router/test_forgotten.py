@@ -1,4 +1,4 @@
-"""The garbage collector seldom looks, and a refused body may have megabytes."""
+"""Nothing keeps a request alive: the garbage collector rarely runs, and a refused body may have megabytes."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Half a thousand hostile bodies, and sockets that do not behave: each is refused or cut off."""
+"""Five hundred hostile bodies, and clients that misbehave on the socket: each is refused or cut off."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ JSON_HEAD = "Host: x\r\nContent-Type: application/json\r\n"
 
 
 async def talk(port: int, data: bytes, timeout_s: float = 5) -> bytes:
-    """Everything that comes back until the connection ends."""
+    """Send bytes; return everything that comes back until the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     try:
@@ -157,7 +157,7 @@ def hasty(monkeypatch):
 
 
 async def _trickle(port: int, first: bytes, drop: bytes) -> float:
-    """Seconds until a client that sends `drop` every 50 ms is cut off."""
+    """Send `drop` every 50 ms; return the seconds until the client is cut off."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     began = time.monotonic()
     writer.write(first)

@@ -1,4 +1,4 @@
-"""Any bytes as a body, and any JSON in any field, at ASGI's level: an answer of the known form, no 5xx."""
+"""Any bytes as a body, and any JSON in any field, at the ASGI level: always a well-formed answer, never a 5xx."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ HEADERS = st.lists(
 
 
 class Outlet:
-    """A connection that keeps the answer to a request, whose body is here or is not."""
+    """A connection that keeps the answer to a request, whose body is complete or not."""
 
     is_full = asks_first = False
 
@@ -55,7 +55,7 @@ class Outlet:
 
 
 async def ask(app, path, body, headers):
-    """The answer."""
+    """Send a request; return the answer."""
     inbox = asyncio.Queue()
     outlet = Outlet(lambda: inbox.put_nowait({"type": "http.disconnect"}), body)
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}

@@ -1,4 +1,4 @@
-"""Buffers as long prompts need them, from memory that the process already has."""
+"""Buffers of the size that long prompts need come from memory that the process already has."""
 
 import platform
 import subprocess

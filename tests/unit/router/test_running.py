@@ -1,4 +1,4 @@
-"""What a router knows of a request in flight, whatever becomes of its nodes."""
+"""The state of a request in flight, whatever happens to its nodes."""
 
 import asyncio
 from typing import Any
@@ -89,7 +89,7 @@ async def test_of_several_attempts_the_first_report_counts_and_no_more_than_the_
 
 @pytest.mark.parametrize("end", ["cancel", "expire"])
 async def test_whoever_is_not_wanted_any_more_is_not_begun_again(end: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Also where its task has lost the cancellation."""
+    """This holds even if its task has lost the cancellation."""
     running, sink = make()
     running.check_wanted()
     running.task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ async def test_a_pause_ends_the_attempt_and_holds_until_it_is_over() -> None:
 
 
 async def test_work_on_a_prompt_is_not_interrupted_by_a_pause() -> None:
-    """All of it would have to be done again, and nothing of it is sent before its end."""
+    """All of it would have to be repeated, and nothing of it is sent before it is complete."""
     running, _ = make(PromptWork(num_logprobs=0))
     running.fail_attempt = lambda error: pytest.fail("interrupted")
     running.pause()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend():
-    """As a router runs."""
+    """Use uvloop, as a router does."""
     return "asyncio", {"use_uvloop": True}
 
 
@@ -26,13 +26,13 @@ NUM_TOKENS = 40_000
 
 @pytest.fixture(autouse=True)
 def unlimited(dispatch, served_model, monkeypatch):
-    """No limit of tokens."""
+    """Remove the limit on tokens."""
     dispatch.facts.max_model_len = 0
     monkeypatch.setattr(served_model, "facts", served_model.facts.__class__(1024, 0, frozenset({1})))
 
 
 class Speaker:
-    """Says the same token over and over, as fast as it may; and notes how far ahead of its client it got."""
+    """Emits the same token as fast as allowed, and records how far ahead of its client it gets."""
 
     def __init__(self, dispatch):
         self.token = dispatch.reply[-1]

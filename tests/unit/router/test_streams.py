@@ -173,7 +173,7 @@ async def test_a_slow_reader_gets_everything_in_the_end(router, dispatch, monkey
 
 
 def _events(received):
-    """The JSON events in a chunked body."""
+    """Return the JSON events in a chunked body."""
     body, rest = b"", received.partition(b"\r\n\r\n")[2]
     while rest:
         size, _, rest = rest.partition(b"\r\n")

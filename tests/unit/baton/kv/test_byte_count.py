@@ -1,4 +1,4 @@
-"""The compiled count is Python's."""
+"""The compiled count equals Python's."""
 
 import shutil
 

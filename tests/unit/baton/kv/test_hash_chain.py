@@ -1,4 +1,4 @@
-"""The compiled chain of hashes is hashlib's, with and without SHA instructions."""
+"""The compiled chain of hashes equals hashlib's, with and without SHA instructions."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Ids are read as any JSON decoder reads them, or not at all."""
+"""Ids are read exactly as by a JSON decoder, or not at all."""
 
 import contextlib
 import json

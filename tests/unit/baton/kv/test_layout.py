@@ -1,4 +1,4 @@
-"""The pool's arithmetic, and what two differing nodes are told."""
+"""The arithmetic of pools, and the error for two different layouts."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What becomes of sources without a compiler, or that do not compile."""
+"""Builds without a compiler, and of sources that do not compile."""
 
 import shutil
 import subprocess

@@ -9,7 +9,7 @@ def run(*args: str | Path) -> None:
 
 
 def make_authority(folder: Path) -> Path:
-    """`ca.pem` and `ca.key` in a new folder."""
+    """Make `ca.pem` and `ca.key` in a new folder."""
     folder.mkdir()
     subject = ("-subj", "/CN=an authority", "-days", "2", "-nodes")
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
@@ -19,7 +19,7 @@ def make_authority(folder: Path) -> Path:
 
 
 def make_identity(authority: Path, name: str, san: str = "IP:127.0.0.1") -> dict[str, str]:
-    """A certificate that it has signed, as the values of the `--tls-…` flags."""
+    """Make a certificate signed by the authority; return the values of the `--tls-…` flags."""
     key, request, certificate = (authority / f"{name}.{kind}" for kind in ("key", "csr", "pem"))
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
     run("req", "-new", *curve, "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)

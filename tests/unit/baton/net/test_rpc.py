@@ -79,7 +79,7 @@ asyncio.run(main())
 
 
 async def watch_what_freezes(port: int, process: "subprocess.Popen[str]") -> float:
-    """Seconds after which a stream from the process ends that is frozen."""
+    """Freeze a process; return the seconds until a stream from it ends."""
     async with rpc.channel(f"127.0.0.1:{port}") as channel:
         stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         await stream.read()

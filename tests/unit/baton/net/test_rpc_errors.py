@@ -1,4 +1,4 @@
-"""Errors cross gRPC and come out the same."""
+"""Errors are the same after crossing gRPC."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Mutual TLS between services: who is let in, and what is said of flags that do not fit."""
+"""Mutual TLS between services: who is admitted, and the errors for flags that do not match."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ def ours(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory, ours):
-    """A certificate of another authority, whose holder knows ours."""
+    """A certificate of another authority, whose holder trusts ours."""
     flags = make_identity(make_authority(tmp_path_factory.mktemp("tls") / "theirs"), "stranger")
     return tls.load(ServiceFlags(**(flags | {"tls_ca": ours["node"]["tls_ca"]})))
 
@@ -111,7 +111,7 @@ def test_flags_that_do_not_fit_are_named(ours, tmp_path):
 
 @contextlib.asynccontextmanager
 async def behind_tls(redis_url, flags):
-    """The address of that Redis behind TLS."""
+    """The address of the same Redis behind TLS."""
     _, _, address = redis_url.partition("://")
     host, _, port = address.partition("/")[0].rpartition(":")
 

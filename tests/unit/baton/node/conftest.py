@@ -9,7 +9,7 @@ from tests.unit.baton.node.stand_ins import Clock
 
 @pytest.fixture(autouse=True)
 def quiet_grpc(nothing_late: None) -> None:
-    """Of the loops of other tests."""
+    """Silence gRPC's messages about the event loops of other tests."""
 
 
 @pytest.fixture

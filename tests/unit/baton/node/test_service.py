@@ -33,7 +33,7 @@ class HeldLeg:
 
 
 class HoldingLegs:
-    """Takes everything up and does nothing with it."""
+    """Accepts every leg and does nothing with it."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
@@ -59,7 +59,7 @@ class HoldingLegs:
 
 
 class Stream:
-    """What a router has of it."""
+    """The router's end of a stream."""
 
     def __init__(self, node: Any, router_id: str = "router") -> None:
         self.call = node.Attach()
@@ -246,7 +246,9 @@ async def test_a_write_that_hangs_on_an_older_stream_costs_the_newer_one_nothing
     await writing.wait()
     session, newer = sessions.attach("router")
     legs.begin(Generation.from_proto(start(1).generation, "router"), "", 0)
-    await asyncio.wait([older], timeout=5)
+    async with asyncio.timeout(5):
+        with pytest.raises(aio.AbortError, match="does not read"):
+            await older
     assert session.stream is newer
     assert not legs.begun[0].is_cancelled
 

@@ -1,4 +1,4 @@
-"""One router on a node: its legs in all their attempts, and what it is told of them."""
+"""One router's session on a node: its legs and attempts, and the messages about them."""
 
 import pytest
 
@@ -91,7 +91,7 @@ WORDS = {
 
 @pytest.mark.parametrize("word", WORDS)
 async def test_whatever_a_leg_says_counts_and_goes_out(sessions: Sessions, word: str) -> None:
-    """At once, unless it comes of a step, which ends with a flush."""
+    """Messages are sent at once, except those of a step, which ends with a flush."""
     session, _ = sessions.attach("router")
     session.take()
     WORDS[word](session)

@@ -1,4 +1,4 @@
-"""Routers that come, stay away, do not read or go; and a node that takes nothing more."""
+"""Routers that attach, stay away, do not read, or leave; and a node that drains."""
 
 import asyncio
 

@@ -36,7 +36,7 @@ FACTS = NodeFacts(
 
 
 class NoLegs:
-    """Takes nothing up."""
+    """Accepts no leg."""
 
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
         raise NotImplementedError
@@ -78,7 +78,7 @@ async def states(redis: redis_client.Redis) -> dict[str, str]:
 
 
 def prefix_keys(shell: NodeShell) -> tuple[str, str]:
-    """What Redis holds of its blocks."""
+    """The keys in Redis that hold the node's blocks."""
     blocks = f"baton:prefix:f:p0:{shell.epoch}"
     return blocks, f"{blocks}:seq"
 
@@ -109,7 +109,7 @@ async def test_a_node_is_found_only_while_it_runs(shell: NodeShell, redis: redis
 
 @pytest.fixture
 async def running(shell: NodeShell, redis: redis_client.Redis) -> AsyncIterator[None]:
-    """The shell is part of the fleet, and says in Redis which blocks it holds: those of no request, none."""
+    """The shell is part of the fleet, and its (empty) set of blocks is in Redis."""
     task = asyncio.create_task(shell.run(Shutdown()))
     await until(lambda: states(redis), {"p0": "ready"})
     await until(lambda: redis.exists(*prefix_keys(shell)), 2)

@@ -1,4 +1,4 @@
-"""A service with nothing in it, for test_lifecycle: says `ready`, waits for a drain, says `drained`."""
+"""An empty service for test_lifecycle: prints `ready`, waits for a drain, prints `drained`."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ async def serve(config: Config, mode: str, shutdown: lifecycle.Shutdown) -> None
 
 
 def parent() -> None:
-    """Start the service as a child, pass on what it says, and wait to be killed."""
+    """Start the service as a child, pass on its output, and wait to be killed."""
     env = os.environ | {"BATON_DIE_WITH_PARENT": str(os.getpid())}
     child = subprocess.Popen([sys.executable, __file__, "--mode", "slow-drain"], env=env)
     say(f"child {child.pid}")

@@ -43,7 +43,7 @@ def test_an_id_that_is_too_long_for_an_exemplar_is_left_out(registry: CollectorR
 
 
 class StandInNvml:
-    """NVML's calls as far as they are used; device 1 has fallen off the bus."""
+    """The NVML calls that are used; device 1 has fallen off the bus."""
 
     NVML_TEMPERATURE_GPU = 0
 

@@ -1,4 +1,4 @@
-"""Where spans go, as far as that can be told without a collector."""
+"""Where spans are sent, as far as that can be tested without a collector."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Metrics that one thread writes say the same as the library's own."""
+"""Metrics written by a single thread expose the same as the library's own."""
 
 import prometheus_client
 import pytest

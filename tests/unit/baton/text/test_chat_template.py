@@ -51,7 +51,7 @@ TOOL = {
 
 @pytest.mark.parametrize("in_files", [False, True])
 def test_tools_equal_transformers(model_dirs, tmp_path, in_files):
-    """Written by the one template, or by that which is meant for tools."""
+    """Tools are rendered by the only template, or by a separate one for tools."""
     messages = [{"role": "user", "content": "Hi!"}]
     config = json.loads((model_dirs["mistral"] / "tokenizer_config.json").read_text())
     config["chat_template"] = [

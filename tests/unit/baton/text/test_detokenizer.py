@@ -61,7 +61,7 @@ def test_pieces_are_the_text_where_nothing_is_held_back(tokenizers_of, style, to
 @given(token_ids=st.lists(st.integers(0, 720), max_size=40))
 @example(token_ids=[174, 99, 5])  # of Llama 3: half of a surrogate, which is two characters once it is lost
 def test_each_token_that_is_text_by_itself_stands_where_it_is_told(tokenizers_of, style, token_ids):
-    """Also behind a character that stayed incomplete."""
+    """This holds even after an incomplete character."""
     texts = TokenTexts(tokenizers_of[style])
     detokenizer, text, places = texts.detokenizer(at_start=False), "", []
     for token_id in token_ids:
@@ -138,7 +138,7 @@ def test_other_decoders_stream_too(decoder, words):
 
 
 def test_places_behind_an_incomplete_character_of_other_decoders():
-    """A byte-level decoder in a sequence with another: tokens are decoded together."""
+    """With a byte-level decoder in a sequence with another one, tokens have to be decoded together."""
     words = ["\u00f0\u0141", "you", "\u00f0", "\u0141\u0130\u012a"]  # byte-level spelling of parts of an emoji
     backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="you"))
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
@@ -161,7 +161,7 @@ def test_metaspace_streams_to_the_full_decode(scheme):
 
 
 def test_a_token_costs_the_same_however_long_the_output_is(tokenizers_of):
-    """Even where none of the bytes ever makes a character."""
+    """This holds even if no bytes ever make a character."""
     tokenizer = tokenizers_of["chatml"]
     lone = next(i for i in range(700) if TokenTexts(tokenizer).token_bytes(i) == b"\xf0")
 

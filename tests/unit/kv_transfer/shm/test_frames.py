@@ -1,4 +1,4 @@
-"""Packets between the ends of a shared-memory connection: nothing malformed passes."""
+"""Packets between the ends of a shared-memory connection: malformed ones are refused."""
 
 import struct
 
@@ -46,7 +46,7 @@ def test_noise_is_refused_or_harmless(packet):
 
 
 @pytest.mark.parametrize("runs", [[], [(1, 0)], [(2**64 - 1, 1)], [(5, 2**64 - 1)]])
-def test_memory_that_cannot_be_is_refused(runs):
+def test_impossible_addresses_are_refused(runs):
     with pytest.raises(ValueError, match=r"not a message|cannot be"):
         unpack_runs(b"".join(struct.pack("<QQ", *run) for run in runs))
 

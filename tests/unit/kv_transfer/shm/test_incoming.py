@@ -1,4 +1,4 @@
-"""The receiving end of a shared-memory connection, towards a sender that the test plays."""
+"""The receiving end of a shared-memory connection; the test acts as the sender."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ NUM_MESSAGES = 2000
 
 
 class Drain:
-    """An inbox that wants nothing, so that every message is acknowledged at once."""
+    """An inbox that drops everything, so that every message is acknowledged at once."""
 
     def __init__(self) -> None:
         self.is_connected = False
@@ -28,7 +28,7 @@ class Drain:
 
 
 def test_a_sender_that_has_no_time_to_read_loses_nothing():
-    """It may have hundreds of short messages under way: more than a socket holds acknowledgements."""
+    """It may have hundreds of short messages in flight, for whose acknowledgements a socket buffer has no room."""
 
     async def main():
         loop, inbox = asyncio.get_running_loop(), Drain()

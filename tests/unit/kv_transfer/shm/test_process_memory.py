@@ -1,4 +1,4 @@
-"""Reading another process's memory: any runs into any runs, and an error where there is nothing to read."""
+"""Reading another process's memory: any runs into any runs, and an error if there is nothing to read."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def child():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_runs_into_runs(child, seed):
-    """However both sides are cut; pieces come in order, and together they are all of it."""
+    """However both sides are split, the pieces come in order, and together they are everything."""
     pid, address = child
     random_ = random.Random(seed)
     expected = random.Random(1).randbytes(SIZE)
@@ -66,7 +66,7 @@ def test_a_process_that_is_not_there():
 
 
 def test_a_frozen_process_can_be_read(child):
-    """So a copy never waits for the other side."""
+    """This is why a copy never waits for the other side."""
     pid, address = child
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -1,4 +1,4 @@
-"""An area of staging memory is given back when UCX has let go of it, and no sooner, whatever becomes of the link."""
+"""An area of staging memory is freed when UCX no longer uses it, and no sooner, even if the link is lost."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ BYTES = memoryview(random.Random(1).randbytes(SIZE))
 
 
 class Process:
-    """Room for one message at a time, and UCX ends what a test lets it end."""
+    """A process with room for one message at a time, in which UCX ends a message when the test says so."""
 
     def __init__(self) -> None:
         self.staging = Staging(SIZE)
@@ -53,7 +53,7 @@ async def begun(coroutine) -> asyncio.Task:
     return task
 
 
-def test_what_goes_out_comes_in_with_the_same_digest():
+def test_a_message_arrives_with_the_digest_it_was_sent_with():
     async def scenario(process, link):
         sending = await begun(link.send(1, [BYTES]))
         process.started.pop()(None)

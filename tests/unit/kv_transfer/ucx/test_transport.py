@@ -1,4 +1,4 @@
-"""UCX's environment, and what is said where it cannot be loaded. It is loaded in other processes only."""
+"""UCX's environment, and the error if it cannot be loaded. It is only ever loaded in other processes."""
 
 import asyncio
 import subprocess
@@ -31,12 +31,12 @@ def without_ucxx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_ucxx")
-def test_why_it_is_not():
+def test_the_reason_if_it_is_unavailable():
     assert ucx.why_unavailable() == "ucxx cannot be loaded (libucp.so.0: cannot open shared object file)"
 
 
 @pytest.mark.usefixtures("without_ucxx")
-def test_where_it_cannot_be_loaded_it_is_not_tried_again():
+def test_a_process_that_cannot_load_it_is_not_restarted():
     async def main():
         before = RESTARTS._value.get()
         transport = ucx.UcxTransport("127.0.0.1")
@@ -50,7 +50,7 @@ def test_where_it_cannot_be_loaded_it_is_not_tried_again():
     asyncio.run(main())
 
 
-def test_what_the_operator_sets_stays(monkeypatch: pytest.MonkeyPatch):
+def test_options_set_by_the_operator_are_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ucx, "_has_rdma", lambda: False)
     monkeypatch.setenv("UCX_RNDV_THRESH", "1m")
     monkeypatch.setenv("UCX_NET_DEVICES", "eth7")
@@ -70,6 +70,6 @@ def test_ports_are_opened_on_the_host_s_device_alone(monkeypatch: pytest.MonkeyP
     assert not {"UCX_TLS", "UCX_RNDV_SCHEME"} & set(ucx.environment("127.0.0.1"))
 
 
-def test_it_is_told_no_secrets(monkeypatch: pytest.MonkeyPatch):
+def test_it_gets_no_secrets(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BATON_SERVICE_TOKEN", "of this fleet")
     assert "of this fleet" not in ucx.environment("127.0.0.1").values()

@@ -1,4 +1,4 @@
-"""Frames between a node and its UCX process: in order, without waiting, and nothing that was not agreed on."""
+"""Frames between a node and its UCX process: in order, without blocking, and only those that are defined."""
 
 import socket
 
@@ -18,7 +18,7 @@ def ends():
     child.close()
 
 
-def test_frames_come_as_they_were_sent(ends):
+def test_frames_arrive_as_they_were_sent(ends):
     node, child = ends
     sent = [frames.Connect(1, "h" * 255, 2**16 - 1, b"s" * 32), frames.Send(-1, 1, 2**64 - 1, 2**40, 2**30)]
     for frame in sent:

@@ -1,4 +1,4 @@
-"""Bodies of many small things: what they are is told quickly, because all streams wait for it."""
+"""Bodies with many small values: they are parsed or refused quickly, since all streams wait meanwhile."""
 
 import asyncio
 import json
@@ -42,14 +42,14 @@ BUSY = {
 
 @pytest.fixture(autouse=True)
 def no_turns(monkeypatch):
-    """Tests do not wait for those before them."""
+    """Reset the turns, and drop their pauses, so that tests do not wait for those before them."""
     monkeypatch.setattr(turns, "PAUSES", 0)
     monkeypatch.setattr(turns, "TURNS", turns.Turns())
 
 
 @pytest.mark.parametrize("name", BUSY)
 async def test_a_large_body_does_not_hold_up_the_others(router, dispatch, name):
-    """Some took a second. What the loop is away for is compared with a body that is one text."""
+    """Some bodies once took a second. The longest pause of the loop is compared with that for a body of one text."""
     path, body = BUSY[name]
     answers, busy_s = zip(*[await longest_absence(router, path, body) for _ in range(2)], strict=True)
     assert [answer.status_code for answer in answers] == [400, 400]
@@ -60,7 +60,7 @@ async def test_a_large_body_does_not_hold_up_the_others(router, dispatch, name):
 
 
 async def longest_absence(router, path, body):
-    """Processor time, so that other processes do not count."""
+    """Post a body; return the answer, and the longest pause of the event loop in CPU seconds of this thread."""
     request = asyncio.create_task(router.client.post(path, content=body))
     worst_s, last_s = 0.0, time.thread_time()
     while not request.done():
@@ -75,7 +75,7 @@ async def test_a_long_list_of_ids_is_too_long_and_nothing_else(router):
 
 
 async def test_many_prompts_are_begun_by_and_by(router, dispatch, served_model):
-    """The loop is not away for as long as all of them take."""
+    """The loop's longest pause is shorter than the time that all of them take."""
     prompts = [f"{i} " + "some words " * 8 for i in range(128)]
     request = asyncio.create_task(router.client.post("/v1/completions", json={"model": "tiny", "prompt": prompts}))
     most, last = 0, 0
@@ -98,7 +98,7 @@ async def test_no_more_of_them_are_begun_once_one_has_failed(router, dispatch):
 
 
 async def test_large_bodies_take_turns(router, monkeypatch):
-    """The second one waits, the third finds too much before it, and a small one is in nobody's way."""
+    """The second body waits, the third is refused because too much is waiting, and a small one need not wait."""
     monkeypatch.setattr(turns, "PAUSES", 1e9)
     monkeypatch.setattr(turns, "MAX_WAITING_BYTES", turns.LARGE_BYTES)
 

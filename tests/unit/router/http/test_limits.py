@@ -1,4 +1,4 @@
-"""What the socket takes and refuses before any request is understood; keys; probes."""
+"""What is accepted or refused before a request is understood; API keys; probes."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ async def test_a_slow_body_is_408(router, monkeypatch):
 
 
 async def test_what_is_kept_of_all_unfinished_bodies_is_bounded(router, monkeypatch):
-    """Of each alone eight megabytes would be kept for a minute."""
+    """Each one alone may occupy eight megabytes for a minute."""
     monkeypatch.setattr(exchange, "MAX_HELD_BYTES", 200_000)
     head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n".encode()
     first = asyncio.create_task(talk(router, head + b"a" * 250_000))
@@ -227,7 +227,7 @@ def test_a_key_file_without_keys_is_a_config_error(tmp_path, content):
 
 
 async def test_a_long_prompt_does_not_hold_up_streams(router, dispatch, served_model, monkeypatch):
-    """Encoding runs in a thread, and lets the loop run."""
+    """Encoding runs in a thread, while the event loop continues."""
     dispatch.facts.max_model_len = 0
     monkeypatch.setattr("router.openai.served_model.ServedModel._max_chars", lambda *_: 2**30)
     monkeypatch.setattr(served_model, "facts", served_model.facts.__class__(1024, 0, frozenset({1})))

@@ -1,4 +1,4 @@
-"""Answers on the wire: framing by version and method, and what comes in one piece."""
+"""Answers on the wire: framing by version and method, and what is sent in one write."""
 
 import asyncio
 import itertools
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request):
-    """A router runs on uvloop, whose transports take a write after their end for an error."""
+    """Use uvloop as a router does: its transports treat a write after their end as an error."""
     return "asyncio", {"use_uvloop": request.param}
 
 
@@ -33,7 +33,7 @@ def request(body, version="1.1", **headers):
 
 
 async def talk(router, data, until=None):
-    """What comes back, up to `until` or the end of the connection."""
+    """Send bytes; return what comes back, up to `until` or the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(data)
     async with asyncio.timeout(10):

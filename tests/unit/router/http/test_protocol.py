@@ -1,4 +1,4 @@
-"""What one connection makes of its bytes: wishes for other protocols, trailers, pieces, and requests in a row."""
+"""How a connection parses its bytes: upgrades, trailers, pieces, and pipelined requests."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ LAST = b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 async def talk(router, *parts):
-    """All that comes back until the connection ends; each part is sent after the one before was taken."""
+    """Send parts, each after the one before was read; return all that comes back until the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     async with asyncio.timeout(10):
         for part in parts:
@@ -54,7 +54,7 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(router, dis
 
 
 async def test_wishes_are_bounded(router):
-    """Each is parsed again with all that was read behind it."""
+    """Each one is parsed again with all bytes that were read after it."""
     answer = await talk(router, (GET + H2C + b"\r\n") * 40)
     assert len(statuses(answer)) < 20
 
@@ -129,7 +129,7 @@ async def test_what_can_be_got_can_be_asked_for_its_head(router, path):
 
 
 async def test_a_path_is_what_it_is_spelled(router, dispatch, make_app, serve):
-    """A proxy that lets some paths through has not decoded them, or not the same way."""
+    """A proxy that allows some paths may not have decoded them, or not in the same way."""
     for path in (b"/v1%2Fcompletions", b"/v1/completion%73", b"/v1/%2e/completions"):
         answer = await talk(router, POST.replace(b"/v1/completions", path) + LENGTH + b"\r\n" + BODY + LAST)
         assert statuses(answer) == [404, 200]
@@ -154,7 +154,7 @@ async def test_who_asks_first_is_told_to_go_on(router, dispatch):
     [(b"Content-Length: 9000000\r\n", 413), (LENGTH + b"Content-Type: text/plain\r\n", 415)],
 )
 async def test_who_asks_first_sends_nothing_in_vain(router, headers, status):
-    """And nothing that could be taken for another request."""
+    """Nor may it send anything that could be taken for another request."""
     answer = await talk(router, EXPECT + headers + b"\r\n")
     assert statuses(answer) == [status]
     assert b"connection: close" in answer

@@ -49,7 +49,7 @@ async def test_routers_share_a_bucket(redis_url: str, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 async def alone() -> Any:
-    """A limiter whose Redis is not there, and its clock."""
+    """A limiter without a reachable Redis, and its clock."""
     clock, client = Clock(), redis_client.connect("redis://127.0.0.1:1/0")
     yield RateLimiter(client, lambda: 2, clock), clock
     await client.aclose()

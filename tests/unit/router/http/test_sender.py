@@ -9,7 +9,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Connection:
-    """Takes everything until it is full, and more when there is room."""
+    """A connection that takes everything until it is full, and more when there is room."""
 
     def __init__(self):
         self.has_room = asyncio.Event()
@@ -53,7 +53,7 @@ class Connection:
 
 
 class Source:
-    """Notes what it is told."""
+    """A source that records the calls to it."""
 
     def __init__(self):
         self.told = []

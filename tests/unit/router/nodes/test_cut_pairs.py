@@ -1,4 +1,4 @@
-"""A pair between which nothing travels is left alone, for longer each time, until something does."""
+"""A pair whose transfers fail is avoided, for longer each time, until one works."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which nodes a router counts on: what it suspects, and whose model it serves."""
+"""Which nodes a router uses: which it suspects, and whose model it serves."""
 
 from types import SimpleNamespace
 from typing import Any

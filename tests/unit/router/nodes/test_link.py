@@ -1,4 +1,4 @@
-"""What a link makes of its node's messages, one by one; streams and their ends are `tests/integration/dispatch`'s."""
+"""How a link handles single messages of its node. Streams and their ends are tested in `tests/integration/dispatch`."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ EPOCH = 7
 
 
 class Request(Leg):
-    """Remembers what it is told."""
+    """A leg that records the calls to it."""
 
     def __init__(self, key: int, attempt: int = 0) -> None:
         self.key, self.attempt = key, attempt
@@ -36,7 +36,7 @@ class Request(Leg):
 
 
 class Node:
-    """Says one message after the other."""
+    """A node that sends one message after the other."""
 
     def __init__(self, link: NodeLink) -> None:
         self.link = link

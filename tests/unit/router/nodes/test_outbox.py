@@ -1,4 +1,4 @@
-"""What a link has to tell its node: how it is packed, and what becomes of it where nobody reads."""
+"""The orders for a node: how they are packed into messages, and what happens if the node does not read."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Call:
-    """Takes messages while it is open, as a node that reads."""
+    """A call that takes messages while it is open, like a node that reads."""
 
     def __init__(self) -> None:
         self.written: list[node_pb2.RouterBatch] = []

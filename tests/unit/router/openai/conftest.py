@@ -1,4 +1,4 @@
-"""OpenAI's own client, and a model that says what a test wants it to say."""
+"""OpenAI's own client, and a model that outputs what a test wants."""
 
 import openai
 import pytest

@@ -1,4 +1,4 @@
-"""Bodies that are none, or whose fields are wrong: what is told of them, in whose words, and what is not."""
+"""Invalid bodies, and bodies with wrong fields: what the error says, and what it must not repeat."""
 
 import json
 

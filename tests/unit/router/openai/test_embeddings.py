@@ -1,4 +1,4 @@
-"""The embedding endpoints over a dispatcher that is scripted: what goes down, how many at once, and what ends it."""
+"""The embedding endpoints over a scripted dispatcher: their jobs, how many at once, and what ends them."""
 
 import array
 import asyncio

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(scope="module")
 def script(request):
-    """The script beside an installed client; skipped where there is no node, or no way to fetch the package."""
+    """Put the script beside an installed client. Skips without Node, or if the package cannot be fetched."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if not node or not npm:
         pytest.skip("node and npm are not installed")

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what is so: real answers are held against the types that it is made of."""
+"""The OpenAPI document is correct: real answers are validated against the types that it is generated from."""
 
 import array
 import json

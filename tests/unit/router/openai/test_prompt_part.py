@@ -1,4 +1,4 @@
-"""What answers show of prompts, from a node's columns."""
+"""What answers show of prompts, made from a node's columns."""
 
 import pytest
 

@@ -72,7 +72,7 @@ async def test_items_become_messages(client, dispatch, served_model):
 
 
 async def test_answers_and_events_have_all_that_the_client_declares(router, say):
-    """It builds its types without a look at what is missing, and fails when that is asked for."""
+    """The client builds its types without checking for missing fields, and fails when such a field is read."""
     say(f"<think>Hm.</think>Well: {CALL}")
     body = {"model": "tiny", "input": "hello", "tools": [TOOL], "include": ["message.output_text.logprobs"]}
     Response.model_validate((await router.client.post("/v1/responses", json=body)).json())

@@ -38,7 +38,7 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks(cut):
 
 
 def test_special_tokens_may_have_no_row(cut):
-    """As Gemma 3's for images, or a padding token: no text has them."""
+    """For example Gemma 3's image tokens, or a padding token, which occur in no text."""
     model, largest = cut(special=True)
     assert model.tokenizer.token_id("<image>") == largest + 1 == model.facts.vocab_size
     assert largest + 1 not in model.tokenizer.encode("an <image> here")

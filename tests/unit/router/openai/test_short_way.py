@@ -1,4 +1,4 @@
-"""Tokens whose text is only looked up make the same bytes as those that go through everything."""
+"""The fast path for tokens produces the same bytes as the full one."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def served_model(request, model_dirs, tmp_path_factory):
 
 
 class Babbler:
-    """Says random tokens in random portions: whole words, parts of characters, what is to be escaped, specials."""
+    """A model of random tokens in random portions: words, parts of characters, text to be escaped, special tokens."""
 
     def __init__(self, dispatch, seed):
         self.dispatch, self.seed = dispatch, seed
@@ -95,7 +95,7 @@ async def transcript(router, body, dispatch, seed):
 
 @pytest.fixture
 def same_names(monkeypatch):
-    """Whatever differs from one answer to the next does not."""
+    """Replace the ids and times that differ between answers."""
     for module in (chat, completions):
         monkeypatch.setattr(module, "answer_id", lambda prefix: f"{prefix}-0")
         monkeypatch.setattr(module.time, "time", lambda: 1_700_000_000)

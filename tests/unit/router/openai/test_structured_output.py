@@ -1,4 +1,4 @@
-"""Forms of output in a body: what becomes of each, and what is refused under which name."""
+"""Forms of output in a body: how each is converted, and what is refused, under which name."""
 
 import json
 

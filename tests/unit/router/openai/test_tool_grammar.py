@@ -1,4 +1,4 @@
-"""Grammars of calls, compiled by the engine's own compiler: what they let through, and what not."""
+"""Grammars of calls, compiled by the engine's compiler: what they accept, and what they refuse."""
 
 import json
 from pathlib import Path

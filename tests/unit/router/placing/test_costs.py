@@ -1,4 +1,4 @@
-"""What ways to serve a request cost: the sum at the head of `router.placing.policy`, part by part."""
+"""The cost of the options for a request: the sum in the docstring of `router.placing.policy`, part by part."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ SECONDS = 12.0
 
 
 class Node:
-    """One prefill node, which computes a prompt at a time, and as many requests as `room` allows."""
+    """One prefill node, which computes one prompt at a time and holds as many requests as `room` allows."""
 
     def __init__(self, said_ms: float, room: int) -> None:
         self.said_ms, self.room, self.num_placed = said_ms, room, 0
@@ -61,7 +61,7 @@ class Node:
 
 
 async def overload(node: Node) -> tuple[list[float], list[float]]:
-    """How long each took: until the first token, until it was refused."""
+    """Run an overload; return how long each request took until its first token, or until it was refused."""
     rng, loop, tokens, refusals = random.Random(1), asyncio.get_running_loop(), [], []
     beside = [asyncio.create_task(node.compute(rng)), asyncio.create_task(node.beat())]
 

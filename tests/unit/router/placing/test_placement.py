@@ -1,4 +1,4 @@
-"""What a request counts for on its nodes, from the beginning of an attempt to its end."""
+"""How an attempt's work is counted on its nodes, from its beginning to its end."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ def link(**fields: Any) -> Any:
 
 
 def place(prefill: Any, decode: Any) -> tuple[Placement, list[str]]:
-    """A placement, and what it tells."""
+    """Return a placement, and the calls that it makes."""
     choice = Choice(
         prefill=None, decode=None, cost_ms=0, queue_ms=0, prompt_ms=PROMPT_MS, num_uncached_tokens=1,
         num_missing_blocks=NUM_MISSING,

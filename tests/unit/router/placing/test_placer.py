@@ -1,4 +1,4 @@
-"""Who goes at once, who gets in line, and who is sent away, before one prefill node; in virtual time."""
+"""Which requests are placed at once, queued or refused with a single prefill node; in virtual time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -22,7 +22,7 @@ PROMPT_MS = 100.0
 
 
 class Fleet:
-    """The node, and what would be placed on it: all but what is `too_large`, while it has `room`."""
+    """The fleet of one node, which takes every request that is not `too_large` while it has `room`."""
 
     def __init__(self, **limits: Any) -> None:
         self.ready = self.expects_prefill = self.has_room = True
@@ -48,7 +48,7 @@ class Fleet:
         return Placement(self.link, None, choice, 10, self.placer.nodes_changed)
 
     def come(self, name: str, *, attempts: int = 0, tokens: int = 1, output: int = 0, **about: Any) -> Any:
-        """A request is there; the task that places it."""
+        """Submit a request; return the task that places it."""
         sampling = SamplingParams(max_tokens=tokens)
         deadline_s = asyncio.get_running_loop().time() + 600
         job = Job(request_id=name, token_ids=[1], sampling=sampling, **{"deadline_s": deadline_s, **about})
@@ -166,7 +166,7 @@ def test_nodes_that_have_enough_to_do_are_left_in_peace(run: Any) -> None:
 
 @pytest.mark.parametrize("attempts", [0, 1])
 def test_where_all_is_full_who_has_waited_long_enough_is_sent_away(run: Any, attempts: int) -> None:
-    """Not where nodes are missing, which may come back; nor one whose stream has begun."""
+    """Not if nodes are missing, since they may come back, and not a request whose stream has begun."""
 
     async def main() -> None:
         fleet = Fleet(max_full_wait_s=2.0)

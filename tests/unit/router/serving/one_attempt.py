@@ -1,4 +1,4 @@
-"""An attempt between two nodes, each of which says what a test wants it to say."""
+"""An attempt on two nodes, whose messages a test chooses."""
 
 import asyncio
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ LENGTH, ERROR = FinishReason.LENGTH.value, FinishReason.ERROR.value
 
 
 class Link:
-    """Remembers what the node is told."""
+    """A link that records what is sent to the node."""
 
     def __init__(self, node_id: str) -> None:
         self.record = SimpleNamespace(node_id=node_id)
@@ -44,7 +44,7 @@ class Link:
 
 
 class Owner:
-    """Remembers the tokens."""
+    """A sink that records the tokens."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -61,7 +61,7 @@ class Owner:
 
 
 class Case:
-    """An attempt that goes on from one output token, and has begun."""
+    """A running attempt that continues after one output token."""
 
     def __init__(self, *, prefill: bool = True, decode: bool = True, **sampling: Any) -> None:
         self.prefill, self.decode = Link("p"), Link("d")

@@ -1,4 +1,4 @@
-"""What the words of two nodes come to, in whatever order they arrive: tokens once, and both nodes told of the end."""
+"""Messages of two nodes, in any order: each token is delivered once, and both nodes learn of the end."""
 
 import asyncio
 from typing import Any

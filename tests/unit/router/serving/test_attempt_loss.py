@@ -1,4 +1,4 @@
-"""Attempts whose nodes are lost, fail or refuse, and attempts that nobody wants any more."""
+"""Attempts whose nodes are lost, fail or refuse, and attempts that are cancelled."""
 
 import asyncio
 from functools import partial

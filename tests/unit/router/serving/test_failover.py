@@ -1,4 +1,4 @@
-"""How often a request is begun again."""
+"""How often a request is retried."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""KV that is late is given up after a while; what it waits for otherwise is no lateness."""
+"""A late KV transfer is given up after a while; other waiting does not count."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from tests.virtual_clock import Clock, run
 
 
 def ends_at(compute_s: float, *story: float | str | Callable[[Clock], None]) -> float | None:
-    """When it ends, in seconds from the beginning; numbers are pauses, names are calls."""
+    """Return when patience ends, in seconds. Numbers are pauses, names are calls."""
     ends: list[float] = []
 
     async def main(clock: Clock) -> None:

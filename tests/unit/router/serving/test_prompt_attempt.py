@@ -1,4 +1,4 @@
-"""What a node says of a prompt counts when all of it is here; half of it, or anything in its place, is no result."""
+"""The results of prompt work only count when they are complete."""
 
 import asyncio
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ FIRST = types_pb2.FirstToken(token_id=9, logprobs=types_pb2.TokenLogprobs(logpro
 
 
 class Node:
-    """Says what it is given, and then no more, or waits; it is a link and its one call."""
+    """A link and its single call: it sends the given events, then ends or waits."""
 
     def __init__(self, *events: prompt_pb2.PromptEvent, waits: bool = False) -> None:
         self.events, self.waits = events, waits
@@ -66,7 +66,7 @@ def computed(**fields: Any) -> prompt_pb2.PromptEvent:
 
 
 def make(node: Node, work: PromptWork = SCORES, **sampling: Any) -> tuple[PromptAttempt, Owner]:
-    """Work on a prompt of four tokens."""
+    """Make an attempt at the work on a prompt of four tokens."""
     owner, parameters = Owner(), SamplingParams(**sampling)
     generation = Generation(
         request_id="r", key=1, token_ids=[5, 6, 7, 8], num_prompt_tokens=4, sampling=parameters, router_id="router"

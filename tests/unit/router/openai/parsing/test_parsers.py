@@ -1,4 +1,4 @@
-"""Each format as models write it; and every output in every possible split."""
+"""Each format as models write it, with every output split in every possible way."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ PARSERS = {
 
 
 def joined(parts):
-    """Neighbours of a kind as one."""
+    """Join adjacent parts of one kind."""
     result = []
     for part in parts:
         if result and not isinstance(part, CallBegin | CallEnd) and type(part) is type(result[-1]):

@@ -1,4 +1,4 @@
-"""A chat with tools, and what comes of it."""
+"""A chat request with tools, and its answer."""
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": SCHEMA}}
@@ -16,7 +16,7 @@ def prompt(dispatch, served_model):
 
 
 async def streamed(client, **fields):
-    """The message that the deltas add up to, the reason, and the chunks."""
+    """Stream an answer; return the message that its deltas add up to, the finish reason, and the chunks."""
     message, reason, chunks = {"content": "", "reasoning_content": "", "tool_calls": []}, None, []
     async for chunk in await client.chat.completions.create(**fields, stream=True):
         chunks.append(chunk)

@@ -1,4 +1,4 @@
-"""Tools as OpenAI's own client sees them, over a model that says what a test wants it to say."""
+"""Tools as OpenAI's own client sees them, with a model that outputs what a test wants."""
 
 import json
 
