@@ -122,7 +122,7 @@ async def test_a_client_that_hangs_up_has_not_failed():
 
 async def test_no_guarantee_is_broken():
     reference = {ASKED: answer()}
-    assert chaos_report.broken_promises([outcome(answer())], reference, 3.0) == []
+    assert chaos_report.broken_guarantees([outcome(answer())], reference, 3.0) == []
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ async def test_no_guarantee_is_broken():
     ],
 )
 async def test_a_broken_guarantee_is_reported(seen: Outcome, said: str):
-    broken = chaos_report.broken_promises([seen], {ASKED: answer(longest_stall_s=0.1, longest_wait_s=1.0)}, 3.0)
+    broken = chaos_report.broken_guarantees([seen], {ASKED: answer(longest_stall_s=0.1, longest_wait_s=1.0)}, 3.0)
     assert len(broken) == 1
     assert said in broken[0]
 
@@ -178,7 +178,7 @@ async def test_chats_and_schemas():
         asked = Question("0 topic", {"messages": [], "response_format": {}, "stream": True}, "/v1/chat/completions")
         got = await ask(url, asked, 5)
     assert not got.failed
-    broken = chaos_report.broken_promises([outcome(got)], {asked: got}, 3.0)
+    broken = chaos_report.broken_guarantees([outcome(got)], {asked: got}, 3.0)
     assert broken == ["none: breaks its schema: 0 topic"]
     assert answers_schema('{"name":"otteronly","legs":4}')
     assert not answers_schema('{"name":"otter","legs":4}')
@@ -186,14 +186,14 @@ async def test_chats_and_schemas():
 
 async def test_a_killed_routers_own_streams_may_break_off():
     cut = answer("ab", complete=False, error="reset", on_victim=True, longest_stall_s=9.0, longest_wait_s=9.0)
-    assert chaos_report.broken_promises([outcome(cut)], {ASKED: answer()}, 3.0) == []
+    assert chaos_report.broken_guarantees([outcome(cut)], {ASKED: answer()}, 3.0) == []
     wrong = answer("aX", complete=False, error="reset", on_victim=True)
-    assert "differs" in chaos_report.broken_promises([outcome(wrong)], {ASKED: answer()}, 3.0)[0]
+    assert "differs" in chaos_report.broken_guarantees([outcome(wrong)], {ASKED: answer()}, 3.0)[0]
 
 
 async def test_losing_a_node_to_packet_loss_breaks_a_guarantee():
     fault = Fault("loss", nothing, max_failovers=0)
-    assert "failed over" in chaos_report.broken_promises([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
+    assert "failed over" in chaos_report.broken_guarantees([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
 
 
 def test_a_filter_that_matches_no_fault_is_an_error(capsys: pytest.CaptureFixture[str]):
