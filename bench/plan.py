@@ -56,7 +56,7 @@ class Load:
     num_output: int
 
     def per_s(self, model: NodeModel) -> float:
-        """Requests."""
+        """Return the request rate on nodes of this model."""
         return self.rate or self.share * sizing.capacity(model, self.num_prompt, self.num_output)
 
 

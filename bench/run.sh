@@ -1,6 +1,6 @@
 #!/bin/sh
-# Kernels, engine, prefix index, transfers and serving on this machine, into bench/results: `make bench`. About ten minutes;
-# keep the machine quiet meanwhile. Peers, routers, routing and chaos have commands of their own.
+# Benchmarks kernels, engine, prefix index, transfers and serving on this machine into bench/results: `make bench`. Takes
+# about ten minutes on a quiet machine. Peers, routers, routing and chaos have commands of their own.
 set -eu
 cd "$(dirname "$0")/.."
 baton=$PWD/.venv/bin/baton

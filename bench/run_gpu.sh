@@ -1,6 +1,6 @@
 #!/bin/sh
-# Every test and figure that wants a GPU: `make bench-gpu`, or with another Python `PYTHON=python3 bench/run_gpu.sh FOLDER`.
-# About ten minutes, most of them compiling. Each part writes FOLDER/NAME.txt (bench/results), whatever became of the others.
+# Runs all tests and benchmarks that need a GPU: `make bench-gpu`, or `PYTHON=python3 bench/run_gpu.sh FOLDER`.
+# Takes about ten minutes, mostly to compile. Each part writes FOLDER/NAME.txt (bench/results), even if others fail.
 set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

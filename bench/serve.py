@@ -110,7 +110,7 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the shape of requests."""
     add = parser.add_argument
     add("--prompt-tokens", default="128", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="64", help="likewise")
+    add("--output-tokens", default="64", help="as --prompt-tokens")
     add("--prefixes", type=int, default=0, help="number of shared prefixes that prompts begin with, in turn")
     add("--prefix-tokens", type=int, default=512, help="length of these prefixes")
     add("--turns", type=int, default=1, help="requests per conversation, each including all earlier turns")

@@ -17,7 +17,7 @@ _KILL_TIMEOUT_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """Add no flags."""
 
 
 def run(args: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=0.0, help="requests per second, at the peak")
     add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, higher values give bursts")
     add("--prompt-tokens", default="512", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="128", help="likewise")
+    add("--output-tokens", default="128", help="as --prompt-tokens")
     add("--trace", type=Path, help="instead of a rate and lengths: requests in Mooncake's format")
     add("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
     add("--slo-ttft-ms", type=float, default=1000.0, help="limit for p99 of TTFT")

@@ -49,7 +49,7 @@ class Shape:
 
 
 def conversations(shape: Shape, source: random.Random) -> Iterator[Conversation]:
-    """Without end."""
+    """Yield conversations, without end."""
     prefixes = [_tokens(shape.prefix_tokens, shape, source) for _ in range(shape.num_prefixes)]
     for number in itertools.count():
         prefix = prefixes[number % len(prefixes)] if prefixes else []

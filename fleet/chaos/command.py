@@ -27,7 +27,7 @@ from fleet.chaos import hosts
 from fleet.chaos import network as chaos_network
 from fleet.chaos import report as chaos_report
 from fleet.chaos.client import Answer
-from fleet.chaos.faults import FAULTS, Fault, Outcome, suffer
+from fleet.chaos.faults import FAULTS, Fault, Outcome, inject
 from fleet.chaos.fleet import PrivateFleet, started
 from fleet.chaos.load import ask_all
 from fleet.chaos.memory import Memory
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if local:
             shape = ("--transport", args.transport, "--prefill", "2", "--decode", "2", "--routers", "2")
             with started(Path(folder) / "home", "--model", model, *flags, *shape) as fleet:
-                outcomes += asyncio.run(_suffer_all(fleet, local, args, memory, console))
+                outcomes += asyncio.run(_inject_all(fleet, local, args, memory, console))
         outcomes += _on_a_network(args, Path(folder), model, flags, console)
         asked = {answer.question for outcome in outcomes for answer in outcome.answers}
         console.print(f"asking an undisturbed fleet the same {len(asked)} questions")
@@ -120,7 +120,7 @@ def _on_a_network(
         console.print(f"skipping network faults: {reason}")
         return []
     with hosts.started(folder / "network", model, *flags, "--transport", _between_hosts(args)) as fleet:
-        return asyncio.run(_suffer_all(fleet, faults, args, Memory(), console))
+        return asyncio.run(_inject_all(fleet, faults, args, Memory(), console))
 
 
 def _of_a_network(args: argparse.Namespace) -> Sequence[Fault]:
@@ -139,13 +139,13 @@ def _random_model(folder: Path) -> Path:
     return random_checkpoint.write(folder / "random", random_checkpoint.TINY | _SIZE)
 
 
-async def _suffer_all(
+async def _inject_all(
     fleet: PrivateFleet, faults: Iterable[Fault], args: argparse.Namespace, memory: Memory, console: Console
 ) -> list[Outcome]:
     outcomes = []
     num_blocks = fleet.num_blocks()
     for turn, fault in enumerate(faults):
-        outcome = await suffer(fleet, fault, f"topic {turn % _NUM_TOPICS}", args.streams, turn, memory)
+        outcome = await inject(fleet, fault, f"topic {turn % _NUM_TOPICS}", args.streams, turn, memory)
         if (now := fleet.num_blocks()) != num_blocks:
             outcome.num_lost_blocks = sum(num_blocks.values()) - sum(now.values())
         outcomes.append(outcome)
@@ -184,7 +184,7 @@ def _report(
     console.print(chaos_report.table(outcomes, reference))
     for line in memory.described():
         console.print(line)
-    broken = chaos_report.broken_promises(outcomes, reference, max_stall_s) + memory.grown()
+    broken = chaos_report.broken_guarantees(outcomes, reference, max_stall_s) + memory.grown()
     for line in broken:
         console.print(line)
     console.print(f"{len(broken)} guarantees broken" if broken else "all guarantees held")

@@ -65,7 +65,7 @@ class Outcome:
     answers: list[Answer] = field(default_factory=list)
     held: dict[str, tuple[int, int]] = field(default_factory=dict)  # service -> blocks, requests; empty at the end
     num_lost_blocks: int = 0  # blocks that are in no state
-    num_told_leaks: int = 0  # as reported by nodes
+    num_reported_leaks: int = 0  # as reported by nodes
     num_failovers: int = 0
     blocks_back_s: float = 0.0  # since the last answer
     recovery_s: float = 0.0  # from the fault, or its end, until every service was ready
@@ -95,7 +95,7 @@ class Outcome:
         return [answer for answer in self.answers if not answer.on_victim]
 
 
-async def suffer(
+async def inject(
     fleet: PrivateFleet, fault: Fault, topic: str, num_clients: int, turn: int, memory: Memory | None = None
 ) -> Outcome:
     """Inject the fault while `num_clients` streams run; return when the fleet has recovered, or time is up."""
@@ -111,7 +111,7 @@ async def suffer(
     await _until_idle(fleet, outcome)
     outcome.recovery_s = await recovery
     outcome.num_failovers = max(fleet.num_failovers() - num_failovers, 0)
-    outcome.num_told_leaks = fleet.num_leaks()
+    outcome.num_reported_leaks = fleet.num_leaks()
     if memory is not None:
         memory.sample(fleet.services())
     return outcome

@@ -53,7 +53,7 @@ def table(outcomes: list[Outcome], reference: Mapping[Question, Answer]) -> Tabl
     return made
 
 
-def broken_promises(outcomes: list[Outcome], reference: Mapping[Question, Answer], max_stall_s: float) -> list[str]:
+def broken_guarantees(outcomes: list[Outcome], reference: Mapping[Question, Answer], max_stall_s: float) -> list[str]:
     """Return one line per broken guarantee. A stream may stall `max_stall_s` longer than is usual without faults.
 
     A request waits in a queue until its first token, because of the load; a fault may add as much to that wait.
@@ -90,8 +90,8 @@ def _of_nodes(outcome: Outcome) -> Iterator[str]:
     most = outcome.fault.max_failovers
     if most is not None and outcome.num_failovers > most:
         yield f"{outcome.num_failovers} attempts failed over, although no service had died"
-    if outcome.num_told_leaks:
-        yield f"nodes report {outcome.num_told_leaks} leaked blocks"
+    if outcome.num_reported_leaks:
+        yield f"nodes report {outcome.num_reported_leaks} leaked blocks"
     if outcome.num_lost_blocks:
         yield f"{outcome.num_lost_blocks} blocks are missing from all states"
 

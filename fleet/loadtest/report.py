@@ -15,7 +15,7 @@ def line(verdict: Verdict) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """The last line."""
+    """Return the last line: the verdict on all phases."""
     failed = [verdict.name for verdict in verdicts if not verdict.passed]
     return f"FAIL: {', '.join(failed)}" if failed else f"pass: all of {', '.join(v.name for v in verdicts)}"
 

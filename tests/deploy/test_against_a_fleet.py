@@ -1,4 +1,4 @@
-"""Dashboards, autoscaling and runbooks ask Prometheus; here a real one answers that scrapes a real fleet under load."""
+"""Runs the queries of dashboards, autoscaling and runbooks on a real Prometheus and a real fleet under load."""
 
 import json
 import math
@@ -49,7 +49,9 @@ def prometheus(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     enough = fleet.num_answers + 12
     until(lambda: fleet.num_answers > enough and len(prometheus.query("baton:kv_transfers:rate5m > 0")) > 0)
     until(lambda: len(prometheus.query("baton:ttft_seconds:p99 > 0")) > 0)
-    until(lambda: not prometheus.query("sum_over_time(up[1m]) < 3"))  # a starved node answers a scrape too late
+    until(
+        lambda: not prometheus.query("sum_over_time(up[1m]) < 3")
+    )  # on a busy machine a node may answer a scrape too late
     yield prometheus
     prometheus.stop()
 
@@ -100,7 +102,7 @@ def test_variables_of_dashboards_have_values(prometheus: Prometheus):
         for variable in json.loads(path.read_text())["templating"]["list"]:
             metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
             if variable["name"] == "tenant":
-                continue  # of fleets whose keys have names
+                continue  # only in fleets whose keys have names
             assert prometheus.query(f"count by ({label}) ({metric}{{{label}!=''}})"), variable["name"]
 
 
@@ -131,12 +133,15 @@ def test_every_rule_evaluates_and_no_alert_is_critical_on_a_healthy_fleet(promet
     always = recorded - events - {"baton:kv_transfer_failure_ratio:rate5m"}
     until(lambda: all(prometheus.query(name) for name in always), what="a recorded series")
     firing = prometheus.query('ALERTS{severity="critical",alertstate="firing"}')
-    assert {alert["metric"]["alertname"] for alert in firing} <= {"BatonTTFTSlow", "BatonTPOTSlow"}  # a busy machine
+    assert {alert["metric"]["alertname"] for alert in firing} <= {
+        "BatonTTFTSlow",
+        "BatonTPOTSlow",
+    }  # these may fire on a busy machine
 
 
 @pytest.fixture(scope="module")
 def proxy(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The proxy of the compose stack, before the fleet's router instead of those that Docker would name."""
+    """The proxy of the compose stack, in front of the fleet's router."""
     with running(tmp_path_factory.mktemp("proxy"), f"127.0.0.1:{fleet.port}") as port:
         yield f"http://127.0.0.1:{port}"
 
@@ -173,19 +178,19 @@ def test_the_proxy_limits_the_rate_of_an_address(proxy: str):
 
 
 def error_of(url: str, body: bytes | None = None) -> tuple[int, str, str | None]:
-    """Status, the error's code, and when to come back."""
+    """Return status, error code and Retry-After."""
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(url, body, timeout=30)
     return caught.value.code, json.load(caught.value)["error"]["code"], caught.value.headers["Retry-After"]
 
 
-def test_what_the_proxy_refuses_by_itself_it_refuses_as_routers_do(proxy: str, tmp_path: Path):
+def test_the_proxys_own_refusals_look_like_a_routers(proxy: str, tmp_path: Path):
     assert error_of(f"{proxy}/v1/completions", bytes(9 * 2**20)) == (413, "body_too_large", None)
     with running(tmp_path, f"127.0.0.1:{free_port()}") as port:
         assert error_of(f"http://127.0.0.1:{port}/v1/models") == (503, "no_capacity", "1")
 
 
-def test_the_image_s_health_check_tells_who_serves(fleet: Fleet):
+def test_the_images_health_check_reports_who_serves(fleet: Fleet):
     check = runpy.run_path(str(DEPLOY / "docker" / "healthcheck.py"))["main"]
     for node in fleet.status()["nodes"]:
         host, _, port = node["address"].rpartition(":")
@@ -198,7 +203,7 @@ def subprocess_output(command: list[str]) -> str:
 
 
 def commands() -> dict[str, str]:
-    """Command -> a runbook that gives it to paste, of all that can be pasted on a machine with a local fleet."""
+    """Return command -> runbook, for all commands that work on a machine with a local fleet."""
     found = {}
     for path in RUNBOOKS:
         for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
@@ -210,7 +215,7 @@ def commands() -> dict[str, str]:
 
 
 def queries() -> dict[str, str]:
-    """What of these asks Prometheus: query -> runbook."""
+    """Return Prometheus query -> runbook."""
     return {match[1]: book for command, book in commands().items() if (match := PROMTOOL.fullmatch(command))}
 
 
@@ -235,7 +240,7 @@ def test_commands_of_runbooks_work_as_pasted(fleet: Fleet, prometheus: Prometheu
 
 
 def environment(fleet: Fleet, prometheus: Prometheus, folder: Path) -> dict[str, str]:
-    """What the first page tells to set, and `baton` on the PATH."""
+    """Return the variables that the first page sets, and a PATH with `baton`."""
     baton = folder / "baton"
     baton.write_text(f'#!/bin/sh\nexec {sys.executable} -m fleet "$@"\n')
     baton.chmod(0o755)
@@ -252,7 +257,7 @@ def environment(fleet: Fleet, prometheus: Prometheus, folder: Path) -> dict[str,
     }
 
 
-def test_runbooks_have_one_shape_and_the_first_page_knows_all():
+def test_runbooks_have_the_same_sections_and_are_all_indexed():
     index = (ROOT / "docs" / "runbooks" / "README.md").read_text()
     for path in RUNBOOKS:
         if path.stem != "README":

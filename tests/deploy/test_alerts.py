@@ -31,7 +31,7 @@ def growing(series: str, per_sample: float, samples: str = STEADY) -> Series:
 
 
 def latency(name: str, le_below: str, le_above: str) -> Series:
-    """98 of 100 requests take at most `le_below`, the rest lies between that and `le_above`."""
+    """Return buckets in which 98 % of requests take at most `le_below`, and the rest at most `le_above`."""
     return {
         f'{name}_bucket{{{ROUTER},le="{le_below}"}}': f"0+98x{STEADY}",
         f'{name}_bucket{{{ROUTER},le="{le_above}"}}': f"0+100x{STEADY}",
@@ -43,7 +43,7 @@ def answers(failed_per_mille: float, samples: str = STEADY) -> Series:
     return {
         f'baton_requests_total{{{ROUTER},status="200"}}': f"0+{1000 - failed_per_mille}x{samples}",
         f'baton_requests_total{{{ROUTER},status="503"}}': f"0+{failed_per_mille}x{samples}",
-        f'baton_requests_total{{{ROUTER},status="499"}}': f"0+500x{samples}",  # those who leave are no failures
+        f'baton_requests_total{{{ROUTER},status="499"}}': f"0+500x{samples}",  # disconnected clients are not failures
         f'baton_requests_total{{{ROUTER},status="429"}}': f"0+500x{samples}",
     }
 
@@ -82,10 +82,10 @@ MEMORY_TOTAL = gauge(f"baton_gpu_memory_total_bytes{{{GPU}}}", 100)
 NAN = f'baton_request_errors_total{{{NODE},code="numerical_error"}}'
 RESTARTED = 'process_start_time_seconds{job="baton",track="stable",role="decode",instance="10.0.0.1:9001"}'
 XID = 'DCGM_FI_DEV_XID_ERRORS{gpu="0",Hostname="gpu-host-1"}'
-LONG = "250"  # samples of the slow alerts, a minute apart
-SPENT = "0+20x120 2400x75"  # two hours of failures, over for more than an hour
+LONG = "250"  # samples for the slow alerts, a minute apart
+SPENT = "0+20x120 2400x75"  # two hours of failures that ended more than an hour ago
 SLOW = ("BatonAvailabilityBurn",)
-WHOLE = {("BatonRouterDown", "critical")}  # of all fleets that Prometheus sees
+WHOLE = {("BatonRouterDown", "critical")}  # alerts about all fleets that Prometheus sees
 
 # (alert, severity) -> what fires it, what does not, and after how long to look
 CASES: dict[tuple[str, str], tuple[Series, Series, str]] = {
@@ -96,7 +96,7 @@ CASES: dict[tuple[str, str], tuple[Series, Series, str]] = {
     ),
     ("BatonKVUsageHigh", "critical"): (
         gauge(f"baton_kv_usage_ratio{{{NODE}}}", 0.96),
-        {f"baton_kv_usage_ratio{{{NODE}}}": "0.97x6 0.5x100"},  # a minute and a half is no alert
+        {f"baton_kv_usage_ratio{{{NODE}}}": "0.97x6 0.5x100"},  # a minute and a half is too short for an alert
         "4m",
     ),
     ("BatonQueueLong", "warning"): (
@@ -202,7 +202,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def promtool_tests() -> dict[str, list[dict[str, Any]]]:
-    """Interval -> test groups. Each of the cases that share one is a fleet of its own there."""
+    """Return interval -> test groups. Cases that share a group are separate fleets in it."""
     groups: dict[str, list[dict[str, Any]]] = {"15s": [], "1m": []}
     shared = {interval: {"interval": interval, "input_series": [], "promql_expr_test": []} for interval in groups}
     for (alert, severity), (firing, quiet, at) in CASES.items():
@@ -226,7 +226,7 @@ def relabelled(series: Series, track: str) -> Series:
 def add_case(
     group: dict[str, Any], alert: str, severity: str, series: Series, at: str, track: str, *, fires: bool
 ) -> None:
-    """ALERTS is asked rather than the list of alerts: that one would want every annotation here as well."""
+    """Query ALERTS, because promtool's list of alerts would also require all annotations here."""
     of_track = f',track="{track}"' if track else ""
     firing = f'ALERTS{{alertname="{alert}",severity="{severity}",alertstate="firing"{of_track}}}'
     samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1}] if fires else []
@@ -247,7 +247,7 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path):
 @pytest.mark.parametrize(
     ("external", "where"), [({}, "docs/runbooks"), ({"runbooks": ""}, "docs/runbooks"), ({"runbooks": URL}, URL)]
 )
-def test_an_alert_says_where_and_how_much(tmp_path: Path, external: dict[str, str], where: str):
+def test_an_alert_names_its_node_value_and_runbook(tmp_path: Path, external: dict[str, str], where: str):
     annotations = {"summary": "KV blocks of decode-0 are 96.5% full", "runbook_url": f"{where}/kv-usage.md"}
     labels = {"track": "stable", "role": "decode", "node_id": "decode-0"}
     expected = [

@@ -1,4 +1,4 @@
-"""A canary gets its share in steps, and goes back by itself. kubectl and Prometheus are stand-ins that keep notes."""
+"""A canary gets its share in steps, and is rolled back automatically. kubectl and Prometheus are stand-ins."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SCALE = (
 
 
 class Prometheus(BaseHTTPRequestHandler):
-    """Answers by the words of a query: what a test has put into `known`."""
+    """Answers a query by its metric, with the value that a test has put into `known`."""
 
     known: ClassVar[dict[str, float]] = {}
 
@@ -91,7 +91,7 @@ def test_a_good_canary_gets_all_of_the_traffic(canary: Canary):
         ({"tpot": 2.1}, [5, 25], "TPOT p99 is 2.1 times"),
     ],
 )
-def test_a_bad_one_goes_back(canary: Canary, known: dict[str, float], steps: list[int], why: str):
+def test_a_bad_canary_is_rolled_back(canary: Canary, known: dict[str, float], steps: list[int], why: str):
     Prometheus.known |= known
     done = canary.run("rollout")
     assert done.returncode == 1
@@ -99,14 +99,14 @@ def test_a_bad_one_goes_back(canary: Canary, known: dict[str, float], steps: lis
     assert canary.calls() == [*(WEIGHT.format(percent) for percent in steps), WEIGHT.format(0), SCALE]
 
 
-def test_nobody_to_watch_is_trouble(tmp_path: Path):
+def test_a_canary_without_monitoring_is_rolled_back(tmp_path: Path):
     alone = Canary(tmp_path, "http://127.0.0.1:1")
     done = alone.run("rollout")
     assert done.returncode == 1
     assert alone.calls() == [WEIGHT.format(5), WEIGHT.format(0), SCALE]
 
 
-def test_a_prometheus_that_goes_while_it_is_watched_is_trouble(canary: Canary):
+def test_losing_prometheus_rolls_the_canary_back(canary: Canary):
     Prometheus.known = {"ttft": 0.5, "tpot": 0.5, "error_ratio": "what?"}  # type: ignore[dict-item]
     done = canary.run("rollout")
     assert (done.returncode, done.stderr) == (1, "")
@@ -128,7 +128,7 @@ def test_a_rollback_takes_the_traffic_away_first(canary: Canary):
     assert canary.calls() == [WEIGHT.format(0), SCALE]
 
 
-def test_a_check_says_what_it_knows(canary: Canary):
+def test_a_check_prints_what_is_known(canary: Canary):
     good = canary.run("check")
     assert (good.returncode, "errors: 0.0000" in good.stdout) == (0, True)
     Prometheus.known["error_ratio"] = 0.02

@@ -1,4 +1,4 @@
-"""Components laid over an overlay, as deploy/README.md has it: what they add belongs to the same fleet."""
+"""Components applied to an overlay, as in deploy/README.md: what they add belongs to the same fleet."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ IMAGE = "my.registry/baton:0.1.0-gpu"
 
 
 def own_overlay(folder: Path, below: str, component: str) -> list[Manifest]:
-    """An overlay of one's own over `below`, with a component and another registry."""
+    """Create a user's overlay over `below`, with a component and another registry."""
     content: dict[str, Any] = {
         "resources": [os.path.relpath(KUBERNETES / below, folder.resolve())],
         "components": [os.path.relpath(KUBERNETES / "components" / component, folder.resolve())],
@@ -26,7 +26,7 @@ def own_overlay(folder: Path, below: str, component: str) -> list[Manifest]:
 
 
 def strangers(manifests: list[Manifest]) -> list[tuple[str, str]]:
-    """What would land in whatever namespace kubectl is at."""
+    """Return the objects without a namespace, which would end up in kubectl's present one."""
     namespaced = [m for m in manifests if m["kind"] != "Namespace"]
     return [(m["kind"], m["metadata"]["name"]) for m in namespaced if m["metadata"].get("namespace") != "baton"]
 
@@ -38,7 +38,7 @@ def test_an_overlay_is_in_its_namespace(name: str):
 
 @pytest.mark.parametrize(("below", "component"), [("base", "hpa"), ("overlays/gpu", "model-download")])
 def test_a_component_is_in_the_namespace_of_its_fleet(tmp_path: Path, below: str, component: str):
-    """hpa stands in the place of keda, which the overlays have."""
+    """Replace the overlays' component keda with hpa."""
     assert strangers(own_overlay(tmp_path, below, component)) == []
 
 

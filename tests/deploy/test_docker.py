@@ -1,4 +1,4 @@
-"""Images and compose stack, as far as they can be judged without a Docker engine."""
+"""Images and compose stack, as far as they can be checked without a Docker engine."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def test_bases_are_pinned_and_nobody_is_root():
 
 
 def test_what_is_copied_is_in_the_context():
-    """.dockerignore lets through what it names, and every package of the project has to be among that."""
+    """.dockerignore lists what is included, and every package of the project must be."""
     named = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((ROOT / name).exists() for name in named)
     packages = re.search(r"include = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
@@ -110,7 +110,7 @@ def test_secrets_are_made_once_and_not_printed(tmp_path: Path):
 
 
 def entry(tmp_path: Path, **env: str) -> dict[str, str]:
-    """What the entry point hands to a service."""
+    """Return the environment that the entry point passes to a service."""
     baton = tmp_path / "baton"
     baton.write_text('#!/bin/sh\necho "command=$*"\nenv\n')
     baton.chmod(0o755)
@@ -144,7 +144,7 @@ def test_secrets_come_from_files(tmp_path: Path):
     assert not {"REDIS_PASSWORD", *files} & given.keys()
 
 
-def test_who_is_in_two_networks_listens_in_both():
+def test_a_service_in_two_networks_listens_in_both():
     for name in CONFIGS:
         service = compose()["services"][name]
         assert len(service["networks"]) == 1 or service["environment"]["BATON_HOST"] == "0.0.0.0"

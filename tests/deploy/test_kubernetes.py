@@ -1,4 +1,4 @@
-"""What kustomize makes of deploy/kubernetes, before the schemas of Kubernetes and KEDA and the rules of the house."""
+"""Checks kustomize's output for deploy/kubernetes against the schemas of Kubernetes and KEDA, and our own rules."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def check(manifest: Manifest) -> None:
         jsonschema.validate(manifest, SCALED_OBJECT)
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how the validator finds its own files
+        warnings.simplefilter("ignore")  # about how the validator finds its own files
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
@@ -53,7 +53,7 @@ def test_kubernetes_and_keda_know_every_field(manifests: list[Manifest]):
         check(manifest)
 
 
-def test_the_validators_refuse_what_they_do_not_know():
+def test_the_validators_refuse_unknown_fields():
     manifests = overlay("cpu")
     deployment, scaled = of_kind(manifests, "Deployment")["decode"], of_kind(manifests, "ScaledObject")["decode"]
     deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 5
@@ -72,7 +72,7 @@ def test_the_other_components_are_valid_too(component: str):
                 check(manifest)
 
 
-def test_the_whole_is_there():
+def test_all_objects_are_present():
     kinds = {(m["kind"], m["metadata"]["name"]) for m in overlay("cpu")}
     pools = ("router", "prefill", "decode")
     assert kinds >= {(kind, name) for kind in ("Deployment", "ServiceAccount", "Service") for name in (*pools, "redis")}
@@ -99,7 +99,7 @@ def test_every_variable_is_a_flag_of_its_service(manifests: list[Manifest]):
         assert own <= variables(service)
 
 
-def test_what_a_variable_refers_to_comes_before_it(manifests: list[Manifest]):
+def test_variables_are_defined_before_they_are_referenced(manifests: list[Manifest]):
     for spec in pods(manifests).values():
         seen: set[str] = set()
         for entry in spec["containers"][0].get("env", []):
@@ -122,7 +122,7 @@ def test_pods_can_do_little(manifests: list[Manifest]):
             assert re.fullmatch(r"\S+:[\w.-]*\d[\w.-]*", container["image"]), "pinned by tag"
 
 
-def test_a_drain_has_the_time_it_needs(manifests: list[Manifest]):
+def test_the_grace_period_covers_a_drain(manifests: list[Manifest]):
     settings = settings_of(manifests)
     for _, spec, container in services(manifests):
         drain_s = float(environment(container, settings)["BATON_DRAIN_TIMEOUT_S"] or 0)
@@ -138,7 +138,7 @@ def test_pods_are_spread_over_hosts(manifests: list[Manifest]):
         assert constraint["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == service
 
 
-def test_models_lie_on_a_volume_that_many_hosts_share():
+def test_models_are_on_a_volume_that_hosts_share():
     claim = of_kind(overlay("cpu"), "PersistentVolumeClaim")["baton-models"]["spec"]
     assert (claim["accessModes"], claim["resources"]["requests"]["storage"]) == (["ReadWriteMany"], "100Gi")
     for _, spec, container in services(overlay("cpu")):
@@ -168,7 +168,7 @@ def test_every_service_is_probed(manifests: list[Manifest]):
 
 
 def allowed(manifests: list[Manifest], to: dict[str, str], port: int) -> list[str]:
-    """Who may connect to pods with these labels: `component`, `pool` or the name of a namespace."""
+    """Return who may connect to pods with these labels: `component`, `pool` or the name of a namespace."""
     sources = []
     for policy in of_kind(manifests, "NetworkPolicy").values():
         if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= to.items():

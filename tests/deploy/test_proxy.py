@@ -1,4 +1,4 @@
-"""The proxy of the compose stack, before a router that this test plays itself."""
+"""The proxy of the compose stack, in front of a router simulated by the test."""
 
 import shutil
 import socket
@@ -19,7 +19,7 @@ REQUEST = b"\r\n".join(
     [
         b"POST /v1/completions HTTP/1.1",
         b"Host: a",
-        b"Accept-Encoding: gzip",  # a compressor would keep tokens back, too
+        b"Accept-Encoding: gzip",  # compression would delay tokens too
         b"X-Request-ID: mine",
         b"Content-Length: 2",
         b"",
@@ -30,7 +30,7 @@ FIRST, SECOND = b"9\r\ndata: 1\n\n\r\n", b"9\r\ndata: 2\n\n\r\n"
 
 
 class Router:
-    """Sends one event, and the next one when the test says so."""
+    """Sends one event, and the next one when the test asks for it."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -75,10 +75,10 @@ def read_until(client: socket.socket, words: bytes) -> bytes:
     return received
 
 
-def test_tokens_are_passed_on_as_they_come(router: Router, tmp_path: Path):
+def test_tokens_are_forwarded_at_once(router: Router, tmp_path: Path):
     with running(tmp_path, router.address) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(REQUEST)
-        assert b"data: 2" not in read_until(client, b"data: 1\n\n")  # though the router has sent no more
+        assert b"data: 2" not in read_until(client, b"data: 1\n\n")  # the router has not sent it yet
         router.go_on.set()
         read_until(client, b"data: 2\n\n")
     assert any(b"X-Request-ID: mine" in head for head in router.heads)
@@ -99,7 +99,7 @@ def test_the_admin_port_is_reached_with_a_key_and_on_a_port_of_its_own(router: R
     assert [b"Authorization: Bearer k" in head for head in router.heads if head] == [True]
 
 
-def test_it_buffers_nothing_and_is_patient():
+def test_the_proxy_does_not_buffer_and_has_long_timeouts():
     said = (DOCKER / "nginx.conf").read_text()
     for directive in ("proxy_buffering off;", "proxy_request_buffering off;", "proxy_read_timeout 300s;"):
         assert directive in said

@@ -1,4 +1,4 @@
-"""Prometheus reads every configuration that is to be given to it."""
+"""Prometheus accepts every configuration in deploy/prometheus."""
 
 import json
 import runpy

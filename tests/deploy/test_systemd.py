@@ -1,4 +1,4 @@
-"""The units, as far as systemd judges them without being the host's init."""
+"""The units, as far as systemd can check them without being the host's init."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def analyze(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The unit as if Baton were installed where it expects it."""
+    """Return the unit, changed as if Baton were installed where it expects it."""
     shutil.copytree(UNIT.parent / "baton@router.service.d", tmp_path / "baton@router.service.d")
     (tmp_path / "baton@.service").write_text(UNIT.read_text().replace("/opt/baton/.venv/bin/baton", "/bin/true"))
     return tmp_path
@@ -57,8 +57,8 @@ def test_the_page_names_flags_that_exist():
     assert set(re.findall(r"\bBATON_\w+", page)) <= known
 
 
-def test_systemd_takes_variables_as_the_page_has_them():
-    """To it a # behind a value is part of the value."""
+def test_systemd_reads_variables_as_written_on_the_page():
+    """To systemd, a # after a value is part of the value."""
     page = (DEPLOY / "systemd" / "README.md").read_text()
     lines = re.findall(r"^ *((?:BATON|UCX)_\w+=.*)$", page, re.MULTILINE)
     assert len(lines) > 10

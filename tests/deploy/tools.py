@@ -1,4 +1,4 @@
-"""The programs that judge what lies in deploy/: beside this Python, or from the PATH; without them tests skip."""
+"""The programs that check deploy/, next to this Python or on the PATH. Without them tests are skipped."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ _WHERE_FROM = {
 
 
 def program(name: str) -> str:
-    """Its path. Skips the test where there is none."""
+    """Return the program's path. Skips the test if it is not installed."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -30,7 +30,7 @@ def program(name: str) -> str:
 
 
 def run(name: str, *args: str, timeout: float = 60, **options: object) -> str:
-    """What the program prints; fails with what it says where it fails."""
+    """Return the program's output. Fails the test with that output if the program fails."""
     done = subprocess.run(  # type: ignore[call-overload]
         [program(name), *args], capture_output=True, text=True, timeout=timeout, check=False, **options
     )
@@ -40,5 +40,5 @@ def run(name: str, *args: str, timeout: float = 60, **options: object) -> str:
 
 @cache
 def rendered(overlay: str) -> str:
-    """The manifests of a folder below deploy/kubernetes, as kustomize puts them together."""
+    """Return the manifests that kustomize renders for a folder of deploy/kubernetes."""
     return run("kubectl", "kustomize", str(DEPLOY / "kubernetes" / overlay))

@@ -1,4 +1,4 @@
-"""An endpoint for whoever brings an event loop of its own."""
+"""An endpoint for tests of code that runs its own event loop."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from tests.unit.bench.test_load_driver import Paced
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[Paced, str]]:
-    """A server on a thread of its own, since the bench has its own event loops; and its address."""
+    """Start a server in a thread, because benchmarks run their own event loops; yield it and its address."""
     loop, paced = asyncio.new_event_loop(), Paced()
     server = loop.run_until_complete(asyncio.start_server(paced, "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever)

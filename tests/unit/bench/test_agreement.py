@@ -1,4 +1,4 @@
-"""Two clients against an endpoint whose times are known: the table, and what the exit code says."""
+"""Two clients against an endpoint with known times: the table and the exit code."""
 
 import shutil
 
@@ -12,12 +12,12 @@ from bench._load.sse_client import Stream
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize(("tolerance", "code"), [(10.0, 0), (0.0, 1)])
-def test_both_clients_ask_the_same_and_the_code_tells_whether_they_agree(endpoint, capsys, tolerance, code):
+def test_both_clients_send_equal_load_and_the_exit_code_compares_them(endpoint, capsys, tolerance, code):
     paced, url = endpoint
     flags = {"--base-url": url, "--model": "m", "--requests": 2, "--rate": 50}
     flags |= {"--output-tokens": 4, "--tolerance": tolerance}
     assert agreement.main([str(part) for flag in flags.items() for part in flag]) == code
-    assert len(paced.sent) == agreement.WARM_UP + 2 * 2  # requests of two clients
+    assert len(paced.sent) == agreement.WARM_UP + 2 * 2  # of both clients
     table = capsys.readouterr().out
     for name, percent in agreement.SHOWN:
         assert f"{name} p{percent}" in table
@@ -37,7 +37,7 @@ def test_an_interval_holds_the_true_ratio_and_narrows_with_more_requests():
     assert agreement.interval(2 * same, same, 50) == (2.0, 2.0)
 
 
-def test_times_of_ours_count_from_when_they_were_sent():
+def test_our_times_start_when_requests_are_sent():
     stream = Stream(10.0, [10.5, 11.0], 11.0, 200, 1, 3, sent=10.2)
     assert agreement._latency_s(stream, "ttft") == pytest.approx(0.3)
     assert agreement._latency_s(stream, "e2e") == pytest.approx(0.8)
@@ -45,7 +45,7 @@ def test_times_of_ours_count_from_when_they_were_sent():
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_a_request_that_fails_is_told(endpoint):
+def test_a_failed_request_is_reported(endpoint):
     paced, url = endpoint
     paced.answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with pytest.raises(BatonError, match="2 requests failed"):
@@ -53,7 +53,7 @@ def test_a_request_that_fails_is_told(endpoint):
 
 
 @pytest.mark.parametrize("flags", [["--requests", "0"], ["--rate", "0"]])
-def test_no_request_is_no_measurement(capsys, flags):
+def test_zero_requests_are_refused(capsys, flags):
     with pytest.raises(SystemExit):
         agreement.main(flags)
     assert "at least 1" in capsys.readouterr().err
@@ -83,7 +83,7 @@ TRACE = """23:59:59.900000 == Info:   Trying 127.0.0.1:8000...
 """
 
 
-def test_times_are_those_of_the_trace_even_over_midnight(tmp_path):
+def test_times_come_from_curls_trace_even_across_midnight(tmp_path):
     (tmp_path / "trace").write_text(TRACE)
     usage = 'data: {"usage": {"prompt_tokens": 7, "completion_tokens": 4}}'
     stream = agreement._stream(f"{usage}\n\ndata: [DONE]\n\n", tmp_path / "trace")
@@ -91,7 +91,7 @@ def test_times_are_those_of_the_trace_even_over_midnight(tmp_path):
     assert (stream.ttft_s, stream.e2e_s) == (pytest.approx(0.0705), pytest.approx(0.11))
 
 
-def test_tokens_that_came_together_had_waited_for_the_client(tmp_path):
+def test_tokens_that_arrived_together_had_waited_for_the_client(tmp_path):
     assert not agreement.was_late(Stream(0.0, [1.0, 1.002, 1.004]))
     assert not agreement.was_late(Stream(0.0, [1.0, 1.002, 1.0021]))  # the first is what counts
     assert agreement.was_late(Stream(0.0, [1.0, 1.0001, 1.004]))
@@ -101,6 +101,6 @@ def test_tokens_that_came_together_had_waited_for_the_client(tmp_path):
     assert agreement.was_late(agreement._stream(f"{usage}\n\ndata: [DONE]\n\n", tmp_path / "trace"))
 
 
-def test_an_answer_without_an_end_is_no_answer(tmp_path):
+def test_an_answer_without_done_is_incomplete(tmp_path):
     (tmp_path / "trace").write_text(TRACE)
     assert not agreement._stream('{"error": "full"}', tmp_path / "trace").ok

@@ -1,4 +1,4 @@
-"""A plan beside its run: the table, the code, and what is asked of the simulator."""
+"""A plan compared with a run: the table, the exit code, and the input of the simulator."""
 
 import argparse
 
@@ -30,14 +30,14 @@ def test_one_ratio_beyond_the_tolerance_fails_all(capsys):
     due_s = [0.0, 5.0, 9.0]
     exact = plan.predicted(MODEL, load, due_s)
     slower = exact | {"ttft_p50_s": 1.25 * exact["ttft_p50_s"]}
-    outlier = dict.fromkeys(exact, 1e3)  # of one round: medians do not care
+    outlier = dict.fromkeys(exact, 1e3)  # an outlier in one round does not change a median
     for measured, is_within in ((exact, True), (slower, False)):
         runs = [plan.Run(due_s, figures) for figures in (measured, measured, outlier)]
         assert plan._table(MODEL, {load: 1.0}, {load: runs}, 0.15) == is_within
     assert " 0.80" in capsys.readouterr().out
 
 
-def test_a_load_is_a_rate_or_a_share_of_what_nodes_can_do():
+def test_a_load_is_a_rate_or_a_share_of_capacity():
     assert plan.parse("2.5:256:48").per_s(MODEL) == 2.5
     assert plan.parse("50%:400:1").per_s(MODEL) == pytest.approx(0.5 * 1000 / 40)
     for text in ("2:256", "0:1:1", "2:256:0", "x:1:1"):

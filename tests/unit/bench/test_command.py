@@ -15,7 +15,7 @@ for server in in_turns([SimpleNamespace(name="a")], 1):
 """
 
 
-def test_what_is_printed_below_a_bar_goes_where_standard_output_leads():
+def test_output_below_a_progress_bar_goes_to_standard_output():
     terminal, its_end = pty.openpty()
     environment = os.environ | {"TERM": "xterm"}
     command = [sys.executable, "-c", CODE]

@@ -1,4 +1,4 @@
-"""The fit against nodes whose costs are known, and its probes against an endpoint whose times are."""
+"""The fit, on nodes with known costs; and its probes, on an endpoint with known times."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ OVERHEAD, LATENCY, JOIN, PREFILL_BESIDE, DECODE_BESIDE = 3.0, 4.0, 5.0, 1.2, 1.1
 
 
 class Known(Probe):
-    """What probes would see of nodes with these costs, on a machine whose cores are `slow` times as slow."""
+    """Return what probes would measure on nodes with these costs, on cores that are `slow` times as slow."""
 
     def __init__(self) -> None:
         self.slow = 1.0
@@ -42,7 +42,7 @@ class Known(Probe):
     async def beside(self, num_prompt: int, stream_tokens: int) -> Beside:
         work = PREFILL_BESIDE * COST.prefill_ms(num_prompt, 0, 2048)
         step = COST.decode_base_ms + 2 * COST.decode_request_ms
-        busy = DECODE_BESIDE * step / (1 - JOIN / work)  # so much of the time is left for steps
+        busy = DECODE_BESIDE * step / (1 - JOIN / work)  # share of the time that is left for steps
         quiet_pace, busy_pace = Pace(self.slow * step, 2.0), Pace(self.slow * busy, 2.0)
         return Beside(self.slow * (OVERHEAD + work), self.slow * work, quiet_pace, busy_pace)
 
@@ -52,7 +52,7 @@ class Known(Probe):
         return Pace(self.slow * step, kind.concurrency)
 
 
-def test_a_fit_finds_costs_again_though_the_machine_is_slow_for_a_while() -> None:
+def test_a_fit_recovers_costs_although_the_machine_is_slow_for_a_while() -> None:
     async def fitted() -> NodeModel:
         probe = Known()
         fit = Fit(probe, 1024)
@@ -70,7 +70,7 @@ def test_a_fit_finds_costs_again_though_the_machine_is_slow_for_a_while() -> Non
     assert found.latency_ms == pytest.approx(LATENCY, abs=0.5)
 
 
-def test_a_pace_is_that_of_the_window_and_of_those_that_were_in_it() -> None:
+def test_a_pace_covers_only_its_time_window() -> None:
     steady = Stream(0.0, [1 + 0.01 * i for i in range(101)])
     late = Stream(0.0, [1.5 + 0.01 * i for i in range(101)])
     found = pace([steady, late, Stream(0.0)], 1.0, 2.0)
@@ -79,7 +79,7 @@ def test_a_pace_is_that_of_the_window_and_of_those_that_were_in_it() -> None:
     assert pace([], 1.0, 2.0).event_ms == 0
 
 
-def test_work_is_what_lies_between_first_tokens() -> None:
+def test_work_is_the_time_between_first_tokens() -> None:
     assert spacing_ms([Stream(0.0, [at]) for at in (0.4, 0.1, 0.25, 0.31)]) == pytest.approx(100)
 
 
@@ -95,7 +95,7 @@ def probed(endpoint: Paced, ask: Callable[[Probe], Awaitable[Found]]) -> Found:
     return asyncio.run(run())
 
 
-def test_probes_tell_the_times_of_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_measure_the_times_of_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "PAUSE_S", (0.0, 0.01))
     alone = probed(Paced(), lambda probe: probe.alone(8))
     assert 1000 * FIRST_S <= alone.ttft_ms < 2000 * FIRST_S
@@ -106,7 +106,7 @@ def test_probes_tell_the_times_of_an_endpoint(monkeypatch: pytest.MonkeyPatch) -
     assert decoding.event_ms == pytest.approx(sent.event_ms, rel=0.5)
 
 
-def test_prompts_beside_streams_are_over_when_the_prompts_are() -> None:
+def test_streams_end_with_the_prompts_beside_them() -> None:
     endpoint = Paced()
     found = probed(endpoint, lambda probe: probe.beside(8, NUM_TOKENS))
     assert found.single_ms >= 1000 * FIRST_S
@@ -115,7 +115,7 @@ def test_prompts_beside_streams_are_over_when_the_prompts_are() -> None:
     assert endpoint.most_open == probes.STREAMS + probes.PROMPTS_AT_A_TIME
 
 
-def test_a_probe_that_fails_is_told() -> None:
+def test_a_failed_probe_is_reported() -> None:
     refusing = Paced(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     with pytest.raises(BatonError, match="503"):
         probed(refusing, lambda probe: probe.run(1, 8, 2, 1))

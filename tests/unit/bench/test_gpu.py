@@ -23,12 +23,12 @@ def test_a_model_made_of_random_tensors_decodes():
     for runs_ahead in (False, True):
         assert 0 < bench.step_s(bench.decoder, 3, 40, 4, runs_ahead) < 10
     per_layer = 64 * (64 + 2 * 32 + 64) + 3 * 64 * 160 + 2 * 64
-    assert bench.weight_bytes == 2 * (4 * per_layer + 64)  # the tied embedding is read but rows
+    assert bench.weight_bytes == 2 * (4 * per_layer + 64)  # of the tied embedding only single rows are read
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton's interpreter is off")
 def test_every_line_of_the_kernels_is_computed(monkeypatch):
-    """In the interpreter, at shapes of its size: what has never run on a GPU must at least run."""
+    """Run every kernel line in the interpreter, at small shapes, to check that it runs at all."""
 
     def seconds(run, repeats):
         start_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The driver against an endpoint whose times are known."""
+"""The driver against an endpoint with known times."""
 
 import asyncio
 import contextlib
@@ -26,8 +26,8 @@ class Paced:
     def __init__(self, answer: bytes = b"", num_tokens: int = NUM_TOKENS) -> None:
         self.answer, self.num_tokens = answer, num_tokens
         self.num_open, self.most_open, self.num_connections = 0, 0, 0
-        self.asked: list[float] = []  # when, of each request
-        self.sent: list[list[float]] = []  # and of each token of its answer
+        self.asked: list[float] = []  # time of each request
+        self.sent: list[list[float]] = []  # time of each token of its answer
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
@@ -62,7 +62,7 @@ class Paced:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for number in range(self.num_tokens):
             due_s = began_s + FIRST_S + number * GAP_S
-            await asyncio.sleep(max(due_s - time.monotonic(), 0.001))  # who reads comes before a timer that is late
+            await asyncio.sleep(max(due_s - time.monotonic(), 0.001))  # let readers run before a late timer
             times.append(time.monotonic())
             self._event(writer, json.dumps({"choices": [{"text": f"t{number}"}]}))
         usage = {"prompt_tokens": 8, "completion_tokens": self.num_tokens}
@@ -85,7 +85,7 @@ def asked(number: int) -> list[workload.Conversation]:
     return list(itertools.islice(workload.conversations(SHAPE, random.Random(0)), number))
 
 
-def test_a_closed_loop_keeps_so_many_under_way():
+def test_a_closed_loop_keeps_its_concurrency():
     endpoint = Paced()
 
     async def run() -> Driver:
@@ -114,10 +114,10 @@ def test_an_open_loop_does_not_wait_for_answers():
     driver = asyncio.run(run())
     assert len(driver.streams) == 20
     assert all(stream.ok for stream in driver.streams)
-    assert endpoint.most_open > 8  # 320 ms each, one every 5 ms
+    assert endpoint.most_open > 8  # requests take 320 ms each, and one arrives every 5 ms
 
 
-def test_what_has_not_ended_is_hung_up_on():
+def test_unfinished_requests_are_cut_off():
     async def run() -> Driver:
         async for target in serve(Paced(num_tokens=1000)):
             driver = Driver(target, 5.0)
@@ -141,7 +141,7 @@ def test_what_has_not_ended_is_hung_up_on():
         (b"nonsense\r\n\r\n", "no answer"),
     ],
 )
-def test_what_goes_wrong_is_counted_by_what_it_is(answer: bytes, code: str):
+def test_errors_are_counted_by_kind(answer: bytes, code: str):
     async def run() -> Driver:
         async for target in serve(Paced(answer)):
             driver = Driver(target, 5.0)
@@ -152,14 +152,14 @@ def test_what_goes_wrong_is_counted_by_what_it_is(answer: bytes, code: str):
     assert [code_of(stream) for stream in asyncio.run(run()).streams] == [code, code]
 
 
-def test_nobody_there_is_no_answer():
+def test_an_unreachable_endpoint_is_counted():
     driver = Driver(Target("127.0.0.1", 1), 2.0)
     asyncio.run(driver.closed(asked(1), 1))
     assert code_of(driver.streams[0]) == "no answer"
 
 
 def test_times_are_those_at_which_the_endpoint_sent():
-    """Each token is seen before the next one is sent; whether other clients agree, `baton bench agreement` measures."""
+    """Each token is seen before the next one is sent. (`baton bench agreement` compares with another client.)"""
     endpoint = Paced()
 
     async def run() -> Driver:
@@ -177,7 +177,7 @@ def test_times_are_those_at_which_the_endpoint_sent():
         known = (sent[0] - asked_s, (sent[-1] - sent[0]) / (NUM_TOKENS - 1), sent[-1] - asked_s)
         told = (stream.ttft_s, stream.tpot_s, stream.e2e_s)
         off_s.append(max(abs(one - other) for one, other in zip(told, known, strict=True)))
-    assert min(off_s) < 0.01  # a busy machine may come between some of them
+    assert min(off_s) < 0.01  # a busy machine may delay some of them
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""What is asked, and when: lengths, arrivals, conversations, traces."""
+"""The load that is generated: lengths, arrivals, conversations, traces."""
 
 import itertools
 import random
@@ -15,27 +15,27 @@ from bench._simulated.trace import TraceLine
 @pytest.mark.parametrize(
     ("text", "mean"), [("128", 128), ("uniform:10-30", 20), ("lognormal:100,0.5", 113.3), ("lognormal:100,0", 100)]
 )
-def test_lengths_have_the_mean_that_they_tell(text: str, mean: float):
+def test_lengths_have_the_mean_that_they_report(text: str, mean: float):
     found, source = lengths.parse(text), random.Random(0)
     assert found.mean == pytest.approx(mean, rel=0.001)
     assert statistics.fmean(found.draw(source) for _ in range(5000)) == pytest.approx(mean, rel=0.03)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "1e3", "uniform:9-3", "uniform:0-3", "lognormal:10", "lognormal:9,5"])
-def test_lengths_that_make_no_sense_are_told(text: str):
+def test_invalid_lengths_are_refused(text: str):
     with pytest.raises(ConfigError):
         lengths.parse(text)
 
 
 @pytest.mark.parametrize(("burstiness", "variation"), [(0, 0.0), (1, 1.0), (4, 2.0)])
-def test_arrivals_have_their_rate_and_come_in_bursts(burstiness: float, variation: float):
+def test_arrivals_have_their_rate_and_burstiness(burstiness: float, variation: float):
     due = list(itertools.islice(arrivals.times(20.0, burstiness, random.Random(1)), 20_000))
     gaps = [after - before for before, after in itertools.pairwise(due)]
     assert len(gaps) / due[-1] == pytest.approx(20.0, rel=0.05)
     assert statistics.pstdev(gaps) * 20 == pytest.approx(variation, abs=0.1)
 
 
-def test_prompts_are_unlike_but_for_their_prefixes():
+def test_prompts_share_only_their_prefixes():
     shape = Shape("m", lengths.parse("20"), lengths.parse("5"), num_prefixes=2, prefix_tokens=30)
     asked = list(itertools.islice(workload.conversations(shape, random.Random(0)), 6))
     prompts = [conversation.turns[0]["prompt"] for conversation in asked]
@@ -45,7 +45,7 @@ def test_prompts_are_unlike_but_for_their_prefixes():
     assert len({tuple(prompt[30:]) for prompt in prompts}) == 6
 
 
-def test_a_turn_begins_with_all_that_was_said():
+def test_a_turn_contains_all_earlier_turns():
     shape = Shape("m", lengths.parse("20"), lengths.parse("5"), num_turns=3)
     first, second, third = next(workload.conversations(shape, random.Random(0))).turns
     assert [len(turn["prompt"]) for turn in (first, second, third)] == [20, 45, 70]
@@ -53,7 +53,7 @@ def test_a_turn_begins_with_all_that_was_said():
     assert third["prompt"][:45] == second["prompt"]
 
 
-def test_a_chat_asks_its_text():
+def test_a_chat_sends_its_text():
     conversation = next(workload.conversations(Shape("m", chat="Why?"), random.Random(0)))
     assert conversation.path == "/v1/chat/completions"
     assert conversation.turns[0]["messages"] == [{"role": "user", "content": "Why?"}]

@@ -1,4 +1,4 @@
-"""Node models, the search for a size, and what a simulated fleet does."""
+"""Node models, the search for a size, and simulated fleets."""
 
 import itertools
 from pathlib import Path
@@ -25,7 +25,7 @@ def load(rate: float) -> Workload:
     return Workload(rate=rate, prompt=lengths.parse("400"), output=lengths.parse("100"))
 
 
-def test_least_squares_find_what_is_there_and_nothing_below_zero():
+def test_least_squares_are_exact_and_never_negative():
     rows = [(1, x, x * x) for x in (1.0, 2.0, 5.0, 9.0)]
     assert non_negative(rows, [3 + 2 * x + 0.5 * x * x for _, x, _ in rows]) == pytest.approx([3, 2, 0.5])
     base, slope = non_negative([(1, 1), (1, 2), (1, 3)], [3, 2, 1])
@@ -34,7 +34,7 @@ def test_least_squares_find_what_is_there_and_nothing_below_zero():
     assert non_negative([(1, 1), (2, 1)], [0.1, -5.0], keep=1)[0] == 0.0
 
 
-def test_what_pools_take_from_each_other_shows_where_both_work():
+def test_pools_slow_each_other_when_both_work():
     quiet = NodeModel(cost=MODEL.cost, noise=0.0)
     shared = NodeModel(cost=MODEL.cost, noise=0.0, prefill_beside=1.5, decode_beside=1.2)
     alone, beside = (sizing.run(model, load(0.1), 1.0, Size(1, 1), number=100) for model in (quiet, shared))
@@ -47,16 +47,16 @@ def test_what_pools_take_from_each_other_shows_where_both_work():
     assert paired[1] == pytest.approx(1.5 * paired[0], rel=0.02)
 
 
-def test_a_request_that_comes_holds_up_those_that_decode():
+def test_an_arriving_request_holds_up_decoding():
     still = NodeModel(cost=MODEL.cost, noise=0.0, latency_ms=8.0)
     held = NodeModel(cost=MODEL.cost, noise=0.0, latency_ms=8.0, join_ms=8.0)
     for rate in (0.1, 8.0):
         before, after = (sizing.run(model, load(rate), 1.0, Size(1, 1)) for model in (still, held))
-        others_s = rate * 0.008 * after.tpot_p50_s  # requests that come in a token's time, each for 8 ms
+        others_s = rate * 0.008 * after.tpot_p50_s  # requests that arrive during a token, each of which takes 8 ms
         assert after.tpot_p50_s - before.tpot_p50_s == pytest.approx(others_s, rel=0.3, abs=1e-5)
 
 
-def test_what_a_pair_can_do_is_bounded_by_the_busier_node():
+def test_the_capacity_of_a_pair_is_that_of_the_busier_node():
     assert sizing.capacity(MODEL, 400, 1) == pytest.approx(1000 / 45)
     step_ms = 10 + 0.2 * sizing.FULL_BATCH
     assert sizing.capacity(MODEL, 16, 500) == pytest.approx(1000 * sizing.FULL_BATCH / 500 / step_ms)
@@ -98,11 +98,11 @@ def test_twice_the_load_takes_about_twice_the_nodes():
     assert small.decode <= big.decode <= 2 * small.decode + 1
 
 
-def test_what_is_found_keeps_both_limits_and_less_does_not():
+def test_the_found_size_keeps_both_limits_and_a_smaller_one_does_not():
     size, found = sizing.search(MODEL, load(40), 1.0, LIMITS)
     assert found.ttft_p99_s <= LIMITS.ttft_s
     assert found.tpot_p99_s <= LIMITS.tpot_s
-    starved = sizing.run(MODEL, load(40), 1.0, Size(1, size.decode))  # 45 ms each: 22 a second is all it does
+    starved = sizing.run(MODEL, load(40), 1.0, Size(1, size.decode))  # 45 ms each, so at most 22 a second
     assert starved.ttft_p99_s > LIMITS.ttft_s
 
 
@@ -113,7 +113,7 @@ def test_a_simulated_node_takes_what_its_model_says():
     assert found.requests_per_s == pytest.approx(0.2, rel=0.1)
 
 
-def test_limits_that_one_request_breaks_are_told():
+def test_limits_that_a_single_request_exceeds_are_refused():
     with pytest.raises(ConfigError, match="slo-tpot"):
         sizing.search(MODEL, load(1), 1.0, Limits(1.0, 0.005))
 

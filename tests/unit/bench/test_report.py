@@ -1,4 +1,4 @@
-"""Pages and drawings: whole, without assets, and nothing from outside runs in them."""
+"""Pages and plots are complete, have no assets, and escape their input."""
 
 import json
 import math
@@ -38,15 +38,15 @@ def test_bars_are_as_high_as_their_values():
     assert heights[2] / heights[0] == 2.0 or heights[1] / heights[0] == 4.0
 
 
-def test_nothing_is_drawn_of_nothing():
+def test_empty_data_is_not_drawn():
     assert "<svg" not in svg.lines([svg.Line("a", [], [])], "s", "ms")
 
 
-def test_steps_are_nice():
+def test_axis_steps_are_round():
     assert [svg.nice_step(rough) for rough in (0.03, 1, 1.2, 3, 70)] == [0.05, 1, 2, 5, 100]
 
 
-def test_a_page_is_one_file_that_escapes_what_it_is_given(tmp_path: Path):
+def test_a_page_is_one_file_and_escapes_its_input(tmp_path: Path):
     body = page.tiles([("1", "<b>")]) + page.card("t", page.table(["a"], [["<script>alert(1)</script>"], ["FAIL"]]))
     page.write(tmp_path / "p.html", "A & B", ["note <i>"], body)
     text = (tmp_path / "p.html").read_text()
@@ -77,12 +77,12 @@ def test_the_better_side_is_named_and_where_it_changes(tmp_path: Path):
     assert second.startswith("200:10: run either")
     assert third.startswith("300:10: run split")
     assert "crossover" in third
-    assert "20.0" in disagg.text(report)  # of its calmer round
+    assert "20.0" in disagg.text(report)  # from the less disturbed round
     disagg.write_html(tmp_path / "d.html", report)
     assert (tmp_path / "d.html").read_text().count("<svg") == 4
 
 
-def test_a_file_that_cannot_be_written_is_noticed_before_the_work(tmp_path: Path):
+def test_an_unwritable_file_is_reported_before_the_work(tmp_path: Path):
     files.check(None, "", str(tmp_path / "new.json"))
     assert list(tmp_path.iterdir()) == []
     for name, why in ((tmp_path / "no" / "r.json", "does not exist"), (tmp_path, "it is a folder")):
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_written_is_noticed_before_the_work(tmp_path: Path
             files.check(str(name))
 
 
-def test_a_report_of_nothing_is_json(tmp_path: Path):
+def test_a_report_without_requests_is_valid_json(tmp_path: Path):
     files.write_json(str(tmp_path / "r.json"), {"ttft_p50_s": math.nan, "phases": ("a",)})
     text = (tmp_path / "r.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"ttft_p50_s": None, "phases": ["a"]}

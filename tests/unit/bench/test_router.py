@@ -1,4 +1,4 @@
-"""What is measured of a router: streams that end early are none, and figures that are missing are no numbers."""
+"""Measurements of routers: streams that end early are left out, and missing figures are shown as such."""
 
 import asyncio
 import math
@@ -28,13 +28,13 @@ async def port():
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-async def test_the_server_behind_streams_as_many_tokens_as_are_asked_for(port, name):
+async def test_the_backend_streams_the_requested_number_of_tokens(port, name):
     (stream,) = await router._requests(port, 1, 1, {"stream": True, name: 4})
     assert stream.ok
     assert len(stream.times) == 4
 
 
-async def test_a_stream_that_breaks_is_no_figure(port, monkeypatch):
+async def test_a_broken_stream_gives_no_figure(port, monkeypatch):
     monkeypatch.setattr(Connection, "step", lambda connection: connection._transport.abort())
     with pytest.raises(RuntimeError, match="connection lost"):
         await router._requests(port, 1, 1, {"stream": True, "max_tokens": 4})

@@ -8,7 +8,7 @@ from bench import routing
 
 
 def write_trace(path: Path, num_requests: int = 150) -> Path:
-    """Conversations of a few turns behind one system prompt."""
+    """Return conversations of a few turns with a common system prompt."""
     rng, lines, serial = random.Random(2), [], 1
     open_ones: list[list[int]] = []
     for i in range(num_requests):
@@ -36,6 +36,6 @@ def test_a_table_for_each_fleet_in_which_the_router_is_ahead(
         p90 = {row[:16].strip(): float(row[16:].split()[3]) for row in rows}
         hits = {row[:16].strip(): float(row[16:].split()[0]) for row in rows}
         assert set(p90) == {"baton", "round robin", "least loaded", "prefix affinity"}
-        assert p90["baton"] <= 1.25 * min(p90.values())  # so short a trace hardly fills the caches
+        assert p90["baton"] <= 1.25 * min(p90.values())  # such a short trace hardly fills the caches
         assert p90["baton"] < 0.8 * p90["least loaded"]
         assert hits["baton"] > 1.5 * hits["round robin"]

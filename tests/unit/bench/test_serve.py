@@ -59,7 +59,7 @@ class Endpoint:
 
     async def _event(self, writer: asyncio.StreamWriter, data: str) -> None:
         event = f"data: {data}\n\n"
-        cut = len(event) // 2  # events need not arrive whole
+        cut = len(event) // 2  # events may arrive in pieces
         for part in (event[:cut], event[cut:]):
             writer.write(f"{len(part.encode()):x}\r\n{part}\r\n".encode())
             await asyncio.sleep(0.001)
@@ -94,7 +94,7 @@ def test_every_request_is_sent_once_and_measured(tmp_path: Path, capsys: pytest.
 def test_connections_are_kept(tmp_path: Path):
     endpoint = Endpoint()
     bench(endpoint, tmp_path, "--concurrency", "2", "--model", "m")
-    assert endpoint.num_connections == 2 + 2  # two workers, two looks at the metrics
+    assert endpoint.num_connections == 2 + 2  # two workers, and the metrics are read twice
 
 
 def test_failures_are_counted_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -104,12 +104,12 @@ def test_failures_are_counted_and_shown(tmp_path: Path, capsys: pytest.CaptureFi
     assert "503 busy" in capsys.readouterr().out
 
 
-def test_phases_are_means_of_what_happened_in_between():
+def test_phases_are_means_between_two_readings():
     before, after = phases.parse(METRICS % (2.0, 10)), phases.parse(METRICS % (3.0, 14))
     assert phases.between(before, after) == {"prefill": 0.25}
 
 
-def test_phases_of_a_router_that_went_away_or_began_anew_are_left_out():
+def test_phases_of_a_restarted_or_missing_router_are_left_out():
     before = phases.parse(METRICS % (2.0, 10))
     assert phases.between(before, {}) == {}
     assert phases.between(before, phases.parse(METRICS % (0.5, 4))) == {}
@@ -117,7 +117,7 @@ def test_phases_of_a_router_that_went_away_or_began_anew_are_left_out():
 
 def test_phases_reach_the_report(tmp_path: Path):
     _, report = bench(Endpoint(), tmp_path, "--concurrency", "1")
-    assert report["runs"][0]["phases_s"] == {}  # the endpoint's counts stand still
+    assert report["runs"][0]["phases_s"] == {}  # the endpoint's counters do not change
 
 
 def test_figures_of_known_streams():

@@ -1,4 +1,4 @@
-"""The benchmark of transfers moves real bytes between real processes, whichever way."""
+"""The transfer benchmark moves real bytes between real processes, in every way."""
 
 import gc
 import weakref
@@ -13,7 +13,7 @@ from bench._transfer.ways import Round
 
 
 def test_a_row_for_each_size_and_a_column_for_each_way(monkeypatch):
-    """Without UCX, which takes seconds to start."""
+    """Leave out UCX, which takes seconds to start."""
     monkeypatch.setattr(transfer, "why_no_perftest", lambda: "no ucx_perftest here")
     monkeypatch.setattr(transfer, "why_unavailable", lambda: "no ucxx here")
     lines = list(transfer.report(2**20, 1, [2**16, 2**20], "cpu", Progress(disable=True)))
@@ -31,13 +31,13 @@ def test_ratios_are_of_speeds():
 
 
 @pytest.mark.skipif(bool(ways.why_no_perftest()), reason=ways.why_no_perftest())
-def test_what_ucx_perftest_says_is_read():
+def test_the_output_of_ucx_perftest_is_parsed():
     found = ways.ucx_perftest("ucx_perftest shm", 2**20, 2**18)
     assert found.wall_s > 0
     assert found.cpu_s > 0
 
 
-def test_what_an_earlier_transfer_leaves_is_gone_before_the_next_one_begins():
+def test_an_earlier_transfers_memory_is_freed_before_the_next_one():
     class Pool:
         pass
 

@@ -1,4 +1,4 @@
-"""What `baton chaos` sees of an answer, what it counts as broken, and that a wrong answer does not slip through."""
+"""How `baton chaos` records answers, and which answers break a guarantee."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ Serve = Callable[[asyncio.StreamWriter], object]
 
 @asynccontextmanager
 async def endpoint(*pieces: bytes | float, status: str = "200 OK") -> AsyncIterator[str]:
-    """A server that sends these bytes to everybody, waits where it finds a number, and hangs up."""
+    """Run a server that sends these bytes to every client, sleeps for each number, and then disconnects."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}")
@@ -65,7 +65,7 @@ def answer(text: str = "abcd", **fields: object) -> Answer:
     return whole
 
 
-async def test_a_stream_is_put_together_choice_by_choice():
+async def test_choices_of_a_stream_are_assembled_separately():
     pieces = [event("a"), event("x", 1), event("b", 0, "length"), event("y", 1, "stop"), USAGE, DONE]
     async with endpoint(*pieces) as url:
         got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
@@ -73,14 +73,14 @@ async def test_a_stream_is_put_together_choice_by_choice():
     assert (got.failed, got.complete, got.num_output_tokens) == (False, True, 4)
 
 
-async def test_silence_counts_for_the_choice_that_is_silent():
+async def test_silence_is_counted_per_choice():
     pieces = [event("a"), event("x", 1), 0.2, event("b", 0, "length"), 0.2, event("y", 1, "length"), DONE]
     async with endpoint(*pieces) as url:
         got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
     assert got.longest_wait_s < 0.4 <= got.longest_stall_s
 
 
-async def test_a_stream_that_stood_still_can_be_traced():
+async def test_a_stalled_stream_can_be_traced():
     pieces = [event("a"), 0.2, event("b", 0, "length"), DONE]
     async with endpoint(0.1, *pieces, status="200 OK\r\nX-Request-Id: req-7") as url:
         got = await ask(url, ASKED, 5)
@@ -89,7 +89,7 @@ async def test_a_stream_that_stood_still_can_be_traced():
     assert outcome(answer(), got, victim).most_stalled is got
 
 
-async def test_a_first_token_is_waited_for_before_there_is_a_stream():
+async def test_the_wait_for_a_first_token_is_not_a_stall():
     pieces = [event("a"), 0.3, event("x", 1), event("b", 0, "length"), event("y", 1, "length"), DONE]
     async with endpoint(0.2, *pieces) as url:
         got = await ask(url, Question("0 topic", {"n": 2, "stream": True}), 5)
@@ -106,7 +106,7 @@ async def test_a_first_token_is_waited_for_before_there_is_a_stream():
         ([event("a"), 3.0, DONE], "200 OK", "not complete"),
     ],
 )
-async def test_what_does_not_come_to_its_end_has_failed(pieces: list[bytes | float], status: str, said: str):
+async def test_an_incomplete_answer_has_failed(pieces: list[bytes | float], status: str, said: str):
     async with endpoint(*pieces, status=status) as url:
         got = await ask(url, ASKED, 0.5)
     assert got.failed
@@ -120,9 +120,9 @@ async def test_a_client_that_hangs_up_has_not_failed():
     assert got.longest_stall_s < 1
 
 
-async def test_every_promise_kept():
+async def test_no_guarantee_is_broken():
     reference = {ASKED: answer()}
-    assert chaos_report.broken_promises([outcome(answer())], reference, 3.0) == []
+    assert chaos_report.broken_guarantees([outcome(answer())], reference, 3.0) == []
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ async def test_every_promise_kept():
         (Outcome(FAULTS[0], num_lost_blocks=2), "2 blocks are missing from all states"),
     ],
 )
-async def test_a_broken_promise_is_named(seen: Outcome, said: str):
-    broken = chaos_report.broken_promises([seen], {ASKED: answer(longest_stall_s=0.1, longest_wait_s=1.0)}, 3.0)
+async def test_a_broken_guarantee_is_reported(seen: Outcome, said: str):
+    broken = chaos_report.broken_guarantees([seen], {ASKED: answer(longest_stall_s=0.1, longest_wait_s=1.0)}, 3.0)
     assert len(broken) == 1
     assert said in broken[0]
 
 
-async def test_no_two_completions_begin_alike():
+async def test_no_two_completions_share_a_prefix():
     asked = [question("m", topic, index) for topic in ("a", "b") for index in range(60)]
     heads = [one.body["prompt"][:12] for one in asked if one.path == "/v1/completions"]
     assert len(set(heads)) == len(heads) == 90
@@ -164,7 +164,7 @@ async def test_each_turn_begins_with_the_turns_before():
     assert all(longest[: len(turn)] == turn for turn in turns)
 
 
-async def test_an_embedding_is_an_answer_too():
+async def test_embeddings_are_compared_too():
     body = b'{"data":[{"embedding":[0.5,-1.0]}],"usage":{"prompt_tokens":3}}'
     async with endpoint(body, status=f"200 OK\r\nContent-Length: {len(body)}") as url:
         got = await ask(url, Question("0 topic", {"input": "x"}, "/v1/embeddings"), 5)
@@ -178,7 +178,7 @@ async def test_chats_and_schemas():
         asked = Question("0 topic", {"messages": [], "response_format": {}, "stream": True}, "/v1/chat/completions")
         got = await ask(url, asked, 5)
     assert not got.failed
-    broken = chaos_report.broken_promises([outcome(got)], {asked: got}, 3.0)
+    broken = chaos_report.broken_guarantees([outcome(got)], {asked: got}, 3.0)
     assert broken == ["none: breaks its schema: 0 topic"]
     assert answers_schema('{"name":"otteronly","legs":4}')
     assert not answers_schema('{"name":"otter","legs":4}')
@@ -186,22 +186,22 @@ async def test_chats_and_schemas():
 
 async def test_a_killed_routers_own_streams_may_break_off():
     cut = answer("ab", complete=False, error="reset", on_victim=True, longest_stall_s=9.0, longest_wait_s=9.0)
-    assert chaos_report.broken_promises([outcome(cut)], {ASKED: answer()}, 3.0) == []
+    assert chaos_report.broken_guarantees([outcome(cut)], {ASKED: answer()}, 3.0) == []
     wrong = answer("aX", complete=False, error="reset", on_victim=True)
-    assert "differs" in chaos_report.broken_promises([outcome(wrong)], {ASKED: answer()}, 3.0)[0]
+    assert "differs" in chaos_report.broken_guarantees([outcome(wrong)], {ASKED: answer()}, 3.0)[0]
 
 
-async def test_nodes_given_up_though_only_packets_were_lost():
+async def test_losing_a_node_to_packet_loss_breaks_a_guarantee():
     fault = Fault("loss", nothing, max_failovers=0)
-    assert "failed over" in chaos_report.broken_promises([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
+    assert "failed over" in chaos_report.broken_guarantees([Outcome(fault, num_failovers=2)], {}, 3.0)[0]
 
 
-def test_nothing_tried_is_no_promise_kept(capsys: pytest.CaptureFixture[str]):
+def test_a_filter_that_matches_no_fault_is_an_error(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["chaos", "--only", "nonsense"]) == 1
     assert "no fault's name contains 'nonsense'. Available: " in capsys.readouterr().err
 
 
-async def test_a_service_that_is_too_busy_to_answer_is_asked_again(tmp_path: Path):
+async def test_a_service_that_is_too_busy_to_answer_is_retried(tmp_path: Path):
     num_asked = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

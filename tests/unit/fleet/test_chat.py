@@ -15,7 +15,7 @@ from fleet.chat_client import ChatClient, Reply
 
 
 class Endpoint(ThreadingHTTPServer):
-    """An OpenAI endpoint that says what it was told to, and remembers what it was asked."""
+    """An OpenAI endpoint that sends prepared answers and records requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
@@ -75,7 +75,7 @@ def chat(endpoint: Endpoint, stdin: str, *args: str, **env: str) -> subprocess.C
     return subprocess.run(argv, input=stdin, env=environment, capture_output=True, text=True, timeout=30)
 
 
-def test_a_reply_comes_in_pieces_and_ends_with_its_usage(endpoint: Endpoint):
+def test_a_reply_streams_and_ends_with_its_usage(endpoint: Endpoint):
     reply = Reply()
     pieces = list(ChatClient(endpoint.url).stream({"model": "m", "messages": []}, reply))
     assert pieces == endpoint.pieces
@@ -84,7 +84,7 @@ def test_a_reply_comes_in_pieces_and_ends_with_its_usage(endpoint: Endpoint):
     assert 0 < reply.ttft_s <= reply.total_s
 
 
-def test_an_error_is_raised_in_the_servers_words(endpoint: Endpoint):
+def test_an_error_has_the_servers_message(endpoint: Endpoint):
     endpoint.fails = {"message": "come back later"}
     with pytest.raises(BatonError, match="come back later"):
         list(ChatClient(endpoint.url).stream({}, Reply()))
@@ -96,7 +96,7 @@ def test_an_answer_that_breaks_off_is_an_error(endpoint: Endpoint):
         list(ChatClient(endpoint.url).stream({}, Reply()))
 
 
-def test_nobody_there_is_a_clear_error():
+def test_an_unreachable_server_is_a_clear_error():
     with pytest.raises(ConfigError, match="no answer from"):
         ChatClient("http://127.0.0.1:1").models()
 
@@ -125,7 +125,7 @@ def test_a_piped_question_that_fails_is_exit_code_1(endpoint: Endpoint):
 
 
 def test_a_conversation_remembers_and_forgets(endpoint: Endpoint):
-    """In a pseudo-terminal, as a person would."""
+    """Run the chat in a pseudo-terminal, as a user would."""
     import pty
 
     parent, child = pty.openpty()

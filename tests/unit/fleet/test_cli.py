@@ -41,7 +41,7 @@ def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str])
     assert "no such command: fly" in capsys.readouterr().err
 
 
-def test_a_senseless_flag_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_an_invalid_flag_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BATON_MAX_NUM_SEQS", "many")
     assert cli.main(["up"]) == 1
     assert capsys.readouterr().err == ("baton: error: --max-num-seqs (BATON_MAX_NUM_SEQS): 'many' is not a valid int\n")
@@ -70,7 +70,7 @@ def test_a_service_gets_its_own_flags(monkeypatch: pytest.MonkeyPatch):
         (["--tls-cert", "/nowhere"], "TLS between services needs --tls-key, --tls-ca too"),
     ],
 )
-def test_a_node_that_cannot_start_says_so_before_it_loads_what_computes(role: str, argv: list[str], message: str):
+def test_a_node_that_cannot_start_says_so_before_it_loads_torch(role: str, argv: list[str], message: str):
     code = "import sys, fleet.cli; sys.exit(fleet.cli.main(sys.argv[1:]) + ('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code, role, *argv], capture_output=True, text=True)
     assert done.returncode == 1
@@ -83,7 +83,7 @@ def test_help_is_quick_because_it_imports_nothing():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_bench_lists_benchmarks_and_names_what_there_is(capsys: pytest.CaptureFixture[str]):
+def test_bench_lists_the_benchmarks(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["bench"]) == 0
     assert "serve" in capsys.readouterr().out
     assert cli.main(["bench", "nonsense"]) == 1

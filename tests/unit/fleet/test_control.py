@@ -35,18 +35,18 @@ def test_only_the_owner_can_open_it(tmp_path: Path):
     assert with_server(path, lambda: stat.S_IMODE(path.stat().st_mode)) == 0o600
 
 
-def test_a_refusal_is_raised_where_it_was_asked(tmp_path: Path):
+def test_a_refusal_is_raised_in_the_client(tmp_path: Path):
     path = tmp_path / "s"
     with pytest.raises(ConfigError, match="not now"):
         with_server(path, lambda: control.ask(str(path), {"command": "refuse"}, 5))
 
 
-def test_nobody_there_is_a_clear_error(tmp_path: Path):
+def test_an_unreachable_server_is_a_clear_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="does not answer"):
         control.ask(str(tmp_path / "none"), {}, 1)
 
 
-def test_nonsense_is_answered_and_ends_nothing(tmp_path: Path):
+def test_invalid_messages_are_answered_and_end_nothing(tmp_path: Path):
     path = tmp_path / "s"
 
     def talk() -> tuple[bytes, dict[str, Any]]:
@@ -61,7 +61,7 @@ def test_nonsense_is_answered_and_ends_nothing(tmp_path: Path):
     assert second == {"got": {"b": 2}}
 
 
-def test_a_line_without_end_is_hung_up_on(tmp_path: Path):
+def test_a_line_without_end_is_disconnected(tmp_path: Path):
     path = tmp_path / "s"
 
     def talk() -> bytes:

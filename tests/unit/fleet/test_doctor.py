@@ -14,7 +14,7 @@ from fleet.doctor.finding import Finding, broken, ok, warning
 from fleet.home import Home
 
 
-def test_a_free_port_is_fine_and_a_taken_one_says_what_to_do(tmp_path: Path):
+def test_a_free_port_is_fine_and_a_taken_one_gives_advice(tmp_path: Path):
     home = Home(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         found = doctor_network.port("127.0.0.1", taken.getsockname()[1], home)
@@ -62,7 +62,7 @@ def test_without_ucx_there_is_advice(monkeypatch: pytest.MonkeyPatch):
         ("tcp", {}, "ok", "nodes on one host use tcp, on two hosts tcp"),
     ],
 )
-def test_the_transport_is_the_one_that_pairs_of_nodes_find(monkeypatch, wanted, missing, level, text):
+def test_the_transport_is_the_one_that_nodes_would_choose(monkeypatch, wanted, missing, level, text):
     monkeypatch.setattr("kv_transfer.probe.missing", lambda _: missing)
     found = doctor_network.transport(wanted)
     assert found.level == level
@@ -84,7 +84,7 @@ def test_a_home_that_cannot_be_written_is_broken(tmp_path: Path):
         ("/usr", None, "ok"),
     ],
 )
-def test_a_python_that_was_compiled_to_be_slow_is_told(monkeypatch, prefix, flags, level):
+def test_an_unoptimized_python_is_reported(monkeypatch, prefix, flags, level):
     monkeypatch.setattr("sys.base_prefix", prefix)
     monkeypatch.setattr("sysconfig.get_config_var", {"CONFIG_ARGS": flags}.get)
     found = doctor_compute.python()
@@ -121,7 +121,7 @@ def test_only_what_is_broken_fails(
     assert finding.advice in capsys.readouterr().out
 
 
-def test_the_whole_examination_can_be_read_by_programs(tmp_path: Path):
+def test_the_findings_are_available_as_json(tmp_path: Path):
     env = {**os.environ, "BATON_HOME": str(tmp_path), "BATON_TRANSPORT": "tcp"}
     argv = [sys.executable, "-m", "fleet", "doctor", "--json", "--port", "0"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)

@@ -20,7 +20,7 @@ def test_the_variable_names_the_folder_and_the_default_is_in_the_users_home(tmp_
     assert Home.from_env({"BATON_HOME": ""}).path == Path.home() / ".baton"
 
 
-def test_everything_in_it_is_its_owners_alone(tmp_path: Path):
+def test_only_its_owner_can_read_it(tmp_path: Path):
     home = Home(tmp_path / "home")
     home.create()
     run_dir = home.make_run_dir()
@@ -38,7 +38,7 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path):
 
 def test_logs_that_cannot_be_written_are_a_clear_error(tmp_path: Path):
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / ".trial").symlink_to("/dev/full")  # as on a disk of their own without space
+    (tmp_path / "logs" / ".trial").symlink_to("/dev/full")  # like a separate disk that is full
     with pytest.raises(ConfigError, match=f"cannot write to BATON_HOME {tmp_path}: No space left on device"):
         Home(tmp_path).create()
 
@@ -86,14 +86,14 @@ def test_no_fleet_or_half_a_file_is_no_fleet(tmp_path: Path):
     assert state.read(home) is None
 
 
-def test_a_fleet_whose_supervisor_is_gone_does_not_run(tmp_path: Path):
+def test_a_fleet_whose_supervisor_is_gone_is_not_running(tmp_path: Path):
     home = Home(tmp_path)
     state.write(home, a_state(tmp_path))
     with pytest.raises(ConfigError, match=f"no fleet is running .*{tmp_path}.*baton up"):
         state.running(home)
 
 
-def test_logs_of_the_fleet_before_are_kept_once(tmp_path: Path):
+def test_logs_of_the_previous_fleet_are_kept(tmp_path: Path):
     home = Home(tmp_path)
     home.create()
     for text in ("old", "new"):

@@ -1,4 +1,4 @@
-"""What the phases of a load test look at, and how a verdict comes about."""
+"""What the phases of a load test watch, and how they reach a verdict."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ SETTINGS = Settings(Shape("m", lengths.parse("4"), lengths.parse("4")), 4, 5.0, 
 
 
 class Known(Site):
-    """A fleet whose memory is known."""
+    """A fleet with known memory."""
 
     def __init__(self, sizes: list[float]) -> None:
         super().__init__(Target("127.0.0.1", 1))
@@ -65,7 +65,7 @@ def test_silence_is_that_of_all_streams_together():
     assert loadtest_watch.longest_silence_s(streams(one, other), 1.0) == 2.0
 
 
-def test_tokens_of_what_was_hung_up_on_are_counted_by_its_events():
+def test_tokens_of_unfinished_streams_are_estimated_from_events():
     ended, cut = streams([0.0, 1.0]), [Stream(0.0, [0.1, 0.2, 0.3])]
     assert loadtest_watch.tokens_of_unended(cut, ended) == 6.0
 
@@ -89,7 +89,7 @@ def test_phases_fail_on_an_endpoint_that_is_not_there():
         original = Run.closed
 
         async def bounded(self: Run, concurrency: int, seconds: float) -> object:
-            self._conversations = itertools.islice(self._conversations, 20)  # refusals come fast
+            self._conversations = itertools.islice(self._conversations, 20)  # refusals return at once
             return await original(self, concurrency, seconds)
 
         Run.closed = bounded  # type: ignore[method-assign, assignment]
@@ -108,7 +108,7 @@ def test_a_kill_command_runs_without_a_shell(tmp_path: Path):
     assert RemoteSite(Target("127.0.0.1", 1), (), "").kill() == ""
 
 
-def test_a_report_tells_every_check(tmp_path: Path):
+def test_a_report_contains_every_check(tmp_path: Path):
     verdict = Verdict("baseline", timeline={"at_s": [1.0], "events_per_s": [2.0], "ttft_p50_s": [0.1]})
     verdict.check(True, "fine")
     verdict.check(False, "not fine")

@@ -17,7 +17,7 @@ GROWING = [(200 + 10 * i) * MIB for i in range(12)]
     ("sizes_mib", "is_too_much"),
     [
         ([100] * 12, False),
-        ([50] * 3 + [200] * 9, False),  # it filled while it warmed up
+        ([50] * 3 + [200] * 9, False),  # it grew only while warming up
         ([100 + 10 * i for i in range(6)] + [180 + i % 3 for i in range(18)], False),
         ([200 + 10 * i for i in range(12)], True),
         ([200 + i for i in range(12)], False),  # by 4 %
@@ -25,17 +25,17 @@ GROWING = [(200 + 10 * i) * MIB for i in range(12)]
         ([1000 + 5 * i for i in range(12)], False),  # by 30 MiB, and 3 %
     ],
 )
-def test_memory_that_grows_is_told_from_caches_that_fill(sizes_mib: list[int], is_too_much: bool):
+def test_growing_memory_is_distinguished_from_filling_caches(sizes_mib: list[int], is_too_much: bool):
     found = growth([size * MIB for size in sizes_mib])
     assert found is not None
     assert found.is_too_much is is_too_much
 
 
-def test_of_a_short_life_nothing_is_said():
+def test_a_short_lived_incarnation_is_not_judged():
     assert growth([100.0, 900.0] * 5) is None
 
 
-def test_each_incarnation_is_judged_for_itself():
+def test_each_incarnation_is_judged_separately():
     memory = Memory()
     memory.samples["decode-0", 1] = [100 * MIB] * 12
     memory.samples["decode-0", 2] = [300 * MIB] * 12
@@ -44,7 +44,7 @@ def test_each_incarnation_is_judged_for_itself():
     assert memory.grown() == ["decode-1 grew from 240 MiB to 300 MiB"]
 
 
-def test_the_worst_of_services_is_one_that_grew_too_much():
+def test_a_service_that_grew_too_much_is_the_worst():
     watch = MemoryWatch(LocalSite(Fleet([])), 10.0)
     assert watch.worst_growth() is None
     watch.samples = {"large": GROWING, "small": [MIB] * 6 + [2 * MIB] * 6}
@@ -59,7 +59,7 @@ class Fleet:
         self.services = lambda: services
 
 
-def test_memory_is_that_of_processes_and_their_children_as_long_as_they_live():
+def test_memory_includes_living_children():
     gone = max(psutil.pids()) + 1_000_000
     services = [
         ProcessState(name, "router", pid, "ready") for name, pid in (("me", os.getpid()), ("no", None), ("gone", gone))

@@ -1,4 +1,4 @@
-"""`baton top` and `baton trace` over a router's admin port that a test plays."""
+"""`baton top` and `baton trace`, on a router's admin port simulated by the test."""
 
 import argparse
 import http.server
@@ -94,7 +94,7 @@ def test_top_once(args, capsys):
     assert "ab12" not in said
 
 
-def test_top_outlives_a_router_that_starts_again(args):
+def test_top_survives_a_router_restart(args):
     assert top.look(args(), {}) == (FLEET, "")
     assert top.look(args(admin="http://127.0.0.1:1"), FLEET)[0] == FLEET
     assert "no admin port answers" in top.look(args(admin="http://127.0.0.1:1"), FLEET)[1]
@@ -110,7 +110,7 @@ def test_trace(args, capsys):
     assert json.loads(capsys.readouterr().out) == TRACE
 
 
-def test_what_goes_wrong_is_said(args, admin):
+def test_errors_are_reported(args, admin):
     with pytest.raises(NotKnown, match="remembers"):
         trace.run(args(request_id="unknown"))
     with pytest.raises(ConfigError, match="401: a key is needed"):
@@ -121,7 +121,7 @@ def test_what_goes_wrong_is_said(args, admin):
 
 
 @pytest.mark.parametrize("width", [60, 80, 150])
-def test_nothing_is_cut_in_a_narrow_terminal(width, capsys):
+def test_nothing_is_cut_off_in_a_narrow_terminal(width, capsys):
     console = Console(width=width, highlight=False)
     console.print(top.render(FLEET, console))
     trace.show(TRACE, console)

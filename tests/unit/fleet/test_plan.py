@@ -15,7 +15,7 @@ def plan(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
     return found
 
 
-def test_nodes_are_for_the_peak_and_headroom_comes_on_top(capsys: pytest.CaptureFixture[str]):
+def test_nodes_cover_the_peak_plus_headroom(capsys: pytest.CaptureFixture[str]):
     found = plan(capsys, *LOAD, "--peak-factor", "2", "--headroom", "0.3")
     for pool in ("prefill", "decode"):
         without = found["without_headroom"][pool]
@@ -24,7 +24,7 @@ def test_nodes_are_for_the_peak_and_headroom_comes_on_top(capsys: pytest.Capture
     assert single["size"]["prefill"] <= found["size"]["prefill"]
 
 
-def test_a_size_is_simulated_as_it_is(capsys: pytest.CaptureFixture[str]):
+def test_a_given_size_is_simulated_without_headroom(capsys: pytest.CaptureFixture[str]):
     found = plan(capsys, *LOAD, "--size", "2:3")
     assert found["size"] == {"prefill": 2, "decode": 3}
     assert found["outcome"]["requests_per_s"] == pytest.approx(10, rel=0.1)
@@ -39,13 +39,13 @@ def test_costs_and_gpus_are_counted(capsys: pytest.CaptureFixture[str]):
     assert "13.89 per million" in out  # 1,000 tokens a second are 3.6 million an hour
 
 
-def test_a_trace_is_told_hour_by_hour(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_trace_is_simulated_hour_by_hour(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "trace.jsonl"
     times = [0, 60_000, 3_700_000, 3_760_000, 26 * 3_600_000]
     line = {"input_length": 600, "output_length": 20, "hash_ids": [1, 2]}
     path.write_text("".join(json.dumps({"timestamp": at, **line}) + "\n" for at in times))
     found = plan(capsys, "--trace", str(path), "--size", "1:1", "--trace-speed", "60")
-    assert [hour["num_requests"] for hour in found["hours"]] == [2, 2]  # what comes after a day is left out
+    assert [hour["num_requests"] for hour in found["hours"]] == [2, 2]  # requests after the first day are left out
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,6 @@ def test_a_trace_is_told_hour_by_hour(tmp_path: Path, capsys: pytest.CaptureFixt
         ([*LOAD, "--node", "/nowhere.json"], "/nowhere.json"),
     ],
 )
-def test_what_is_missing_is_told(args: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_missing_flags_are_reported(args: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["plan", *args]) == 1
     assert message in capsys.readouterr().err

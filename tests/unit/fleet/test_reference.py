@@ -1,4 +1,4 @@
-"""docs/reference says what the code says."""
+"""docs/reference is up to date with the code."""
 
 import re
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 from fleet import reference
 
 
-def test_the_pages_are_as_the_code_has_them():
-    check = [sys.executable, "-m", "fleet.reference", "--check"]  # in a process of its own: nothing but our metrics
+def test_the_pages_match_the_code():
+    check = [sys.executable, "-m", "fleet.reference", "--check"]  # in a separate process, which has only our metrics
     done = subprocess.run(check, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -26,7 +26,7 @@ def test_a_page_that_differs_is_noticed(tmp_path, monkeypatch, capsys):
     assert reference.main(["--check"]) == 0
 
 
-def test_codes_that_single_errors_bear_are_on_the_page():
+def test_codes_of_single_errors_are_on_the_page():
     root = Path(__file__).parents[3]
     page = (root / "docs/reference/errors.md").read_text()
     sources = "".join(path.read_text() for path in root.glob("router/**/*.py"))

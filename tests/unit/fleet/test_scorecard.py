@@ -1,4 +1,4 @@
-"""Items of the scorecard against an endpoint that does what it should not."""
+"""Items of the scorecard on an endpoint that does everything wrong."""
 
 import http.server
 import json
@@ -19,7 +19,7 @@ from fleet.scorecard.item import Context, Item, Result
 
 
 class Careless(http.server.BaseHTTPRequestHandler):
-    """200 for everything, with one answer for all."""
+    """Answers 200 and the same body to every request."""
 
     def do_GET(self) -> None:
         self._answer()
@@ -37,7 +37,7 @@ class Careless(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_every_item_is_in_the_docs():
         assert f"| {number} | {item.name} | {'critical' if item.critical else ''} |" in page
 
 
-def test_a_careless_endpoint_fails(context: Context):
+def test_an_insecure_endpoint_fails(context: Context):
     assert scorecard_trust.routes_want_a_key(context).verdict == "fail"
     assert scorecard_trust.rates_are_limited(context).verdict == "fail"
-    assert scorecard_serving.length_is_honoured(context).verdict == "fail"  # one token more works as well
+    assert scorecard_serving.length_is_honoured(context).verdict == "fail"  # one token too many works as well
     assert scorecard_serving.prefixes_are_cached(context).verdict == "fail"
     assert scorecard_serving.structure_is_kept(context).verdict == "fail"
     assert scorecard_serving.ids_come_back(context).verdict == "fail"
@@ -71,7 +71,7 @@ def test_a_careless_endpoint_fails(context: Context):
     assert scorecard_serving.probes_answer(context).verdict == "pass"
 
 
-def test_what_cannot_be_seen_is_not_passed(context: Context):
+def test_what_cannot_be_checked_does_not_pass(context: Context):
     unseen = (
         scorecard_trust.keys_are_hidden,
         scorecard_trust.services_are_closed,

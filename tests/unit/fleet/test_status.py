@@ -38,7 +38,7 @@ def a_record(**changes: object) -> NodeRecord:
 DECODE = state.ProcessState("decode-0", "decode", 42, "ready", 9, "127.0.0.1:5", "http://127.0.0.1:6/metrics")
 
 
-def test_a_node_is_its_process_with_its_load():
+def test_a_node_is_shown_with_its_process_and_load():
     node = describe(a_fleet(DECODE), [a_record()])["nodes"][0]
     assert (node["id"], node["role"], node["pid"], node["state"], node["epoch"]) == (
         "decode-0",
@@ -58,13 +58,13 @@ def test_without_redis_the_processes_are_still_known():
     assert status["nodes"][0]["kv_usage"] is None
 
 
-def test_the_record_of_a_dead_incarnation_is_not_believed():
+def test_the_record_of_a_dead_incarnation_is_ignored():
     restarting = state.ProcessState("decode-0", "decode", None, "restarting", 9)
     node = describe(a_fleet(restarting), [a_record()])["nodes"][0]
     assert (node["state"], node["running"]) == ("restarting", None)
 
 
-def test_a_node_that_lives_and_does_not_say_so_is_silent():
+def test_a_node_that_does_not_renew_its_registration_is_silent():
     starting = state.ProcessState("decode-1", "decode", 43, "starting")
     nodes = describe(a_fleet(DECODE, starting), [a_record(pid=7)])["nodes"]
     assert [node["state"] for node in nodes] == ["silent", "starting"]
@@ -74,7 +74,7 @@ def test_a_draining_node_says_so_itself():
     assert describe(a_fleet(DECODE), [a_record(state="draining")])["nodes"][0]["state"] == "draining"
 
 
-def test_redis_is_no_node():
+def test_redis_is_not_listed_as_a_node():
     status = describe(a_fleet(state.ProcessState("redis", "redis", 5, "ready"), DECODE), [])
     assert [node["id"] for node in status["nodes"]] == ["decode-0"]
     assert status["redis"]["pid"] == 5
@@ -82,7 +82,7 @@ def test_redis_is_no_node():
 
 @pytest.fixture
 def private_redis(tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """A private Redis as the supervisor starts it."""
+    """A private Redis, started as by the supervisor."""
     url = embedded_redis.new_url(tmp_path)
     command = embedded_redis.command(url)
     process = subprocess.Popen(command.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=command.env)
@@ -130,7 +130,7 @@ def test_status_answers_while_redis_hangs(tmp_path: Path, private_redis: tuple[s
     assert hung["redis"]["answers"] is False
 
 
-def test_the_private_redis_wants_its_password_and_opens_no_port(private_redis: tuple[str, int]):
+def test_the_private_redis_requires_its_password_and_opens_no_port(private_redis: tuple[str, int]):
     import psutil
 
     url, pid = private_redis
@@ -148,7 +148,7 @@ def test_status_without_a_fleet_says_how_to_start_one(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
-def test_status_loads_no_torch(tmp_path: Path):
+def test_status_does_not_load_torch(tmp_path: Path):
     code = (
         "import sys, fleet.cli; fleet.cli.main(['status']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )

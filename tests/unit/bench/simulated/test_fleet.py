@@ -1,4 +1,4 @@
-"""The router's own choices on simulated nodes: what they promise, at loads that no test machine has."""
+"""The router's policy on simulated nodes, at loads that no test machine could produce."""
 
 import random
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ HARDWARE = Hardware(noise=0.0)
 def conversations(
     rate_per_s: float, num_requests: int, suffix_tokens: int, seed: int = 1, max_ttft_ms: float = 0.0
 ) -> Iterator[SimulatedRequest]:
-    """Turns of forty conversations in random order, each as long as all of it so far and `suffix_tokens` more."""
+    """Yield turns of forty conversations in random order; each adds `suffix_tokens` to the conversation so far."""
     rng, now_ms, serial = random.Random(seed), 0.0, 0
     histories: list[list[int]] = [[] for _ in range(40)]
     extra = [0] * 40
@@ -41,7 +41,7 @@ def conversations(
 
 
 def never_alone(ask: Ask, pools: Pools) -> Choice | None:
-    busy = [msgspec.structs.replace(node, queue_ms=1e9) for node in pools.decodes]  # of which only prompts take notice
+    busy = [msgspec.structs.replace(node, queue_ms=1e9) for node in pools.decodes]  # this affects prompts only
     return policy.choose(ask, pools.prefills, pools.prefill_cached, busy, pools.decode_cached)
 
 
@@ -84,14 +84,14 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 
 def goodput(fleet_and_requests: tuple[SimulatedFleet, list[SimulatedRequest]], limit_ms: float) -> float:
-    """Tokens of prompts whose first token came in time, per second."""
+    """Return goodput: prompt tokens per second of requests whose first token came in time."""
     _, requests = fleet_and_requests
     good = sum(r.num_prompt_tokens for r in requests if r.refused_ms < 0 and r.ttft_ms <= limit_ms)
     return 1000 * good / max(requests[-1].arrival_ms, 1.0)
 
 
 def fresh(rate_per_s: float, duration_s: float, max_ttft_ms: float, start_ms: float = 0.0) -> list[SimulatedRequest]:
-    """Prompts of 4,000 tokens that nobody has seen."""
+    """Yield prompts of 4,000 tokens that are not cached anywhere."""
     rng, now_ms, found = random.Random(3), start_ms, list[SimulatedRequest]()
     while (now_ms := now_ms + rng.expovariate(rate_per_s / 1000)) < start_ms + 1000 * duration_s:
         hashes = [hash((start_ms, len(found), i)) for i in range(7)]
@@ -112,12 +112,14 @@ LIMIT_MS = 3000.0
 
 
 @pytest.mark.parametrize("overload", [2.0, 5.0])
-def test_overload_costs_no_goodput_and_is_over_at_once(overload: float) -> None:
+def test_overload_costs_no_goodput_and_recovery_is_immediate(overload: float) -> None:
     peak = max(
         goodput(run(place_by_cost, iter(fresh(share * CAPACITY_PER_S, 120, LIMIT_MS))), LIMIT_MS)
         for share in (0.8, 1.0)
     )
-    before = fresh(0.6 * CAPACITY_PER_S, 60, LIMIT_MS)  # most are placed at once: that says nothing of how a line moves
+    before = fresh(
+        0.6 * CAPACITY_PER_S, 60, LIMIT_MS
+    )  # most are placed at once, which tells nothing about the speed of the queue
     storm = fresh(overload * CAPACITY_PER_S, 120, LIMIT_MS, start_ms=before[-1].arrival_ms)
     calm = fresh(0.5 * CAPACITY_PER_S, 60, LIMIT_MS, start_ms=storm[-1].arrival_ms)
     _, requests = run(place_by_cost, iter(before + storm + calm))

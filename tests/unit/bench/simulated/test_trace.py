@@ -25,7 +25,7 @@ def test_a_trace_in_order_of_time_and_faster(tmp_path: Path) -> None:
     found = list(trace.requests(lines, speed=4.0))
     assert [request.arrival_ms for request in found] == [0, 500, 750]
     assert [request.num_output_tokens for request in found] == [10, 20, 1]
-    assert trace.ideal_hits(lines) == (2, 8)  # a block counts where all before it are there as well
+    assert trace.ideal_hits(lines) == (2, 8)  # a block is a hit only if all blocks before it are
     hardware = Hardware()
     whole = sum(hardware.cost.prefill_ms(n, 0, hardware.chunk_tokens) for n in (1200, 700))
     rest = hardware.cost.prefill_ms(1500 - 1024, 1024, hardware.chunk_tokens)
@@ -33,7 +33,7 @@ def test_a_trace_in_order_of_time_and_faster(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", '{"timestamp": 1}', "no json"])
-def test_what_is_no_trace_is_a_config_error(tmp_path: Path, content: str | None) -> None:
+def test_an_invalid_trace_is_a_config_error(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "trace"
     if content is not None:
         write(path, content)
@@ -41,7 +41,7 @@ def test_what_is_no_trace_is_a_config_error(tmp_path: Path, content: str | None)
         trace.read(path)
 
 
-def test_a_cache_loses_the_end_of_a_prefix_first() -> None:
+def test_a_cache_evicts_the_end_of_a_prefix_first() -> None:
     cache = BlockCache(5)
     cache.touch([1, 2, 3])
     cache.touch([4, 5, 6])

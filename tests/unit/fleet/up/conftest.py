@@ -15,7 +15,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 @pytest.fixture(scope="package")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A fleet that tests look at, and that none of them changes."""
+    """A fleet that tests read, but never change."""
     bench = Bench(tmp_path_factory.mktemp("standing"))
     bench.start(BATON_PREFILL="2", BATON_MAX_NUM_SEQS="9")
     yield bench

@@ -1,4 +1,4 @@
-"""`baton` with stand-ins for its services: everything of the supervisor is real, the model is not."""
+"""`baton` with stand-ins for its services; the supervisor is real."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`baton up` with stand-ins for the services, in a home of its own. Processes, signals and files are real."""
+"""`baton up` with stand-ins for the services, in its own BATON_HOME. Processes, signals and files are real."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Bench:
         return subprocess.run(argv, env={**self.env, **env}, capture_output=True, text=True, timeout=60)
 
     def start(self, *args: str, **env: str) -> str:
-        """`baton up` in the foreground; what it printed until it was ready."""
+        """Run `baton up` in the foreground; return what it printed until it was ready."""
         argv = [sys.executable, str(STAND_IN), "up", "--model", str(self.model), "--port", "0", *args]
         self.up = subprocess.Popen(
             argv, env={**self.env, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -45,7 +45,7 @@ class Bench:
         raise AssertionError("".join(said) + self.up.communicate()[1])
 
     def end(self) -> None:
-        """Whatever runs."""
+        """Return the running processes."""
         if self.up is not None:
             self.up.terminate()
             try:

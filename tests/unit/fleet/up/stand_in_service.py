@@ -1,4 +1,4 @@
-"""A stand-in for a service, at the process boundary: it speaks the supervisor's protocol and does nothing else.
+"""A stand-in for a service process: it speaks the supervisor's protocol, and does nothing else.
 
 What it is to do comes as BATON_FAULT_… variables, the ones that a supervisor passes on:
 BATON_FAULT_FAIL=<node id> (its start fails), BATON_FAULT_DEAF=1 (it heeds no SIGTERM).

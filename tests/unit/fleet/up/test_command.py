@@ -20,7 +20,7 @@ def test_it_shows_the_start_and_ends_with_lines_to_paste(standing: Bench):
     subprocess.run(curl[1], shell=True, check=True, capture_output=True, timeout=10)
 
 
-def test_a_colocated_fleet_has_decode_nodes_alone(bench: Bench):
+def test_a_colocated_fleet_has_only_decode_nodes(bench: Bench):
     bench.start("--colocated", "--decode", "2")
     assert set(bench.processes()) == {"redis", "router-0", "decode-0", "decode-1"}
     assert "no prefill nodes" in bench.baton("scale", "prefill=1").stderr
@@ -33,7 +33,7 @@ def test_a_service_that_cannot_start_is_one_line_and_exit_code_1(bench: Bench):
     assert_nothing_left(bench, [])
 
 
-def test_an_occupied_port_is_told_before_anything_starts(bench: Bench):
+def test_an_occupied_port_is_reported_before_anything_starts(bench: Bench):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = bench.baton("up", "--model", str(bench.model), "--port", str(port))
@@ -50,11 +50,11 @@ def test_a_redis_that_does_not_answer_is_one_line(bench: Bench):
     assert re.fullmatch(r"baton: error: no Redis answers at 127\.0\.0\.1:1.*\n", done.stderr)
 
 
-def test_a_real_redis_is_used_as_it_is(bench: Bench, redis_url: str):
+def test_an_existing_redis_is_used(bench: Bench, redis_url: str):
     bench.start("--redis-url", redis_url)
     assert bench.state()["redis_url"] == redis_url
     assert {process["role"] for process in bench.processes().values()} == {"router", "prefill", "decode"}
-    assert "prefill-0" not in bench.processes()  # another fleet may have one there
+    assert "prefill-0" not in bench.processes()  # another fleet may have a process of that name
     assert "started prefill-1-" in bench.baton("scale", "prefill=2").stdout
 
 
@@ -98,7 +98,7 @@ def test_down_ends_a_frozen_supervisor_too(bench: Bench):
     assert alive == []
 
 
-def test_down_without_a_fleet_is_no_error(bench: Bench):
+def test_down_without_a_fleet_is_not_an_error(bench: Bench):
     done = bench.baton("down")
     assert done.returncode == 0
     assert "no fleet is running" in done.stdout
@@ -114,7 +114,7 @@ def test_status_lists_the_nodes(standing: Bench):
     assert "decode-0" in standing.baton("status").stdout
 
 
-def test_logs_and_state_are_their_owners_alone(standing: Bench):
+def test_only_their_owner_can_read_logs_and_state(standing: Bench):
     for path in [standing.home, *standing.home.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert {path.name for path in (standing.home / "logs").iterdir()} >= {"redis.log", "decode-0.log", "router-0.log"}
@@ -125,8 +125,8 @@ def test_the_environment_sets_flags_too(standing: Bench):
     assert "--max-num-seqs 9" in (standing.home / "logs" / "decode-0.log").read_text()
 
 
-def test_a_disk_that_takes_nothing_is_said_at_the_start_and_later_does_no_harm(bench: Bench):
-    (bench.home / "fleet.json.partial").mkdir(parents=True)  # nothing can be written there, not even by root
+def test_a_full_disk_is_an_error_at_the_start_and_harmless_later(bench: Bench):
+    (bench.home / "fleet.json.partial").mkdir(parents=True)  # so that not even root can write there
     done = bench.baton("up", "--model", str(bench.model), "--port", "0", "--detach")
     assert done.returncode == 1
     assert "cannot write" in done.stdout + done.stderr

@@ -6,7 +6,7 @@ from rich.console import Console as Terminal
 from fleet.up.console import Live, Piped, Plain, for_terminal, replay
 
 
-def test_plain_lines_say_each_thing_once():
+def test_plain_output_prints_each_change_once():
     out = io.StringIO()
     plain = Plain(out)
     for fraction in (0.1, 0.2, 0.3):
@@ -16,7 +16,7 @@ def test_plain_lines_say_each_thing_once():
     assert [line.partition("] ")[2] for line in lines] == ["decode-0: loading weights", "decode-0: ready"]
 
 
-def test_a_reader_who_left_does_not_end_the_fleet():
+def test_a_closed_output_does_not_end_the_fleet():
     read, write = os.pipe()
     os.close(read)
     plain = Plain(os.fdopen(write, "w"))
@@ -35,11 +35,11 @@ def test_the_live_display_shows_percent_and_then_a_tick():
     assert "✓" in out.getvalue()
 
 
-def test_output_that_is_no_terminal_gets_plain_lines():
+def test_output_without_a_terminal_is_plain_lines():
     assert isinstance(for_terminal(io.StringIO()), Plain)
 
 
-def test_a_pipe_carries_all_of_it_to_its_other_end():
+def test_a_pipe_carries_all_events():
     sent, seen, later = io.StringIO(), io.StringIO(), io.StringIO()
     sent.close = lambda: None  # type: ignore[method-assign]
     piped = Piped(sent, then=Plain(later))

@@ -31,11 +31,11 @@ def test_the_drivers_listing_is_read():
 
 
 @pytest.mark.parametrize(("allowed", "indices"), [("1", ["1"]), ("1,0", ["1", "0"]), ("", []), ("GPU-1234", [])])
-def test_what_cuda_may_not_see_is_not_used(allowed: str, indices: list[str]):
+def test_cuda_visible_devices_is_respected(allowed: str, indices: list[str]):
     assert [gpu.index for gpu in gpus.visible(LISTING, allowed)] == indices
 
 
-def test_nodes_take_gpus_one_after_the_other(tmp_path: Path):
+def test_nodes_are_assigned_gpus_round_robin(tmp_path: Path):
     services = services_of(tmp_path, gpus.visible(LISTING, None), prefill=1, decode=2)
     nodes = [services.node("prefill", 0, 1), services.node("decode", 0, 2), services.node("decode", 1, 2)]
     assert [node.env["CUDA_VISIBLE_DEVICES"] for node in nodes] == ["0", "1", "0"]

@@ -23,7 +23,7 @@ async def says_ready(process: Process) -> dict[str, Any]:
 
 
 class Kept:
-    """A member that runs a line of Python, and the states it went through."""
+    """Return a member that runs a line of Python, and the list of its states."""
 
     def __init__(self, log: Path, code: str, **env: str) -> None:
         command = Command("x-0", "x", (sys.executable, "-c", code), {**os.environ, **env})
@@ -63,7 +63,7 @@ def is_alive(pid: int) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Alive, and no zombie that nobody has waited for."""
+    """Return whether a process is alive and not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def test_a_service_runs_on_its_cores_with_its_niceness(tmp_path: Path):
     run(test())
 
 
-def test_what_a_service_says_when_ready_is_known(tmp_path: Path):
+def test_facts_of_a_ready_service_are_known(tmp_path: Path):
     async def test() -> None:
         async with Kept(tmp_path / "log", SERVE) as kept:
             state = kept.member.state
@@ -95,7 +95,7 @@ def test_what_a_service_says_when_ready_is_known(tmp_path: Path):
     run(test())
 
 
-def test_it_starts_again_when_killed(tmp_path: Path):
+def test_a_killed_service_is_restarted(tmp_path: Path):
     async def test() -> None:
         async with Kept(tmp_path / "log", SERVE) as kept:
             first = kept.member.state.pid
@@ -110,7 +110,7 @@ def test_it_starts_again_when_killed(tmp_path: Path):
     run(test())
 
 
-def test_dying_young_again_and_again_is_slowed_down(tmp_path: Path):
+def test_restarts_of_a_crashing_service_are_delayed(tmp_path: Path):
     async def test() -> None:
         async with Kept(tmp_path / "log", READY) as kept:
             began = time.monotonic()
@@ -122,7 +122,7 @@ def test_dying_young_again_and_again_is_slowed_down(tmp_path: Path):
     run(test())
 
 
-def test_the_first_failure_is_told_in_its_own_last_words(tmp_path: Path):
+def test_the_first_failure_has_the_services_last_log_line(tmp_path: Path):
     async def test() -> None:
         code = 'import sys; print("noise\\nbaton decode: error: no model here", file=sys.stderr); sys.exit(1)'
         with pytest.raises(StartError, match=r"^x-0: no model here$"):
@@ -149,7 +149,7 @@ def test_a_program_that_does_not_exist_is_an_error_too(tmp_path: Path):
     run(test())
 
 
-def test_who_does_not_drain_is_killed(tmp_path: Path):
+def test_a_service_that_does_not_drain_is_killed(tmp_path: Path):
     async def test() -> None:
         kept = Kept(tmp_path / "log", DEAF)
         await kept.member.start()
@@ -162,7 +162,7 @@ def test_who_does_not_drain_is_killed(tmp_path: Path):
     run(test())
 
 
-def test_stopping_while_it_waits_to_start_again_takes_no_time(tmp_path: Path):
+def test_stopping_while_it_waits_to_restart_is_immediate(tmp_path: Path):
     async def test() -> None:
         async with Kept(tmp_path / "log", READY) as kept:
             await kept.until(["restarting"])
@@ -181,13 +181,13 @@ def test_a_child_of_the_service_does_not_outlive_it(tmp_path: Path):
 
     run(test())
     grandchild = int((tmp_path / "log").read_text())
-    deadline = time.monotonic() + 5.0  # killed it is; the kernel takes its time to say so
+    deadline = time.monotonic() + 5.0  # it has been killed, but the kernel may take a while to report it
     while runs(grandchild):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_planted_fault_hits_the_first_incarnation_only(tmp_path: Path):
+def test_an_injected_fault_hits_the_first_incarnation_only(tmp_path: Path):
     async def test() -> None:
         code = (
             "import os; die = 'BATON_FAULTS' in os.environ;"
@@ -202,7 +202,7 @@ def test_a_planted_fault_hits_the_first_incarnation_only(tmp_path: Path):
     run(test())
 
 
-def test_what_is_no_protocol_goes_to_the_log(tmp_path: Path):
+def test_other_output_goes_to_the_log(tmp_path: Path):
     async def test() -> None:
         async with Kept(tmp_path / "log", f'print("progress soon\\nhello\\nready [");{SERVE}'):
             assert (tmp_path / "log").read_text() == "progress soon\nhello\nready [\n"

@@ -17,12 +17,12 @@ def test_a_reserved_port_is_the_routers_to_share_and_nobody_elses():
             connection.close()
 
 
-def test_nobody_answers_for_a_router_that_is_gone():
+def test_no_router_answers_for_one_that_is_gone():
     with reserve("127.0.0.1", 0) as held, pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", number(held)), timeout=5)
 
 
-def test_another_fleets_port_is_taken_although_it_is_shareable():
+def test_another_fleets_shared_port_counts_as_taken():
     said = (
         r"cannot listen on 127\.0\.0\.1:\d+: Address already in use; stop the process that listens there, or .* --port"
     )
@@ -39,6 +39,6 @@ def test_another_fleets_port_is_taken_although_it_is_shareable():
         ("203.0.113.7", 8000, "set --host to an address of this machine"),
     ],
 )
-def test_what_cannot_be_bound_is_one_clear_error(host: str, port: int, advice: str):
+def test_an_address_that_cannot_be_bound_is_a_clear_error(host: str, port: int, advice: str):
     with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}: .+; {advice}"):
         reserve(host, port)

@@ -78,7 +78,7 @@ def test_secrets_are_never_in_argv(monkeypatch: pytest.MonkeyPatch):
     assert "BATON_API_KEY" not in services.node("decode", 0, 1).env
 
 
-def test_children_see_no_variable_of_the_parent_but_planted_faults(monkeypatch: pytest.MonkeyPatch):
+def test_services_inherit_no_variable_except_injected_faults(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BATON_MAX_NUM_SEQS", "1")
     monkeypatch.setenv("BATON_FAULTS", "prefill.before_send=kill")
     env = services_of().node("prefill", 0, 1).env
@@ -124,14 +124,14 @@ def test_colocated_nodes_have_a_core_each():
     assert services_of(colocated=True, decode=2).node("decode", 1, 2).cores == {1}
 
 
-def test_one_core_is_everybodys_and_many_are_nobodys():
+def test_one_core_is_shared_and_many_are_not_pinned():
     assert share([5], "prefill", 1, colocated=False).cores == share([5], "decode", 1, colocated=False).cores == {5}
     many = share(list(range(64)), "decode", 2, colocated=False)
     assert many.cores == frozenset()
     assert many.num_threads == 16
 
 
-def test_who_says_how_many_threads_gets_them_unpinned():
+def test_an_explicit_number_of_threads_is_not_pinned():
     command = services_of(num_threads=3).node("prefill", 0, 1)
     assert command.cores == frozenset()
     assert parsed(command.argv, NodeConfig).num_threads == 3  # type: ignore[attr-defined]
@@ -150,7 +150,7 @@ def test_the_endpoint_can_be_reached_from_here(host: str, endpoint: str):
     assert services_of(host=host).endpoint == endpoint
 
 
-def test_the_welcome_shows_no_key_but_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_welcome_refers_to_the_key_without_showing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     keys = tmp_path / "my keys"
     keys.write_text("# ours\nsk-secret\n")
     said = welcome(services_of(api_key_file=str(keys)))

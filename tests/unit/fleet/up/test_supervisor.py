@@ -1,4 +1,4 @@
-"""What the supervisor does with its services: signals, losses, scaling."""
+"""How the supervisor handles signals, dying services and scaling."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.unit.fleet.up.stand_in_fleet import STAND_IN, Bench, assert_nothing_l
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_all_of_it(bench: Bench, number: int):
+def test_one_signal_ends_the_whole_fleet(bench: Bench, number: int):
     bench.start("--prefill", "2")
     assert bench.up is not None
     children = bench.children()
@@ -29,7 +29,7 @@ def test_services_have_their_own_process_groups(standing: Bench):
     assert os.getpgid(0) not in groups
 
 
-def test_deaf_services_are_gone_within_ten_seconds(bench: Bench):
+def test_services_that_ignore_signals_are_gone_within_ten_seconds(bench: Bench):
     bench.start(BATON_FAULT_DEAF="1")
     assert bench.up is not None
     children = bench.children()
@@ -49,7 +49,7 @@ def test_a_second_signal_kills_at_once(bench: Bench):
     began = time.monotonic()
     bench.up.send_signal(signal.SIGINT)
     bench.up.wait(10)
-    assert time.monotonic() - began < 6  # they are given ten seconds otherwise
+    assert time.monotonic() - began < 6  # otherwise they would get ten seconds
     assert_nothing_left(bench, children)
 
 
@@ -65,7 +65,7 @@ def test_children_do_not_outlive_a_killed_supervisor_and_the_next_one_starts(ben
     bench.start()
 
 
-def test_signal_during_the_start_stops_it(bench: Bench):
+def test_a_signal_during_the_start_stops_it(bench: Bench):
     argv = [sys.executable, str(STAND_IN), "up", "--model", str(bench.model), "--port", "0"]
     bench.up = subprocess.Popen(argv, env=bench.env, stdout=subprocess.PIPE, text=True)
     assert bench.up.stdout is not None
@@ -76,7 +76,7 @@ def test_signal_during_the_start_stops_it(bench: Bench):
     assert_nothing_left(bench, children)
 
 
-def test_what_dies_comes_back(bench: Bench):
+def test_services_that_die_are_restarted(bench: Bench):
     bench.start()
     for name in ("decode-0", "redis", "router-0"):
         before = bench.processes()[name]
@@ -89,10 +89,10 @@ def test_what_dies_comes_back(bench: Bench):
     assert redis_url.startswith("unix://")
 
 
-def test_what_dies_comes_back_also_where_nothing_can_be_written(bench: Bench):
+def test_services_are_restarted_even_if_nothing_can_be_written(bench: Bench):
     bench.start()
     first = bench.processes()["decode-0"]["pid"]
-    (bench.home / "fleet.json.partial").mkdir()  # takes as little as a full disk
+    (bench.home / "fleet.json.partial").mkdir()  # acts like a full disk
     os.kill(first, signal.SIGKILL)
     bench.until(lambda: any(child.pid != first and "decode-0" in child.cmdline() for child in bench.children()))
     (bench.home / "fleet.json.partial").rmdir()
@@ -110,7 +110,7 @@ def test_scaling_up_waits_and_scaling_down_drains(bench: Bench):
     assert bench.baton("scale", "decode=2").stdout == "nothing to do\n"
 
 
-def test_a_node_that_cannot_start_fails_the_scaling_and_nothing_else(bench: Bench):
+def test_a_node_that_cannot_start_fails_only_the_scaling(bench: Bench):
     bench.start(BATON_FAULT_FAIL="decode-1")
     failed = bench.baton("scale", "decode=2", "prefill=2")
     assert failed.returncode == 1
@@ -128,7 +128,7 @@ def test_a_node_that_cannot_start_fails_the_scaling_and_nothing_else(bench: Benc
         ("decode=" + "9" * 5000, "decode=1"),
     ],
 )
-def test_senseless_scaling_is_refused(standing: Bench, pools: str, complaint: str):
+def test_invalid_scaling_is_refused(standing: Bench, pools: str, complaint: str):
     refused = standing.baton("scale", pools)
     assert refused.returncode == 1
     assert complaint in refused.stderr
