@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 
 from router.openai.parsing.call_object import CallObject
-from router.openai.parsing.markers import Until, may_begin
+from router.openai.parsing.markers import Until
 from router.openai.parsing.parts import CallBegin, Content, Part
 
 _SPACE = " \t\r\n"
@@ -42,7 +42,7 @@ class CallParser(ABC):
     def finish(self) -> list[Part]:
         """What was held back is content."""
         self._content(self._rest())
-        if self._space and not self._called:
+        if self._space:
             self._parts.append(Content(self._space))
         return self._told()
 
@@ -122,7 +122,7 @@ class HermesParser(CallParser):
         if self._state != self._after_call:
             return super()._rest()
         rest = self._held + self._tail.finish()
-        return rest if self._call.ended and not may_begin(rest.strip(_SPACE), [self._CLOSING]) else ""
+        return rest if self._call.ended and not self._CLOSING.startswith(rest.strip(_SPACE)) else ""
 
 
 class LlamaParser(CallParser):
@@ -141,7 +141,7 @@ class LlamaParser(CallParser):
         bare = text.lstrip(_SPACE + (";," if self._called else ""))
         tagged = bare.startswith(self._MARKER)
         value = bare[len(self._MARKER) :].lstrip(_SPACE) if tagged else bare
-        if not value or (not tagged and may_begin(bare, [self._MARKER])):
+        if not value or (not tagged and self._MARKER.startswith(bare)):
             self._held = text
             return ""
         if value.startswith("{"):
