@@ -109,8 +109,10 @@ def test_what_takes_long_to_open_is_passed_over_until_it_is_open(monkeypatch):
     async def main() -> None:
         doors_ = Doors("auto", "127.0.0.1", inbox_of=lambda transport: None)
         chosen = [(await doors_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
+        without_another = asyncio.create_task(doors_.choose(["shm"], host_id()))
+        await asyncio.sleep(0.05)
         may_go_on.set()
-        await doors_.open("shm")
+        assert (await without_another)[0] == "shm"
         chosen.append((await doors_.choose(["shm", "tcp"], host_id()))[0])
         assert chosen == ["tcp", "tcp", "shm"]
         assert len(begun) == 1
@@ -162,6 +164,8 @@ def test_what_is_no_matter_of_choice_is_open_from_the_start_and_until_the_stop(w
 def test_no_common_transport_and_no_common_host_are_errors():
     with pytest.raises(LayoutMismatch, match="no transport in common"):
         choose_door("tcp", ["shm"], host_id())
+    with pytest.raises(LayoutMismatch, match="no transport in common"):
+        choose_door("tcp", ["shm"], "another kernel")
     with pytest.raises(LayoutMismatch, match="different hosts"):
         choose_door("auto", ["shm"], "another kernel")
 

@@ -66,6 +66,21 @@ def test_who_waits_is_served_in_turn():
     run(main())
 
 
+def test_nothing_is_copied_any_more_once_it_is_closed():
+    """The last that the UCX process said, and its end, may be heard at once."""
+
+    async def main():
+        staging = Staging(4 * PAGE)
+        area = staging.take(PAGE).result()
+        for _ in range(2):
+            staging.close()
+        for copy in (staging.fill, staging.empty):
+            with pytest.raises(TransferError, match="closed"):
+                copy(area, [memoryview(bytearray(PAGE))])
+
+    run(main())
+
+
 def test_what_never_fits_is_refused():
     async def main():
         with pytest.raises(TransferError, match="no message of 8193 bytes"):
