@@ -116,9 +116,8 @@ class IndexWriter:
     async def _flush(self) -> None:
         reset, self._reset = self._reset, False
         if reset:
-            blocks = await self._snapshot()
-            self._pending = {}  # all of it is in the snapshot
-            changes = [(block, True) for block in blocks]
+            self._pending = {}  # all of it is in the snapshot; what comes meanwhile may not be
+            changes = [(block, True) for block in await self._snapshot()]
         else:
             changes, self._pending = list(self._pending.items()), {}
         for start in range(0, len(changes) or 1, MAX_SCRIPT_BLOCKS):
