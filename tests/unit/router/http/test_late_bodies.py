@@ -12,6 +12,7 @@ pytestmark = pytest.mark.anyio
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 CHAT_PATH = "/v1/chat/completions"
+PIECE = b"2710\r\n%b\r\n" % bytes(10_000)
 POST = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: x\r\n".encode()
 
 
@@ -50,9 +51,22 @@ async def test_a_body_that_trickles_has_so_long_and_no_longer(router, monkeypatc
 async def test_a_body_without_end_is_refused_in_its_middle(router, monkeypatch):
     monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 100_000)
     monkeypatch.setattr(exchange, "_MAX_SKIPPED_BYTES", 200_000)
-    answer = await talk(router, POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"2710\r\n%b\r\n" % bytes(10_000) * 40)
+    answer = await talk(router, POST + b"Transfer-Encoding: chunked\r\n\r\n" + PIECE * 40)
     assert b" 413 " in answer
     assert b"connection: close" in answer
+
+
+async def test_nothing_is_kept_of_what_turns_out_to_be_too_large(router, monkeypatch):
+    monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 100_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+    for num_pieces, num_held in ((9, 90_000), (6, 0)):
+        writer.write(PIECE * num_pieces)
+        await until(lambda num_held=num_held: exchange._HELD.num_bytes == num_held)
+    writer.write(b"0\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert b" 413 " in await reader.read(4096)
+    writer.close()
 
 
 async def test_what_is_kept_of_all_unfinished_bodies_is_bounded(router, monkeypatch):
