@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 from router.openai.parsing.call_object import CallObject
 from router.openai.parsing.markers import Until
-from router.openai.parsing.parts import CallBegin, Content, Part
+from router.openai.parsing.parts import Content, Part
 
 _SPACE = " \t\r\n"
 
@@ -59,7 +59,7 @@ class CallParser(ABC):
     def _in_call(self, text: str) -> str:
         call = self._call
         parts, rest = call.push(text)
-        if any(isinstance(part, CallBegin) for part in parts):
+        if parts:
             self._called, self._space = True, ""
         self._parts += parts
         if call.broken and not call.begun:
@@ -141,7 +141,7 @@ class LlamaParser(CallParser):
         bare = text.lstrip(_SPACE + (";," if self._called else ""))
         tagged = bare.startswith(self._MARKER)
         value = bare[len(self._MARKER) :].lstrip(_SPACE) if tagged else bare
-        if not value or (not tagged and self._MARKER.startswith(bare)):
+        if not value:
             self._held = text
             return ""
         if value.startswith("{"):
@@ -159,7 +159,7 @@ class LlamaParser(CallParser):
 
     def _rest(self) -> str:
         rest = super()._rest()
-        is_between = self._state == self._before_call and self._called and not rest.strip(_SPACE + ";,")
+        is_between = self._called and not rest.strip(_SPACE + ";,")
         return "" if is_between else rest
 
 
