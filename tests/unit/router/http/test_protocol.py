@@ -136,6 +136,21 @@ async def test_a_body_that_nobody_wanted_may_end_and_another_request_come(make_a
         writer.close()
 
 
+async def test_a_head_that_is_late_is_not_refused_in_the_middle_of_another_answer(
+    make_app, serve, dispatch, monkeypatch
+):
+    async def say_one(job, sink, handle):
+        sink.on_tokens(dispatch.reply[:1], None)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    dispatch.script = say_one
+    body = json.dumps({"model": "tiny", "prompt": "hello", "stream": True}).encode()
+    async with serve(make_app()) as router:
+        answer = await talk(router, POST + b"Content-Length: %d\r\n\r\n" % len(body) + body, GET)
+    assert statuses(answer) == [200]
+
+
 async def test_requests_in_a_row_are_bounded(router):
     answer = await talk(router, (GET + b"\r\n") * (http_protocol.MAX_PIPELINED + 2))
     assert len(statuses(answer)) < http_protocol.MAX_PIPELINED + 2

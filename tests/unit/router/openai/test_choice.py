@@ -71,3 +71,11 @@ def test_an_end_says_why_and_what_it_took(make, reason, name):
     choice.on_tokens(tokens("ab"), None)
     choice.on_finish(reason, USAGE)
     assert (told[-1], choice.finish_reason, choice.usage) == (("on_end",), name, USAGE)
+
+
+def test_an_end_that_cannot_be_told_fails_the_answer(make):
+    choice, tokens, told = make()
+    choice.on_tokens(tokens("ab"), None)
+    choice._listener.on_end = None
+    choice.on_finish(FinishReason.STOP, USAGE)
+    assert told[-1] == ("on_failure", "internal error")
