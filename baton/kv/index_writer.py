@@ -116,9 +116,8 @@ class IndexWriter:
     async def _flush(self) -> None:
         reset, self._reset = self._reset, False
         if reset:
-            blocks = await self._snapshot()
-            self._pending = {}  # the snapshot includes all of these changes
-            changes = [(block, True) for block in blocks]
+            self._pending = {}  # the snapshot includes these; changes that arrive meanwhile may not be in it
+            changes = [(block, True) for block in await self._snapshot()]
         else:
             changes, self._pending = list(self._pending.items()), {}
         for start in range(0, len(changes) or 1, MAX_SCRIPT_BLOCKS):

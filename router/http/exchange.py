@@ -102,10 +102,7 @@ class Exchange:
         """Take a body that has arrived completely."""
         body = self._outlet.take_body()
         if len(body) > MAX_BODY_BYTES:
-            self.closing = len(body) > _MAX_SKIPPED_BYTES
             raise _too_large()
-        if _HELD.num_bytes > MAX_HELD_BYTES:
-            raise _crowded()
         return body
 
     async def _read_late(self) -> bytes:
@@ -165,12 +162,13 @@ class Exchange:
             if num_bytes > _MAX_SKIPPED_BYTES:
                 self.closing = True
                 raise _too_large()
-            is_crowded = is_crowded or _HELD.num_bytes > MAX_HELD_BYTES
+            has_more = message.get("more_body", False)
+            is_crowded = is_crowded or (has_more and _HELD.num_bytes > MAX_HELD_BYTES)
             if num_bytes <= MAX_BODY_BYTES and not is_crowded:
                 chunks.append(chunk)
             else:
                 chunks.clear()
-            if not message.get("more_body", False):
+            if not has_more:
                 break
             self._keep(len(chunk) if chunks else -self._num_held)
         if num_bytes > MAX_BODY_BYTES:

@@ -207,8 +207,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def _head_late(self) -> None:
         if self.transport.is_closing():
             return
-        if self._head_bytes == 0 or (self.cycle is not None and not self.cycle.response_complete):
-            self.transport.close()  # nothing was asked, or an answer is being sent
+        if self._head_bytes == 0:
+            self.transport.close()  # nothing was asked
             return
         self._reason = RequestTimeout("the headers did not arrive in time")
         self.send_400_response("")

@@ -67,6 +67,25 @@ def test_a_prefill_node_that_was_replaced_and_comes_back_disturbs_nobody(transpo
     run(main())
 
 
+def test_a_prefill_node_that_connects_again_loses_its_earlier_connection(transport):
+    """Of which it may have noticed the end first."""
+
+    async def main():
+        source = new_pool(1)
+        async with pair(transport) as p:
+            first, second = p.sender(source), p.sender(source)
+            for sender, block in ((first, 1), (second, 2)):
+                outgoing = sender.open(p.grant([block]).grant, [block])
+                all_ready(outgoing, 1)
+                await commit(outgoing)
+            async with asyncio.timeout(10):
+                while first._peers:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert second._peers
+
+    run(main())
+
+
 def test_restarted_decode_node_at_the_same_address(transport):
     async def main():
         source = new_pool(1)

@@ -74,6 +74,18 @@ async def test_a_leg_that_is_refused_is_not_begun(
     assert [word.code for word in session.take().failed] == ([] if error is None else [error.code])
 
 
+async def test_a_full_decode_node_computes_no_more_prompts() -> None:
+    sessions, board, released = Sessions(7, types_pb2.Load), LoadBoard(), list[Any]()
+    session, _ = sessions.attach("router")
+    board.num_queued = MAX_WAITING
+    service = decode_service(SimpleNamespace(submit=released.append), sessions, board)
+    service.begin(make_generation(), "", 0)
+    [leg] = service._legs
+    await asyncio.wait([leg.owner], timeout=5)
+    assert [word.code for word in session.take().failed] == [Overloaded.code]
+    assert (len(released), service._legs) == (1, set())
+
+
 @pytest.mark.parametrize(
     ("make", "transfer", "end"), [(prefill_service, "transfer", "abort"), (decode_service, "incoming", "cancel")]
 )
@@ -92,6 +104,8 @@ async def test_blocks_are_given_back_when_no_transfer_touches_them_any_more(
     setattr(leg, transfer, SimpleNamespace(**{end: go_on.wait}))
     await asyncio.wait([leg.owner], timeout=0.05)
     assert [word.code for word in session.take().failed] == ["transfer_failed"]
+    leg.cancel()  # by its router, or as the node stops: too late
+    await asyncio.wait([leg.owner], timeout=0.05)
     assert released == []
     go_on.set()
     await asyncio.wait([leg.owner], timeout=5)

@@ -52,11 +52,11 @@ class CallObject:
         char = text[position]
         if char in _SPACE:
             return position + 1
-        if self._next in "kv" and not (char == "}" and self._next == "k"):
+        if self._next in "kv" and char != "}":
             self._value, self._text = JSONValue(), []
             self.broken = self._next == "k" and char != '"'
             self._streams = self._next == "v" and self._key in _ARGUMENTS and self._known and char == "{"
-            if self._streams and not self.broken:
+            if self._streams:
                 self._begin(parts)
             return position
         return self._take_mark(char, position, parts)
@@ -100,7 +100,7 @@ class CallObject:
             self._name = name = _decoded(text)
             accepted = isinstance(name, str) and name and (self._names is None or name in self._names)
             self.broken = not accepted
-        elif self._key in _ARGUMENTS and not self.begun:
+        elif self._key in _ARGUMENTS:
             self._held = _arguments(text)
 
     def _begin(self, parts: list[Part]) -> None:

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 
 from router.openai.parsing.call_object import CallObject
-from router.openai.parsing.markers import Until, may_begin
-from router.openai.parsing.parts import CallBegin, Content, Part
+from router.openai.parsing.markers import Until
+from router.openai.parsing.parts import Content, Part
 
 _SPACE = " \t\r\n"
 
@@ -43,7 +43,7 @@ class CallParser(ABC):
     def finish(self) -> list[Part]:
         """See `Parser`. What was held back is content."""
         self._content(self._rest())
-        if self._space and not self._called:
+        if self._space:
             self._parts.append(Content(self._space))
         return self._take_parts()
 
@@ -60,7 +60,7 @@ class CallParser(ABC):
     def _in_call(self, text: str) -> str:
         call = self._call
         parts, rest = call.push(text)
-        if any(isinstance(part, CallBegin) for part in parts):
+        if parts:
             self._called, self._space = True, ""
         self._parts += parts
         if call.broken and not call.begun:
@@ -123,7 +123,7 @@ class HermesParser(CallParser):
         if self._state != self._after_call:
             return super()._rest()
         rest = self._held + self._tail.finish()
-        return rest if self._call.ended and not may_begin(rest.strip(_SPACE), [self._CLOSING]) else ""
+        return rest if self._call.ended and not self._CLOSING.startswith(rest.strip(_SPACE)) else ""
 
 
 class LlamaParser(CallParser):
@@ -142,7 +142,7 @@ class LlamaParser(CallParser):
         bare = text.lstrip(_SPACE + (";," if self._called else ""))
         tagged = bare.startswith(self._MARKER)
         value = bare[len(self._MARKER) :].lstrip(_SPACE) if tagged else bare
-        if not value or (not tagged and may_begin(bare, [self._MARKER])):
+        if not value:
             self._held = text
             return ""
         if value.startswith("{"):
@@ -160,7 +160,7 @@ class LlamaParser(CallParser):
 
     def _rest(self) -> str:
         rest = super()._rest()
-        is_between = self._state == self._before_call and self._called and not rest.strip(_SPACE + ";,")
+        is_between = self._called and not rest.strip(_SPACE + ";,")
         return "" if is_between else rest
 
 

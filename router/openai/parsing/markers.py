@@ -1,7 +1,5 @@
 """Finds markers in a stream of text, however it is cut into pieces."""
 
-from collections.abc import Sequence
-
 
 class Until:
     """Lets text through up to the first of some markers, and holds back an ending that may become one."""
@@ -38,8 +36,3 @@ def _overlap(text: str, marker: str) -> int:
         if text.endswith(marker[:num_chars]):
             return num_chars
     return 0
-
-
-def may_begin(text: str, markers: Sequence[str]) -> bool:
-    """Whether `text` is a beginning of one of `markers`, or all of it."""
-    return any(marker.startswith(text) for marker in markers)

@@ -4,7 +4,7 @@ Some templates open the block themselves, at the end of the prompt. Line breaks 
 are dropped.
 """
 
-from router.openai.parsing.markers import Until, may_begin
+from router.openai.parsing.markers import Until
 from router.openai.parsing.parts import Parser, Part, Reasoning
 
 OPENING = "<think>"
@@ -51,7 +51,7 @@ class ReasoningParser:
         if bare.startswith(OPENING):
             self._beginning, self.thinking, self._at_edge = None, True, True
             return self._think(bare[len(OPENING) :])
-        if may_begin(bare, (OPENING,)):
+        if OPENING.startswith(bare):
             self._beginning = text
             return []
         self._beginning, self._passing = None, True

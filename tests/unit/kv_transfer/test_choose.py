@@ -109,8 +109,10 @@ def test_a_transport_that_is_slow_to_open_is_skipped_until_it_is_open(monkeypatc
     async def main() -> None:
         listeners_ = Listeners("auto", "127.0.0.1", inbox_of=lambda transport: None)
         chosen = [(await listeners_.choose(["shm", "tcp"], host_id()))[0] for _ in range(2)]
+        without_another = asyncio.create_task(listeners_.choose(["shm"], host_id()))
+        await asyncio.sleep(0.05)
         may_go_on.set()
-        await listeners_.open("shm")
+        assert (await without_another)[0] == "shm"
         chosen.append((await listeners_.choose(["shm", "tcp"], host_id()))[0])
         assert chosen == ["tcp", "tcp", "shm"]
         assert len(begun) == 1
@@ -162,6 +164,8 @@ def test_a_single_transport_is_open_from_start_to_stop(wanted, opened):
 def test_no_common_transport_and_no_common_host_are_errors():
     with pytest.raises(LayoutMismatch, match="no transport in common"):
         choose_door("tcp", ["shm"], host_id())
+    with pytest.raises(LayoutMismatch, match="no transport in common"):
+        choose_door("tcp", ["shm"], "another kernel")
     with pytest.raises(LayoutMismatch, match="different hosts"):
         choose_door("auto", ["shm"], "another kernel")
 

@@ -175,7 +175,7 @@ def test_without_staging_memory_a_message_is_not_transferred(make, digester, mon
 
 
 def test_nothing_outside_of_the_pool(make):
-    for where in [(range(1), [-1]), (range(1), [NUM_BLOCKS]), (range(2, 3), [0]), (range(-1, 1), [0])]:
+    for where in [(range(1), [0, -1]), (range(1), [0, NUM_BLOCKS]), (range(1, 3), [0]), (range(-1, 1), [0])]:
         for use in (make().land, make().lend):
             with pytest.raises(IndexError):
                 use(*where)

@@ -66,6 +66,21 @@ def test_requests_are_served_in_order():
     run(main())
 
 
+def test_nothing_is_copied_once_it_is_closed():
+    """The last report of the UCX process and its end may arrive together."""
+
+    async def main():
+        staging = Staging(4 * PAGE)
+        area = staging.take(PAGE).result()
+        for _ in range(2):
+            staging.close()
+        for copy in (staging.fill, staging.empty):
+            with pytest.raises(TransferError, match="closed"):
+                copy(area, [memoryview(bytearray(PAGE))])
+
+    run(main())
+
+
 def test_an_area_that_can_never_fit_is_refused():
     async def main():
         with pytest.raises(TransferError, match="no message of 8193 bytes"):

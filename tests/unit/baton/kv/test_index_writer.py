@@ -1,8 +1,10 @@
+import asyncio
 from typing import Any
 
 import pytest
 
 from baton.kv import index_writer, prefix_index
+from baton.kv.prefix_hash import BlockHash
 from baton.net import redis_client
 from tests.unit.index_clients import CHAIN, MODEL, Clients, found_by_script
 from tests.waiting import until
@@ -66,6 +68,63 @@ async def test_overflow_of_pending_changes_ends_in_a_snapshot(
     assert len(node.writer._pending) <= 8
     await found_by_script(clients, {"a": 1}, {"a": 100})
     assert node.num_snapshots == 2
+
+
+async def test_what_changes_while_a_snapshot_is_on_its_way_is_told_too(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken on the step thread, and the next step may be over before the writer has it."""
+    monkeypatch.setattr(index_writer, "RENEWAL_S", 60.0)
+    node = await clients.node("a", num_blocks=3)
+    await found_by_script(clients, {"a": 1}, {"a": 3})
+
+    async def snapshot() -> set[BlockHash]:
+        blocks = set(node.blocks)
+        node.put(CHAIN[4:6], [])
+        return blocks
+
+    node.writer._snapshot = snapshot
+    await clients.patient.flushall()
+    node.put(CHAIN[3:4], [])
+    await found_by_script(clients, {"a": 1}, {"a": 6})
+
+
+async def test_many_blocks_are_told_in_parts(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_writer, "MAX_SCRIPT_BLOCKS", 100)
+    node = await clients.node("a", num_blocks=450)
+    await found_by_script(clients, {"a": 1}, {"a": 450})
+    node.put(CHAIN[450:], [])
+    await found_by_script(clients, {"a": 1}, {"a": 512})
+    node.put([], CHAIN[150:])
+    await found_by_script(clients, {"a": 1}, {"a": 150})
+
+
+async def test_blocks_of_a_node_that_lives_last(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_writer, "LEASE_S", 0.3)
+    monkeypatch.setattr(index_writer, "RENEWAL_S", 0.05)
+    await clients.node("a", num_blocks=5)
+    await asyncio.sleep(3 * index_writer.LEASE_S)
+    await found_by_script(clients, {"a": 1}, {"a": 5})
+
+
+async def test_a_snapshot_that_did_not_get_through_still_replaces_all(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_writer, "RENEWAL_S", 0.05)
+    node = await clients.node("a", num_blocks=100)
+    await found_by_script(clients, {"a": 1}, {"a": 100})
+    script, lost = node.writer._script, []
+
+    async def lose_one(**how: Any) -> Any:
+        if not lost:
+            lost.append(how)
+            raise ConnectionError("reset by peer")
+        return await script(**how)
+
+    monkeypatch.setattr(node.writer, "_script", lose_one)
+    monkeypatch.setattr(index_writer, "MAX_PENDING_BLOCKS", 8)
+    node.put([], CHAIN[50:100])
+    await found_by_script(clients, {"a": 1}, {"a": 50})
 
 
 async def test_a_redis_that_refuses_writes_loses_nothing_but_the_index(killable: Clients, redis_server: Any) -> None:

@@ -61,6 +61,7 @@ def test_secrets_come_from_the_environment_alone():
         ({"BATON_PREFILL": "two"}, "--prefill (BATON_PREFILL): 'two' is not a valid int"),
         ({"BATON_MAX_TTFT_S": "-1"}, "--max-ttft-s (BATON_MAX_TTFT_S): '-1' is not a number of seconds, 0 or more"),
         ({"BATON_MAX_TTFT_S": "nan"}, "--max-ttft-s (BATON_MAX_TTFT_S): 'nan' is not a number of seconds, 0 or more"),
+        ({"BATON_MAX_TTFT_S": "inf"}, "--max-ttft-s (BATON_MAX_TTFT_S): 'inf' is not a number of seconds, 0 or more"),
         (
             {"BATON_TRANSPORT": "pigeon"},
             "--transport (BATON_TRANSPORT): 'pigeon' is not one of auto, cuda, shm, ucx, tcp",
@@ -82,6 +83,20 @@ def test_a_bad_value_is_named_with_what_was_expected(env, expected):
     with pytest.raises(ConfigError) as error:
         parse(FleetConfig, env=env)
     assert error.value.message == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "value"),
+    [
+        ("colocated", "On", True),
+        ("transport", "tcp", "tcp"),
+        ("block_size", "1", 1),
+        ("port", "65535", 65535),
+        ("max_ttft_s", "0", 0.0),
+    ],
+)
+def test_whatever_is_allowed_is_taken_from_the_environment(flag, text, value):
+    assert getattr(parse(FleetConfig, env={f"BATON_{flag.upper()}": text}), flag) == value
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ def test_a_frame_comes_out_as_it_went_in(sequence, tag, runs):
 
 
 def test_the_largest_frame_fits_a_packet():
-    assert len(Frame(1, 2, pack_runs([(1, 1)] * MAX_RUNS)).pack()) <= MAX_PACKET_BYTES
+    largest = Frame(1, 2, pack_runs([(1, 1)] * MAX_RUNS))
+    assert len(largest.pack()) <= MAX_PACKET_BYTES
+    assert len(unpack_runs(largest.source)) == MAX_RUNS
     with pytest.raises(ValueError, match="not a message"):
         unpack_runs(pack_runs([(1, 1)] * (MAX_RUNS + 1)))
 
@@ -45,7 +47,7 @@ def test_noise_is_refused_or_harmless(packet):
     assert isinstance(reason_of(packet), str)
 
 
-@pytest.mark.parametrize("runs", [[], [(1, 0)], [(2**64 - 1, 1)], [(5, 2**64 - 1)]])
+@pytest.mark.parametrize("runs", [[], [(1, 0)], [(1, 1), (2**64 - 1, 1)], [(5, 2**64 - 1), (1, 1)]])
 def test_impossible_addresses_are_refused(runs):
     with pytest.raises(ValueError, match=r"not a message|cannot be"):
         unpack_runs(b"".join(struct.pack("<QQ", *run) for run in runs))

@@ -31,7 +31,9 @@ class Process:
         self.started.append(on_end)
 
     def has_room(self) -> bool:
-        taken = self.staging.take(SIZE)
+        taken, more = self.staging.take(SIZE), self.staging.take(1)
+        assert not more.done()  # nothing is given back twice
+        more.cancel()
         if taken.done():
             self.staging.give_back(taken.result())
         return taken.done() or not taken.cancel()
@@ -85,6 +87,42 @@ def test_a_lost_link_ends_messages_at_once_and_keeps_their_areas_until_ucx_has_e
         process.started.pop()(error)
         assert process.has_room()
         assert target == bytearray(SIZE)
+
+    run(scenario)
+
+
+def test_a_link_that_is_lost_while_a_message_is_copied_in_starts_nothing_and_is_quiet_after_it():
+    async def scenario(process, link):
+        copying = asyncio.get_running_loop().create_future()
+        process.staging.fill = lambda *_: copying
+        sending = await begun(link.send(1, [BYTES]))
+        link.lose()
+        quiet = await begun(link.quiet())
+        assert (quiet.done(), process.has_room()) == (False, False)
+        copying.set_result(1)
+        with pytest.raises(TransferError, match="was lost"):
+            await sending
+        await quiet
+        assert process.has_room()
+        assert not process.started
+
+    run(scenario)
+
+
+def test_a_link_that_is_lost_while_a_message_is_copied_out_is_quiet_after_it():
+    async def scenario(process, link):
+        copying = asyncio.get_running_loop().create_future()
+        process.staging.empty = lambda *_: copying
+        receiving = await begun(link.receive(7, [memoryview(bytearray(SIZE))]))
+        process.started.pop()(None)
+        await asyncio.sleep(0)
+        link.lose()
+        quiet = await begun(link.quiet())
+        assert (quiet.done(), process.has_room()) == (False, False)
+        copying.set_result(1)
+        assert await receiving == 1
+        await quiet
+        assert process.has_room()
 
     run(scenario)
 

@@ -119,6 +119,18 @@ async def test_large_bodies_take_turns(router, monkeypatch):
     await asyncio.gather(second, return_exceptions=True)
 
 
+async def test_the_next_large_body_waits_for_twice_as_long_as_one_took(monkeypatch):
+    monkeypatch.setattr(turns, "PAUSES", 2)
+    line = turns.Turns()
+    await line.take(1)
+    began_s = time.monotonic()
+    time.sleep(0.05)  # noqa: ASYNC251 - it is read, and the loop stands
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await line.take(1)
+    assert time.monotonic() - began_s >= 3 * 0.05
+
+
 def test_messages_that_have_too_few_tokens_are_not_looked_at(served_model):
     class Message:
         @property

@@ -116,6 +116,41 @@ async def test_many_chunks_are_a_body(router):
     assert statuses(await talk(router, POST + CHUNKED + b"\r\n" + pieces + b"0\r\n\r\n" + LAST)) == [200, 200]
 
 
+async def test_each_request_of_a_connection_has_the_limits_for_itself(router):
+    large = GET + b"X: " + b"a" * 20_000 + b"\r\n\r\n"
+    pieces = POST + CHUNKED + b"\r\n" + b"1\r\n \r\n" * 10_000 + CHUNK + b"0\r\n\r\n"
+    assert statuses(await talk(router, large, large, pieces, pieces, LAST)) == [200] * 5
+
+
+async def test_a_body_that_nobody_wanted_may_end_and_another_request_come(make_app, serve, monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
+    async with serve(make_app()) as router:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+        async with asyncio.timeout(10):
+            writer.write(POST.replace(b"completions", b"nothing") + LENGTH + b"\r\n")
+            assert statuses(await reader.read(4096)) == [404]
+            writer.write(BODY)
+            await asyncio.sleep(0.5)
+            writer.write(LAST)
+            assert statuses(await reader.read()) == [200]
+        writer.close()
+
+
+async def test_a_head_that_is_late_is_not_refused_in_the_middle_of_another_answer(
+    make_app, serve, dispatch, monkeypatch
+):
+    async def say_one(job, sink, handle):
+        sink.on_tokens(dispatch.reply[:1], None)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    dispatch.script = say_one
+    body = json.dumps({"model": "tiny", "prompt": "hello", "stream": True}).encode()
+    async with serve(make_app()) as router:
+        answer = await talk(router, POST + b"Content-Length: %d\r\n\r\n" % len(body) + body, GET)
+    assert statuses(answer) == [200]
+
+
 async def test_requests_in_a_row_are_bounded(router):
     answer = await talk(router, (GET + b"\r\n") * (http_protocol.MAX_PIPELINED + 2))
     assert len(statuses(answer)) < http_protocol.MAX_PIPELINED + 2

@@ -5,7 +5,7 @@ import pytest
 from baton.step_cost import StepCost
 from baton.v1 import types_pb2
 from router.nodes.fleet_costs import FleetCosts, TransferCost
-from router.nodes.state import ASSUMED_DECODE, FADING_S, NodeState, known_cost
+from router.nodes.state import ASSUMED_DECODE, FADING_S, MAX_UTILIZATION, NodeState, known_cost
 
 TOLD = types_pb2.StepCost(prefill_base_ms=2, prefill_token_ms=0.5, decode_base_ms=9, decode_request_ms=1)
 
@@ -30,6 +30,24 @@ def test_what_was_sent_counts_until_the_node_tells_its_load() -> None:
     assert state.queue_ms == 100
 
 
+def test_what_a_node_tells_is_what_counts() -> None:
+    state = NodeState(num_waiting=9, num_running=9, num_context_tokens=9)
+    state.send_prompt(1000.0, 0.0)
+    told = {"num_waiting": 3, "num_running": 4, "num_reserved": 2, "num_context_tokens": 900}
+    told |= {"num_waiting_tokens": 100, "prefill_tokens_per_s": 1000.0, "step_cost": TOLD}
+    state.take_load(load(max_num_batched_tokens=512, **told), StepCost(), FADING_S)
+    assert state.queue_ms == 100  # as fast as it was, not as its steps would be
+    assert (state.chunk_tokens, state.num_waiting, state.num_running, state.num_context_tokens) == (512, 3, 6, 900)
+    assert state.utilization == pytest.approx(1 / FADING_S / 2.718, rel=1e-3)
+    state.prompt_done(50.0)
+    state.decode_done(500, 7)
+    assert (state.num_waiting, state.num_running, state.num_context_tokens) == (2, 5, 400)
+    state.take_load(load(), StepCost(), FADING_S)
+    assert state.chunk_tokens == 512  # it does not change
+    state.decode_done(500, 7)
+    assert (state.num_running, state.num_context_tokens) == (0, 0)
+
+
 def test_work_sent_lately_fades() -> None:
     state = NodeState()
     for _ in range(5):
@@ -37,6 +55,21 @@ def test_work_sent_lately_fades() -> None:
     assert state.utilization == pytest.approx(5 / FADING_S)
     state.fade(FADING_S)
     assert state.utilization == pytest.approx(5 / FADING_S / 2.718, rel=1e-3)
+
+
+def test_a_node_is_never_taken_for_full_of_work() -> None:
+    state = NodeState()
+    state.send_prompt(1e9, 0.0)
+    assert state.utilization == MAX_UTILIZATION
+
+
+def test_all_figures_of_a_node_or_else_of_its_fleet_are_taken() -> None:
+    figures = {
+        "prefill_base_ms": 2.0, "prefill_token_ms": 0.5, "prefill_context_ms": 0.25,
+        "decode_base_ms": 9.0, "decode_request_ms": 1.0, "decode_token_ms": 0.125,
+    }  # fmt: skip
+    assert known_cost(load(step_cost=types_pb2.StepCost(**figures)), StepCost()) == StepCost(**figures)
+    assert known_cost(load(), StepCost(**figures)) == StepCost(**figures)
 
 
 def test_a_node_without_figures_of_its_own_is_taken_for_its_fleet() -> None:

@@ -31,6 +31,7 @@ BODIES = [
     {**CHAT, "stop": ["end\n", "\x01q", "🎉🎉"]},
     {**CHAT, "logprobs": True, "top_logprobs": 2},
     {**CHAT, "n": 3},
+    {**CHAT, "stop_token_ids": [70]},
     {**COMPLETION, "echo": True},
     {**CHAT, "stream": False},
     {**CHAT, "stream": False, "tools": [TOOL]},
@@ -66,13 +67,14 @@ class Babbler:
             num = min(num_left, rng.choice([1, 1, 1, 2, 5]))
             num_left -= num
             tokens = [rng.choice([*odd, rng.randrange(tokenizer.num_tokens)]) for _ in range(num)]
-            tokens = [token for token in tokens if token != self.dispatch.eos] or [odd[0]]
+            tokens = [token for token in tokens if token not in job.sampling.stop_token_ids] or [odd[0]]
             sink.on_tokens(tokens, self.logprobs(job, tokens))
             if rng.random() < 0.5:
                 await asyncio.sleep(0)
         reason = rng.choice([FinishReason.STOP, FinishReason.LENGTH])
         if reason is FinishReason.STOP:
-            sink.on_tokens([self.dispatch.eos], self.logprobs(job, [self.dispatch.eos]))
+            last = [rng.choice(sorted(job.sampling.stop_token_ids))]
+            sink.on_tokens(last, self.logprobs(job, last))
         sink.on_finish(reason, handle.usage)
 
     def logprobs(self, job, tokens):

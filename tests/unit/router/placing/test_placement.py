@@ -73,3 +73,13 @@ def test_who_is_shipped_waits_behind_those_who_wait() -> None:
         decode = link(num_waiting=num_waiting)
         place(link() if has_prefill else None, decode)
         assert decode.state.num_waiting == expected  # alone there it counts as any prompt does
+
+
+def test_kv_travels_only_where_there_are_two_nodes() -> None:
+    prefill, decode = link(), link()
+    for node, node_id in ((prefill, "p0"), (decode, "d0")):
+        node.record = SimpleNamespace(node_id=node_id)
+    both = place(prefill, decode)[0]
+    assert (both.pair, both.names) == ((prefill.record, decode.record), {"prefill": "p0", "decode": "d0"})
+    for one, names in ((place(None, decode)[0], {"decode": "d0"}), (place(prefill, None)[0], {"prefill": "p0"})):
+        assert (one.pair, one.names) == (None, names)

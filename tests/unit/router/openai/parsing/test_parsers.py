@@ -59,6 +59,14 @@ HERMES_W = f'<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</too
 HERMES_T = '<tool_call>{"arguments":{},"name":"time"}</tool_call>'
 LLAMA_W = f'{{"name": "weather", "parameters": {ARGUMENTS}}}'
 BROKEN = '<tool_call>{"name": "weather", "arguments": {"city": <'
+NO_CALLS = [
+    f"Hm.\n<tool_call>{text}</tool_call>"
+    for text in (
+        "nothing", "{}", '{"name": 7}', '{"name": ""}', '{"name": ["time"]}', '{"name" "time"}',
+        '{"name": "time", "x"}',
+        '{"name": "\\quit"}', '{"\\quit": 7, "name": "time"}', '{{"name": "time"}}', '{7: 8, "name": "time"}',
+    )
+]  # fmt: skip
 
 OUTPUTS = [
     ("hermes", "Just text, 1 < 2.", [Content("Just text, 1 < 2.")]),
@@ -73,7 +81,18 @@ OUTPUTS = [
     ("hermes", '<tool_call>{"name": "time", "arguments": null, "id": 3}</tool_call>', T),
     ("hermes", '<tool_call>{"name": "other", "arguments": {"a": 1', cut("other", '{"a": 1')),
     ("hermes", BROKEN + "</tool_call>!", [*cut("weather", '{"city": '), Content("!")]),
-    ("hermes", "<tool_call>nothing</tool_call>", [Content("<tool_call>nothing</tool_call>")]),
+    ("hermes", BROKEN + " more", cut("weather", '{"city": ')),
+    ("hermes", '<tool_call>{"name": "time", "arguments": {}</tool_call>!', [*T, Content("!")]),  # one too few
+    ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "time",}</tool_call>', call("time", '{"a": 1}')),
+    (
+        "hermes",
+        '<tool_call>{"name": "time", "meta": {"b": 2}, "arguments": {"a": 1}}</tool_call>',
+        call("time", '{"a": 1}'),
+    ),
+    ("hermes", '<tool_call>{"name": "time", "name": 7}</tool_call>', T),
+    ("hermes", '<tool_call>{"name": "time"} and then?', [*T, Content("and then?")]),
+    ("hermes", f'<tool_call>{{"name": "time"}}\n{HERMES_T}', [*T, *T]),
+    *(("hermes", text, [Content(text)]) for text in NO_CALLS),
     ("hermes", '<tool_call>{"nam', [Content('<tool_call>{"nam')]),
     ("hermes", "a <tool_", [Content("a <tool_")]),
     ("hermes", HERMES_T + " and then?", [*T, Content("and then?")]),
@@ -87,6 +106,13 @@ OUTPUTS = [
     ("llama3", '<|python_tag|>search.call(q="x")', [Content('<|python_tag|>search.call(q="x")')]),
     ("llama3", "<|python_tag|> x", [Content("<|python_tag|> x")]),
     ("llama3", " <|py", [Content(" <|py")]),
+    ("llama3", ' <|python_tag|> {"name": "Bob"}', [Content(' <|python_tag|> {"name": "Bob"}')]),
+    ("llama3", f"<|python_tag|>x <|python_tag|>{LLAMA_W}", [Content("<|python_tag|>x"), *W]),
+    ("llama3", f'{LLAMA_W}; {{"name": "Bob"}}', [*W, Content('; {"name": "Bob"}')]),
+    ("llama3", f"{LLAMA_W} ;\n", W),
+    ("llama3", f"{LLAMA_W}; <|python_tag|>", [*W, Content("; <|python_tag|>")]),
+    ("llama3", f"; {LLAMA_W}", [Content(f"; {LLAMA_W}")]),
+    ("llama3", "  ", [Content("  ")]),
     ("mistral", f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ARGUMENTS}}}]', W),
     (
         "mistral",
@@ -96,6 +122,11 @@ OUTPUTS = [
     ("mistral", "[TOOL_CALLS] none", [Content("[TOOL_CALLS] none")]),
     ("mistral", "[TOOL_CALLS] [7]", [Content("[TOOL_CALLS] [7]")]),
     ("mistral", "an [array", [Content("an [array")]),
+    ("mistral", '[TOOL_CALLS] [[{"name": "time"}]]', [Content('[TOOL_CALLS] [[{"name": "time"}]]')]),
+    ("mistral", '[TOOL_CALLS] [{"name": "time", "arguments": {"a": <, x', [*cut("time", '{"a": '), Content("<, x")]),
+    ("mistral", '[TOOL_CALLS] [{"name": "time"} {"name": "time"}]', [*T, Content('{"name": "time"}]')]),
+    ("mistral", '[TOOL_CALLS] [{"name": "time"},', T),
+    ("mistral", '[TOOL_CALLS] [{"name": "time"}] a [TOOL_CALLS]', [*T, Content("a [TOOL_CALLS]")]),
     ("list", f'[{{"name": "weather", "arguments": {ARGUMENTS}}}, {{"name": "time", "arguments": {{}}}}]', [*W, *T]),
     ("list", '[{"name": "time", "arguments": {', cut("time", "{")),
     ("hermes", '<tool_call>{"name": "time", "arguments": {"a": 1}', call("time", '{"a": 1}')),
@@ -124,6 +155,17 @@ def test_in_every_split_in_three_and_character_by_character(kind, text, expected
     for first in range(len(text)):
         for second in range(first, min(first + 14, len(text))):
             assert parse(kind, text[:first], text[first:second], text[second:]) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ['{"answer": 3}', "{{ x", '{"name": "Bob"', "{7", '{"name" "time"', "{} x", "[1]", "a {"]
+)
+def test_what_is_no_call_is_told_as_soon_as_that_is_certain(text):
+    assert joined(PARSERS["llama3"]().push(text)) == [Content(text)]
+
+
+def test_only_what_may_become_a_marker_is_held_back():
+    assert joined(PARSERS["hermes"]().push("1 < 2 <b>, <to")) == [Content("1 < 2 <b>,")]
 
 
 FRAGMENTS = [

@@ -1,0 +1,81 @@
+"""The end of a choice: it is told once, whatever else is said of its job."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from baton.errors import NoCapacity
+from baton.request import FinishReason, SamplingParams
+from router.job import Usage
+from router.openai.choice import Choice
+
+USAGE = Usage(num_prompt_tokens=5)
+
+
+class Told:
+    """What a listener is told, in order."""
+
+    def __init__(self) -> None:
+        self.words: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda choice, *rest: self.words.append((name, *rest[:1]) if name == "on_delta" else (name,))
+
+    def inserter(self, choice: Choice) -> None:
+        return None
+
+    def on_failure(self, error: Exception) -> None:
+        self.words.append(("on_failure", str(error)))
+
+
+@pytest.fixture
+def make(served_model):
+    """A choice that stops at "x", its tokens, and what it tells."""
+
+    def make() -> tuple[Choice, Any, list[Any]]:
+        told = Told()
+        choice = Choice(0, told, served_model.token_texts, SamplingParams(), ("x",), at_start=False)
+        choice.handle = SimpleNamespace(cancel=lambda: told.words.append(("cancelled",)), usage=USAGE)
+        return choice, served_model.tokenizer.encode, told.words
+
+    return make
+
+
+def test_what_comes_after_a_stop_string_is_told_to_nobody(make):
+    choice, tokens, told = make()
+    choice.on_tokens(tokens("ab x cd"), None)
+    expected = [("on_begin",), ("cancelled",), ("on_delta", "ab "), ("on_end",)]
+    assert told == expected
+    assert (choice.finish_reason, choice.usage) == ("stop", USAGE)
+    choice.on_prompt(None)
+    choice.on_tokens(tokens("more"), None)
+    choice.on_finish(FinishReason.LENGTH, Usage(num_prompt_tokens=9))
+    choice.on_error(NoCapacity("none"))
+    assert told == expected
+    assert (choice.finish_reason, choice.usage) == ("stop", USAGE)
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR, FinishReason.UNFINISHED])
+def test_an_end_that_is_none_is_a_failure(make, reason):
+    choice, tokens, told = make()
+    choice.on_tokens(tokens("ab"), None)
+    choice.on_finish(reason, USAGE)
+    assert told[-1] == ("on_failure", "the generation was given up")
+    assert not choice.finish_reason
+
+
+@pytest.mark.parametrize(("reason", "name"), [(FinishReason.STOP, "stop"), (FinishReason.LENGTH, "length")])
+def test_an_end_says_why_and_what_it_took(make, reason, name):
+    choice, tokens, told = make()
+    choice.on_tokens(tokens("ab"), None)
+    choice.on_finish(reason, USAGE)
+    assert (told[-1], choice.finish_reason, choice.usage) == (("on_end",), name, USAGE)
+
+
+def test_an_end_that_cannot_be_told_fails_the_answer(make):
+    choice, tokens, told = make()
+    choice.on_tokens(tokens("ab"), None)
+    choice._listener.on_end = None
+    choice.on_finish(FinishReason.STOP, USAGE)
+    assert told[-1] == ("on_failure", "internal error")
