@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node until it has drained; its exit code."""
-    return lifecycle.main("decode_node", NodeConfig, _load, _serve, argv, complete)
+    return lifecycle.main("baton decode", NodeConfig, _load, _serve, argv, complete)
 
 
 def _load(config: NodeConfig) -> "Engine":

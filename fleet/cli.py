@@ -22,7 +22,10 @@ COMMANDS = {
     "chat": ("fleet.chat", "talk to the model; also takes a question from a pipe"),
     "doctor": ("fleet.doctor.command", "check what this machine offers, and say what to do about what is missing"),
     "chaos": ("fleet.chaos.command", "try on a fleet of its own what happens to requests when services die or freeze"),
-    "loadtest": ("fleet.loadtest.command", "five phases of load, with a verdict for each: may this fleet be trusted?"),
+    "loadtest": (
+        "fleet.loadtest.command",
+        "five phases of load, with a verdict for each on whether the fleet may be trusted",
+    ),
     "plan": ("fleet.plan", "how many nodes a workload needs, at what cost, and what they would do under it"),
     "scorecard": ("fleet.scorecard.command", "the twenty items of production readiness, checked on a fleet that runs"),
     "bench": ("fleet.bench", "run a benchmark; without a name, list them"),
@@ -68,7 +71,8 @@ def _dispatch(argv: list[str]) -> int:
     if name in ("--help", "-h", "help"):
         print(_help())
         return 0
-    print(f"baton: error: no such command: {name}\n\n{_help()}", file=sys.stderr)
+    known = ", ".join((*COMMANDS, *SERVICES))
+    print(f"baton: error: no such command: {name} (there are {known})", file=sys.stderr)
     return 2
 
 

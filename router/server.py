@@ -56,7 +56,7 @@ class Loaded:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until it is told to end; the exit code."""
-    return lifecycle.main("router", RouterConfig, _load, serve, argv, complete)
+    return lifecycle.main("baton router", RouterConfig, _load, serve, argv, complete)
 
 
 def _load(config: RouterConfig) -> Loaded:

@@ -18,7 +18,7 @@ from typing import Any
 
 _MAX_LINE_BYTES = 2**20
 _LOG_TAIL_BYTES = 16 * 1024
-_PROGRAM = re.compile(r"^(?:baton(?: [a-z]+)?|router|\w+_node): (?:error: )?")  # how a service begins its last words
+_PROGRAM = re.compile(r"^baton(?: [a-z]+)?: (?:error: )?")  # how a service begins its last words
 
 
 @dataclass(frozen=True)
