@@ -82,8 +82,10 @@ def test_redis_is_no_node():
 
 @pytest.fixture
 def private_redis(tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """A private Redis as the supervisor starts it."""
-    url = embedded_redis.new_url(tmp_path)
+    """A private Redis as the supervisor starts it, in a folder with every character that means something to somebody."""
+    folder = tmp_path / 'a "home"? #1, 100%41 {ä}'
+    folder.mkdir()
+    url = embedded_redis.new_url(folder)
     command = embedded_redis.command(url)
     process = subprocess.Popen(command.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=command.env)
     assert process.stdin is not None
