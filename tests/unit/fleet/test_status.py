@@ -82,7 +82,7 @@ def test_redis_is_no_node():
 
 @pytest.fixture
 def private_redis(tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """A private Redis as the supervisor starts it, in a folder with every character that means something to somebody."""
+    """A private Redis as the supervisor starts it, in a folder with characters that mean something."""
     folder = tmp_path / 'a "home"? #1, 100%41 {ä}'
     folder.mkdir()
     url = embedded_redis.new_url(folder)
