@@ -30,11 +30,11 @@ class AdminClient:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "AdminClient":
-        """Of the running fleet where no URL is given; ConfigError where none runs."""
+        """Of the running fleet where no URL is given; ConfigError where none is ready."""
         file = key_file.asked_for(args)
         urls = [args.admin.rstrip("/").removesuffix("/dashboard")]
         if not args.admin:
-            fleet = state.running(Home.from_env())
+            fleet = state.serving(Home.from_env())
             file = file or fleet.api_key_file
             urls = [p.metrics.removesuffix("/metrics") for p in fleet.processes if p.role == "router" and p.metrics]
         return cls(urls, _key(file))

@@ -48,7 +48,7 @@ def _connect(args: argparse.Namespace) -> tuple[ChatClient, dict[str, Any]]:
     file = key_file.asked_for(args)
     url, model = args.url.rstrip("/").removesuffix("/v1"), args.model
     if not url:
-        fleet = state.running(Home.from_env())
+        fleet = state.serving(Home.from_env())
         url, file = fleet.endpoint, file or fleet.api_key_file
         model = model or fleet.served_model_name[0]
     client = ChatClient(url, key_file.key_of(file))

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from baton.errors import ConfigError
 from baton.net import redis_client
 from baton.net.registry import NodeRecord, Registration
 from fleet import state
+from fleet.home import Home
 from fleet.status import describe
 from fleet.up import embedded_redis
 
@@ -106,8 +108,6 @@ def test_status_answers_while_redis_hangs(tmp_path: Path, private_redis: tuple[s
     import json
     import signal
 
-    from fleet.home import Home
-
     url, pid = private_redis
     home = Home(tmp_path / "home")
     home.create()
@@ -130,6 +130,18 @@ def test_status_answers_while_redis_hangs(tmp_path: Path, private_redis: tuple[s
         os.close(lock or 0)
     assert hung["nodes"][0]["pid"] == 42
     assert hung["redis"]["answers"] is False
+
+
+@pytest.mark.parametrize(("phase", "does"), [("starting", "is starting:"), ("ready", "serves")])
+def test_status_says_whether_the_endpoint_serves(tmp_path: Path, phase: str, does: str):
+    home = Home(tmp_path)
+    home.create()
+    lock = home.lock()
+    state.write(home, msgspec.structs.replace(a_fleet(DECODE, redis_url="redis://127.0.0.1:1"), state=phase))
+    argv = [sys.executable, "-m", "fleet", "status"]
+    done = subprocess.run(argv, env={**os.environ, "BATON_HOME": str(tmp_path)}, capture_output=True, text=True)
+    os.close(lock or 0)
+    assert done.stdout.startswith(f"http://127.0.0.1:8000/v1 {does} m\n")
 
 
 def test_the_private_redis_wants_its_password_and_opens_no_port(private_redis: tuple[str, int]):
