@@ -5,6 +5,7 @@ Sub-commands are imported when they are used, so that `baton status` loads no to
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -41,6 +42,9 @@ SERVICES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `baton` with these arguments; the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ✓ gets a question mark
     try:
         return _dispatch(argv)
     except BatonError as error:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,15 @@ def test_help_of_up_names_flags_with_their_variables(capsys: pytest.CaptureFixtu
     for flag in ("--served-model-name", "--prefill", "--colocated", "--kv-memory", "--api-key-file", "--detach"):
         assert flag in out
     assert "[BATON_MAX_MODEL_LEN]" in out
+
+
+@pytest.mark.parametrize("command", ["up", "router"])
+def test_a_terminal_without_unicode_gets_help_too(command: str):
+    argv = [sys.executable, "-m", "fleet", command, "--help"]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "<think>?</think>" in done.stdout
 
 
 def test_an_unknown_command_is_one_line_that_names_those_there_are(capsys: pytest.CaptureFixture[str]):
