@@ -8,7 +8,6 @@ import importlib
 import io
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 from baton.errors import BatonError
 
@@ -70,7 +69,7 @@ def _dispatch(argv: list[str]) -> int:
         run: Callable[[argparse.Namespace], int] = module.run
         return run(parser.parse_args(argv[1:]))
     if name in ("--version", "-V"):
-        print(f"baton {version('baton')}")
+        print(f"baton {importlib.import_module('importlib.metadata').version('baton')}")
         return 0
     if name in ("--help", "-h", "help"):
         print(_help())

@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             with started(Path(folder) / "home", "--model", model, *flags, *shape) as fleet:
                 outcomes += asyncio.run(_suffer_all(fleet, local, args, memory, console))
         outcomes += _on_a_network(args, Path(folder), model, flags, console)
+        if not outcomes:
+            raise ConfigError("no fault was tried, so nothing is known of any promise")
         asked = {answer.question for outcome in outcomes for answer in outcome.answers}
         console.print(f"asking the same {len(asked)} questions of a fleet that nothing befalls")
         reference = _reference(Path(folder) / "reference", ("--model", model, *flags), asked, args.streams)

@@ -199,6 +199,8 @@ async def test_nodes_given_up_though_only_packets_were_lost():
 def test_nothing_tried_is_no_promise_kept(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["chaos", "--only", "nonsense"]) == 1
     assert "no fault's name contains 'nonsense'. There are: " in capsys.readouterr().err
+    assert cli.main(["chaos", "--rounds", "0"]) == 1
+    assert "no fault was tried" in capsys.readouterr().err
 
 
 async def test_a_service_that_is_too_busy_to_answer_is_asked_again(tmp_path: Path):
