@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a node until it has drained; returns the exit code."""
-    return lifecycle.main("decode_node", NodeConfig, _load, _serve, argv, complete)
+    """Run a node until it has drained; return the exit code."""
+    return lifecycle.main("baton decode", NodeConfig, _load, _serve, argv, complete)
 
 
 def _load(config: NodeConfig) -> "Engine":

@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor
 
+from baton.errors import ConfigError
 from baton.kv.layout import KVLayout
 from kernels.cpu.memory import huge_pages, populate
 
@@ -41,5 +42,10 @@ class KVCache:
 
 
 def _allocate(num_bytes: int, device: torch.device) -> Tensor:
-    """Allocate zeros. On a CPU they take physical memory only once they are populated or written to."""
-    return huge_pages(num_bytes) if device.type == "cpu" else torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    """Allocate zeros, or raise ConfigError. On a CPU they take physical memory only once populated or written to."""
+    try:
+        if device.type == "cpu":
+            return huge_pages(num_bytes)
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    except (OSError, torch.OutOfMemoryError):
+        raise ConfigError(f"no memory for a KV pool of {num_bytes >> 20} MiB: set --kv-memory to less") from None

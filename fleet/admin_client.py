@@ -5,21 +5,14 @@ import http.client
 import json
 import os
 from typing import Any
-from urllib.parse import urlsplit
 
-from baton.errors import BatonError, ConfigError
+from baton.errors import ConfigError
 from fleet import http_ask, key_file, state
 from fleet.home import Home
 
 _TIMEOUT_S = 5.0
 _MAX_BYTES = 16 * 2**20
-_NO_REASON = "no reason given"
-
-
-class NotKnown(BatonError):
-    """The router answered 404: it knows nothing of that name."""
-
-    status = 404
+_OTHERWISE = "is it a router's admin port?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,17 +32,17 @@ class AdminClient:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "AdminClient":
-        """Use --admin, or else the running fleet. Raises ConfigError if there is none."""
+        """Use --admin, or else the running fleet. Raises ConfigError if none is ready."""
         file = key_file.asked_for(args)
         urls = [args.admin.rstrip("/").removesuffix("/dashboard")]
         if not args.admin:
-            fleet = state.running(Home.from_env())
+            fleet = state.serving(Home.from_env())
             file = file or fleet.api_key_file
             urls = [p.metrics.removesuffix("/metrics") for p in fleet.processes if p.role == "router" and p.metrics]
         return cls(urls, _key(file))
 
     def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON at `path`. Raises NotKnown, or ConfigError if no router answers or the key is refused."""
+        """Return the JSON at `path`. Raises ConfigError if no router answers, or one answers with an error."""
         reason = "the fleet has no router"
         for url in self._urls:
             try:
@@ -57,18 +50,18 @@ class AdminClient:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = f"{url}: {error}"
                 continue
-            if status == 404:
-                raise NotKnown(http_ask.error_message(body, _NO_REASON))
-            if status != 200:
-                raise ConfigError(f"{url} answers {status}: {http_ask.error_message(body, _NO_REASON)}")
+            if status != 200 or not body.startswith(b"{"):
+                raise ConfigError(f"{url}{path} answers {status}: {http_ask.error_message(body, _OTHERWISE)}")
             answer: dict[str, Any] = json.loads(body)
             return answer
         raise ConfigError(f"no admin port answers ({reason})")
 
     def _ask(self, url: str, path: str) -> tuple[int, bytes]:
-        connection = http_ask.connection(urlsplit(url), _TIMEOUT_S)
+        connection, base_path = http_ask.connection(url, _TIMEOUT_S)
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self._key}"} if self._key else {})
+            connection.request(
+                "GET", base_path + path, headers={"Authorization": f"Bearer {self._key}"} if self._key else {}
+            )
             response = connection.getresponse()
             return response.status, response.read(_MAX_BYTES)
         finally:

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     client, options = _connect(args)
     if sys.stdin.isatty():
         return _converse(client, options, Console())
-    request = {**options, "messages": [*options["messages"], {"role": "user", "content": sys.stdin.read().strip()}]}
+    question = sys.stdin.buffer.read().decode(errors="replace")
+    request = {**options, "messages": [*options["messages"], {"role": "user", "content": question.strip()}]}
     for piece in client.stream(request, Reply()):
         print(piece.translate(_CONTROLS) if sys.stdout.isatty() else piece, end="", flush=True)
     print()
@@ -47,11 +48,11 @@ def _connect(args: argparse.Namespace) -> tuple[ChatClient, dict[str, Any]]:
     file = key_file.asked_for(args)
     url, model = args.url.rstrip("/").removesuffix("/v1"), args.model
     if not url:
-        fleet = state.running(Home.from_env())
+        fleet = state.serving(Home.from_env())
         url, file = fleet.endpoint, file or fleet.api_key_file
         model = model or fleet.served_model_name[0]
     client = ChatClient(url, key_file.key_of(file))
-    options: dict[str, Any] = {"model": model or client.models()[0], "messages": []}
+    options: dict[str, Any] = {"model": model or client.first_model(), "messages": []}
     if args.system:
         options["messages"].append({"role": "system", "content": args.system})
     for name in ("temperature", "max_tokens"):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from baton.errors import BatonError, ConfigError
 from fleet import http_ask
@@ -32,10 +31,13 @@ class ChatClient:
     url: str
     api_key: str = field(default="", repr=False)
 
-    def models(self) -> list[str]:
-        """Return the model names that the endpoint serves."""
+    def first_model(self) -> str:
+        """Return the first model name that the endpoint lists. Raises ConfigError if it lists none."""
         response = self._send("GET", "/v1/models", None)
-        return [model["id"] for model in json.loads(response.read())["data"]]
+        try:
+            return str(json.loads(response.read())["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise ConfigError(f"{self.url}/v1/models lists no model: is it an OpenAI-compatible endpoint?") from None
 
     def stream(self, request: dict[str, Any], reply: Reply) -> Generator[str, None, None]:
         """Yield the pieces of one reply as they arrive. Closing the iterator also ends the request on the server."""
@@ -54,21 +56,21 @@ class ChatClient:
             response.close()
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
-        parts = urlsplit(self.url)
         headers = {
             "Content-Type": "application/json",
             "Connection": "close",
-        }  # so that closing the response closes the connection
+        }  # closing it hangs up
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         try:
-            connection = http_ask.connection(parts, _TIMEOUT_S)
-            connection.request(method, parts.path.rstrip("/") + path, json.dumps(body) if body else None, headers)
+            connection, base_path = http_ask.connection(self.url, _TIMEOUT_S)
+            connection.request(method, base_path + path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(f"no answer from {self.url}: {error}") from None
         if response.status != 200:
-            raise BatonError(http_ask.error_message(response.read(64 * 1024), f"the server answered {response.status}"))
+            otherwise = f"{self.url}{path} answers {response.status}: is it an OpenAI-compatible endpoint?"
+            raise BatonError(http_ask.error_message(response.read(64 * 1024), otherwise))
         return response
 
 

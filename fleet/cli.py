@@ -5,9 +5,9 @@ Sub-commands are imported only when used, so that `baton status` does not load t
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 from baton.errors import BatonError
 
@@ -38,6 +38,9 @@ SERVICES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `baton` with these arguments; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ✓ gets a question mark
     try:
         return _dispatch(argv)
     except BatonError as error:
@@ -63,12 +66,13 @@ def _dispatch(argv: list[str]) -> int:
         run: Callable[[argparse.Namespace], int] = module.run
         return run(parser.parse_args(argv[1:]))
     if name in ("--version", "-V"):
-        print(f"baton {version('baton')}")
+        print(f"baton {importlib.import_module('importlib.metadata').version('baton')}")
         return 0
     if name in ("--help", "-h", "help"):
         print(_help())
         return 0
-    print(f"baton: error: no such command: {name}\n\n{_help()}", file=sys.stderr)
+    known = ", ".join((*COMMANDS, *SERVICES))
+    print(f"baton: error: no such command: {name} (there are {known})", file=sys.stderr)
     return 2
 
 

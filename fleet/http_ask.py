@@ -2,13 +2,15 @@
 
 import http.client
 import json
-from urllib.parse import SplitResult
+
+from baton.net.url import http_url
 
 
-def connection(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
-    """Return a connection for this URL; it is opened by its first request."""
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    return kind(url.hostname or "", url.port, timeout=timeout_s)
+def connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
+    """Return a connection, opened by its first request, and the path in `url`. Raises ConfigError."""
+    parts = http_url(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.hostname or "", parts.port, timeout=timeout_s), parts.path.rstrip("/")
 
 
 def error_message(body: bytes, otherwise: str) -> str:

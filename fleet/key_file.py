@@ -40,6 +40,8 @@ def _entries(file: str) -> list[str]:
         lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"--api-key-file: {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--api-key-file: {file} is not UTF-8 text") from None
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

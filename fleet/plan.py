@@ -115,7 +115,7 @@ def _fitted(args: argparse.Namespace) -> NodeModel:
 def _workload(args: argparse.Namespace) -> Workload:
     if args.trace:
         return Workload(lines=trace.read(args.trace))
-    if args.rate <= 0:
+    if not 0 < args.rate < math.inf:
         raise ConfigError("no workload: give --rate with --prompt-tokens and --output-tokens, or --trace")
     prompt, output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
     return Workload(rate=args.rate, burstiness=args.burstiness, prompt=prompt, output=output)

@@ -63,3 +63,11 @@ def running(home: Home) -> FleetState:
     if state is None or not home.is_locked():
         raise ConfigError(f"no fleet is running (BATON_HOME is {home.path}): start one with `baton up`")
     return state
+
+
+def serving(home: Home) -> FleetState:
+    """The fleet that runs and is ready; ConfigError where none is."""
+    state = running(home)
+    if state.state != "ready":
+        raise ConfigError(f"the fleet is {state.state}: `baton status` tells when it is ready")
+    return state

@@ -103,7 +103,8 @@ def _show(status: dict[str, Any], console: Console) -> None:
         (column.replace("_", " ").upper(), "left" if column in _COLUMNS[:6] else "right") for column in _COLUMNS
     ]
     rows = [[_cell(column, node[column]) for column in _COLUMNS] for node in status["nodes"]]
-    console.print(f"{status['endpoint']}/v1 serves {', '.join(status['served_model_name'])}", highlight=False)
+    does = "serves" if status["state"] == "ready" else f"is {status['state']}:"
+    console.print(f"{status['endpoint']}/v1 {does} {', '.join(status['served_model_name'])}", highlight=False)
     console.print(fitting(console, columns, rows, _LEAST))
     if not status["redis"]["answers"]:
         console.print("Redis does not answer: load is unknown, and new nodes are not found.", style="yellow")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the trace. Raises NotKnown if no router remembers the request."""
+    """Print the trace. Raises ConfigError if no router remembers the request."""
     found = AdminClient.from_args(args).get(f"/admin/trace/{quote(args.request_id, safe='')}")
     if args.json:
         print(json.dumps(found, indent=2))

@@ -55,8 +55,8 @@ class Loaded:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a router until it is told to end. Returns the exit code."""
-    return lifecycle.main("router", RouterConfig, _load, serve, argv, complete)
+    """Run a router until it is told to end; return the exit code."""
+    return lifecycle.main("baton router", RouterConfig, _load, serve, argv, complete)
 
 
 def _load(config: RouterConfig) -> Loaded:

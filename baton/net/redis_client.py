@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from baton.errors import ConfigError
 
@@ -52,7 +52,8 @@ async def check(url: str, patience_s: float = 0.0) -> None:
         redis = connect(url, timeout_s=_CHECK_TIMEOUT_S)
     except ValueError as error:
         raise ConfigError(f"redis url: {error}") from None
-    where = "{host}:{port}".format_map({"host": "socket", "port": "-"} | redis.connection_pool.connection_kwargs)
+    at = redis.connection_pool.connection_kwargs
+    where = at["path"] if "path" in at else f"{at.get('host', 'localhost')}:{at.get('port', 6379)}"
     give_up_s = time.monotonic() + patience_s
     waiting = False
     try:
@@ -73,6 +74,8 @@ async def _missing(redis: Redis, where: str) -> str | None:
         await redis.exists("baton")  # unlike PING, this needs the password
     except AuthenticationError:
         raise ConfigError(f"Redis at {where} refuses the password (or the lack of one) in the redis url") from None
+    except ResponseError as error:  # no such database, no permission, or a cluster that is not whole yet
+        return f"Redis at {where} refuses: {error}"
     except REDIS_ERRORS as error:
         return f"no Redis answers at {where}: {type(error).__name__}"
     return None

@@ -5,10 +5,9 @@ import json
 import os
 import ssl
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
 
 from baton.errors import ConfigError
+from baton.net.url import http_url
 
 _TIMEOUT_S = 10.0
 
@@ -57,16 +56,14 @@ class Target:
 
 def target_of(url: str, api_key_env: str = "") -> Target:
     """Parse a URL with or without /v1. The key is in the named variable, BATON_API_KEY or OPENAI_API_KEY."""
-    parts: Any = urlsplit(url if "//" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{url}: not the address of an HTTP endpoint")
+    parts = http_url(url)
     if api_key_env and api_key_env not in os.environ:
         raise ConfigError(f"--api-key-env: variable {api_key_env} is not set")
     names = (api_key_env,) if api_key_env else ("BATON_API_KEY", "OPENAI_API_KEY")
     key = next((os.environ[name] for name in names if os.environ.get(name)), "")
     is_tls = parts.scheme == "https"
     return Target(
-        host=parts.hostname,
+        host=parts.hostname or "",
         port=parts.port or (443 if is_tls else 80),
         base_path=parts.path.rstrip("/").removesuffix("/v1"),
         tls=ssl.create_default_context() if is_tls else None,

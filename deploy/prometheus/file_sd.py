@@ -21,4 +21,7 @@ def targets(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    json.dump(targets(json.load(sys.stdin)), sys.stdout, indent=2)
+    try:
+        json.dump(targets(json.load(sys.stdin)), sys.stdout, indent=2)
+    except (ValueError, LookupError, TypeError):
+        sys.exit("file_sd.py: what it reads is not the output of `baton status --json`")

@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
             with started(Path(folder) / "home", "--model", model, *flags, *shape) as fleet:
                 outcomes += asyncio.run(_inject_all(fleet, local, args, memory, console))
         outcomes += _on_a_network(args, Path(folder), model, flags, console)
+        if not outcomes:
+            raise ConfigError("no fault was injected, so nothing was tested")
         asked = {answer.question for outcome in outcomes for answer in outcome.answers}
         console.print(f"asking an undisturbed fleet the same {len(asked)} questions")
         reference = _reference(Path(folder) / "reference", ("--model", model, *flags), asked, args.streams)

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
             console.print(f"{_MARKS[finding.level]} [bold]{finding.name:<12}[/]", end=" ")
             console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
             if finding.advice:
-                console.print(f"               → {finding.advice}", style="yellow", markup=False, highlight=False)
+                advice = f"               → {finding.advice}"
+                console.print(advice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
     return 1 if any(finding.level == "broken" for finding in found) else 0

@@ -125,6 +125,7 @@ class _Supervision:
             starting.cancel()
             await asyncio.wait([starting])
             self._reporter.close()
+            self._reporter.note("Stopped before all was ready.")
             self._on_start(130)
             return 130
         self._reporter.close()

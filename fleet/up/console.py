@@ -10,6 +10,8 @@ from typing import IO, Protocol
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from baton.errors import ConfigError
+
 
 class Reporter(Protocol):
     """Reports events while a fleet starts and runs."""
@@ -109,13 +111,17 @@ class Piped:
             self._out.close()
             self._out = None
 
+    def fail(self, message: str) -> None:
+        """Have the reader raise it as a ConfigError."""
+        self._send({"error": message})
+
     def close(self) -> None:
         """See Reporter."""
 
     def _send(self, event: dict[str, object]) -> None:
         if self._out is None:
-            if "note" in event:
-                self._then.note(str(event["note"]))
+            for text in (event[key] for key in ("note", "error") if key in event):
+                self._then.note(str(text))
             return
         try:
             print(json.dumps(event), file=self._out, flush=True)
@@ -124,11 +130,16 @@ class Piped:
 
 
 def replay(source: IO[str], reporter: Reporter) -> int | None:
-    """Pass a `Piped`'s events to `reporter`; return its exit code, or None if the pipe ends without one."""
+    """Pass a `Piped`'s events to `reporter`; return its exit code, or None if the pipe ends without one.
+
+    Raises ConfigError if it reports a failure.
+    """
     for line in source:
         event = json.loads(line)
         if "exit" in event:
             return int(event["exit"])
+        if "error" in event:
+            raise ConfigError(event["error"])
         if "note" in event:
             reporter.note(event["note"])
         else:

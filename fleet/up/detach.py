@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from baton.errors import BatonError
+from baton.errors import BatonError, ConfigError
 from fleet.home import Home
 from fleet.up.console import Piped, Plain, Reporter, for_terminal, replay
 
@@ -25,10 +25,10 @@ def run(home: Home, supervise: Callable[[Reporter, OnStart], int]) -> int:
         os.close(read)
         _be_supervisor(home, write, supervise)
     os.close(write)
-    return _follow(child, read)
+    return _follow(home, child, read)
 
 
-def _follow(child: int, read: int) -> int:
+def _follow(home: Home, child: int, read: int) -> int:
     reporter = for_terminal(sys.stdout)
     try:
         with os.fdopen(read) as events:
@@ -40,7 +40,7 @@ def _follow(child: int, read: int) -> int:
     finally:
         reporter.close()
     if code is None:  # it died without reporting a code
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or 1
+        raise ConfigError(f"the supervisor ended before the fleet was ready: see {home.logs / 'supervisor.log'}")
     return code
 
 
@@ -57,8 +57,7 @@ def _be_supervisor(home: Home, write: int, supervise: Callable[[Reporter, OnStar
         try:
             code = supervise(reporter, reporter.finish)
         except BatonError as error:
-            reporter.note(f"baton: error: {error.message}")
-            reporter.finish(1)
+            reporter.fail(error.message)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from baton.errors import ConfigError
 from baton.net import redis_client
@@ -18,11 +19,11 @@ from fleet.up.process import Command
 
 _CONFIG = """\
 port 0
-unixsocket {socket}
+unixsocket "{socket}"
 unixsocketperm 600
 requirepass {password}
 protected-mode yes
-dir {directory}
+dir "{directory}"
 save ""
 appendonly no
 maxmemory 512mb
@@ -45,12 +46,13 @@ def find_server() -> str:
 
 def new_url(run_dir: Path) -> str:
     """Return the URL of a new Redis in `run_dir`, with a random password."""
-    return f"unix://{run_dir / 'redis.sock'}?password={secrets.token_urlsafe(24)}"
+    return f"unix://{quote(str(run_dir / 'redis.sock'))}?password={secrets.token_urlsafe(24)}"
 
 
 def command(url: str) -> Command:
     """Return the command for the Redis of `new_url`. It reads the password on stdin: everyone can read argv."""
-    socket, _, password = url.removeprefix("unix://").partition("?password=")
+    quoted, _, password = url.removeprefix("unix://").partition("?password=")
+    socket = unquote(quoted).replace("\\", "\\\\").replace('"', '\\"')  # as redis.conf quotes it
     config = _CONFIG.format(socket=socket, password=password, directory=Path(socket).parent)
     argv = (sys.executable, "-P", "-m", "fleet.up.leash", str(os.getpid()), find_server(), "-")
     env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}

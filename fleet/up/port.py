@@ -16,8 +16,10 @@ def reserve(host: str, port: int, flag: str = "--port") -> socket.socket:
         if not 0 <= port < 2**16:
             raise OverflowError("ports are numbers up to 65535")  # getaddrinfo would use the port modulo 65536
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        _bind(family, address, shared=False).close()  # otherwise we might share the port with another fleet's routers
-        return _bind(family, address, shared=True)
+        _bind(
+            family, address, socket.SO_REUSEADDR
+        ).close()  # or else we might share another fleet's port
+        return _held(family, address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", "") or error
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; {_advice(error, flag)}") from None
@@ -35,12 +37,18 @@ def number(reserved: socket.socket) -> int:
     return int(reserved.getsockname()[1])
 
 
-def _bind(family: int, address: object, *, shared: bool) -> socket.socket:
+def _held(family: int, address: object) -> socket.socket:
+    try:
+        return _bind(family, address, socket.SO_REUSEPORT)
+    except OSError:  # connections of a server that has ended linger; with this, what is held looks free to `reserve`
+        return _bind(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+
+
+def _bind(family: int, address: object, *options: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for option in options:
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
         sock.bind(address)  # type: ignore[arg-type] # whatever getaddrinfo says fits the family
     except BaseException:
         sock.close()

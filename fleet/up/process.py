@@ -18,9 +18,7 @@ from typing import Any
 
 _MAX_LINE_BYTES = 2**20
 _LOG_TAIL_BYTES = 16 * 1024
-_PROGRAM = re.compile(
-    r"^(?:baton(?: [a-z]+)?|router|\w+_node): (?:error: )?"
-)  # prefix of a service's final error message
+_PROGRAM = re.compile(r"^baton(?: [a-z]+)?: (?:error: )?")  # prefix of a service's final error message
 
 
 @dataclass(frozen=True)

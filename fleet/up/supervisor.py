@@ -72,7 +72,7 @@ class Fleet:
             for member in drained:
                 self._drain(member)
             await self._start_new(started)
-        return _said("started", started) + _said("draining", drained) or "nothing to do"
+        return " ".join((*_said("started", started), *_said("draining", drained))) or "nothing to do"
 
     async def stop(self) -> None:
         """Drain and stop everything, within 10 s."""
@@ -205,5 +205,5 @@ def _index(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _said(verb: str, members: list[Member]) -> str:
-    return f"{verb} {', '.join(m.command.id for m in members)}. " if members else ""
+def _said(verb: str, members: list[Member]) -> list[str]:
+    return [f"{verb} {', '.join(m.command.id for m in members)}."] if members else []

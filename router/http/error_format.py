@@ -1,6 +1,7 @@
 """Errors in the format that OpenAI's clients expect, and the errors of HTTP itself."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,11 @@ def error_object(error: BatonError) -> dict[str, Any]:
 
 def _message(error: BatonError) -> str:
     """Return the message, prefixed by `param` unless it names it: OpenAI's Python client shows only the message."""
-    is_named = not error.param or error.param in error.message or isinstance(error, ContextLengthExceeded)
+    is_named = (
+        not error.param
+        or re.search(rf"(?<!\w){re.escape(error.param)}(?!\w)", error.message)
+        or isinstance(error, ContextLengthExceeded)
+    )
     return f"{error.param}: {error.message}" if isinstance(error, InvalidRequest) and not is_named else error.message
 
 

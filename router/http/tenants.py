@@ -105,12 +105,7 @@ def read(path: Path) -> dict[bytes, Tenant]:
             try:
                 digest, tenant = tenant_of(_parse(line.strip()))
             except (ValueError, msgspec.MsgspecError) as error:
-                reason = (
-                    "unreadable"
-                    if isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError)
-                    else str(error)
-                )
-                raise ConfigError(f"--api-key-file: {path}, line {number}: {reason}") from None
+                raise ConfigError(f"--api-key-file: {path}, line {number}: {error}") from None
             found[digest] = tenant
     if not found:
         raise ConfigError(f"--api-key-file: {path} holds no key")

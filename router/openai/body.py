@@ -72,8 +72,11 @@ def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
             return decoder.decode(msgspec.json.encode(_with_integers(msgspec.json.decode(data))))
     except msgspec.ValidationError as error:
         raise _invalid(str(error), decoder.type) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidRequest("The body is not valid JSON") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("The body is not valid JSON: a text in it is not UTF-8") from None
+    except msgspec.DecodeError as error:
+        why = str(error).removeprefix("JSON is malformed: ")  # what, and at which byte: nothing of the body
+        raise InvalidRequest(f"The body is not valid JSON: {why}") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply") from None
 

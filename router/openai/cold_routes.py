@@ -62,8 +62,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     if status == 405:
         allowed = (getattr(error, "headers", None) or {}).get("allow", "GET").split(", ")
-        return await _on_error(request, MethodNotAllowed("This path does not take this method", allowed))
-    return await _on_error(request, NotFound("There is nothing at this path"))
+        return await _on_error(request, MethodNotAllowed(f"This path takes {' and '.join(allowed)}", allowed))
+    return await _on_error(request, NotFound("There is nothing at this path: GET /openapi.json lists all paths"))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,14 @@ def test_prometheus_accepts(name: str, tmp_path: Path):
         job.pop("kubernetes_sd_configs", None)  # Debian's Prometheus is built without it
     (folder / name).write_text(yaml.safe_dump(config))
     assert "2 rule files found" in run("promtool", "check", "config", str(folder / name))
+
+
+@pytest.mark.parametrize("status", ["", "{}", "[]"])
+def test_without_a_fleet_there_is_one_line(status: str):
+    argv = [sys.executable, str(DEPLOY / "prometheus" / "file_sd.py")]
+    done = subprocess.run(argv, input=status, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "file_sd.py: what it reads is not the output of `baton status --json`\n"
 
 
 def test_targets_of_a_local_fleet_carry_the_labels_that_rules_group_by():

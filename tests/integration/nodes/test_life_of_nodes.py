@@ -108,5 +108,5 @@ def test_a_node_that_cannot_start_says_why_in_one_line(tmp_path: Path, redis_url
         command = [sys.executable, "-m", "decode_node", "--redis-url", redis_url, *flags]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
         assert ended.returncode == 1
-        assert ended.stderr.startswith("decode_node: error: ")
+        assert ended.stderr.startswith("baton decode: error: ")
         assert ended.stderr.count("\n") == 1

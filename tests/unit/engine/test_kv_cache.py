@@ -2,6 +2,7 @@ import msgspec
 import pytest
 import torch
 
+from baton.errors import ConfigError
 from baton.kv.layout import KVLayout
 from engine.kv_cache import KVCache
 
@@ -34,6 +35,11 @@ def test_layers_and_blocks_do_not_overlap():
             view[block] = layer * 10 + block + 1
     for layer, view in enumerate(cache.layers):
         assert [view[block].unique().tolist() for block in range(3)] == [[layer * 10 + block + 1] for block in range(3)]
+
+
+def test_a_pool_that_does_not_fit_in_memory_is_a_clear_error():
+    with pytest.raises(ConfigError, match=r"no memory for a KV pool of \d+ MiB: set --kv-memory to less"):
+        KVCache(LAYOUT, 1 << 40, torch.device("cpu"))
 
 
 def test_the_first_blocks_of_a_large_pool_are_resident_at_once(monkeypatch):

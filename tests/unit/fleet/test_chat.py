@@ -22,6 +22,7 @@ class Endpoint(ThreadingHTTPServer):
         self.pieces = ["It ", "chains ", "iterables ⛓."]
         self.fails: dict[str, Any] | None = None
         self.breaks_off = False
+        self.models = [{"id": "listed"}]
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
 
@@ -37,7 +38,7 @@ class Answering(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer(200, json.dumps({"data": [{"id": "listed"}]}).encode())
+        self._answer(200, json.dumps({"data": self.server.models}).encode())
 
     def do_POST(self) -> None:
         self.server.keys.append(self.headers.get("Authorization"))
@@ -98,7 +99,31 @@ def test_an_answer_that_breaks_off_is_an_error(endpoint: Endpoint):
 
 def test_an_unreachable_server_is_a_clear_error():
     with pytest.raises(ConfigError, match="no answer from"):
-        ChatClient("http://127.0.0.1:1").models()
+        ChatClient("http://127.0.0.1:1").first_model()
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:99999", "http://127.0.0.1:http", "http://[::1", "ftp://x", "/v1"]
+)
+def test_what_is_no_address_is_named(address: str):
+    with pytest.raises(ConfigError, match="is not the address of an HTTP endpoint: write it as http://"):
+        ChatClient(address).first_model()
+
+
+def test_an_address_needs_no_scheme(endpoint: Endpoint):
+    assert ChatClient(endpoint.url.removeprefix("http://")).first_model() == "listed"
+
+
+def test_an_endpoint_of_another_kind_is_named(endpoint: Endpoint):
+    endpoint.models = []
+    with pytest.raises(ConfigError, match="/v1/models lists no model: is it an OpenAI-compatible endpoint"):
+        ChatClient(endpoint.url).first_model()
+
+
+def test_a_piped_question_that_is_no_utf_8_is_asked_all_the_same(endpoint: Endpoint):
+    argv = [sys.executable, "-m", "fleet", "chat", "--url", endpoint.url]
+    assert subprocess.run(argv, input=b"caf\xe9?", capture_output=True, timeout=30).returncode == 0
+    assert endpoint.asked[0]["messages"][0]["content"] == "caf\N{REPLACEMENT CHARACTER}?"
 
 
 def test_a_piped_question_gets_the_answer_and_nothing_else(endpoint: Endpoint):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -36,9 +37,25 @@ def test_help_of_up_names_flags_with_their_variables(capsys: pytest.CaptureFixtu
     assert "[BATON_MAX_MODEL_LEN]" in out
 
 
-def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("command", ["up", "router"])
+def test_a_terminal_without_unicode_gets_help_too(command: str):
+    argv = [sys.executable, "-m", "fleet", command, "--help"]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "<think>?</think>" in done.stdout
+
+
+def test_an_unknown_command_is_one_line_that_names_those_there_are(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["fly"]) == 2
-    assert "no such command: fly" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("baton: error: no such command: fly (there are up, status, ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("description", [description for _, description in cli.COMMANDS.values()])
+def test_descriptions_are_sentences_but_for_their_ends(description: str):
+    assert description[-1].isalnum()
 
 
 def test_an_invalid_flag_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -74,7 +91,7 @@ def test_a_node_that_cannot_start_says_so_before_it_loads_torch(role: str, argv:
     code = "import sys, fleet.cli; sys.exit(fleet.cli.main(sys.argv[1:]) + ('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code, role, *argv], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{role}_node: error: {message}")
+    assert done.stderr.startswith(f"baton {role}: error: {message}")
     assert done.stderr.count("\n") == 1
 
 

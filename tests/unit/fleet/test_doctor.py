@@ -109,7 +109,7 @@ def test_a_model_is_checked(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("finding", "code"), [(ok("a", "b"), 0), (warning("a", "b", "c"), 0), (broken("a", "b", "c"), 1)]
+    ("finding", "code"), [(ok("a", "b"), 0), (warning("a", "b", "c " * 60), 0), (broken("a", "b", "c"), 1)]
 )
 def test_only_what_is_broken_fails(
     finding: Finding, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -36,6 +36,20 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path):
         Home(tmp_path / "file" / "home").create()
 
 
+@pytest.mark.parametrize("phase", ["starting", "stopping"])
+def test_who_wants_an_answer_hears_that_the_fleet_is_not_ready(tmp_path: Path, phase: str):
+    home = Home(tmp_path)
+    home.create()
+    state.write(home, a_state(tmp_path, state=phase))
+    held = home.lock()
+    assert held is not None
+    with pytest.raises(ConfigError, match=f"the fleet is {phase}: `baton status` tells when it is ready"):
+        state.serving(home)
+    state.write(home, a_state(tmp_path))
+    assert state.serving(home).pid == 1
+    os.close(held)
+
+
 def test_logs_that_cannot_be_written_are_a_clear_error(tmp_path: Path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / ".trial").symlink_to("/dev/full")  # like a separate disk that is full

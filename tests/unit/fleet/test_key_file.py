@@ -22,6 +22,9 @@ def test_the_first_key_that_can_be_sent(tmp_path: Path, text: str, key: str):
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"--api-key-file: .*No such file"):
         first_key(str(tmp_path / "none"))
+    (tmp_path / "keys").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"--api-key-file: .* is not UTF-8 text"):
+        first_key(str(tmp_path / "keys"))
 
 
 def test_a_file_comes_before_the_environment(tmp_path, monkeypatch):

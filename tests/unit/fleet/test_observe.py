@@ -10,7 +10,7 @@ from rich.console import Console
 
 from baton.errors import ConfigError
 from fleet import top, trace
-from fleet.admin_client import AdminClient, NotKnown
+from fleet.admin_client import AdminClient
 
 NODE = {
     "node_id": "decode-0", "role": "decode", "state": "ready", "epoch": 17, "kv_usage": 0.5, "num_running": 3,
@@ -58,6 +58,8 @@ def admin():
                 status, body = 401, {"error": {"message": "a key is needed"}}
             elif self.path in known:
                 status, body = 200, known[self.path]
+            elif self.path == "/admin/trace/page":
+                status, body = 200, "a page of somebody else"
             else:
                 status, body = 404, {"error": {"message": "No router remembers this request"}}
             self.send_response(status)
@@ -111,10 +113,14 @@ def test_trace(args, capsys):
 
 
 def test_errors_are_reported(args, admin):
-    with pytest.raises(NotKnown, match="remembers"):
+    with pytest.raises(ConfigError, match="/admin/trace/unknown answers 404: No router remembers"):
         trace.run(args(request_id="unknown"))
+    with pytest.raises(ConfigError, match="'ftp://x' is not the address of an HTTP endpoint"):
+        trace.run(args(request_id="r 1", admin="ftp://x"))
     with pytest.raises(ConfigError, match="401: a key is needed"):
         AdminClient([admin], "wrong").get("/admin/fleet")
+    with pytest.raises(ConfigError, match="/admin/trace/page answers 200: is it a router"):
+        trace.run(args(request_id="page"))
     with pytest.raises(ConfigError, match="no admin port answers"):
         AdminClient(["http://127.0.0.1:1"]).get("/admin/fleet")
     assert AdminClient(["http://127.0.0.1:1", admin], "sk-one").get("/admin/fleet") == FLEET

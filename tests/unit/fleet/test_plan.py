@@ -52,6 +52,7 @@ def test_a_trace_is_simulated_hour_by_hour(tmp_path: Path, capsys: pytest.Captur
     ("args", "message"),
     [
         ([*NODE], "--rate"),
+        ([*NODE, *LOAD, "--rate", "nan"], "--rate"),
         ([*LOAD], "--prefill-tokens-per-s"),
         ([*NODE, *LOAD, "--size", "3"], "PREFILL:DECODE"),
         ([*NODE, *LOAD, "--slo-tpot-ms", "5"], "slo-tpot"),

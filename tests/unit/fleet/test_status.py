@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from baton.errors import ConfigError
 from baton.net import redis_client
 from baton.net.registry import NodeRecord, Registration
 from fleet import state
+from fleet.home import Home
 from fleet.status import describe
 from fleet.up import embedded_redis
 
@@ -82,8 +84,10 @@ def test_redis_is_not_listed_as_a_node():
 
 @pytest.fixture
 def private_redis(tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """A private Redis, started as by the supervisor."""
-    url = embedded_redis.new_url(tmp_path)
+    """A private Redis, started as by the supervisor, in a folder whose name has special characters."""
+    folder = tmp_path / 'a "home"? #1, 100%41 {ä}'
+    folder.mkdir()
+    url = embedded_redis.new_url(folder)
     command = embedded_redis.command(url)
     process = subprocess.Popen(command.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=command.env)
     assert process.stdin is not None
@@ -103,8 +107,6 @@ def baton_status(home: Path) -> subprocess.CompletedProcess[str]:
 def test_status_answers_while_redis_hangs(tmp_path: Path, private_redis: tuple[str, int]):
     import json
     import signal
-
-    from fleet.home import Home
 
     url, pid = private_redis
     home = Home(tmp_path / "home")
@@ -128,6 +130,18 @@ def test_status_answers_while_redis_hangs(tmp_path: Path, private_redis: tuple[s
         os.close(lock or 0)
     assert hung["nodes"][0]["pid"] == 42
     assert hung["redis"]["answers"] is False
+
+
+@pytest.mark.parametrize(("phase", "does"), [("starting", "is starting:"), ("ready", "serves")])
+def test_status_says_whether_the_endpoint_serves(tmp_path: Path, phase: str, does: str):
+    home = Home(tmp_path)
+    home.create()
+    lock = home.lock()
+    state.write(home, msgspec.structs.replace(a_fleet(DECODE, redis_url="redis://127.0.0.1:1"), state=phase))
+    argv = [sys.executable, "-m", "fleet", "status"]
+    done = subprocess.run(argv, env={**os.environ, "BATON_HOME": str(tmp_path)}, capture_output=True, text=True)
+    os.close(lock or 0)
+    assert done.stdout.startswith(f"http://127.0.0.1:8000/v1 {does} m\n")
 
 
 def test_the_private_redis_requires_its_password_and_opens_no_port(private_redis: tuple[str, int]):

@@ -144,6 +144,10 @@ async def test_check_names_what_is_wrong_but_not_the_password(redis_server: Any)
         await redis_client.check("redis://127.0.0.1:1/0")
     with pytest.raises(ConfigError, match="redis url"):
         await redis_client.check("http://127.0.0.1")
+    with pytest.raises(ConfigError, match=r"no Redis answers at /no/such\.sock: "):
+        await redis_client.check("unix:///no/such.sock")
+    with pytest.raises(ConfigError, match=r"refuses: DB index is out of range"):
+        await redis_client.check(f"{redis_server.url.removesuffix('/0')}/99")
     redis_server.kill()
     redis_server.start("--requirepass", "right")
     for password in ("", ":wrong-secret@"):

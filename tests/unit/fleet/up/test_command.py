@@ -85,7 +85,7 @@ def test_a_detached_start_that_fails_says_why(bench: Bench):
     argv = ("up", "--model", str(bench.model), "--port", "0", "--detach")
     up = bench.baton(*argv, BATON_FAULT_FAIL="decode-0")
     assert up.returncode == 1
-    assert "baton: error: decode-0: the checkpoint is broken" in up.stdout + up.stderr
+    assert up.stderr == "baton: error: decode-0: the checkpoint is broken\n"
 
 
 def test_down_ends_a_frozen_supervisor_too(bench: Bench):

@@ -1,8 +1,10 @@
 import io
 import os
 
+import pytest
 from rich.console import Console as Terminal
 
+from baton.errors import ConfigError
 from fleet.up.console import Live, Piped, Plain, for_terminal, replay
 
 
@@ -51,6 +53,13 @@ def test_a_pipe_carries_all_events():
     assert replay(io.StringIO(sent.getvalue()), Plain(seen)) == 0
     assert seen.getvalue().endswith("redis: ready\nwelcome\n")
     assert later.getvalue() == "redis died\n"
+
+
+def test_a_start_that_fails_fails_at_the_other_end():
+    sent = io.StringIO()
+    Piped(sent, then=Plain(io.StringIO())).fail("no model")
+    with pytest.raises(ConfigError, match="no model"):
+        replay(io.StringIO(sent.getvalue()), Plain(io.StringIO()))
 
 
 def test_a_pipe_that_just_ends_has_no_exit_code():

@@ -31,6 +31,24 @@ def test_another_fleets_shared_port_counts_as_taken():
         reserve("127.0.0.1", other.getsockname()[1])
 
 
+def test_a_reserved_port_is_taken_before_anybody_listens_there():
+    """Two fleets that start at the same time, or --admin-port that is --port: half of the requests would go astray."""
+    taken = pytest.raises(ConfigError, match=r"Address already in use; .* --admin-port")
+    with reserve("127.0.0.1", 0) as held, taken:
+        reserve("127.0.0.1", number(held), "--admin-port")
+
+
+def test_connections_of_a_server_that_has_ended_keep_no_fleet_from_starting():
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        client = socket.create_connection(before.getsockname(), timeout=5)
+        before.accept()[0].close()  # this side lingers
+        assert client.recv(1) == b""
+        client.close()
+        port = before.getsockname()[1]
+    with reserve("127.0.0.1", port) as held:
+        assert number(held) == port
+
+
 @pytest.mark.parametrize(
     ("host", "port", "advice"),
     [

@@ -72,7 +72,8 @@ def test_a_signal_during_the_start_stops_it(bench: Bench):
     assert "starting" in bench.up.stdout.readline()
     children = bench.children()
     bench.up.send_signal(signal.SIGTERM)
-    assert bench.up.wait(10) in (0, 130)
+    assert bench.up.wait(10) == 130
+    assert bench.up.stdout.read().endswith("Stopped before all was ready.\n")
     assert_nothing_left(bench, children)
 
 

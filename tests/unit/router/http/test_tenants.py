@@ -78,6 +78,12 @@ def test_a_bad_line_is_named_and_not_shown(tmp_path: Path, line: object) -> None
     assert "secret-key" not in raised.value.message
 
 
+def test_a_line_that_is_no_json_is_told_where(tmp_path: Path) -> None:
+    path = write(tmp_path / "keys", '{"key": "secret-key", "name": }')
+    with pytest.raises(ConfigError, match=r"line 1: JSON is malformed: invalid character \(byte 30\)"):
+        tenants.read(path)
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

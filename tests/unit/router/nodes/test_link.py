@@ -170,6 +170,20 @@ async def test_nothing_is_begun_on_a_node_that_does_not_read(node: Node, monkeyp
     node.link._outbox.close()
 
 
+async def test_why_no_stream_begins_is_told_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a node with another service token the log would say that it was found, and no more."""
+    for why in ("UNAUTHENTICATED", "UNAVAILABLE", "UNAUTHENTICATED"):
+        node.link._down(why)
+    node.load()
+    node.link._down("the stream ended")
+    node.link._down("the stream ended")
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot attach to node d: UNAUTHENTICATED",
+        "cannot attach to node d: UNAVAILABLE",
+        "lost node d: the stream ended (0 requests on it)",
+    ]
+
+
 async def test_where_its_stream_ends_legs_hear_of_it_once(node: Node) -> None:
     leg = Request(1)
     node.load()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import InvalidRequest
+from router.http.error_format import error_object
 from router.openai.chat_schema import ChatBody, parse_chat
 from router.openai.completion_schema import CompletionBody, Reader, prompts_of
 from router.openai.responses_schema import parse_responses
@@ -68,6 +69,28 @@ BROKEN = [
     b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":' + b"9" * 10_000 + b"}",
     b'{"' + b"x" * 100_000 + b'":1}',
 ]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "Input data was truncated"),
+        (b"{'model':'m'}", "object keys must be strings (byte 1)"),
+        (b'{"model":"m","temperature":NaN}', "invalid character (byte 27)"),
+        (b'{"model":"caf\xe9"}', "a text in it is not UTF-8"),
+    ],
+)
+def test_what_is_no_json_is_told_why_and_where(data, why):
+    with pytest.raises(InvalidRequest) as raised:
+        parse_chat(data)
+    assert raised.value.message == f"The body is not valid JSON: {why}"
+
+
+@pytest.mark.parametrize(("field", "value"), [("n", 0), ("n", 129), ("seed", 1.5), ("top_p", 2)])
+def test_the_message_names_the_field_however_short_its_name(field, value):
+    with pytest.raises(InvalidRequest) as raised:
+        parse_chat(json.dumps(CHAT | {field: value}).encode())
+    assert error_object(raised.value)["error"]["message"].startswith(f"{field}: Expected `")
 
 
 @pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))

@@ -61,7 +61,7 @@ def test_an_end_that_is_none_is_a_failure(make, reason):
     choice, tokens, told = make()
     choice.on_tokens(tokens("ab"), None)
     choice.on_finish(reason, USAGE)
-    assert told[-1] == ("on_failure", "the generation was given up")
+    assert told[-1] == ("on_failure", "the generation was aborted")
     assert not choice.finish_reason
 
 
