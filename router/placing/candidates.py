@@ -28,21 +28,29 @@ class Candidates:
         self._turns = itertools.count()
 
     async def place(self, running: Running, hashes: PromptHashes) -> Placement | None:
-        """Return where the request would run now, or None if it has to wait."""
+        """Return where the request would run now, or None if it has to wait.
+
+        Nodes with which a transfer of this request has failed come last: they may be unable to reach each other,
+        although this router reaches both.
+        """
         facts = self._fleet.facts
         if facts is None:
             return None
         cached = await self._replica.lookup(hashes.of(facts))
         if running.computed_by:  # the index may not have these blocks yet
             cached = {**cached, running.computed_by: running.num_tokens // facts.block_size}
-        return self._choose(running, self._fleet.facts or facts, cached)
+        choose = partial(self._choose, running, self._fleet.facts or facts, cached)
+        return (choose(running.troubled) if running.troubled else None) or choose(set())
 
-    def _choose(self, running: Running, facts: FleetFacts, cached: dict[str, int]) -> Placement | None:
+    def _choose(
+        self, running: Running, facts: FleetFacts, cached: dict[str, int], avoided: set[str]
+    ) -> Placement | None:
+        """Choose among the nodes that accept requests. Nodes of `avoided` are used only if their pool has no others."""
         alone = not self._fleet.expects_prefill or running.num_failed_transfers >= MAX_FAILED_TRANSFERS
-        decodes = self._accepting("decode", running)
+        decodes = self._accepting("decode", avoided)
         if running.wants_prompt:
             return self._choose_one(running, facts, cached, decodes if alone else self._fleet.accepting("prefill"))
-        prefills = [] if alone else self._accepting("prefill", running)
+        prefills = [] if alone else self._accepting("prefill", avoided)
         if not (decodes and (prefills or alone)):
             return None
         place = partial(self._cheapest, running, self._ask(running, facts), cached)
@@ -67,15 +75,9 @@ class Candidates:
         decode = None if choice.decode is None else decodes[choice.decode]
         return Placement(prefill, decode, choice, running.num_tokens, self._on_change)
 
-    def _accepting(self, role: str, running: Running) -> list[NodeLink]:
-        """Return the links that accept requests, if possible without those with which this request's transfer failed.
-
-        Two nodes may be unable to reach each other although this router and others reach both.
-        """
+    def _accepting(self, role: str, avoided: set[str]) -> list[NodeLink]:
         links = self._fleet.accepting(role)
-        if not running.troubled:
-            return links
-        return [link for link in links if link.record.node_id not in running.troubled] or links
+        return [link for link in links if link.record.node_id not in avoided] or links if avoided else links
 
     def _choose_one(
         self, running: Running, facts: FleetFacts, cached: dict[str, int], links: list[NodeLink]
