@@ -79,7 +79,7 @@ class Attempt(Leg):
             return
         self._request.mark("grant", attempt=self.attempt)
         self._prefill.grant(granted)
-        self._patience.granted()
+        self._patience.granted(self._prefill.state.queue_ms / 1000)
 
     def on_first_token(self, first: types_pb2.FirstToken) -> None:
         """Send the prefill node's token to the client, then the outputs held back for it."""

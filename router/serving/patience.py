@@ -26,12 +26,15 @@ class Patience:
         self._is_granted = False
         self._begun_s: float | None = None
 
-    def granted(self) -> None:
-        """Note that the decode node has granted blocks for the KV. Waiting for them does not count."""
+    def granted(self, queue_s: float) -> None:
+        """Note that the decode node has granted blocks for the KV. Waiting for them does not count.
+
+        `queue_s`: the time until the prefill node would begin to compute this prompt again.
+        """
         self._is_granted = True
         if self._begun_s is not None:
             if self._loop.time() - self._begun_s >= SOON_S:
-                self._ticks_left += math.ceil(self._compute_s / TICK_S)
+                self._ticks_left += math.ceil((queue_s + self._compute_s) / TICK_S)
             self._begin()
 
     def begun(self) -> None:

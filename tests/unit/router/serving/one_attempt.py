@@ -7,6 +7,7 @@ from typing import Any
 from baton.errors import BatonError, Overloaded
 from baton.request import FinishReason, Generation, SamplingParams
 from baton.v1 import node_pb2, types_pb2
+from router.nodes.state import NodeState
 from router.nodes.step_batch import tell_legs
 from router.serving.attempt import Attempt
 
@@ -19,6 +20,7 @@ class Link:
 
     def __init__(self, node_id: str) -> None:
         self.record = SimpleNamespace(node_id=node_id)
+        self.state = NodeState(queue_ms=1500.0)
         self.told: list[str] = []
         self.leg: Any = None
         self.prefill: Any = None  # that ships to it

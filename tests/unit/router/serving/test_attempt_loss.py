@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -70,12 +71,13 @@ async def test_the_decode_node_having_begun_is_not_enough_without_the_first_toke
 
 @pytest.mark.parametrize("says", ["transferred", "started", "end"])
 async def test_its_patience_ends_with_what_it_waits_for(case: Case, says: str) -> None:
-    told: list[str] = []
-    names = ("granted", "begun", "stop")
-    case.attempt._patience = SimpleNamespace(**{name: partial(told.append, name) for name in names})  # type: ignore[assignment]
+    told: list[object] = []
+    calls: dict[str, Any] = {name: partial(told.append, name) for name in ("begun", "stop")}
+    case.attempt._patience = SimpleNamespace(granted=told.append, **calls)  # type: ignore[assignment]
     case.hear(case.decode, granted=[node_pb2.Granted(**IDS)])
     case.first()
-    assert told == ["granted", "begun"]
+    queue_s = 1.5  # of the prefill node
+    assert told == [queue_s, "begun"]
     if says == "transferred":
         case.transferred()
     elif says == "started":
@@ -83,7 +85,7 @@ async def test_its_patience_ends_with_what_it_waits_for(case: Case, says: str) -
     else:
         case.attempt.on_lost(case.decode)  # type: ignore[arg-type]
         await case.end()
-    assert told == ["granted", "begun", "stop"]
+    assert told == [queue_s, "begun", "stop"]
 
 
 async def test_whoever_is_cancelled_cancels_both_legs(case: Case) -> None:
