@@ -16,9 +16,7 @@ def reserve(host: str, port: int, flag: str = "--port") -> socket.socket:
         if not 0 <= port < 2**16:
             raise OverflowError("ports are numbers up to 65535")  # getaddrinfo would use the port modulo 65536
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        _bind(
-            family, address, socket.SO_REUSEADDR
-        ).close()  # or else we might share another fleet's port
+        _bind(family, address, socket.SO_REUSEADDR).close()  # or else we might share another fleet's port
         return _held(family, address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", "") or error
