@@ -73,7 +73,7 @@ class NodeLink:
         self._silence = Silence()
         self._stepped_at = time.monotonic()
         self._avoid_until = float("-inf")
-        self._refusals = {"dropped"}  # reasons for which no stream began, told once each
+        self._reason = ""  # why the last stream ended, or did not begin
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -241,9 +241,9 @@ class NodeLink:
     def _down(self, why: str) -> None:
         if self.alive:
             _log.warning("lost node %s: %s (%d requests on it)", self.record.node_id, why, len(self.legs))
-        elif why not in self._refusals:
+        elif why not in ("dropped", self._reason):  # not every attempt is logged
             _log.warning("cannot attach to node %s: %s", self.record.node_id, why)
-        self._refusals.add(why)
+        self._reason = why
         self.alive = self.suspected = False
         self._fail_legs()
         self._on_change()

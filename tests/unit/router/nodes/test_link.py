@@ -172,7 +172,7 @@ async def test_nothing_is_begun_on_a_node_that_does_not_read(node: Node, monkeyp
 
 async def test_why_no_stream_begins_is_told_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     """Of a node with another service token the log would say that it was found, and no more."""
-    for why in ("UNAUTHENTICATED", "UNAVAILABLE", "UNAUTHENTICATED"):
+    for why in ("UNAUTHENTICATED", "UNAUTHENTICATED", "UNAVAILABLE"):
         node.link._down(why)
     node.load()
     node.link._down("the stream ended")
