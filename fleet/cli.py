@@ -66,7 +66,9 @@ def _dispatch(argv: list[str]) -> int:
         run: Callable[[argparse.Namespace], int] = module.run
         return run(parser.parse_args(argv[1:]))
     if name in ("--version", "-V"):
-        print(f"baton {importlib.import_module('importlib.metadata').version('baton')}")
+        from importlib.metadata import version  # slow to load
+
+        print(f"baton {version('baton')}")
         return 0
     if name in ("--help", "-h", "help"):
         print(_help())

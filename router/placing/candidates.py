@@ -77,7 +77,8 @@ class Candidates:
 
     def _accepting(self, role: str, avoided: set[str]) -> list[NodeLink]:
         links = self._fleet.accepting(role)
-        return [link for link in links if link.record.node_id not in avoided] or links if avoided else links
+        others = [link for link in links if link.record.node_id not in avoided] if avoided else links
+        return others or links
 
     def _choose_one(
         self, running: Running, facts: FleetFacts, cached: dict[str, int], links: list[NodeLink]
