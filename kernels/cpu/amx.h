@@ -58,7 +58,7 @@ template <class Sink> struct PendingStores {
 template <class S, bool TWO, bool FIRST, class Sink>
 void run_panel(const Panel<S> &p, const bf16 *x, int num_rows, const Rows<Sink> &to, PendingStores<Sink> &pending) {
     const int64_t steps = p.steps(), of_group = p.steps_of_group();
-    const bf16 *others = x + ROWS * whole_tiles(p.inputs);
+    const bf16 *others = x + ROWS * padded(p.inputs);
     const int stride = std::min(num_rows, ROWS) * DEPTH, of_others = (num_rows - ROWS) * DEPTH;
     alignas(64) float sums[(1 + TWO) * ROWS][PANEL], out[(1 + TWO) * ROWS][PANEL];
     if constexpr (FIRST && !IN_TILES<S>)
@@ -88,8 +88,8 @@ template <class S> struct Product {
 
     // Every tile but the last is full, which makes them as few as possible.
     static int64_t first_row(int64_t tile, int64_t, int64_t rows) { return std::min(tile * ROWS, rows); }
-    static int64_t row_floats(int64_t inputs) { return whole_tiles(inputs); }
-    static int64_t row_bytes(int64_t inputs) { return whole_tiles(inputs) * sizeof(bf16); }
+    static int64_t row_floats(int64_t inputs) { return padded(inputs); }
+    static int64_t row_bytes(int64_t inputs) { return padded(inputs) * sizeof(bf16); }
     static int panels_at_once(int) { return 1; }
 
     // Packs as bf16 [rows / 16][step][row][DEPTH], or as fp32 [inputs][row] for run_few(). Missing inputs are 0.
@@ -100,13 +100,13 @@ template <class S> struct Product {
         };
         for (int row = 0; row < t.num_rows; row++) {
             const int first = row / amx::ROWS * amx::ROWS, n = std::min(amx::ROWS, t.num_rows - first);
-            bf16 *to = (bf16 *)out + first * whole_tiles(inputs) + (row - first) * DEPTH;
+            bf16 *to = (bf16 *)out + first * padded(inputs) + (row - first) * DEPTH;
             if constexpr (std::is_same_v<Source, InOrder<bf16>>)
                 if (inputs % DEPTH == 0 && !without_tiles(t)) {
                     for (int64_t k = 0; k < inputs; k += DEPTH) write(to + k * n, read<vu>(source.at(t.row + row) + k));
                     continue;
                 }
-            for (int64_t k = 0; k < whole_tiles(inputs); k += W) {
+            for (int64_t k = 0; k < padded(inputs); k += W) {
                 const vf values = vector(row, k);
                 if (without_tiles(t)) for (int i = 0; i < W; i++) out[(k + i) * n + row] = to_bf16(values)[i];
                 else store(to + k / DEPTH * n * DEPTH + k % DEPTH, values);
@@ -118,7 +118,7 @@ template <class S> struct Product {
     template <class At, class Sink>
     static void run(const Tile *tiles, int n, const Weights &w, At packed_at, int64_t panel, int64_t end, Sink sink) {
         PendingStores<Sink> pending = {{sink, 0, 0}};
-        bf16 *wide = IN_TILES<S> ? nullptr : scratch<5, bf16>(whole_tiles(w.inputs) * PANEL);
+        bf16 *wide = IN_TILES<S> ? nullptr : scratch<5, bf16>(padded(w.inputs) * PANEL);
         for (; panel < end; panel++) {
             const S *weight = (const S *)w.panels + panel * panel_size<S>(w.inputs);
             const float *scales = w.scales ? w.scales + panel * (w.inputs / w.group) * PANEL : nullptr;

@@ -36,8 +36,8 @@ template <class S> struct Panel {
     const float *scales, *bias;
     const bf16 *tiles; // the weight itself, or the buffer that it is widened to while the first rows are multiplied
     int64_t inputs, group;
-    int64_t steps() const { return whole_tiles(inputs) / DEPTH; }
-    int64_t steps_of_group() const { return whole_tiles(group) / DEPTH; }
+    int64_t steps() const { return padded(inputs) / DEPTH; }
+    int64_t steps_of_group() const { return padded(group) / DEPTH; }
 };
 
 template <class S> INLINE void widen(const Panel<S> &p, int64_t step) {

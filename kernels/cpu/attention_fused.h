@@ -12,24 +12,38 @@ constexpr int COLUMNS = 2 * W;            // query rows that are the columns of 
 constexpr int SCORED = W > 8 ? 4 : 3;     // query rows that are scored at once, against W keys
 constexpr int WEIGHED = ACCUMULATORS / 2; // query rows whose values are summed up at once
 
-// W keys: `Keys` widens them as they are read, `WidenedKeys` reads what widen() has prepared. at() gives half of the
-// pair that load_quads() gives for elements [8 * octet, 8 * octet + 8) of keys j, j + 4, j + 8, ...
+// Vectors that hold eight elements of each of QUADS rows: a pair of fp32, or one vector where products are in pairs.
+template <class T> constexpr int HALVES = IN_PAIRS<T> ? 1 : 2;
+
+// Eight elements of keys j, j + 4, j + 8, ..., or half of them: as load_quads() gives them, or as they are.
+template <class T, int HALF> INLINE vf load_keys(const T *const *rows, int d) {
+    if constexpr (IN_PAIRS<T>) return (vf)gather_quads([=](int i) { return rows[4 * i] + d; });
+    else return load_half<HALF>(rows, d);
+}
+template <class T> INLINE vf add_scores(vf sums, vf q, vf keys) {
+    if constexpr (IN_PAIRS<T>) return add_products(sums, q, keys);
+    else return fma(q, keys, sums);
+}
+
+// W keys: `Keys` loads them where they are, `WidenedKeys` reads what widen() has prepared.
 template <class T> struct Keys {
+    using Type = T;
     static constexpr int SUMS = W > 8 ? 16 : 8; // vectors that fit in registers beside what widening takes
     const T *const *rows;
-    template <int HALF> INLINE_MEMBER vf at(int octet, int j) const { return load_half<HALF>(rows + j, 8 * octet); }
+    template <int HALF> INLINE_MEMBER vf at(int octet, int j) const { return load_keys<T, HALF>(rows + j, 8 * octet); }
 };
-struct WidenedKeys {
+template <class T> struct WidenedKeys {
+    using Type = T;
     static constexpr int SUMS = ACCUMULATORS;
-    const float *pairs;
+    const float *vectors; // [octet][4][HALVES][W]
     template <int HALF> INLINE_MEMBER vf at(int octet, int j) const {
-        return load(pairs + (octet * 8 + j * 2 + HALF) * W);
+        return load(vectors + ((octet * 4 + j) * HALVES<T> + HALF) * W);
     }
 };
 
 template <class T> INLINE void widen(const T *const *rows, int head_dim, float *out) {
     for (int d = 0; d < head_dim; d += 8)
-        for (int j = 0; j < 4; j++, out += 2 * W) {
+        for (int j = 0; j < 4; j++, out += HALVES<T> * W) {
             T last[QUADS][8] = {};
             const T *padded[W];
             const bool whole = d + 8 <= head_dim;
@@ -37,21 +51,25 @@ template <class T> INLINE void widen(const T *const *rows, int head_dim, float *
                 memcpy(last[i], rows[4 * i + j] + d, (head_dim - d) * sizeof(T));
                 padded[4 * i] = last[i];
             }
-            store_pair(out, whole ? load_quads(rows + j, d) : load_quads(padded, 0));
+            const T *const *from = whole ? rows + j : padded;
+            const int first = whole ? d : 0;
+            store(out, load_keys<T, 0>(from, first));
+            if constexpr (HALVES<T> == 2) store(out + W, load_keys<T, 1>(from, first));
         }
 }
 
-// Adds four of the eight products of `octet` for N rows and J of the four vectors of keys, from `first` on.
+// Adds the products of `octet`, or half of them, for N rows and J of the four vectors of keys, from `first` on.
 template <int HALF, int N, int J, class K>
 INLINE void score_half(const float *q, int stride, K keys, int octet, int first, vf (&sums)[N][J]) {
+    using T = typename K::Type;
     vf a[N];
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + octet * 8 + HALF * 4);
+    for (int r = 0; r < N; r++) a[r] = repeat_quad(q + r * stride + (octet * HALVES<T> + HALF) * 4);
 #pragma GCC unroll 4
     for (int j = 0; j < J; j++) {
         const vf k = keys.template at<HALF>(octet, first + j);
 #pragma GCC unroll 4
-        for (int r = 0; r < N; r++) sums[r][j] = fma(a[r], k, sums[r][j]);
+        for (int r = 0; r < N; r++) sums[r][j] = add_scores<T>(sums[r][j], a[r], k);
     }
 }
 
@@ -63,7 +81,7 @@ template <int N, class K> INLINE void score_rows(const float *q, int stride, K k
         vf sums[N][J] = {};
         for (int octet = 0; octet * 8 < head_dim; octet++) {
             score_half<0>(q, stride, keys, octet, first, sums);
-            score_half<1>(q, stride, keys, octet, first, sums);
+            if constexpr (HALVES<typename K::Type> == 2) score_half<1>(q, stride, keys, octet, first, sums);
         }
         for (int r = 0; r < N; r++)
             for (int j = 0; j < J; j++) of_row[r][first + j] = sums[r][j];
@@ -125,7 +143,7 @@ INLINE void softmax_row(float *scores, int low, int high, float factor, float &r
 #if defined(__AMX_BF16__)
 constexpr int AHEAD_BYTES = 16384, NEARNESS = 2;
 #else
-constexpr int AHEAD_BYTES = 8192, NEARNESS = 3;
+constexpr int AHEAD_BYTES = 8192, NEARNESS = W > 8 ? 2 : 3;
 #endif
 template <class T> INLINE void prefetch_line(const T *p) { __builtin_prefetch(p, 0, NEARNESS); }
 template <class T> INLINE void prefetch(const T *row, int num_dims) {
@@ -164,6 +182,33 @@ template <int N, int P, class T> INLINE void weigh_row(const float *weights, con
     }
 }
 
+template <class T> constexpr int KEYS_AT_ONCE = IN_PAIRS<T> ? 2 : 1; // whose values are summed up
+
+// What at(j) and at(j + 1) give, their elements interleaved: first the even ones. 0 for keys outside [low, high).
+template <class At> INLINE pair interleaved(At at, int j, int low, int high) {
+    const vu a = j >= low ? at(j) : vu{}, b = j + 1 < high ? at(j + 1) : vu{};
+    return {(vf)((a & 0xffff) | (b << 16)), (vf)((a >> 16) | (b & 0xffff0000))};
+}
+
+// weigh_row() for values j and j + 1 and pairs of weights in bf16.
+template <int N, int P>
+INLINE void weigh_pair(const float *weights, const bf16 *const *values, int j, int low, int high, int d,
+                       pair (&sums)[N][P]) {
+    pair v[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++)
+        v[p] = interleaved([=](int i) { return read<vu>(values[i] + d + p * 2 * W); }, j, low, high);
+#pragma GCC unroll 16
+    for (int r = 0; r < N; r++) {
+        const vf w = repeat_two(weights + r * CHUNK + j / 2);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) {
+            sums[r][p].a = add_products(sums[r][p].a, w, v[p].a);
+            sums[r][p].b = add_products(sums[r][p].b, w, v[p].b);
+        }
+    }
+}
+
 // Weighted sum of values over keys [low, high) for N rows and 2W * P dimensions from `d` on, added to `acc` unless
 // `first`. Each pass over some dimensions prefetches the same part of the values `ahead` keys later, so that memory is
 // as busy in the last pass as in the first.
@@ -176,9 +221,12 @@ INLINE void weigh_rows(const float *weights, const T *const *values, int low, in
             const float *from = acc + r * stride + d + p * 2 * W;
             sums[r][p] = {load(from), load(from + W)};
         }
-    for (int j = low; j < high; j++) {
-        if (d * sizeof(T) % 64 == 0 && ahead) prefetch(values[j + ahead] + d, P * 2 * W);
-        weigh_row<N, P>(weights + j, values[j] + d, sums);
+    constexpr int KEYS = KEYS_AT_ONCE<T>;
+    for (int j = low / KEYS * KEYS; j < high; j += KEYS) {
+        for (int i = j; i < j + KEYS && d * sizeof(T) % 64 == 0 && ahead; i++)
+            prefetch(values[i + ahead] + d, P * 2 * W);
+        if constexpr (IN_PAIRS<T>) weigh_pair<N, P>(weights, values, j, low, high, d, sums);
+        else weigh_row<N, P>(weights + j, values[j] + d, sums);
     }
     for (int r = 0; r < N; r++)
         for (int p = 0; p < P; p++) {
@@ -195,7 +243,18 @@ INLINE void weigh_tail(int n, const float *weights, const T *const *values, int 
         float *to = acc + r * stride + d;
         pair sum = {};
         if (!first) sum = {load(to), load(to + W)};
-        for (int j = low; j < high; j++) {
+        for (int j = low / KEYS_AT_ONCE<T> * KEYS_AT_ONCE<T>; j < high; j += KEYS_AT_ONCE<T>) {
+            if constexpr (IN_PAIRS<T>) {
+                auto some = [=](int i) {
+                    T lanes[2 * W] = {};
+                    memcpy(lanes, values[i] + d, tail * sizeof(T));
+                    return read<vu>(lanes);
+                };
+                const vf w = repeat_two(weights + r * CHUNK + j / 2);
+                const pair v = interleaved(some, j, low, high);
+                sum = {add_products(sum.a, w, v.a), add_products(sum.b, w, v.b)};
+                continue;
+            }
             vf w = splat(weights[r * CHUNK + j]);
             pair v = load_pair(values[j] + d, tail);
             sum = {fma(w, v.a, sum.a), fma(w, v.b, sum.b)};

@@ -52,23 +52,29 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
         for (int r = 0; r < t.num_rows; r += SCORED) {
             const int n = std::min(SCORED, t.num_rows - r);
             if (work.high[r + n - 1] > j)
-                score<WidenedKeys, SCORED>(n, work.q + r * stride, stride, {work.keys}, head_dim,
+                score<WidenedKeys<T>, SCORED>(n, work.q + r * stride, stride, {work.keys}, head_dim,
                                            work.scores + r * CHUNK + j);
         }
     }
+    const float in_scores = IN_PAIRS<T> ? work.factor : 1, in_weights = c.softcap ? 1 : in_scores;
     const int times = (t.num_rows + WEIGHED - 1) / WEIGHED;
     for (int i = 0; i < times; i++) {
         const int first = t.num_rows * i / times, end = t.num_rows * (i + 1) / times;
         for (int r = first; r < end; r++) {
             float *scores = work.scores + r * CHUNK;
-            if (c.softcap) cap_scores(scores, work.low[r], work.high[r], 1, c.softcap);
-            softmax_row<false>(scores, work.low[r], work.high[r], 1, state.max[r], state.sum[r],
-                               [=](int j, vf e) { store(scores + j, e); });
+            if (c.softcap) cap_scores(scores, work.low[r], work.high[r], in_scores, c.softcap);
+            softmax_row<IN_PAIRS<T>>(scores, work.low[r], work.high[r], in_weights, state.max[r], state.sum[r],
+                                     [=](int j, vf e) {
+                                         if constexpr (IN_PAIRS<T>) store((bf16 *)scores + j, e);
+                                         else store(scores + j, e);
+                                     });
         }
         const int low = work.low[first], high = work.high[end - 1];
-        for (int j = low; j < high || j == low; j += ahead)
-            weigh(end - first, work.scores + first * CHUNK, values, j, std::min(j + ahead, high), head_dim,
-                  i ? 0 : ahead, state.acc + first * stride, stride, j == low);
+        for (int j = low, then; j < high || j == low; j = then) {
+            then = (j + ahead) / KEYS_AT_ONCE<T> * KEYS_AT_ONCE<T>;
+            weigh(end - first, work.scores + first * CHUNK, values, j, std::min(then, high), head_dim, i ? 0 : ahead,
+                  state.acc + first * stride, stride, j == low);
+        }
     }
 }
 
@@ -86,6 +92,10 @@ template <class T> void prepare(const Call<T> &c, const Tile &t, Work<T> &work) 
         const T *q = query(r);
         float *to = work.q + r * stride, lanes[W];
         std::fill(to, to + stride, 0.0f);
+        if constexpr (IN_PAIRS<T>) {
+            memcpy(to, q, c.head_dim * sizeof(T));
+            continue;
+        }
         for (int64_t d = 0; d < c.head_dim; d += W) {
             const int n = int(std::min<int64_t>(W, c.head_dim - d));
             store(lanes, load_some(q + d, n) * splat(work.factor));

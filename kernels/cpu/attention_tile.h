@@ -71,11 +71,11 @@ INLINE State state_at(float *p, int64_t rows, int64_t padded_dim) {
 
 // A thread's working memory for a tile.
 template <class T> struct Work {
-    float *q;      // [num_rows, padded_dim], each 8 elements in the order of load_quads(), times `factor`; on AMX in
-                   // the layout of pack_queries(), and scores are multiplied by `factor` instead
+    float *q;      // [num_rows, padded_dim], each 8 elements in the order of load_quads(), times `factor`; in bf16 on
+                   // AMX, in the layout of pack_queries(), and in pairs, where scores are multiplied by `factor` instead
     float factor;  // turns scores into exponents of 2, or into what cap_scores() takes
     float *scores; // [num_rows, CHUNK] or, in columns, [2][CHUNK][W]
-    float *keys;   // W keys, widened: [padded_dim / 8][4] pairs
+    float *keys;   // W keys: [padded_dim / 8][4][HALVES] vectors
     const T *rows[3 * CHUNK]; // addresses of a chunk's keys, then of its values, then of what to prefetch meanwhile
     int64_t position[TALL];    // of each row's token
     int low[TALL], high[TALL]; // each row sees keys [low, high) of the chunk

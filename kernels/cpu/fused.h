@@ -25,40 +25,63 @@ template <int N> INLINE void prefetch(const void *weight) {
     __builtin_prefetch((const char *)weight + NEAR_BYTES);
 }
 
+// Products in fp32, one input after the other.
+struct Single {
+    static constexpr int INPUTS = 1;
+    template <class S> static INLINE_MEMBER pair load(const S *weight) { return load_pair(weight); }
+    static INLINE_MEMBER vf repeat(const float *x) { return splat(*x); }
+    static INLINE_MEMBER vf add(vf sums, vf x, vf weight) { return fma(x, weight, sums); }
+    static INLINE_MEMBER void store_inputs(float *to, vf x) { store(to, x); }
+};
+// Products in bf16, two inputs at once. Integers are widened to bf16, which is exact.
+struct Paired {
+    static constexpr int INPUTS = 2;
+    static INLINE_MEMBER pair load(const bf16 *weight) { return {read<vf>(weight), read<vf>(weight + 2 * W)}; }
+    template <class S> static INLINE_MEMBER pair load(const S *weight) {
+        const pair first = load_pair(weight), second = load_pair(weight + STEP<S>);
+        return {(vf)(((vu)first.a >> 16) | (vu)second.a), (vf)(((vu)first.b >> 16) | (vu)second.b)};
+    }
+    static INLINE_MEMBER vf repeat(const float *x) { return repeat_two(x); }
+    static INLINE_MEMBER vf add(vf sums, vf x, vf weight) { return add_products(sums, x, weight); }
+    static INLINE_MEMBER void store_inputs(float *to, vf x) { store((bf16 *)to, x); }
+};
+template <class T> using Products = std::conditional_t<IN_PAIRS<T>, Paired, Single>;
+
 // Adds the products of N rows of x with P panels over inputs [begin, end).
-template <class S, int N, int P>
+template <class M, class S, int N, int P>
 INLINE void multiply(const float *x, const S *weight, int64_t stride, int64_t begin, int64_t end, pair (&sums)[N][P]) {
-    constexpr int PER_LINE = std::max<int>(1, 64 / (STEP<S> * sizeof(S)));
-    for (int64_t k = begin; k < end; k++) {
+    constexpr int BYTES = M::INPUTS * STEP<S> * sizeof(S), EVERY = BYTES < 64 ? 64 / BYTES : 1;
+    for (int64_t k = begin / M::INPUTS; k * M::INPUTS < end; k++) {
         pair w[P];
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) {
-            const S *at = weight + p * stride + k * STEP<S>;
-            if (k % PER_LINE == 0) prefetch<N>(at);
-            w[p] = load_pair(at);
+            const S *at = weight + p * stride + k * M::INPUTS * STEP<S>;
+            if (k % EVERY == 0)
+                for (int line = 0; line < BYTES * EVERY; line += 64) prefetch<N>((const char *)at + line);
+            w[p] = M::load(at);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < N; r++) {
-            const vf a = splat(x[k * N + r]);
+            const vf a = M::repeat(x + k * N + r);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
-                sums[r][p].a = fma(a, w[p].a, sums[r][p].a);
-                sums[r][p].b = fma(a, w[p].b, sums[r][p].b);
+                sums[r][p].a = M::add(sums[r][p].a, a, w[p].a);
+                sums[r][p].b = M::add(sums[r][p].b, a, w[p].b);
             }
         }
     }
 }
 
-// out [N][P * PANEL] = x [inputs][N] times panels [panel, panel + P), plus bias.
-template <class S, int N, int P>
+// out [N][P * PANEL] = x [inputs / M::INPUTS][N] times panels [panel, panel + P), plus bias.
+template <class M, class S, int N, int P>
 __attribute__((noinline)) void run_panels(const Weights &w, const float *x, int64_t panel, float *out) {
-    const int64_t stride = w.inputs * STEP<S>, num_groups = w.inputs / w.group;
+    const int64_t stride = panel_size<S>(w.inputs), num_groups = w.inputs / w.group;
     const S *weight = (const S *)w.panels + panel * stride;
     const float *bias = w.bias + panel * PANEL;
     for (int r = 0; r < N; r++) memcpy(out + r * P * PANEL, bias, P * PANEL * sizeof(float));
     for (int64_t g = 0; g < num_groups; g++) {
         pair sums[N][P] = {};
-        multiply<S, N, P>(x, weight, stride, g * w.group, (g + 1) * w.group, sums);
+        multiply<M, S, N, P>(x, weight, stride, g * w.group, (g + 1) * w.group, sums);
         for (int p = 0; p < P; p++) {
             const int64_t at = ((panel + p) * num_groups + g) * PANEL;
             const pair by = w.scales ? load_pair(w.scales + at) : pair{splat(1), splat(1)};
@@ -79,16 +102,16 @@ struct Runs {
     void (*run_one)(const Weights &, const float *, int64_t, float *);
     int many;
 };
-template <class S, int N = ROWS> Runs runs(int n) {
-    if (n == N) return {run_panels<S, N, panels_at_once(N)>, run_panels<S, N, 1>, panels_at_once(N)};
-    if constexpr (N > 1) return runs<S, N - 1>(n);
+template <class M, class S, int N = ROWS> Runs runs(int n) {
+    if (n == N) return {run_panels<M, S, N, panels_at_once(N)>, run_panels<M, S, N, 1>, panels_at_once(N)};
+    if constexpr (N > 1) return runs<M, S, N - 1>(n);
     return {};
 }
 
 // Multiplies a tile by panels [panel, end). `w` is the weight of the tile's expert.
-template <class S, class Sink>
+template <class M, class S, class Sink>
 void run_tile(const Tile &t, const Weights &w, const float *x, int64_t panel, int64_t end, Sink sink) {
-    const Runs runs = fused::runs<S>(t.num_rows);
+    const Runs runs = fused::runs<M, S>(t.num_rows);
     float values[ROWS * 4 * PANEL];
     while (panel < end) {
         const int n = panel + runs.many <= end ? runs.many : 1;
@@ -100,25 +123,26 @@ void run_tile(const Tile &t, const Weights &w, const float *x, int64_t panel, in
     }
 }
 
-// Packs a tile's rows as [inputs][rows]. source(row, k, n): n <= W inputs of a row from k on.
-template <class Source> INLINE void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
+// Packs a tile's rows as [inputs / M::INPUTS][rows]. source(row, k, n): n <= W inputs of a row from k on.
+template <class M, class Source> INLINE void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
     const int64_t rows = t.num_rows;
     float lanes[W];
     for (int r = 0; r < rows; r++) {
         float *to = out + r;
         int64_t k = 0;
-        for (; k + W <= inputs; k += W, to += W * rows) {
-            store(lanes, source(t.row + r, k, W));
+        for (; k + W <= inputs; k += W, to += W / M::INPUTS * rows) {
+            M::store_inputs(lanes, source(t.row + r, k, W));
 #pragma GCC unroll 16
-            for (int i = 0; i < W; i++) to[i * rows] = lanes[i];
+            for (int i = 0; i < W / M::INPUTS; i++) to[i * rows] = lanes[i];
         }
-        if (k < inputs) store(lanes, source(t.row + r, k, int(inputs - k)));
-        for (int i = 0; k + i < inputs; i++) to[i * rows] = lanes[i];
+        if (k < inputs) M::store_inputs(lanes, source(t.row + r, k, int(inputs - k)));
+        for (int i = 0; k + i * M::INPUTS < inputs; i++) to[i * rows] = lanes[i];
     }
 }
 
-// The `Product` (see gemm.h) of x by weights stored as S.
-template <class S> struct Product {
+// The `Product` (see gemm.h) of x in T by weights stored as S.
+template <class T, class S> struct Product {
+    using M = Products<T>;
     using Storage = S;
     using Scope = NoScope;
     static constexpr int SPARE_FLOATS = 0;
@@ -126,16 +150,16 @@ template <class S> struct Product {
 
     // Tiles are of equal size, give or take a row.
     static int64_t first_row(int64_t tile, int64_t num_tiles, int64_t rows) { return rows * tile / num_tiles; }
-    static int64_t row_floats(int64_t inputs) { return inputs; }
-    static int64_t row_bytes(int64_t inputs) { return inputs * sizeof(float); }
+    static int64_t row_floats(int64_t inputs) { return (inputs + M::INPUTS - 1) / M::INPUTS; }
+    static int64_t row_bytes(int64_t inputs) { return row_floats(inputs) * sizeof(float); }
     static int panels_at_once(int rows) { return fused::panels_at_once(rows); }
 
     template <class Source> static void pack_rows(const Tile &t, int64_t inputs, Source source, float *out) {
-        fused::pack_rows(t, inputs, source, out);
+        fused::pack_rows<M>(t, inputs, source, out);
     }
     template <class At, class Sink>
     static void run(const Tile *tiles, int n, const Weights &w, At packed_at, int64_t panel, int64_t end, Sink sink) {
-        for (int i = 0; i < n; i++) run_tile<S>(tiles[i], w, packed_at(i), panel, end, sink);
+        for (int i = 0; i < n; i++) run_tile<M, S>(tiles[i], w, packed_at(i), panel, end, sink);
     }
 };
 

@@ -21,9 +21,9 @@ constexpr int64_t X_BYTES = 1 << 20; // of x at a time, so that it stays in the 
 // The Product of rows of T by weights stored as S.
 #if defined(__AMX_BF16__)
 template <class T, class S>
-using Product = std::conditional_t<std::is_same_v<T, bf16>, amx::Product<S>, fused::Product<S>>;
+using Product = std::conditional_t<std::is_same_v<T, bf16>, amx::Product<S>, fused::Product<T, S>>;
 #else
-template <class T, class S> using Product = fused::Product<S>;
+template <class T, class S> using Product = fused::Product<T, S>;
 #endif
 
 // Cuts the rows [row, row + num_rows) of an expert into tiles.

@@ -2,6 +2,8 @@
 // one instruction each. And quads: vectors that hold four lanes from each of several rows.
 #pragma once
 
+#include <type_traits>
+
 #include "vector.h"
 
 struct pair {
@@ -80,6 +82,20 @@ template <class T> INLINE void store_pair(T *p, pair v, int n) {
     store_pair(lanes, v);
     memcpy(p, lanes, n * sizeof(T));
 }
+
+// IN_PAIRS: whether elements of T are multiplied two at a time, in bf16. AMX tiles are faster where there are any.
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+template <class T> constexpr bool IN_PAIRS = std::is_same_v<T, bf16>;
+// Adds the products of 2W bf16 to `sums`: lane i gets those of elements 2i and 2i + 1. Subnormal numbers count as 0.
+INLINE vf add_products(vf sums, vf a, vf b) {
+    return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+}
+#else
+template <class T> constexpr bool IN_PAIRS = false;
+vf add_products(vf sums, vf a, vf b); // never called
+#endif
+// The same two bf16 in all lanes.
+INLINE vf repeat_two(const float *p) { return (vf)(read<uint32_t>(p) + vu{}); }
 
 constexpr int QUADS = W / 4;
 

@@ -30,6 +30,7 @@ LEVELS = (  # fastest first
         (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
         _AVX512_FEATURES | {"avx512_bf16", "amx_tile", "amx_bf16"},
     ),
+    Level("avx512bf16", (*_AVX512, "-mavx512bf16"), _AVX512_FEATURES | {"avx512_bf16"}),
     Level("avx512", _AVX512, _AVX512_FEATURES),
     Level("avx2", _AVX2, _AVX2_FEATURES),
     Level("portable", (), frozenset()),

@@ -39,17 +39,18 @@ INLINE int64_t num_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANE
 template <class S> constexpr int STEP = std::is_same_v<S, int4> ? W : PANEL; // elements of S per panel and input
 
 #if defined(__AMX_BF16__)
-constexpr int DEPTH = 32; // inputs of a row in an AMX tile, a step; bf16 panels are stored as tiles
-INLINE int64_t whole_tiles(int64_t inputs) { return (inputs + DEPTH - 1) / DEPTH * DEPTH; }
-template <class S> constexpr bool IN_TILES = std::is_same_v<S, bf16>;
+constexpr int DEPTH = 32; // inputs of a row in an AMX tile, a step
+template <class S> constexpr bool IN_TILES = std::is_same_v<S, bf16>; // whether panels are stored as tiles
 #else
-INLINE int64_t whole_tiles(int64_t inputs) { return inputs; }
+constexpr int DEPTH = IN_PAIRS<bf16> ? 2 : 1;
 template <class S> constexpr bool IN_TILES = false;
 #endif
+INLINE int64_t padded(int64_t inputs) { return (inputs + DEPTH - 1) / DEPTH * DEPTH; }
 
-template <class S> INLINE int64_t panel_size(int64_t inputs) { // elements
-    return (IN_TILES<S> ? whole_tiles(inputs) : inputs) * STEP<S>;
+template <class S> INLINE int64_t stored_inputs(int64_t inputs) {
+    return IN_TILES<S> || IN_PAIRS<bf16> ? padded(inputs) : inputs;
 }
+template <class S> INLINE int64_t panel_size(int64_t inputs) { return stored_inputs<S>(inputs) * STEP<S>; } // elements
 
 template <class S> INLINE Weights of_expert(Weights w, int expert) {
     const int64_t panels = expert * num_panels(w.outputs);
@@ -63,13 +64,13 @@ template <class S> INLINE Weights of_expert(Weights w, int expert) {
 INLINE int place(int lane, const void *) { return lane; }
 INLINE int place(int lane, const bf16 *) { return lane % W * 2 + lane / W; }
 
-// Packs [outputs, inputs] into panels of [inputs][STEP]; missing outputs are 0.
+// Packs [outputs, inputs] into panels of [stored inputs][STEP]; missing outputs and inputs are 0.
 template <class S> void pack(const S *weight, int64_t outputs, int64_t inputs, S *packed) {
     for (int64_t p = 0; p < num_panels(outputs); p++)
-        for (int64_t k = 0; k < inputs; k++, packed += PANEL)
+        for (int64_t k = 0; k < stored_inputs<S>(inputs); k++, packed += PANEL)
             for (int lane = 0; lane < PANEL; lane++) {
                 const int64_t n = p * PANEL + lane;
-                packed[place(lane, packed)] = n < outputs ? weight[n * inputs + k] : S{};
+                packed[place(lane, packed)] = n < outputs && k < inputs ? weight[n * inputs + k] : S{};
             }
 }
 inline void pack(const int8 *weight, int64_t outputs, int64_t inputs, int4 *packed) {
@@ -78,12 +79,11 @@ inline void pack(const int8 *weight, int64_t outputs, int64_t inputs, int4 *pack
         for (int64_t k = 0; k < inputs; k++)
             for (int64_t n = p * PANEL; n < p * PANEL + W; n++) *packed++ = {uint8_t(at(n, k) | at(n + W, k) << 4)};
 }
-#if defined(__AMX_BF16__)
-// The same as AMX tiles, [inputs / DEPTH][2][DEPTH / 2][W][2]: each tile has half of the panel's outputs, innermost a
-// pair of inputs. Missing inputs are 0, too.
+#if defined(__AVX512BF16__)
+// The same as [inputs / DEPTH][2][DEPTH / 2][W][2], innermost a pair of inputs. On AMX each half is a tile.
 template <> inline void pack(const bf16 *weight, int64_t outputs, int64_t inputs, bf16 *packed) {
     for (int64_t p = 0; p < num_panels(outputs); p++)
-        for (int64_t k = 0; k < whole_tiles(inputs); k += DEPTH)
+        for (int64_t k = 0; k < padded(inputs); k += DEPTH)
             for (int64_t first = p * PANEL; first < (p + 1) * PANEL; first += W)
                 for (int i = 0; i < DEPTH * W; i++) {
                     const int64_t n = first + i / 2 % W, input = k + i / (2 * W) * 2 + i % 2;
