@@ -1,4 +1,5 @@
-// Attention over a chunk of keys with fused multiply-adds: scores, softmax, and weighted sums of values.
+// Attention over a chunk of keys with fused multiply-adds or products of pairs: scores, softmax, and weighted sums of
+// values.
 #pragma once
 
 #include <type_traits>

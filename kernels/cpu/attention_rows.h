@@ -1,4 +1,4 @@
-// Attention of a tile of query rows: on AMX where the shapes allow it, else with fused multiply-adds.
+// Attention of a tile of query rows: on AMX where the shapes allow it, else as in attention_fused.h.
 #pragma once
 
 #include "attention_columns.h"

@@ -1,6 +1,6 @@
 // A mixture of experts: (token, expert) pairs are grouped by expert, and each expert multiplies its tokens' rows.
 //
-// Values stay in fp32 between the two products, except that AMX rounds its input to bf16. An expert's result for a
+// Values stay in fp32 between the two products, except that products in bf16 round their input. An expert's result for a
 // token does not depend on the expert's other tokens, and a token's sum runs in the order of its experts, so no row
 // depends on the other rows.
 #pragma once

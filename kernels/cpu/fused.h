@@ -1,6 +1,7 @@
-// Linear layers with fused multiply-adds in fp32. Weights are widened in registers: one load and a few cheap
-// instructions, shared by a tile of rows of x. Each result is one chain of multiply-adds over the inputs in order (with
-// int4 one per group of inputs, scaled and added up), so the bits of a row do not depend on which rows come with it.
+// Linear layers with fused multiply-adds in fp32 or with products of pairs in bf16. Weights are widened in registers: one
+// load and a few cheap instructions, shared by a tile of rows of x. Each result is one chain over the inputs in order
+// (with int4 one per group of inputs, scaled and added up), so the bits of a row do not depend on which rows come with
+// it.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // x @ weight.T + bias for few to many rows of x, with one weight for all or with that of each row's expert.
 //
 // Rows are cut into tiles and packed; threads then take panels of outputs. A `Product` multiplies tiles by panels: with
-// fused multiply-adds (fused.h) or, for x in bf16 where there is AMX, on AMX tiles (amx.h). In both, the bits of a row
-// do not depend on which rows come with it.
+// fused multiply-adds or products of pairs (fused.h) or, for x in bf16 where there is AMX, on AMX tiles (amx.h). In
+// each, the bits of a row do not depend on which rows come with it.
 #pragma once
 
 #include <algorithm>

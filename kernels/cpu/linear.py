@@ -1,8 +1,8 @@
 """Linear layers on the compiled kernels: weights are packed once, and a row's bits never depend on the other rows.
 
-bf16 runs on AMX tiles where the processor has them. Without AMX bf16, and in any case fp16, is widened in registers and
-multiplied in fp32. Processors with fast 16-bit products may do better with oneDNN, so where results need not be
-deterministic it is timed against these kernels, once per process and dtype.
+bf16 runs on AMX tiles where the processor has them, or else with AVX512-BF16 where that is fast. Other bf16, and in any
+case fp16, is widened in registers and multiplied in fp32. Processors with fast 16-bit products may do better with
+oneDNN, so where results need not be deterministic it is timed against these kernels, once per process and dtype.
 """
 
 import time

@@ -1,5 +1,5 @@
 // SIMD vectors for the instruction set that the compiler's flags choose: AVX-512, AVX2 with FMA and F16C, or whatever
-// the compiler makes of four lanes. All arithmetic is in fp32; bf16 and fp16 exist only in memory.
+// the compiler makes of four lanes. Arithmetic is in fp32, except for products of bf16 on AMX and in pairs (pairs.h).
 //
 // Built with -ffp-contract=off: a product and a sum are fused only where the code calls fma(). A row therefore gets the
 // same bits whichever loop computes it.

@@ -48,20 +48,22 @@ def test_a_type_without_compiled_kernels_takes_plain_torch() -> None:
 
 
 def test_levels_follow_the_features_of_the_processor() -> None:
-    amx, avx512, avx2, portable = LEVELS
+    amx, avx512bf16, avx512, avx2, portable = LEVELS
     assert supported(frozenset()) == [portable]
     assert supported(avx2.features | {"sse2"}) == [avx2, portable]
     assert supported(avx512.features) == [avx512, avx2, portable]
-    assert supported(amx.features) == list(LEVELS)
-    assert supported(amx.features - {"amx_bf16"}) == [avx512, avx2, portable]
+    assert supported(avx512bf16.features) == [avx512bf16, avx512, avx2, portable]
+    assert supported(amx.features | {"AuthenticAMD"}) == list(LEVELS)
+    assert supported(amx.features - {"amx_bf16"} | {"GenuineIntel"}) == [avx512, avx2, portable]
     assert supported(avx512.features - {"avx512vl"}) == [avx2, portable]
     assert supported(frozenset({"avx2"})) == [portable]  # without fma
 
 
 def test_features_come_from_cpuinfo(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma f16c\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert features(cpuinfo) == {"fpu", "avx2", "fma", "f16c"}
+    first = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 fma f16c\n"
+    cpuinfo.write_text(first + "\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert features(cpuinfo) == {"AuthenticAMD", "fpu", "avx2", "fma", "f16c"}
     assert features(tmp_path / "missing") == frozenset()
 
 
