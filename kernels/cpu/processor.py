@@ -49,7 +49,7 @@ def may_use_tiles() -> bool:
 
 @cache
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Instruction sets of this processor that Linux lets us use, and its vendor; empty where `cpuinfo` is unreadable."""
+    """This processor's vendor, and its instruction sets that Linux lets us use; empty if `cpuinfo` is unreadable."""
     try:
         text = cpuinfo.read_text()
     except OSError:
