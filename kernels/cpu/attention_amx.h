@@ -11,7 +11,7 @@
 #if defined(__AMX_BF16__)
 #include <algorithm>
 
-#include "attention_fused.h"
+#include "attention_scores.h"
 #include "tiles.h"
 #include "transpose.h"
 

@@ -1,8 +1,10 @@
-// Attention of a tile of query rows: on AMX where the shapes allow it, else as in attention_fused.h.
+// Attention of a tile of query rows: on AMX where the shapes allow it, else with what is in attention_scores.h and
+// attention_values.h.
 #pragma once
 
 #include "attention_columns.h"
 #include "attention_tile.h"
+#include "attention_values.h"
 
 namespace attention {
 
@@ -43,11 +45,11 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
     if constexpr (IN_TILES<T>)
         if (c.in_tiles()) return run_in_tiles(c, t, values, low, high, work, state);
     for (int j = low / W * W; j < high; j += W) {
-        for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
         if (t.num_rows <= DIRECT && head_dim % 8 == 0) {
-            score<Keys<T>, DIRECT>(t.num_rows, work.q, stride, {work.rows + j}, head_dim, work.scores + j);
+            score<Keys<T>, DIRECT>(t.num_rows, work.q, stride, {work.rows + j, ahead}, head_dim, work.scores + j);
             continue;
         }
+        for (int i = j; i < j + W; i++) prefetch(work.rows[i + ahead], head_dim);
         widen(work.rows + j, head_dim, work.keys);
         for (int r = 0; r < t.num_rows; r += SCORED) {
             const int n = std::min(SCORED, t.num_rows - r);

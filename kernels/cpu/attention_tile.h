@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "attention_fused.h"
+#include "attention_scores.h"
 #include "parallel.h"
 #include "tiles.h"
 
