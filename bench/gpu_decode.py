@@ -2,7 +2,7 @@
 
 The engine runs a Llama in the shape of the 8B models in bf16, with random weights created on the device: with CUDA
 graphs and early launch, as in a node, and without either. `--deterministic` repeats this with deterministic
-kernels. The roofline is the bandwidth of a copy, measured in the same run.
+kernels, `--quantization` with quantised weights. The roofline is the bandwidth of a copy, measured in the same run.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from engine.model.rotary import layer_tables
 from engine.model.weights import WeightLoader
 from engine.random_checkpoint import TINY, AnyTensor
 from kernels.dispatch import load as load_kernels
+from kernels.quantize import bytes_per_weight
 
 LLAMA_8B = TINY | {
     "vocab_size": 128256,
@@ -52,15 +53,18 @@ LLAMA_8B = TINY | {
 class RandomTensors(AnyTensor):
     """Creates every requested tensor on the device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, bits: int = 16) -> None:
+        """`num_bytes` counts what a step reads of the weights, in `bits` if they are of a layer."""
+        self._device, self._bits = device, bits
         self.num_bytes = 0
 
     def tensor(
         self, name: str, shape: Sequence[int], types: Sequence[str] = FLOATS, *, reshaped: bool = False
     ) -> Tensor:
         """Return a bf16 tensor: ones for norms, and linear weights scaled to keep the size of activations."""
-        self.num_bytes += 0 if "embed" in name else 2 * torch.Size(shape).numel()
+        is_quantized = self._bits < 16 and len(shape) > 1 and ".layers." in name
+        each = bytes_per_weight(self._bits, shape[-1]) if is_quantized else 2
+        self.num_bytes += 0 if "embed" in name else int(each * torch.Size(shape).numel())
         if len(shape) == 1:
             return torch.ones(*shape, dtype=torch.bfloat16, device=self._device)
         return torch.randn(*shape, dtype=torch.bfloat16, device=self._device).mul_(shape[-1] ** -0.5)
@@ -75,10 +79,11 @@ class Bench:
             self.model = ModelConfig.load(scratch)
         self.config = config
         device, dtype = torch.device(config.device), torch.bfloat16
-        tensors = RandomTensors(device)
+        tensors = RandomTensors(device, config.weight_bits)
         kernels = load_kernels(device, dtype, deterministic)
         with torch.inference_mode():
-            weights = WeightLoader(self.model, tensors, kernels, dtype, device).load(lambda fraction: None)
+            loader = WeightLoader(self.model, tensors, kernels, dtype, device, config.weight_bits)
+            weights = loader.load(lambda fraction: None)
             tables = layer_tables(self.model, config.max_model_len, device)
         self.weight_bytes = tensors.num_bytes
         layout = resolve.layout(self.model, config.block_size, config.dtype, "bench")
@@ -117,7 +122,9 @@ class Bench:
         return statistics.median(took_s)
 
 
-def engine_config(raw: dict[str, Any], device: str, num_seqs: int, context: int) -> EngineConfig:
+def engine_config(
+    raw: dict[str, Any], device: str, num_seqs: int, context: int, quantization: str = "none"
+) -> EngineConfig:
     """Return a configuration with room for `num_seqs` requests of `context` tokens and some output."""
     block_size, room = 16, context + 256
     return EngineConfig(
@@ -128,6 +135,7 @@ def engine_config(raw: dict[str, Any], device: str, num_seqs: int, context: int)
         num_blocks=num_seqs * -(-room // block_size),
         dtype="bfloat16",
         device=device,
+        quantization=quantization,
     )
 
 
@@ -137,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int, default=1024, help="prompt tokens before decoding")
     parser.add_argument("--num-steps", type=int, default=40)
     parser.add_argument("--deterministic", action="store_true", help="also measure deterministic kernels")
+    parser.add_argument("--quantization", nargs="+", default=[], choices=("int8", "int4"), help="also measure these")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("this benchmark needs a GPU, and torch sees none", file=sys.stderr)
@@ -146,14 +155,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {copy_rate / 1e9:.0f} GB/s")
     for deterministic in (False, True)[: 1 + args.deterministic]:
         print_steps(args, copy_rate, deterministic=deterministic)
+    for quantization in args.quantization:
+        print_steps(args, copy_rate, quantization=quantization)
     return 0
 
 
-def print_steps(args: argparse.Namespace, copy_rate: float, *, deterministic: bool) -> None:
+def print_steps(
+    args: argparse.Namespace, copy_rate: float, *, deterministic: bool = False, quantization: str = "none"
+) -> None:
     """Print a line for each batch size and mode."""
-    config = engine_config(LLAMA_8B, "cuda", max(args.batch_sizes), args.context)
+    config = engine_config(LLAMA_8B, "cuda", max(args.batch_sizes), args.context, quantization)
     bench = Bench(LLAMA_8B, config, deterministic=deterministic)
-    print(f"\nweights {bench.weight_bytes / 1e9:.1f} GB, contexts of {args.context}{', deterministic' * deterministic}")
+    kind = ", deterministic" * deterministic + f", {quantization}" * (quantization != "none")
+    print(f"\nweights {bench.weight_bytes / 1e9:.1f} GB, contexts of {args.context}{kind}")
     print("batch       step   of roofline")
     graphed = GraphedDecoder(bench.decoder, bench.config, CudaCapture())
     for num_seqs in args.batch_sizes:

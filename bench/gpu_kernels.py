@@ -2,9 +2,9 @@
 
 Kernels that move data are compared with a copy of as many bytes; decode attention and mixtures of experts with the
 slower of copying what they read and multiplying what they multiply; prefill attention with torch's fastest attention
-over the same tokens, contiguous; linear layers of `--deterministic` with torch's. Kernels are replayed from CUDA
-graphs, as in decode steps, so the figures, medians over CUDA events, do not include launches from Python. The
-decode step as a whole is measured by `gpu_decode`.
+over the same tokens, contiguous; linear layers of `--deterministic` and of `--quantization` with torch's in bf16.
+Kernels are replayed from CUDA graphs, as in decode steps, so the figures, medians over CUDA events, do not include
+launches from Python. The decode step as a whole is measured by `gpu_decode`.
 """
 
 import sys
@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bench import _command
 from bench._gpu import DEVICE, copy_bandwidth, matmul_flops, randn, seconds
+from bench._gpu_products import expert_lines, linear_lines, quantized_lines
 from kernels.api import Attention, AttentionMeta
 from kernels.triton import TritonKernels
 from kernels.triton.blocks import digest_blocks, fetch_blocks, pack_blocks, unpack_blocks
@@ -28,7 +29,6 @@ BLOCK_SIZE = 16
 NUM_TOKENS, HIDDEN, FFN, VOCAB = 16384, 4096, 14336, 128256  # of an 8B model
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
 POOL_BLOCKS, BLOCK_BYTES, PACKED_BLOCKS, STAGED_BLOCKS = 2048, 1 << 18, 1024, 16
-EXPERT_SHAPES = [(64, 128, 8, 2048, 768), (8192, 128, 8, 2048, 768)]  # tokens, experts, of a token, H, F
 DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension, planes
     (1, 32768, 8, 4, 128, 2),
     (64, 1024, 8, 4, 128, 2),
@@ -38,8 +38,6 @@ DECODE_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV hea
     (64, 4096, 1, 128, 576, 1),  # MLA, as DeepSeek-V3's and V2-Lite's
     (64, 4096, 1, 16, 576, 1),
 ]
-LINEAR_SHAPES = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336)]  # outputs, inputs
-LINEAR_ROWS = (1, 64, 256, 2048)
 PREFILL_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV head, head dimension
     (1, 2048, 8, 4, 128),
     (1, 16384, 8, 4, 128),
@@ -63,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         decode_lines(args.repeats, copy_rate, flops),
         expert_lines(args.repeats, copy_rate, flops),
         linear_lines(args.repeats, copy_rate, flops),
+        quantized_lines(args.repeats, copy_rate, flops),
         moving_lines(args.repeats, copy_rate),
         staging_lines(args.repeats),
         prefill_lines(args.repeats),
@@ -84,37 +83,6 @@ def decode_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
         bound_s = max(num_bytes / copy_rate, 2 * num_products / flops)
         shape = f"{num_seqs} x {seq_len}, {num_kv_heads} x {group} heads of {head_dim}"
         yield f"{shape:36} {num_bytes / attend_s / 1e9:8.0f}   {bound_s / attend_s:.0%}"
-
-
-def expert_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
-    """Yield TFLOP/s, and the share of the bound by reading the weights once or by multiplying."""
-    yield "\nmixture of experts                    TFLOP/s   of roofline"
-    for num_tokens, num_experts, per_token, hidden, ffn in EXPERT_SHAPES:
-        gate_up, down = randn(num_experts, 2 * ffn, hidden), randn(num_experts, hidden, ffn)
-        experts = TritonKernels().pack_experts(gate_up, down, "silu")
-        x, weights = randn(num_tokens, hidden), torch.rand(num_tokens, per_token, device=DEVICE)
-        chosen = torch.rand(num_tokens, num_experts, device=DEVICE).topk(per_token).indices
-        num_bytes = (gate_up.nbytes + down.nbytes) * len(set(chosen.flatten().tolist())) / num_experts
-        num_flops = 2 * num_tokens * per_token * 3 * hidden * ffn
-        experts_s = seconds(partial(experts, x, chosen, weights), repeats)
-        bound_s = max(num_bytes / copy_rate, num_flops / flops)
-        shape = f"{num_tokens} tokens, {per_token} of {num_experts}, {hidden} to {ffn}"
-        yield f"{shape:36} {num_flops / experts_s / 1e12:8.0f}   {bound_s / experts_s:.0%}"
-
-
-def linear_lines(repeats: int, copy_rate: float, flops: float) -> Iterator[str]:
-    """Yield TFLOP/s, the share of the bound by reading the weights or multiplying, and torch's time over ours."""
-    yield "\nlinear, deterministic                 TFLOP/s   of roofline   of torch's"
-    for num_outputs, num_inputs in LINEAR_SHAPES:
-        weight = randn(num_outputs, num_inputs)
-        linears = [TritonKernels(deterministic=own).pack_linear(weight, None) for own in (True, False)]
-        for num_rows in LINEAR_ROWS:
-            x = randn(num_rows, num_inputs)
-            own_s, torch_s = (seconds(partial(linear, x), repeats) for linear in linears)
-            num_flops = 2 * num_rows * num_outputs * num_inputs
-            bound_s = max(weight.nbytes / copy_rate, num_flops / flops)
-            shape = f"{num_rows} rows, {num_inputs} to {num_outputs}"
-            yield f"{shape:36} {num_flops / own_s / 1e12:8.0f}   {bound_s / own_s:11.0%}   {torch_s / own_s:.2f}x"
 
 
 def prefill_lines(repeats: int) -> Iterator[str]:

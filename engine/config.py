@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+WEIGHT_BITS = {"none": 16, "int8": 8, "int4": 4}  # of the layers' weights; 16 stands for the weights' own dtype
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -21,8 +23,8 @@ class EngineConfig:
 
     @property
     def weight_bits(self) -> int:
-        """Bits of the layers' weights; 16 stands for the weights' own dtype."""
-        return {"none": 16, "int8": 8, "int4": 4}[self.quantization]
+        """Bits of the layers' weights, as in WEIGHT_BITS."""
+        return WEIGHT_BITS[self.quantization]
 
     @property
     def max_blocks_per_request(self) -> int:

@@ -11,11 +11,12 @@ from baton.errors import ConfigError
 from baton.kv.layout import DTYPE_BYTES, KVLayout
 from baton.process.config import parse_bytes
 from baton.process.settings import EngineFlags
-from engine.config import EngineConfig
+from engine.config import WEIGHT_BITS, EngineConfig
 from engine.kv_cache import layers_per_group
 from engine.model.checkpoint import Checkpoint
 from engine.model.config import ModelConfig
 from engine.model.fingerprint import fingerprint
+from kernels.quantize import bytes_per_weight
 
 _CPU_SHARE, _CPU_MAX_BYTES = 0.25, 2 * 2**30
 _GPU_SHARE = 0.90
@@ -108,14 +109,25 @@ def _kv_bytes(flags: EngineFlags, model: ModelConfig, model_dir: str | Path, dev
     if device == "cpu":
         return min(int(_CPU_SHARE * _available_bytes()), _CPU_MAX_BYTES)
     free, _ = torch.cuda.mem_get_info()
-    per_word = model.quantized.values_per_word if model.quantized else 1
-    weights = Checkpoint(model_dir).num_values(per_word) * DTYPE_BYTES[dtype]
     widest = max(model.intermediate_size, model.hidden_size)
     if model.mixture:
         widest = max(widest, model.mixture.ffn_size * model.mixture.routing.experts_per_token)
     activations = flags.max_num_batched_tokens * widest * _GPU_ACTIVATION_BYTES_PER_TOKEN
     logits = flags.max_num_seqs * model.vocab_size * 12  # in the model's type, in fp32, and one copy
+    weights = _weight_bytes(flags, model, model_dir, DTYPE_BYTES[dtype], widest)
     return max(int(_GPU_SHARE * free) - weights - activations - logits, 0)
+
+
+def _weight_bytes(flags: EngineFlags, model: ModelConfig, model_dir: str | Path, dtype_bytes: int, widest: int) -> int:
+    """Bytes of the weights on a GPU. If they are quantised, one layer at a time may be in the model's type as well."""
+    num_values = Checkpoint(model_dir).num_values(model.quantized.values_per_word if model.quantized else 1)
+    bits = WEIGHT_BITS[flags.quantization]
+    if bits == 16:
+        return num_values * dtype_bytes
+    num_ends = min(num_values, (1 if model.tie_word_embeddings else 2) * model.vocab_size * model.hidden_size)
+    num_inputs = min(model.hidden_size, model.mixture.ffn_size if model.mixture else model.intermediate_size)
+    layers = int((num_values - num_ends) * bytes_per_weight(bits, num_inputs))
+    return num_ends * dtype_bytes + layers + 2 * widest * model.hidden_size * dtype_bytes
 
 
 def _available_bytes() -> int:

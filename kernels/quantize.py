@@ -32,6 +32,11 @@ def dequantized(integers: Tensor, scales: Tensor) -> Tensor:
     return (groups * scales.unsqueeze(-1)).flatten(-2)
 
 
+def bytes_per_weight(bits: int, num_inputs: int) -> float:
+    """Bytes of an integer and its share of a scale."""
+    return bits / 8 + 4 / (num_inputs if bits == 8 else GROUP)
+
+
 def rounded(weight: Tensor, bits: int) -> Tensor:
     """Quantise `weight` to `bits` and back, in its own dtype; with 16 bits return it unchanged."""
     return weight if bits == 16 else dequantized(*quantized(weight, bits)).to(weight.dtype)

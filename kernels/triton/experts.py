@@ -13,8 +13,10 @@ from torch import Tensor
 
 from kernels.api import Activation
 from kernels.triton.activation import gate
-from kernels.triton.linear import load_tile
-from kernels.triton.tile import dot_type, find, has_wgmma
+from kernels.triton.linear import Shape
+from kernels.triton.product import RUN, product
+from kernels.triton.tile import dot_type, find, has_ptx, has_wgmma
+from kernels.triton.weights import Weights
 
 CHUNK = 1024  # pairs that a sorting program scans at once
 COLUMNS = 1024  # of a row per summing program
@@ -44,7 +46,8 @@ def sort_kernel(ids_ptr, order_ptr, starts_ptr, num_pairs, CHUNK: tl.constexpr):
 @triton.jit
 def experts_kernel(
     x_ptr,  # [T, INPUTS] where gated, else [pairs, INPUTS] in sorted order
-    weight_ptr,  # [E, 2 * OUTPUTS, INPUTS] where gated, gate before up; else [E, OUTPUTS, INPUTS]
+    weight_ptr,  # [E, 2 * OUTPUTS, INPUTS] where gated, gates before ups, else [E, OUTPUTS, INPUTS]; or packed
+    scales_ptr,
     bias_ptr,  # [E, 2 * OUTPUTS] or [E, OUTPUTS]
     out_ptr,  # [pairs, OUTPUTS]: in sorted order where gated, else as the pairs were given
     order_ptr,
@@ -58,8 +61,10 @@ def experts_kernel(
     COLS: tl.constexpr,
     INNER: tl.constexpr,
     ACTIVATION: tl.constexpr,  # None: not gated
+    BITS: tl.constexpr,
     BIAS: tl.constexpr,
     DOT: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """Program (tile, column): COLS outputs of ROWS pairs of one expert."""
     gated: tl.constexpr = ACTIVATION is not None
@@ -75,25 +80,37 @@ def experts_kernel(
     source = (pair // per_token if gated else row).to(tl.int64) * INPUTS
     target = (row if gated else pair).to(tl.int64) * OUTPUTS
     column = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inside = column < OUTPUTS
-    weight_row = expert.to(tl.int64) * (2 * OUTPUTS if gated else OUTPUTS) + column
-
-    acc = tl.zeros([ROWS, COLS], tl.float32)
-    acc_up = tl.zeros([ROWS, COLS], tl.float32)
-    for start in range(0, INPUTS, INNER):
-        x = load_tile(x_ptr, source, present, start, INPUTS, INNER).to(DOT)
-        weight = load_tile(weight_ptr, weight_row * INPUTS, inside, start, INPUTS, INNER).to(DOT)
-        acc = tl.dot(x, tl.trans(weight), acc, input_precision="ieee")
-        if gated:
-            weight_up = load_tile(weight_ptr, (weight_row + OUTPUTS) * INPUTS, inside, start, INPUTS, INNER).to(DOT)
-            acc_up = tl.dot(x, tl.trans(weight_up), acc_up, input_precision="ieee")
+    width: tl.constexpr = 2 if gated else 1
+    output = tl.program_id(1) * COLS + tl.arange(0, width * COLS) // width
+    inside = output < OUTPUTS
+    output += tl.arange(0, width * COLS) % width * OUTPUTS  # next to each gate is its up
+    acc = product(
+        x_ptr,
+        source,
+        present,
+        weight_ptr,
+        scales_ptr,
+        expert.to(tl.int64),
+        output,
+        inside,
+        0,
+        INPUTS,
+        INPUTS,
+        width * OUTPUTS,
+        ROWS,
+        width * COLS,
+        INNER,
+        BITS,
+        DOT,
+        PTX,
+    )
     if BIAS:
-        acc += tl.load(bias_ptr + weight_row, mask=inside, other=0.0).to(tl.float32)[None, :]
-        if gated:
-            acc_up += tl.load(bias_ptr + weight_row + OUTPUTS, mask=inside, other=0.0).to(tl.float32)[None, :]
+        bias = tl.load(bias_ptr + expert * (width * OUTPUTS) + output, mask=inside, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
     if gated:
-        acc = gate(acc, acc_up, ACTIVATION)
-    mask = present[:, None] & inside[None, :]
+        alone, up = tl.split(tl.reshape(acc, [ROWS, COLS, 2]))
+        acc = gate(alone, up, ACTIVATION)
+    mask = present[:, None] & (column < OUTPUTS)[None, :]
     tl.store(out_ptr + target[:, None] + column[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -111,19 +128,22 @@ def sum_kernel(parts_ptr, weights_ptr, out_ptr, size, PER_TOKEN: tl.constexpr, C
 
 
 class MixtureOfExperts:
-    """`Experts` over weights in their original layout: gate_up [E, 2F, H], down [E, H, F]."""
+    """`Experts`."""
 
     def __init__(
         self,
-        gate_up: Tensor,
-        down: Tensor,
+        gate_up: Weights,
+        down: Weights,
         activation: Activation,
         gate_up_bias: Tensor | None,
         down_bias: Tensor | None,
+        *,
         deterministic: bool = False,
     ) -> None:
-        """If `deterministic`, a row's bits do not depend on the other rows."""
-        self._gate_up, self._down = gate_up.contiguous(), down.contiguous()
+        """gate_up: [E, 2F, H], gates before ups; down: [E, H, F]. If `deterministic`, a row's bits do not depend on the
+        other rows.
+        """
+        self._gate_up, self._down = gate_up, down
         self._gate_up_bias, self._down_bias = gate_up_bias, down_bias
         self._activation, self._deterministic = activation, deterministic
 
@@ -132,7 +152,8 @@ class MixtureOfExperts:
         num_tokens, per_token = expert_ids.shape
         if not num_tokens:
             return torch.empty_like(x)
-        num_experts, hidden, ffn = self._down.shape
+        hidden, ffn = self._down.outputs, self._down.inputs
+        num_experts = self._down.num_experts
         num_pairs = num_tokens * per_token
         order = torch.empty(num_pairs, dtype=torch.int32, device=x.device)
         starts = torch.empty(num_experts + 1, dtype=torch.int32, device=x.device)
@@ -151,7 +172,7 @@ class MixtureOfExperts:
     def _multiply(
         self,
         x: Tensor,
-        weight: Tensor,
+        weights: Weights,
         bias: Tensor | None,
         out: Tensor,
         order: Tensor,
@@ -159,36 +180,41 @@ class MixtureOfExperts:
         per_token: int,
         activation: Activation | None,
     ) -> None:
-        num_experts, num_pairs = weight.shape[0], out.shape[0]
-        rows, cols, inner, num_warps, num_stages = _shape(
-            num_pairs, num_experts, x.element_size(), deterministic=self._deterministic
-        )
-        num_tiles = min(num_experts, num_pairs) + num_pairs // rows  # an upper bound
-        experts_kernel[(num_tiles, triton.cdiv(out.shape[1], cols))](
-            *(x, weight, bias, out, order, starts, per_token, num_experts),
+        num_experts, num_pairs = weights.num_experts, out.shape[0]
+        shape = _shape(num_pairs, weights, x.element_size(), activation, deterministic=self._deterministic)
+        num_tiles = min(num_experts, num_pairs) + num_pairs // shape.rows  # an upper bound
+        experts_kernel[(num_tiles, triton.cdiv(out.shape[1], shape.cols))](
+            *(x, weights.values, weights.scales, bias, out, order, starts, per_token, num_experts),
             INPUTS=x.shape[1],
             OUTPUTS=out.shape[1],
             EXPERTS=triton.next_power_of_2(num_experts),
-            ROWS=rows,
-            COLS=cols,
-            INNER=inner,
+            ROWS=shape.rows,
+            COLS=shape.cols,
+            INNER=shape.inner,
             ACTIVATION=activation,
+            BITS=weights.bits,
             BIAS=bias is not None,
             DOT=dot_type(x),
-            num_warps=num_warps,
-            num_stages=num_stages,
+            PTX=has_ptx(x),
+            num_warps=shape.num_warps,
+            num_stages=shape.num_stages,
         )
 
 
-def _shape(num_pairs: int, num_experts: int, itemsize: int, *, deterministic: bool) -> tuple[int, int, int, int, int]:
-    """(ROWS, COLS, INNER, num_warps, num_stages): small tiles if experts have few rows, large ones to reuse weights.
+def _shape(
+    num_pairs: int, weights: Weights, itemsize: int, activation: Activation | None, *, deterministic: bool
+) -> Shape:
+    """Small tiles if experts have few rows, large ones to reuse weights.
 
-    If `deterministic`, it does not depend on the number of pairs.
+    If `deterministic`, the number of pairs does not affect the order of sums, nor which instructions compute them.
     """
     if itemsize == 4:
-        return 16, 32, 32, 4, 2
+        return Shape(16, 32, 32 if weights.bits == 16 else RUN, 4, 2)
+    few = num_pairs <= 16 * weights.num_experts
+    if weights.bits < 16:
+        return Shape(16 if few else 64, 64 if activation is None else 32, RUN, 4, 4)
     if deterministic:
-        return 64, 64, 64, 4, 4
-    if num_pairs <= 16 * num_experts:
-        return 16, 64, 128, 4, 3
-    return 128, 128 if has_wgmma() else 64, 64, 8, 3
+        return Shape(64, 64, 64, 4, 4)
+    if few:
+        return Shape(16, 64, 128, 4, 3)
+    return Shape(128, 128 if has_wgmma() else 64, 64, 8, 3)

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
 from kernels.linear import pack_heads, pack_linear
-from kernels.quantize import rounded
 from kernels.triton import linear
 from kernels.triton.activation import gated
 from kernels.triton.decode import decode_attention
@@ -13,6 +12,7 @@ from kernels.triton.experts import MixtureOfExperts
 from kernels.triton.norm import add_rms_norm, rms_norm
 from kernels.triton.prefill import prefill_attention
 from kernels.triton.rope import rope_and_cache
+from kernels.triton.weights import Weights
 
 
 class TritonKernels:
@@ -71,9 +71,10 @@ class TritonKernels:
         return out
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
-        """See `Kernels`. The weight keeps its layout and dtype, so quantisation saves no memory here."""
-        pack = linear.pack_linear if self._deterministic else pack_linear
-        return pack(rounded(weight, bits), bias)
+        """See `Kernels`. Weights of 16 bits keep their layout."""
+        if bits == 16 and not self._deterministic:
+            return pack_linear(weight, bias)
+        return linear.pack_linear(weight, bias, bits, deterministic=self._deterministic)
 
     def pack_gated(self, weight: Tensor, bias: Tensor | None, activation: Activation, bits: int = 16) -> Linear:
         """See `Kernels`: a product, and then `gated`."""
@@ -93,6 +94,6 @@ class TritonKernels:
         down_bias: Tensor | None = None,
         bits: int = 16,
     ) -> Experts:
-        """See `Kernels`. Fewer bits save no memory."""
-        weights = rounded(gate_up, bits), rounded(down, bits)
-        return MixtureOfExperts(*weights, activation, gate_up_bias, down_bias, self._deterministic)
+        """See `Kernels`."""
+        weights = Weights(gate_up, bits), Weights(down, bits)
+        return MixtureOfExperts(*weights, activation, gate_up_bias, down_bias, deterministic=self._deterministic)

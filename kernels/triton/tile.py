@@ -202,6 +202,11 @@ def dot_type(x: Tensor) -> tl.dtype:
     return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[x.dtype]
 
 
+def has_ptx(x: Tensor) -> bool:
+    """Whether packed weights are widened to x's dtype in PTX, which the interpreter does not run."""
+    return x.element_size() == 2 and not triton.knobs.runtime.interpret
+
+
 @cache
 def has_wgmma() -> bool:
     """Whether products use Hopper's wgmma instructions, which read tiles of 64 or more rows from shared memory."""

@@ -104,6 +104,7 @@ def launch(capability: int) -> None:
 
     experts(kernels, 64)
     experts(kernels, 2048)
+    launch_packed(kernels)
     draw(floats(64, 128256), floats(64), torch.empty(64, 2, dtype=torch.int32, device="meta"))
     log_total(floats(64, 128256))
     blocks, packed = (torch.empty(n, 1 << 16, dtype=torch.uint8, device="meta") for n in (4096, 32))
@@ -127,11 +128,23 @@ def launch_deterministic() -> None:
     for num_rows, num_outputs in ((1, 4096), (64, 28672), (2048, 4096)):
         kernels.pack_linear(empty(num_outputs, 4096), empty(num_outputs))(empty(num_rows, 4096))
     kernels.pack_heads(empty(128, 576, 192))(empty(64, 128 * 192))
+    launch_packed(kernels)
 
 
-def experts(kernels: TritonKernels, num_tokens: int) -> None:
+def launch_packed(kernels: TritonKernels) -> None:
+    """Launch products of few and of many rows with weights of 8 and 4 bits."""
+    for bits in (8, 4):
+        for num_rows, num_outputs in ((1, 4096), (64, 28672), (2048, 4096)):
+            kernels.pack_linear(empty(num_outputs, 4096), empty(num_outputs), bits)(empty(num_rows, 4096))
+        experts(kernels, 64, bits)
+        experts(kernels, 2048, bits)
+        half = {"dtype": torch.float16}
+        kernels.pack_linear(empty(4096, 4096, **half), None, bits)(empty(64, 4096, **half))
+
+
+def experts(kernels: TritonKernels, num_tokens: int, bits: int = 16) -> None:
     ids, weights = torch.empty(num_tokens, 8, dtype=torch.int64, device="meta"), floats(num_tokens, 8)
-    packed = kernels.pack_experts(empty(32, 1536, 2048), empty(32, 2048, 768), "silu")
+    packed = kernels.pack_experts(empty(32, 1536, 2048), empty(32, 2048, 768), "silu", bits=bits)
     packed(empty(num_tokens, 2048), ids, weights)
 
 

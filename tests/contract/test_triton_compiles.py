@@ -22,7 +22,7 @@ NUM_WGMMA_ATTENTIONS = 12  # prefills of head dimensions up to 256, and decodes 
 KERNELS = {
     *("prefill_kernel", "decode_kernel", "merge_kernel", "rope_and_cache_kernel"),
     *("rms_norm_kernel", "add_rms_norm_kernel", "gated_kernel"),
-    *("sort_kernel", "experts_kernel", "sum_kernel", "linear_kernel"),
+    *("sort_kernel", "experts_kernel", "sum_kernel", "linear_kernel", "widen_kernel"),
     *("draw_kernel", "choose_kernel", "log_total_kernel", "copy_blocks_kernel"),
     "fetch_blocks_kernel",
 }
@@ -71,3 +71,5 @@ def test_kernels_compile_without_spills(compilers, capability: int) -> None:
     if capability == 90:  # tiles too small for wgmma would compile as well, and run at half the speed
         assert products.count("wgmma") == NUM_WGMMA_ATTENTIONS
         assert {kernel.product for kernel in built if kernel.name == "linear_kernel"} == {"wgmma"}
+        experts = [kernel.product for kernel in built if kernel.name == "experts_kernel"]
+        assert experts.count("mma") == 2  # gates and ups, and downs, of few rows in 16 bits

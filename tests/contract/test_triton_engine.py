@@ -46,9 +46,15 @@ def generate(engine):
 
 
 @pytest.mark.parametrize(
-    ("model", "padded", "deterministic"), [("llama", True, False), ("windows", False, False), ("windows", True, True)]
+    ("model", "quantization", "padded", "deterministic"),
+    [
+        ("llama", "none", True, False),
+        ("windows", "none", False, False),
+        ("windows", "int8", True, True),
+        ("llama", "int4", False, False),
+    ],
 )
-def test_tokens_are_those_of_the_reference(model, padded, deterministic, tmp_path):
+def test_tokens_are_those_of_the_reference(model, quantization, padded, deterministic, tmp_path):
     from kernels.triton import TritonKernels
 
     random_checkpoint.write(tmp_path, MODELS[model])
@@ -56,6 +62,7 @@ def test_tokens_are_those_of_the_reference(model, padded, deterministic, tmp_pat
     flags = EngineFlags(
         model=str(tmp_path),
         device=device,
+        quantization=quantization,
         kv_memory="1MiB",
         block_size=8,
         max_num_seqs=4,

@@ -16,11 +16,13 @@ from engine.request import Request
 from engine.rows import Rows
 from engine.sampling.noise import gumbel, make_keys
 from engine.sampling.sampler import Sampler
+from kernels import quantize
 from kernels.api import Attention, AttentionMeta
 from kernels.reference import ReferenceKernels
 from kernels.triton import TritonKernels, decode
 from kernels.triton.sampling import draw, log_total
 from kernels.triton.tile import head_tiles
+from kernels.triton.weights import Weights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = TritonKernels()
@@ -201,3 +203,20 @@ def test_a_sampler_draws_the_same_tokens_with_the_kernel():
     assert len(calls) == 1
     assert sample(4, counted) == sample(4)  # a row filters
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.51), (4, 0.32)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(70, 512), (3, 480)])
+def test_packed_weights_take_few_bytes_and_are_widened_exactly(bits, share, outputs, inputs):
+    weight = torch.randn(2, outputs, inputs).to(DEVICE)
+    packed = Weights(weight, bits)
+    if inputs % 128 == 0:  # others are padded
+        assert packed.values.nbytes + packed.scales.nbytes <= share * weight.nbytes / 2
+    assert torch.equal(packed.widened(torch.float32), quantize.rounded(weight, bits))
+
+
+def test_splits_leave_their_counters_as_they_found_them():
+    """Else the next product would be computed by fewer splits than there are."""
+    linear = KERNELS.pack_linear(torch.randn(40, 1088).to(DEVICE), None, 8)
+    x = torch.randn(5, 1088).to(DEVICE)
+    assert torch.equal(linear(x), linear(x))

@@ -17,6 +17,7 @@ from engine.model.config import ModelConfig
 from engine.model.weights import WeightLoader
 from engine.random_checkpoint import TINY, AnyTensor
 from kernels.api import Attention, AttentionMeta
+from kernels.quantize import rounded
 from kernels.reference import ReferenceKernels
 from tests.recorded_logits import MAX_TOKENS, Recording, generation, run_apart
 
@@ -53,6 +54,8 @@ MODELS = {
     | {"n_routed_experts": 16, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
 }
 
+CASES = [*((name, "none") for name in MODELS), ("llama", "int4"), ("qwen3-moe", "int8")]
+
 
 class MadeTensors(AnyTensor):
     """Creates every tensor that is asked for from a seed, and keeps it. Fused tensors are stored fused."""
@@ -71,17 +74,18 @@ class MadeTensors(AnyTensor):
         return self.made[name]
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def directory(request, tmp_path_factory):
-    """A checkpoint of that family."""
-    config = MODELS[request.param]
-    directory = random_checkpoint.write(tmp_path_factory.mktemp(request.param), TINY)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def model(request, tmp_path_factory):
+    """A checkpoint of that family, and how to quantise it."""
+    name, quantization = request.param
+    config = MODELS[name]
+    directory = random_checkpoint.write(tmp_path_factory.mktemp(name), TINY)
     (directory / "config.json").write_text(json.dumps(config))
     made = MadeTensors()
     loader = WeightLoader(ModelConfig.load(directory), made, ReferenceKernels(), BF16, torch.device("cpu"))
     loader.load(lambda fraction: None)
     save_file(made.made, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
+    return directory, quantization
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +94,10 @@ def texts():
     return [[draw.randrange(8192) for _ in range(length)] for length in (600, 3, 1, 41, 130, 90, 64, 257, 8)]
 
 
-def recording(directory, **flags):
+def recording(model, **flags):
+    directory, quantization = model
     defaults = {"device": DEVICE, "deterministic": True, "kv_memory": "64MiB", "block_size": 16, "max_num_seqs": 16}
-    return Recording(directory, "bfloat16", **(defaults | flags))
+    return Recording(directory, "bfloat16", quantization, **(defaults | flags))
 
 
 def run_alone(engine, text, key=0):
@@ -103,9 +108,9 @@ def run_alone(engine, text, key=0):
 
 
 @pytest.fixture(scope="module")
-def together(directory, texts):
+def together(model, texts):
     """The rows of all texts in one batch."""
-    crowd = recording(directory)
+    crowd = recording(model)
     for key, text in enumerate(texts):
         crowd.engine.add(generation(text, key))
     rows = crowd.run()
@@ -114,28 +119,28 @@ def together(directory, texts):
 
 
 @pytest.mark.parametrize("chunk", [16, 64, 512])
-def test_logits_depend_neither_on_the_batch_nor_on_chunks(directory, texts, together, chunk):
-    alone = recording(directory, max_num_batched_tokens=chunk)
+def test_logits_depend_neither_on_the_batch_nor_on_chunks(model, texts, together, chunk):
+    alone = recording(model, max_num_batched_tokens=chunk)
     for key in (0, 1, 2, 4, 7):
         assert run_alone(alone, texts[key], key) <= together
 
 
-def test_logits_do_not_depend_on_graphs_and_their_padding(directory, texts, together):
-    few = recording(directory, cuda_graphs=False, max_num_seqs=3)
+def test_logits_do_not_depend_on_graphs_and_their_padding(model, texts, together):
+    few = recording(model, cuda_graphs=False, max_num_seqs=3)
     for key, text in enumerate(texts):
         few.engine.add(generation(text, key))
     assert few.run() == together
 
 
-def test_logits_do_not_depend_on_where_the_prompt_is_computed(directory, texts):
-    wanted = run_alone(recording(directory), texts[0])
-    first, second = recording(directory, max_num_batched_tokens=64), recording(directory)
+def test_logits_do_not_depend_on_where_the_prompt_is_computed(model, texts):
+    wanted = run_alone(recording(model), texts[0])
+    first, second = recording(model, max_num_batched_tokens=64), recording(model)
     assert run_apart(first, second, texts[0]) == wanted
 
 
-def test_logits_do_not_depend_on_prefill_or_decode(directory, texts):
+def test_logits_do_not_depend_on_prefill_or_decode(model, texts):
     """As after a node has died: the tokens drawn before are part of the next prompt."""
-    engine = recording(directory)
+    engine = recording(model)
     request = engine.engine.add(generation(texts[0]))
     wanted = engine.run()
     resumed = run_alone(engine, request.token_ids[: len(texts[0]) + 2], key=1)
@@ -155,16 +160,17 @@ def randn(*shape):
 
 
 @pytest.mark.parametrize(
-    ("num_outputs", "num_inputs", "bias"),
-    [(4096, 4096, False), (6144, 4096, True), (28672, 4096, False), (4096, 14336, False), (1000, 520, True)],
-)
-def test_linears(kernels, num_outputs, num_inputs, bias):
+    ("num_outputs", "num_inputs", "bias", "bits"),
+    [(4096, 4096, False, 16), (6144, 4096, True, 16), (28672, 4096, False, 16), (4096, 14336, False, 16),
+     (1000, 520, True, 16), (4096, 4096, False, 8), (1000, 544, True, 8), (4096, 4096, False, 4), (1000, 544, True, 4)],
+)  # fmt: skip
+def test_linears(kernels, num_outputs, num_inputs, bias, bits):
     """The numbers of rows lead to tiles of all sizes."""
     weight, x = randn(num_outputs, num_inputs) / num_inputs**0.5, randn(2500, num_inputs)
     added = randn(num_outputs) if bias else None
-    linear = kernels.pack_linear(weight, added)
+    linear = kernels.pack_linear(weight, added, bits)
     together = linear(x)
-    expected = torch.nn.functional.linear(x, weight, added)
+    expected = torch.nn.functional.linear(x, rounded(weight, bits), added)
     torch.testing.assert_close(together.float(), expected.float(), atol=2e-2, rtol=2e-2)
     for start, end in [(0, 1), (2499, 2500), (77, 85), (3, 67), (3, 68), (0, 128), (100, 300), (1, 2000)]:
         assert torch.equal(linear(x[start:end]), together[start:end])
@@ -178,9 +184,11 @@ def test_linears_of_heads(kernels):
         assert torch.equal(linear(x[start:end]), together[start:end])
 
 
+@pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("num_experts", [8, 128])
-def test_experts(kernels, num_experts):
-    experts = kernels.pack_experts(randn(num_experts, 1536, 2048) / 45, randn(num_experts, 2048, 768) / 28, "silu")
+def test_experts(kernels, num_experts, bits):
+    gate_up, down = randn(num_experts, 1536, 2048) / 45, randn(num_experts, 2048, 768) / 28
+    experts = kernels.pack_experts(gate_up, down, "silu", bits=bits)
     x, weights = randn(2000, 2048), torch.rand(2000, 4, device=DEVICE)
     expert_ids = torch.rand(2000, num_experts, device=DEVICE).topk(4).indices
     together = experts(x, expert_ids, weights)

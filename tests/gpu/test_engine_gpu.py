@@ -52,12 +52,12 @@ def generate(model_dir, num_requests, runs_ahead=None, **flags):
     return [request.token_ids for request in requests]
 
 
-@pytest.mark.parametrize("num_requests", [1, 5])
-def test_tokens_are_those_of_the_cpu(model_dir, num_requests):
-    on_cpu = generate(model_dir, num_requests, device="cpu")
+@pytest.mark.parametrize(("num_requests", "quantization"), [(1, "none"), (5, "none"), (5, "int8"), (5, "int4")])
+def test_tokens_are_those_of_the_cpu(model_dir, num_requests, quantization):
+    on_cpu = generate(model_dir, num_requests, device="cpu", quantization=quantization)
     for cuda_graphs, runs_ahead in itertools.product((True, False), repeat=2):
-        found = generate(model_dir, num_requests, runs_ahead, device="cuda", cuda_graphs=cuda_graphs)
-        assert found == on_cpu
+        flags = {"device": "cuda", "cuda_graphs": cuda_graphs, "quantization": quantization}
+        assert generate(model_dir, num_requests, runs_ahead, **flags) == on_cpu
 
 
 def test_steps_run_ahead_unless_configured_otherwise(model_dir):
@@ -65,10 +65,11 @@ def test_steps_run_ahead_unless_configured_otherwise(model_dir):
     assert load_engine(model_dir, flags).config.runs_ahead
 
 
-@pytest.mark.parametrize("num_requests", [1, 13])
-def test_graphs_change_nothing_in_bf16(model_dir, num_requests):
-    with_graphs = generate(model_dir, num_requests, device="cuda", dtype="bfloat16", cuda_graphs=True)
-    without = generate(model_dir, num_requests, device="cuda", dtype="bfloat16", cuda_graphs=False)
+@pytest.mark.parametrize(("num_requests", "quantization"), [(1, "none"), (13, "none"), (13, "int8"), (13, "int4")])
+def test_graphs_change_nothing_in_bf16(model_dir, num_requests, quantization):
+    flags = {"device": "cuda", "dtype": "bfloat16", "quantization": quantization}
+    with_graphs = generate(model_dir, num_requests, cuda_graphs=True, **flags)
+    without = generate(model_dir, num_requests, cuda_graphs=False, **flags)
     # A padded batch may take another product of cuBLAS, so a near tie may fall otherwise; most do not.
     same = sum(one == other for one, other in zip(with_graphs, without, strict=True))
     assert same >= 0.7 * num_requests

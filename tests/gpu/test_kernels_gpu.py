@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from engine.sampling.noise import gumbel, make_keys
+from kernels import quantize
 from kernels.api import Attention, AttentionMeta
 from kernels.reference import ReferenceKernels
 
@@ -124,6 +125,64 @@ def test_experts(triton, num_tokens, activation, bias):
     weights = torch.rand(num_tokens, 8, device="cuda").softmax(-1)
     results = [k.pack_experts(gate_up, down, activation, *biases)(x, expert_ids, weights) for k in (triton, REFERENCE)]
     check(*results)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("num_tokens", [1, 64, 3000])
+def test_quantized_experts(triton, num_tokens, bits):
+    num_experts, hidden, ffn = 32, 2048, 768
+    gate_up, down = randn(num_experts, 2 * ffn, hidden) / hidden**0.5, randn(num_experts, hidden, ffn) / ffn**0.5
+    x, weights = randn(num_tokens, hidden), torch.rand(num_tokens, 8, device="cuda").softmax(-1)
+    expert_ids = torch.rand(num_tokens, num_experts, device="cuda").topk(8).indices
+    results = [k.pack_experts(gate_up, down, "silu", bits=bits)(x, expert_ids, weights) for k in (triton, REFERENCE)]
+    check(*results)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("num_outputs", "num_inputs", "dtype"),
+    [(4096, 4096, BF16), (28672, 4096, BF16), (1000, 1120, BF16), (1000, 1120, torch.float16),
+     (1000, 1120, torch.float32)],
+)  # fmt: skip
+def test_quantized_linears(triton, num_outputs, num_inputs, dtype, bits):
+    """The numbers of rows lead to tiles of all sizes, to splits, and to weights that are widened first."""
+    weight, bias = randn(num_outputs, num_inputs, dtype=dtype) / num_inputs**0.5, randn(num_outputs, dtype=dtype)
+    linear = triton.pack_linear(weight, bias, bits)
+    stands_for = quantize.dequantized(*quantize.quantized(weight, bits)).double()
+    limit = 1e-4 if dtype == torch.float32 else 2e-2
+    for num_rows in (1, 16, 17, 64, 100, 300, 2048):
+        x = randn(num_rows, num_inputs, dtype=dtype)
+        exact = torch.nn.functional.linear(x.double(), stands_for, bias.double())
+        torch.testing.assert_close(linear(x).double(), exact, atol=limit, rtol=limit)
+
+
+def test_a_product_is_the_same_each_time(triton):
+    """Whichever of its splits comes last, and while other products run."""
+    linears = [triton.pack_linear(randn(4096, 4096), None, bits) for bits in (8, 4)]
+    x = randn(16, 4096)
+    first = [linear(x) for linear in linears]
+    for _ in range(200):
+        again = [linear(x) for linear in linears]
+        assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.55), (4, 0.32)])
+def test_quantized_weights_take_less_memory(triton, bits, share):
+    """Only what is kept of them counts."""
+
+    def held(pack):
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        packed = pack()
+        assert packed is not None
+        return torch.cuda.memory_allocated() - before
+
+    linear = held(lambda: triton.pack_linear(randn(4096, 4096), None, bits))
+    assert 0 < linear <= share * 4096 * 4096 * 2
+    gated = held(lambda: triton.pack_gated(randn(8192, 4096), None, "silu", bits))
+    assert 0 < gated <= share * 8192 * 4096 * 2
+    experts = held(lambda: triton.pack_experts(randn(16, 1536, 2048), randn(16, 2048, 768), "silu", bits=bits))
+    assert 0 < experts <= share * 16 * 3 * 768 * 2048 * 2
 
 
 @pytest.mark.parametrize("vocab_size", [32000, 151936, 262144])

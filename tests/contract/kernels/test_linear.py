@@ -40,12 +40,14 @@ def test_linear_per_head(backend: Backend, rows: int, heads: int, outputs: int, 
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 96, 64), (5, 50, 32), (27, 333, 96)])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"), [(1, 96, 64), (5, 50, 32), (27, 333, 96), (3, 50, 1056), (300, 70, 160)]
+)
 def test_quantized_linear(backend: Backend, rows: int, outputs: int, inputs: int, bits: int) -> None:
     x, weight = backend.randn(rows, inputs), backend.randn(outputs, inputs) / inputs**0.5
     bias = backend.randn(outputs)
     stands_for = quantize.dequantized(*quantize.quantized(weight, bits)).double()
-    assert (stands_for - weight).abs().max() > 1e-3
+    assert (stands_for - weight).abs().max() > 1e-4
     exact = x.double() @ stands_for.T + bias.double()
     backend.check(backend.kernels.pack_linear(weight, bias, bits)(x), exact.to(backend.dtype))
 

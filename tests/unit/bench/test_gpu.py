@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from bench import _gpu, gpu_decode, gpu_kernels
+from bench import _gpu, _gpu_products, gpu_decode, gpu_kernels
 from engine.random_checkpoint import TINY
 
 
@@ -26,6 +26,13 @@ def test_a_model_made_of_random_tensors_decodes():
     assert bench.weight_bytes == 2 * (4 * per_layer + 64)  # of the tied embedding only single rows are read
 
 
+def test_a_step_reads_less_of_quantised_weights():
+    config = gpu_decode.engine_config(TINY, "cpu", num_seqs=3, context=40, quantization="int4")
+    bench = gpu_decode.Bench(TINY, config, deterministic=True)
+    per_layer = 64 * (64 + 2 * 32 + 64) + 3 * 64 * 160
+    assert bench.weight_bytes == 4 * per_layer * (4 + 1) // 8 + 2 * (4 * 2 * 64 + 64)  # a scale is one bit per weight
+
+
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton's interpreter is off")
 def test_every_line_of_the_kernels_is_computed(monkeypatch):
     """Run every kernel line in the interpreter, at small shapes, to check that it runs at all."""
@@ -37,15 +44,20 @@ def test_every_line_of_the_kernels_is_computed(monkeypatch):
 
     everywhere = {"DEVICE": "cpu", "seconds": seconds}
     small = {"NUM_TOKENS": 32, "HIDDEN": 64, "FFN": 48, "VOCAB": 300}
-    small |= {"NUM_HEADS": 2, "NUM_KV_HEADS": 1, "HEAD_DIM": 16, "EXPERT_SHAPES": [(5, 4, 2, 32, 24)]}
+    small |= {"NUM_HEADS": 2, "NUM_KV_HEADS": 1, "HEAD_DIM": 16}
     small |= {"POOL_BLOCKS": 8, "BLOCK_BYTES": 512, "PACKED_BLOCKS": 4, "STAGED_BLOCKS": 2}
     small |= {"DECODE_SHAPES": [(2, 40, 1, 2, 16, 2)], "PREFILL_SHAPES": [(2, 40, 1, 2, 16)]}
-    small |= {"LINEAR_SHAPES": [(32, 24)], "LINEAR_ROWS": (2,)}
-    for module, values in ((_gpu, everywhere | {"MATMUL": 16}), (gpu_kernels, everywhere | small)):
+    products = {"EXPERT_SHAPES": [(5, 4, 2, 32, 32)], "LINEAR_SHAPES": [(32, 64)]}
+    products |= {"LINEAR_ROWS": (2,), "QUANTIZED_ROWS": (2,)}
+    for module, values in (
+        (_gpu, everywhere | {"MATMUL": 16}),
+        (gpu_kernels, everywhere | small),
+        (_gpu_products, everywhere | products),
+    ):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     lines = [*gpu_kernels.decode_lines(1, 1e9, 1e12), *gpu_kernels.expert_lines(1, 1e9, 1e12)]
     lines += [*gpu_kernels.moving_lines(1, 1e9), *gpu_kernels.staging_lines(1), *gpu_kernels.prefill_lines(1)]
-    lines += gpu_kernels.linear_lines(1, 1e9, 1e12)
+    lines += [*gpu_kernels.linear_lines(1, 1e9, 1e12), *gpu_kernels.quantized_lines(1, 1e9, 1e12)]
     assert _gpu.matmul_flops(1) > 0
-    assert len(lines) == 2 + 2 + 10 + 3 + 2 + 2
+    assert len(lines) == 2 + 4 + 10 + 3 + 2 + 2 + 2

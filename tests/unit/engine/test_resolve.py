@@ -81,6 +81,22 @@ def test_cuda_without_a_device_is_refused(tiny_model, flags):
         resolved(replace(flags, device="cuda"), tiny_model)
 
 
+def test_a_gpu_has_room_for_more_kv_beside_quantised_weights(tiny_model, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, free))
+    free = 64 * 2**20  # bytes
+    flags = EngineFlags(model=str(tiny_model), device="cuda", max_num_seqs=1000, max_num_batched_tokens=1000)
+    per_layer = 64 * (64 + 2 * 32 + 64) + 3 * 64 * 160
+    widened = 2 * 160 * 64
+    none, int8, int4 = (
+        resolved(replace(flags, quantization=quantization), tiny_model).num_blocks * BLOCK_BYTES
+        for quantization in ("none", "int8", "int4")
+    )
+    saved = [4 * per_layer * (4 - each) - 4 * widened for each in (1 + 4 / 64, 0.5 + 4 / 32)]
+    assert int8 - none == pytest.approx(saved[0], abs=BLOCK_BYTES + 4 * 9 * 64 * 4)  # a block, and norms
+    assert int4 - none == pytest.approx(saved[1], abs=BLOCK_BYTES + 4 * 9 * 64 * 4)
+
+
 def test_fingerprint_depends_on_dtype_and_dynamic_rope_alone(tmp_path):
     scaling = {"type": "dynamic", "factor": 2.0}
     for name, changes, num_different in [("plain", {}, 2), ("dynamic", {"rope_scaling": scaling}, 3)]:
