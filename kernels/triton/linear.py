@@ -23,10 +23,10 @@ from kernels.triton.weights import Weights
 
 INNER = 64  # inputs of a tile in 16 bits
 NUM_MULTIPROCESSORS = 132  # an H100's: with fewer tiles than that some would idle
-PROGRAMS = 2 * NUM_MULTIPROCESSORS  # wanted of a packed product, so that one loads while another multiplies
+PROGRAMS = 4 * NUM_MULTIPROCESSORS  # wanted of a packed product, so that one loads while others multiply
 MAX_SPLITS, MIN_SPLIT = 8, 512  # splits, and inputs of each
 MIN_COLS = 32  # of a packed tile
-WIDE_ROWS = 256  # with more rows, libraries are so much faster that they make up for widening the weight first
+WIDE_ROWS = {8: 512, 4: 256}  # with more rows, libraries make up for widening the weight first
 
 
 class Shape(NamedTuple):
@@ -126,7 +126,7 @@ class TiledLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, heads * in] -> [T, heads * out] in x's dtype; the bias is added before the cast."""
         weights, num_rows = self._weights, x.shape[0]
-        if num_rows > WIDE_ROWS and not self._deterministic:
+        if not self._deterministic and num_rows > WIDE_ROWS[weights.bits]:
             return functional.linear(x, weights.widened(x.dtype).squeeze(0), self._bias)
         out = x.new_empty((num_rows, weights.num_experts * weights.outputs))
         if not num_rows:
@@ -193,6 +193,6 @@ def _packed_shape(num_rows: int, bits: int, itemsize: int, *, many: bool) -> Sha
     if itemsize == 4:
         return Shape(16, MIN_COLS, RUN, 4, 2)
     if num_rows > 64 and many:  # sums of groups take as many registers as the sums of all
-        return Shape(128, 128, RUN, 8, 3) if bits == 8 else Shape(64, 128, RUN, 8, 4)
+        return Shape(128, 128, RUN, 8, 3) if bits == 8 else Shape(64, 64, RUN, 4, 3)
     rows = min(64, max(16, triton.next_power_of_2(num_rows)))
-    return Shape(rows, 64, RUN, 4, 6 if rows == 16 and bits == 4 else 4)
+    return Shape(rows, 64, RUN, 4, 4)
