@@ -133,7 +133,7 @@ class NodeConfig(NodeFlags, ServiceFlags):
 class RouterConfig(FrontFlags, ServiceFlags):
     """One router."""
 
-    port: int = flag(8000, "HTTP port; several routers on one host may share it", most=MAX_PORT)
+    port: int = flag(8000, "HTTP port; routers of one fleet may share it on a host", most=MAX_PORT)
     node_id: str = flag("", "name of this router in the fleet; by default a generated one")
     admin_host: str = flag("127.0.0.1", "address of the admin port: metrics, dashboard, traces")
     admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one", most=MAX_PORT)

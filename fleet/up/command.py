@@ -60,7 +60,7 @@ def _admin_sockets(config: FleetConfig) -> Iterator[socket.socket]:
     """Reserve the routers' admin ports, so that restarted routers keep them."""
     for index in range(config.routers):
         wanted = config.admin_port + index if config.admin_port else 0
-        yield port.reserve("127.0.0.1", wanted, "--admin-port")
+        yield port.reserve("127.0.0.1", wanted, "--admin-port", shared=False)
 
 
 def _run(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], home: Home) -> int:
