@@ -110,7 +110,7 @@ class _Supervision:
         """Run the fleet until it is stopped; return the exit code."""
         for number in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
-        server = await control.serve(self._run_dir / "control.sock", self._handle)
+        server = await control.serve(self._run_dir / "control.sock", self._handle, self._fleet.starting)
         try:
             return await self._start_and_wait()
         finally:

@@ -43,6 +43,7 @@ class Fleet:
         self.phase = "starting"
         self._draining: set[asyncio.Task[None]] = set()
         self._scaling = asyncio.Lock()
+        self._new: list[Member] = []  # nodes that `scale` waits for
 
     async def start(self) -> None:
         """Start all services; return when requests can be served. Raises StartError, which names the failed service."""
@@ -71,8 +72,13 @@ class Fleet:
                 drained += nodes[count:]
             for member in drained:
                 self._drain(member)
+            self._new = started
             await self._start_new(started)
         return " ".join((*_said("started", started), *_said("draining", drained))) or "nothing to do"
+
+    def starting(self) -> str:
+        """Return which new nodes of the current `scale` do not serve yet, and how far they have come."""
+        return ", ".join(_progress(member) for member in self._new if member.state.state == "starting")
 
     async def stop(self) -> None:
         """Drain and stop everything, within 10 s."""
@@ -198,6 +204,12 @@ class Fleet:
 
 async def _says_ready(process: Process) -> dict[str, Any]:
     return await asyncio.shield(process.ready)
+
+
+def _progress(member: Member) -> str:
+    """Return the name of a starting node, and the tens of percent of its weights that are loaded."""
+    loaded = "" if member.progress is None else f" (loading weights, {int(member.progress * 10) * 10} %)"
+    return f"{member.command.id}{loaded}"
 
 
 def _index(name: str) -> int:
