@@ -43,7 +43,7 @@ def test_who_wants_an_answer_hears_that_the_fleet_is_not_ready(tmp_path: Path, p
     state.write(home, a_state(tmp_path, state=phase))
     held = home.lock()
     assert held is not None
-    with pytest.raises(ConfigError, match=f"the fleet is {phase}: `baton status` tells when it is ready"):
+    with pytest.raises(ConfigError, match=f"the fleet is {phase}: `baton status` says when it is ready"):
         state.serving(home)
     state.write(home, a_state(tmp_path))
     assert state.serving(home).pid == 1

@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
 
+from fleet import state
+from fleet.home import Home
 from tests.unit.fleet.up.stand_in_fleet import STAND_IN, Bench, assert_nothing_left
 
 
@@ -97,6 +100,21 @@ def test_services_are_restarted_even_if_nothing_can_be_written(bench: Bench):
     os.kill(first, signal.SIGKILL)
     bench.until(lambda: any(child.pid != first and "decode-0" in child.cmdline() for child in bench.children()))
     (bench.home / "fleet.json.partial").rmdir()
+
+
+def test_the_age_of_the_state_shows_that_it_cannot_be_written_until_it_can(bench: Bench):
+    bench.start()
+    age_s = partial(state.age_s, Home(bench.home))
+    time.sleep(4)
+    assert age_s() < 3.5  # nothing has changed, but the supervisor confirms it
+    (bench.home / "fleet.json.partial").mkdir()  # acts like a full disk
+    first = bench.processes()["decode-0"]["pid"]
+    os.kill(first, signal.SIGKILL)
+    bench.until(lambda: age_s() > 4)
+    assert bench.processes()["decode-0"]["pid"] == first
+    (bench.home / "fleet.json.partial").rmdir()
+    bench.until(lambda: age_s() < 1)
+    assert bench.processes()["decode-0"]["pid"] != first
 
 
 def test_scaling_up_waits_and_scaling_down_drains(bench: Bench):
