@@ -26,8 +26,8 @@ def first_key(file: str) -> str:
 
 
 def key_of(file: str) -> str:
-    """Return the first key of the file, or, if no file is named, of BATON_API_KEY."""
-    return first_key(file) if file else os.environ.get("BATON_API_KEY", "").partition(",")[0]
+    """Return the first key of the file or, if there is no file or it has only digests, of BATON_API_KEY."""
+    return (first_key(file) if file else "") or os.environ.get("BATON_API_KEY", "").partition(",")[0]
 
 
 def begins_plain(file: str) -> bool:

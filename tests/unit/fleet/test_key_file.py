@@ -32,3 +32,10 @@ def test_a_file_comes_before_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
     path.write_text("sk-file\n")
     assert (key_of(str(path)), key_of("")) == ("sk-file", "sk-env")
+
+
+def test_a_file_of_digests_leaves_the_key_to_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATON_API_KEY", "sk-env")
+    path = tmp_path / "keys"
+    path.write_text("sha256:00ff\n")
+    assert key_of(str(path)) == "sk-env"
