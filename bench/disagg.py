@@ -122,7 +122,7 @@ async def _storm(target: Target, shape: Shape, num_prompt: int, seconds: float) 
     long = _sized(shape, num_prompt, 1)
     storm = prompts.closed(workload.conversations(long, random.Random()), STORM_AT_A_TIME, stop_s)
     beside, _ = await asyncio.gather(_streams(target, shape, stop_s), storm)
-    p99s = [percentile([s.tpot_s for s in driver.streams if s.ok], 99) for driver in (alone, beside)]
+    p99s = [percentile([s.tpot_s for s in driver.streams if s.ok and s.has_tpot], 99) for driver in (alone, beside)]
     return {"idle_s": p99s[0], "storm_s": p99s[1], "ratio": p99s[1] / p99s[0], "prompts": len(prompts.streams)}
 
 

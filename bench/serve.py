@@ -145,9 +145,9 @@ async def measure(
     shape = _shape(args, args.model or await target.first_model())
     before = await phases.read(target)
     driver = Driver(target, args.timeout_s, on_done)
-    began, cpu = time.monotonic(), time.process_time()
+    began, cpu, waited_s = time.monotonic(), time.process_time(), _waited_s()
     name = await _drive(args, shape, load, driver)
-    elapsed_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
+    elapsed_s, cpu_s, waited_s = time.monotonic() - began, time.process_time() - cpu, _waited_s() - waited_s
     phases_s = phases.between(before, await phases.read(target))
     slo = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
     return {
@@ -156,6 +156,7 @@ async def measure(
         "prompt_tokens_mean": args.prompt.mean,
         "output_tokens_mean": args.output.mean,
         "client_cpu_s": round(cpu_s, 3),
+        "client_waited_s": round(waited_s, 3),
         "late_s": driver.late_s,
         "phases_s": phases_s,
         "timeline": timeline(driver.streams, began),
@@ -178,6 +179,14 @@ async def _drive(args: argparse.Namespace, shape: Shape, load: float, driver: Dr
     bodies = list(itertools.islice(asked, number))  # created before the clock starts
     await driver.closed(bodies, int(load))
     return f"c{load:g}"
+
+
+def _waited_s() -> float:
+    """Return how long this thread was ready to run, but waited for a core; 0 where Linux does not say."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _timed(asked: Iterator[Conversation]) -> Iterator[tuple[float, Conversation]]:

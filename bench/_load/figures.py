@@ -23,6 +23,7 @@ def figures(
         "requests": len(streams),
         "failed": len(streams) - len(good),
         "errors": dict(Counter(code_of(stream) for stream in streams if not stream.ok)),
+        "without_tpot": sum(not stream.has_tpot for stream in good),
         "error": next((f"{s.status} {s.error}".strip() for s in streams if not s.ok), ""),
         "elapsed_s": elapsed_s,
         "prompt_tokens": sum(s.num_prompt_tokens for s in good),
@@ -67,7 +68,7 @@ def nearest_rank(ordered: Sequence[float], percent: float) -> float:
 def _latencies(good: Sequence[Stream]) -> dict[str, list[float]]:
     return {
         "ttft": [s.ttft_s for s in good],
-        "tpot": [s.tpot_s for s in good if s.num_output_tokens > 1],
+        "tpot": [s.tpot_s for s in good if s.has_tpot],
         "itl": [gap for s in good for gap in s.gaps_s],
         "e2e": [s.e2e_s for s in good],
     }
