@@ -228,7 +228,7 @@ async def _says_ready(process: Process) -> dict[str, Any]:
 
 def _progress(member: Member) -> str:
     """Return the name of a starting node, and the tens of percent of its weights that are loaded."""
-    loaded = "" if member.progress is None else f" (loading weights, {int(member.progress * 10) * 10} %)"
+    loaded = "" if member.progress is None else f" ({int(member.progress * 10) * 10} % of its weights loaded)"
     return f"{member.command.id}{loaded}"
 
 

@@ -2,6 +2,7 @@ import time
 
 from baton.telemetry import timeline, traceparent
 from baton.telemetry.timeline import Event, Timeline, TimelineBook, from_proto
+from baton.v1 import trace_pb2
 
 
 def test_events_are_in_order_and_bounded() -> None:
@@ -34,6 +35,12 @@ def test_on_the_wire_times_are_relative_to_the_arrival() -> None:
     back = from_proto(told.events[0], 100.0)
     assert abs(back.start_s - 100.25) < 1e-6
     assert back.attributes == {"num_blocks": 7, "peer": "decode-0"}
+
+
+def test_attributes_from_another_process_are_in_alphabetical_order():
+    names = ["p99_ms", "mean_batch", "num_steps", "max_ms", "p50_ms"]
+    event = trace_pb2.TimelineEvent(name="decode steps", numbers=dict.fromkeys(names, 1.5), texts={"a": "x"})
+    assert list(from_proto(event, 0.0).attributes) == sorted([*names, "a"])
 
 
 def test_an_event_never_ends_before_it_begins() -> None:

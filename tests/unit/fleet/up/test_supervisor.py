@@ -132,7 +132,7 @@ def test_scaling_up_waits_and_scaling_down_drains(bench: Bench):
 def test_scaling_up_says_what_it_waits_for(bench: Bench):
     bench.start(BATON_FAULT_SLOW="decode-1")
     grown = bench.baton("scale", "decode=2")
-    assert grown.stderr == "waiting for decode-1 (loading weights, 50 %)\n"
+    assert grown.stderr == "waiting for decode-1 (50 % of its weights loaded)\n"
     assert grown.stdout == "started decode-1.\n"
 
 
