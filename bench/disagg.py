@@ -20,7 +20,7 @@ from typing import Any
 
 from baton.errors import ConfigError
 from bench import _command, _fleets
-from bench._load import arrivals, workload
+from bench._load import arrivals, flags, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures, percentile
 from bench._load.target import Target, target_of
@@ -163,9 +163,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--storm-prompt-tokens", type=int, default=1536, help="length of the storm's prompts")
     add("--slo-ttft-ms", type=float, default=500.0)
     add("--slo-tpot-ms", type=float, default=20.0)
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
-    add("--json", metavar="FILE", help="also write the figures to this file")
-    add("--html", metavar="FILE", help="also write a report with plots to this file")
+    flags.add_vocab_size(parser)
+    flags.add_files(parser)
     args = parser.parse_args(argv)
     if args.nodes < 2:
         parser.error("--nodes must be at least 2")

@@ -26,7 +26,7 @@ from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import BatonError
 from bench import _command, _fleets
-from bench._load import arrivals, workload
+from bench._load import arrivals, flags, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures
 from bench._load.target import Target, target_of
@@ -85,10 +85,10 @@ def _endpoint(args: argparse.Namespace) -> Iterator[str]:
     if args.base_url:
         yield args.base_url
         return
-    flags = ("--model", args.model) if args.model else ()
+    served = ("--model", args.model) if args.model else ()
     with (
         tempfile.TemporaryDirectory(prefix="baton-plan-") as folder,
-        _fleets.started(Path(folder) / "home", "--prefill", "1", "--decode", "1", *flags) as url,
+        _fleets.started(Path(folder) / "home", "--prefill", "1", "--decode", "1", *served) as url,
     ):
         yield url
 
@@ -199,7 +199,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="rounds of the fit and of all loads")
     add("--seconds", type=float, default=8.0, help="duration of a load in a round")
     add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    flags.add_vocab_size(parser)
     add("--tolerance", type=float, default=0.15)
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.seconds <= 0:

@@ -20,7 +20,7 @@ from typing import Any
 
 from baton.errors import BatonError, ConfigError
 from bench import _command
-from bench._load import arrivals, lengths, phases, workload
+from bench._load import arrivals, flags, lengths, phases, workload
 from bench._load import report as reports
 from bench._load.driver import Driver
 from bench._load.figures import figures, timeline
@@ -72,20 +72,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("serve", __doc__)
     add = parser.add_argument
     add("--base-url", "--url", dest="url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
-    add(
-        "--api-key-env",
-        default="",
-        metavar="NAME",
-        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
-    )
+    flags.add_key(parser)
     add("--model", default="", help="model name (default: the first that the endpoint lists)")
     _add_load(parser)
     _add_shape(parser)
     add("--slo-ttft-ms", type=float, default=0.0, help="TTFT limit for goodput; 0: none")
     add("--slo-tpot-ms", type=float, default=0.0, help="TPOT limit for goodput; 0: none")
     add("--timeout-s", type=float, default=300.0, help="timeout of a request")
-    add("--json", metavar="FILE", help="also write the figures to this file")
-    add("--html", metavar="FILE", help="also write a report with plots to this file")
+    flags.add_files(parser)
     args = parser.parse_args(argv)
     _check(args)
     args.target = target_of(args.url, args.api_key_env)
@@ -109,12 +103,11 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 def _add_shape(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the shape of requests."""
     add = parser.add_argument
-    add("--prompt-tokens", default="128", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="64", help="as --prompt-tokens")
+    flags.add_lengths(parser, "128", "64")
     add("--prefixes", type=int, default=0, help="number of shared prefixes that prompts begin with, in turn")
     add("--prefix-tokens", type=int, default=512, help="length of these prefixes")
     add("--turns", type=int, default=1, help="requests per conversation, each including all earlier turns")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    flags.add_vocab_size(parser)
     add("--chat", metavar="TEXT", default="", help="send this text to /v1/chat/completions, instead of random tokens")
     add("--no-ignore-eos", action="store_true", help="for endpoints that do not support ignore_eos")
     add("--seed", type=int, help="seed of the prompts (default: a new one for each run)")

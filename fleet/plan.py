@@ -19,7 +19,7 @@ from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import ConfigError
 from bench._command import progress
-from bench._load import lengths
+from bench._load import flags, lengths
 from bench._load.target import target_of
 from bench._plan import fitting, node_model, simulation, sizing
 from bench._plan.node_model import NodeModel
@@ -37,15 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--fit", metavar="URL", default="", help="measure a fleet of one prefill and one decode node, and write --node")
     add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    flags.add_vocab_size(parser)
     add("--node", type=Path, help="costs of a node: a file of --fit, or of `baton bench serve --json`")
     add("--prefill-tokens-per-s", type=float, default=0.0, help="instead of --node: speed of a prefill node")
     add("--decode-base-ms", type=float, default=0.0, help="instead of --node: time of an empty decode step")
     add("--decode-request-ms", type=float, default=0.0, help="instead of --node: time that a request adds to a step")
     add("--rate", type=float, default=0.0, help="requests per second, at the peak")
     add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, higher values give bursts")
-    add("--prompt-tokens", default="512", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="128", help="as --prompt-tokens")
+    flags.add_lengths(parser, "512", "128")
     add("--trace", type=Path, help="instead of a rate and lengths: requests in Mooncake's format")
     add("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
     add("--slo-ttft-ms", type=float, default=1000.0, help="limit for p99 of TTFT")

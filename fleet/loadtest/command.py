@@ -22,7 +22,7 @@ from rich.console import Console
 
 from baton.errors import ConfigError
 from bench._command import progress
-from bench._load import lengths
+from bench._load import flags, lengths
 from bench._load.target import target_of
 from bench._load.workload import Shape
 from bench._machine import machine
@@ -41,24 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the fleet under test, the duration and the load."""
     add = parser.add_argument
     add("--base-url", default="", help="endpoint of a running fleet (default: start a local one)")
-    add(
-        "--api-key-env",
-        default="",
-        metavar="NAME",
-        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
-    )
+    flags.add_key(parser)
     add("--up-flags", default="", metavar="FLAGS", help="flags of `baton up` for the local fleet, as one argument")
     add("--minutes", type=float, default=3.0, help="duration of all phases together (before production: 100)")
     add("--only", nargs="+", choices=list(PHASES), default=list(PHASES), help="run only these phases")
     add("--concurrency", type=int, default=16, help="target number of concurrent requests")
-    add("--prompt-tokens", default="uniform:32-256", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="uniform:16-64", help="as --prompt-tokens")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    flags.add_lengths(parser, "uniform:32-256", "uniform:16-64")
+    flags.add_vocab_size(parser)
     add("--timeout-s", type=float, default=120.0, help="timeout of a request")
     add("--metrics-url", nargs="*", default=[], help="metrics pages to read memory from, if the fleet is not local")
     add("--kill-command", default="", help="command that kills a node, if the fleet is not local; run without a shell")
-    add("--json", metavar="FILE", help="also write the figures to this file")
-    add("--html", metavar="FILE", help="also write a report with plots to this file")
+    flags.add_files(parser)
 
 
 def run(args: argparse.Namespace) -> int:
