@@ -194,13 +194,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=parse,
         default=[*map(parse, LOADS)],
         metavar="RATE:PROMPT:OUTPUT",
-        help="requests per second, or N%% of the capacity of one node per pool; then tokens in and out",
+        help="requests per second, or N%% of the capacity of one node per pool; then tokens in and out "
+        f"(default: {' '.join(LOADS)})",
     )
     add("--rounds", type=int, default=5, help="rounds of the fit and of all loads")
     add("--seconds", type=float, default=8.0, help="duration of a load in a round")
     add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
     flags.add_vocab_size(parser)
-    add("--tolerance", type=float, default=0.15)
+    add("--tolerance", type=float, default=0.15, help="error of a prediction that fails, as a share")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.seconds <= 0:
         parser.error("--rounds must be at least 1, and --seconds above 0")

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per message size."""
     parser = _command.parser("transfer", __doc__)
     parser.add_argument("--megabytes", type=int, default=256, help="megabytes moved per round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each way, of which the best counts")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="device of both pools")
     args = parser.parse_args(argv)
     total = args.megabytes * 2**20

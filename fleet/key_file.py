@@ -12,7 +12,8 @@ _DIGEST, _JSON = "sha256:", "{"
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add --api-key-file."""
-    parser.add_argument("--api-key-file", default="", metavar="FILE", help="file whose first line is the API key")
+    text = "send the first key of this file (default: of the fleet's own key file, or else BATON_API_KEY)"
+    parser.add_argument("--api-key-file", default="", metavar="FILE", help=text)
 
 
 def asked_for(args: argparse.Namespace) -> str:

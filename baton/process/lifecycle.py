@@ -85,7 +85,7 @@ def main(
     `complete` fills in the config, then `load` loads what the service needs, blocking the main thread; `serve` runs in
     the event loop.
     """
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = argparse.ArgumentParser(prog=prog, description=config_type.__doc__)
     add_flags(parser, config_type)
     args = parser.parse_args(argv)
     try:

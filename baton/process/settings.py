@@ -121,7 +121,7 @@ class ServiceFlags(LogFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(NodeFlags, ServiceFlags):
-    """One prefill or decode node."""
+    """Run one prefill or decode node of a fleet, which registers in Redis."""
 
     node_id: str = flag("", "name of this node in the fleet; by default a generated one")
     port: int = flag(0, "gRPC port; 0 takes a free one", most=MAX_PORT)
@@ -131,7 +131,7 @@ class NodeConfig(NodeFlags, ServiceFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig(FrontFlags, ServiceFlags):
-    """One router."""
+    """Run one router of a fleet, which finds the nodes through Redis."""
 
     port: int = flag(8000, "HTTP port; routers of one fleet may share it on a host", most=MAX_PORT)
     node_id: str = flag("", "name of this router in the fleet; by default a generated one")

@@ -12,13 +12,13 @@ def add_key(parser: argparse.ArgumentParser) -> None:
 def add_lengths(parser: argparse.ArgumentParser, prompt: str, output: str) -> None:
     """Add the flags for the lengths of prompts and outputs, with these defaults; `lengths.parse` reads them."""
     text = "N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA"
-    parser.add_argument("--prompt-tokens", default=prompt, help=f"{text} (default: {prompt})")
-    parser.add_argument("--output-tokens", default=output, help=f"as --prompt-tokens (default: {output})")
+    parser.add_argument("--prompt-tokens", default=prompt, help=text)
+    parser.add_argument("--output-tokens", default=output, help="as --prompt-tokens")
 
 
 def add_vocab_size(parser: argparse.ArgumentParser) -> None:
     """Add the flag for the tokens of random prompts."""
-    text = "draw prompts from token ids 100 up to this one (default: 4000)"
+    text = "draw prompts from token ids 100 up to this one"
     parser.add_argument("--vocab-size", type=int, default=4000, help=text)
 
 

@@ -58,8 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed for the order of faults with --minutes")
     parser.add_argument("--streams", type=int, default=0, help="concurrent clients (default: 32, or 12 with --short)")
     parser.add_argument("--model", default="", metavar="DIR|HF_ID", help="model to serve (default: a small random one)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--transport", default="auto", choices=TRANSPORTS)
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="type of weights and KV"
+    )
+    parser.add_argument("--transport", default="auto", choices=TRANSPORTS, help="transport for KV blocks")
     parser.add_argument(
         "--max-stall-s", type=float, default=3.0, help="delay that a fault may add to any token (default: 3)"
     )

@@ -1,9 +1,12 @@
+import argparse
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
 
+from baton.process.help import HelpFormatter
 from fleet import cli
 
 
@@ -26,6 +29,37 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
         cli.main([name, "--help"])
     assert exit_.value.code == 0
     assert f"baton {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_flag_is_described(name: str):
+    parser = argparse.ArgumentParser()
+    importlib.import_module(cli.COMMANDS[name][0]).add_arguments(parser)
+    assert [action.dest for action in parser._actions if not action.help] == []
+
+
+def test_help_shows_the_type_and_the_default_of_a_flag(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["loadtest", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--concurrency INT target number of concurrent requests (default: 16)" in out
+    assert "--base-url STR endpoint of a running fleet (default: start a local one)" in out
+    assert "--kill-command STR command that kills a node, if the fleet is not local; run without a shell --json" in out
+
+
+def test_a_default_with_a_percent_sign_is_shown_as_it_is():
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+    parser.add_argument("--loads", nargs="+", default=["50%", "9"], help="N%% of the capacity")
+    assert "N% of the capacity (default: 50% 9)" in parser.format_help()
+
+
+@pytest.mark.parametrize("name", ["router", "decode"])
+def test_help_of_a_service_says_what_it_is(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    out = capsys.readouterr().out
+    assert "\nRun one " in out
+    assert "(default: True)" not in out
 
 
 def test_help_of_up_names_flags_with_their_variables(capsys: pytest.CaptureFixture[str]):
