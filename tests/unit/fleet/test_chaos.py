@@ -120,7 +120,7 @@ async def test_a_client_that_hangs_up_has_not_failed():
     assert got.longest_stall_s < 1
 
 
-async def test_no_guarantee_is_broken():
+async def test_an_answer_equal_to_its_reference_breaks_no_guarantee():
     reference = {ASKED: answer()}
     assert chaos_report.broken_guarantees([outcome(answer())], reference, 3.0) == []
 

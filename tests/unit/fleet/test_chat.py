@@ -105,7 +105,7 @@ def test_an_unreachable_server_is_a_clear_error():
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:99999", "http://127.0.0.1:http", "http://[::1", "ftp://x", "/v1"]
 )
-def test_what_is_no_address_is_named(address: str):
+def test_an_invalid_address_is_named(address: str):
     with pytest.raises(ConfigError, match="is not the address of an HTTP endpoint: write it as http://"):
         ChatClient(address).first_model()
 
@@ -120,7 +120,7 @@ def test_an_endpoint_of_another_kind_is_named(endpoint: Endpoint):
         ChatClient(endpoint.url).first_model()
 
 
-def test_a_piped_question_that_is_no_utf_8_is_asked_all_the_same(endpoint: Endpoint):
+def test_a_piped_question_that_is_not_utf_8_is_still_asked(endpoint: Endpoint):
     argv = [sys.executable, "-m", "fleet", "chat", "--url", endpoint.url]
     assert subprocess.run(argv, input=b"caf\xe9?", capture_output=True, timeout=30).returncode == 0
     assert endpoint.asked[0]["messages"][0]["content"] == "caf\N{REPLACEMENT CHARACTER}?"
@@ -149,7 +149,7 @@ def test_a_piped_question_that_fails_is_exit_code_1(endpoint: Endpoint):
     assert (done.returncode, done.stderr) == (1, "baton: error: come back later\n")
 
 
-def test_a_conversation_remembers_and_forgets(endpoint: Endpoint):
+def test_a_conversation_keeps_its_turns_until_it_is_cleared(endpoint: Endpoint):
     """Run the chat in a pseudo-terminal, as a user would."""
     import pty
 

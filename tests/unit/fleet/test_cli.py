@@ -10,7 +10,7 @@ from baton.process.help import HelpFormatter
 from fleet import cli
 
 
-def test_version(capsys: pytest.CaptureFixture[str]):
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("baton 0.")
 
@@ -88,7 +88,7 @@ def test_an_unknown_command_is_one_line_that_names_those_there_are(capsys: pytes
 
 
 @pytest.mark.parametrize("description", [description for _, description in cli.COMMANDS.values()])
-def test_descriptions_are_sentences_but_for_their_ends(description: str):
+def test_descriptions_end_without_a_full_stop(description: str):
     assert description[-1].isalnum()
 
 

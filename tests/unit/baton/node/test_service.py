@@ -124,7 +124,7 @@ async def test_the_first_message_and_then_four_a_second_carry_the_load(attach: C
     assert all(batch.epoch == EPOCH and batch.load.num_steps == 3 for batch in batches)
 
 
-async def test_what_comes_in_one_message_is_done_in_order(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+async def test_the_parts_of_one_message_are_handled_in_order(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
     stream = attach()
     await stream.open()
     grants = [node_pb2.Granted(key=key, attempt=1, grant=transfer_pb2.Grant(grant_id=40 + key)) for key in (1, 2, 3)]
@@ -139,7 +139,7 @@ async def test_what_comes_in_one_message_is_done_in_order(attach: Callable[..., 
     assert [(generation.key, generation.attempt) for generation in legs.stale] == [(9, 0)]
 
 
-async def test_a_message_that_comes_twice_counts_once(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+async def test_a_repeated_message_is_handled_once(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
     stream = attach()
     await stream.open()
     for sequence in (1, 1, 2, 1, 2, 3):
@@ -164,7 +164,7 @@ async def test_a_message_that_comes_twice_counts_once(attach: Callable[..., Stre
         ),
     ],
 )
-async def test_what_cannot_be_ends_the_stream(
+async def test_an_invalid_message_ends_the_stream(
     attach: Callable[..., Stream], legs: HoldingLegs, fields: Any, code: grpc.StatusCode, details: str
 ) -> None:
     stream = attach()
@@ -175,14 +175,14 @@ async def test_what_cannot_be_ends_the_stream(
 
 
 @pytest.mark.parametrize("hello", [{}, {"router_id": "router", "sequence": 1}, {"router_id": "router", "epoch": 6}])
-async def test_a_stream_that_does_not_begin_well_is_refused(attach: Callable[..., Stream], hello: Any) -> None:
+async def test_a_stream_with_an_invalid_first_message_is_refused(attach: Callable[..., Stream], hello: Any) -> None:
     stream = attach()
     await stream.say(**hello)
     code, _ = await stream.end()
     assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE)
 
 
-async def test_a_start_that_makes_no_generation_fails_alone(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+async def test_an_invalid_start_fails_only_its_own_request(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
     stream = attach()
     await stream.open()
     bad = start(1, attempt=2)
@@ -195,7 +195,7 @@ async def test_a_start_that_makes_no_generation_fails_alone(attach: Callable[...
     assert legs.keys == [(2, 0)]
 
 
-async def test_an_older_stream_ends_when_its_router_attaches_anew(
+async def test_an_older_stream_ends_when_its_router_attaches_again(
     attach: Callable[..., Stream], legs: HoldingLegs
 ) -> None:
     old, new = attach(), attach()
@@ -211,7 +211,7 @@ async def test_an_older_stream_ends_when_its_router_attaches_anew(
     assert not legs.begun[1].is_cancelled
 
 
-async def test_what_still_comes_on_an_older_stream_is_dropped(sessions: Sessions, legs: HoldingLegs) -> None:
+async def test_messages_on_an_older_stream_are_dropped(sessions: Sessions, legs: HoldingLegs) -> None:
     session, older = sessions.attach("router")
     newer = sessions.attach("router")[1]
 
@@ -223,7 +223,7 @@ async def test_what_still_comes_on_an_older_stream_is_dropped(sessions: Sessions
     assert session.stream is newer
 
 
-async def test_a_write_that_hangs_on_an_older_stream_costs_the_newer_one_nothing(
+async def test_a_hanging_write_on_an_older_stream_does_not_delay_the_newer_one(
     sessions: Sessions, legs: HoldingLegs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.node.service._WRITE_TIMEOUT_S", 0.05)
@@ -253,7 +253,7 @@ async def test_a_write_that_hangs_on_an_older_stream_costs_the_newer_one_nothing
     assert not legs.begun[0].is_cancelled
 
 
-async def test_shutting_sends_what_is_left_and_ends_the_stream(
+async def test_shutting_sends_pending_messages_and_ends_the_stream(
     attach: Callable[..., Stream], sessions: Sessions
 ) -> None:
     stream = attach()
@@ -267,7 +267,7 @@ async def test_shutting_sends_what_is_left_and_ends_the_stream(
     assert await stream.call.code() is grpc.StatusCode.OK
 
 
-async def test_what_a_router_that_goes_had_begun_goes_too(
+async def test_requests_are_cancelled_when_the_stream_of_their_router_ends(
     attach: Callable[..., Stream], sessions: Sessions, legs: HoldingLegs
 ) -> None:
     stream = attach()

@@ -15,7 +15,7 @@ def test_events_are_in_order_and_bounded() -> None:
     assert names[:2] == ["earlier", "event 0"]
 
 
-def test_what_others_know_is_taken_over_once_at_the_end() -> None:
+def test_events_of_other_recorders_are_added_once_at_the_end() -> None:
     line, asked = Timeline("r"), []
     line.more = lambda: asked.append(1) or [Event("step", 1.0, 2.0)]
     line.end("overloaded")
@@ -24,7 +24,7 @@ def test_what_others_know_is_taken_over_once_at_the_end() -> None:
     assert [event.name for event in line.events()] == ["step"]
 
 
-def test_on_the_wire_times_are_relative_to_the_arrival() -> None:
+def test_times_in_protobuf_are_relative_to_the_arrival() -> None:
     line = Timeline("r", attempt=2)
     line.add("route", line.began_s + 0.25, num_blocks=7, peer="decode-0")
     line.reply()
@@ -69,7 +69,7 @@ def test_attempts_of_one_request_are_bounded() -> None:
     assert [line.attempt for line in book.find("a")] == list(range(3, timeline.MAX_ATTEMPTS + 3))
 
 
-def test_traceparent_is_passed_on_only_where_it_is_sane() -> None:
+def test_only_a_valid_traceparent_is_passed_on() -> None:
     good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     parsed = traceparent.parse(good)
     assert parsed is not None

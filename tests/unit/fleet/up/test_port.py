@@ -7,7 +7,7 @@ from fleet.up.port import number, reserve
 from router.ports import admin_listener
 
 
-def test_a_reserved_port_is_the_routers_to_share_and_nobody_elses():
+def test_only_routers_can_share_a_reserved_port():
     with reserve("127.0.0.1", 0) as held:
         with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
             stranger.bind(("127.0.0.1", number(held)))
@@ -18,7 +18,7 @@ def test_a_reserved_port_is_the_routers_to_share_and_nobody_elses():
             connection.close()
 
 
-def test_no_router_answers_for_one_that_is_gone():
+def test_a_reserved_port_without_a_router_refuses_connections():
     with reserve("127.0.0.1", 0) as held, pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", number(held)), timeout=5)
 
@@ -58,7 +58,7 @@ def test_one_router_listens_on_a_reserved_admin_port_and_a_second_one_is_refused
             socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_connections_of_a_server_that_has_ended_keep_no_fleet_from_starting():
+def test_lingering_connections_do_not_prevent_a_reservation():
     with socket.create_server(("127.0.0.1", 0)) as before:
         client = socket.create_connection(before.getsockname(), timeout=5)
         before.accept()[0].close()  # this side lingers
