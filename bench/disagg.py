@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files.check(args.json, args.html)
     ratios = [_ratio(text) for text in args.ratios]
     chosen = sides(args.nodes, args.model)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     num_turns = len(chosen) * (len(ratios) * len(args.rates) + args.rounds)
     with _command.progress() as progress:
         task = progress.add_task("fleets", total=num_turns)
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _fleets.started(Path(folder) / "home", *side.flags) as endpoint,
             ):
                 measuring = _measure(args, target_of(endpoint), ratios, lambda: progress.advance(task))
-                found[side.name] = asyncio.run(measuring)
+                results[side.name] = asyncio.run(measuring)
     command = _command.line("disagg", argv)
-    report = {"machine": machine(), "command": command, "nodes": args.nodes, "sides": found}
+    report = {"machine": machine(), "command": command, "nodes": args.nodes, "sides": results}
     print(disagg_report.text(report))
     if args.json:
         files.write_json(args.json, report)
     if args.html:
         disagg_report.write_html(Path(args.html), report)
-    return 1 if any(run["failed"] for side in found.values() for run in side["runs"]) else 0
+    return 1 if any(run["failed"] for side in results.values() for run in side["runs"]) else 0
 
 
 async def _measure(
@@ -108,9 +108,9 @@ async def _at_rate(
     driver, began_s = Driver(target, TIMEOUT_S), time.monotonic()
     await driver.open(zip(due, asked, strict=False))
     limits = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
-    found = figures(driver.streams, max(args.seconds, time.monotonic() - began_s), **limits)
+    measured = figures(driver.streams, max(args.seconds, time.monotonic() - began_s), **limits)
     return {"prompt_tokens": num_prompt, "output_tokens": num_output, "work": work, "rate": rate} | {
-        name: found[name] for name in ("failed", "goodput_per_s", "good_share", "ttft_p99_s", "tpot_p99_s")
+        name: measured[name] for name in ("failed", "goodput_per_s", "good_share", "ttft_p99_s", "tpot_p99_s")
     }
 
 

@@ -32,13 +32,13 @@ def ways(child: Child, total: int, size: int, device: str) -> dict[str, Callable
     of_baton = {name: lambda name=name: min(transfers(child, name, total, size, 2, device)) for name in names}
     if device == "cuda":
         return {"copy": lambda: device_copy(total, size), **of_baton}
-    found: dict[str, Callable[[], Round]] = {
+    baselines: dict[str, Callable[[], Round]] = {
         "memcpy": lambda: memcpy(total, size),
         "socket": lambda: blocking_socket(child, total, size),
     }
     if not why_no_perftest():
-        found |= {way: lambda way=way: ucx_perftest(way, total, size) for way in PERFTESTS}  # type: ignore[misc]
-    return found | of_baton
+        baselines |= {way: lambda way=way: ucx_perftest(way, total, size) for way in PERFTESTS}  # type: ignore[misc]
+    return baselines | of_baton
 
 
 def line(size: int, total: int, best: dict[str, Round]) -> str:

@@ -69,16 +69,16 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(args.slo_ttft_ms / 1000, args.slo_tpot_ms / 1000)
     if args.size:
         size = _size(args.size)
-        found, at_peak = sizing.run(model, workload, args.trace_speed, size), size
+        outcome, at_peak = sizing.run(model, workload, args.trace_speed, size), size
     else:
-        at_peak, found = sizing.search(model, workload, args.trace_speed * args.peak_factor, limits)
+        at_peak, outcome = sizing.search(model, workload, args.trace_speed * args.peak_factor, limits)
         size = Size(_with(at_peak.prefill, args.headroom), _with(at_peak.decode, args.headroom))
     hours = _hours(model, workload, args.trace_speed, size)
     if args.json:
-        report = {"size": size, "without_headroom": at_peak, "outcome": found, "hours": hours, "node": model}
+        report = {"size": size, "without_headroom": at_peak, "outcome": outcome, "hours": hours, "node": model}
         print(msgspec.json.encode(report).decode())
         return 0
-    for line in [*_plan_lines(args, workload, at_peak, size), *_outcome_lines(args, found), *_hour_lines(hours)]:
+    for line in [*_plan_lines(args, workload, at_peak, size), *_outcome_lines(args, outcome), *_hour_lines(hours)]:
         console.print(line)
     return 0
 
@@ -163,19 +163,19 @@ def _plan_lines(args: argparse.Namespace, workload: Workload, at_peak: Size, siz
     return lines
 
 
-def _outcome_lines(args: argparse.Namespace, found: Outcome) -> list[str]:
+def _outcome_lines(args: argparse.Namespace, outcome: Outcome) -> list[str]:
     where = "simulated" if args.size else f"simulated at ×{args.peak_factor:g}, without headroom"
-    return [f"{where}: {_said(found)}"]
+    return [f"{where}: {_outcome_text(outcome)}"]
 
 
 def _hour_lines(hours: list[Outcome]) -> list[str]:
-    return [f"hour {number:>2}: {_said(found)}" for number, found in enumerate(hours)]
+    return [f"hour {number:>2}: {_outcome_text(outcome)}" for number, outcome in enumerate(hours)]
 
 
-def _said(found: Outcome) -> str:
+def _outcome_text(outcome: Outcome) -> str:
     return (
-        f"{found.requests_per_s:.2f} requests/s, {found.output_tokens_per_s:.0f} tokens/s, "
-        f"TTFT p50 {1000 * found.ttft_p50_s:.0f} p99 {1000 * found.ttft_p99_s:.0f} ms, "
-        f"TPOT p50 {1000 * found.tpot_p50_s:.1f} p99 {1000 * found.tpot_p99_s:.1f} ms, "
-        f"prefill busy {found.prefill_utilization:.0%}, {found.decode_running:.1f} requests on a decode node"
+        f"{outcome.requests_per_s:.2f} requests/s, {outcome.output_tokens_per_s:.0f} tokens/s, "
+        f"TTFT p50 {1000 * outcome.ttft_p50_s:.0f} p99 {1000 * outcome.ttft_p99_s:.0f} ms, "
+        f"TPOT p50 {1000 * outcome.tpot_p50_s:.1f} p99 {1000 * outcome.tpot_p99_s:.1f} ms, "
+        f"prefill busy {outcome.prefill_utilization:.0%}, {outcome.decode_running:.1f} requests on a decode node"
     )

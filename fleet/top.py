@@ -102,8 +102,8 @@ def _services(fleet: dict[str, Any], console: Console) -> Table:
 def _router(router: dict[str, Any]) -> list[RenderableType]:
     state = router["state"] if router["answers"] else "lost"
     in_flight, waiting, rate = (router.get(key) for key in ("num_in_flight", "num_waiting", "requests_per_s"))
-    name, told = _name(router["node_id"], "router"), "-" if rate is None else f"{rate:.1f} req/s"
-    return [name, Text(state, _STATES.get(state, "")), "", "", _text(in_flight), _text(waiting), told, *[""] * 5]
+    name, throughput = _name(router["node_id"], "router"), "-" if rate is None else f"{rate:.1f} req/s"
+    return [name, Text(state, _STATES.get(state, "")), "", "", _text(in_flight), _text(waiting), throughput, *[""] * 5]
 
 
 def _node(node: dict[str, Any]) -> list[RenderableType]:
@@ -127,8 +127,8 @@ def _node(node: dict[str, Any]) -> list[RenderableType]:
 def _transfers(transfers: Sequence[dict[str, Any]]) -> Text:
     if not transfers:
         return Text("no recent KV transfers", "dim")
-    told = (f"{t['prefill']} → {t['decode']} {t['bytes_per_s'] / 1e6:.2f} MB/s" for t in transfers)
-    return Text("KV  " + "   ".join(told), "dim")
+    links = (f"{t['prefill']} → {t['decode']} {t['bytes_per_s'] / 1e6:.2f} MB/s" for t in transfers)
+    return Text("KV  " + "   ".join(links), "dim")
 
 
 def sparks(column: Sequence[float | None], width: int = _NUM_SPARKS) -> str:

@@ -91,8 +91,8 @@ def main(
     try:
         config = from_args(config_type, args)
         log_to_stderr(getattr(config, "log_level", "info"), getattr(config, "log_format", "text"))
-        for said in misspelt(os.environ):
-            _log.warning(said)
+        for warning in misspelt(os.environ):
+            _log.warning(warning)
         return _run(config, complete, load, serve)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error.message}\n")

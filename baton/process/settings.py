@@ -170,5 +170,9 @@ def misspelt(env: Mapping[str, str]) -> list[str]:
     """Return a warning for each BATON_ variable that is unknown but similar to a known one."""
     fields = (field for config in (FleetConfig, NodeConfig, RouterConfig) for field in dataclasses.fields(config))
     known = {env_name(field.name) for field in fields} | {"BATON_HOME"}
-    found = {name: difflib.get_close_matches(name, known, 1, _LIKE_ENOUGH) for name in env if name.startswith("BATON_")}
-    return [f"{name} is unknown: did you mean {near[0]}?" for name, near in found.items() if name not in known and near]
+    similar = {
+        name: difflib.get_close_matches(name, known, 1, _LIKE_ENOUGH) for name in env if name.startswith("BATON_")
+    }
+    return [
+        f"{name} is unknown: did you mean {near[0]}?" for name, near in similar.items() if name not in known and near
+    ]

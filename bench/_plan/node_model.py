@@ -46,8 +46,8 @@ class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
 def read(path: Path) -> NodeModel:
     """Read a file of `write`, or a report of `baton bench serve --json`. Raises ConfigError if it is neither."""
     try:
-        found = msgspec.json.decode(path.read_bytes())
-        return of_report(found) if "runs" in found else msgspec.convert(found, NodeModel)
+        content = msgspec.json.decode(path.read_bytes())
+        return of_report(content) if "runs" in content else msgspec.convert(content, NodeModel)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:

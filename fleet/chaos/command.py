@@ -154,8 +154,8 @@ async def _inject_all(
             outcome.num_lost_blocks = sum(num_blocks.values()) - sum(now.values())
         outcomes.append(outcome)
         num_failed = sum(answer.failed for answer in outcome.answers)
-        said = f"{len(outcome.answers)} requests, {num_failed} failed, longest stall {outcome.longest_stall_s:.1f} s"
-        console.print(f"{fault.name}: {said}, recovered in {outcome.recovery_s:.1f} s")
+        effect = f"{len(outcome.answers)} requests, {num_failed} failed, longest stall {outcome.longest_stall_s:.1f} s"
+        console.print(f"{fault.name}: {effect}, recovered in {outcome.recovery_s:.1f} s")
         if outcome.longest_stall_s > args.max_stall_s:
             _explain(fleet, outcome, console)
     return outcomes

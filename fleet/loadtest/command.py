@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         verdicts = asyncio.run(_run(site, args, console))
     console.print(report.summary(verdicts))
     if args.json:
-        found = {"machine": machine(), "phases": [dataclasses.asdict(verdict) for verdict in verdicts]}
-        files.write_json(args.json, found)
+        results = {"machine": machine(), "phases": [dataclasses.asdict(verdict) for verdict in verdicts]}
+        files.write_json(args.json, results)
     if args.html:
         report.write_html(Path(args.html), verdicts, [machine(), _command(args)])
     return 0 if all(verdict.passed for verdict in verdicts) else 1

@@ -50,12 +50,12 @@ class LocalSite(Site):
 
     def memory_bytes(self) -> dict[str, float]:
         """See Site."""
-        found = {}
+        sizes = {}
         for process in self._fleet.services():
             with contextlib.suppress(psutil.Error):
                 if process.pid is not None:
-                    found[process.id] = resident_bytes(process.pid)
-        return found
+                    sizes[process.id] = resident_bytes(process.pid)
+        return sizes
 
     def kill(self) -> str:
         """See Site."""
@@ -76,11 +76,11 @@ class RemoteSite(Site):
 
     def memory_bytes(self) -> dict[str, float]:
         """See Site."""
-        found = {}
+        sizes = {}
         for url in self._metrics_urls:
             if match := _RESIDENT.search(scrape(url, self.target.api_key, _TIMEOUT_S)):
-                found[url] = float(match[1])
-        return found
+                sizes[url] = float(match[1])
+        return sizes
 
     def kill(self) -> str:
         """See Site."""

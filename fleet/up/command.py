@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the fleet; return its exit code when it has stopped, or, with --detach, when it is ready."""
     config = _checked(from_args(FleetConfig, args))
-    for said in misspelt(os.environ):
-        print(f"baton: warning: {said}", file=sys.stderr)
+    for warning in misspelt(os.environ):
+        print(f"baton: warning: {warning}", file=sys.stderr)
     home = Home.from_env()
     os.umask(0o077)
     home.create()
