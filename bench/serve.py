@@ -11,6 +11,7 @@ greedy and of full length. For Baton, the phases of TTFT are read from the route
 import argparse
 import asyncio
 import itertools
+import math
 import random
 import sys
 import time
@@ -116,14 +117,12 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
 def _check(args: argparse.Namespace) -> None:
     if not args.rate and not args.trace and not args.concurrency:
         args.concurrency = [1, 8, 32]
-    if any(load <= 0 for load in [*(args.concurrency or ()), *(args.rate or ())]):
-        raise ConfigError("--concurrency and --rate must be above 0")
+    if not all(0 < load < math.inf for load in [*(args.concurrency or ()), *(args.rate or ())]):
+        raise ConfigError("--concurrency and --rate must be above 0, and finite")
     if args.burstiness < 0 or args.trace_speed <= 0 or args.trace_shrink < 1 or args.turns < 1:
         raise ConfigError(
             "--burstiness must be at least 0, --trace-speed above 0, --trace-shrink and --turns at least 1"
         )
-    if args.vocab_size <= workload.FIRST_TOKEN:
-        raise ConfigError(f"--vocab-size must be above {workload.FIRST_TOKEN}")
 
 
 def _loads(args: argparse.Namespace) -> list[float]:

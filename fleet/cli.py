@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from baton.errors import BatonError
+from baton.net.failure import reason
 from baton.process.help import HelpFormatter
 
 # name -> (module with `add_arguments(parser)` and `run(args) -> int`, description)
@@ -52,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, so there is nobody to report to
         return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"baton: error: {where}{reason(error)}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -25,6 +25,7 @@ from bench._plan import fitting, node_model, simulation, sizing
 from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Outcome, Workload
 from bench._plan.sizing import Limits, Size
+from bench._report import files
 from bench._simulated import trace
 from bench._simulated.hardware import SimulatedRequest
 
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> NodeModel:
     if args.fit:
+        files.check(str(args.node) if args.node else None)
         model = _fitted(args)
         if args.node:
             node_model.write(args.node, model)
@@ -112,6 +114,9 @@ def _fitted(args: argparse.Namespace) -> NodeModel:
 
 
 def _workload(args: argparse.Namespace) -> Workload:
+    at_least_0, above_0 = (args.burstiness, args.headroom), (args.peak_factor, args.trace_speed)
+    if not all(0 <= value < math.inf for value in (*at_least_0, *above_0)) or not all(above_0):
+        raise ConfigError("--burstiness and --headroom must be at least 0, --peak-factor and --trace-speed above 0")
     if args.trace:
         return Workload(lines=trace.read(args.trace))
     if not 0 < args.rate < math.inf:

@@ -16,7 +16,7 @@ from fleet import admin_client
 from fleet.admin_client import AdminClient
 from fleet.fitting_table import Column, fitting
 
-_PATH = "/admin/fleet"
+_PATH, _KEY = "/admin/fleet", "bottleneck"
 _WIDTH = 150  # if the output is not a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _NUM_SPARKS = 40
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the dashboard until Ctrl-C; once with --once, or if the output is not a terminal."""
-    last, stale = AdminClient.from_args(args).get(_PATH), ""  # an error at the start ends the command
+    last, stale = AdminClient.from_args(args).get(_PATH, _KEY), ""  # an error at the start ends the command
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     if args.once or not sys.stdout.isatty():
         console.print(render(last, console))
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def look(args: argparse.Namespace, last: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the present report and ""; if no router answers, the last report and a message that says why."""
     try:
-        return AdminClient.from_args(args).get(_PATH), ""
+        return AdminClient.from_args(args).get(_PATH, _KEY), ""
     except BatonError as error:
         return last, f"Out of date: {error.message}. Retrying."
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the trace. Raises ConfigError if no router remembers the request."""
-    trace = AdminClient.from_args(args).get(f"/admin/trace/{quote(args.request_id, safe='')}")
+    trace = AdminClient.from_args(args).get(f"/admin/trace/{quote(args.request_id, safe='')}", "events")
     if args.json:
         print(json.dumps(trace, indent=2))
     else:

@@ -16,8 +16,8 @@ const char *past_spaces(const char *at) {
 }  // namespace
 
 // Parses the list that begins at `start` of `text`, which must end with a NUL. Writes the ids to `ids` and their number
-// to `num_ids`, and returns the offset at which the list ends. Returns -1 unless it is a list, in JSON's notation, of at
-// least one and at most `room` integers below `limit`.
+// to `num_ids`, and returns the offset at which the list ends. Returns -1 unless it is a list, in JSON's notation, of
+// at least one and at most `room` integers below `limit`.
 extern "C" int64_t baton_read_ids(const char *text, size_t start, uint32_t limit, uint32_t *ids, size_t room,
                                   size_t *num_ids) {
     const char *at = text + start;

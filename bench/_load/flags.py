@@ -2,6 +2,8 @@
 
 import argparse
 
+from bench._load.workload import FIRST_TOKEN
+
 
 def add_key(parser: argparse.ArgumentParser) -> None:
     """Add the flag that names the variable with the API key; `target.target_of` reads it."""
@@ -19,7 +21,13 @@ def add_lengths(parser: argparse.ArgumentParser, prompt: str, output: str) -> No
 def add_vocab_size(parser: argparse.ArgumentParser) -> None:
     """Add the flag for the tokens of random prompts."""
     text = "draw prompts from token ids 100 up to this one"
-    parser.add_argument("--vocab-size", type=int, default=4000, help=text)
+    parser.add_argument("--vocab-size", type=_vocab_size, default=4000, metavar="INT", help=text)
+
+
+def _vocab_size(text: str) -> int:
+    if not text.isdecimal() or int(text) <= FIRST_TOKEN:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above {FIRST_TOKEN}")
+    return int(text)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:

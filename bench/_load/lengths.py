@@ -33,7 +33,7 @@ def parse(text: str) -> Lengths:
         return Lengths(text, (low + high) / 2, lambda draw: draw.randint(low, high))
     if match := re.fullmatch(rf"lognormal:{_NUMBER},{_NUMBER}", text):
         return _lognormal(text, float(match[1]), float(match[2]))
-    raise ConfigError(f"{text}: expected N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
+    raise ConfigError(f"{text!r} is not a length: expected N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
 
 
 def _lognormal(text: str, median: float, sigma: float) -> Lengths:

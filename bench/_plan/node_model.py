@@ -49,9 +49,12 @@ def read(path: Path) -> NodeModel:
         content = msgspec.json.decode(path.read_bytes())
         return of_report(content) if "runs" in content else msgspec.convert(content, NodeModel)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"--node: {path}: {error.strerror}") from None
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is neither a node model nor a report of `baton bench serve`: {error}") from None
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"--node: {path} is neither a node model nor a report of `baton bench serve`: {problem}"
+        ) from None
 
 
 def write(path: Path, model: NodeModel) -> None:

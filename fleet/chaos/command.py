@@ -10,6 +10,7 @@
 
 import argparse
 import asyncio
+import math
 import random
 import signal
 import sys
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the faults; return 1 if a guarantee was broken."""
     console = Console(width=_WIDTH, highlight=False, markup=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # also stops the fleets
+    if args.streams < 0 or args.rounds < 1 or not 0 <= args.minutes < math.inf:
+        raise ConfigError("--rounds must be at least 1, --streams and --minutes at least 0")
     args.streams = args.streams or (_SHORT_STREAMS if args.short else _STREAMS)
     everything = (*FAULTS, *_of_a_network(args))
     if not _chosen(args, everything):

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from baton.errors import ConfigError
+from baton.net.url import http_url
 from bench._command import progress
 from bench._load import flags, lengths
 from bench._load.target import target_of
@@ -30,7 +32,7 @@ from bench._report import files
 from fleet.chaos import fleet as chaos_fleet
 from fleet.loadtest import phases, report
 from fleet.loadtest.run import PHASES, Settings
-from fleet.loadtest.site import LocalSite, RemoteSite, Site
+from fleet.loadtest.site import LocalSite, RemoteSite, Site, parse_command
 from fleet.loadtest.verdict import Verdict
 
 # a small KV pool fills within seconds, so that filling it does not look like growing memory
@@ -56,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the load test; return 1 if a phase failed."""
-    if args.minutes <= 0 or args.concurrency < 2:
+    if not 0 < args.minutes < math.inf or args.concurrency < 2:
         raise ConfigError("--minutes must be above 0, and --concurrency at least 2")
     files.check(args.json, args.html)
+    _check(args)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     with _site(args) as site:
         verdicts = asyncio.run(_run(site, args, console))
@@ -102,6 +105,15 @@ async def _run(site: Site, args: argparse.Namespace, console: Console) -> list[V
             console.print(report.line(verdict))
 
         return await phases.run_all(site, settings, on_phase)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for what would otherwise fail only after minutes of load."""
+    for text in (args.prompt_tokens, args.output_tokens):
+        lengths.parse(text)
+    parse_command(args.kill_command)
+    for url in args.metrics_url:
+        http_url(url)
 
 
 def _command(args: argparse.Namespace) -> str:

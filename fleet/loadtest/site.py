@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import psutil
 
-from baton.errors import BatonError
+from baton.errors import BatonError, ConfigError
+from baton.net.failure import reason
 from bench._load.target import Target, target_of
 from fleet.chaos.fleet import PrivateFleet
 from fleet.memory import resident_bytes
@@ -94,8 +95,19 @@ class RemoteSite(Site):
         return True
 
 
-async def _run(command: str) -> None:
-    process = await asyncio.create_subprocess_exec(*shlex.split(command))
+def parse_command(text: str) -> list[str]:
+    """Return the words of --kill-command. Raises ConfigError if a quotation mark is missing."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--kill-command: {text!r}: {str(error).lower()}") from None
+
+
+async def _run(text: str) -> None:
+    try:
+        process = await asyncio.create_subprocess_exec(*parse_command(text))
+    except OSError as error:
+        raise BatonError(f"--kill-command: {text}: {reason(error)}") from None
     try:
         async with asyncio.timeout(_KILL_TIMEOUT_S):
             code = await process.wait()

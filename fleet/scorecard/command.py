@@ -15,6 +15,7 @@ import psutil
 from rich.console import Console
 
 from baton.errors import BatonError
+from baton.net.failure import reason
 from bench._load.target import target_of
 from fleet import key_file, state
 from fleet.home import Home
@@ -69,7 +70,7 @@ def _checked(context: Context) -> Iterator[tuple[Item, Result]]:
         try:
             yield item, item.check(context)
         except (OSError, BatonError, psutil.Error) as error:
-            yield item, Result("fail", f"the check could not be completed: {str(error) or type(error).__name__}")
+            yield item, Result("fail", f"the check could not be completed: {reason(error)}")
         except (ValueError, LookupError) as error:
             yield item, Result("fail", f"an answer does not have the expected form: {type(error).__name__}: {error}")
 

@@ -1,5 +1,7 @@
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -21,7 +23,8 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answering)
         self.pieces = ["It ", "chains ", "iterables ⛓."]
         self.fails: dict[str, Any] | None = None
-        self.breaks_off = False
+        self.breaks_off = self.resets = False
+        self.garbles = b""
         self.models = [{"id": "listed"}]
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -51,13 +54,20 @@ class Answering(BaseHTTPRequestHandler):
         events += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
         events += [{"choices": [], "usage": {"completion_tokens": 3}}]
         body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
-        self._answer(200, body if self.server.breaks_off else body + b"data: [DONE]\n\n")
+        if self.server.garbles:
+            body = self.server.garbles
+        elif not self.server.breaks_off:
+            body += b"data: [DONE]\n\n"
+        self._answer(200, body, num_missing=int(self.server.resets))
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, num_missing: int = 0) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[: len(body) // 2] if num_missing else body)
+        if num_missing:  # with unread data a connection is reset instead of closed
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
 
 
 @pytest.fixture
@@ -97,13 +107,26 @@ def test_an_answer_that_breaks_off_is_an_error(endpoint: Endpoint):
         list(ChatClient(endpoint.url).stream({}, Reply()))
 
 
+def test_a_connection_that_is_reset_in_an_answer_is_an_error(endpoint: Endpoint):
+    endpoint.resets = True
+    with pytest.raises(BatonError, match="the answer broke off"):
+        list(ChatClient(endpoint.url).stream({}, Reply()))
+
+
+def test_an_answer_without_json_events_is_an_error(endpoint: Endpoint):
+    endpoint.garbles = b"data: hello\n\n"
+    with pytest.raises(BatonError, match="not a stream of JSON events: is it an OpenAI-compatible endpoint"):
+        list(ChatClient(endpoint.url).stream({}, Reply()))
+
+
 def test_an_unreachable_server_is_a_clear_error():
-    with pytest.raises(ConfigError, match="no answer from"):
+    with pytest.raises(ConfigError, match=r"no answer from http://127.0.0.1:1: Connection refused$"):
         ChatClient("http://127.0.0.1:1").first_model()
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:99999", "http://127.0.0.1:http", "http://[::1", "ftp://x", "/v1"]
+    "address",
+    ["http://127.0.0.1:99999", "http://127.0.0.1:http", "http://[::1", "ftp://x", "/v1", "x y", "http://x\ny"],
 )
 def test_an_invalid_address_is_named(address: str):
     with pytest.raises(ConfigError, match="is not the address of an HTTP endpoint: write it as http://"):

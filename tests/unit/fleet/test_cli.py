@@ -1,4 +1,5 @@
 import argparse
+import errno
 import importlib
 import os
 import subprocess
@@ -132,6 +133,15 @@ def test_a_node_that_cannot_start_says_so_before_it_loads_torch(role: str, argv:
 def test_help_is_quick_because_it_imports_nothing():
     code = "import sys, fleet.cli; fleet.cli.main(['--help']); sys.exit(bool({'rich', 'redis'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def fail(args: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/report.json")
+
+    monkeypatch.setattr("fleet.down.run", fail)
+    assert cli.main(["down"]) == 1
+    assert capsys.readouterr().err == "baton: error: /full/report.json: No space left on device\n"
 
 
 def test_bench_lists_the_benchmarks(capsys: pytest.CaptureFixture[str]):

@@ -118,12 +118,14 @@ def test_errors_are_reported(args, admin):
     with pytest.raises(ConfigError, match="'ftp://x' is not the address of an HTTP endpoint"):
         trace.run(args(request_id="r 1", admin="ftp://x"))
     with pytest.raises(ConfigError, match="401: a key is needed"):
-        AdminClient([admin], "wrong").get("/admin/fleet")
+        AdminClient([admin], "wrong").get("/admin/fleet", "nodes")
     with pytest.raises(ConfigError, match="/admin/trace/page answers 200: is it a router"):
         trace.run(args(request_id="page"))
-    with pytest.raises(ConfigError, match="no admin port answers"):
-        AdminClient(["http://127.0.0.1:1"]).get("/admin/fleet")
-    assert AdminClient(["http://127.0.0.1:1", admin], "sk-one").get("/admin/fleet") == FLEET
+    with pytest.raises(ConfigError, match="/admin/fleet answers 200: is it a router"):
+        AdminClient([admin], "sk-one").get("/admin/fleet", "something else")
+    with pytest.raises(ConfigError, match=r"no admin port answers \(http://127.0.0.1:1: Connection refused\)"):
+        AdminClient(["http://127.0.0.1:1"]).get("/admin/fleet", "nodes")
+    assert AdminClient(["http://127.0.0.1:1", admin], "sk-one").get("/admin/fleet", "nodes") == FLEET
 
 
 @pytest.mark.parametrize("width", [60, 80, 150])
