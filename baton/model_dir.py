@@ -111,13 +111,13 @@ def _recommended(model_dir: Path) -> SamplingDefaults:
     """Return the sampling defaults that generation_config.json recommends; its `do_sample` is ignored."""
     path = model_dir / "generation_config.json"
     config = read_json(path, required=False)
-    found = {name: config[name] for name in _RANGES if config.get(name) is not None}
-    for name, value in found.items():
+    given = {name: config[name] for name in _RANGES if config.get(name) is not None}
+    for name, value in given.items():
         low, high = _RANGES[name]
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
             raise CheckpointError(f"{path}: {name} must be a number from {low} to {high}, not {value!r}")
-    top_k = int(found.pop("top_k", 0))
-    return SamplingDefaults(top_k=max(top_k, 0), **{name: float(value) for name, value in found.items()})
+    top_k = int(given.pop("top_k", 0))
+    return SamplingDefaults(top_k=max(top_k, 0), **{name: float(value) for name, value in given.items()})
 
 
 def _count(model_dir: Path, config: dict[str, Any], name: str) -> int:

@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
 from baton.errors import BatonError
+from baton.process.help import HelpFormatter
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return a parser for `baton bench name`, described by the first line of the module's docstring."""
-    return argparse.ArgumentParser(prog=f"baton bench {name}", description=(doc or "").partition("\n")[0])
+    description = (doc or "").partition("\n")[0]
+    return argparse.ArgumentParser(prog=f"baton bench {name}", description=description, formatter_class=HelpFormatter)
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -22,13 +22,17 @@ def started(home: Path, *flags: str) -> Iterator[str]:
     try:
         up = _baton(env, "up", "--detach", "--port", "0", *flags, timeout_s=_START_TIMEOUT_S)
         if up.returncode:
-            raise BatonError(f"the fleet did not start: {(up.stderr or up.stdout).strip()[-500:]}")
+            message = (up.stderr or up.stdout).strip().removeprefix("baton: error: ")
+            raise BatonError(f"the fleet did not start: {message[-500:]}")
         yield str(json.loads(_baton(env, "status", "--json", timeout_s=_STOP_TIMEOUT_S).stdout)["endpoint"])
     finally:
-        with contextlib.suppress(subprocess.SubprocessError):
+        with contextlib.suppress(BatonError):
             _baton(env, "down", timeout_s=_STOP_TIMEOUT_S)
 
 
 def _baton(env: dict[str, str], *args: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fleet", *args]
-    return subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=timeout_s)
+    try:
+        return subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise BatonError(f"`baton {args[0]}` took longer than {timeout_s:.0f} s") from None

@@ -192,8 +192,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rate", type=float, default=2.0, help="even request rate of each client, low enough not to queue"
     )
     parser.add_argument("--requests", type=int, default=600, help="number of requests of each client")
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--tolerance", type=float, default=0.05)
+    parser.add_argument("--output-tokens", type=int, default=64, help="length of each answer")
+    parser.add_argument("--tolerance", type=float, default=0.05, help="difference that fails, as a share")
     args = parser.parse_args(argv)
     if args.requests < 1 or args.rate <= 0:
         parser.error("--requests must be at least 1, and --rate above 0")

@@ -20,7 +20,7 @@ from typing import Any
 
 from baton.errors import ConfigError
 from bench import _command, _fleets
-from bench._load import arrivals, workload
+from bench._load import arrivals, flags, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures, percentile
 from bench._load.target import Target, target_of
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files.check(args.json, args.html)
     ratios = [_ratio(text) for text in args.ratios]
     chosen = sides(args.nodes, args.model)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     num_turns = len(chosen) * (len(ratios) * len(args.rates) + args.rounds)
     with _command.progress() as progress:
         task = progress.add_task("fleets", total=num_turns)
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _fleets.started(Path(folder) / "home", *side.flags) as endpoint,
             ):
                 measuring = _measure(args, target_of(endpoint), ratios, lambda: progress.advance(task))
-                found[side.name] = asyncio.run(measuring)
+                results[side.name] = asyncio.run(measuring)
     command = _command.line("disagg", argv)
-    report = {"machine": machine(), "command": command, "nodes": args.nodes, "sides": found}
+    report = {"machine": machine(), "command": command, "nodes": args.nodes, "sides": results}
     print(disagg_report.text(report))
     if args.json:
         files.write_json(args.json, report)
     if args.html:
         disagg_report.write_html(Path(args.html), report)
-    return 1 if any(run["failed"] for side in found.values() for run in side["runs"]) else 0
+    return 1 if any(run["failed"] for side in results.values() for run in side["runs"]) else 0
 
 
 async def _measure(
@@ -108,9 +108,9 @@ async def _at_rate(
     driver, began_s = Driver(target, TIMEOUT_S), time.monotonic()
     await driver.open(zip(due, asked, strict=False))
     limits = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
-    found = figures(driver.streams, max(args.seconds, time.monotonic() - began_s), **limits)
+    measured = figures(driver.streams, max(args.seconds, time.monotonic() - began_s), **limits)
     return {"prompt_tokens": num_prompt, "output_tokens": num_output, "work": work, "rate": rate} | {
-        name: found[name] for name in ("failed", "goodput_per_s", "good_share", "ttft_p99_s", "tpot_p99_s")
+        name: measured[name] for name in ("failed", "goodput_per_s", "good_share", "ttft_p99_s", "tpot_p99_s")
     }
 
 
@@ -122,7 +122,7 @@ async def _storm(target: Target, shape: Shape, num_prompt: int, seconds: float) 
     long = _sized(shape, num_prompt, 1)
     storm = prompts.closed(workload.conversations(long, random.Random()), STORM_AT_A_TIME, stop_s)
     beside, _ = await asyncio.gather(_streams(target, shape, stop_s), storm)
-    p99s = [percentile([s.tpot_s for s in driver.streams if s.ok], 99) for driver in (alone, beside)]
+    p99s = [percentile([s.tpot_s for s in driver.streams if s.ok and s.has_tpot], 99) for driver in (alone, beside)]
     return {"idle_s": p99s[0], "storm_s": p99s[1], "ratio": p99s[1] / p99s[0], "prompts": len(prompts.streams)}
 
 
@@ -161,11 +161,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=10.0, help="duration of each run")
     add("--rounds", type=int, default=2, help="rounds of the storm")
     add("--storm-prompt-tokens", type=int, default=1536, help="length of the storm's prompts")
-    add("--slo-ttft-ms", type=float, default=500.0)
-    add("--slo-tpot-ms", type=float, default=20.0)
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
-    add("--json", metavar="FILE", help="also write the figures to this file")
-    add("--html", metavar="FILE", help="also write a report with plots to this file")
+    add("--slo-ttft-ms", type=float, default=500.0, help="TTFT limit for goodput")
+    add("--slo-tpot-ms", type=float, default=20.0, help="TPOT limit for goodput")
+    flags.add_vocab_size(parser)
+    flags.add_files(parser)
     args = parser.parse_args(argv)
     if args.nodes < 2:
         parser.error("--nodes must be at least 2")

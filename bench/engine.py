@@ -39,12 +39,12 @@ _MORE_STEPS = 8  # for transformers, whose step time is a difference of two runs
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _command.parser("engine", __doc__)
     parser.add_argument("--model", help="checkpoint (default: a random 107M Llama)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--num-threads", type=int, default=0)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--device", default="auto", help="where to compute: auto, cpu or cuda")
+    parser.add_argument("--dtype", default="auto", help="type of weights and KV")
+    parser.add_argument("--num-threads", type=int, default=0, help="compute threads; 0: one per core")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="requests per decode step")
     parser.add_argument("--context", type=int, default=128, help="prompt tokens before decoding")
-    parser.add_argument("--num-steps", type=int, default=40)
+    parser.add_argument("--num-steps", type=int, default=40, help="decode steps to measure")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         directory = args.model or random_checkpoint.write(Path(scratch), random_checkpoint.LLAMA_107M)

@@ -26,7 +26,7 @@ from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import BatonError
 from bench import _command, _fleets
-from bench._load import arrivals, workload
+from bench._load import arrivals, flags, workload
 from bench._load.driver import Driver
 from bench._load.figures import figures
 from bench._load.target import Target, target_of
@@ -85,10 +85,10 @@ def _endpoint(args: argparse.Namespace) -> Iterator[str]:
     if args.base_url:
         yield args.base_url
         return
-    flags = ("--model", args.model) if args.model else ()
+    served = ("--model", args.model) if args.model else ()
     with (
         tempfile.TemporaryDirectory(prefix="baton-plan-") as folder,
-        _fleets.started(Path(folder) / "home", "--prefill", "1", "--decode", "1", *flags) as url,
+        _fleets.started(Path(folder) / "home", "--prefill", "1", "--decode", "1", *served) as url,
     ):
         yield url
 
@@ -131,8 +131,8 @@ def predicted(model: NodeModel, load: Load, due_s: Sequence[float]) -> Figures:
         for at_s in due_s
     ]
     fleet, requests = simulation.simulate(model, 1, 1, asked, 0)
-    found = simulation.outcome(model, fleet, requests)
-    return {name: getattr(found, name) for name in SHOWN}
+    outcome = simulation.outcome(model, fleet, requests)
+    return {name: getattr(outcome, name) for name in SHOWN}
 
 
 def _table(model: NodeModel, rates: dict[Load, float], runs: dict[Load, list[Run]], tolerance: float) -> bool:
@@ -145,10 +145,13 @@ def _table(model: NodeModel, rates: dict[Load, float], runs: dict[Load, list[Run
         rounds = [predicted(model, load, run.due_s) for run in runs[load]]
         for name, (_, unit) in SHOWN.items():
             measured = sorted(unit * run.measured[name] for run in runs[load])
-            ours, theirs = unit * statistics.median(found[name] for found in rounds), statistics.median(measured)
+            ours, theirs = (
+                unit * statistics.median(prediction[name] for prediction in rounds),
+                statistics.median(measured),
+            )
             are_within &= abs(ours / theirs - 1) <= tolerance
-            said = f"{_short(ours)}/{_short(theirs)} ({_short(measured[0])}–{_short(measured[-1])})"
-            line += f"{said:>25}{ours / theirs:>5.2f}"
+            cell = f"{_short(ours)}/{_short(theirs)} ({_short(measured[0])}–{_short(measured[-1])})"
+            line += f"{cell:>25}{ours / theirs:>5.2f}"
         print(line)
     return are_within
 
@@ -171,12 +174,12 @@ def _node_lines(model: NodeModel) -> str:
 
 def parse(text: str) -> Load:
     """Parse `RATE:PROMPT:OUTPUT`. Raises ArgumentTypeError if it has another form."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?):(\d+):(\d+)", text)
-    if not found or not all(float(found[part]) for part in (1, 3, 4)):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?):(\d+):(\d+)", text)
+    if not match or not all(float(match[part]) for part in (1, 3, 4)):
         raise argparse.ArgumentTypeError(f"{text}: expected RATE:PROMPT:OUTPUT or SHARE%:PROMPT:OUTPUT")
-    number = float(found[1])
-    rate, share = (0.0, number / 100) if found[2] else (number, 0.0)
-    return Load(text, rate, share, int(found[3]), int(found[4]))
+    number = float(match[1])
+    rate, share = (0.0, number / 100) if match[2] else (number, 0.0)
+    return Load(text, rate, share, int(match[3]), int(match[4]))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -194,13 +197,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=parse,
         default=[*map(parse, LOADS)],
         metavar="RATE:PROMPT:OUTPUT",
-        help="requests per second, or N%% of the capacity of one node per pool; then tokens in and out",
+        help="requests per second, or N%% of the capacity of one node per pool; then tokens in and out "
+        f"(default: {' '.join(LOADS)})",
     )
     add("--rounds", type=int, default=5, help="rounds of the fit and of all loads")
     add("--seconds", type=float, default=8.0, help="duration of a load in a round")
     add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
-    add("--tolerance", type=float, default=0.15)
+    flags.add_vocab_size(parser)
+    add("--tolerance", type=float, default=0.15, help="error of a prediction that fails, as a share")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.seconds <= 0:
         parser.error("--rounds must be at least 1, and --seconds above 0")

@@ -30,9 +30,9 @@ LENGTHS = (32, 512, 2048)
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line per prefix length."""
     parser = _command.parser("prefix_index", __doc__)
-    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--nodes", type=int, default=4, help="number of nodes")
     parser.add_argument("--blocks", type=int, default=12_000, help="number of blocks that each node holds")
-    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=400, help="lookups of each length")
     args = parser.parse_args(argv)
     print(f"# {_command.line('prefix_index', argv)}")
     with tempfile.TemporaryDirectory() as directory:

@@ -69,7 +69,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="rounds for each router")
     parser.add_argument("--requests", type=int, default=3000, help="tiny requests per round")
     parser.add_argument("--streams", type=int, default=250, help="concurrent streams of 100 tokens a second each")
-    parser.add_argument("--stream-tokens", type=int, default=600)
+    parser.add_argument("--stream-tokens", type=int, default=600, help="length of these streams")
     return parser.parse_args(argv)
 
 

@@ -11,6 +11,7 @@ greedy and of full length. For Baton, the phases of TTFT are read from the route
 import argparse
 import asyncio
 import itertools
+import math
 import random
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import Any
 
 from baton.errors import BatonError, ConfigError
 from bench import _command
-from bench._load import arrivals, lengths, phases, workload
+from bench._load import arrivals, flags, lengths, phases, workload
 from bench._load import report as reports
 from bench._load.driver import Driver
 from bench._load.figures import figures, timeline
@@ -72,20 +73,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("serve", __doc__)
     add = parser.add_argument
     add("--base-url", "--url", dest="url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
-    add(
-        "--api-key-env",
-        default="",
-        metavar="NAME",
-        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
-    )
+    flags.add_key(parser)
     add("--model", default="", help="model name (default: the first that the endpoint lists)")
     _add_load(parser)
     _add_shape(parser)
     add("--slo-ttft-ms", type=float, default=0.0, help="TTFT limit for goodput; 0: none")
     add("--slo-tpot-ms", type=float, default=0.0, help="TPOT limit for goodput; 0: none")
     add("--timeout-s", type=float, default=300.0, help="timeout of a request")
-    add("--json", metavar="FILE", help="also write the figures to this file")
-    add("--html", metavar="FILE", help="also write a report with plots to this file")
+    flags.add_files(parser)
     args = parser.parse_args(argv)
     _check(args)
     args.target = target_of(args.url, args.api_key_env)
@@ -109,12 +104,11 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 def _add_shape(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the shape of requests."""
     add = parser.add_argument
-    add("--prompt-tokens", default="128", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="64", help="as --prompt-tokens")
+    flags.add_lengths(parser, "128", "64")
     add("--prefixes", type=int, default=0, help="number of shared prefixes that prompts begin with, in turn")
     add("--prefix-tokens", type=int, default=512, help="length of these prefixes")
     add("--turns", type=int, default=1, help="requests per conversation, each including all earlier turns")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    flags.add_vocab_size(parser)
     add("--chat", metavar="TEXT", default="", help="send this text to /v1/chat/completions, instead of random tokens")
     add("--no-ignore-eos", action="store_true", help="for endpoints that do not support ignore_eos")
     add("--seed", type=int, help="seed of the prompts (default: a new one for each run)")
@@ -123,14 +117,12 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
 def _check(args: argparse.Namespace) -> None:
     if not args.rate and not args.trace and not args.concurrency:
         args.concurrency = [1, 8, 32]
-    if any(load <= 0 for load in [*(args.concurrency or ()), *(args.rate or ())]):
-        raise ConfigError("--concurrency and --rate must be above 0")
+    if not all(0 < load < math.inf for load in [*(args.concurrency or ()), *(args.rate or ())]):
+        raise ConfigError("--concurrency and --rate must be above 0, and finite")
     if args.burstiness < 0 or args.trace_speed <= 0 or args.trace_shrink < 1 or args.turns < 1:
         raise ConfigError(
             "--burstiness must be at least 0, --trace-speed above 0, --trace-shrink and --turns at least 1"
         )
-    if args.vocab_size <= workload.FIRST_TOKEN:
-        raise ConfigError(f"--vocab-size must be above {workload.FIRST_TOKEN}")
 
 
 def _loads(args: argparse.Namespace) -> list[float]:
@@ -145,9 +137,9 @@ async def measure(
     shape = _shape(args, args.model or await target.first_model())
     before = await phases.read(target)
     driver = Driver(target, args.timeout_s, on_done)
-    began, cpu = time.monotonic(), time.process_time()
+    began, cpu, waited_s = time.monotonic(), time.process_time(), _waited_s()
     name = await _drive(args, shape, load, driver)
-    elapsed_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
+    elapsed_s, cpu_s, waited_s = time.monotonic() - began, time.process_time() - cpu, _waited_s() - waited_s
     phases_s = phases.between(before, await phases.read(target))
     slo = {"slo_ttft_s": args.slo_ttft_ms / 1000, "slo_tpot_s": args.slo_tpot_ms / 1000}
     return {
@@ -156,6 +148,7 @@ async def measure(
         "prompt_tokens_mean": args.prompt.mean,
         "output_tokens_mean": args.output.mean,
         "client_cpu_s": round(cpu_s, 3),
+        "client_waited_s": round(waited_s, 3),
         "late_s": driver.late_s,
         "phases_s": phases_s,
         "timeline": timeline(driver.streams, began),
@@ -178,6 +171,14 @@ async def _drive(args: argparse.Namespace, shape: Shape, load: float, driver: Dr
     bodies = list(itertools.islice(asked, number))  # created before the clock starts
     await driver.closed(bodies, int(load))
     return f"c{load:g}"
+
+
+def _waited_s() -> float:
+    """Return how long this thread was ready to run, but waited for a core; 0 where Linux does not say."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _timed(asked: Iterator[Conversation]) -> Iterator[tuple[float, Conversation]]:

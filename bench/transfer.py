@@ -32,13 +32,13 @@ def ways(child: Child, total: int, size: int, device: str) -> dict[str, Callable
     of_baton = {name: lambda name=name: min(transfers(child, name, total, size, 2, device)) for name in names}
     if device == "cuda":
         return {"copy": lambda: device_copy(total, size), **of_baton}
-    found: dict[str, Callable[[], Round]] = {
+    baselines: dict[str, Callable[[], Round]] = {
         "memcpy": lambda: memcpy(total, size),
         "socket": lambda: blocking_socket(child, total, size),
     }
     if not why_no_perftest():
-        found |= {way: lambda way=way: ucx_perftest(way, total, size) for way in PERFTESTS}  # type: ignore[misc]
-    return found | of_baton
+        baselines |= {way: lambda way=way: ucx_perftest(way, total, size) for way in PERFTESTS}  # type: ignore[misc]
+    return baselines | of_baton
 
 
 def line(size: int, total: int, best: dict[str, Round]) -> str:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per message size."""
     parser = _command.parser("transfer", __doc__)
     parser.add_argument("--megabytes", type=int, default=256, help="megabytes moved per round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each way, of which the best counts")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="device of both pools")
     args = parser.parse_args(argv)
     total = args.megabytes * 2**20

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from baton.errors import ConfigError
+from baton.net.failure import reason
 from fleet import http_ask, key_file, state
 from fleet.home import Home
 
@@ -41,20 +42,23 @@ class AdminClient:
             urls = [p.metrics.removesuffix("/metrics") for p in fleet.processes if p.role == "router" and p.metrics]
         return cls(urls, _key(file))
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON at `path`. Raises ConfigError if no router answers, or one answers with an error."""
-        reason = "the fleet has no router"
+    def get(self, path: str, key: str) -> dict[str, Any]:
+        """Return the JSON object at `path`, which has to contain `key`.
+
+        Raises ConfigError if no router answers, or one answers with an error or something else.
+        """
+        problem = "the fleet has no router"
         for url in self._urls:
             try:
                 status, body = self._ask(url, path)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = f"{url}: {error}"
+                problem = f"{url}: {reason(error)}"
                 continue
-            if status != 200 or not body.startswith(b"{"):
+            answer = _object(body)
+            if status != 200 or key not in answer:
                 raise ConfigError(f"{url}{path} answers {status}: {http_ask.error_message(body, _OTHERWISE)}")
-            answer: dict[str, Any] = json.loads(body)
             return answer
-        raise ConfigError(f"no admin port answers ({reason})")
+        raise ConfigError(f"no admin port answers ({problem})")
 
     def _ask(self, url: str, path: str) -> tuple[int, bytes]:
         connection, base_path = http_ask.connection(url, _TIMEOUT_S)
@@ -66,6 +70,15 @@ class AdminClient:
             return response.status, response.read(_MAX_BYTES)
         finally:
             connection.close()
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object, empty if the body is something else."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _key(file: str) -> str:

@@ -35,8 +35,8 @@ def _available() -> dict[str, str]:
     """Return each benchmark's name and the first line of its docstring, without importing any of them."""
     spec = importlib.util.find_spec("bench")
     folders = list(spec.submodule_search_locations or []) if spec else []
-    found = (module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
-    return {name: _summary(Path(folders[0]) / f"{name}.py") for name in sorted(found)}
+    names = (module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
+    return {name: _summary(Path(folders[0]) / f"{name}.py") for name in sorted(names)}
 
 
 def _summary(path: Path) -> str:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default="", help="endpoint (default: that of the running fleet)")
     parser.add_argument("--model", default="", help="model name (default: the first that the endpoint lists)")
     parser.add_argument("--system", default="", help="system message")
-    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
     parser.add_argument("--max-tokens", type=int, help="maximum length of an answer")
     key_file.add_argument(parser)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.errors import BatonError, ConfigError
+from baton.net.failure import reason
 from fleet import http_ask
 
 _TIMEOUT_S = 600.0
@@ -67,7 +68,7 @@ class ChatClient:
             connection.request(method, base_path + path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            raise ConfigError(f"no answer from {self.url}: {error}") from None
+            raise ConfigError(f"no answer from {self.url}: {reason(error)}") from None
         if response.status != 200:
             otherwise = f"{self.url}{path} answers {response.status}: is it an OpenAI-compatible endpoint?"
             raise BatonError(http_ask.error_message(response.read(64 * 1024), otherwise))
@@ -76,12 +77,17 @@ class ChatClient:
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     """Yield the JSON of each server-sent event up to [DONE]."""
-    while line := response.readline():
-        if line.startswith(b"data:"):
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                return
-            yield json.loads(data)
+    try:
+        while (line := response.readline()).endswith(b"\n"):  # half a line is what a lost connection leaves
+            if line.startswith(b"data:"):
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    return
+                yield json.loads(data)
+    except (OSError, http.client.HTTPException) as error:
+        raise BatonError(f"the answer broke off: {reason(error)}") from None
+    except ValueError:
+        raise BatonError("the answer is not a stream of JSON events: is it an OpenAI-compatible endpoint?") from None
     raise BatonError("the answer broke off")
 
 

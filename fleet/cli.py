@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from baton.errors import BatonError
+from baton.net.failure import reason
+from baton.process.help import HelpFormatter
 
 # name -> (module with `add_arguments(parser)` and `run(args) -> int`, description)
 COMMANDS = {
-    "up": ("fleet.up.command", "start a fleet on this machine: redis, routers, prefill and decode nodes"),
+    "up": ("fleet.up.command", "start a fleet on this machine: Redis, routers, prefill and decode nodes"),
     "status": ("fleet.status", "show the nodes of the running fleet and their load"),
     "top": ("fleet.top", "watch the fleet: load, latency, KV transfers, and which pool is the bottleneck"),
     "trace": ("fleet.trace", "show where one request spent its time: baton trace REQUEST_ID"),
@@ -51,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, so there is nobody to report to
         return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"baton: error: {where}{reason(error)}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -61,7 +67,9 @@ def _dispatch(argv: list[str]) -> int:
     if name in COMMANDS:
         module_name, description = COMMANDS[name]
         module = importlib.import_module(module_name)
-        parser = argparse.ArgumentParser(prog=f"baton {name}", description=_sentence(description))
+        parser = argparse.ArgumentParser(
+            prog=f"baton {name}", description=_sentence(description), formatter_class=HelpFormatter
+        )
         module.add_arguments(parser)
         run: Callable[[argparse.Namespace], int] = module.run
         return run(parser.parse_args(argv[1:]))
@@ -91,15 +99,15 @@ def _help() -> str:
             "One service by itself, as in production:",
             *_lines(SERVICES),
             "",
-            "`baton COMMAND --help` lists the flags. Each flag can be set by a variable: --max-model-len is",
-            "BATON_MAX_MODEL_LEN. A local fleet keeps its state and logs in BATON_HOME (~/.baton);",
-            "fleets with different homes are independent of each other.",
+            "`baton COMMAND --help` lists the flags. Those of `up`, `doctor` and the services can also be set by a",
+            "variable: --max-model-len is BATON_MAX_MODEL_LEN. A local fleet keeps its state and logs in BATON_HOME",
+            "(~/.baton); fleets with different homes are independent of each other.",
         ]
     )
 
 
 def _lines(table: dict[str, tuple[str, str]]) -> list[str]:
-    return [f"  {name:<9} {description}" for name, (_, description) in table.items()]
+    return [f"  {name:<10} {description}" for name, (_, description) in table.items()]
 
 
 def _sentence(text: str) -> str:

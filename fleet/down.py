@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     if not home.is_locked() or fleet is None:
         print(f"no fleet is running (BATON_HOME is {home.path})")
         return 0
-    heard = _ask(fleet)
-    if not _gone(home, _DRAIN_TIMEOUT_S if heard else _FROZEN_TIMEOUT_S):
+    agreed = _ask(fleet)
+    if not _gone(home, _DRAIN_TIMEOUT_S if agreed else _FROZEN_TIMEOUT_S):
         with contextlib.suppress(ProcessLookupError):
             os.kill(fleet.pid, signal.SIGKILL)  # the supervisor is frozen; its services die with it
         if not _gone(home, _KILL_TIMEOUT_S):

@@ -12,7 +12,8 @@ _DIGEST, _JSON = "sha256:", "{"
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add --api-key-file."""
-    parser.add_argument("--api-key-file", default="", metavar="FILE", help="file whose first line is the API key")
+    text = "send the first key of this file (default: of the fleet's own key file, or else BATON_API_KEY)"
+    parser.add_argument("--api-key-file", default="", metavar="FILE", help=text)
 
 
 def asked_for(args: argparse.Namespace) -> str:
@@ -26,8 +27,15 @@ def first_key(file: str) -> str:
 
 
 def key_of(file: str) -> str:
-    """Return the first key of the file, or, if no file is named, of BATON_API_KEY."""
-    return first_key(file) if file else os.environ.get("BATON_API_KEY", "").partition(",")[0]
+    """Return the first key of the file or, if there is no file or it has only digests, of BATON_API_KEY.
+
+    Raises ConfigError if the file cannot be read, or the key cannot be sent.
+    """
+    key = (first_key(file) if file else "") or os.environ.get("BATON_API_KEY", "").partition(",")[0]
+    if not (key.isprintable() and all(ord(char) < 256 for char in key)):
+        source = file or "BATON_API_KEY"
+        raise ConfigError(f"the API key in {source} cannot be sent: it has characters that no HTTP header can hold")
+    return key
 
 
 def begins_plain(file: str) -> bool:

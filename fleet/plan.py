@@ -19,12 +19,13 @@ from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import ConfigError
 from bench._command import progress
-from bench._load import lengths
+from bench._load import flags, lengths
 from bench._load.target import target_of
 from bench._plan import fitting, node_model, simulation, sizing
 from bench._plan.node_model import NodeModel
 from bench._plan.simulation import Outcome, Workload
 from bench._plan.sizing import Limits, Size
+from bench._report import files
 from bench._simulated import trace
 from bench._simulated.hardware import SimulatedRequest
 
@@ -37,15 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--fit", metavar="URL", default="", help="measure a fleet of one prefill and one decode node, and write --node")
     add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    flags.add_vocab_size(parser)
     add("--node", type=Path, help="costs of a node: a file of --fit, or of `baton bench serve --json`")
     add("--prefill-tokens-per-s", type=float, default=0.0, help="instead of --node: speed of a prefill node")
     add("--decode-base-ms", type=float, default=0.0, help="instead of --node: time of an empty decode step")
     add("--decode-request-ms", type=float, default=0.0, help="instead of --node: time that a request adds to a step")
     add("--rate", type=float, default=0.0, help="requests per second, at the peak")
     add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, higher values give bursts")
-    add("--prompt-tokens", default="512", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="128", help="as --prompt-tokens")
+    flags.add_lengths(parser, "512", "128")
     add("--trace", type=Path, help="instead of a rate and lengths: requests in Mooncake's format")
     add("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
     add("--slo-ttft-ms", type=float, default=1000.0, help="limit for p99 of TTFT")
@@ -70,22 +70,23 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(args.slo_ttft_ms / 1000, args.slo_tpot_ms / 1000)
     if args.size:
         size = _size(args.size)
-        found, at_peak = sizing.run(model, workload, args.trace_speed, size), size
+        outcome, at_peak = sizing.run(model, workload, args.trace_speed, size), size
     else:
-        at_peak, found = sizing.search(model, workload, args.trace_speed * args.peak_factor, limits)
+        at_peak, outcome = sizing.search(model, workload, args.trace_speed * args.peak_factor, limits)
         size = Size(_with(at_peak.prefill, args.headroom), _with(at_peak.decode, args.headroom))
     hours = _hours(model, workload, args.trace_speed, size)
     if args.json:
-        report = {"size": size, "without_headroom": at_peak, "outcome": found, "hours": hours, "node": model}
+        report = {"size": size, "without_headroom": at_peak, "outcome": outcome, "hours": hours, "node": model}
         print(msgspec.json.encode(report).decode())
         return 0
-    for line in [*_plan_lines(args, workload, at_peak, size), *_outcome_lines(args, found), *_hour_lines(hours)]:
+    for line in [*_plan_lines(args, workload, at_peak, size), *_outcome_lines(args, outcome), *_hour_lines(hours)]:
         console.print(line)
     return 0
 
 
 def _model(args: argparse.Namespace) -> NodeModel:
     if args.fit:
+        files.check(str(args.node) if args.node else None)
         model = _fitted(args)
         if args.node:
             node_model.write(args.node, model)
@@ -113,6 +114,9 @@ def _fitted(args: argparse.Namespace) -> NodeModel:
 
 
 def _workload(args: argparse.Namespace) -> Workload:
+    at_least_0, above_0 = (args.burstiness, args.headroom), (args.peak_factor, args.trace_speed)
+    if not all(0 <= value < math.inf for value in (*at_least_0, *above_0)) or not all(above_0):
+        raise ConfigError("--burstiness and --headroom must be at least 0, --peak-factor and --trace-speed above 0")
     if args.trace:
         return Workload(lines=trace.read(args.trace))
     if not 0 < args.rate < math.inf:
@@ -164,19 +168,19 @@ def _plan_lines(args: argparse.Namespace, workload: Workload, at_peak: Size, siz
     return lines
 
 
-def _outcome_lines(args: argparse.Namespace, found: Outcome) -> list[str]:
+def _outcome_lines(args: argparse.Namespace, outcome: Outcome) -> list[str]:
     where = "simulated" if args.size else f"simulated at ×{args.peak_factor:g}, without headroom"
-    return [f"{where}: {_said(found)}"]
+    return [f"{where}: {_outcome_text(outcome)}"]
 
 
 def _hour_lines(hours: list[Outcome]) -> list[str]:
-    return [f"hour {number:>2}: {_said(found)}" for number, found in enumerate(hours)]
+    return [f"hour {number:>2}: {_outcome_text(outcome)}" for number, outcome in enumerate(hours)]
 
 
-def _said(found: Outcome) -> str:
+def _outcome_text(outcome: Outcome) -> str:
     return (
-        f"{found.requests_per_s:.2f} requests/s, {found.output_tokens_per_s:.0f} tokens/s, "
-        f"TTFT p50 {1000 * found.ttft_p50_s:.0f} p99 {1000 * found.ttft_p99_s:.0f} ms, "
-        f"TPOT p50 {1000 * found.tpot_p50_s:.1f} p99 {1000 * found.tpot_p99_s:.1f} ms, "
-        f"prefill busy {found.prefill_utilization:.0%}, {found.decode_running:.1f} requests on a decode node"
+        f"{outcome.requests_per_s:.2f} requests/s, {outcome.output_tokens_per_s:.0f} tokens/s, "
+        f"TTFT p50 {1000 * outcome.ttft_p50_s:.0f} p99 {1000 * outcome.ttft_p99_s:.0f} ms, "
+        f"TPOT p50 {1000 * outcome.tpot_p50_s:.1f} p99 {1000 * outcome.tpot_p99_s:.1f} ms, "
+        f"prefill busy {outcome.prefill_utilization:.0%}, {outcome.decode_running:.1f} requests on a decode node"
     )

@@ -84,14 +84,14 @@ def metrics() -> Iterator[tuple[str, str, str, tuple[str, ...], str]]:
 
 def _owners() -> dict[int, str]:
     """Return who exposes each metric (by its id), from the package of the first module that contains it."""
-    found: dict[int, str] = {}
+    owners: dict[int, str] = {}
     for name, module in sorted(sys.modules.items()):
         who = "routers" if _in(name, _ROUTER_ROOMS) else "nodes" if _in(name, _NODE_ROOMS) else ""
         for value in list(vars(module).values()) if who else ():
             inner = getattr(value, "_metric", value)  # a TokenCount wraps one
             if isinstance(inner, _KINDS) and not _is_shared(inner):
-                found.setdefault(id(inner), who)
-    return found
+                owners.setdefault(id(inner), who)
+    return owners
 
 
 def _is_shared(metric: MetricWrapperBase | Unlocked) -> bool:

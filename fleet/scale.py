@@ -1,12 +1,16 @@
-"""`baton scale prefill=2 decode=1`: resizes the running fleet, and returns when new nodes serve."""
+"""`baton scale prefill=2 decode=1`: resizes the running fleet, and returns when new nodes serve.
+
+Large weights take long to load, so it waits as long as the supervisor says that it is still at work.
+"""
 
 import argparse
+import sys
 
 from baton.errors import ConfigError
 from fleet import control, state
 from fleet.home import Home
 
-_TIMEOUT_S = 600.0  # large weights take long to load
+_SILENCE_S = 10.0  # the supervisor says every second what it waits for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +27,21 @@ def run(args: argparse.Namespace) -> int:
         if pools.setdefault(role, count) != count:
             raise ConfigError(f"{role}={pools[role]} and {role}={count}: give only one size per pool")
     fleet = state.running(Home.from_env())
-    print(control.ask(fleet.control, {"command": "scale", "pools": pools}, _TIMEOUT_S)["done"])
+    answer = control.ask(fleet.control, {"command": "scale", "pools": pools}, _SILENCE_S, _Waiting().show)
+    print(answer["done"])
     return 0
+
+
+class _Waiting:
+    """Shows what the supervisor waits for, whenever that changes."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        if text and text != self._shown:
+            self._shown = text
+            print(f"waiting for {text}", file=sys.stderr, flush=True)
 
 
 def _parsed(pool: str) -> tuple[str, int]:

@@ -1,6 +1,12 @@
-"""fleet.json: written by the supervisor to describe its fleet, and read by the other commands."""
+"""fleet.json: written by the supervisor to describe its fleet, and read by the other commands.
 
+While the file is up to date, the supervisor sets its time of modification every two seconds. So a reader can tell when
+the supervisor is frozen or cannot write.
+"""
+
+import contextlib
 import os
+import time
 
 import msgspec
 
@@ -49,6 +55,20 @@ def write(home: Home, state: FleetState) -> None:
     partial.replace(home.state_file)
 
 
+def confirm(home: Home) -> None:
+    """Record that fleet.json is up to date at this moment."""
+    with contextlib.suppress(OSError):
+        os.utime(home.state_file)
+
+
+def age_s(home: Home) -> float:
+    """Return the seconds since fleet.json was last known to be up to date; 0 if there is no file."""
+    try:
+        return max(0.0, time.time() - home.state_file.stat().st_mtime)
+    except OSError:
+        return 0.0
+
+
 def read(home: Home) -> FleetState | None:
     """Return what was last written, even by a supervisor that has ended; None if there is no valid file."""
     try:
@@ -66,8 +86,8 @@ def running(home: Home) -> FleetState:
 
 
 def serving(home: Home) -> FleetState:
-    """The fleet that runs and is ready; ConfigError where none is."""
+    """Return the running fleet, if it is ready. Raises ConfigError otherwise."""
     state = running(home)
     if state.state != "ready":
-        raise ConfigError(f"the fleet is {state.state}: `baton status` tells when it is ready")
+        raise ConfigError(f"the fleet is {state.state}: `baton status` says when it is ready")
     return state

@@ -16,7 +16,7 @@ from fleet import admin_client
 from fleet.admin_client import AdminClient
 from fleet.fitting_table import Column, fitting
 
-_PATH = "/admin/fleet"
+_PATH, _KEY = "/admin/fleet", "bottleneck"
 _WIDTH = 150  # if the output is not a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _NUM_SPARKS = 40
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the dashboard until Ctrl-C; once with --once, or if the output is not a terminal."""
-    last, stale = AdminClient.from_args(args).get(_PATH), ""  # an error at the start ends the command
+    last, stale = AdminClient.from_args(args).get(_PATH, _KEY), ""  # an error at the start ends the command
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     if args.once or not sys.stdout.isatty():
         console.print(render(last, console))
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def look(args: argparse.Namespace, last: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the present report and ""; if no router answers, the last report and a message that says why."""
     try:
-        return AdminClient.from_args(args).get(_PATH), ""
+        return AdminClient.from_args(args).get(_PATH, _KEY), ""
     except BatonError as error:
         return last, f"Out of date: {error.message}. Retrying."
 
@@ -102,8 +102,8 @@ def _services(fleet: dict[str, Any], console: Console) -> Table:
 def _router(router: dict[str, Any]) -> list[RenderableType]:
     state = router["state"] if router["answers"] else "lost"
     in_flight, waiting, rate = (router.get(key) for key in ("num_in_flight", "num_waiting", "requests_per_s"))
-    name, told = _name(router["node_id"], "router"), "-" if rate is None else f"{rate:.1f} req/s"
-    return [name, Text(state, _STATES.get(state, "")), "", "", _text(in_flight), _text(waiting), told, *[""] * 5]
+    name, throughput = _name(router["node_id"], "router"), "-" if rate is None else f"{rate:.1f} req/s"
+    return [name, Text(state, _STATES.get(state, "")), "", "", _text(in_flight), _text(waiting), throughput, *[""] * 5]
 
 
 def _node(node: dict[str, Any]) -> list[RenderableType]:
@@ -127,8 +127,8 @@ def _node(node: dict[str, Any]) -> list[RenderableType]:
 def _transfers(transfers: Sequence[dict[str, Any]]) -> Text:
     if not transfers:
         return Text("no recent KV transfers", "dim")
-    told = (f"{t['prefill']} → {t['decode']} {t['bytes_per_s'] / 1e6:.2f} MB/s" for t in transfers)
-    return Text("KV  " + "   ".join(told), "dim")
+    links = (f"{t['prefill']} → {t['decode']} {t['bytes_per_s'] / 1e6:.2f} MB/s" for t in transfers)
+    return Text("KV  " + "   ".join(links), "dim")
 
 
 def sparks(column: Sequence[float | None], width: int = _NUM_SPARKS) -> str:

@@ -28,20 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the trace. Raises ConfigError if no router remembers the request."""
-    found = AdminClient.from_args(args).get(f"/admin/trace/{quote(args.request_id, safe='')}")
+    trace = AdminClient.from_args(args).get(f"/admin/trace/{quote(args.request_id, safe='')}", "events")
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(trace, indent=2))
     else:
-        show(found, Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False))
+        show(trace, Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False))
     return 0
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(trace: dict[str, Any], console: Console) -> None:
     """Print a trace as a table, one event per row."""
-    facts = ", ".join(f"{name} {value}" for name, value in found["attributes"].items() if value != "")
-    over = "" if found["complete"] else " so far"
+    facts = ", ".join(f"{name} {value}" for name, value in trace["attributes"].items() if value != "")
+    over = "" if trace["complete"] else " so far"
     console.print(
-        Text.assemble((f"{found['name']}  ", "bold"), f"{1000 * found['total_s']:.1f} ms{over}", (f"  {facts}", "dim"))
+        Text.assemble((f"{trace['name']}  ", "bold"), f"{1000 * trace['total_s']:.1f} ms{over}", (f"  {facts}", "dim"))
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("AT MS", "right"), ("TOOK MS", "right"), ("WHERE", "left"), ("WHAT", "left")):
@@ -49,13 +49,13 @@ def show(found: dict[str, Any], console: Console) -> None:
     width = max(0, min(_BAR, console.width - _TEXT))
     table.add_column("", no_wrap=True, min_width=width)
     table.add_column("")
-    several = len({e["attributes"].get("attempt") for e in found["events"] if e["name"] == "route"}) > 1
-    for event in found["events"]:
-        table.add_row(*_row(event, found["total_s"], set() if several else _HIDDEN, width))
-    if found["events"]:
+    several = len({e["attributes"].get("attempt") for e in trace["events"] if e["name"] == "route"}) > 1
+    for event in trace["events"]:
+        table.add_row(*_row(event, trace["total_s"], set() if several else _HIDDEN, width))
+    if trace["events"]:
         console.print(table)
-    if found["silent_nodes"]:
-        console.print(f"No answer from {', '.join(found['silent_nodes'])}: gone, or restarted since.", style="yellow")
+    if trace["silent_nodes"]:
+        console.print(f"No answer from {', '.join(trace['silent_nodes'])}: gone, or restarted since.", style="yellow")
 
 
 def _row(event: dict[str, Any], total_s: float, hidden: set[str], width: int) -> tuple[str, str, str, Text, str, Text]:

@@ -24,7 +24,7 @@ from baton.process.supervised import say_ready
 from baton.telemetry import otel
 from baton.telemetry.exposition import Exposition
 from baton.telemetry.timeline import TimelineBook
-from router import memory
+from router import memory, ports
 from router.admin.port import AdminPort
 from router.app import App
 from router.http.auth import APIKeys
@@ -61,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(config: RouterConfig) -> Loaded:
     loaded = load(config)
-    asyncio.run(redis_client.check(config.redis_url, redis_client.PATIENCE_S))
+    asyncio.run(_check(config))
     return loaded
+
+
+async def _check(config: RouterConfig) -> None:
+    await redis_client.check(config.redis_url, redis_client.PATIENCE_S)
+    await ports.check_sharing(config)
 
 
 def load(config: RouterConfig) -> Loaded:
@@ -79,7 +84,8 @@ def load(config: RouterConfig) -> Loaded:
             "leave --admin-host at 127.0.0.1"
         )
     raise_descriptor_limit()
-    listener, admin_listener = listen(config.host, config.port), listen(config.admin_host, config.admin_port)
+    listener = listen(config.host, config.port)
+    admin_listener = ports.admin_listener(config.admin_host, config.admin_port)
     return Loaded(listener, admin_listener, keys, ServedModel.load(config), tls.load(config))
 
 

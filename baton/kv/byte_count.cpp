@@ -1,15 +1,15 @@
-// How often some bytes occur in a text. What it is for: byte_count.py.
+// Counts how often each of some bytes occurs in a text. byte_count.py says what this is for.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 namespace {
 
-constexpr size_t kRun = 255;  // what a byte can count, so that vectors of bytes do
+constexpr size_t kRun = 255;  // the most that a byte can count: the compiler then vectorizes the inner loop over bytes
 
 }  // namespace
 
-// `counts` are of each of the `num_marks`.
+// Writes to `counts[i]` how often `marks[i]` occurs in the `size` bytes of `text`.
 extern "C" void baton_count_bytes(const uint8_t *text, size_t size, const uint8_t *marks, size_t num_marks,
                                   uint64_t *counts) {
     std::fill_n(counts, num_marks, 0);

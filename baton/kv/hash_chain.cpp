@@ -1,5 +1,5 @@
-// Chained SHA-256 of equal blocks: digest[i] = sha256(block[i] || digest[i - 1])[:16]. FIPS 180-4, with the processor's
-// SHA instructions where it has them. Everything about the chain, and the proof that it is hashlib's: hash_chain.py.
+// Chained SHA-256 (FIPS 180-4) of blocks of equal size: digest[i] = sha256(block[i] || digest[i - 1])[:16].
+// Uses the processor's SHA instructions if it has them. hash_chain.py describes the chain; tests compare with hashlib.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -59,7 +59,7 @@ __attribute__((target("sha,ssse3,sse4.1"))) void compress_with_sha(uint32_t *sta
     const __m128i abef_before = _mm_alignr_epi8(cdab, efgh, 8), cdgh_before = _mm_blend_epi16(efgh, cdab, 0xf0);
     __m128i abef = abef_before, cdgh = cdgh_before, w[4];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {  // four rounds each
+    for (int i = 0; i < 16; ++i) {  // four rounds per iteration
         __m128i &now = w[i % 4];
         const __m128i before = w[(i + 3) % 4];
         if (i < 4) {
@@ -91,16 +91,16 @@ Compress fastest() { return compress_portably; }
 
 }  // namespace
 
-// `digests` has room for num_blocks of 16 bytes each; `blocks` are of block_bytes each.
-// `portably`: without SHA instructions. What comes before the parent of one block needs not wait for it, and the
-// processor compresses it beside the block before.
+// Hashes `num_blocks` blocks of `block_bytes` each into `digests`, 16 bytes each. `portably`: without SHA instructions.
+// Only the end of a block depends on its parent's digest, so the processor can compress the beginning of a block while
+// it still works on the previous one.
 extern "C" void baton_hash_chain(const uint8_t *parent, const uint8_t *blocks, size_t num_blocks, size_t block_bytes,
                                  uint8_t *digests, int portably) {
     const Compress compress = portably ? compress_portably : fastest();
     const size_t num_bits = 8 * (block_bytes + kDigest), rest_bytes = block_bytes % kChunk;
     const size_t lead_bytes = block_bytes - rest_bytes;
     const size_t tail_bytes = rest_bytes + kDigest + 1 + kLength <= kChunk ? kChunk : 2 * kChunk;
-    alignas(16) uint8_t tail[2 * kChunk] = {};  // rest of a block, parent, padding
+    alignas(16) uint8_t tail[2 * kChunk] = {};  // the rest of a block, the parent's digest, padding
     tail[rest_bytes + kDigest] = 0x80;
     for (size_t i = 0; i < kLength; ++i) tail[tail_bytes - 1 - i] = uint8_t(uint64_t(num_bits) >> (8 * i));
     for (size_t at = 0; at < num_blocks; ++at, parent = digests, digests += kDigest, blocks += block_bytes) {

@@ -1,23 +1,23 @@
-// Token ids out of a JSON list of them, as uint32. What it is for, and what becomes of other texts: id_text.py.
+// Parses a JSON list of token ids into uint32. id_text.py says what this is for, and how other texts are handled.
 #include <cstddef>
 #include <cstdint>
 
 namespace {
 
-constexpr int kMaxDigits = 10;  // of a uint32
+constexpr int kMaxDigits = 10;  // that a uint32 can have
 
 bool is_digit(char c) { return unsigned(c - '0') < 10; }
 
 const char *past_spaces(const char *at) {
-    while (*at <= ' ' && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')) ++at;  // one look at most others
+    while (*at <= ' ' && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')) ++at;  // one comparison for most
     return at;
 }
 
 }  // namespace
 
-// Where the list of ids ends that begins at `start` of `text`, which itself ends with a 0; they go into `ids`, and their
-// number into `num_ids`. -1 where it is no list of at least one and at most `room` integers below `limit`, written as
-// JSON has them.
+// Parses the list that begins at `start` of `text`, which must end with a NUL. Writes the ids to `ids` and their number
+// to `num_ids`, and returns the offset at which the list ends. Returns -1 unless it is a list, in JSON's notation, of
+// at least one and at most `room` integers below `limit`.
 extern "C" int64_t baton_read_ids(const char *text, size_t start, uint32_t limit, uint32_t *ids, size_t room,
                                   size_t *num_ids) {
     const char *at = text + start;

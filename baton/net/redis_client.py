@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from baton.errors import ConfigError
+from baton.net.failure import reason
 
 TIMEOUT_S = 0.05
 PATIENCE_S = 60.0  # how long a service that starts waits for Redis
@@ -77,7 +78,7 @@ async def _missing(redis: Redis, where: str) -> str | None:
     except ResponseError as error:  # no such database, no permission, or a cluster that is not whole yet
         return f"Redis at {where} refuses: {error}"
     except REDIS_ERRORS as error:
-        return f"no Redis answers at {where}: {type(error).__name__}"
+        return f"no Redis answers at {where}: {reason(error.__cause__ or error.__context__ or error)}"
     return None
 
 

@@ -1,15 +1,16 @@
 """The address of an HTTP endpoint, as people write it."""
 
+import re
 from urllib.parse import SplitResult, urlsplit
 
 from baton.errors import ConfigError
 
 
 def http_url(text: str) -> SplitResult:
-    """Its parts, `http://` in front of it where it has no scheme. ConfigError where it cannot be one."""
+    """Return the parts of the URL; without a scheme it is `http://`. Raises ConfigError if it is not an HTTP URL."""
     try:
         parts = urlsplit(text if "//" in text else f"http://{text}")
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", text):
             return parts
     except ValueError:  # of a port that is no number, or of brackets
         pass

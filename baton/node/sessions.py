@@ -41,12 +41,12 @@ class Sessions:
 
         Raises Overloaded if there are MAX_SESSIONS already.
         """
-        found = self._by_router.get(router_id)
-        if found is None:
+        session = self._by_router.get(router_id)
+        if session is None:
             if len(self._by_router) >= MAX_SESSIONS:
                 raise Overloaded("too many routers are connected to this node")
-            found = self._by_router[router_id] = Session(router_id, self._clock())
-        return found
+            session = self._by_router[router_id] = Session(router_id, self._clock())
+        return session
 
     @property
     def num_legs(self) -> int:

@@ -18,5 +18,7 @@ class TraceService(trace_pb2_grpc.TraceServicer):
         self, request: trace_pb2.TraceRequest, context: aio.ServicerContext[Any, Any]
     ) -> trace_pb2.TraceReply:
         """Return all attempts at these requests that the book still holds."""
-        found = [timeline for request_id in request.request_ids[:MAX_PARTS] for timeline in self._book.find(request_id)]
-        return trace_pb2.TraceReply(timelines=[timeline.to_proto(self._node_id) for timeline in found])
+        timelines = [
+            timeline for request_id in request.request_ids[:MAX_PARTS] for timeline in self._book.find(request_id)
+        ]
+        return trace_pb2.TraceReply(timelines=[timeline.to_proto(self._node_id) for timeline in timelines])

@@ -74,7 +74,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     for name, kind, many, default, spec in _fields(config):
         if spec.secret:
             continue
-        shown = "" if default in (None, (), False, "") else f" (default: {default})"
+        shown = "" if default in (None, (), False, "") else f" (default: {'on' if default is True else default})"
         options: dict[str, Any] = {"help": f"{spec.description}{shown} [{env_name(name)}]"}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction

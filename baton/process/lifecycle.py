@@ -85,14 +85,14 @@ def main(
     `complete` fills in the config, then `load` loads what the service needs, blocking the main thread; `serve` runs in
     the event loop.
     """
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = argparse.ArgumentParser(prog=prog, description=config_type.__doc__)
     add_flags(parser, config_type)
     args = parser.parse_args(argv)
     try:
         config = from_args(config_type, args)
         log_to_stderr(getattr(config, "log_level", "info"), getattr(config, "log_format", "text"))
-        for said in misspelt(os.environ):
-            _log.warning(said)
+        for warning in misspelt(os.environ):
+            _log.warning(warning)
         return _run(config, complete, load, serve)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error.message}\n")

@@ -121,7 +121,7 @@ class ServiceFlags(LogFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(NodeFlags, ServiceFlags):
-    """One prefill or decode node."""
+    """Run one prefill or decode node of a fleet, which registers in Redis."""
 
     node_id: str = flag("", "name of this node in the fleet; by default a generated one")
     port: int = flag(0, "gRPC port; 0 takes a free one", most=MAX_PORT)
@@ -131,9 +131,9 @@ class NodeConfig(NodeFlags, ServiceFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig(FrontFlags, ServiceFlags):
-    """One router."""
+    """Run one router of a fleet, which finds the nodes through Redis."""
 
-    port: int = flag(8000, "HTTP port; several routers on one host may share it", most=MAX_PORT)
+    port: int = flag(8000, "HTTP port; routers of one fleet may share it on a host", most=MAX_PORT)
     node_id: str = flag("", "name of this router in the fleet; by default a generated one")
     admin_host: str = flag("127.0.0.1", "address of the admin port: metrics, dashboard, traces")
     admin_port: int = flag(0, "admin port, one per router process; 0 takes a free one", most=MAX_PORT)
@@ -170,5 +170,9 @@ def misspelt(env: Mapping[str, str]) -> list[str]:
     """Return a warning for each BATON_ variable that is unknown but similar to a known one."""
     fields = (field for config in (FleetConfig, NodeConfig, RouterConfig) for field in dataclasses.fields(config))
     known = {env_name(field.name) for field in fields} | {"BATON_HOME"}
-    found = {name: difflib.get_close_matches(name, known, 1, _LIKE_ENOUGH) for name in env if name.startswith("BATON_")}
-    return [f"{name} is unknown: did you mean {near[0]}?" for name, near in found.items() if name not in known and near]
+    similar = {
+        name: difflib.get_close_matches(name, known, 1, _LIKE_ENOUGH) for name in env if name.startswith("BATON_")
+    }
+    return [
+        f"{name} is unknown: did you mean {near[0]}?" for name, near in similar.items() if name not in known and near
+    ]

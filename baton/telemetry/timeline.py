@@ -122,7 +122,7 @@ class TimelineBook:
 def from_proto(event: trace_pb2.TimelineEvent, offset_s: float) -> Event:
     """Convert an event of another process; `offset_s` shifts it to this process's clock."""
     numbers = {name: int(value) if value.is_integer() else value for name, value in event.numbers.items()}
-    attributes: dict[str, Value] = {**numbers, **event.texts}
+    attributes: dict[str, Value] = dict(sorted({**numbers, **event.texts}.items()))  # a map of protobuf has no order
     return Event(event.name, offset_s + event.start_s, offset_s + event.end_s, attributes)
 
 

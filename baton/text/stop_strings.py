@@ -22,10 +22,10 @@ class StopStrings:
         If the text must not end yet (`may_end` is false), a stop string may begin in it, but not end in it.
         """
         num_held, text = len(self._held), self._held + text
-        found = list(self._ends(text, num_held)) if may_end else []
-        if found:
+        ends = list(self._ends(text, num_held)) if may_end else []
+        if ends:
             self._held = ""
-            return text[: min(found)[1]], True
+            return text[: min(ends)[1]], True
         cut = self._first_possible_start(text)
         self._held = text[cut:]
         return text[:cut], False

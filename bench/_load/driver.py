@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from baton.net.failure import reason
 from bench._load.sse_client import Stream, StreamClient
 from bench._load.target import Target
 from bench._load.workload import Conversation
@@ -73,7 +74,7 @@ class Driver:
         try:
             stream, client = await self._send(path, body)
         except (OSError, TimeoutError) as error:
-            return Stream(began_s, ended=time.monotonic(), error=f"no connection: {error or 'timed out'}")
+            return Stream(began_s, ended=time.monotonic(), error=f"no connection: {reason(error)}")
         stream.began = began_s
         if stream.ok and client.is_open:
             self._idle.append(client)

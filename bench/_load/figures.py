@@ -19,10 +19,11 @@ def figures(
     """Return the figures (`ttft_p50_s` and so on, in seconds) of complete responses. A limit of 0 means none."""
     good = [stream for stream in streams if stream.ok]
     num_within = sum(is_within(stream, slo_ttft_s, slo_tpot_s) for stream in good)
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "requests": len(streams),
         "failed": len(streams) - len(good),
         "errors": dict(Counter(code_of(stream) for stream in streams if not stream.ok)),
+        "without_tpot": sum(not stream.has_tpot for stream in good),
         "error": next((f"{s.status} {s.error}".strip() for s in streams if not s.ok), ""),
         "elapsed_s": elapsed_s,
         "prompt_tokens": sum(s.num_prompt_tokens for s in good),
@@ -35,9 +36,9 @@ def figures(
     }
     for name, values in _latencies(good).items():
         ordered = sorted(values)
-        found |= {f"{name}_p{percent}_s": nearest_rank(ordered, percent) for percent in PERCENTS}
-        found[f"{name}_mean_s"] = sum(ordered) / len(ordered) if ordered else math.nan
-    return found
+        measured |= {f"{name}_p{percent}_s": nearest_rank(ordered, percent) for percent in PERCENTS}
+        measured[f"{name}_mean_s"] = sum(ordered) / len(ordered) if ordered else math.nan
+    return measured
 
 
 def is_within(stream: Stream, slo_ttft_s: float, slo_tpot_s: float) -> bool:
@@ -67,7 +68,7 @@ def nearest_rank(ordered: Sequence[float], percent: float) -> float:
 def _latencies(good: Sequence[Stream]) -> dict[str, list[float]]:
     return {
         "ttft": [s.ttft_s for s in good],
-        "tpot": [s.tpot_s for s in good if s.num_output_tokens > 1],
+        "tpot": [s.tpot_s for s in good if s.has_tpot],
         "itl": [gap for s in good for gap in s.gaps_s],
         "e2e": [s.e2e_s for s in good],
     }

@@ -23,17 +23,17 @@ class Lengths:
 
 def parse(text: str) -> Lengths:
     """Parse one of the three forms. Raises ConfigError if it is another one, or out of bounds."""
-    if found := re.fullmatch(r"\d+", text):
-        number = _bounded(text, int(found[0]))
+    if match := re.fullmatch(r"\d+", text):
+        number = _bounded(text, int(match[0]))
         return Lengths(text, number, lambda _: number)
-    if found := re.fullmatch(r"uniform:(\d+)-(\d+)", text):
-        low, high = _bounded(text, int(found[1])), _bounded(text, int(found[2]))
+    if match := re.fullmatch(r"uniform:(\d+)-(\d+)", text):
+        low, high = _bounded(text, int(match[1])), _bounded(text, int(match[2]))
         if low > high:
             raise ConfigError(f"{text}: the first length must not exceed the second")
         return Lengths(text, (low + high) / 2, lambda draw: draw.randint(low, high))
-    if found := re.fullmatch(rf"lognormal:{_NUMBER},{_NUMBER}", text):
-        return _lognormal(text, float(found[1]), float(found[2]))
-    raise ConfigError(f"{text}: expected N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
+    if match := re.fullmatch(rf"lognormal:{_NUMBER},{_NUMBER}", text):
+        return _lognormal(text, float(match[1]), float(match[2]))
+    raise ConfigError(f"{text!r} is not a length: expected N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
 
 
 def _lognormal(text: str, median: float, sigma: float) -> Lengths:

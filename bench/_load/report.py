@@ -9,6 +9,7 @@ from bench._load.figures import LATENCIES, PERCENTS
 from bench._report import page, svg
 
 Run = dict[str, Any]
+_MUCH_WAITING = 0.1  # share of the time; the client then sees tokens late, and several at once
 _SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "itl_p50_s", "itl_p99_s", "e2e_p50_s")
 
 
@@ -22,7 +23,7 @@ def text(report: dict[str, Any]) -> str:
     ]
     base = report["runs"][0]["output_tokens_per_s"] or math.nan
     for run in report["runs"]:
-        ms = "".join(f"{run[name] * 1000:>{10 if i % 2 == 0 else 9}.1f}" for i, name in enumerate(_SHOWN))
+        ms = "".join(_milliseconds(run[name]).rjust(10 if i % 2 == 0 else 9) for i, name in enumerate(_SHOWN))
         rate = run["output_tokens_per_s"]
         lines.append(
             f"{run['name']:>7} {rate:>8.1f} {rate / base:>5.2f} {run['requests_per_s']:>8.2f} "
@@ -32,14 +33,25 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f}" if math.isfinite(seconds) else "–"
+
+
 def _notes(run: Run) -> list[str]:
     notes = []
     if run["phases_s"]:
         split = ", ".join(f"{name} {value * 1000:.1f}" for name, value in run["phases_s"].items())
         notes.append(f"TTFT is {split} (means)")
+    if run["without_tpot"]:
+        number = run["requests"] - run["failed"]
+        notes.append(f"TPOT leaves out {run['without_tpot']} of {number} requests: fewer than two tokens with text")
     notes.append(
         f"client: {run['client_cpu_s'] / run['elapsed_s']:.1%} of a core, {run['late_s'] * 1000:.0f} ms late at most"
     )
+    if (share := run["client_waited_s"] / run["elapsed_s"]) > _MUCH_WAITING:
+        notes.append(
+            f"the client waited for a core {share:.0%} of the time: TTFT is too long, TPOT and ITL p50 are too short"
+        )
     if run["errors"]:
         counted = ", ".join(f"{number} × {code}" for code, number in run["errors"].items())
         notes.append(f"errors: {counted}; the first: {run['error']}")

@@ -44,8 +44,13 @@ class Stream:
         return self.times[-1] - self.began
 
     @property
+    def has_tpot(self) -> bool:
+        """Whether there are at least two tokens, and the times of two: special tokens have no text, and so no time."""
+        return self.num_output_tokens > 1 and len(self.times) > 1
+
+    @property
     def tpot_s(self) -> float:
-        """(E2E - TTFT) / (n - 1)."""
+        """(E2E - TTFT) / (n - 1). Only meaningful if `has_tpot`."""
         return (self.times[-1] - self.times[0]) / max(1, self.num_output_tokens - 1)
 
     @property

@@ -3,13 +3,16 @@
 import asyncio
 import json
 import os
+import re
 import ssl
 from dataclasses import dataclass, field
 
 from baton.errors import ConfigError
+from baton.net.failure import reason
 from baton.net.url import http_url
 
 _TIMEOUT_S = 10.0
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class Target:
                 head_bytes, _, body = (await reader.read()).partition(b"\r\n\r\n")
             finally:
                 writer.close()
-        return int([*head_bytes.split(), b"", b"0"][1] or 0), body
+        if not (status := _STATUS.match(head_bytes)):
+            raise ConnectionError("the answer is not HTTP" if head_bytes else "the connection was closed")
+        return int(status[1]), body
 
     async def first_model(self) -> str:
         """Return the first model that the endpoint lists. Raises ConfigError if there is none."""
         try:
             status, body = await self.get("/v1/models")
         except (OSError, TimeoutError, ValueError) as error:
-            raise ConfigError(f"{self.url} does not answer: {error or 'timed out'}") from None
+            raise ConfigError(f"{self.url} does not answer: {reason(error)}") from None
         try:
             return str(json.loads(body)["data"][0]["id"])
         except (ValueError, LookupError, TypeError):

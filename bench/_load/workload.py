@@ -73,12 +73,12 @@ def _conversation(shape: Shape, prefix: list[int], source: random.Random) -> Con
         message = {"role": "user", "content": shape.chat}
         body = {key: value for key, value in _body(shape, shape.output.draw(source)).items() if key != "ignore_eos"}
         return Conversation("/v1/chat/completions", [body | {"messages": [message]} for _ in range(shape.num_turns)])
-    turns, said = [], list(prefix)
+    turns, history = [], list(prefix)
     for _ in range(shape.num_turns):
         num_output = shape.output.draw(source)
-        said = said + _tokens(shape.prompt.draw(source), shape, source)
-        turns.append(_body(shape, num_output) | {"prompt": said})
-        said = said + _tokens(num_output, shape, source)
+        history = history + _tokens(shape.prompt.draw(source), shape, source)
+        turns.append(_body(shape, num_output) | {"prompt": history})
+        history = history + _tokens(num_output, shape, source)
     return Conversation("/v1/completions", turns)
 
 

@@ -69,14 +69,14 @@ class Fit:
 
     def model(self) -> NodeModel:
         """Return the model of the rounds so far; needs at least one."""
-        rests = [_median(found, lambda beside: beside.single_ms - beside.spacing_ms) for found in self._beside.values()]
+        rests = [_median(rounds, lambda one: one.single_ms - one.spacing_ms) for rounds in self._beside.values()]
         overhead = max(min(rests), 0.0)  # larger ones include prompts that the decode node computed
-        works = [_median(self._beside[number], lambda found: found.single_ms) - overhead for number in self._lengths]
+        works = [_median(self._beside[number], lambda one: one.single_ms) - overhead for number in self._lengths]
         longest = self._lengths[-2:]  # short prompts are too quick to measure, and may be computed on the decode node
         prefill_beside = statistics.median(
-            (found.single_ms - overhead) / max(alone.ttft_ms - overhead, 1e-3)
+            (beside.single_ms - overhead) / max(alone.ttft_ms - overhead, 1e-3)
             for number in longest
-            for alone, found in zip(self._alone[number], self._beside[number], strict=True)
+            for alone, beside in zip(self._alone[number], self._beside[number], strict=True)
         )
         cost = self._cost([ms / prefill_beside for ms in works])
         decode_beside, join = self._beside_prompts(cost)
@@ -84,7 +84,7 @@ class Fit:
         return NodeModel(
             cost=cost,
             overhead_ms=overhead,
-            noise=statistics.median(alone.noise for found in self._alone.values() for alone in found),
+            noise=statistics.median(alone.noise for rounds in self._alone.values() for alone in rounds),
             latency_ms=max(statistics.median(gaps) - cost.decode_step_ms(1, longest[0]), 0.0),
             join_ms=join,
             prefill_beside=prefill_beside,
@@ -94,10 +94,10 @@ class Fit:
     def _beside_prompts(self, cost: StepCost) -> tuple[float, float]:
         """Return how many times as long a step takes beside prompts, and how long an arriving request holds up all."""
         rows, times = [], []
-        for found in self._beside.values():
-            times.append(_median(found, lambda beside: slower(beside, cost)))
+        for rounds in self._beside.values():
+            times.append(_median(rounds, lambda beside: slower(beside, cost)))
             rows.append(
-                (1.0, times[-1] / _median(found, lambda beside: beside.spacing_ms))
+                (1.0, times[-1] / _median(rounds, lambda beside: beside.spacing_ms))
             )  # requests arriving during a step
         beside, join = non_negative(rows, times, keep=0)
         return beside, join

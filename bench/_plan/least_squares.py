@@ -15,12 +15,12 @@ def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float], keep:
     used = list(range(matrix.shape[1]))
     coefficients = [0.0] * matrix.shape[1]
     while used:
-        found = np.linalg.lstsq(matrix[:, used] * weights[:, None], wanted * weights, rcond=None)[0]
-        if (found >= 0).all():
-            for column, value in zip(used, found, strict=True):
+        solution = np.linalg.lstsq(matrix[:, used] * weights[:, None], wanted * weights, rcond=None)[0]
+        if (solution >= 0).all():
+            for column, value in zip(used, solution, strict=True):
                 coefficients[column] = float(value)
             break
-        share = found * np.abs(matrix[:, used]).mean(axis=0)  # contribution of each column to the sum
+        share = solution * np.abs(matrix[:, used]).mean(axis=0)  # contribution of each column to the sum
         given_up = [column for column in np.argsort(share) if used[column] != keep] or [0]
         used.pop(int(given_up[0]))
     return coefficients

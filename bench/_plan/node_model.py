@@ -46,12 +46,15 @@ class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
 def read(path: Path) -> NodeModel:
     """Read a file of `write`, or a report of `baton bench serve --json`. Raises ConfigError if it is neither."""
     try:
-        found = msgspec.json.decode(path.read_bytes())
-        return of_report(found) if "runs" in found else msgspec.convert(found, NodeModel)
+        content = msgspec.json.decode(path.read_bytes())
+        return of_report(content) if "runs" in content else msgspec.convert(content, NodeModel)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"--node: {path}: {error.strerror}") from None
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is neither a node model nor a report of `baton bench serve`: {error}") from None
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"--node: {path} is neither a node model nor a report of `baton bench serve`: {problem}"
+        ) from None
 
 
 def write(path: Path, model: NodeModel) -> None:

@@ -76,10 +76,10 @@ class Probe:
 
     async def alone(self, num_prompt: int) -> Alone:
         """Send requests with two output tokens, one at a time."""
-        found = await self._now_and_then(num_prompt)
-        ttft_ms = [1000 * stream.ttft_s for stream in found]
+        streams = await self._now_and_then(num_prompt)
+        ttft_ms = [1000 * stream.ttft_s for stream in streams]
         noise = statistics.stdev(math.log(ms) for ms in ttft_ms)
-        return Alone(statistics.median(ttft_ms), statistics.median(1000 * stream.tpot_s for stream in found), noise)
+        return Alone(statistics.median(ttft_ms), statistics.median(1000 * stream.tpot_s for stream in streams), noise)
 
     async def decoding(self, kind: Decoding) -> Pace:
         """Measure the pace while all requests decode and no prompt is computed."""
@@ -87,10 +87,10 @@ class Probe:
         begin_s, end_s = max(stream.times[0] for stream in streams), min(stream.times[-1] for stream in streams)
         if begin_s >= end_s:  # the first one ended before the last one began
             begin_s, end_s = min(stream.times[0] for stream in streams), max(stream.times[-1] for stream in streams)
-        found = pace(streams, begin_s, end_s)
+        measured = pace(streams, begin_s, end_s)
         num_events = sum(len(stream.times) - 1 for stream in streams)
         num_gaps = sum(stream.num_output_tokens - 1 for stream in streams)
-        return Pace(found.event_ms * num_events / num_gaps, found.num_running)  # correct for tokens without text
+        return Pace(measured.event_ms * num_events / num_gaps, measured.num_running)  # correct for tokens without text
 
     async def beside(self, num_prompt: int, stream_tokens: int) -> Beside:
         """Send prompts while streams keep the decode node busy; an idle one would get some of these prompts."""
@@ -114,11 +114,11 @@ class Probe:
 
     async def _now_and_then(self, num_prompt: int) -> list[Stream]:
         """Send requests one by one with pauses: while prefill nodes are busy, decode nodes get short prompts."""
-        found = []
+        streams = []
         for _ in range(SINGLES):
             await asyncio.sleep(self._random.uniform(*PAUSE_S))
-            found += await self.run(1, num_prompt, 2, 1)
-        return found
+            streams += await self.run(1, num_prompt, 2, 1)
+        return streams
 
     async def run(self, concurrency: int, num_prompt: int, num_output: int, number: int) -> list[Stream]:
         """Send `number` requests, `concurrency` at a time."""

@@ -75,11 +75,11 @@ def _aligned(report: Report) -> list[tuple[dict[str, Any], ...]]:
 
 def _peaks(report: Report) -> dict[str, list[float]]:
     """Return the peak goodput of each side, by mix."""
-    found: dict[str, list[float]] = {}
+    best: dict[str, list[float]] = {}
     for runs in _aligned(report):
-        peaks = found.setdefault(_mix(runs[0]), [0.0] * len(runs))
-        found[_mix(runs[0])] = [max(pair) for pair in zip(peaks, (run["goodput_per_s"] for run in runs), strict=True)]
-    return found
+        peaks = best.setdefault(_mix(runs[0]), [0.0] * len(runs))
+        best[_mix(runs[0])] = [max(pair) for pair in zip(peaks, (run["goodput_per_s"] for run in runs), strict=True)]
+    return best
 
 
 def _mix(run: dict[str, Any]) -> str:

@@ -61,12 +61,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write(path: Path, title: str, notes: Sequence[str], body: str) -> None:
     """Write the whole page; `notes` are lines below its title."""
-    said = "".join(f"<p>{html.escape(note)}</p>" for note in (*notes, time.strftime("%Y-%m-%d %H:%M:%S %Z")))
+    paragraphs = "".join(f"<p>{html.escape(note)}</p>" for note in (*notes, time.strftime("%Y-%m-%d %H:%M:%S %Z")))
     path.write_text(
         "<!doctype html><html lang=en><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
-        f"<main><header><h1>{html.escape(title)}</h1>{said}</header>{body}</main></html>\n"
+        f"<main><header><h1>{html.escape(title)}</h1>{paragraphs}</header>{body}</main></html>\n"
     )
 
 

@@ -92,9 +92,9 @@ class SimulatedFleet:
 
     def _beat(self) -> None:
         """Let all nodes report their loads."""
-        told = [(state, node.load()) for state, node in zip(self.prefill_states, self.prefills, strict=True)]
-        told += [(state, node.load()) for state, node in zip(self.decode_states, self.decodes, strict=True)]
-        for state, load in told:
+        loads = [(state, node.load()) for state, node in zip(self.prefill_states, self.prefills, strict=True)]
+        loads += [(state, node.load()) for state, node in zip(self.decode_states, self.decodes, strict=True)]
+        for state, load in loads:
             self.costs.take_load(load)
             state.take_load(load, self.costs.pooled, self.clock.now_s)
         self._place_waiting()

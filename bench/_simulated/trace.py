@@ -26,16 +26,16 @@ def read(path: Path) -> list[TraceLine]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ConfigError(f"--trace: {path}: {error.strerror}") from None
-    decoder, found = msgspec.json.Decoder(TraceLine), []
+    decoder, decoded = msgspec.json.Decoder(TraceLine), []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(decoder.decode(line))
+                decoded.append(decoder.decode(line))
             except msgspec.MsgspecError as error:
                 raise ConfigError(f"--trace: {path}, line {number}: {error}") from None
-    if not found:
+    if not decoded:
         raise ConfigError(f"--trace: {path} contains no requests")
-    return sorted(found, key=lambda line: line.timestamp)
+    return sorted(decoded, key=lambda line: line.timestamp)
 
 
 def requests(lines: Sequence[TraceLine], speed: float) -> Iterator[SimulatedRequest]:

@@ -149,8 +149,10 @@ def _client(program: str, flags: list[str], env: dict[str, str]) -> float:
 def _perftest() -> str:
     spec = importlib.util.find_spec("libucx")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    found = [str(folder / "bin/ucx_perftest") for folder in folders if os.access(folder / "bin/ucx_perftest", os.X_OK)]
-    return found[0] if found else ""
+    programs = [
+        str(folder / "bin/ucx_perftest") for folder in folders if os.access(folder / "bin/ucx_perftest", os.X_OK)
+    ]
+    return programs[0] if programs else ""
 
 
 def _receive_exactly(connection: socket.socket, view: memoryview) -> None:

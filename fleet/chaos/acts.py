@@ -19,7 +19,7 @@ _POLL_S = 0.1
 _DOWN_S = 3.0
 _REDIS_TIMEOUT_S = 2.0
 
-Told = TypeVar("Told")
+Returned = TypeVar("Returned")
 
 
 class Done(NamedTuple):
@@ -103,7 +103,7 @@ async def nothing(fleet: PrivateFleet, turn: int) -> Done:
     return Done()
 
 
-async def _tell(url: str, call: Callable[["redis.asyncio.Redis"], Awaitable[Told]]) -> None:
+async def _tell(url: str, call: Callable[["redis.asyncio.Redis"], Awaitable[Returned]]) -> None:
     client = redis.asyncio.from_url(url, socket_timeout=_REDIS_TIMEOUT_S)
     try:
         with suppress(redis.ConnectionError):  # the command may close its own connection

@@ -10,6 +10,7 @@
 
 import argparse
 import asyncio
+import math
 import random
 import signal
 import sys
@@ -58,8 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed for the order of faults with --minutes")
     parser.add_argument("--streams", type=int, default=0, help="concurrent clients (default: 32, or 12 with --short)")
     parser.add_argument("--model", default="", metavar="DIR|HF_ID", help="model to serve (default: a small random one)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--transport", default="auto", choices=TRANSPORTS)
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="type of weights and KV"
+    )
+    parser.add_argument("--transport", default="auto", choices=TRANSPORTS, help="transport for KV blocks")
     parser.add_argument(
         "--max-stall-s", type=float, default=3.0, help="delay that a fault may add to any token (default: 3)"
     )
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the faults; return 1 if a guarantee was broken."""
     console = Console(width=_WIDTH, highlight=False, markup=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # also stops the fleets
+    if args.streams < 0 or args.rounds < 1 or not 0 <= args.minutes < math.inf:
+        raise ConfigError("--rounds must be at least 1, --streams and --minutes at least 0")
     args.streams = args.streams or (_SHORT_STREAMS if args.short else _STREAMS)
     everything = (*FAULTS, *_of_a_network(args))
     if not _chosen(args, everything):
@@ -152,8 +157,8 @@ async def _inject_all(
             outcome.num_lost_blocks = sum(num_blocks.values()) - sum(now.values())
         outcomes.append(outcome)
         num_failed = sum(answer.failed for answer in outcome.answers)
-        said = f"{len(outcome.answers)} requests, {num_failed} failed, longest stall {outcome.longest_stall_s:.1f} s"
-        console.print(f"{fault.name}: {said}, recovered in {outcome.recovery_s:.1f} s")
+        effect = f"{len(outcome.answers)} requests, {num_failed} failed, longest stall {outcome.longest_stall_s:.1f} s"
+        console.print(f"{fault.name}: {effect}, recovered in {outcome.recovery_s:.1f} s")
         if outcome.longest_stall_s > args.max_stall_s:
             _explain(fleet, outcome, console)
     return outcomes

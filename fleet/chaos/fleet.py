@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from baton.errors import BatonError
+from baton.net.failure import reason
 from bench import _fleets
 from fleet import state
 from fleet.admin_client import AdminClient
@@ -81,7 +82,7 @@ class PrivateFleet(ABC):
     def trace(self, request_id: str) -> dict[str, Any]:
         """Return a request's trace, as for `baton trace`. Raises BatonError if no router knows the request."""
         urls = [one.metrics.removesuffix("/metrics") for one in self.services("router") if one.metrics]
-        return AdminClient(urls, self.token).get(f"/admin/trace/{quote(request_id, safe='')}")
+        return AdminClient(urls, self.token).get(f"/admin/trace/{quote(request_id, safe='')}", "events")
 
     def _pages_of_all(self) -> dict[str, str]:
         """Return the metrics page of each service; retries if one does not answer."""
@@ -89,9 +90,9 @@ class PrivateFleet(ABC):
         while True:
             try:
                 return dict(self._pages())
-            except OSError:
+            except OSError as error:
                 if time.monotonic() > until:
-                    raise
+                    raise BatonError(f"a service does not answer on its metrics port: {reason(error)}") from None
                 time.sleep(0.2)
 
     def _pages(self) -> Iterator[tuple[str, str]]:

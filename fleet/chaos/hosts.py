@@ -125,9 +125,9 @@ class NetworkFleet(PrivateFleet):
         self._services.append(ProcessState(name, name.partition("-")[0], process.pid, "ready"))
 
     def _ready(self, name: str) -> str:
-        said = self._folder / f"{name}.out"
-        _until(lambda: b"\nready {" in b"\n" + said.read_bytes(), f"{name} did not start: see its log")
-        return next(line for line in said.read_text().splitlines() if line.startswith("ready "))
+        output = self._folder / f"{name}.out"
+        _until(lambda: b"\nready {" in b"\n" + output.read_bytes(), f"{name} did not start: see its log")
+        return next(line for line in output.read_text().splitlines() if line.startswith("ready "))
 
     def _learn(self, service: ProcessState, line: str) -> None:
         facts = json.loads(line.removeprefix("ready "))

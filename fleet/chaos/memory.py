@@ -25,8 +25,8 @@ class Memory:
 
     def growth(self) -> list[tuple[str, Growth]]:
         """Return the growth of each incarnation that lived long enough."""
-        found = ((name, growth(samples)) for (name, _), samples in sorted(self.samples.items()))
-        return [(name, grown) for name, grown in found if grown is not None]
+        growths = ((name, growth(samples)) for (name, _), samples in sorted(self.samples.items()))
+        return [(name, grown) for name, grown in growths if grown is not None]
 
     def grown(self) -> list[str]:
         """Return a line for each service that grew too much."""

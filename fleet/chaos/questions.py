@@ -58,8 +58,8 @@ def question(model: str, topic: str, index: int) -> Question:
 def answers_schema(text: str) -> bool:
     """Return whether a complete answer to a structured question conforms to its schema."""
     try:
-        found = json.loads(text)
-        return set(found) == {"name", "legs"} and 8 <= len(found["name"]) <= 24 and found["legs"] in (0, 2, 4, 6)
+        answer = json.loads(text)
+        return set(answer) == {"name", "legs"} and 8 <= len(answer["name"]) <= 24 and answer["legs"] in (0, 2, 4, 6)
     except (ValueError, TypeError):
         return False
 
@@ -71,11 +71,11 @@ def _streamed(model: str, index: int) -> dict[str, Any]:
 def _turn(model: str, name: str, topic: str, index: int) -> Question:
     """Return one turn of a conversation; it contains all earlier turns."""
     num_turns = 1 + index // (3 * _EVERY) % 4
-    said = [{"role": "user", "content": f"{topic}: {_WORDS[:200]}"}]
+    messages = [{"role": "user", "content": f"{topic}: {_WORDS[:200]}"}]
     for turn in range(num_turns - 1):
-        said.append({"role": "assistant", "content": f"answer {turn}: {_WORDS[turn : turn + 60]}"})
-        said.append({"role": "user", "content": f"turn {turn}: {_WORDS[turn : turn + 80]}"})
-    body = _streamed(model, index) | {"messages": said, "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+        messages.append({"role": "assistant", "content": f"answer {turn}: {_WORDS[turn : turn + 60]}"})
+        messages.append({"role": "user", "content": f"turn {turn}: {_WORDS[turn : turn + 80]}"})
+    body = _streamed(model, index) | {"messages": messages, "max_tokens": 64, "temperature": 0, "ignore_eos": True}
     return Question(name, body, "/v1/chat/completions")
 
 

@@ -60,11 +60,11 @@ def broken_guarantees(outcomes: list[Outcome], reference: Mapping[Question, Answ
     """
     max_wait_s = max_stall_s + _HALF * max((answer.longest_wait_s for answer in reference.values()), default=0.0)
     max_stall_s += statistics.median([answer.longest_stall_s for answer in reference.values()] or [0.0])
-    found = [f"reference: {answer.question.name}: {answer.error}" for answer in reference.values() if answer.failed]
+    broken = [f"reference: {answer.question.name}: {answer.error}" for answer in reference.values() if answer.failed]
     for outcome in outcomes:
-        said = (*_of_answers(outcome, reference), *_of_times(outcome, max_stall_s, max_wait_s), *_of_nodes(outcome))
-        found += (f"{outcome.fault.name}: {what}" for what in said)
-    return found
+        problems = (*_of_answers(outcome, reference), *_of_times(outcome, max_stall_s, max_wait_s), *_of_nodes(outcome))
+        broken += (f"{outcome.fault.name}: {problem}" for problem in problems)
+    return broken
 
 
 def _of_answers(outcome: Outcome, reference: Mapping[Question, Answer]) -> Iterator[str]:
@@ -105,17 +105,17 @@ def _invalid(answer: Answer) -> bool:
 
 def _difference(answer: Answer, reference: Answer) -> str:
     """Describe the first difference between two answers."""
-    said = f"{answer.question.name} ({answer.num_output_tokens} tokens, not {reference.num_output_tokens})"
+    subject = f"{answer.question.name} ({answer.num_output_tokens} tokens, not {reference.num_output_tokens})"
     for index, choice in sorted(answer.choices.items()):
         expected = reference.choices.get(index, Choice())
         if choice.text != expected.text:
-            return f"{said}: choice {index} from character {_first_difference(choice.text, expected.text)} on"
+            return f"{subject}: choice {index} from character {_first_difference(choice.text, expected.text)} on"
         if choice.logprobs != expected.logprobs:
             at = _first_difference(choice.logprobs, expected.logprobs)
-            return f"{said}: choice {index}: log-probabilities from token {at} on, although the text is equal"
+            return f"{subject}: choice {index}: log-probabilities from token {at} on, although the text is equal"
         if choice != expected:
-            return f"{said}: choice {index} ended by {choice.finish_reason}, not {expected.finish_reason}"
-    return said
+            return f"{subject}: choice {index} ended by {choice.finish_reason}, not {expected.finish_reason}"
+    return subject
 
 
 def _first_difference(some: Sequence[Any], others: Sequence[Any]) -> int:

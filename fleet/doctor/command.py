@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the checks and print each finding; return the exit code."""
-    found = []
+    findings = []
     console = Console()
     for finding in examine(from_args(DoctorConfig, args)):
-        found.append(finding)
+        findings.append(finding)
         if not args.json:
             console.print(f"{_MARKS[finding.level]} [bold]{finding.name:<12}[/]", end=" ")
             console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
                 advice = f"               → {finding.advice}"
                 console.print(advice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if args.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
-    return 1 if any(finding.level == "broken" for finding in found) else 0
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    return 1 if any(finding.level == "broken" for finding in findings) else 0
 
 
 def examine(config: DoctorConfig) -> Iterator[Finding]:

@@ -108,8 +108,8 @@ def _ucx_way() -> str:
 def _ucx_transports() -> list[str]:
     program, env = _ucx_info()
     text = _output([program, "-d"], env) if program else ""
-    found = re.findall(r"Transport: (\S+)\s+#\s+Device: (\S+)", text)
-    return sorted({name if device == "memory" else f"{name}/{device}" for name, device in found})
+    transports = re.findall(r"Transport: (\S+)\s+#\s+Device: (\S+)", text)
+    return sorted({name if device == "memory" else f"{name}/{device}" for name, device in transports})
 
 
 def _ucx_info() -> tuple[str, dict[str, str]]:

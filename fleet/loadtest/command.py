@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from pathlib import Path
 from rich.console import Console
 
 from baton.errors import ConfigError
+from baton.net.url import http_url
 from bench._command import progress
-from bench._load import lengths
+from bench._load import flags, lengths
 from bench._load.target import target_of
 from bench._load.workload import Shape
 from bench._machine import machine
@@ -30,7 +32,7 @@ from bench._report import files
 from fleet.chaos import fleet as chaos_fleet
 from fleet.loadtest import phases, report
 from fleet.loadtest.run import PHASES, Settings
-from fleet.loadtest.site import LocalSite, RemoteSite, Site
+from fleet.loadtest.site import LocalSite, RemoteSite, Site, parse_command
 from fleet.loadtest.verdict import Verdict
 
 # a small KV pool fills within seconds, so that filling it does not look like growing memory
@@ -41,38 +43,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the fleet under test, the duration and the load."""
     add = parser.add_argument
     add("--base-url", default="", help="endpoint of a running fleet (default: start a local one)")
-    add(
-        "--api-key-env",
-        default="",
-        metavar="NAME",
-        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
-    )
+    flags.add_key(parser)
     add("--up-flags", default="", metavar="FLAGS", help="flags of `baton up` for the local fleet, as one argument")
     add("--minutes", type=float, default=3.0, help="duration of all phases together (before production: 100)")
     add("--only", nargs="+", choices=list(PHASES), default=list(PHASES), help="run only these phases")
     add("--concurrency", type=int, default=16, help="target number of concurrent requests")
-    add("--prompt-tokens", default="uniform:32-256", help="N, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA")
-    add("--output-tokens", default="uniform:16-64", help="as --prompt-tokens")
-    add("--vocab-size", type=int, default=4000, help="draw prompts from token ids 100 up to this one")
+    flags.add_lengths(parser, "uniform:32-256", "uniform:16-64")
+    flags.add_vocab_size(parser)
     add("--timeout-s", type=float, default=120.0, help="timeout of a request")
     add("--metrics-url", nargs="*", default=[], help="metrics pages to read memory from, if the fleet is not local")
     add("--kill-command", default="", help="command that kills a node, if the fleet is not local; run without a shell")
-    add("--json", metavar="FILE", help="also write the figures to this file")
-    add("--html", metavar="FILE", help="also write a report with plots to this file")
+    flags.add_files(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the load test; return 1 if a phase failed."""
-    if args.minutes <= 0 or args.concurrency < 2:
+    if not 0 < args.minutes < math.inf or args.concurrency < 2:
         raise ConfigError("--minutes must be above 0, and --concurrency at least 2")
     files.check(args.json, args.html)
+    _check(args)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     with _site(args) as site:
         verdicts = asyncio.run(_run(site, args, console))
     console.print(report.summary(verdicts))
     if args.json:
-        found = {"machine": machine(), "phases": [dataclasses.asdict(verdict) for verdict in verdicts]}
-        files.write_json(args.json, found)
+        results = {"machine": machine(), "phases": [dataclasses.asdict(verdict) for verdict in verdicts]}
+        files.write_json(args.json, results)
     if args.html:
         report.write_html(Path(args.html), verdicts, [machine(), _command(args)])
     return 0 if all(verdict.passed for verdict in verdicts) else 1
@@ -109,6 +105,15 @@ async def _run(site: Site, args: argparse.Namespace, console: Console) -> list[V
             console.print(report.line(verdict))
 
         return await phases.run_all(site, settings, on_phase)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for what would otherwise fail only after minutes of load."""
+    for text in (args.prompt_tokens, args.output_tokens):
+        lengths.parse(text)
+    parse_command(args.kill_command)
+    for url in args.metrics_url:
+        http_url(url)
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -35,10 +36,10 @@ async def run_all(site: Site, settings: Settings, on_phase: Callable[[Verdict], 
 async def _baseline(run: Run, seconds: float) -> Verdict:
     streams, began_s, took_s = await run.closed(1, seconds)
     verdict = Verdict("baseline", figures=figures(streams, took_s), timeline=timeline(streams, began_s))
-    found = verdict.figures
-    run.normal_ttft_s = found["ttft_p95_s"]
-    verdict.check(bool(streams) and not found["failed"], f"{found['failed']} of {len(streams)} requests failed")
-    times = ", ".join(f"{n.upper()} p50 {found[f'{n}_p50_s'] * 1000:.1f} ms" for n in ("ttft", "tpot", "e2e"))
+    measured = verdict.figures
+    run.normal_ttft_s = measured["ttft_p95_s"]
+    verdict.check(bool(streams) and not measured["failed"], f"{measured['failed']} of {len(streams)} requests failed")
+    times = ", ".join(f"{n.upper()} p50 {measured[f'{n}_p50_s'] * 1000:.1f} ms" for n in ("ttft", "tpot", "e2e"))
     verdict.check(bool(streams), times)
     return verdict
 
@@ -48,12 +49,12 @@ async def _ramp(run: Run, seconds: float) -> Verdict:
     num_failed = num_requests = 0
     for level in levels:
         streams, _, took_s = await run.closed(level, seconds / len(levels))
-        found = figures(streams, took_s) | {"concurrency": level}
-        verdict.curve.append(found)
-        num_failed, num_requests = num_failed + found["failed"], num_requests + len(streams)
+        measured = figures(streams, took_s) | {"concurrency": level}
+        verdict.curve.append(measured)
+        num_failed, num_requests = num_failed + measured["failed"], num_requests + len(streams)
     run.peak = verdict.curve[-1]
     verdict.figures = run.peak
-    best = max(verdict.curve, key=lambda found: float(found["output_tokens_per_s"]))
+    best = max(verdict.curve, key=lambda level: float(level["output_tokens_per_s"]))
     verdict.check(_few(num_failed, num_requests), f"{num_failed} of {num_requests} requests failed")
     verdict.check(True, f"best: {best['output_tokens_per_s']:.0f} tokens/s at concurrency {best['concurrency']}")
     return verdict
@@ -62,11 +63,11 @@ async def _ramp(run: Run, seconds: float) -> Verdict:
 async def _sustained(run: Run, seconds: float) -> Verdict:
     async with MemoryWatch(run.site, seconds) as watch:
         streams, began_s, took_s = await run.closed(run.settings.concurrency, seconds)
-    found = figures(streams, took_s)
-    run.peak = found
-    verdict = Verdict("sustained", figures=found, timeline=timeline(streams, began_s), memory=watch.samples)
-    errors = f"{found['failed']} of {len(streams)} requests failed (limit {MAX_ERRORS:.1%})"
-    verdict.check(_few(found["failed"], len(streams)), errors)
+    measured = figures(streams, took_s)
+    run.peak = measured
+    verdict = Verdict("sustained", figures=measured, timeline=timeline(streams, began_s), memory=watch.samples)
+    errors = f"{measured['failed']} of {len(streams)} requests failed (limit {MAX_ERRORS:.1%})"
+    verdict.check(_few(measured["failed"], len(streams)), errors)
     if (worst := watch.worst_growth()) is None:
         verdict.check(False, "memory could not be read for long enough: give --metrics-url, or more time")
     else:
@@ -76,6 +77,8 @@ async def _sustained(run: Run, seconds: float) -> Verdict:
     middle_s = began_s + took_s / 2
     for metric in ("ttft", "tpot"):
         first, second = _p99s(streams, middle_s, metric)
+        if math.isnan(first + second) and metric == "tpot":  # answers of one token have none
+            continue
         text = f"{metric.upper()} p99 {first * 1000:.0f} ms in the first half, {second * 1000:.0f} ms in the second"
         verdict.check(second <= MAX_DRIFT * first + DRIFT_SLACK_S, text)
     return verdict
@@ -87,11 +90,11 @@ async def _overload(run: Run, seconds: float) -> Verdict:
     rate = 2 * run.peak["requests_per_s"]
     streams, hung_up, began_s = await run.open(rate, seconds)
     ended_s = time.monotonic()
-    found = figures(streams, ended_s - began_s)
-    verdict = Verdict("overload", figures=found, timeline=timeline([*streams, *hung_up], began_s))
-    strange = {code: number for code, number in found["errors"].items() if code not in ("429", "503")}
-    verdict.check(not strange, f"{rate:.1f} requests/s: errors {found['errors'] or 'none'}; 429 and 503 are allowed")
-    num_tokens = found["output_tokens"] + tokens_of_unended(hung_up, streams)
+    measured = figures(streams, ended_s - began_s)
+    verdict = Verdict("overload", figures=measured, timeline=timeline([*streams, *hung_up], began_s))
+    strange = {code: number for code, number in measured["errors"].items() if code not in ("429", "503")}
+    verdict.check(not strange, f"{rate:.1f} requests/s: errors {measured['errors'] or 'none'}; 429 and 503 are allowed")
+    num_tokens = measured["output_tokens"] + tokens_of_unended(hung_up, streams)
     share = num_tokens / (ended_s - began_s) / (run.peak["output_tokens_per_s"] or 1.0)
     verdict.check(share >= MIN_GOODPUT, f"throughput {share:.0%} of that at the target (required: {MIN_GOODPUT:.0%})")
     back_s = await back_to_normal_s(run.driver, run.settings.shape, run.normal_ttft_s, NORMAL_WITHIN_S)
@@ -106,12 +109,12 @@ async def _chaos(run: Run, seconds: float) -> Verdict:
     await asyncio.sleep(seconds / 4)
     killed_s, what = time.monotonic(), await asyncio.to_thread(run.site.kill)
     streams, began_s, took_s = await loading
-    found = figures(streams, took_s)
-    verdict = Verdict("chaos", figures=found, timeline=timeline(streams, began_s), marks_s=[killed_s - began_s])
+    measured = figures(streams, took_s)
+    verdict = Verdict("chaos", figures=measured, timeline=timeline(streams, began_s), marks_s=[killed_s - began_s])
     if not what:
         verdict.check(False, "nothing was killed: give --kill-command")
         return verdict
-    verdict.check(not found["failed"], f"killed {what}: {found['failed']} of {len(streams)} requests failed")
+    verdict.check(not measured["failed"], f"killed {what}: {measured['failed']} of {len(streams)} requests failed")
     back_s = throughput_back_s(streams, killed_s, run.peak["output_tokens_per_s"])
     text = "never" if back_s is None else f"after {back_s:.1f} s"
     verdict.check(
@@ -153,6 +156,6 @@ def _few(num_failed: int, number: int) -> bool:
 def _p99s(streams: list[Stream], middle_s: float, metric: str) -> tuple[float, float]:
     halves: tuple[list[float], list[float]] = ([], [])
     for stream in streams:
-        if stream.ok:
+        if stream.ok and (stream.has_tpot or metric != "tpot"):
             halves[stream.began >= middle_s].append(getattr(stream, f"{metric}_s"))
     return percentile(halves[0], 99), percentile(halves[1], 99)

@@ -34,8 +34,8 @@ def write_html(path: Path, verdicts: Sequence[Verdict], notes: Sequence[str]) ->
 def _curve(verdict: Verdict) -> list[str]:
     if not verdict.curve:
         return []
-    rates = [found["output_tokens_per_s"] for found in verdict.curve]
-    levels = [str(found["concurrency"]) for found in verdict.curve]
+    rates = [level["output_tokens_per_s"] for level in verdict.curve]
+    levels = [str(level["concurrency"]) for level in verdict.curve]
     return [
         page.card(
             f"{verdict.name}: throughput by concurrency", svg.bars(levels, [("output tokens/s", rates)], "tokens/s")

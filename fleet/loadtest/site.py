@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import psutil
 
-from baton.errors import BatonError
+from baton.errors import BatonError, ConfigError
+from baton.net.failure import reason
 from bench._load.target import Target, target_of
 from fleet.chaos.fleet import PrivateFleet
 from fleet.memory import resident_bytes
@@ -50,12 +51,12 @@ class LocalSite(Site):
 
     def memory_bytes(self) -> dict[str, float]:
         """See Site."""
-        found = {}
+        sizes = {}
         for process in self._fleet.services():
             with contextlib.suppress(psutil.Error):
                 if process.pid is not None:
-                    found[process.id] = resident_bytes(process.pid)
-        return found
+                    sizes[process.id] = resident_bytes(process.pid)
+        return sizes
 
     def kill(self) -> str:
         """See Site."""
@@ -76,11 +77,11 @@ class RemoteSite(Site):
 
     def memory_bytes(self) -> dict[str, float]:
         """See Site."""
-        found = {}
+        sizes = {}
         for url in self._metrics_urls:
             if match := _RESIDENT.search(scrape(url, self.target.api_key, _TIMEOUT_S)):
-                found[url] = float(match[1])
-        return found
+                sizes[url] = float(match[1])
+        return sizes
 
     def kill(self) -> str:
         """See Site."""
@@ -94,8 +95,19 @@ class RemoteSite(Site):
         return True
 
 
-async def _run(command: str) -> None:
-    process = await asyncio.create_subprocess_exec(*shlex.split(command))
+def parse_command(text: str) -> list[str]:
+    """Return the words of --kill-command. Raises ConfigError if a quotation mark is missing."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--kill-command: {text!r}: {str(error).lower()}") from None
+
+
+async def _run(text: str) -> None:
+    try:
+        process = await asyncio.create_subprocess_exec(*parse_command(text))
+    except OSError as error:
+        raise BatonError(f"--kill-command: {text}: {reason(error)}") from None
     try:
         async with asyncio.timeout(_KILL_TIMEOUT_S):
             code = await process.wait()

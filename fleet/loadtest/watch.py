@@ -40,16 +40,16 @@ class MemoryWatch:
 
     def worst_growth(self) -> tuple[str, Growth] | None:
         """Return the service that grew most, preferring those that grew too much; None with too few samples."""
-        found = [(name, grown) for name, sizes in self.samples.items() if (grown := growth(sizes)) is not None]
-        return max(found, key=lambda item: (item[1].is_too_much, item[1].share), default=None)
+        growths = [(name, grown) for name, sizes in self.samples.items() if (grown := growth(sizes)) is not None]
+        return max(growths, key=lambda item: (item[1].is_too_much, item[1].share), default=None)
 
     async def _watch(self) -> None:
         while True:
             try:
-                found = await asyncio.to_thread(self._site.memory_bytes)
+                sizes = await asyncio.to_thread(self._site.memory_bytes)
             except OSError:
-                found = {}
-            for name, value in found.items():
+                sizes = {}
+            for name, value in sizes.items():
                 self.samples.setdefault(name, []).append(value)
             await asyncio.sleep(self._interval_s)
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from baton.net.failure import reason
 from bench._load.target import Target
 
 _TIMEOUT_S = 60.0
@@ -70,7 +71,7 @@ class Client:
             took_s = time.monotonic() - began_s
             rest = response.read(_MAX_BYTES)
         except http.client.HTTPException as error:
-            raise ConnectionError(f"{path}: {error or type(error).__name__}") from None
+            raise ConnectionError(f"{path}: {reason(error)}") from None
         finally:
             connection.close()
         return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, first + rest, took_s)

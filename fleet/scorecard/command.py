@@ -8,16 +8,16 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from baton.errors import BatonError
+from baton.net.failure import reason
 from bench._load.target import target_of
-from fleet import state
+from fleet import key_file, state
 from fleet.home import Home
 from fleet.scorecard import disaster, files, serving, trust
 from fleet.scorecard.client import Client
@@ -31,13 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the fleet, and for what may be done to it."""
     add = parser.add_argument
     add("--base-url", default="", help="endpoint of the fleet (default: the running local one)")
-    add(
-        "--api-key-env",
-        default="",
-        metavar="NAME",
-        help="variable with the API key (default: BATON_API_KEY, OPENAI_API_KEY)",
-    )
-    add("--admin", default="", metavar="URL", help="a router's admin port, if the fleet is not local")
+    key_file.add_argument(parser)
     add("--loadtest-report", type=Path, metavar="FILE", help="output of `baton loadtest --json`, at most 30 days old")
     add("--destructive", action="store_true", help="allow killing and draining nodes of a local fleet")
     add("--json", action="store_true", help="print JSON")
@@ -45,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the items and print the verdict; return 1 if a critical item did not pass."""
-    context, console = _context(args), Console(highlight=False, markup=False, soft_wrap=True)
+    context, console = context_of(args), Console(highlight=False, markup=False, soft_wrap=True)
     results = []
     for number, (item, result) in enumerate(_checked(context), 1):
         results.append((item, result))
@@ -75,22 +69,23 @@ def _checked(context: Context) -> Iterator[tuple[Item, Result]]:
     for item in ITEMS:
         try:
             yield item, item.check(context)
-        except (OSError, BatonError, ValueError, LookupError) as error:
-            yield item, Result("fail", f"the check itself failed: {type(error).__name__}: {error}")
+        except (OSError, BatonError, psutil.Error) as error:
+            yield item, Result("fail", f"the check could not be completed: {reason(error)}")
+        except (ValueError, LookupError) as error:
+            yield item, Result("fail", f"an answer does not have the expected form: {type(error).__name__}: {error}")
 
 
-def _context(args: argparse.Namespace) -> Context:
+def context_of(args: argparse.Namespace) -> Context:
     """Find the fleet. Raises ConfigError if there is none, or its model cannot be determined."""
     local = None if args.base_url else state.running(Home.from_env())
-    if local and local.api_key_file and not os.environ.get("BATON_API_KEY"):
-        print("BATON_API_KEY is not set, but the fleet requires a key", file=sys.stderr)
-    target = target_of(local.endpoint if local else args.base_url, args.api_key_env)
+    target = target_of(local.endpoint if local else args.base_url)
+    if file := key_file.asked_for(args) or (local.api_key_file if local else ""):
+        target = dataclasses.replace(target, api_key=key_file.key_of(file))
     return Context(
         client=Client(target),
         model=asyncio.run(target.first_model()),
         local=local,
         logs=Home.from_env().logs if local else None,
-        admin=args.admin,
         loadtest_report=args.loadtest_report,
         destructive=args.destructive,
     )

@@ -41,11 +41,11 @@ def _harm(context: Context, role: str, number: signal.Signals) -> Result:
     bad = [stream for stream in driver.streams if not stream.ok]
     began_s = time.monotonic()
     is_back = _until_back(role, pid, len(nodes))
-    said = f"{number.name} to {nodes[0].id}: {len(bad)} of {len(driver.streams)} requests failed"
+    effect = f"{number.name} to {nodes[0].id}: {len(bad)} of {len(driver.streams)} requests failed"
     if bad:
-        return failed(f"{said}, the first with {bad[0].status} {bad[0].error}")
+        return failed(f"{effect}, the first with {bad[0].status} {bad[0].error}")
     return when(
-        is_back, f"{said}; back after {time.monotonic() - began_s:.1f} s", f"{said}; the node did not come back"
+        is_back, f"{effect}; back after {time.monotonic() - began_s:.1f} s", f"{effect}; the node did not come back"
     )
 
 

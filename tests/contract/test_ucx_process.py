@@ -1,47 +1,26 @@
 """UCX dies, hangs or crashes in the middle of a transfer, on either side: the node keeps running, and retries work."""
 
 import asyncio
-import errno
-import gc
 import os
 import signal
 import time
-from typing import Any
 
 import psutil
 import pytest
 from kv_nodes import NUM_BLOCKS, Child, all_ready, arrivals, commit, new_pool, pair, run, ship
+from ucx_nodes import NOTICED_S, restarted, ucx_of
 
 from baton.errors import TransferError
 from kv_transfer.metrics import RESTARTS
-from kv_transfer.receiver import KVReceiver
-from kv_transfer.sender import KVSender
 from kv_transfer.staging import Area
 from kv_transfer.transport import HEARTBEAT_S, Peer
-from kv_transfer.ucx import child as ucx_child
-from kv_transfer.ucx import transport as ucx_transport
 from kv_transfer.ucx.process import UcxProcess
 from kv_transfer.ucx.transport import UcxTransport
 from kv_transfer.ucx_child import frame_socket, frames
 
-NOTICED_S = (
-    8.0  # a frozen one after 1.1 s, a dead one at once; on a busy machine rather later, but before anything else
-)
-
-
-def ucx_of(node: KVReceiver | KVSender) -> UcxTransport:
-    transports = node.listeners._transports if isinstance(node, KVReceiver) else node._transports
-    return transports.get("ucx")
-
 
 def ucx_children(pid: int) -> list[psutil.Process]:
     return [c for c in psutil.Process(pid).children() if "kv_transfer.ucx_child" in c.cmdline()]
-
-
-async def restarted(transport: UcxTransport, victim: int) -> None:
-    while transport.pid == victim:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    await transport._alive()
 
 
 @pytest.mark.parametrize("side", ["receiver", "sender"])
@@ -159,30 +138,6 @@ def test_the_end_of_one_process_is_not_the_end_of_its_peers():
     run(main())
 
 
-def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
-    async def main():
-        transport = UcxTransport("127.0.0.1")
-        os.kill(transport.pid, signal.SIGKILL)
-        await transport._alive()
-        await transport.close()
-
-    run(main())
-
-
-def test_a_process_that_dies_again_and_again_is_started_again():
-    async def main():
-        async with pair("ucx") as p:
-            transport = ucx_of(p.receiver)
-            for _ in range(2):
-                victim = transport.pid
-                os.kill(victim, signal.SIGKILL)
-                await restarted(transport, victim)
-            await ship(p, p.sender(new_pool(1)), [1], [2])
-            assert p.filled([1], new_pool(1), [2])
-
-    run(main())
-
-
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_outlives_its_node(end: signal.Signals):
     async def main():
@@ -224,54 +179,6 @@ def test_a_frozen_ucx_process_dies_when_it_is_continued():
                 await asyncio.sleep(0.01)
             assert p.untouched(ids, 9)
             await outgoing.abort()
-
-    run(main())
-
-
-def test_a_process_that_cannot_be_started_for_a_while_only_costs_transfers(monkeypatch: Any):
-    """For example without free descriptors: transfers that need it fail, and it is tried again."""
-    refusals, start = [], ucx_child.Popen
-
-    def refuse(*args: Any, **options: Any) -> Any:
-        if len(refusals) == 2:
-            return start(*args, **options)
-        refusals.append(args)
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    async def main():
-        async with pair("ucx") as p:
-            transport = ucx_of(p.receiver)
-            victim, used = transport.pid, psutil.Process().num_fds()
-            monkeypatch.setattr(ucx_child, "Popen", refuse)
-            os.kill(victim, signal.SIGKILL)
-            await restarted(transport, victim)
-            assert len(refusals) == 2
-            gc.collect()  # each region of memory has a descriptor as long as it is mapped
-            assert psutil.Process().num_fds() <= used
-            await ship(p, p.sender(new_pool(1)), [1], [2])
-
-    run(main())
-
-
-def test_nobody_waits_for_a_process_that_cannot_be_started(monkeypatch: Any):
-    def refuse(*args: Any, **options: Any) -> Any:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    async def main():
-        async with pair("ucx") as p:
-            sender = p.sender(new_pool(1))
-            await ship(p, sender, [1], [2])
-            monkeypatch.setattr(ucx_child, "Popen", refuse)
-            monkeypatch.setattr(ucx_transport, "_RESTART_S", 0.2)
-            os.kill(ucx_of(sender).pid, signal.SIGKILL)
-            for _ in range(2):
-                outgoing = sender.open(p.grant([3]).grant, [4])
-                all_ready(outgoing, 1)
-                async with asyncio.timeout(NOTICED_S):
-                    with pytest.raises(TransferError):
-                        await commit(outgoing)
-            with pytest.raises(TransferError):
-                p.sender(new_pool(1), "p9")
 
     run(main())
 

@@ -96,6 +96,34 @@ def test_two_routers_share_a_port(redis_url, model_dir):
         assert get(facts["address"], "/health")[0] == 200
 
 
+def test_a_second_router_on_an_admin_port_is_refused(redis_url, model_dir):
+    port = free_port()
+    flags = ("--model", model_dir, "--port", 0, "--admin-port", port)
+    with started(redis_url, *flags):
+        said = failure(redis_url, *flags)
+    assert said == f"baton router: error: admin port: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_of_two_routers_that_start_at_once_one_gets_the_admin_port(redis_url, model_dir):
+    flags = ("--model", model_dir, "--port", 0, "--admin-port", free_port())
+    both = [start(redis_url, *flags) for _ in range(2)]
+    try:
+        lines = [process.stdout.readline() for process in both]  # the one that is refused ends without any
+        assert sorted(line[:6] for line in lines) == ["", "ready "]
+    finally:
+        for process in both:
+            process.kill()
+    assert sum("error: admin port: cannot listen" in process.communicate()[1] for process in both) == 1
+
+
+def test_a_router_of_another_fleet_does_not_share_the_port(redis_url, redis_server, model_dir):
+    port = free_port()
+    flags = ("--model", model_dir, "--port", port)
+    with started(redis_url, *flags):
+        said = failure(redis_server.url, *flags)
+    assert f"127.0.0.1:{port}: a process that is not a router of this fleet listens there; choose another port" in said
+
+
 def test_an_occupied_port_is_one_clear_line(redis_url, model_dir):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

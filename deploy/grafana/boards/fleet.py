@@ -39,7 +39,7 @@ FLEET = Dashboard(
                 "Requests/s", "reqps", {"{{status}}": rate("baton_requests_total", TRACK, "status")}, "By HTTP status"
             ),
             Panel(
-                "Failed",
+                "Failed requests",
                 "percentunit",
                 {
                     "5xx": f"(sum(rate({_FAILED}[$__rate_interval])) or vector(0)) "
@@ -71,20 +71,20 @@ FLEET = Dashboard(
                 "Nodes ready",
                 "short",
                 {"{{pool}}": f'max by (pool) (baton_router_nodes{{{TRACK},state="ready"}})'},
-                "As the routers see them",
+                "Nodes that routers can use, by pool",
                 kind="stat",
             ),
         ),
         "Latency": _latency(TRACK),
-        "Where TTFT goes": (
+        "Phases of TTFT": (
             Panel(
-                "Phases, mean",
+                "Mean time per phase",
                 "s",
                 {
                     "{{phase}}": f"{rate('baton_request_phase_seconds_sum', TRACK, 'phase')} / "
                     f"clamp_min({rate('baton_request_phase_seconds_count', TRACK, 'phase')}, 1e-9)"
                 },
-                "If the queue is long, add prefill nodes; transfer: check the network; first decode: add decode nodes",
+                "Long queue: add prefill nodes. Long transfer: check the network. Long first decode: add decode nodes",
             ),
             Panel(
                 "Prefix cache hits",
@@ -100,18 +100,21 @@ FLEET = Dashboard(
                 "Failovers",
                 "short",
                 {"{{reason}}": f"{rate('baton_router_failovers_total', TRACK, 'reason')} or vector(0)"},
-                "Attempts per second that failed and were repeated, without clients noticing",
+                "Attempts per second that failed and were repeated; clients did not see these failures",
             ),
         ),
-        "Redis": (
+        "Redis and routers": (
             Panel(
-                "Failures",
+                "Failed calls to Redis",
                 "short",
                 {"{{caller}}": f"{rate('baton_redis_failures_total', TRACK, 'caller')} or vector(0)"},
                 "Calls per second that failed or took more than 50 ms",
             ),
             Panel(
-                "In flight", "short", {"requests": total("baton_requests_in_flight", TRACK)}, "Requests being answered"
+                "Requests in flight",
+                "short",
+                {"requests": total("baton_requests_in_flight", TRACK)},
+                "Requests being answered",
             ),
             Panel(
                 "Memory of routers",

@@ -18,7 +18,7 @@ NODE_BOARD = Dashboard(
                     "running": total("baton_requests_running", NODE),
                     "waiting": total("baton_requests_waiting", NODE),
                 },
-                "In the batch, and not yet scheduled",
+                "Running: in the batch. Waiting: not yet scheduled",
             ),
             Panel(
                 "KV blocks",
@@ -36,9 +36,14 @@ NODE_BOARD = Dashboard(
                 maximum=1,
             ),
             Panel(
-                "Steps/s", "short", {"steps": rate("baton_steps_total", NODE)}, "Zero while requests run: it is stuck"
+                "Steps/s",
+                "short",
+                {"steps": rate("baton_steps_total", NODE)},
+                "If there are none while requests run, the node is stuck",
             ),
-            Panel("Step", "s", {"mean": f"max(baton_step_seconds{{{NODE}}})"}, "Mean duration of recent steps"),
+            Panel(
+                "Step duration", "s", {"mean": f"max(baton_step_seconds{{{NODE}}})"}, "Mean duration of recent steps"
+            ),
             Panel(
                 "Tokens/s",
                 "short",
@@ -51,7 +56,7 @@ NODE_BOARD = Dashboard(
         ),
         "Errors": (
             Panel(
-                "Errors",
+                "Failed requests",
                 "short",
                 {"{{code}}": f"{rate('baton_request_errors_total', NODE, 'code')} or vector(0)"},
                 "Requests per second that ended with an error on this node",
@@ -59,15 +64,15 @@ NODE_BOARD = Dashboard(
             Panel(
                 "Preemptions/min",
                 "short",
-                {"set back": f"sum(increase(baton_preemptions_total{{{NODE}}}[1m]))"},
-                "Requests preempted for lack of blocks",
+                {"preempted": f"sum(increase(baton_preemptions_total{{{NODE}}}[1m]))"},
+                "Requests preempted because KV blocks ran out",
                 thresholds=(5, 20),
             ),
             Panel(
                 "Failed transfers",
                 "short",
                 {"{{reason}}": f"{rate('baton_kv_transfer_failures_total', NODE, 'reason')} or vector(0)"},
-                "Per second",
+                "KV transfers per second that failed, by reason",
             ),
         ),
         "Process and device": (
@@ -77,7 +82,9 @@ NODE_BOARD = Dashboard(
                 {"resident": f"max(process_resident_memory_bytes{{{NODE}}})"},
                 "Resident memory of the process; on CPUs it includes weights and KV blocks",
             ),
-            Panel("CPU", "short", {"cores": rate("process_cpu_seconds_total", NODE)}, "Cores that it keeps busy"),
+            Panel(
+                "CPU", "short", {"cores": rate("process_cpu_seconds_total", NODE)}, "Cores that the process keeps busy"
+            ),
             Panel("Open files", "short", {"open": f"max(process_open_fds{{{NODE}}})"}, "Mostly sockets"),
             Panel(
                 "GPU utilisation",

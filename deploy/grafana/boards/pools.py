@@ -37,7 +37,7 @@ def _pool(role: str, signal: Panel) -> tuple[Panel, ...]:
                 "{{node_id}}": f"{rate('baton_prefix_cache_hit_tokens_total', labels, 'node_id')} / "
                 f"clamp_min({rate('baton_prompt_tokens_total', labels, 'node_id')}, 1e-9)"
             },
-            "Tokens found in the node's own cache",
+            "Share of prompt tokens found in the node's own cache",
             maximum=1,
         ),
     )
@@ -63,11 +63,11 @@ POOLS = Dashboard(
                 "Preemptions/min",
                 "short",
                 {"{{node_id}}": f'sum by (node_id) (increase(baton_preemptions_total{{{TRACK},role="decode"}}[1m]))'},
-                "Requests preempted for lack of blocks. This pool scales on KV usage and running requests",
+                "Requests preempted because KV blocks ran out. This pool scales on KV usage and running requests",
                 thresholds=(5, 20),
             ),
         ),
-        "Between them": (
+        "KV transfers between the pools": (
             Panel(
                 "KV transferred",
                 "Bps",
@@ -84,7 +84,7 @@ POOLS = Dashboard(
                 "Failed transfers",
                 "short",
                 {"{{reason}}": f"{rate('baton_kv_transfer_failures_total', TRACK, 'reason')} or vector(0)"},
-                "Per second; their prompts are computed again",
+                "KV transfers per second that failed; they are repeated, or their prompts recomputed",
             ),
         ),
     },

@@ -21,28 +21,38 @@ TENANTS = Dashboard(
     "baton-tenants",
     "Baton: tenants",
     {
-        "By the name of their key": (
+        "By name of the API key": (
             _tenants("Output tokens/s", "short", _tokens("output"), "Tokens generated for this tenant"),
-            _tenants("Prompt tokens/s", "short", _tokens("prompt"), "Including tokens found in the cache"),
+            _tenants(
+                "Prompt tokens/s",
+                "short",
+                _tokens("prompt"),
+                "Prompt tokens of this tenant, including those found in the cache",
+            ),
             _tenants(
                 "Prompt tokens not cached/s",
                 "short",
                 f"{_tokens('prompt')} - {_tokens('cached')}",
                 "Tokens that had to be computed",
             ),
-            _tenants("Requests/s", "reqps", rate("baton_tenant_requests_total", TENANT, "tenant"), "Served and failed"),
             _tenants(
-                "Failed",
+                "Requests/s",
+                "reqps",
+                rate("baton_tenant_requests_total", TENANT, "tenant"),
+                "All requests of this tenant, including failed ones",
+            ),
+            _tenants(
+                "Failed requests",
                 "percentunit",
                 f"{rate('baton_tenant_requests_total', FAILED, 'tenant')} / "
                 f"clamp_min({rate('baton_tenant_requests_total', TENANT, 'tenant')}, 1e-9)",
                 "Share of the tenant's own requests",
             ),
             _tenants(
-                "Tokens within a day",
+                "Tokens in 24 hours",
                 "short",
                 f"sum by (tenant) (increase(baton_tenant_tokens_total{{{USED}}}[24h]))",
-                "Prompt and output tokens of the last 24 hours, as for billing",
+                "Prompt and output tokens of the last 24 hours, for billing",
             ),
         ),
     },

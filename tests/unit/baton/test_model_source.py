@@ -21,7 +21,7 @@ def test_a_folder_is_served_under_its_own_name(checkpoint: Path):
     assert model_source.resolve(str(checkpoint)) == model_source.Model(checkpoint, ("tiny",))
 
 
-def test_given_names_win(checkpoint: Path):
+def test_given_names_override_the_folders(checkpoint: Path):
     assert model_source.resolve(str(checkpoint), ("a", "b")).names == ("a", "b")
 
 
@@ -41,14 +41,14 @@ def test_a_missing_default_model_says_what_to_do(tmp_path: Path, monkeypatch: py
         model_source.resolve("")
 
 
-def test_a_folder_without_config_and_a_name_of_nothing_are_clear_errors(tmp_path: Path):
+def test_a_folder_without_config_and_an_unknown_name_are_clear_errors(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         model_source.resolve(str(tmp_path))
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         model_source.resolve("./not/here")
 
 
-def test_from_the_hub_come_no_code_and_no_pickles(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+def test_neither_code_nor_pickles_are_downloaded_from_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     asked = {}
 
     def download(hub_id: str, allow_patterns: list[str]) -> str:
@@ -61,7 +61,7 @@ def test_from_the_hub_come_no_code_and_no_pickles(checkpoint: Path, monkeypatch:
     assert not [p for p in asked["patterns"] if p.endswith((".py", ".bin", ".pt", ".pth", "*"))]
 
 
-def test_offline_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch):
+def test_being_offline_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
     def download(hub_id: str, allow_patterns: list[str]) -> str:
         raise LocalEntryNotFoundError("a page of advice")
 
@@ -70,7 +70,7 @@ def test_offline_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch):
         model_source.resolve("org/name")
 
 
-def test_a_chat_template_is_found_in_either_place(checkpoint: Path):
+def test_a_chat_template_is_found_in_either_file(checkpoint: Path):
     assert not model_source.resolve(str(checkpoint)).has_chat_template
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     assert model_source.resolve(str(checkpoint)).has_chat_template

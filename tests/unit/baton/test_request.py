@@ -29,7 +29,7 @@ sampling = st.builds(
 
 
 @given(sampling, token_ids, st.integers(0, 2**64 - 1), st.integers(0, 10))
-def test_a_generation_survives_the_wire(params, tokens, key, num_output):
+def test_a_generation_survives_its_protobuf_form(params, tokens, key, num_output):
     generation = Generation(
         request_id="r",
         key=key,
@@ -46,12 +46,12 @@ def test_a_generation_survives_the_wire(params, tokens, key, num_output):
     assert generation.num_output_tokens == num_output
 
 
-def test_finish_reasons_and_kinds_are_the_wires():
+def test_finish_reasons_and_kinds_equal_the_protobuf_enums():
     assert {reason.value for reason in FinishReason} == set(types_pb2.FinishReason.values())
     assert {kind.value for kind in GrammarKind} == set(types_pb2.GrammarKind.values()) - {0}
 
 
-def test_token_ids_travel_as_little_endian_words():
+def test_token_ids_are_sent_as_little_endian_words():
     generation = Generation(
         request_id="r", key=1, token_ids=[1, 258], num_prompt_tokens=2, sampling=SamplingParams(), router_id="router"
     )
@@ -65,6 +65,6 @@ def test_token_ids_travel_as_little_endian_words():
         types_pb2.Generation(sampling=types_pb2.SamplingParams(grammar=types_pb2.Grammar(kind=77))),  # type: ignore[arg-type]
     ],
 )
-def test_what_makes_no_generation_is_refused(bad):
+def test_an_invalid_generation_is_refused(bad):
     with pytest.raises(InvalidRequest):
         Generation.from_proto(bad, "router")

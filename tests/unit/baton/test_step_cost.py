@@ -45,7 +45,7 @@ def learn(fit: StepFit, rng: random.Random, num_steps: int, slower: float = 1.0)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_predictions_come_true_within_a_tenth(seed: int) -> None:
+def test_fitted_costs_predict_steps(seed: int) -> None:
     rng, fit = random.Random(seed), StepFit()
     learn(fit, rng, 600)
     cost = fitted(fit)
@@ -57,7 +57,7 @@ def test_predictions_come_true_within_a_tenth(seed: int) -> None:
         assert cost.decode_step_ms(num_requests, context) == pytest.approx(expected, rel=0.15)
 
 
-def test_a_node_that_gets_slower_is_followed() -> None:
+def test_the_fit_follows_a_node_that_gets_slower() -> None:
     rng, fit = random.Random(5), StepFit()
     learn(fit, rng, 400)
     learn(fit, rng, 1500, slower=2.0)
@@ -65,7 +65,7 @@ def test_a_node_that_gets_slower_is_followed() -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [16, 64, 400])
-def test_prompts_of_one_length_tell_of_others_within_a_factor_of_two(num_tokens: int) -> None:
+def test_prompts_of_one_length_predict_others_within_a_factor_of_two(num_tokens: int) -> None:
     """Base and tokens cannot be told apart then; all put down to the base would make long prompts cost nothing."""
     fit = StepFit()
     for _ in range(60):
@@ -75,7 +75,7 @@ def test_prompts_of_one_length_tell_of_others_within_a_factor_of_two(num_tokens:
         assert 0.5 < fitted(fit).prefill_ms(other, 0, 2048) / TRUE.prefill_ms(other, 0, 2048) < 2.0
 
 
-def test_a_kind_of_step_that_has_hardly_run_is_unknown() -> None:
+def test_a_kind_of_step_that_has_hardly_run_has_no_costs() -> None:
     rng, fit = random.Random(5), StepFit()
     for _ in range(50):
         fit.note(decode_step(rng), 9.0)
@@ -85,7 +85,7 @@ def test_a_kind_of_step_that_has_hardly_run_is_unknown() -> None:
     assert (cost.prefill_base_ms, cost.prefill_token_ms, cost.prefill_context_ms) == (0, 0, 0)
 
 
-def test_steps_that_are_all_alike_do_not_let_the_fit_run_away() -> None:
+def test_identical_steps_do_not_make_the_fit_diverge() -> None:
     fit, rng = LinearFit((1.0, 16.0, 1e4)), random.Random(5)
     for _ in range(20_000):
         fit.note((1.0, 4.0, 4000.0), 10 * rng.lognormvariate(0, 0.1))
@@ -95,6 +95,6 @@ def test_steps_that_are_all_alike_do_not_let_the_fit_run_away() -> None:
     assert 0 < at_half <= at_same * 1.2
 
 
-def test_long_prompts_are_superlinear_and_chunks_cost() -> None:
+def test_long_prompts_are_superlinear_and_each_chunk_has_a_cost() -> None:
     assert TRUE.prefill_ms(32_768, 0, 2048) > 2 * TRUE.prefill_ms(16_384, 0, 2048)
     assert TRUE.prefill_ms(2048, 0, 256) == pytest.approx(TRUE.prefill_ms(2048, 0, 2048) + 7 * TRUE.prefill_base_ms)

@@ -18,10 +18,10 @@ baton_request_phase_seconds_count{model="m",phase="prefill"} %s
 
 
 class Endpoint:
-    """Streams five events per request, a millisecond apart, over keep-alive connections."""
+    """Streams an event per text, a millisecond apart, over keep-alive connections."""
 
-    def __init__(self, status: int = 200) -> None:
-        self.status = status
+    def __init__(self, status: int = 200, texts: tuple[str, ...] = ("", "a", "b", "c", "d"), tokens: int = 4) -> None:
+        self.status, self.texts, self.tokens = status, texts, tokens
         self.bodies: list[dict] = []
         self.num_connections = 0
 
@@ -51,8 +51,8 @@ class Endpoint:
             writer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy")
             return
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        events = [{"choices": [{"text": text}]} for text in ("", "a", "b", "c", "d")]
-        for event in [*events, {"choices": [], "usage": {"prompt_tokens": 128, "completion_tokens": 4}}]:
+        events = [{"choices": [{"text": text}]} for text in self.texts]
+        for event in [*events, {"choices": [], "usage": {"prompt_tokens": 128, "completion_tokens": self.tokens}}]:
             await self._event(writer, json.dumps(event))
         await self._event(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
@@ -89,6 +89,31 @@ def test_every_request_is_sent_once_and_measured(tmp_path: Path, capsys: pytest.
     assert first["tpot_p50_s"] > 0.0005
     assert second["output_tokens_per_s"] > first["output_tokens_per_s"]
     assert "baton bench serve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens"),
+    [(("",), 64), (("a",), 1), (("abc",), 3)],
+    ids=["only special tokens", "a single token", "all text in one event"],
+)
+def test_answers_without_two_times_have_no_tpot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: tuple[str, ...], tokens: int
+):
+    code, report = bench(Endpoint(texts=texts, tokens=tokens), tmp_path, "--concurrency", "2")
+    run = report["runs"][0]
+    assert (code, run["failed"], run["without_tpot"]) == (0, 0, 6)
+    assert run["tpot_p50_s"] is None
+    shown = capsys.readouterr().out
+    assert "TPOT leaves out 6 of 6 requests: fewer than two tokens with text" in shown
+    assert "nan" not in shown
+
+
+def test_a_client_that_waited_for_a_core_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _, report = bench(Endpoint(), tmp_path, "--concurrency", "2")
+    run = report["runs"][0]
+    assert 0 <= run["client_waited_s"] < run["elapsed_s"]
+    assert "for a core" in serve.reports.text(report | {"runs": [run | {"client_waited_s": run["elapsed_s"] / 2}]})
+    assert "for a core" not in serve.reports.text(report | {"runs": [run | {"client_waited_s": 0.0}]})
 
 
 def test_connections_are_kept(tmp_path: Path):
@@ -128,6 +153,14 @@ def test_figures_of_known_streams():
     assert (found["ttft_p50_s"], found["ttft_p99_s"]) == (1.0, 2.0)
     assert found["tpot_p50_s"] == pytest.approx(0.1)
     assert found["itl_p99_s"] == pytest.approx(0.4)
+
+
+def test_only_streams_with_two_tokens_and_two_times_have_a_tpot():
+    ordinary, one_token = Stream(0.0, [1.0, 1.2], 1.2, 200, 10, 3), Stream(0.0, [1.0], 1.0, 200, 10, 1)
+    special = Stream(0.0, [2.0], 2.0, 200, 10, 64)  # without text, only the time of its end is known
+    found = figures([ordinary, one_token, special, special], elapsed_s=2.0)
+    assert found["tpot_p50_s"] == found["tpot_mean_s"] == pytest.approx(0.1)
+    assert found["without_tpot"] == 3
 
 
 def test_percentiles_are_nearest_rank():

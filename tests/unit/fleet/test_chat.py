@@ -1,5 +1,7 @@
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -21,7 +23,8 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answering)
         self.pieces = ["It ", "chains ", "iterables ⛓."]
         self.fails: dict[str, Any] | None = None
-        self.breaks_off = False
+        self.breaks_off = self.resets = False
+        self.garbles = b""
         self.models = [{"id": "listed"}]
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -51,13 +54,20 @@ class Answering(BaseHTTPRequestHandler):
         events += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
         events += [{"choices": [], "usage": {"completion_tokens": 3}}]
         body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
-        self._answer(200, body if self.server.breaks_off else body + b"data: [DONE]\n\n")
+        if self.server.garbles:
+            body = self.server.garbles
+        elif not self.server.breaks_off:
+            body += b"data: [DONE]\n\n"
+        self._answer(200, body, num_missing=int(self.server.resets))
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, num_missing: int = 0) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[: len(body) // 2] if num_missing else body)
+        if num_missing:  # with unread data a connection is reset instead of closed
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
 
 
 @pytest.fixture
@@ -97,15 +107,28 @@ def test_an_answer_that_breaks_off_is_an_error(endpoint: Endpoint):
         list(ChatClient(endpoint.url).stream({}, Reply()))
 
 
+def test_a_connection_that_is_reset_in_an_answer_is_an_error(endpoint: Endpoint):
+    endpoint.resets = True
+    with pytest.raises(BatonError, match="the answer broke off"):
+        list(ChatClient(endpoint.url).stream({}, Reply()))
+
+
+def test_an_answer_without_json_events_is_an_error(endpoint: Endpoint):
+    endpoint.garbles = b"data: hello\n\n"
+    with pytest.raises(BatonError, match="not a stream of JSON events: is it an OpenAI-compatible endpoint"):
+        list(ChatClient(endpoint.url).stream({}, Reply()))
+
+
 def test_an_unreachable_server_is_a_clear_error():
-    with pytest.raises(ConfigError, match="no answer from"):
+    with pytest.raises(ConfigError, match=r"no answer from http://127.0.0.1:1: Connection refused$"):
         ChatClient("http://127.0.0.1:1").first_model()
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:99999", "http://127.0.0.1:http", "http://[::1", "ftp://x", "/v1"]
+    "address",
+    ["http://127.0.0.1:99999", "http://127.0.0.1:http", "http://[::1", "ftp://x", "/v1", "x y", "http://x\ny"],
 )
-def test_what_is_no_address_is_named(address: str):
+def test_an_invalid_address_is_named(address: str):
     with pytest.raises(ConfigError, match="is not the address of an HTTP endpoint: write it as http://"):
         ChatClient(address).first_model()
 
@@ -120,7 +143,7 @@ def test_an_endpoint_of_another_kind_is_named(endpoint: Endpoint):
         ChatClient(endpoint.url).first_model()
 
 
-def test_a_piped_question_that_is_no_utf_8_is_asked_all_the_same(endpoint: Endpoint):
+def test_a_piped_question_that_is_not_utf_8_is_still_asked(endpoint: Endpoint):
     argv = [sys.executable, "-m", "fleet", "chat", "--url", endpoint.url]
     assert subprocess.run(argv, input=b"caf\xe9?", capture_output=True, timeout=30).returncode == 0
     assert endpoint.asked[0]["messages"][0]["content"] == "caf\N{REPLACEMENT CHARACTER}?"
@@ -149,7 +172,7 @@ def test_a_piped_question_that_fails_is_exit_code_1(endpoint: Endpoint):
     assert (done.returncode, done.stderr) == (1, "baton: error: come back later\n")
 
 
-def test_a_conversation_remembers_and_forgets(endpoint: Endpoint):
+def test_a_conversation_keeps_its_turns_until_it_is_cleared(endpoint: Endpoint):
     """Run the chat in a pseudo-terminal, as a user would."""
     import pty
 

@@ -1,13 +1,17 @@
+import argparse
+import errno
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
 
+from baton.process.help import HelpFormatter
 from fleet import cli
 
 
-def test_version(capsys: pytest.CaptureFixture[str]):
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("baton 0.")
 
@@ -26,6 +30,37 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
         cli.main([name, "--help"])
     assert exit_.value.code == 0
     assert f"baton {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_flag_is_described(name: str):
+    parser = argparse.ArgumentParser()
+    importlib.import_module(cli.COMMANDS[name][0]).add_arguments(parser)
+    assert [action.dest for action in parser._actions if not action.help] == []
+
+
+def test_help_shows_the_type_and_the_default_of_a_flag(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["loadtest", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--concurrency INT target number of concurrent requests (default: 16)" in out
+    assert "--base-url STR endpoint of a running fleet (default: start a local one)" in out
+    assert "--kill-command STR command that kills a node, if the fleet is not local; run without a shell --json" in out
+
+
+def test_a_default_with_a_percent_sign_is_shown_as_it_is():
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+    parser.add_argument("--loads", nargs="+", default=["50%", "9"], help="N%% of the capacity")
+    assert "N% of the capacity (default: 50% 9)" in parser.format_help()
+
+
+@pytest.mark.parametrize("name", ["router", "decode"])
+def test_help_of_a_service_says_what_it_is(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    out = capsys.readouterr().out
+    assert "\nRun one " in out
+    assert "(default: True)" not in out
 
 
 def test_help_of_up_names_flags_with_their_variables(capsys: pytest.CaptureFixture[str]):
@@ -54,7 +89,7 @@ def test_an_unknown_command_is_one_line_that_names_those_there_are(capsys: pytes
 
 
 @pytest.mark.parametrize("description", [description for _, description in cli.COMMANDS.values()])
-def test_descriptions_are_sentences_but_for_their_ends(description: str):
+def test_descriptions_end_without_a_full_stop(description: str):
     assert description[-1].isalnum()
 
 
@@ -98,6 +133,15 @@ def test_a_node_that_cannot_start_says_so_before_it_loads_torch(role: str, argv:
 def test_help_is_quick_because_it_imports_nothing():
     code = "import sys, fleet.cli; fleet.cli.main(['--help']); sys.exit(bool({'rich', 'redis'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def fail(args: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/report.json")
+
+    monkeypatch.setattr("fleet.down.run", fail)
+    assert cli.main(["down"]) == 1
+    assert capsys.readouterr().err == "baton: error: /full/report.json: No space left on device\n"
 
 
 def test_bench_lists_the_benchmarks(capsys: pytest.CaptureFixture[str]):

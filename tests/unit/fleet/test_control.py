@@ -1,6 +1,7 @@
 import asyncio
 import socket
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from fleet import control
 async def handle(message: dict[str, Any]) -> dict[str, Any]:
     if message.get("command") == "refuse":
         raise ConfigError("not now")
+    await asyncio.sleep(message.get("for_s", 0))
     return {"got": message}
 
 
 def with_server(path: Path, talk: Any) -> Any:
     async def run() -> Any:
-        server = await control.serve(path, handle)
+        server = await control.serve(path, handle, lambda: "decode-1")
         async with server:
             return await asyncio.to_thread(talk)
 
@@ -39,6 +41,42 @@ def test_a_refusal_is_raised_in_the_client(tmp_path: Path):
     path = tmp_path / "s"
     with pytest.raises(ConfigError, match="not now"):
         with_server(path, lambda: control.ask(str(path), {"command": "refuse"}, 5))
+
+
+def test_a_client_waits_longer_than_its_timeout_while_the_server_says_what_it_waits_for(tmp_path: Path):
+    path, waited = tmp_path / "s", []
+    message = {"for_s": 3.5}
+    assert with_server(path, lambda: control.ask(str(path), message, 2.5, waited.append)) == {"got": message}
+    assert set(waited) == {"decode-1"}
+
+
+def test_work_is_finished_although_its_client_has_hung_up(tmp_path: Path):
+    finished = threading.Event()
+
+    async def work(message: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(2.5)
+        finished.set()
+        return {}
+
+    async def run() -> None:
+        server = await control.serve(tmp_path / "s", work)
+        async with server:
+            _, writer = await asyncio.open_unix_connection(tmp_path / "s")
+            writer.write(b"{}\n")
+            await writer.drain()
+            writer.close()
+            assert await asyncio.to_thread(finished.wait, 10)
+
+    asyncio.run(run())
+
+
+def test_a_silent_server_is_a_clear_error(tmp_path: Path):
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(path)
+        frozen.listen()
+        with pytest.raises(ConfigError, match=r"silent for 1 s.*`baton down`"):
+            control.ask(path, {}, 1)
 
 
 def test_an_unreachable_server_is_a_clear_error(tmp_path: Path):

@@ -91,7 +91,7 @@ def test_an_unoptimized_python_is_reported(monkeypatch, prefix, flags, level):
     assert (found.level, "--enable-optimizations" in found.advice) == (level, level == "warning")
 
 
-def test_this_python_and_this_torch_will_do():
+def test_this_python_and_this_torch_pass():
     assert doctor_compute.python().level in ("ok", "warning")
     assert doctor_compute.torch().level == "ok"
     assert doctor_compute.gpu().level in ("ok", "warning")

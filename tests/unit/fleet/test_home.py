@@ -37,13 +37,13 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path):
 
 
 @pytest.mark.parametrize("phase", ["starting", "stopping"])
-def test_who_wants_an_answer_hears_that_the_fleet_is_not_ready(tmp_path: Path, phase: str):
+def test_a_command_that_needs_a_ready_fleet_says_that_it_is_not_ready(tmp_path: Path, phase: str):
     home = Home(tmp_path)
     home.create()
     state.write(home, a_state(tmp_path, state=phase))
     held = home.lock()
     assert held is not None
-    with pytest.raises(ConfigError, match=f"the fleet is {phase}: `baton status` tells when it is ready"):
+    with pytest.raises(ConfigError, match=f"the fleet is {phase}: `baton status` says when it is ready"):
         state.serving(home)
     state.write(home, a_state(tmp_path))
     assert state.serving(home).pid == 1
@@ -86,7 +86,7 @@ def test_a_long_path_gets_its_sockets_elsewhere(tmp_path: Path):
     assert not run_dir.exists()
 
 
-def test_what_was_written_is_read_back(tmp_path: Path):
+def test_a_written_state_is_read_back(tmp_path: Path):
     home = Home(tmp_path)
     written = a_state(tmp_path, processes=[state.ProcessState("decode-0", "decode", 7, "ready", epoch=3)])
     state.write(home, written)

@@ -32,3 +32,18 @@ def test_a_file_comes_before_the_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
     path.write_text("sk-file\n")
     assert (key_of(str(path)), key_of("")) == ("sk-file", "sk-env")
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\tb"])
+def test_a_key_that_no_http_header_can_hold_is_named(tmp_path: Path, key: str):
+    path = tmp_path / "keys"
+    path.write_text(f"{key}\n")
+    with pytest.raises(ConfigError, match=f"the API key in {path} cannot be sent"):
+        key_of(str(path))
+
+
+def test_a_file_of_digests_leaves_the_key_to_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BATON_API_KEY", "sk-env")
+    path = tmp_path / "keys"
+    path.write_text("sha256:00ff\n")
+    assert key_of(str(path)) == "sk-env"

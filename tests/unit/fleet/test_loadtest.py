@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from baton.errors import BatonError
 from bench._load import lengths
 from bench._load.sse_client import Stream
 from bench._load.target import Target
 from bench._load.workload import Shape
+from fleet import cli
 from fleet.loadtest import phases as loadtest_phases
 from fleet.loadtest import report as loadtest_report
 from fleet.loadtest import watch as loadtest_watch
@@ -106,6 +108,31 @@ def test_a_kill_command_runs_without_a_shell(tmp_path: Path):
     assert site.kill()
     assert (tmp_path / "a;b").exists()
     assert RemoteSite(Target("127.0.0.1", 1), (), "").kill() == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--minutes", "nan"], "--minutes must be above 0"),
+        (["--prompt-tokens", "long"], "'long' is not a length"),
+        (["--kill-command", "a 'b"], '--kill-command: "a \'b": no closing quotation'),
+        (["--metrics-url", "ftp://x"], "'ftp://x' is not the address of an HTTP endpoint"),
+    ],
+)
+def test_flags_are_checked_before_any_load(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["loadtest", "--base-url", "http://127.0.0.1:1", *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_vocabulary_without_tokens_for_prompts_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["loadtest", "--vocab-size", "100"])
+    assert "--vocab-size: 100: expected a number above 100" in capsys.readouterr().err
+
+
+def test_a_kill_command_that_cannot_be_started_says_why():
+    with pytest.raises(BatonError, match="--kill-command: /nowhere/kill x: No such file or directory"):
+        RemoteSite(Target("127.0.0.1", 1), (), "/nowhere/kill x").kill()
 
 
 def test_a_report_contains_every_check(tmp_path: Path):

@@ -87,7 +87,7 @@ def args(admin, tmp_path):
     return make
 
 
-def test_top_once(args, capsys):
+def test_top_once_prints_the_dashboard(args, capsys):
     assert top.run(args()) == 0
     said = capsys.readouterr().out
     for part in ("Decode is the bottleneck.", "Redis does not answer", "30 / 80.5 / -", "█" * 8, "2.50 MB/s", "▁▅█"):
@@ -102,7 +102,7 @@ def test_top_survives_a_router_restart(args):
     assert "no admin port answers" in top.look(args(admin="http://127.0.0.1:1"), FLEET)[1]
 
 
-def test_trace(args, capsys):
+def test_trace_prints_a_table_of_events(args, capsys):
     assert trace.run(args(request_id="r 1")) == 0
     said = capsys.readouterr().out
     assert "200.0 ms" in said
@@ -118,12 +118,14 @@ def test_errors_are_reported(args, admin):
     with pytest.raises(ConfigError, match="'ftp://x' is not the address of an HTTP endpoint"):
         trace.run(args(request_id="r 1", admin="ftp://x"))
     with pytest.raises(ConfigError, match="401: a key is needed"):
-        AdminClient([admin], "wrong").get("/admin/fleet")
+        AdminClient([admin], "wrong").get("/admin/fleet", "nodes")
     with pytest.raises(ConfigError, match="/admin/trace/page answers 200: is it a router"):
         trace.run(args(request_id="page"))
-    with pytest.raises(ConfigError, match="no admin port answers"):
-        AdminClient(["http://127.0.0.1:1"]).get("/admin/fleet")
-    assert AdminClient(["http://127.0.0.1:1", admin], "sk-one").get("/admin/fleet") == FLEET
+    with pytest.raises(ConfigError, match="/admin/fleet answers 200: is it a router"):
+        AdminClient([admin], "sk-one").get("/admin/fleet", "something else")
+    with pytest.raises(ConfigError, match=r"no admin port answers \(http://127.0.0.1:1: Connection refused\)"):
+        AdminClient(["http://127.0.0.1:1"]).get("/admin/fleet", "nodes")
+    assert AdminClient(["http://127.0.0.1:1", admin], "sk-one").get("/admin/fleet", "nodes") == FLEET
 
 
 @pytest.mark.parametrize("width", [60, 80, 150])
@@ -138,7 +140,7 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(width, capsys):
     assert ("EPOCH" in said) is (width == 150)
 
 
-def test_sparks():
+def test_sparklines_scale_to_their_largest_value():
     assert top.sparks([0, 1, None, 2]) == "▁▅ █"
     assert top.sparks([0, None]) == ""
     assert len(top.sparks(range(500))) == 40

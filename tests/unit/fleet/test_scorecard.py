@@ -1,7 +1,10 @@
 """Items of the scorecard on an endpoint that does everything wrong."""
 
+import argparse
 import http.server
 import json
+import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from bench._load.target import Target
+from fleet import state
+from fleet.home import Home
 from fleet.scorecard import command as scorecard
 from fleet.scorecard import disaster as scorecard_disaster
 from fleet.scorecard import files as scorecard_files
@@ -16,6 +21,7 @@ from fleet.scorecard import serving as scorecard_serving
 from fleet.scorecard import trust as scorecard_trust
 from fleet.scorecard.client import Client
 from fleet.scorecard.item import Context, Item, Result
+from fleet.state import FleetState
 
 
 class Careless(http.server.BaseHTTPRequestHandler):
@@ -112,6 +118,61 @@ def test_a_load_test_has_to_have_passed(tmp_path: Path, broken: str, verdict: st
     path.write_text(json.dumps({"phases": phases}))
     context = Context(Client(Target("127.0.0.1", 1)), "m", loadtest_report=path)
     assert scorecard_files.load_was_tested(context).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "cannot read .*: No such file"), ("[1]", "is not a report"), ('{"phases": [{}]}', "is not a report")],
+)
+def test_a_load_test_report_that_cannot_be_read_is_a_clear_failure(tmp_path: Path, content: str | None, complaint: str):
+    path = tmp_path / "load.json"
+    if content is not None:
+        path.write_text(content)
+    context = Context(Client(Target("127.0.0.1", 1)), "m", loadtest_report=path)
+    result = scorecard_files.load_was_tested(context)
+    assert result.verdict == "fail"
+    assert re.search(complaint, result.text)
+
+
+def test_an_old_load_test_has_to_be_repeated(tmp_path: Path):
+    path = tmp_path / "load.json"
+    names = ("baseline", "ramp", "sustained", "overload", "chaos")
+    path.write_text(json.dumps({"phases": [{"name": name, "checks": []} for name in names]}))
+    os.utime(path, (0, 0))
+    context = Context(Client(Target("127.0.0.1", 1)), "m", loadtest_report=path)
+    result = scorecard_files.load_was_tested(context)
+    assert result.verdict == "fail"
+    assert "repeat the load test" in result.text
+
+
+def key_that_is_sent(home: Path, *flags: str) -> str:
+    """The key that `baton scorecard` with these flags uses for the fleet of this home."""
+    parser = argparse.ArgumentParser()
+    scorecard.add_arguments(parser)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BATON_HOME", str(home))
+        return scorecard.context_of(parser.parse_args(flags)).client.target.api_key
+
+
+def test_the_key_comes_from_the_flag_or_else_from_the_fleets_own_file(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("BATON_API_KEY", "sk-env")
+    monkeypatch.delenv("BATON_API_KEY_FILE", raising=False)
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.write_text("sk-own\n")
+    other.write_text("sk-other\n")
+    home = Home(tmp_path / "home")
+    home.create()
+    url = context.client.target.url
+    fleet = FleetState(0, "ready", url, "", "", "", ("m",), api_key_file=str(own))
+    state.write(home, fleet)
+    lock = home.lock()
+    assert key_that_is_sent(home.path) == "sk-own"
+    assert key_that_is_sent(home.path, "--api-key-file", str(other)) == "sk-other"
+    assert key_that_is_sent(home.path, "--base-url", url) == "sk-env"
+    assert key_that_is_sent(home.path, "--base-url", url, "--api-key-file", str(other)) == "sk-other"
+    os.close(lock or 0)
 
 
 def test_the_verdict_counts_critical_items_only():

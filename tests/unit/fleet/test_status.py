@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -142,6 +143,28 @@ def test_status_says_whether_the_endpoint_serves(tmp_path: Path, phase: str, doe
     done = subprocess.run(argv, env={**os.environ, "BATON_HOME": str(tmp_path)}, capture_output=True, text=True)
     os.close(lock or 0)
     assert done.stdout.startswith(f"http://127.0.0.1:8000/v1 {does} m\n")
+
+
+def status_of_age(home: Home, age_s: float) -> str:
+    home.create()
+    lock = home.lock()
+    state.write(home, a_fleet(DECODE, redis_url="redis://127.0.0.1:1"))
+    then = time.time() - age_s
+    os.utime(home.state_file, (then, then))
+    argv = [sys.executable, "-m", "fleet", "status"]
+    done = subprocess.run(argv, env={**os.environ, "BATON_HOME": str(home.path)}, capture_output=True, text=True)
+    os.close(lock or 0)
+    return done.stdout
+
+
+@pytest.mark.parametrize(("age_s", "shown"), [(30, "3[0-9] s"), (400, "7 min"), (90000, "25 h")])
+def test_status_says_how_old_it_is_when_the_supervisor_no_longer_writes(tmp_path: Path, age_s: float, shown: str):
+    text = status_of_age(Home(tmp_path), age_s)
+    assert re.search(rf"The list of processes is {shown} old: .*process 1.* cannot write to {tmp_path}\.", text)
+
+
+def test_status_of_a_supervisor_that_writes_says_nothing_of_age(tmp_path: Path):
+    assert " old" not in status_of_age(Home(tmp_path), 0)
 
 
 def test_the_private_redis_requires_its_password_and_opens_no_port(private_redis: tuple[str, int]):

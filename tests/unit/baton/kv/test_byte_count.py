@@ -20,11 +20,11 @@ def count(tmp_path_factory):
 
 
 @given(text=st.binary(max_size=50), times=st.integers(0, 40), marks=st.binary(max_size=5))
-def test_equals_python(count, text, times, marks):
+def test_the_count_equals_pythons(count, text, times, marks):
     assert count is not byte_count.counted
     assert list(count(text * times, marks)) == list(byte_count.counted(text * times, marks))
 
 
 @pytest.mark.parametrize("size", [0, 1, 254, 255, 256, 510, 100_000])
-def test_nothing_but_one_byte(count, size):
+def test_a_text_of_a_single_repeated_byte(count, size):
     assert list(count(b"[" * size, b"[{")) == [size, 0]

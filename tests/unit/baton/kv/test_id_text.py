@@ -27,7 +27,7 @@ def read(tmp_path_factory):
     indent=st.sampled_from([None, 0, 3]),
     around=st.tuples(st.binary(max_size=5), st.binary(max_size=5)),
 )
-def test_lists_of_ids(read, ids, indent, around):
+def test_lists_of_ids_are_parsed(read, ids, indent, around):
     text = json.dumps(ids, indent=indent).encode()
     whole, start = around[0] + text + around[1], len(around[0])
     found, end = read(whole, start, 2**32 - 1)
@@ -36,7 +36,7 @@ def test_lists_of_ids(read, ids, indent, around):
 
 
 @given(text=st.text(alphabet="[], \n0123-.e", max_size=12))
-def test_whatever_is_read_is_what_json_says(read, text):
+def test_a_parsed_list_equals_what_json_parses(read, text):
     found = read(text.encode(), 0, 1000)
     if found is not None:
         assert found[0].tolist() == json.loads(text[: found[1]])
@@ -49,5 +49,5 @@ def test_whatever_is_read_is_what_json_says(read, text):
 @pytest.mark.parametrize(
     "text", [b"", b"[", b"[]", b"[1", b"[1,", b"[1,]", b"[01]", b" [1]", b"[1.0]", b'["1"]', b"[[1]]"]
 )
-def test_anything_else_is_left_to_others(read, text):
+def test_any_other_text_is_not_parsed(read, text):
     assert read(text, 0, 1000) is None

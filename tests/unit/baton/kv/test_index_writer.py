@@ -20,7 +20,7 @@ async def test_script_finds_the_longest_prefix_of_each_node(clients: Clients) ->
     assert await prefix_index.lookup(clients.patient, MODEL, {"n512": 1}, CHAIN[:1]) == {"n512": 1}
 
 
-async def test_a_block_evicted_and_stored_in_one_step_is_held(clients: Clients) -> None:
+async def test_a_block_evicted_and_stored_in_one_step_stays_in_the_index(clients: Clients) -> None:
     node = await clients.node("a", num_blocks=3)
     node.put(CHAIN[2:3], CHAIN[2:3])
     await found_by_script(clients, {"a": 1}, {"a": 3})
@@ -34,7 +34,7 @@ async def test_blocks_of_a_silent_node_expire(clients: Clients, monkeypatch: pyt
     await found_by_script(clients, {"a": 1}, {"a": 0})
 
 
-async def test_a_stopped_writer_takes_its_blocks_out_and_nothing_else(clients: Clients) -> None:
+async def test_a_stopped_writer_removes_only_its_own_blocks(clients: Clients) -> None:
     node = await clients.node("a", num_blocks=5)
     await found_by_script(clients, {"a": 1}, {"a": 5})
     await node.writer.stop()
@@ -43,7 +43,7 @@ async def test_a_stopped_writer_takes_its_blocks_out_and_nothing_else(clients: C
     assert await clients.patient.keys("baton:prefix:*") == [b"baton:prefix:cafe:events"]  # others' changes are in there
 
 
-async def test_changes_are_told_at_once_and_all_of_it_to_a_redis_that_has_forgotten(
+async def test_changes_are_written_at_once_and_a_snapshot_after_redis_was_emptied(
     clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_writer, "RENEWAL_S", 60.0)
@@ -58,7 +58,7 @@ async def test_changes_are_told_at_once_and_all_of_it_to_a_redis_that_has_forgot
     await found_by_script(clients, {"a": 1}, {"a": 4})  # its snapshot's, too
 
 
-async def test_overflow_of_pending_changes_ends_in_a_snapshot(
+async def test_too_many_pending_changes_are_replaced_by_a_snapshot(
     clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await clients.node("a", num_blocks=1)
@@ -70,7 +70,7 @@ async def test_overflow_of_pending_changes_ends_in_a_snapshot(
     assert node.num_snapshots == 2
 
 
-async def test_what_changes_while_a_snapshot_is_on_its_way_is_told_too(
+async def test_changes_made_while_a_snapshot_is_taken_are_written_after_it(
     clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was taken on the step thread, and the next step may be over before the writer has it."""
@@ -89,7 +89,7 @@ async def test_what_changes_while_a_snapshot_is_on_its_way_is_told_too(
     await found_by_script(clients, {"a": 1}, {"a": 6})
 
 
-async def test_many_blocks_are_told_in_parts(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_blocks_are_written_in_several_scripts(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_writer, "MAX_SCRIPT_BLOCKS", 100)
     node = await clients.node("a", num_blocks=450)
     await found_by_script(clients, {"a": 1}, {"a": 450})
@@ -99,7 +99,7 @@ async def test_many_blocks_are_told_in_parts(clients: Clients, monkeypatch: pyte
     await found_by_script(clients, {"a": 1}, {"a": 150})
 
 
-async def test_blocks_of_a_node_that_lives_last(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_blocks_of_a_live_node_outlast_their_lease(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_writer, "LEASE_S", 0.3)
     monkeypatch.setattr(index_writer, "RENEWAL_S", 0.05)
     await clients.node("a", num_blocks=5)
@@ -107,7 +107,7 @@ async def test_blocks_of_a_node_that_lives_last(clients: Clients, monkeypatch: p
     await found_by_script(clients, {"a": 1}, {"a": 5})
 
 
-async def test_a_snapshot_that_did_not_get_through_still_replaces_all(
+async def test_a_snapshot_that_failed_is_written_again_in_full(
     clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_writer, "RENEWAL_S", 0.05)
@@ -127,7 +127,7 @@ async def test_a_snapshot_that_did_not_get_through_still_replaces_all(
     await found_by_script(clients, {"a": 1}, {"a": 50})
 
 
-async def test_a_redis_that_refuses_writes_loses_nothing_but_the_index(killable: Clients, redis_server: Any) -> None:
+async def test_writes_resume_after_redis_has_refused_them(killable: Clients, redis_server: Any) -> None:
     node = await killable.node("a", num_blocks=3)
     await found_by_script(killable, {"a": 1}, {"a": 3})
     failures = redis_client.FAILURES.labels("prefix_index")

@@ -29,7 +29,7 @@ def test_blocks_tile_the_pool(num_blocks, num_groups, layers_per_group):
     assert offsets == list(range(0, kv.pool_bytes(num_blocks), kv.block_group_bytes))
 
 
-def test_bytes_are_keys_and_values_of_every_head_and_token():
+def test_a_block_has_the_bytes_of_keys_and_values_of_every_head_and_token():
     assert layout().block_group_bytes == 2 * 2 * 2 * 16 * 64 * 2
     assert layout(dtype="float32").block_bytes == 2 * layout().block_bytes
     assert 2 * layout(num_planes=1).block_bytes == layout().block_bytes
@@ -44,7 +44,7 @@ def test_a_mismatch_names_fields_and_both_sides():
     assert "head_dim" not in error.value.message
 
 
-def test_survives_the_wire():
+def test_a_layout_survives_its_protobuf_form():
     for sent in (layout(), layout(num_planes=1)):
         wire = types_pb2.KVLayout.FromString(sent.to_proto().SerializeToString())
         assert KVLayout.from_proto(wire) == sent

@@ -8,7 +8,7 @@ import pytest
 from baton.kv import byte_count, hash_chain, id_text, native
 
 
-def test_without_a_compiler_python_does_it(tmp_path, monkeypatch):
+def test_without_a_compiler_the_python_version_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError):
         native.build(native.HASH_CHAIN, tmp_path)
@@ -18,7 +18,7 @@ def test_without_a_compiler_python_does_it(tmp_path, monkeypatch):
     assert id_text.load()(b"[1]", 0, 2) is None
 
 
-def test_a_source_that_does_not_compile_leaves_nothing(tmp_path):
+def test_a_failed_compilation_leaves_no_file(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     source = tmp_path / "wrong.cpp"

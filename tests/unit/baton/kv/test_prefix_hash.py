@@ -14,19 +14,19 @@ tokens = st.lists(st.integers(0, 2**31), max_size=40)
 
 
 @given(tokens, st.integers(1, 8))
-def test_full_blocks_only(token_ids, block_size):
+def test_only_full_blocks_have_hashes(token_ids, block_size):
     assert len(block_hashes(token_ids, block_size, root_hash("m"))) == len(token_ids) // block_size
 
 
 @given(tokens, tokens, st.integers(1, 8))
-def test_a_common_prefix_has_common_hashes_and_nothing_else_has(ours, theirs, block_size):
+def test_only_common_prefixes_have_common_hashes(ours, theirs, block_size):
     a, b = (block_hashes(t, block_size, root_hash("m")) for t in (ours, theirs))
     for i, (left, right) in enumerate(zip(a, b, strict=False), 1):
         assert (left == right) == (ours[: i * block_size] == theirs[: i * block_size])
 
 
 @given(tokens, st.integers(1, 8), st.data())
-def test_the_chain_may_be_continued(token_ids, block_size, data):
+def test_a_chain_can_be_continued_from_its_last_hash(token_ids, block_size, data):
     cut = data.draw(st.integers(0, len(token_ids) // block_size)) * block_size
     whole = block_hashes(token_ids, block_size, root_hash("m"))
     head = block_hashes(token_ids[:cut], block_size, root_hash("m"))
@@ -44,7 +44,7 @@ def test_packed_hashes_are_a_sequence(token_ids, part):
     assert b"".join(packed) == packed.packed
 
 
-def test_there_is_no_hash_beyond_the_last_one():
+def test_an_index_beyond_the_last_hash_is_an_error():
     for at in (2, -3):
         with pytest.raises(IndexError):
             PackedHashes(bytes(2 * HASH_BYTES))[at]
@@ -55,13 +55,13 @@ def test_model_and_salt_change_every_hash_and_cannot_be_confused():
     assert len(roots | set(map(stretched_root, roots))) == 10
 
 
-def test_equals_its_formula():
+def test_hashes_equal_the_documented_formula():
     parent = root_hash("m")
     expected = sha256((1).to_bytes(4, "little") + (2).to_bytes(4, "little") + parent).digest()[:16]
     assert block_hashes([1, 2], 2, parent) == [expected]
 
 
-def test_equal_in_another_process():
+def test_hashes_are_equal_in_another_process():
     code = "from baton.kv.prefix_hash import *; print(block_hashes(range(8), 4, root_hash('m', b's'))[-1].hex())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert other.stdout.strip() == block_hashes(range(8), 4, root_hash("m", b"s"))[-1].hex()

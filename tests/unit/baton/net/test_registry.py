@@ -59,7 +59,7 @@ async def test_a_new_state_is_written_at_once_and_load_with_the_next_renewal(
     await registration.stop()
 
 
-async def test_the_lease_of_a_silent_node_ends(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_record_of_a_silent_node_expires(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_LEASE_MS", 60)
     await Registration(redis, record())._renew()
     assert len(await list_nodes(redis)) == 1
@@ -71,7 +71,7 @@ async def test_the_lease_of_a_silent_node_ends(redis: Redis, monkeypatch: pytest
     assert await redis.scard("baton:nodes") == 0  # the index of names is swept too
 
 
-async def test_the_later_epoch_owns_the_name(redis: Redis) -> None:
+async def test_the_record_of_the_later_epoch_wins(redis: Redis) -> None:
     old, new = Registration(redis, record(epoch=1)), Registration(redis, record(epoch=2))
     await new.start()
     await old._renew()  # a frozen predecessor wakes up
@@ -102,7 +102,7 @@ async def test_renewal_survives_a_restart_of_redis(redis_server: Any) -> None:
     await client.aclose()
 
 
-async def test_one_call_that_fails_is_no_news_and_a_lease_that_has_lapsed_is_said_once(
+async def test_only_a_lapsed_lease_is_logged_and_only_once(
     redis_server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = redis_client.connect(redis_server.url)
@@ -119,14 +119,14 @@ async def test_one_call_that_fails_is_no_news_and_a_lease_that_has_lapsed_is_sai
     await client.aclose()
 
 
-async def test_a_record_of_another_version_is_left_out(redis: Redis) -> None:
+async def test_an_unreadable_record_is_left_out(redis: Redis) -> None:
     await redis.hset("baton:node:strange", "record", b"\xc1")
     await redis.sadd("baton:nodes", "strange")
     await Registration(redis, record())._renew()
     assert [node.node_id for node in await list_nodes(redis)] == ["decode-0"]
 
 
-async def test_a_frozen_redis_costs_a_call_its_timeout_and_no_more(redis_server: Any) -> None:
+async def test_a_call_to_a_frozen_redis_ends_at_its_timeout(redis_server: Any) -> None:
     client = redis_client.connect(redis_server.url)
     await list_nodes(client)
     redis_server.freeze()
@@ -138,7 +138,7 @@ async def test_a_frozen_redis_costs_a_call_its_timeout_and_no_more(redis_server:
     await client.aclose()
 
 
-async def test_check_names_what_is_wrong_but_not_the_password(redis_server: Any) -> None:
+async def test_check_explains_the_problem_without_the_password(redis_server: Any) -> None:
     await redis_client.check(redis_server.url)
     with pytest.raises(ConfigError, match="no Redis answers"):
         await redis_client.check("redis://127.0.0.1:1/0")
@@ -156,7 +156,7 @@ async def test_check_names_what_is_wrong_but_not_the_password(redis_server: Any)
         assert "wrong-secret" not in str(caught.value)
 
 
-async def test_check_waits_as_long_as_it_is_told_to(redis_server: Any) -> None:
+async def test_check_waits_up_to_its_patience(redis_server: Any) -> None:
     redis_server.kill()
     waiting = asyncio.create_task(redis_client.check(redis_server.url, patience_s=30.0))
     with pytest.raises(ConfigError, match="no Redis answers"):
@@ -167,7 +167,7 @@ async def test_check_waits_as_long_as_it_is_told_to(redis_server: Any) -> None:
         await waiting
 
 
-async def test_breaker_doubles_its_pause_and_forgets_it_on_success() -> None:
+async def test_the_breaker_doubles_its_pause_until_a_success() -> None:
     now = 0.0
     breaker = Breaker(base_s=1.0, limit_s=3.0, clock=lambda: now)
     pauses = []

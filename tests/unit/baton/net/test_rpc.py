@@ -35,7 +35,7 @@ async def call(server_token, client_token):
 
 
 @pytest.mark.parametrize(("server_token", "client_token"), [("", ""), ("secret", "secret")])
-def test_the_right_token_passes(server_token, client_token):
+def test_the_right_token_is_accepted(server_token, client_token):
     asyncio.run(call(server_token, client_token))
 
 
@@ -91,7 +91,7 @@ async def watch_what_freezes(port: int, process: "subprocess.Popen[str]") -> flo
         return time.monotonic() - began
 
 
-def test_a_frozen_peer_is_noticed_though_its_kernel_answers():
+def test_a_frozen_peer_is_noticed_although_its_kernel_answers():
     with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -127,15 +127,15 @@ async def call_one_that_answers_late(delay_s: float) -> None:
         await asyncio.gather(*pumps)
 
 
-def test_a_server_that_waits_for_a_core_is_waited_for():
+def test_a_server_that_waits_for_a_core_is_not_given_up():
     asyncio.run(call_one_that_answers_late(0.25))
 
 
-def test_a_probe_needs_no_token():
+def test_a_health_probe_needs_no_token():
     assert asyncio.run(check_health("Check")).status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_watching_health_needs_one():
+def test_watching_health_needs_a_token():
     with pytest.raises(grpc.aio.AioRpcError) as error:
         asyncio.run(check_health("Watch"))
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED

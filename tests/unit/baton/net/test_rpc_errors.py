@@ -32,7 +32,7 @@ class Failing(trace_pb2_grpc.TraceServicer):
         await rpc_errors.abort(context, self.error)
 
 
-async def test_errors_cross_the_wire() -> None:
+async def test_errors_survive_a_grpc_call() -> None:
     server, servicer = rpc.server(), Failing()
     trace_pb2_grpc.add_TraceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

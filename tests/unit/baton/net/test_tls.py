@@ -56,46 +56,46 @@ def load(flags, name=""):
     return tls.load(ServiceFlags(**flags, tls_name=name))
 
 
-def test_holders_of_a_certificate_are_let_in(ours):
+def test_a_client_with_a_certificate_is_accepted(ours):
     asyncio.run(call(load(ours["node"]), load(ours["router"])))
 
 
-def test_token_and_certificate_go_together(ours):
+def test_a_token_is_checked_in_addition_to_a_certificate(ours):
     asyncio.run(call(load(ours["node"]), load(ours["router"]), "secret", "secret"))
     with pytest.raises(grpc.aio.AioRpcError) as error:
         asyncio.run(call(load(ours["node"]), load(ours["router"]), "secret", "wrong"))
     assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_nobody_else_is(ours, stranger):
+def test_clients_without_a_valid_certificate_are_refused(ours, stranger):
     for client in (None, stranger):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             asyncio.run(call(load(ours["node"]), client))
         assert error.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_server_of_another_authority_is_not_believed(ours, stranger):
+def test_a_server_with_a_certificate_of_another_authority_is_refused(ours, stranger):
     with pytest.raises(grpc.aio.AioRpcError):
         asyncio.run(call(stranger, load(ours["router"])))
 
 
-def test_one_name_may_stand_for_all(ours):
+def test_tls_name_replaces_the_address_in_certificates(ours):
     with pytest.raises(grpc.aio.AioRpcError):
         asyncio.run(call(load(ours["named"]), load(ours["router"])))
     asyncio.run(call(load(ours["named"]), load(ours["router"], "baton.internal")))
 
 
-def test_it_replaces_the_token_beyond_loopback(ours):
+def test_tls_replaces_the_token_beyond_loopback(ours):
     with pytest.raises(ConfigError, match="--tls-cert"):
         rpc.bind_address("0.0.0.0", 1, "")
     assert rpc.bind_address("0.0.0.0", 1, "", load(ours["node"])) == "0.0.0.0:1"
 
 
-def test_nothing_asked_for_is_nothing():
+def test_without_flags_there_is_no_tls():
     assert tls.load(ServiceFlags()) is None
 
 
-def test_flags_that_do_not_fit_are_named(ours, tmp_path):
+def test_inconsistent_flags_are_named(ours, tmp_path):
     node, other = ours["node"], ours["router"]
     empty = tmp_path / "empty"
     empty.write_text("")
@@ -132,7 +132,7 @@ async def behind_tls(redis_url, flags):
 
 
 @pytest.mark.anyio
-async def test_redis_may_be_behind_tls(ours, redis_url):
+async def test_redis_can_be_reached_through_tls(ours, redis_url):
     async with behind_tls(redis_url, ours["node"]) as url:
         redis = redis_client.connect(f"{url}?ssl_ca_certs={ours['node']['tls_ca']}", timeout_s=2)
         await redis.set("baton:x", "y")

@@ -27,7 +27,7 @@ def test_heartbeats_carry_the_state_and_the_queue_of_the_moment() -> None:
     assert board.load().num_waiting == 5  # and not more each time
 
 
-def test_preemptions_only_ever_grow() -> None:
+def test_the_count_of_preemptions_never_decreases() -> None:
     board = LoadBoard()
     before = REGISTRY.get_sample_value("baton_preemptions_total") or 0
     for total in (2, 2, 5):
@@ -35,7 +35,7 @@ def test_preemptions_only_ever_grow() -> None:
     assert REGISTRY.get_sample_value("baton_preemptions_total") == before + 5
 
 
-def test_where_too_many_wait_already_nobody_waits_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_is_refused_when_too_many_are_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_load, "MAX_WAITING", 5)
     board = LoadBoard()
     board.publish(types_pb2.Load(num_waiting=2), num_cached=0, num_leased=0, num_preemptions=0)

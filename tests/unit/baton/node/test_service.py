@@ -9,80 +9,15 @@ import grpc
 import pytest
 from grpc import aio
 
-from baton.errors import BatonError
 from baton.net import rpc
 from baton.node.service import NodeService
-from baton.node.session import Leg
 from baton.node.sessions import Sessions
-from baton.request import Generation, SamplingParams
+from baton.request import Generation
 from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
+from tests.unit.baton.node.router_stream import EPOCH, HoldingLegs, Stream, start
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-EPOCH = 7
-
-
-class HeldLeg:
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
-
-
-class HoldingLegs:
-    """Accepts every leg and does nothing with it."""
-
-    def __init__(self, sessions: Sessions) -> None:
-        self.sessions = sessions
-        self.begun: list[HeldLeg] = []
-        self.grants: list[tuple[int, int, int]] = []
-        self.stale: list[Generation] = []
-
-    def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
-        leg = HeldLeg(generation)
-        try:
-            self.sessions.open(leg)
-        except BatonError:
-            self.stale.append(generation)
-        else:
-            self.begun.append(leg)
-
-    def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
-        self.grants.append((leg.generation.key, leg.generation.attempt, grant.grant_id))
-
-    @property
-    def keys(self) -> list[tuple[int, int]]:
-        return [(leg.generation.key, leg.generation.attempt) for leg in self.begun]
-
-
-class Stream:
-    """The router's end of a stream."""
-
-    def __init__(self, node: Any, router_id: str = "router") -> None:
-        self.call = node.Attach()
-        self.router_id = router_id
-        self.sequence = 0
-
-    async def say(self, **fields: Any) -> None:
-        values = {"epoch": EPOCH, "sequence": self.sequence} | fields
-        self.sequence = values["sequence"] + 1
-        await self.call.write(node_pb2.RouterBatch(**values))
-
-    async def open(self) -> node_pb2.StepBatch:
-        await self.say(router_id=self.router_id)
-        return await self.read()
-
-    async def read(self) -> Any:
-        return await asyncio.wait_for(self.call.read(), 2)
-
-    async def end(self) -> tuple[grpc.StatusCode, str]:
-        with contextlib.suppress(aio.AioRpcError):
-            while await self.read() is not aio.EOF:
-                pass
-        return await self.call.code(), await self.call.details()
 
 
 @pytest.fixture
@@ -109,14 +44,6 @@ async def attach(sessions: Sessions, legs: HoldingLegs) -> AsyncIterator[Callabl
     await server.stop(0)
 
 
-def start(key: int, attempt: int = 0, token_ids: list[int] | None = None) -> node_pb2.Start:
-    generation = Generation(
-        request_id=f"r{key}", key=key, attempt=attempt, token_ids=token_ids or [5], num_prompt_tokens=1,
-        sampling=SamplingParams(), router_id="",
-    )  # fmt: skip
-    return node_pb2.Start(generation=generation.to_proto())
-
-
 async def test_the_first_message_and_then_four_a_second_carry_the_load(attach: Callable[..., Stream]) -> None:
     stream = attach()
     batches = [await stream.open(), await stream.read(), await stream.read()]
@@ -124,7 +51,7 @@ async def test_the_first_message_and_then_four_a_second_carry_the_load(attach: C
     assert all(batch.epoch == EPOCH and batch.load.num_steps == 3 for batch in batches)
 
 
-async def test_what_comes_in_one_message_is_done_in_order(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+async def test_the_parts_of_one_message_are_handled_in_order(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
     stream = attach()
     await stream.open()
     grants = [node_pb2.Granted(key=key, attempt=1, grant=transfer_pb2.Grant(grant_id=40 + key)) for key in (1, 2, 3)]
@@ -139,7 +66,7 @@ async def test_what_comes_in_one_message_is_done_in_order(attach: Callable[..., 
     assert [(generation.key, generation.attempt) for generation in legs.stale] == [(9, 0)]
 
 
-async def test_a_message_that_comes_twice_counts_once(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+async def test_a_repeated_message_is_handled_once(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
     stream = attach()
     await stream.open()
     for sequence in (1, 1, 2, 1, 2, 3):
@@ -164,7 +91,7 @@ async def test_a_message_that_comes_twice_counts_once(attach: Callable[..., Stre
         ),
     ],
 )
-async def test_what_cannot_be_ends_the_stream(
+async def test_an_invalid_message_ends_the_stream(
     attach: Callable[..., Stream], legs: HoldingLegs, fields: Any, code: grpc.StatusCode, details: str
 ) -> None:
     stream = attach()
@@ -175,14 +102,14 @@ async def test_what_cannot_be_ends_the_stream(
 
 
 @pytest.mark.parametrize("hello", [{}, {"router_id": "router", "sequence": 1}, {"router_id": "router", "epoch": 6}])
-async def test_a_stream_that_does_not_begin_well_is_refused(attach: Callable[..., Stream], hello: Any) -> None:
+async def test_a_stream_with_an_invalid_first_message_is_refused(attach: Callable[..., Stream], hello: Any) -> None:
     stream = attach()
     await stream.say(**hello)
     code, _ = await stream.end()
     assert code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE)
 
 
-async def test_a_start_that_makes_no_generation_fails_alone(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
+async def test_an_invalid_start_fails_only_its_own_request(attach: Callable[..., Stream], legs: HoldingLegs) -> None:
     stream = attach()
     await stream.open()
     bad = start(1, attempt=2)
@@ -195,7 +122,7 @@ async def test_a_start_that_makes_no_generation_fails_alone(attach: Callable[...
     assert legs.keys == [(2, 0)]
 
 
-async def test_an_older_stream_ends_when_its_router_attaches_anew(
+async def test_an_older_stream_ends_when_its_router_attaches_again(
     attach: Callable[..., Stream], legs: HoldingLegs
 ) -> None:
     old, new = attach(), attach()
@@ -211,7 +138,7 @@ async def test_an_older_stream_ends_when_its_router_attaches_anew(
     assert not legs.begun[1].is_cancelled
 
 
-async def test_what_still_comes_on_an_older_stream_is_dropped(sessions: Sessions, legs: HoldingLegs) -> None:
+async def test_messages_on_an_older_stream_are_dropped(sessions: Sessions, legs: HoldingLegs) -> None:
     session, older = sessions.attach("router")
     newer = sessions.attach("router")[1]
 
@@ -223,7 +150,7 @@ async def test_what_still_comes_on_an_older_stream_is_dropped(sessions: Sessions
     assert session.stream is newer
 
 
-async def test_a_write_that_hangs_on_an_older_stream_costs_the_newer_one_nothing(
+async def test_a_hanging_write_on_an_older_stream_does_not_delay_the_newer_one(
     sessions: Sessions, legs: HoldingLegs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.node.service._WRITE_TIMEOUT_S", 0.05)
@@ -253,7 +180,7 @@ async def test_a_write_that_hangs_on_an_older_stream_costs_the_newer_one_nothing
     assert not legs.begun[0].is_cancelled
 
 
-async def test_shutting_sends_what_is_left_and_ends_the_stream(
+async def test_shutting_sends_pending_messages_and_ends_the_stream(
     attach: Callable[..., Stream], sessions: Sessions
 ) -> None:
     stream = attach()
@@ -267,7 +194,7 @@ async def test_shutting_sends_what_is_left_and_ends_the_stream(
     assert await stream.call.code() is grpc.StatusCode.OK
 
 
-async def test_what_a_router_that_goes_had_begun_goes_too(
+async def test_requests_are_cancelled_when_the_stream_of_their_router_ends(
     attach: Callable[..., Stream], sessions: Sessions, legs: HoldingLegs
 ) -> None:
     stream = attach()

@@ -59,7 +59,7 @@ async def test_cancel_is_idempotent_and_takes_older_attempts_only(sessions: Sess
     sessions.session("unheard of").cancel(1, 0)
 
 
-async def test_a_cancel_that_comes_first_is_remembered(sessions: Sessions) -> None:
+async def test_a_cancel_that_arrives_before_its_start_is_remembered(sessions: Sessions) -> None:
     sessions.session("router").cancel(1, 1)
     sessions.session("router").cancel(1, 0)  # a late, older one takes nothing back
     with pytest.raises(Cancelled):
@@ -69,7 +69,7 @@ async def test_a_cancel_that_comes_first_is_remembered(sessions: Sessions) -> No
     assert sessions.num_legs == 2
 
 
-async def test_alternatives_count_towards_the_bound(sessions: Sessions) -> None:
+async def test_top_logprobs_count_towards_the_size_of_the_outbox(sessions: Sessions) -> None:
     session, _ = sessions.attach("router")
     many = types_pb2.TokenLogprobs(top_token_ids=range(20), top_logprobs=[0.0] * 20)
     for _ in range(MAX_OUTBOX_ROWS // 20):
@@ -90,7 +90,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("word", WORDS)
-async def test_whatever_a_leg_says_counts_and_goes_out(sessions: Sessions, word: str) -> None:
+async def test_every_kind_of_message_is_sent(sessions: Sessions, word: str) -> None:
     """Messages are sent at once, except those of a step, which ends with a flush."""
     session, _ = sessions.attach("router")
     session.take()
@@ -101,7 +101,7 @@ async def test_whatever_a_leg_says_counts_and_goes_out(sessions: Sessions, word:
     assert session.wake.is_set()
 
 
-async def test_finish_is_told_once_and_closes_the_leg(sessions: Sessions) -> None:
+async def test_finish_is_sent_once_and_closes_the_leg(sessions: Sessions) -> None:
     leg = FakeLeg(1, attempt=4)
     session, _ = sessions.attach("router")
     sessions.open(leg)
@@ -113,7 +113,7 @@ async def test_finish_is_told_once_and_closes_the_leg(sessions: Sessions) -> Non
     assert sessions.num_legs == 0
 
 
-async def test_a_late_copy_of_a_call_does_not_open_its_leg_again(sessions: Sessions) -> None:
+async def test_a_repeated_start_does_not_reopen_its_leg(sessions: Sessions) -> None:
     leg = FakeLeg(5, attempt=1)
     sessions.open(leg)
     sessions.close(leg)
@@ -123,7 +123,7 @@ async def test_a_late_copy_of_a_call_does_not_open_its_leg_again(sessions: Sessi
     assert sessions.num_legs == 1
 
 
-async def test_legs_are_granted_and_fail_in_words_of_their_own(sessions: Sessions) -> None:
+async def test_grants_and_failures_are_separate_messages(sessions: Sessions) -> None:
     session, _ = sessions.attach("router")
     granted, failed = FakeLeg(1, attempt=1), FakeLeg(2)
     for leg in (granted, failed):
@@ -149,7 +149,9 @@ async def test_a_leg_is_found_by_its_key_and_attempt(sessions: Sessions) -> None
     assert session.leg(2, 2) is None
 
 
-async def test_of_what_is_over_the_latest_are_remembered(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_latest_cancelled_requests_are_remembered(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("baton.node.session._MAX_TOMBSTONES", 2)
     for key in (1, 2, 1, 3):
         sessions.session("router").cancel(key, 0)

@@ -13,9 +13,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_log_names_requests_as_their_router_does(
-    sessions: Sessions, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_log_uses_the_routers_request_ids(sessions: Sessions, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         sessions.open(FakeLeg(1, attempt=2))
     assert [(vars(record)["request_id"], record.getMessage()) for record in caplog.records] == [
@@ -42,7 +40,7 @@ async def test_a_router_whose_stream_ends_loses_its_requests(sessions: Sessions,
     assert sessions.session("router") is not session
 
 
-async def test_a_router_that_attaches_anew_begins_with_nothing(sessions: Sessions, clock: Clock) -> None:
+async def test_a_router_that_attaches_again_starts_without_requests(sessions: Sessions, clock: Clock) -> None:
     leg, later, others = FakeLeg(1), FakeLeg(2), FakeLeg(1, router_id="other")
     session, stream = sessions.attach("router")
     for each in (leg, others):
@@ -75,7 +73,7 @@ async def test_a_router_that_never_attached_counts_as_gone(sessions: Sessions, c
     assert leg.num_cancels == 1
 
 
-async def test_an_outbox_that_is_not_read_costs_its_router_alone(sessions: Sessions) -> None:
+async def test_a_full_outbox_affects_only_its_own_router(sessions: Sessions) -> None:
     slow, fine = FakeLeg(1), FakeLeg(1, router_id="other")
     session, _ = sessions.attach("router")
     other, stream = sessions.attach("other")
@@ -92,7 +90,7 @@ async def test_an_outbox_that_is_not_read_costs_its_router_alone(sessions: Sessi
     assert not other.is_empty
 
 
-async def test_a_draining_node_takes_nothing_new(sessions: Sessions) -> None:
+async def test_a_draining_node_accepts_no_new_requests(sessions: Sessions) -> None:
     sessions.open(FakeLeg(1))
     sessions.draining = True
     with pytest.raises(NodeUnavailable):
@@ -110,7 +108,7 @@ async def test_a_beat_drops_a_router_whose_outbox_is_full(sessions: Sessions) ->
     assert (leg.num_cancels, session.stream) == (1, None)
 
 
-async def test_routers_beyond_a_bound_are_refused(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_routers_are_refused(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.node.sessions.MAX_SESSIONS", 2)
     sessions.attach("one")
     sessions.open(FakeLeg(1, router_id="two"))
@@ -119,7 +117,7 @@ async def test_routers_beyond_a_bound_are_refused(sessions: Sessions, monkeypatc
     sessions.attach("two")
 
 
-async def test_routers_that_are_gone_are_swept_in_time(
+async def test_requests_of_routers_that_are_gone_are_cancelled(
     sessions: Sessions, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.node.sessions.BEAT_S", 0.001)

@@ -89,7 +89,7 @@ async def until(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_node_is_found_only_while_it_runs(shell: NodeShell, redis: redis_client.Redis) -> None:
+async def test_a_node_is_registered_only_while_it_runs(shell: NodeShell, redis: redis_client.Redis) -> None:
     assert await states(redis) == {}
     assert await health(shell) == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     shutdown = Shutdown()
@@ -119,7 +119,7 @@ async def running(shell: NodeShell, redis: redis_client.Redis) -> AsyncIterator[
 
 
 @pytest.mark.usefixtures("running")
-async def test_who_leaves_without_having_drained_takes_nothing_and_is_found_by_nobody(
+async def test_leaving_without_a_drain_deregisters_the_node_and_its_blocks(
     shell: NodeShell, redis: redis_client.Redis
 ) -> None:
     await shell.leave()
@@ -130,7 +130,7 @@ async def test_who_leaves_without_having_drained_takes_nothing_and_is_found_by_n
 
 
 @pytest.mark.usefixtures("running")
-async def test_its_record_follows_its_load(shell: NodeShell, redis: redis_client.Redis) -> None:
+async def test_the_registry_record_follows_the_load(shell: NodeShell, redis: redis_client.Redis) -> None:
     async def told() -> list[tuple[int, int, int]]:
         records = await registry.list_nodes(redis)
         return [(record.num_free_blocks, record.num_running, record.num_waiting) for record in records]
@@ -140,7 +140,7 @@ async def test_its_record_follows_its_load(shell: NodeShell, redis: redis_client
     await until(told, [(7, 2, 1)])
 
 
-async def test_its_end_is_told_to_routers_at_once_and_leaves_nothing_behind(
+async def test_closing_ends_the_routers_streams_at_once_and_leaves_no_task(
     shell: NodeShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.node.shell._STOP_GRACE_S", 60.0)  # for those who do not listen
@@ -161,7 +161,7 @@ async def test_its_end_is_told_to_routers_at_once_and_leaves_nothing_behind(
     assert not left & {"heartbeats", "record", "drain", "prefix index writer"}
 
 
-async def test_a_drain_ends_when_its_time_is_up(shell: NodeShell) -> None:
+async def test_a_drain_ends_at_its_timeout(shell: NodeShell) -> None:
     class Leg:
         generation = Generation(
             request_id="r1", key=1, token_ids=[], num_prompt_tokens=0, sampling=SamplingParams(), router_id="r"
@@ -178,13 +178,13 @@ async def test_a_drain_ends_when_its_time_is_up(shell: NodeShell) -> None:
     assert shell.sessions.num_legs == 1
 
 
-async def test_what_the_step_thread_dies_of_ends_the_node(shell: NodeShell) -> None:
+async def test_an_error_in_the_step_thread_ends_the_node(shell: NodeShell) -> None:
     shell.fail(RuntimeError("out of memory"))
     with pytest.raises(RuntimeError, match="out of memory"):
         await shell.run(Shutdown())
 
 
-async def test_a_node_closes_right_after_it_changed_its_record(shell: NodeShell, redis: redis_client.Redis) -> None:
+async def test_a_node_can_close_right_after_its_record_changed(shell: NodeShell, redis: redis_client.Redis) -> None:
     for num_turns in range(4):
         another = NodeShell(NodeConfig(node_id=f"p{num_turns}"), FACTS, redis, no_blocks)
         await another.listen(NoLegs())

@@ -15,7 +15,7 @@ def parse(config, argv=(), env=None):
     return from_args(config, parser.parse_args(list(argv)), env or {})
 
 
-def test_flag_wins_over_environment_wins_over_default():
+def test_a_flag_overrides_the_environment_which_overrides_the_default():
     env = {"BATON_PREFILL": "2", "BATON_DECODE": "3"}
     config = parse(FleetConfig, ["--prefill", "4"], env)
     assert (config.prefill, config.decode, config.routers) == (4, 3, 1)
@@ -27,7 +27,7 @@ def test_defaults_need_no_arguments(config):
     assert to_args(config()) == []
 
 
-def test_what_is_passed_on_parses_to_an_equal_config():
+def test_to_args_gives_flags_that_parse_to_an_equal_config():
     config = FleetConfig(served_model_name=("a", "b"), colocated=True, prefill=2, kv_memory="1GiB")
     assert parse(FleetConfig, to_args(config)) == config
 
@@ -36,7 +36,7 @@ def test_what_is_passed_on_parses_to_an_equal_config():
     ("argv", "env", "expected"),
     [([], "", None), (["--deterministic"], "off", True), (["--no-deterministic"], "", False), ([], "off", False)],
 )
-def test_what_depends_on_the_device_is_neither_on_nor_off_unless_told(argv, env, expected):
+def test_an_optional_bool_is_unset_by_default(argv, env, expected):
     config = parse(NodeConfig, argv, {"BATON_DETERMINISTIC": env})
     assert config.deterministic is expected
     assert parse(NodeConfig, to_args(config)) == config
@@ -46,7 +46,7 @@ def test_several_values_from_the_environment_are_separated_by_commas():
     assert parse(RouterConfig, env={"BATON_SERVED_MODEL_NAME": "a,b"}).served_model_name == ("a", "b")
 
 
-def test_secrets_come_from_the_environment_alone():
+def test_secrets_come_only_from_the_environment():
     config = parse(RouterConfig, env={"BATON_API_KEY": "k", "BATON_SERVICE_TOKEN": "t"})
     assert (config.api_key, config.service_token) == ("k", "t")
     assert "k" not in to_args(config)
@@ -79,7 +79,7 @@ def test_secrets_come_from_the_environment_alone():
         ({"BATON_COLOCATED": "maybe"}, "--colocated (BATON_COLOCATED): 'maybe' is neither true nor false"),
     ],
 )
-def test_a_bad_value_is_named_with_what_was_expected(env, expected):
+def test_an_invalid_value_is_reported_with_what_is_expected(env, expected):
     with pytest.raises(ConfigError) as error:
         parse(FleetConfig, env=env)
     assert error.value.message == expected
@@ -95,24 +95,24 @@ def test_a_bad_value_is_named_with_what_was_expected(env, expected):
         ("max_ttft_s", "0", 0.0),
     ],
 )
-def test_whatever_is_allowed_is_taken_from_the_environment(flag, text, value):
+def test_values_are_converted_from_the_environment(flag, text, value):
     assert getattr(parse(FleetConfig, env={f"BATON_{flag.upper()}": text}), flag) == value
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("512MiB", 512 * 2**20), ("4g", 4 * 2**30), ("1.5GB", 3 * 2**29), ("4096", 4096)]
 )
-def test_sizes(text, expected):
+def test_sizes_are_parsed(text, expected):
     assert parse_bytes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "much", "4 parsecs", "-", "inf", "-5MiB", "0", "nan"])
-def test_no_size(text):
+def test_an_invalid_size_is_an_error(text):
     with pytest.raises(ConfigError, match=r"--kv-memory: .* is not a size"):
         parse_bytes(text)
 
 
-def test_a_misspelt_variable_is_noticed_and_others_are_left_alone():
+def test_only_misspelt_variables_are_reported():
     fine = {"BATON_DECODE": "2", "BATON_HOME": "/h", "BATON_API_KEY_FILE": "k", "BATON_SERVICE_HOST": "of Kubernetes"}
     assert misspelt(fine | {"BATON_FAULTS": "f", "BATON_DIE_WITH_PARENT": "1", "PATH": "/bin"}) == []
     assert misspelt({"BATON_DECOD": "2", "BATON_MAX_MODEL_LENGTH": "9"}) == [

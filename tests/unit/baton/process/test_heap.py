@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 
-def test_what_is_loaded_stays_and_what_comes_later_is_collected():
+def test_settle_freezes_loaded_objects_and_enables_the_collector():
     code = (
         "from baton.process import heap; import gc; print(gc.isenabled()); "
         "heap.settle(); print(gc.isenabled(), gc.get_freeze_count() > 1000)"

@@ -78,7 +78,7 @@ def test_a_config_error_is_one_line(start: type[Started]) -> None:
     assert start("--mode", "unloadable").end() == (1, "service: error: no such model: nowhere\n")
 
 
-def test_a_bug_is_told_with_its_traceback(start: type[Started]) -> None:
+def test_an_unexpected_exception_is_logged_with_its_traceback(start: type[Started]) -> None:
     code, errors = start("--mode", "broken").end()
     assert code == 2
     assert "RuntimeError: a bug" in errors

@@ -25,7 +25,7 @@ def logged() -> Iterator[Callable[..., str]]:
     root.setLevel(level)
 
 
-def test_json_lines(logged: Callable[..., str]) -> None:
+def test_json_format_gives_one_object_per_line(logged: Callable[..., str]) -> None:
     line = logged("json", 'said "so"', request_id="r1")
     entry = json.loads(line)
     assert line.count("\n") == 1
@@ -33,5 +33,5 @@ def test_json_lines(logged: Callable[..., str]) -> None:
     assert entry == {"level": "info", "logger": "room", "message": 'said "so"', "request_id": "r1"}
 
 
-def test_one_liners(logged: Callable[..., str]) -> None:
+def test_text_format_ends_with_the_request_id(logged: Callable[..., str]) -> None:
     assert logged("text", "ready", request_id="r1").endswith(" info    room: ready [r1]\n")

@@ -28,7 +28,7 @@ async def test_a_task_that_loses_a_cancellation_is_cancelled_again() -> None:
     assert num_lost == 3
 
 
-async def test_tasks_that_are_over_or_fail_are_no_trouble() -> None:
+async def test_ending_a_finished_or_failed_task_raises_nothing() -> None:
     async def failing() -> None:
         raise ValueError
 

@@ -5,7 +5,7 @@ import pytest
 from baton.process.threads import started_pool
 
 
-def test_all_threads_are_there_at_once():
+def test_all_threads_are_started_at_once():
     pool = started_pool(3, "trio")
     try:
         assert [thread.name for thread in threading.enumerate() if thread.name.startswith("trio")] == [
@@ -19,7 +19,7 @@ def test_all_threads_are_there_at_once():
 
 
 @pytest.mark.parametrize("num_given", [0, 1, 2])
-def test_where_one_is_refused_none_is_left(monkeypatch, num_given):
+def test_if_one_thread_cannot_be_started_none_is_left(monkeypatch, num_given):
     start, given = threading.Thread.start, []
 
     def start_some(thread):

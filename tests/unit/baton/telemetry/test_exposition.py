@@ -13,7 +13,7 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def test_our_metrics_say_whose_they_are(registry: CollectorRegistry) -> None:
+def test_metrics_carry_the_labels_of_their_process(registry: CollectorRegistry) -> None:
     Counter("baton_seen", "Ours", registry=registry).inc()
     Gauge("baton_of_pools", "Has a role of its own", ["role"], registry=registry).labels("decode").set(2)
     Gauge("process_things", "Not ours", registry=registry).set(1)
@@ -23,7 +23,7 @@ def test_our_metrics_say_whose_they_are(registry: CollectorRegistry) -> None:
     assert "process_things 1.0" in text
 
 
-def test_exemplars_go_to_those_who_accept_openmetrics(registry: CollectorRegistry) -> None:
+def test_exemplars_are_sent_only_in_openmetrics(registry: CollectorRegistry) -> None:
     Histogram("baton_times_seconds", "Ours", registry=registry).observe(0.2, exemplar("req-1"))
     exposition = Exposition({}, registry)
     body, kind = exposition.render("application/openmetrics-text; version=1.0.0")

@@ -38,7 +38,7 @@ async def test_metrics_on_loopback_need_no_token(registry: CollectorRegistry) ->
 
 
 @pytest.mark.anyio
-async def test_metrics_beyond_loopback_want_the_token(registry: CollectorRegistry) -> None:
+async def test_metrics_beyond_loopback_need_the_token(registry: CollectorRegistry) -> None:
     server = MetricsServer("0.0.0.0", 0, "Secret", Exposition(registry=registry))
     url = (await server.start()).replace("0.0.0.0", "127.0.0.1")
     statuses = [(await anyio.to_thread.run_sync(get, url, token))[0] for token in ("", "wrong", "secret", "Secret")]

@@ -2,6 +2,7 @@ import time
 
 from baton.telemetry import timeline, traceparent
 from baton.telemetry.timeline import Event, Timeline, TimelineBook, from_proto
+from baton.v1 import trace_pb2
 
 
 def test_events_are_in_order_and_bounded() -> None:
@@ -14,7 +15,7 @@ def test_events_are_in_order_and_bounded() -> None:
     assert names[:2] == ["earlier", "event 0"]
 
 
-def test_what_others_know_is_taken_over_once_at_the_end() -> None:
+def test_events_of_other_recorders_are_added_once_at_the_end() -> None:
     line, asked = Timeline("r"), []
     line.more = lambda: asked.append(1) or [Event("step", 1.0, 2.0)]
     line.end("overloaded")
@@ -23,7 +24,7 @@ def test_what_others_know_is_taken_over_once_at_the_end() -> None:
     assert [event.name for event in line.events()] == ["step"]
 
 
-def test_on_the_wire_times_are_relative_to_the_arrival() -> None:
+def test_times_in_protobuf_are_relative_to_the_arrival() -> None:
     line = Timeline("r", attempt=2)
     line.add("route", line.began_s + 0.25, num_blocks=7, peer="decode-0")
     line.reply()
@@ -34,6 +35,12 @@ def test_on_the_wire_times_are_relative_to_the_arrival() -> None:
     back = from_proto(told.events[0], 100.0)
     assert abs(back.start_s - 100.25) < 1e-6
     assert back.attributes == {"num_blocks": 7, "peer": "decode-0"}
+
+
+def test_attributes_from_another_process_are_in_alphabetical_order():
+    names = ["p99_ms", "mean_batch", "num_steps", "max_ms", "p50_ms"]
+    event = trace_pb2.TimelineEvent(name="decode steps", numbers=dict.fromkeys(names, 1.5), texts={"a": "x"})
+    assert list(from_proto(event, 0.0).attributes) == sorted([*names, "a"])
 
 
 def test_an_event_never_ends_before_it_begins() -> None:
@@ -62,7 +69,7 @@ def test_attempts_of_one_request_are_bounded() -> None:
     assert [line.attempt for line in book.find("a")] == list(range(3, timeline.MAX_ATTEMPTS + 3))
 
 
-def test_traceparent_is_passed_on_only_where_it_is_sane() -> None:
+def test_only_a_valid_traceparent_is_passed_on() -> None:
     good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     parsed = traceparent.parse(good)
     assert parsed is not None

@@ -29,7 +29,7 @@ def page(kinds, values, accept=""):
 
 
 @given(values=st.lists(st.sampled_from([0.0, 0.1, 0.2, 1.0, 10.0, 11.0]) | st.floats(0, 1e6)))
-def test_pages_are_equal(values):
+def test_pages_equal_those_of_prometheus_client(values):
     assert page(unlocked, values) == page(prometheus_client, values)
 
 

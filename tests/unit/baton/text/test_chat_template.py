@@ -113,12 +113,12 @@ def test_odd_templates_equal_transformers(model_dirs, source):
     assert render(template, messages) == expected
 
 
-def test_the_clock_is_given():
+def test_strftime_now_uses_the_given_clock():
     template = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", {}, now=lambda: datetime(2001, 2, 3))
     assert render(template, []) == "2001-02-03"
 
 
-def test_what_a_template_refuses_is_said():
+def test_a_templates_own_error_reaches_the_client():
     template = ChatTemplate("{{ raise_exception('roles must alternate' + 'x' * 1000) }}", {})
     with pytest.raises(InvalidRequest, match="roles must alternate") as raised:
         render(template, [])
@@ -141,7 +141,7 @@ def test_what_a_template_refuses_is_said():
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
-def test_a_template_that_fails_costs_its_request_only(source):
+def test_a_failing_template_fails_only_its_request(source):
     with pytest.raises(InvalidRequest) as raised:
         render(ChatTemplate(source, {}), [{"role": "user", "content": "secret"}])
     assert "secret" not in raised.value.message
@@ -155,25 +155,25 @@ def test_tools_that_a_template_cannot_show_are_not_blamed_on_messages():
         template.render(asked, 100, [{"parameters": {"type": ["string", "null"]}}])
 
 
-def test_size_is_bounded():
+def test_the_size_of_a_rendered_text_is_bounded():
     with pytest.raises(ContextLengthExceeded):
         render(ChatTemplate("{% for i in range(99999) %}aaaaaaaaaa{% endfor %}", {}), [], max_chars=1000)
 
 
-def test_time_is_bounded(monkeypatch):
+def test_the_time_of_rendering_is_bounded(monkeypatch):
     monkeypatch.setattr("baton.text.chat_template.TIMEOUT_S", -1.0)
     with pytest.raises(InvalidRequest, match="too long"):
         render(ChatTemplate("a", {}), [])
 
 
-def test_the_file_wins_over_the_config(model_dirs, tmp_path):
+def test_the_template_file_overrides_the_config(model_dirs, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
     assert render(ChatTemplate.load(tmp_path), []) == "config"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert render(ChatTemplate.load(tmp_path), []) == "file"
 
 
-def test_a_model_may_have_no_template(tmp_path):
+def test_a_model_can_lack_a_template(tmp_path):
     assert ChatTemplate.load(tmp_path) is None
 
 
@@ -184,7 +184,7 @@ def test_a_broken_template_is_named(tmp_path, given):
         ChatTemplate.load(tmp_path)
 
 
-def test_older_directories_name_tokens_in_their_own_file(tmp_path):
+def test_token_names_are_read_from_special_tokens_map(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token }}")
     (tmp_path / "special_tokens_map.json").write_text(
         json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>"})

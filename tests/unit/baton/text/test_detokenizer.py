@@ -26,14 +26,14 @@ def stream(tokenizer, token_ids, at_start=True):
 
 @given(token_ids=st.lists(st.integers(0, 720), max_size=40))
 @example(token_ids=[])
-def test_any_tokens_of_a_byte_level_model_stream_to_the_full_decode(tokenizers_of, token_ids):
+def test_streamed_byte_level_tokens_equal_the_full_decode(tokenizers_of, token_ids):
     tokenizer = tokenizers_of["chatml"]
     assert "".join(stream(tokenizer, token_ids)) == tokenizer.decode(token_ids)
 
 
 @pytest.mark.parametrize("style", STYLES)
 @given(text=st.one_of(st.text(max_size=30), st.sampled_from([EMOJI, EMOJI * 3, " ", "  x", "\n\n"])))
-def test_a_text_streams_back_whole(tokenizers_of, style, text):
+def test_an_encoded_text_streams_back_unchanged(tokenizers_of, style, text):
     tokenizer = tokenizers_of[style]
     token_ids = tokenizer.encode(text)
     pieces = stream(tokenizer, token_ids)
@@ -44,7 +44,7 @@ def test_a_text_streams_back_whole(tokenizers_of, style, text):
 
 @pytest.mark.parametrize("style", STYLES)
 @given(token_ids=st.lists(st.integers(0, 720), max_size=40))
-def test_pieces_are_the_text_where_nothing_is_held_back(tokenizers_of, style, token_ids):
+def test_pieces_equal_streamed_text_where_nothing_is_held_back(tokenizers_of, style, token_ids):
     tokenizer = tokenizers_of[style]
     texts = TokenTexts(tokenizer)
     detokenizer, streamed = texts.detokenizer(at_start=True), ""
@@ -60,7 +60,7 @@ def test_pieces_are_the_text_where_nothing_is_held_back(tokenizers_of, style, to
 @pytest.mark.parametrize("style", STYLES)
 @given(token_ids=st.lists(st.integers(0, 720), max_size=40))
 @example(token_ids=[174, 99, 5])  # of Llama 3: half of a surrogate, which is two characters once it is lost
-def test_each_token_that_is_text_by_itself_stands_where_it_is_told(tokenizers_of, style, token_ids):
+def test_tokens_appear_at_their_predicted_places(tokenizers_of, style, token_ids):
     """This holds even after an incomplete character."""
     texts = TokenTexts(tokenizers_of[style])
     detokenizer, text, places = texts.detokenizer(at_start=False), "", []
@@ -75,7 +75,7 @@ def test_each_token_that_is_text_by_itself_stands_where_it_is_told(tokenizers_of
             assert text[place:].startswith(alone)
 
 
-def test_what_depends_on_others_or_shows_nothing_has_no_piece(tokenizers_of):
+def test_partial_characters_and_special_tokens_have_no_piece(tokenizers_of):
     tokenizer = tokenizers_of["chatml"]
     texts = TokenTexts(tokenizer)
     *parts, _ = tokenizer.encode("🎈")
@@ -92,13 +92,13 @@ def test_a_character_is_never_split(tokenizers_of):
     assert len(tokenizer.encode("🎈")) > 1
 
 
-def test_the_end_of_an_incomplete_character_shows(tokenizers_of):
+def test_an_incomplete_character_at_the_end_is_shown(tokenizers_of):
     tokenizer = tokenizers_of["chatml"]
     token_ids = tokenizer.encode("🎈")[:-1]
     assert stream(tokenizer, token_ids)[-1] == "\ufffd"
 
 
-def test_special_tokens_and_unknown_ids_show_nothing(tokenizers_of):
+def test_special_tokens_and_unknown_ids_have_no_text(tokenizers_of):
     tokenizer = tokenizers_of["chatml"]
     assert "".join(stream(tokenizer, [*tokenizer.special_ids, 10**6])) == ""
     assert TokenTexts(tokenizer).token_bytes(next(iter(tokenizer.special_ids))).startswith(b"<|")
@@ -127,7 +127,7 @@ def test_bytes_of_tokens_add_up_to_the_text(tokenizers_of):
         (decoders.Fuse(), ["a", "b"]),
     ],
 )
-def test_other_decoders_stream_too(decoder, words):
+def test_other_decoders_stream_to_the_full_decode(decoder, words):
     backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     if decoder is not None:
@@ -137,7 +137,7 @@ def test_other_decoders_stream_too(decoder, words):
     assert "".join(stream(tokenizer, token_ids)) == tokenizer.decode(token_ids)
 
 
-def test_places_behind_an_incomplete_character_of_other_decoders():
+def test_places_after_an_incomplete_character_are_right_with_other_decoders():
     """With a byte-level decoder in a sequence with another one, tokens have to be decoded together."""
     words = ["\u00f0\u0141", "you", "\u00f0", "\u0141\u0130\u012a"]  # byte-level spelling of parts of an emoji
     backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="you"))
@@ -160,7 +160,7 @@ def test_metaspace_streams_to_the_full_decode(scheme):
         assert "".join(stream(tokenizer, token_ids)) == tokenizer.decode(token_ids)
 
 
-def test_a_token_costs_the_same_however_long_the_output_is(tokenizers_of):
+def test_the_cost_of_a_token_does_not_grow_with_the_output(tokenizers_of):
     """This holds even if no bytes ever make a character."""
     tokenizer = tokenizers_of["chatml"]
     lone = next(i for i in range(700) if TokenTexts(tokenizer).token_bytes(i) == b"\xf0")

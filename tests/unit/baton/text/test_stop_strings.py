@@ -30,7 +30,7 @@ def by_definition(stops, text):
     stops=st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=4),
     pieces=st.lists(st.text("ab.", max_size=5), max_size=8),
 )
-def test_pieces_make_no_difference(stops, pieces):
+def test_the_result_does_not_depend_on_the_pieces(stops, pieces):
     assert run(stops, pieces) == by_definition(stops, "".join(pieces))
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_sent_that_a_stop_string_could_take_back(stops, pieces):
     before=st.lists(st.text("ab", max_size=4), max_size=4),
     after=st.lists(st.text("ab", max_size=4), max_size=4),
 )
-def test_a_stop_string_may_begin_where_the_text_must_not_end_yet(stops, before, after):
+def test_a_stop_string_can_begin_before_the_text_may_end(stops, before, after):
     stop, text, num_safe = StopStrings(stops), "".join([*before, *after]), len("".join(before))
     sent = "".join(stop.push(piece, may_end=False)[0] for piece in before)
     for piece in after:
@@ -69,7 +69,7 @@ def test_a_stop_string_may_begin_where_the_text_must_not_end_yet(stops, before, 
     assert sent == (text[: ends[0] - longest] if ends else text)
 
 
-def test_only_a_possible_beginning_is_held_back():
+def test_only_a_possible_beginning_of_a_stop_string_is_held_back():
     stop = StopStrings(["\n\nUser:"])
     assert stop.push("Hello\n") == ("Hello", False)
     assert stop.push("there\n\nUs") == ("\nthere", False)
@@ -78,7 +78,7 @@ def test_only_a_possible_beginning_is_held_back():
 
 
 @pytest.mark.timeout(20)
-def test_hostile_stop_strings_stay_cheap():
+def test_many_long_stop_strings_stay_cheap():
     stop = StopStrings([f"{'a' * (1000 + i)}b" for i in range(16)])
     for _ in range(500):
         stop.push("a")
@@ -88,7 +88,7 @@ def test_hostile_stop_strings_stay_cheap():
     stops=st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3),
     text=st.text("abxyz", max_size=6),
 )
-def test_what_has_no_first_character_goes_through_whole(stops, text):
+def test_text_without_the_first_character_of_a_stop_string_passes_unchanged(stops, text):
     stop = StopStrings(stops)
     assert stop.is_settled
     result = stop.push(text)

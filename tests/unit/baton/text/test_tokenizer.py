@@ -27,7 +27,7 @@ def test_plain_text_encodes_as_transformers_does(pairs, style, text):
     assert ours.encode(text) == reference(text)["input_ids"]
 
 
-def test_a_tokenizers_own_bos_frames_a_text(pairs):
+def test_a_tokenizers_bos_is_added_to_a_text(pairs):
     ours, _ = pairs["llama3"]
     assert ours.token(ours.encode("hello")[0]) == "<|begin_of_text|>"
     assert ours.encode("")[0] == ours.encode("hello")[0]
@@ -64,7 +64,7 @@ def test_marked_special_tokens_are_plain_text_between_real_ones(pairs, style):
     assert ours.decode(token_ids).strip() == f"user {content}"
 
 
-def test_a_mark_torn_from_its_token_is_dropped(pairs):
+def test_a_mark_without_its_token_is_dropped(pairs):
     ours, _ = pairs["chatml"]
     marks = ours.control_tokens.choose_marks([""])
     token_ids = ours.encode_chat(f"ab{marks.opening}c{marks.closing}", marks)
@@ -87,7 +87,7 @@ def test_special_tokens_are_found_across_search_windows(pairs):
         assert [p.text for p in ours.control_tokens.split(text) if p.quoted] == ["<|im_start|>", "<|im_end|>"]
 
 
-def test_a_spelling_that_the_vocabulary_holds_as_well_is_broken_up():
+def test_a_special_tokens_spelling_in_the_vocabulary_is_split():
     backend = tokenizers.Tokenizer(models.BPE({"<": 0, "s": 1, ">": 2, "<s": 3, "<s>": 4}, [("<", "s"), ("<s", ">")]))
     backend.add_special_tokens([AddedToken("<s>", normalized=False)])
     assert backend.encode("<s>").ids == [4]

@@ -1,7 +1,8 @@
 """A stand-in for a service process: it speaks the supervisor's protocol, and does nothing else.
 
 What it is to do comes as BATON_FAULT_… variables, the ones that a supervisor passes on:
-BATON_FAULT_FAIL=<node id> (its start fails), BATON_FAULT_DEAF=1 (it heeds no SIGTERM).
+BATON_FAULT_FAIL=<node id> (its start fails), BATON_FAULT_SLOW=<node id> (it loads for three seconds),
+BATON_FAULT_DEAF=1 (it heeds no SIGTERM).
 """
 
 import asyncio
@@ -34,7 +35,10 @@ async def serve(name: str) -> int:
     port = int(FLAGS["--port"]) if ROLE == "router" else 0
     server = await asyncio.start_server(answer, "127.0.0.1", port, reuse_port=ROLE == "router")
     address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    print("progress 0.5\nsomething else\nprogress 1.0", flush=True)
+    print("progress 0.5\nsomething else", flush=True)
+    if os.environ.get("BATON_FAULT_SLOW") == name:
+        await asyncio.sleep(3)
+    print("progress 1.0", flush=True)
     facts = {
         "node_id": name,
         "epoch": time.time_ns(),

@@ -11,7 +11,7 @@ import psutil
 from tests.unit.fleet.up.stand_in_fleet import Bench, assert_nothing_left
 
 
-def test_it_shows_the_start_and_ends_with_lines_to_paste(standing: Bench):
+def test_up_shows_its_progress_and_then_commands_to_paste(standing: Bench):
     for name in ("redis", "prefill-0", "decode-0", "router-0"):
         assert f"{name}: ready" in standing.said
     curl = re.search(r"^  (curl .*)$", standing.said, re.MULTILINE)

@@ -55,12 +55,12 @@ def test_a_pipe_carries_all_events():
     assert later.getvalue() == "redis died\n"
 
 
-def test_a_start_that_fails_fails_at_the_other_end():
+def test_a_failed_start_is_raised_at_the_other_end_of_the_pipe():
     sent = io.StringIO()
     Piped(sent, then=Plain(io.StringIO())).fail("no model")
     with pytest.raises(ConfigError, match="no model"):
         replay(io.StringIO(sent.getvalue()), Plain(io.StringIO()))
 
 
-def test_a_pipe_that_just_ends_has_no_exit_code():
+def test_a_pipe_that_ends_early_gives_no_exit_code():
     assert replay(io.StringIO(""), Plain(io.StringIO())) is None

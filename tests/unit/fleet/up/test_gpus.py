@@ -51,7 +51,7 @@ def test_nodes_on_one_gpu_share_its_memory(tmp_path: Path):
     assert 70 * 2**30 < both < 85 * 2**30
 
 
-def test_a_node_alone_or_with_a_size_of_its_own_decides_itself(tmp_path: Path):
+def test_a_node_alone_on_a_gpu_or_with_a_given_size_is_not_limited(tmp_path: Path):
     gpu = (Gpu("0", 100 * 2**30),)
     assert flag(services_of(tmp_path, gpu, colocated=True).node("decode", 0, 1).argv, "--kv-memory") == ""
     assert flag(services_of(tmp_path, gpu, kv_memory="1GiB").node("decode", 0, 1).argv, "--kv-memory") == "1GiB"

@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
 
+from fleet import state
+from fleet.home import Home
 from tests.unit.fleet.up.stand_in_fleet import STAND_IN, Bench, assert_nothing_left
 
 
@@ -99,10 +102,25 @@ def test_services_are_restarted_even_if_nothing_can_be_written(bench: Bench):
     (bench.home / "fleet.json.partial").rmdir()
 
 
+def test_the_age_of_the_state_shows_that_it_cannot_be_written_until_it_can(bench: Bench):
+    bench.start()
+    age_s = partial(state.age_s, Home(bench.home))
+    time.sleep(4)
+    assert age_s() < 3.5  # nothing has changed, but the supervisor confirms it
+    (bench.home / "fleet.json.partial").mkdir()  # acts like a full disk
+    first = bench.processes()["decode-0"]["pid"]
+    os.kill(first, signal.SIGKILL)
+    bench.until(lambda: age_s() > 4)
+    assert bench.processes()["decode-0"]["pid"] == first
+    (bench.home / "fleet.json.partial").rmdir()
+    bench.until(lambda: age_s() < 1)
+    assert bench.processes()["decode-0"]["pid"] != first
+
+
 def test_scaling_up_waits_and_scaling_down_drains(bench: Bench):
     bench.start()
     grown = bench.baton("scale", "prefill=3", "decode=2")
-    assert (grown.returncode, grown.stderr) == (0, "")
+    assert grown.returncode == 0
     assert "started prefill-1, prefill-2, decode-1" in grown.stdout
     assert {p["state"] for p in bench.processes().values()} == {"ready"}
     shrunk = bench.baton("scale", "prefill=1")
@@ -111,11 +129,32 @@ def test_scaling_up_waits_and_scaling_down_drains(bench: Bench):
     assert bench.baton("scale", "decode=2").stdout == "nothing to do\n"
 
 
+def test_scaling_up_says_what_it_waits_for(bench: Bench):
+    bench.start(BATON_FAULT_SLOW="decode-1")
+    grown = bench.baton("scale", "decode=2")
+    assert grown.stderr == "waiting for decode-1 (50 % of its weights loaded)\n"
+    assert grown.stdout == "started decode-1.\n"
+
+
+def test_scaling_under_a_frozen_supervisor_gives_up_and_says_why(bench: Bench):
+    bench.start()
+    assert bench.up is not None
+    bench.up.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        scale = bench.baton("scale", "decode=2")
+        assert time.monotonic() - began < 20
+    finally:
+        bench.up.send_signal(signal.SIGCONT)
+    assert scale.returncode == 1
+    assert "the fleet's supervisor has been silent for 10 s: it is frozen" in scale.stderr
+
+
 def test_a_node_that_cannot_start_fails_only_the_scaling(bench: Bench):
     bench.start(BATON_FAULT_FAIL="decode-1")
     failed = bench.baton("scale", "decode=2", "prefill=2")
     assert failed.returncode == 1
-    assert failed.stderr == "baton: error: decode-1: the checkpoint is broken\n"
+    assert failed.stderr.splitlines()[-1] == "baton: error: decode-1: the checkpoint is broken"
     assert set(bench.processes()) == {"redis", "router-0", "prefill-0", "prefill-1", "decode-0"}
 
 

@@ -1,0 +1,90 @@
+"""A UCX process that has ended, or cannot be started, is started again, and meanwhile costs only transfers."""
+
+import asyncio
+import errno
+import gc
+import os
+import signal
+from typing import Any
+
+import psutil
+import pytest
+from kv_nodes import all_ready, commit, new_pool, pair, run, ship
+from ucx_nodes import NOTICED_S, restarted, ucx_of
+
+from baton.errors import TransferError
+from kv_transfer.ucx import child as ucx_child
+from kv_transfer.ucx import transport as ucx_transport
+from kv_transfer.ucx.transport import UcxTransport
+
+
+def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
+    async def main():
+        transport = UcxTransport("127.0.0.1")
+        os.kill(transport.pid, signal.SIGKILL)
+        await transport._alive()
+        await transport.close()
+
+    run(main())
+
+
+def test_a_process_that_dies_again_and_again_is_started_again():
+    async def main():
+        async with pair("ucx") as p:
+            transport = ucx_of(p.receiver)
+            for _ in range(2):
+                victim = transport.pid
+                os.kill(victim, signal.SIGKILL)
+                await restarted(transport, victim)
+            await ship(p, p.sender(new_pool(1)), [1], [2])
+            assert p.filled([1], new_pool(1), [2])
+
+    run(main())
+
+
+def test_a_process_that_cannot_be_started_for_a_while_only_costs_transfers(monkeypatch: Any):
+    """For example without free descriptors: transfers that need it fail, and it is tried again."""
+    refusals, start = [], ucx_child.Popen
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        if len(refusals) == 2:
+            return start(*args, **options)
+        refusals.append(args)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main():
+        async with pair("ucx") as p:
+            transport = ucx_of(p.receiver)
+            victim, used = transport.pid, psutil.Process().num_fds()
+            monkeypatch.setattr(ucx_child, "Popen", refuse)
+            os.kill(victim, signal.SIGKILL)
+            await restarted(transport, victim)
+            assert len(refusals) == 2
+            gc.collect()  # each region of memory has a descriptor as long as it is mapped
+            assert psutil.Process().num_fds() <= used
+            await ship(p, p.sender(new_pool(1)), [1], [2])
+
+    run(main())
+
+
+def test_nobody_waits_for_a_process_that_cannot_be_started(monkeypatch: Any):
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main():
+        async with pair("ucx") as p:
+            sender = p.sender(new_pool(1))
+            await ship(p, sender, [1], [2])
+            monkeypatch.setattr(ucx_child, "Popen", refuse)
+            monkeypatch.setattr(ucx_transport, "_RESTART_S", 0.2)
+            os.kill(ucx_of(sender).pid, signal.SIGKILL)
+            for _ in range(2):
+                outgoing = sender.open(p.grant([3]).grant, [4])
+                all_ready(outgoing, 1)
+                async with asyncio.timeout(NOTICED_S):
+                    with pytest.raises(TransferError):
+                        await commit(outgoing)
+            with pytest.raises(TransferError):
+                p.sender(new_pool(1), "p9")
+
+    run(main())
