@@ -35,7 +35,7 @@ class Account:
         try:
             self._describe(await self._limiter.take(tenant, num_prompt_tokens))
         except RateLimited as error:
-            self._describe(Left(error.retry_after_s, 0, 0))
+            self._describe(error.left)
             raise
 
     def max_tokens(self, wanted: int) -> int:

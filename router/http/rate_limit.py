@@ -42,18 +42,23 @@ return {tostring(wait_s), tostring(left[1]), tostring(left[2])}
 """
 
 
-class RateLimited(Overloaded):
-    """The tenant has reached its rate limit."""
-
-    code = "rate_limit_exceeded"
-
-
 class Left(msgspec.Struct, frozen=True):
     """What is left in the buckets, and how long the request would have to wait; 0: it was admitted."""
 
     wait_s: float
     num_requests: float
     num_tokens: float
+
+
+class RateLimited(Overloaded):
+    """The tenant has reached its rate limit."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, left: Left) -> None:
+        super().__init__("the rate limit of this key is reached")
+        self.retry_after_s = left.wait_s
+        self.left = left
 
 
 class _LocalBuckets:
@@ -100,9 +105,7 @@ class RateLimiter:
         """Charge a request with a prompt of `num_tokens`. Raises RateLimited, but nothing if Redis fails."""
         left = await self._take(tenant, (1, num_tokens), checks=True)
         if left.wait_s > 0:
-            error = RateLimited("the rate limit of this key is reached")
-            error.retry_after_s = left.wait_s
-            raise error
+            raise RateLimited(left)
         return left
 
     async def spend(self, tenant: Tenant, num_tokens: int) -> None:
