@@ -49,7 +49,7 @@ class Responses:
         given = Conversation(
             messages=messages_of(body),
             tools=[tool.for_template() for tool in tools.listed] or None,
-            variables=thinking_variables(body.reasoning.effort if body.reasoning else None),
+            variables=thinking_variables(body.reasoning.effort if body.reasoning else None, body.chat_template_kwargs),
             param="input",
         )
         form = partial(self._form, body)

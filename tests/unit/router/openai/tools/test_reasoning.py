@@ -33,6 +33,12 @@ async def test_reasoning_is_split_off(client, say, dispatch, served_model):
 async def test_thinking_is_switched_as_clients_of_other_servers_do(client, dispatch, served_model, fields, is_off):
     await client.chat.completions.create(**ASK, extra_body=fields)
     assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
+    effort = fields.get("reasoning_effort")
+    more = {"chat_template_kwargs": fields["chat_template_kwargs"]} | (
+        {"reasoning": {"effort": effort}} if effort else {}
+    )
+    await client.responses.create(model="tiny", input="hello", extra_body=more)
+    assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
 
 
 @pytest.mark.parametrize(
