@@ -116,7 +116,7 @@ class Chat:
         asked = grammar_of(body)
         if asked is not None:
             return after_thinking(asked, style, opened=opened)
-        return strict_grammar(style, tools.allowed, opened=opened) if tools.strict else None, thinks
+        return strict_grammar(style, tools.allowed, opened=opened) if tools.constrained else None, thinks
 
     def _parser(self, tools: Tools, *, reasons: bool, opened: bool) -> Callable[[], Parser] | None:
         style = self._model.style

@@ -123,6 +123,15 @@ async def test_required_calls_are_a_grammar(client, say, dispatch, choice, names
     assert ("{0,15}" in grammar.text) == parallel
 
 
+async def test_of_some_tools_only_these_can_be_called(client, say, dispatch):
+    say("No.")
+    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}
+    await client.chat.completions.create(**ASK, tool_choice={"type": "allowed_tools", "allowed_tools": some})
+    grammar = dispatch.jobs[0].sampling.grammar.text
+    assert [f'\\"name\\": \\"{name}\\"' in grammar for name in ("weather", "time")] == [False, True]
+    assert "to_call" in grammar
+
+
 async def test_strict_functions_are_held_to_their_schema(client, say, dispatch):
     say("No.")
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
