@@ -54,7 +54,7 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Text | list[ContentPart] | None = None
     call_id: CallID | None = None
-    name: Name | None = None
+    name: Label | None = None
     arguments: Text | None = None
     output: Text | list[ContentPart] | None = None
     summary: list[ContentPart] | None = None

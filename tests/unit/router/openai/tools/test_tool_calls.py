@@ -161,6 +161,16 @@ async def test_history_reaches_the_template(client, say, dispatch, served_model)
     assert len(special) == 7  # a client's <|im_end|> is none
 
 
+async def test_a_call_can_be_sent_back_whatever_its_name(client, say):
+    say('<tool_call>{"name": "functions.get weather", "arguments": {}}</tool_call>')
+    answer = await client.chat.completions.create(**ASK)
+    message = answer.choices[0].message
+    await client.chat.completions.create(**{**ASK, "messages": [*ASK["messages"], message]})
+    asked = {"model": "tiny", "tools": [{"type": "function", **WEATHER["function"]}]}
+    answer = await client.responses.create(**asked, input="hello")
+    await client.responses.create(**asked, input=[item.model_dump() for item in answer.output])
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
