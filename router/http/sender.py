@@ -51,7 +51,7 @@ class Sender:
         self.ended = False
         self.broken = False
 
-    def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
+    def start(self, status: int, headers: list[Header], opening: bytes) -> None:
         """Set status, headers and the beginning of the body. They are sent with the next part if it comes at once."""
         self.started, self._opening = True, opening
         self._hold(True)
