@@ -30,7 +30,7 @@ local left, wait_s = {}, 0
 for i = 1, 2 do
   left[i] = math.min((tonumber(held[i]) or limits[i]) + limits[i] * elapsed_s / 60, limits[i])
   local short = math.min(cost[i], limits[i]) - left[i]
-  if limits[i] > 0 and short > 0 then wait_s = math.max(wait_s, short * 60 / limits[i]) end
+  if limits[i] > 0 then wait_s = math.max(wait_s, short * 60 / limits[i]) end
 end
 if ARGV[5] == '0' or wait_s == 0 then
   for i = 1, 2 do left[i] = left[i] - cost[i] end
@@ -76,7 +76,7 @@ class _LocalBuckets:
         for have, limit, want in zip(held, limits, cost, strict=True):
             left.append(min(have + limit * (now_s - at_s) / 60, limit))
             short = min(want, limit) - left[-1]
-            if limit > 0 and short > 0:
+            if limit > 0:
                 wait_s = max(wait_s, short * 60 / limit)
         if not checks or wait_s == 0:
             left, wait_s = [have - want for have, want in zip(left, cost, strict=True)], 0.0

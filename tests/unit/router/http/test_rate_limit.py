@@ -47,6 +47,34 @@ async def test_routers_share_a_bucket(redis_url: str, monkeypatch: pytest.Monkey
         await client.aclose()
 
 
+async def test_redis_counts_as_a_router_alone_does(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "TIMEOUT_S", 5.0)
+    tenant = Tenant(name="compared", requests_per_minute=6, tokens_per_minute=600)
+    client, clock = redis_client.connect(redis_url, timeout_s=5.0), Clock()
+    shared, alone = RateLimiter(client, lambda: 1), rate_limit._LocalBuckets(clock)
+    for elapsed_s, cost, checks in (
+        (0, (1, 100), True),
+        (0, (1, 550), True),  # too many tokens
+        (0, (0, 550), False),
+        (60, (1, 450), True),
+        (0, (1, 2000), True),
+        (600, (1, 2000), True),  # larger than the bucket, which is full
+        (600, (5, 500), True),
+        (0, (4, 200), True),  # waits for requests longer than for tokens
+        (-30, (1, 50), True),  # Redis's clock is set back
+    ):
+        clock.now_s += max(elapsed_s, 0)
+        for key in await client.keys("baton:rate:*"):
+            await client.hincrbyfloat(key, "at", -elapsed_s)
+            assert 0 < await client.pttl(key) <= 120_000
+        told = await shared._take(tenant, cost, checks=checks)
+        expected = alone.take(tenant, cost, 1.0, checks=checks)
+        assert told.wait_s == pytest.approx(expected.wait_s, abs=3)  # time goes on meanwhile
+        assert told.num_requests == pytest.approx(expected.num_requests, abs=0.3)
+        assert told.num_tokens == pytest.approx(expected.num_tokens, abs=30)
+    await client.aclose()
+
+
 @pytest.fixture
 async def alone() -> Any:
     """A limiter without a reachable Redis, and its clock."""
@@ -57,7 +85,9 @@ async def alone() -> Any:
 
 async def test_without_redis_a_router_has_its_share(alone: Any) -> None:
     limiter, clock = alone
+    failures = redis_client.FAILURES.labels("rate_limit")._value.get()
     assert await num_taken(limiter) == 30
+    assert redis_client.FAILURES.labels("rate_limit")._value.get() > failures
     clock.now_s += 10
     assert await num_taken(limiter) == 5
     clock.now_s += 1000
