@@ -62,7 +62,7 @@ class Account:
             ("tokens", self.tenant.tokens_per_minute, left.num_tokens),
         ):
             if limit:
-                full_s = max((limit - have) * 60 / limit, 0.0)
+                full_s = (limit - have) * 60 / limit
                 for what, value in (
                     ("limit", str(limit)),
                     ("remaining", str(max(math.floor(have), 0))),

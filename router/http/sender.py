@@ -117,7 +117,7 @@ class Sender:
             self._pause()
 
     def _pause(self) -> None:
-        if self.source is not None and not self._paused and not self.ended:
+        if self.source is not None and not self._paused:
             self._paused = True
             self.source.pause()
 
@@ -152,7 +152,6 @@ class Sender:
     def _break(self) -> None:
         self.broken = True
         self._hold(True)
-        self._backlog.clear()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._on_broken()

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from baton.net import redis_client
+from router.http import account as accounts
 from router.http import rate_limit
 from router.http.account import Account
 from router.http.rate_limit import RateLimited, RateLimiter
@@ -123,9 +124,22 @@ async def test_an_account_tells_what_is_left(alone: Any) -> None:
     await account.admit("tiny", 100)
     assert dict(account.headers)[b"x-ratelimit-limit-requests"] == b"4"
     assert dict(account.headers)[b"x-ratelimit-remaining-requests"] == b"1"  # of this router's half
+    assert dict(account.headers)[b"x-ratelimit-reset-requests"] == b"45.000s"
     assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"900"
-    account.used(100, 0, 50, is_good=True)
+    account.used(100, 0, 1050, is_good=True)
+    await asyncio.gather(*accounts._spending)
     await asyncio.sleep(0)
+    assert not accounts._spending
+    with pytest.raises(RateLimited):
+        await account.admit("tiny", 100)
+    assert dict(account.headers)[b"x-ratelimit-remaining-requests"] == b"1"
+    assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"0"  # in truth 150 below
+
+
+def test_beyond_so_many_names_tenants_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "MAX_NAMES", 2)
+    monkeypatch.setattr(accounts, "_names", set())
+    assert [accounts._bounded(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", "other", "a", "other"]
 
 
 async def test_who_lacks_both_waits_for_the_later(alone: Any) -> None:
