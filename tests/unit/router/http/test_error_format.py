@@ -11,7 +11,9 @@ from router.http.error_format import MethodNotAllowed, error_headers, error_obje
     [
         (InvalidRequest("Unknown field", param="n"), "n: Unknown field"),
         (InvalidRequest("Not an integer", param="n"), "n: Not an integer"),
+        (InvalidRequest("nor this", param="n"), "n: nor this"),
         (InvalidRequest("n is too large", param="n"), "n is too large"),
+        (InvalidRequest("stop[0] is too long", param="stop[0]"), "stop[0] is too long"),
         (InvalidRequest("Expected less", param="stop[0]"), "stop[0]: Expected less"),
         (InvalidRequest("The body is no JSON"), "The body is no JSON"),
         (ContextLengthExceeded("It is too long", param="messages"), "It is too long"),
