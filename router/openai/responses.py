@@ -56,7 +56,8 @@ class Responses:
         try:
             await self._chat.generate(exchange, chat_body(body), given, tools, form, names=_NAMES)
         except InvalidRequest as error:
-            error.param = _NAMES.get(error.param or "", error.param)
+            if name := _NAMES.get(error.param or ""):
+                error.message, error.param = error.message.replace(str(error.param), name), name
             raise
 
     def _form(self, body: ResponsesBody, parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:

@@ -245,3 +245,4 @@ async def test_what_is_not_served_is_refused_by_name(client, fields, param):
     with pytest.raises(openai.BadRequestError) as raised:
         await client.responses.create(**{"model": "tiny", "input": "hello", **fields})
     assert raised.value.param == param
+    assert "max_completion_tokens" not in raised.value.body["message"]  # the name in chats
