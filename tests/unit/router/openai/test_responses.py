@@ -130,7 +130,7 @@ async def test_a_stream_of_text(client):
     assert "".join(event.delta for event in events[4:-4]) == events[-4].text == events[-1].response.output_text == REPLY
     assert events[0].response.status == "in_progress"
     assert events[0].response.id == events[-1].response.id
-    assert {event.item_id for event in events[3:-2]} == {events[-1].response.output[0].id}
+    assert {(event.item_id, event.content_index) for event in events[3:-2]} == {(events[-1].response.output[0].id, 0)}
     assert events[-1].response.usage.output_tokens > 5
 
 
@@ -141,6 +141,7 @@ async def test_a_stream_of_reasoning_text_and_calls(client, say):
     assert [item.type for item in done] == ["reasoning", "message", "function_call", "function_call"]
     assert [item.to_dict() for item in done] == [item.to_dict() for item in events[-1].response.output]
     assert done[0].content[0].text == "Hm."
+    assert not any(e.item.to_dict().get("content") for e in events if e.type == "response.output_item.added")
     assert events[-1].response.output_text == "Well:"
     for index in (2, 3):
         about = [event for event in events if getattr(event, "output_index", None) == index]
@@ -177,7 +178,7 @@ async def test_a_cut_call_is_incomplete_and_a_whole_one_is_not(client, say, disp
 async def test_an_answer_without_text_has_an_empty_message(client, dispatch):
     dispatch.script = lambda job, sink, handle: dispatch.say(job, sink, handle, [dispatch.eos])
     answer = await client.responses.create(model="tiny", input="hello")
-    assert (answer.output_text, answer.output[0].type) == ("", "message")
+    assert (answer.output[0].type, answer.output[0].content[0].text) == ("message", "")
 
 
 async def test_forms_and_choices(client, dispatch):
@@ -221,6 +222,7 @@ async def test_a_failure_before_and_after_the_first_token(client, dispatch):
     assert events[-1].type == "response.failed"
     assert (events[-1].response.status, events[-1].response.error.code) == ("failed", "server_error")
     assert events[-1].response.error.message == "no node"
+    assert events[-1].response.output_text == "".join(e.delta for e in events if "delta" in e.type) != ""
 
 
 @pytest.mark.parametrize(
