@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from router.openai.parsing.calls import HermesParser, LlamaParser, MistralParser
 from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Content, PlainParser, Reasoning
 from router.openai.parsing.reasoning import ReasoningParser
-from router.openai.parsing.style import CALL_BEGINS
+from router.openai.parsing.style import CALL_BEGINS, OutputStyle
 
 NAMES = ("weather", "time")
 ARGUMENTS = '{"city": "Zürich \\"Nord\\"", "days": [1, 2.5e3, {"a": null}], "x": "</tool_call>[TOOL_CALLS]"}'
@@ -171,6 +171,12 @@ def test_what_is_no_call_is_told_as_soon_as_that_is_certain(text):
 
 def test_only_what_may_become_a_marker_is_held_back():
     assert joined(PARSERS["hermes"]().push("1 < 2 <b>, <to")) == [Content("1 < 2 <b>,")]
+
+
+def test_a_hermes_call_ends_no_block_of_a_model_that_makes_no_such_calls():
+    options = {"forced": False, "parallel": True, "reasons": True, "opened": True, "free": True}
+    parser = OutputStyle(calls="llama3", thinks=True).parser(NAMES, **options)
+    assert joined([*parser.push(f"Hm.{HERMES_T}"), *parser.finish()]) == [Reasoning(f"Hm.{HERMES_T}")]
 
 
 FRAGMENTS = [
