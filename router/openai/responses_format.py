@@ -171,7 +171,7 @@ def _mint(prefix: str) -> str:
 
 
 def _fields(body: ResponsesBody) -> dict[str, Any]:
-    """Return the fields that a response repeats from its request."""
+    """Return the fields that a response repeats from its request, whose sampling defaults have been filled in."""
     reasoning, text = body.reasoning, body.text
     return {
         "id": _mint("resp"),
@@ -191,12 +191,12 @@ def _fields(body: ResponsesBody) -> dict[str, Any]:
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
         "store": False,
-        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "temperature": body.temperature,
         "text": {"format": (text.format if text else None) or {"type": "text"}} | _verbosity(text),
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_p": body.top_p,
         "truncation": "disabled",
         "user": body.user,
     }

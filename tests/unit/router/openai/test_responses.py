@@ -36,9 +36,10 @@ async def test_text(client, dispatch, served_model):
         model="tiny", instructions="Be brief.", input="hello", temperature=0, metadata={"a": "b"}, user="u", store=True
     )
     assert answer.output_text == REPLY
-    assert (answer.object, answer.status) == ("response", "completed")
-    assert (answer.error, answer.incomplete_details) == (None, None)
-    assert (answer.metadata, answer.temperature, answer.instructions) == ({"a": "b"}, 0, "Be brief.")
+    assert (answer.status, answer.error, answer.incomplete_details) == ("completed", None, None)
+    told = answer.to_dict()
+    assert [told[name] for name in ("metadata", "temperature", "store")] == [{"a": "b"}, 0, False]
+    assert (answer.instructions, answer.top_p, answer.tool_choice) == ("Be brief.", 1, "auto")
     assert answer.usage.input_tokens == len(dispatch.jobs[0].token_ids)
     assert answer.usage.output_tokens == len(dispatch.reply) + 1
     assert answer.usage.input_tokens_details.cached_tokens == 3
@@ -184,11 +185,10 @@ async def test_an_answer_without_text_has_an_empty_message(client, dispatch):
 async def test_forms_and_choices(client, dispatch):
     form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
     answer = await client.responses.create(model="tiny", input="hello", text={"format": form})
-    grammar = dispatch.jobs[-1].sampling.grammar
-    assert grammar.param == "text.format"
-    assert answer.text.format.name == "n"
+    assert (dispatch.jobs[-1].sampling.grammar.param, answer.text.format.name) == ("text.format", "n")
     for choice in ("required", {"type": "function", "name": "weather"}):
-        await client.responses.create(model="tiny", input="hello", tools=[TOOL], tool_choice=choice)
+        answer = await client.responses.create(model="tiny", input="hello", tools=[TOOL], tool_choice=choice)
+        assert answer.to_dict()["tool_choice"] == choice
         grammar = dispatch.jobs[-1].sampling.grammar
         assert (grammar.kind, grammar.param) == (GrammarKind.CFG, "tools")
 
