@@ -108,8 +108,7 @@ class UcxListener(Listener):
     def forget(self, incoming: UcxIncoming) -> None:
         """Give a closing connection no more messages."""
         self._by_link.pop(incoming.link.number, None)
-        if self._by_peer.get(incoming.peer) is incoming:
-            del self._by_peer[incoming.peer]
+        self._by_peer.pop(incoming.peer, None)
 
     async def disconnect(self, peer: Peer) -> None:
         """See `Listener`."""

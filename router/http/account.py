@@ -35,7 +35,7 @@ class Account:
         try:
             self._describe(await self._limiter.take(tenant, num_prompt_tokens))
         except RateLimited as error:
-            self._describe(Left(error.retry_after_s, 0, 0))
+            self._describe(error.left)
             raise
 
     def max_tokens(self, wanted: int) -> int:
@@ -62,7 +62,7 @@ class Account:
             ("tokens", self.tenant.tokens_per_minute, left.num_tokens),
         ):
             if limit:
-                full_s = max((limit - have) * 60 / limit, 0.0)
+                full_s = (limit - have) * 60 / limit
                 for what, value in (
                     ("limit", str(limit)),
                     ("remaining", str(max(math.floor(have), 0))),

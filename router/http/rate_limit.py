@@ -30,7 +30,7 @@ local left, wait_s = {}, 0
 for i = 1, 2 do
   left[i] = math.min((tonumber(held[i]) or limits[i]) + limits[i] * elapsed_s / 60, limits[i])
   local short = math.min(cost[i], limits[i]) - left[i]
-  if limits[i] > 0 and short > 0 then wait_s = math.max(wait_s, short * 60 / limits[i]) end
+  if limits[i] > 0 then wait_s = math.max(wait_s, short * 60 / limits[i]) end
 end
 if ARGV[5] == '0' or wait_s == 0 then
   for i = 1, 2 do left[i] = left[i] - cost[i] end
@@ -42,18 +42,23 @@ return {tostring(wait_s), tostring(left[1]), tostring(left[2])}
 """
 
 
-class RateLimited(Overloaded):
-    """The tenant has reached its rate limit."""
-
-    code = "rate_limit_exceeded"
-
-
 class Left(msgspec.Struct, frozen=True):
     """What is left in the buckets, and how long the request would have to wait; 0: it was admitted."""
 
     wait_s: float
     num_requests: float
     num_tokens: float
+
+
+class RateLimited(Overloaded):
+    """The tenant has reached its rate limit."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, left: Left) -> None:
+        super().__init__("the rate limit of this key is reached")
+        self.retry_after_s = left.wait_s
+        self.left = left
 
 
 class _LocalBuckets:
@@ -71,7 +76,7 @@ class _LocalBuckets:
         for have, limit, want in zip(held, limits, cost, strict=True):
             left.append(min(have + limit * (now_s - at_s) / 60, limit))
             short = min(want, limit) - left[-1]
-            if limit > 0 and short > 0:
+            if limit > 0:
                 wait_s = max(wait_s, short * 60 / limit)
         if not checks or wait_s == 0:
             left, wait_s = [have - want for have, want in zip(left, cost, strict=True)], 0.0
@@ -100,9 +105,7 @@ class RateLimiter:
         """Charge a request with a prompt of `num_tokens`. Raises RateLimited, but nothing if Redis fails."""
         left = await self._take(tenant, (1, num_tokens), checks=True)
         if left.wait_s > 0:
-            error = RateLimited("the rate limit of this key is reached")
-            error.retry_after_s = left.wait_s
-            raise error
+            raise RateLimited(left)
         return left
 
     async def spend(self, tenant: Tenant, num_tokens: int) -> None:

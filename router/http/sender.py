@@ -51,7 +51,7 @@ class Sender:
         self.ended = False
         self.broken = False
 
-    def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
+    def start(self, status: int, headers: list[Header], opening: bytes) -> None:
         """Set status, headers and the beginning of the body. They are sent with the next part if it comes at once."""
         self.started, self._opening = True, opening
         self._hold(True)
@@ -117,7 +117,7 @@ class Sender:
             self._pause()
 
     def _pause(self) -> None:
-        if self.source is not None and not self._paused and not self.ended:
+        if self.source is not None and not self._paused:
             self._paused = True
             self.source.pause()
 
@@ -152,7 +152,6 @@ class Sender:
     def _break(self) -> None:
         self.broken = True
         self._hold(True)
-        self._backlog.clear()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._on_broken()

@@ -81,7 +81,7 @@ class Chat:
         grammar, reasons = self._shape(body, tools, opened=opened, over=over)
         if grammar is not None and grammar.param in names:
             grammar = msgspec.structs.replace(grammar, param=names[grammar.param])
-        parser = self._parser(tools, reasons=reasons, opened=opened)
+        parser = self._parser(tools, reasons=reasons, opened=opened, free=grammar is None)
         num_logprobs = -1 if body.prompt_logprobs is None else body.prompt_logprobs
         scored = PromptPart(token_ids, model.token_texts, num_prompt_logprobs=num_logprobs)
         others = [PromptPart(token_ids, model.token_texts)] * (n - 1)  # the prompt is scored once for all choices
@@ -116,12 +116,12 @@ class Chat:
         asked = grammar_of(body)
         if asked is not None:
             return after_thinking(asked, style, opened=opened)
-        return strict_grammar(style, tools.allowed, opened=opened) if tools.strict else None, thinks
+        return strict_grammar(style, tools.allowed, opened=opened) if tools.constrained else None, thinks
 
-    def _parser(self, tools: Tools, *, reasons: bool, opened: bool) -> Callable[[], Parser] | None:
+    def _parser(self, tools: Tools, *, reasons: bool, opened: bool, free: bool) -> Callable[[], Parser] | None:
         style = self._model.style
         if not reasons and not (tools.allowed and (style.calls or tools.required)):
             return None
         return lambda: style.parser(
-            tools.names, forced=tools.required, parallel=tools.parallel, reasons=reasons, opened=opened
+            tools.names, forced=tools.required, parallel=tools.parallel, reasons=reasons, opened=opened, free=free
         )

@@ -22,7 +22,6 @@ from router.openai.schema import (
     Text,
     check_common,
 )
-from router.openai.structured_output import Name
 from router.openai.tool_schema import MAX_TOOLS, CallID, Tool, ToolChoice
 
 _MAX_CALLS = 256
@@ -40,9 +39,9 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The function of a call. The arguments are JSON in a string, as the answer had them."""
+    """The function of a call, as the answer had it: models also write names that no tool can have."""
 
-    name: Name
+    name: Label
     arguments: Text
     parsed_arguments: Ignored = msgspec.UNSET  # OpenAI's Node client adds it and sends it back
 

@@ -22,7 +22,7 @@ class CompletionFormat(ChoicesFormat):
         before, after = b'{"index":%d,"text":"' % index, b'","logprobs":null,"finish_reason":null}'
         self._around[index] = self._frame.around(before, after)
         prompt = self.prompts[index]
-        return self._delta(index, prompt.echo, prompt.entries) if prompt.echo else b""
+        return self._delta(index, prompt.echo, prompt.entries) if prompt.echo or prompt.entries else b""
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
         """See `Format`."""

@@ -99,7 +99,7 @@ class Embedder:
 
     async def _encode(self, given: str | list[int], param: str) -> list[int]:
         limit = self._generator.max_model_len
-        token_ids = given if isinstance(given, list) else await self._model.encode_text(given, limit)
+        token_ids = given if isinstance(given, list) else await self._model.encode_text(given, limit, param)
         check_prompt(token_ids, limit, param, num_output_tokens=0)
         if token_ids is given:
             check_ids(token_ids, self._model.facts, param)

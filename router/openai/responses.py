@@ -49,14 +49,15 @@ class Responses:
         given = Conversation(
             messages=messages_of(body),
             tools=[tool.for_template() for tool in tools.listed] or None,
-            variables=thinking_variables(body.reasoning.effort if body.reasoning else None),
+            variables=thinking_variables(body.reasoning.effort if body.reasoning else None, body.chat_template_kwargs),
             param="input",
         )
         form = partial(self._form, body)
         try:
             await self._chat.generate(exchange, chat_body(body), given, tools, form, names=_NAMES)
         except InvalidRequest as error:
-            error.param = _NAMES.get(error.param or "", error.param)
+            if name := _NAMES.get(error.param or ""):
+                error.message, error.param = error.message.replace(str(error.param), name), name
             raise
 
     def _form(self, body: ResponsesBody, parts: list[PromptPart], parser: Callable[[], Parser] | None) -> Format:

@@ -6,6 +6,7 @@ A whole answer is built in the same way as a stream, with its events discarded.
 import secrets
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ class ResponsesFormat:
         self._fields = _fields(body)
         self._items: list[Item] = []
         self._entries: list[TokenEntry] = []  # of text that the parser holds back
+        self._num_chars = 0  # of the output so far
         self._finish_reason = ""
         self._num_events = 0
 
@@ -45,9 +47,14 @@ class ResponsesFormat:
         )
 
     def delta(self, index: int, text: str, entries: Sequence[TokenEntry]) -> bytes:
-        """Return the events for the parts that are certain now."""
-        self._entries.extend(entries)
-        return b"".join(map(self._take, self._parser.push(text)))
+        """Return the events for the parts that are certain now. With `entries`, tokens are parsed one by one."""
+        edges = [0, *(entry.offset - self._num_chars for entry in entries), len(text)]
+        self._num_chars += len(text)
+        events = [*map(self._take, self._parser.push(text[: edges[1]]))]
+        for entry, (begin, end) in zip(entries, pairwise(edges[1:]), strict=True):
+            self._entries.append(entry)
+            events += map(self._take, self._parser.push(text[begin:end]))
+        return b"".join(events)
 
     def around(self, index: int) -> tuple[bytes, bytes] | None:
         """See `Format`. Always None: each event carries its own sequence number."""
@@ -83,9 +90,9 @@ class ResponsesFormat:
 
     def _take(self, part: Part) -> bytes:
         entries, self._entries = self._entries, []
-        logprobs = chat_logprobs(entries)["content"] if entries else []
         match part:
             case Content(text=text):
+                logprobs = chat_logprobs(_of_text(entries, text))["content"] if entries else []
                 return self._into(MessageItem, "msg") + self._grow(text, logprobs)
             case Reasoning(text=text):
                 return self._into(ReasoningItem, "rs") + self._grow(text)
@@ -150,12 +157,21 @@ class ResponsesFormat:
         }
 
 
+def _of_text(entries: list[TokenEntry], text: str) -> list[TokenEntry]:
+    """Return the last entries, whose tokens make up `text`. Those before them are of markup."""
+    num_left, first = len(text.encode()), len(entries)
+    while first and num_left > 0:
+        first -= 1
+        num_left -= len(entries[first].token)
+    return entries[first:]
+
+
 def _mint(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(12)}"
 
 
 def _fields(body: ResponsesBody) -> dict[str, Any]:
-    """Return the fields that a response repeats from its request."""
+    """Return the fields that a response repeats from its request, whose sampling defaults have been filled in."""
     reasoning, text = body.reasoning, body.text
     return {
         "id": _mint("resp"),
@@ -175,12 +191,12 @@ def _fields(body: ResponsesBody) -> dict[str, Any]:
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
         "store": False,
-        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "temperature": body.temperature,
         "text": {"format": (text.format if text else None) or {"type": "text"}} | _verbosity(text),
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_p": body.top_p,
         "truncation": "disabled",
         "user": body.user,
     }

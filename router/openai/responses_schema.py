@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.openai.body import coded, decode, unsupported
-from router.openai.chat_schema import Effort, Verbosity
+from router.openai.chat_schema import Effort, Switches, Verbosity
 from router.openai.schema import (
     MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
@@ -54,7 +54,7 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Text | list[ContentPart] | None = None
     call_id: CallID | None = None
-    name: Name | None = None
+    name: Label | None = None
     arguments: Text | None = None
     output: Text | list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
@@ -161,6 +161,7 @@ class ResponsesBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: Switches | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     # accepted and ignored

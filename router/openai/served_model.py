@@ -92,10 +92,15 @@ class ServedModel:
         if len(pieces) * least > most or sum([least + sum(piece.sizes) for piece in pieces]) > most:
             raise _too_long(max_model_len, param)
 
-    async def encode_text(self, text: str, max_model_len: int, *, framed: bool = True) -> list[int]:
-        """Encode a client's text, with special tokens in it as plain text. `framed`: add the tokenizer's own (BOS)."""
+    async def encode_text(
+        self, text: str, max_model_len: int, param: str = "prompt", *, framed: bool = True
+    ) -> list[int]:
+        """Encode a client's text, the value of `param`, with special tokens in it as plain text.
+
+        `framed`: add the tokenizer's own special tokens, such as BOS.
+        """
         if len(text) > self._max_chars(max_model_len):
-            raise _too_long(max_model_len, "prompt")
+            raise _too_long(max_model_len, param)
         return await self._run(len(text), lambda: self.tokenizer.encode(text, framed=framed))
 
     async def decode(self, token_ids: list[int]) -> str:

@@ -104,9 +104,9 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(tool.name for tool in self.allowed)
 
     @property
-    def strict(self) -> bool:
-        """Whether the arguments of some tool must match its schema."""
-        return any(tool.strict for tool in self.allowed)
+    def constrained(self) -> bool:
+        """Whether not any call will do: some tool's arguments must match its schema, or not all tools are allowed."""
+        return any(tool.strict for tool in self.allowed) or len(self.allowed) < len(self.listed)
 
 
 NO_TOOLS = Tools()

@@ -2,6 +2,9 @@
 
 Some templates open the block themselves, at the end of the prompt. Line breaks around the block and at its inner edges
 are dropped.
+
+Some models call a tool without closing the block. Text from the beginning of a call on is held back: it is reasoning if
+the block is closed after all, and otherwise the output's calls.
 """
 
 from router.openai.parsing.markers import Until
@@ -14,12 +17,13 @@ CLOSING = "</think>"
 class ReasoningParser:
     """Splits the reasoning off; `then` parses what follows."""
 
-    def __init__(self, then: Parser, *, opened: bool = False) -> None:
-        """`opened`: the prompt ends with `<think>`."""
+    def __init__(self, then: Parser, *, opened: bool = False, calls: tuple[str, ...] = ()) -> None:
+        """`opened`: the prompt ends with `<think>`. `calls`: how a call begins that may end an unclosed block."""
         self.thinking = opened
         self._then = then
         self._beginning: str | None = None if opened else ""  # start of an output that may open the block
-        self._until = Until(CLOSING)
+        self._until = Until(CLOSING, *calls)
+        self._held: list[str] = []  # from the beginning of a call within the block
         self._breaks = ""  # line breaks that may be the last ones of the block
         self._at_edge = opened  # whether line breaks are dropped
         self._passing = False  # whether all text goes to `then`
@@ -38,12 +42,13 @@ class ReasoningParser:
         return self._think(text) if self.thinking else self._after(text)
 
     def finish(self) -> list[Part]:
-        """See `Parser`. An output that ends within the block is all reasoning."""
+        """See `Parser`. An output that ends within the block is all reasoning, up to a call."""
         parts: list[Part] = []
         if self._beginning:
             parts = self._then.push(self._beginning)
         elif self.thinking:
-            parts = self._reasoning(self._until.finish())
+            rest = self._until.finish()
+            parts = self._then.push("".join([*self._held, rest])) if self._held else self._reasoning(rest)
         return [*parts, *self._then.finish()]
 
     def _begin(self, text: str) -> list[Part]:
@@ -58,11 +63,19 @@ class ReasoningParser:
         return self._then.push(text)
 
     def _think(self, text: str) -> list[Part]:
-        before, marker, after = self._until.push(text)
-        parts = self._reasoning(before)
-        if marker:
-            self.thinking, self._at_edge = False, True
-            parts += self._after(after)
+        parts: list[Part] = []
+        while text:
+            before, marker, text = self._until.push(text)
+            if self._held:
+                self._held.append(before)
+            else:
+                parts += self._reasoning(before)
+            if marker == CLOSING:
+                parts += self._reasoning("".join(self._held))
+                self.thinking, self._at_edge = False, True
+                return parts + self._after(text)
+            if marker:
+                self._held.append(marker)
         return parts
 
     def _reasoning(self, text: str) -> list[Part]:

@@ -11,6 +11,9 @@ from router.openai.parsing.reasoning import CLOSING, OPENING, ReasoningParser
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", OPENING, CLOSING)
 """Markers that must appear in the text of an output, even if the tokenizer has them as special tokens."""
 
+CALL_BEGINS = ("<tool_call>\n{", "<tool_call>{")
+"""How a call begins that ends a reasoning block which the model does not close."""
+
 _CALL_PARSERS: dict[str, Callable[[Collection[str]], CallParser]] = {
     "hermes": HermesParser,
     "llama3": LlamaParser,
@@ -24,16 +27,22 @@ class OutputStyle(msgspec.Struct, frozen=True, kw_only=True):
     calls: str = ""
     thinks: bool = False
 
-    def parser(self, names: Collection[str], *, forced: bool, parallel: bool, reasons: bool, opened: bool) -> Parser:
+    def parser(
+        self, names: Collection[str], *, forced: bool, parallel: bool, reasons: bool, opened: bool, free: bool
+    ) -> Parser:
         """Make a parser for one output, in which the tools `names` may be called.
 
         `forced`: a grammar constrains the output to calls. `parallel`: several calls count. `reasons`: a reasoning
-        block may come first. `opened`: the prompt has opened it.
+        block may come first. `opened`: the prompt has opened it. `free`: no grammar constrains the output, so that a
+        call may come before the end of the block.
         """
         calls = self._calls(names, forced=forced)
         if not parallel:
             calls = _FirstCall(calls)
-        return ReasoningParser(calls, opened=opened) if reasons else calls
+        if not reasons:
+            return calls
+        begins = CALL_BEGINS if free and names and self.calls == "hermes" else ()
+        return ReasoningParser(calls, opened=opened, calls=begins)
 
     def _calls(self, names: Collection[str], *, forced: bool) -> Parser:
         if not names:

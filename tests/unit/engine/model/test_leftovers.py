@@ -41,7 +41,9 @@ def test_unread_tensors_are_named_with_their_number(caplog, directory):
 
 
 def test_a_long_list_is_cut(caplog, directory):
-    text = told(caplog, directory, {f"extra_{letter}.weight": torch.ones(1) for letter in "abcdefghij"})
+    assert "kinds more" not in told(caplog, directory, {f"extra_{x}.weight": torch.ones(1) for x in "abcdefgh"})
+    caplog.clear()
+    text = told(caplog, directory, {f"extra_{x}.weight": torch.ones(1) for x in "ij"})
     assert text.count("extra_") == 8
     assert "and 2 kinds more" in text
 
@@ -52,6 +54,7 @@ def test_a_long_list_is_cut(caplog, directory):
         f"{LAYER}.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",
         f"{LAYER}.mlp.up_proj.input_scale",
+        f"{LAYER}.mlp.up_proj.input_zero_point",
         f"{LAYER}.self_attn.k_scale",
         f"{LAYER}.mlp.up_proj.weight_shape",
         "model.layers.4.eh_proj.weight",
@@ -67,8 +70,10 @@ def test_a_head_equal_to_the_embedding_is_harmless_and_another_one_is_logged(cap
     assert "lm_head.weight differs from the embedding" in told(caplog, directory, {"lm_head.weight": embedding + 1})
 
 
-def test_biases_of_zeros_are_harmless(caplog, directory):
+def test_biases_of_zeros_are_harmless_and_weights_are_not(caplog, directory):
     assert not told(caplog, directory, {f"{LAYER}.mlp.up_proj.bias": torch.zeros(160)})
+    text = told(caplog, directory, {f"{LAYER}.mlp.norm.weight": torch.zeros(160)})
+    assert "model.layers.*.mlp.norm.weight (1)" in text
 
 
 def test_an_additional_layer_is_logged(caplog, directory):

@@ -80,3 +80,15 @@ def test_a_model_that_needs_more_than_compiled_kernels_is_not_recorded(engines, 
         seen.append([request.token_ids for request in requests])
     assert seen[0] == seen[1]
     assert replays(replaying) == []
+
+
+def test_steps_with_a_hook_between_layers_are_not_replayed(engines, make_generation, run):
+    engine, _ = engines()
+    engine.add(make_generation(range(20), max_tokens=4, ignore_eos=True))
+    run(engine)
+    assert replays(engine) == [1]
+    groups = []
+    engine.steps.on_layer_group = lambda group, batch: groups.append(group)
+    engine.add(make_generation(range(50, 70), max_tokens=4, ignore_eos=True))
+    run(engine)
+    assert len(groups) == 4 * engine.layout.num_layer_groups

@@ -50,26 +50,57 @@ def test_a_line_break_never_gets_into_a_head():
         Outlet(cycle, Gate()).start(200, [(b"a", b"b\r\nc: d")])
 
 
-def test_an_inserted_text_is_a_chunk_of_its_own_while_nothing_stands_against_it():
+def made(**fields):
+    """An outlet, its gate, what it writes, and its cycle."""
     written, gate = [], Gate()
-    transport = SimpleNamespace(abort=None, write=written.append)
     scope = {"method": "GET", "http_version": "1.1"}
-    cycle = SimpleNamespace(default_headers=[], scope=scope, flow=None, keep_alive=True, transport=transport)
-    outlet = Outlet(cycle, gate)
+    transport = SimpleNamespace(abort=None, write=written.append)
+    cycle = {"default_headers": [], "scope": scope, "flow": None, "keep_alive": True, "transport": transport}
+    cycle |= {"disconnected": False, "response_complete": False, "on_response": lambda: None}
+    cycle = SimpleNamespace(**cycle | {"message_event": SimpleNamespace(set=lambda: None)} | fields)
+    return Outlet(cycle, gate), gate, written, cycle
+
+
+def test_an_inserted_text_is_a_chunk_of_its_own_while_nothing_stands_against_it():
+    outlet, gate, written, _ = made()
     assert outlet.inserter(b"", b"") is None  # no head has said that there are chunks
     outlet.start(200, [])
     insert = outlet.inserter(b"<", b">")
     for size in (0, 1, 1021, 1022, 1023, 70_000):
         assert insert(b"x" * size)
         assert written.pop() == b"%x\r\n<%b>\r\n" % (size + 2, b"x" * size)
-    for reason in ("full", "held"):
-        gate.set(reason, shut=True)
+    gate.set("full", shut=True)
+    outlet.hold(True)
     gate.set("full", shut=False)
     assert not insert(b"x")
-    gate.set("held", shut=False)
-    gate.set("held", shut=False)
+    outlet.hold(False)
+    outlet.hold(False)
     assert insert(b"x")
     assert len(written) == 1
+
+
+def test_nothing_follows_an_answer_that_is_complete():
+    outlet, _, written, cycle = made()
+    outlet.start(200, [])
+    outlet.write(b"a", more=False)
+    with pytest.raises(RuntimeError, match="complete"):
+        outlet.write(b"b", more=False)
+    cycle.disconnected = True
+    outlet.write(b"c", more=False)
+    assert b"".join(written).endswith(b"\r\n\r\n1\r\na\r\n0\r\n\r\n")
+
+
+async def test_only_a_client_that_is_behind_and_still_there_is_waited_for():
+    waited = []
+
+    async def drain():
+        waited.append((paused, gone))
+
+    for paused, gone in ((False, False), (False, True), (True, True), (True, False)):
+        outlet, *_ = made(flow=SimpleNamespace(write_paused=paused, drain=drain), disconnected=gone)
+        assert outlet.is_full == (paused and not gone)
+        await outlet.room()
+    assert waited == [(True, False)]
 
 
 async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):
@@ -84,7 +115,7 @@ async def test_a_connection_takes_one_request_after_the_other(router):
     last = request({**CHAT, "stream": False}, Connection="close")
     answer = await talk(router, request(CHAT) + request(COMPLETION) + last)
     assert answer.count(b"HTTP/1.1 200 OK\r\n") == 3
-    assert answer.count(b"\r\n0\r\n\r\n") == 2
+    assert answer.count(b"transfer-encoding: chunked\r\n") == answer.count(b"\r\n0\r\n\r\n") == 2
     head, _, body = answer.rpartition(b"\r\n\r\n")
     assert f"content-length: {len(body)}\r\n".encode() in head + b"\r\n"
 

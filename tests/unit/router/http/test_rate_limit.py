@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from baton.net import redis_client
+from router.http import account as accounts
 from router.http import rate_limit
 from router.http.account import Account
 from router.http.rate_limit import RateLimited, RateLimiter
@@ -47,6 +48,34 @@ async def test_routers_share_a_bucket(redis_url: str, monkeypatch: pytest.Monkey
         await client.aclose()
 
 
+async def test_redis_counts_as_a_router_alone_does(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "TIMEOUT_S", 5.0)
+    tenant = Tenant(name="compared", requests_per_minute=6, tokens_per_minute=600)
+    client, clock = redis_client.connect(redis_url, timeout_s=5.0), Clock()
+    shared, alone = RateLimiter(client, lambda: 1), rate_limit._LocalBuckets(clock)
+    for elapsed_s, cost, checks in (
+        (0, (1, 100), True),
+        (0, (1, 550), True),  # too many tokens
+        (0, (0, 550), False),
+        (60, (1, 450), True),
+        (0, (1, 2000), True),
+        (600, (1, 2000), True),  # larger than the bucket, which is full
+        (600, (5, 500), True),
+        (0, (4, 200), True),  # waits for requests longer than for tokens
+        (-30, (1, 50), True),  # Redis's clock is set back
+    ):
+        clock.now_s += max(elapsed_s, 0)
+        for key in await client.keys("baton:rate:*"):
+            await client.hincrbyfloat(key, "at", -elapsed_s)
+            assert 0 < await client.pttl(key) <= 120_000
+        told = await shared._take(tenant, cost, checks=checks)
+        expected = alone.take(tenant, cost, 1.0, checks=checks)
+        assert told.wait_s == pytest.approx(expected.wait_s, abs=3)  # time goes on meanwhile
+        assert told.num_requests == pytest.approx(expected.num_requests, abs=0.3)
+        assert told.num_tokens == pytest.approx(expected.num_tokens, abs=30)
+    await client.aclose()
+
+
 @pytest.fixture
 async def alone() -> Any:
     """A limiter without a reachable Redis, and its clock."""
@@ -57,7 +86,9 @@ async def alone() -> Any:
 
 async def test_without_redis_a_router_has_its_share(alone: Any) -> None:
     limiter, clock = alone
+    failures = redis_client.FAILURES.labels("rate_limit")._value.get()
     assert await num_taken(limiter) == 30
+    assert redis_client.FAILURES.labels("rate_limit")._value.get() > failures
     clock.now_s += 10
     assert await num_taken(limiter) == 5
     clock.now_s += 1000
@@ -93,9 +124,22 @@ async def test_an_account_tells_what_is_left(alone: Any) -> None:
     await account.admit("tiny", 100)
     assert dict(account.headers)[b"x-ratelimit-limit-requests"] == b"4"
     assert dict(account.headers)[b"x-ratelimit-remaining-requests"] == b"1"  # of this router's half
+    assert dict(account.headers)[b"x-ratelimit-reset-requests"] == b"45.000s"
     assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"900"
-    account.used(100, 0, 50, is_good=True)
+    account.used(100, 0, 1050, is_good=True)
+    await asyncio.gather(*accounts._spending)
     await asyncio.sleep(0)
+    assert not accounts._spending
+    with pytest.raises(RateLimited):
+        await account.admit("tiny", 100)
+    assert dict(account.headers)[b"x-ratelimit-remaining-requests"] == b"1"
+    assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"0"  # in truth 150 below
+
+
+def test_beyond_so_many_names_tenants_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "MAX_NAMES", 2)
+    monkeypatch.setattr(accounts, "_names", set())
+    assert [accounts._bounded(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", "other", "a", "other"]
 
 
 async def test_who_lacks_both_waits_for_the_later(alone: Any) -> None:

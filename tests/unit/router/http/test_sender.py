@@ -190,6 +190,23 @@ async def test_a_source_goes_on_when_what_was_kept_for_it_has_been_taken_too(mon
     connection.has_room.set()
     await connection.sender.flush()
     assert source.told == ["pause", "resume"] * 2  # that was not enough to pause for
+    connection.has_room.clear()
+    for number in range(5):
+        connection.sender.write(b"z", more=number < 4)
+    connection.has_room.set()
+    await asyncio.wait_for(connection.sender.flush(), 5)  # nothing comes after the end, so nobody waits for room
+    assert not connection.has_room.is_set()
+
+
+async def test_a_slow_client_that_keeps_up_is_not_given_up(monkeypatch):
+    monkeypatch.setattr(sender, "MAX_BACKLOG_BYTES", 1000)
+    connection = Connection()
+    for _ in range(4):
+        connection.has_room.clear()
+        connection.sender.write(b"x" * 400)
+        connection.has_room.set()
+        await connection.sender.flush()
+    assert (connection.num_broken, len(connection.body)) == (0, 1600)
 
 
 async def test_a_full_backlog_gives_the_client_up(monkeypatch):

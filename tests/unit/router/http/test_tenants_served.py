@@ -68,6 +68,7 @@ async def test_a_rate_is_limited_and_told(client):
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
     assert answers[0].headers["x-ratelimit-limit-tokens"] == "100000"
+    assert all(99_000 < int(answer.headers["x-ratelimit-remaining-tokens"]) < 100_000 for answer in answers)
     assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
     assert 1 <= int(answers[2].headers["retry-after"]) <= 30
     assert "x-ratelimit-limit-requests" not in (await chat(client, "free")).headers

@@ -88,6 +88,18 @@ async def test_a_client_that_leaves_takes_its_jobs_along(router, dispatch):
             await handle.cancelled.wait()
 
 
+async def test_a_text_that_is_too_long_is_named(router, vectors):
+    for num_words in (450, 200_000):  # counted in tokens; in characters, before it is encoded
+        text = "a " * num_words
+        for path, fields, param in (
+            ("/v1/embeddings", {"input": ["a", text]}, "input"),
+            ("/v1/score", {"text_1": text, "text_2": "a"}, "text_1"),
+            ("/v1/score", {"text_1": "a", "text_2": [text]}, "text_2"),
+        ):
+            error = (await router.client.post(path, json={"model": "tiny", **fields})).json()["error"]
+            assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [

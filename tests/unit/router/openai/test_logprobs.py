@@ -51,8 +51,10 @@ async def test_offsets_behind_an_incomplete_character(client, dispatch, served_m
     assert whole[-1] == ("<|im_end|>", len(choice.text))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("has_text", [True, False])
 @pytest.mark.parametrize("reply", [[], [70]])
-async def test_a_scored_prompt_is_followed_by_one_token_whatever_it_is(client, dispatch, reply):
+async def test_a_scored_prompt_is_followed_by_one_token_whatever_it_is(client, dispatch, reply, has_text, stream):
     """Evaluation harnesses take the last row for the output, and all before it for the prompt."""
     dispatch.reply = reply
     say = dispatch.say
@@ -62,8 +64,12 @@ async def test_a_scored_prompt_is_followed_by_one_token_whatever_it_is(client, d
         await say(job, sink, handle, reply)
 
     dispatch.script = score
-    answer = await client.completions.create(model="tiny", prompt=[60, 61, 62], echo=True, logprobs=0, max_tokens=1)
-    assert answer.choices[0].logprobs.token_logprobs == [None, -1.0, -2.0, -0.25]
+    prompt = [60, 61, 62] if has_text else [dispatch.eos] * 3
+    fields = {"model": "tiny", "prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 1, "stream": stream}
+    answer = await client.completions.create(**fields)
+    choices = [chunk.choices[0] async for chunk in answer] if stream else answer.choices
+    rows = [row for choice in choices if choice.logprobs for row in choice.logprobs.token_logprobs]
+    assert rows == [None, -1.0, -2.0, -0.25]
 
 
 async def test_logprobs_end_where_a_stop_string_begins(client):

@@ -36,13 +36,10 @@ async def test_text(client, dispatch, served_model):
         model="tiny", instructions="Be brief.", input="hello", temperature=0, metadata={"a": "b"}, user="u", store=True
     )
     assert answer.output_text == REPLY
-    assert (answer.object, answer.status, answer.error, answer.incomplete_details) == (
-        "response",
-        "completed",
-        None,
-        None,
-    )
-    assert (answer.metadata, answer.temperature, answer.instructions) == ({"a": "b"}, 0, "Be brief.")
+    assert (answer.status, answer.error, answer.incomplete_details) == ("completed", None, None)
+    told = answer.to_dict()
+    assert [told[name] for name in ("metadata", "temperature", "store")] == [{"a": "b"}, 0, False]
+    assert (answer.instructions, answer.top_p, answer.tool_choice) == ("Be brief.", 1, "auto")
     assert answer.usage.input_tokens == len(dispatch.jobs[0].token_ids)
     assert answer.usage.output_tokens == len(dispatch.reply) + 1
     assert answer.usage.input_tokens_details.cached_tokens == 3
@@ -134,17 +131,18 @@ async def test_a_stream_of_text(client):
     assert "".join(event.delta for event in events[4:-4]) == events[-4].text == events[-1].response.output_text == REPLY
     assert events[0].response.status == "in_progress"
     assert events[0].response.id == events[-1].response.id
-    assert {event.item_id for event in events[3:-2]} == {events[-1].response.output[0].id}
+    assert {(event.item_id, event.content_index) for event in events[3:-2]} == {(events[-1].response.output[0].id, 0)}
     assert events[-1].response.usage.output_tokens > 5
 
 
-async def test_a_stream_of_reasoning_text_and_calls(client, say):
+async def test_a_stream_of_reasoning_text_and_calls(client, say, dispatch):
     say(f"<think>\nHm.\n</think>\n\nWell:\n{CALL}\n{CALL}")
     events = await events_of(client, input="hello", tools=[TOOL])
     done = [event.item for event in events if event.type == "response.output_item.done"]
     assert [item.type for item in done] == ["reasoning", "message", "function_call", "function_call"]
     assert [item.to_dict() for item in done] == [item.to_dict() for item in events[-1].response.output]
     assert done[0].content[0].text == "Hm."
+    assert not any(e.item.to_dict().get("content") for e in events if e.type == "response.output_item.added")
     assert events[-1].response.output_text == "Well:"
     for index in (2, 3):
         about = [event for event in events if getattr(event, "output_index", None) == index]
@@ -152,8 +150,8 @@ async def test_a_stream_of_reasoning_text_and_calls(client, say):
         assert (kinds[0], kinds[-2:]) == ("output_item.added", ["function_call_arguments.done", "output_item.done"])
         assert about[0].item.arguments == ""
         assert "".join(event.delta for event in about[1:-2]) == about[-2].arguments == '{"city": "Rome"}'
-    assert len({item.call_id for item in done[2:]}) == 2
-    assert events[-1].response.usage.output_tokens_details.reasoning_tokens > 0
+    assert done[2].call_id != done[3].call_id
+    assert 0 < events[-1].response.usage.output_tokens_details.reasoning_tokens < len(dispatch.reply) / 2
     whole = await client.responses.create(model="tiny", input="hello", tools=[TOOL])
     assert [item.type for item in whole.output] == [item.type for item in done]
     assert whole.output[3].arguments == '{"city": "Rome"}'
@@ -181,31 +179,31 @@ async def test_a_cut_call_is_incomplete_and_a_whole_one_is_not(client, say, disp
 async def test_an_answer_without_text_has_an_empty_message(client, dispatch):
     dispatch.script = lambda job, sink, handle: dispatch.say(job, sink, handle, [dispatch.eos])
     answer = await client.responses.create(model="tiny", input="hello")
-    assert (answer.output_text, answer.output[0].type) == ("", "message")
+    assert (answer.output[0].type, answer.output[0].content[0].text) == ("message", "")
 
 
 async def test_forms_and_choices(client, dispatch):
     form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
     answer = await client.responses.create(model="tiny", input="hello", text={"format": form})
-    grammar = dispatch.jobs[-1].sampling.grammar
-    assert grammar.param == "text.format"
-    assert answer.text.format.name == "n"
+    assert (dispatch.jobs[-1].sampling.grammar.param, answer.text.format.name) == ("text.format", "n")
     for choice in ("required", {"type": "function", "name": "weather"}):
-        await client.responses.create(model="tiny", input="hello", tools=[TOOL], tool_choice=choice)
+        answer = await client.responses.create(model="tiny", input="hello", tools=[TOOL], tool_choice=choice)
+        assert answer.to_dict()["tool_choice"] == choice
         grammar = dispatch.jobs[-1].sampling.grammar
         assert (grammar.kind, grammar.param) == (GrammarKind.CFG, "tools")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_logprobs(client, dispatch, stream):
+@pytest.mark.parametrize("around", ["%s", f"<think>Hm.</think>\n%s{CALL}"])
+async def test_logprobs_are_of_the_text(client, say, stream, around):
+    say(around % REPLY)
     fields = {"model": "tiny", "input": "hello", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
-    answer = await client.responses.create(**fields, stream=stream)
+    answer = await client.responses.create(**fields, tools=[TOOL], stream=stream)
     if stream:
         rows = [row for e in [e async for e in answer] if e.type == "response.output_text.delta" for row in e.logprobs]
     else:
-        rows = answer.output[0].content[0].logprobs
+        rows = next(item for item in answer.output if item.type == "message").content[0].logprobs
     assert b"".join(bytes(row.to_dict()["bytes"]) for row in rows).decode() == REPLY
-    assert len(rows) == len(dispatch.reply)
 
 
 async def test_a_failure_before_and_after_the_first_token(client, dispatch):
@@ -224,6 +222,7 @@ async def test_a_failure_before_and_after_the_first_token(client, dispatch):
     assert events[-1].type == "response.failed"
     assert (events[-1].response.status, events[-1].response.error.code) == ("failed", "server_error")
     assert events[-1].response.error.message == "no node"
+    assert events[-1].response.output_text == "".join(e.delta for e in events if "delta" in e.type) != ""
 
 
 @pytest.mark.parametrize(
@@ -248,3 +247,4 @@ async def test_what_is_not_served_is_refused_by_name(client, fields, param):
     with pytest.raises(openai.BadRequestError) as raised:
         await client.responses.create(**{"model": "tiny", "input": "hello", **fields})
     assert raised.value.param == param
+    assert "max_completion_tokens" not in raised.value.body["message"]  # the name in chats

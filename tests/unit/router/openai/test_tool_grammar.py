@@ -74,7 +74,7 @@ def test_calls_follow_their_schemas(accepts, calls):
 @pytest.mark.parametrize("calls", sorted(WRITTEN))
 def test_what_a_grammar_lets_through_is_parsed(calls):
     style = OutputStyle(calls=calls)
-    parser = style.parser({"weather", "time"}, forced=True, parallel=True, reasons=False, opened=False)
+    parser = style.parser({"weather", "time"}, forced=True, parallel=True, reasons=False, opened=False, free=False)
     parts = [*parser.push(WRITTEN[calls] % (json.dumps(W), json.dumps(T))), *parser.finish()]
     assert [part.name for part in parts if hasattr(part, "name")] == ["weather", "time"]
     assert json.loads("".join(part.text for part in parts[:2] if hasattr(part, "text"))) == W

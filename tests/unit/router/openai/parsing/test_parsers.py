@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from router.openai.parsing.calls import HermesParser, LlamaParser, MistralParser
 from router.openai.parsing.parts import CallArguments, CallBegin, CallEnd, Content, PlainParser, Reasoning
 from router.openai.parsing.reasoning import ReasoningParser
+from router.openai.parsing.style import CALL_BEGINS, OutputStyle
 
 NAMES = ("weather", "time")
 ARGUMENTS = '{"city": "Zürich \\"Nord\\"", "days": [1, 2.5e3, {"a": null}], "x": "</tool_call>[TOOL_CALLS]"}'
@@ -21,7 +22,7 @@ PARSERS = {
     "list": lambda: MistralParser(NAMES, bare=True),
     "think": lambda: ReasoningParser(PlainParser()),
     "opened": lambda: ReasoningParser(PlainParser(), opened=True),
-    "think+hermes": lambda: ReasoningParser(HermesParser(NAMES)),
+    "think+hermes": lambda: ReasoningParser(HermesParser(NAMES), calls=CALL_BEGINS),
 }
 
 
@@ -141,6 +142,10 @@ OUTPUTS = [
         f"<think>{HERMES_T}?</think>\n{HERMES_W}",
         [Reasoning(f"{HERMES_T}?"), *W],
     ),
+    ("think+hermes", f"<think>Hm.\n{HERMES_W}\n{HERMES_T}", [Reasoning("Hm."), *W, *T]),
+    ("think+hermes", f"<think>Hm.\n\n{HERMES_W}\nNo.</think>", [Reasoning(f"Hm.\n\n{HERMES_W}\nNo.")]),
+    ("think+hermes", "<think><tool_call> is a tag", [Reasoning("<tool_call> is a tag")]),
+    ("think+hermes", "<think>Hm.<tool_call>{</thi", [Reasoning("Hm."), Content("<tool_call>{</thi")]),
 ]
 
 
@@ -166,6 +171,12 @@ def test_what_is_no_call_is_told_as_soon_as_that_is_certain(text):
 
 def test_only_what_may_become_a_marker_is_held_back():
     assert joined(PARSERS["hermes"]().push("1 < 2 <b>, <to")) == [Content("1 < 2 <b>,")]
+
+
+def test_a_hermes_call_ends_no_block_of_a_model_that_makes_no_such_calls():
+    options = {"forced": False, "parallel": True, "reasons": True, "opened": True, "free": True}
+    parser = OutputStyle(calls="llama3", thinks=True).parser(NAMES, **options)
+    assert joined([*parser.push(f"Hm.{HERMES_T}"), *parser.finish()]) == [Reasoning(f"Hm.{HERMES_T}")]
 
 
 FRAGMENTS = [

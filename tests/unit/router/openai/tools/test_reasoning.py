@@ -20,6 +20,17 @@ async def test_reasoning_is_split_off(client, say, dispatch, served_model):
     assert answer.choices[0].message.reasoning_content == "Hm, hm."
 
 
+async def test_a_call_ends_reasoning_that_the_model_does_not(client, say, dispatch):
+    say(f"<think>\nHm.\n{CALLS}")
+    message, reason, _ = await streamed(client, **ASK)
+    assert (message["reasoning_content"], message["content"], reason) == ("Hm.\nLet me see.", "", "tool_calls")
+    assert [call[1] for call in message["tool_calls"]] == ["weather", "time"]
+    for fields in ({"tools": []}, {"tool_choice": "required"}):  # nothing to call; the grammar wants an end
+        answer = await client.chat.completions.create(**{**ASK, **fields})
+        assert answer.choices[0].message.tool_calls is None
+        assert answer.choices[0].message.reasoning_content == f"Hm.\n{CALLS}"
+
+
 @pytest.mark.parametrize(
     ("fields", "is_off"),
     [
@@ -32,6 +43,12 @@ async def test_reasoning_is_split_off(client, say, dispatch, served_model):
 )
 async def test_thinking_is_switched_as_clients_of_other_servers_do(client, dispatch, served_model, fields, is_off):
     await client.chat.completions.create(**ASK, extra_body=fields)
+    assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
+    effort = fields.get("reasoning_effort")
+    more = {"chat_template_kwargs": fields["chat_template_kwargs"]} | (
+        {"reasoning": {"effort": effort}} if effort else {}
+    )
+    await client.responses.create(model="tiny", input="hello", extra_body=more)
     assert prompt(dispatch, served_model).endswith("<think></think>") is is_off
 
 

@@ -123,6 +123,15 @@ async def test_required_calls_are_a_grammar(client, say, dispatch, choice, names
     assert ("{0,15}" in grammar.text) == parallel
 
 
+async def test_of_some_tools_only_these_can_be_called(client, say, dispatch):
+    say("No.")
+    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}
+    await client.chat.completions.create(**ASK, tool_choice={"type": "allowed_tools", "allowed_tools": some})
+    grammar = dispatch.jobs[0].sampling.grammar.text
+    assert [f'\\"name\\": \\"{name}\\"' in grammar for name in ("weather", "time")] == [False, True]
+    assert "to_call" in grammar
+
+
 async def test_strict_functions_are_held_to_their_schema(client, say, dispatch):
     say("No.")
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
@@ -150,6 +159,16 @@ async def test_history_reaches_the_template(client, say, dispatch, served_model)
     )
     special = [t for t in dispatch.jobs[0].token_ids if t in served_model.tokenizer.special_ids]
     assert len(special) == 7  # a client's <|im_end|> is none
+
+
+async def test_a_call_can_be_sent_back_whatever_its_name(client, say):
+    say('<tool_call>{"name": "functions.get weather", "arguments": {}}</tool_call>')
+    answer = await client.chat.completions.create(**ASK)
+    message = answer.choices[0].message
+    await client.chat.completions.create(**{**ASK, "messages": [*ASK["messages"], message]})
+    asked = {"model": "tiny", "tools": [{"type": "function", **WEATHER["function"]}]}
+    answer = await client.responses.create(**asked, input="hello")
+    await client.responses.create(**asked, input=[item.model_dump() for item in answer.output])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""UCX connections that a node closes: UCX releases them in time, and its process serves others."""
+
+import asyncio
+
+from kv_nodes import new_pool, pair, run, ship
+
+from kv_transfer.transport import Peer
+
+
+def test_a_link_is_closed_once_and_its_process_is_not_killed_for_it():
+    async def main():
+        source = new_pool(1)
+        async with pair("ucx") as p:
+            sender = p.sender(source)
+            await ship(p, sender, [1], [1])
+            process = p.receiver.listeners._transports.get("ucx")._process
+            await p.receiver.listeners.disconnect(Peer("p0", 1))
+            ((link, timer),) = process._closing.items()
+            process.close_link(link)
+            assert process._closing == {link: timer}
+            while process._closing:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert timer.cancelled()
+            await ship(p, sender, [2], [2])
+            assert p.filled([2], source, [2])
+            assert not process.reason
+
+    run(main())
