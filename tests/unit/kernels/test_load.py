@@ -151,4 +151,4 @@ def test_gpu_kernels_are_deterministic_only_on_request(asked: bool | None, holds
     linear = pytest.importorskip("kernels.triton.linear")
     kernels = dispatch.load(torch.device("cuda"), torch.bfloat16, asked)
     for packed in (kernels.pack_linear(torch.ones(8, 4), None), kernels.pack_heads(torch.ones(2, 8, 4))):
-        assert isinstance(packed, linear.FixedOrderLinear) is holds
+        assert isinstance(packed, linear.TiledLinear) is holds
