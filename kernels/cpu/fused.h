@@ -15,15 +15,17 @@ namespace fused {
 
 using namespace gemm;
 constexpr int ROWS = ACCUMULATORS / 2; // rows of x at once
-// How far ahead a panel is prefetched into L2 and into L1.
-constexpr int FAR_BYTES = W > 8 ? 6144 : 3072, NEAR_BYTES = 640;
+// How far ahead a panel is prefetched into L2 and into L1 (0: not at all).
+constexpr int FAR_BYTES = W > 8 ? 6144 : 3072, NEAR_BYTES = IN_PAIRS<bf16> ? 0 : 640;
+// Few rows are limited by memory bandwidth alone, and up to so many AMD's processors stream faster on their own, best
+// from few panels at once.
+constexpr int FEW_ROWS = IN_PAIRS<bf16> ? 4 : W > 8 ? 0 : 1, MOST_PANELS = IN_PAIRS<bf16> ? 2 : 4;
 
-// Prefetches for N rows of x. A single row is limited by memory bandwidth alone, and then processors with AVX2 stream
-// faster on their own.
+// Prefetches for N rows of x.
 template <int N> INLINE void prefetch(const void *weight) {
-    if constexpr (W <= 8 && N == 1) return;
+    if constexpr (N <= FEW_ROWS) return;
     __builtin_prefetch((const char *)weight + FAR_BYTES, 0, 2);
-    __builtin_prefetch((const char *)weight + NEAR_BYTES);
+    if constexpr (NEAR_BYTES > 0) __builtin_prefetch((const char *)weight + NEAR_BYTES);
 }
 
 // Products in fp32, one input after the other.
@@ -95,7 +97,9 @@ __attribute__((noinline)) void run_panels(const Weights &w, const float *x, int6
     }
 }
 
-constexpr int panels_at_once(int rows) { return rows * 8 <= ACCUMULATORS ? 4 : rows * 4 <= ACCUMULATORS ? 2 : 1; }
+constexpr int panels_at_once(int rows) {
+    return std::min(MOST_PANELS, rows * 8 <= ACCUMULATORS ? 4 : rows * 4 <= ACCUMULATORS ? 2 : 1);
+}
 
 // run_panels() for some number of rows: for `many` panels, as many as registers allow, and for one.
 struct Runs {
