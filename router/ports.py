@@ -14,6 +14,7 @@ from baton.process.settings import RouterConfig
 from router.http.listener import listen
 
 _PROBE_TIMEOUT_S = 1.0
+_PROBE = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
 
 def admin_listener(host: str, port: int) -> socket.socket:
@@ -35,6 +36,7 @@ async def check_sharing(config: RouterConfig) -> None:
     """Raise ConfigError if the HTTP port is served by a process that is not a router of this fleet.
 
     Routers register before they listen, so those of this fleet are in its registry. Without Redis nothing is checked.
+    A listener that does not answer counts for nothing: it may be a frozen router, whose registration has expired.
     """
     if not config.port or not await _is_served(config.host, config.port):
         return
@@ -57,8 +59,11 @@ async def check_sharing(config: RouterConfig) -> None:
 async def _is_served(host: str, port: int) -> bool:
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(_PROBE)
+                return bool(await reader.read(1))
+            finally:
+                writer.close()
     except (OSError, TimeoutError):
         return False
-    writer.close()
-    return True

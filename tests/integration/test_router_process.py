@@ -124,6 +124,18 @@ def test_a_router_of_another_fleet_does_not_share_the_port(redis_url, redis_serv
     assert f"127.0.0.1:{port}: a process that is not a router of this fleet listens there; choose another port" in said
 
 
+def test_a_frozen_router_does_not_keep_others_from_its_port(redis_url, redis_server, model_dir):
+    port = free_port()
+    flags = ("--model", model_dir, "--port", port)
+    with started(redis_url, *flags) as (frozen, _):
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            with started(redis_server.url, *flags) as (_, facts):  # where the frozen one is not registered either
+                assert facts["address"] == f"127.0.0.1:{port}"
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+
+
 def test_an_occupied_port_is_one_clear_line(redis_url, model_dir):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
