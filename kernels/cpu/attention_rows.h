@@ -55,7 +55,7 @@ template <class T> void run_chunk(const Call<T> &c, const Tile &t, int chunk, Ne
             const int n = std::min(SCORED, t.num_rows - r);
             if (work.high[r + n - 1] > j)
                 score<WidenedKeys<T>, SCORED>(n, work.q + r * stride, stride, {work.keys}, head_dim,
-                                           work.scores + r * CHUNK + j);
+                                              work.scores + r * CHUNK + j);
         }
     }
     const float in_scores = IN_PAIRS<T> ? work.factor : 1, in_weights = c.softcap ? 1 : in_scores;

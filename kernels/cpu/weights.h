@@ -39,7 +39,7 @@ INLINE int64_t num_panels(int64_t outputs) { return (outputs + PANEL - 1) / PANE
 template <class S> constexpr int STEP = std::is_same_v<S, int4> ? W : PANEL; // elements of S per panel and input
 
 #if defined(__AMX_BF16__)
-constexpr int DEPTH = 32; // inputs of a row in an AMX tile, a step
+constexpr int DEPTH = 32; // inputs of a row in an AMX tile, a step; panels are padded to a multiple of it
 template <class S> constexpr bool IN_TILES = std::is_same_v<S, bf16>; // whether panels are stored as tiles
 #else
 constexpr int DEPTH = IN_PAIRS<bf16> ? 2 : 1;
