@@ -143,6 +143,6 @@ class Outlet:
         cycle = self._cycle
         cycle.response_complete, self._is_chunked = True, False
         cycle.message_event.set()
-        if not cycle.keep_alive:
+        if not cycle.keep_alive and self.has_body:
             self._transport.close()
         cycle.on_response()

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with limits that it lacks: size and time of the head, chunks of a body, open connections.
 
-If a request is answered before its body has arrived, the body is read on for a while, so that the client sees the
-answer. uvicorn itself closes idle connections (`timeout_keep_alive`). A request to upgrade to another protocol (Java's
+If a request is answered before its body has arrived, the body is read on for a while: to close a socket with unread
+bytes resets the connection, and the client may lose the answer (RFC 9112, section 9.6). uvicorn itself closes idle connections (`timeout_keep_alive`). A request to upgrade to another protocol (Java's
 own client sends one for HTTP/2) is answered in HTTP/1; the parser would otherwise leave its body out.
 """
 
@@ -34,6 +34,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._open_connections = open_connections
         self._gate = Gate()
         self._address: str | None = None  # under which it is counted; None if it was refused
+        self._is_over = False  # the last answer is written, and what still comes is dropped
         self._reading_head = True
         self._head_bytes = 0  # read of the current head
         self._head_timer: asyncio.TimerHandle | None = None
@@ -60,6 +61,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, limiting the size of the head: the parser itself would buffer without bound."""
+        if self._is_over:
+            return
         if self._reading_head:
             self._head_bytes += len(data)
         self._unset_keepalive_if_required()
@@ -67,7 +70,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserError:
             self.send_400_response("")
-        if not self._reading_head or self.transport.is_closing():
+        if not self._reading_head or self._is_over or self.transport.is_closing():
             return
         if self._head_bytes > MAX_HEAD_BYTES:
             self._reason = _HEADERS_TOO_LARGE
@@ -139,7 +142,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is complete. If the body is not, it has HEAD_TIMEOUT_S to end."""
         super().on_response_complete()
-        if not self._reading_head and self._head_timer is None:
+        if not self.cycle.response_complete or not self.cycle.more_body:
+            return
+        if not self.cycle.keep_alive:
+            self._linger()
+        elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
@@ -160,7 +167,16 @@ class LimitedProtocol(HttpToolsProtocol):
             "connection: close",
         ]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """End the connection, but give the client HEAD_TIMEOUT_S to read its answer and to stop sending."""
+        self._is_over = True
+        self._stop_clock()
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser. A request to upgrade is fed again without its `Upgrade` header."""

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from router.http import exchange
+from router.http import exchange, protocol
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -51,9 +51,23 @@ async def test_a_body_that_trickles_has_so_long_and_no_longer(router, monkeypatc
 async def test_a_body_without_end_is_refused_in_its_middle(router, monkeypatch):
     monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 100_000)
     monkeypatch.setattr(exchange, "_MAX_SKIPPED_BYTES", 200_000)
-    answer = await talk(router, POST + b"Transfer-Encoding: chunked\r\n\r\n" + PIECE * 40)
-    assert b" 413 " in answer
+    answer = await talk(router, POST + b"Transfer-Encoding: chunked\r\n\r\n" + PIECE * 40, PIECE, PIECE)
+    assert b" 413 " in answer  # although the client went on sending after it
     assert b"connection: close" in answer
+
+
+async def test_a_client_that_goes_on_sending_after_its_answer_is_dropped_at_last(router, monkeypatch):
+    monkeypatch.setattr(exchange, "_MAX_SKIPPED_BYTES", 200_000)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n" + PIECE * 40)
+    async with asyncio.timeout(5):
+        assert b" 413 " in await reader.read()
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(PIECE)
+                await writer.drain()
+                await asyncio.sleep(0.01)
 
 
 async def test_nothing_is_kept_of_what_turns_out_to_be_too_large(router, monkeypatch):
