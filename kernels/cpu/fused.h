@@ -18,7 +18,7 @@ constexpr int ROWS = ACCUMULATORS / 2; // rows of x at once
 // How far ahead a panel is prefetched into L2 and into L1 (0: not at all).
 constexpr int FAR_BYTES = W > 8 ? 6144 : 3072, NEAR_BYTES = IN_PAIRS<bf16> ? 0 : 640;
 // Few rows are limited by memory bandwidth alone, and up to so many AMD's processors stream faster on their own, best
-// from few panels at once.
+// from one panel after the other.
 constexpr int FEW_ROWS = IN_PAIRS<bf16> ? 4 : W > 8 ? 0 : 1, MOST_PANELS = IN_PAIRS<bf16> ? 2 : 4;
 
 // Prefetches for N rows of x.
@@ -98,6 +98,7 @@ __attribute__((noinline)) void run_panels(const Weights &w, const float *x, int6
 }
 
 constexpr int panels_at_once(int rows) {
+    if (rows <= FEW_ROWS) return 1;
     return std::min(MOST_PANELS, rows * 8 <= ACCUMULATORS ? 4 : rows * 4 <= ACCUMULATORS ? 2 : 1);
 }
 

@@ -57,11 +57,11 @@ void run_tiles(const Weights &w, const Tile *tiles, int num_tiles, int64_t rows,
         if (i && tiles[i].expert == tiles[i - 1].expert) runs.back().end++;
         else runs.push_back({i, i + 1});
     const Run *all = runs.data();
-    const int64_t fast = std::min<int64_t>(P::panels_at_once(tiles[0].num_rows), panels / threads);
-    const int64_t at_once = std::max(fast, std::clamp<int64_t>(panels / (4 * threads), 1, 4)); // panels of an item
+    const int64_t most = std::max<int64_t>(1, panels / threads);
+    const int64_t at_once = std::min<int64_t>(P::panels_at_once(tiles[0].num_rows), most); // panels of an item
     const int64_t per_run = (panels + at_once - 1) / at_once;
     const int64_t work = rows * w.inputs * w.outputs / 4;
-    parallel_dynamic<typename P::Scope>(runs.size() * per_run, work, threads, [&](int64_t i) {
+    parallel_dynamic<typename P::Scope, true>(runs.size() * per_run, work, threads, [&](int64_t i) {
         const Run run = all[i / per_run];
         const int64_t panel = i % per_run * at_once, end = std::min(panels, panel + at_once);
         const Weights own = of_expert<typename P::Storage>(w, tiles[run.first].expert);

@@ -18,9 +18,11 @@ template <class F> static inline void parallel(int64_t n, int64_t work, int thre
 
 struct NoScope {};
 
-// The same for items that differ in cost: a thread takes the next one when it has finished one. Each thread constructs
-// a Scope before its first item.
-template <class Scope, class F> static inline void parallel_dynamic(int64_t n, int64_t work, int threads, F f) {
+// The same where items differ in cost, or cores in speed: a thread takes items when it has finished those before. Each
+// thread constructs a Scope before its first item. It takes one at a time, or, if they are ADJACENT in memory, its share
+// of all that are left, so that it reads memory in order for as long as possible.
+template <class Scope, bool ADJACENT = false, class F>
+static inline void parallel_dynamic(int64_t n, int64_t work, int threads, F f) {
     if (threads < 2 || n < 2 || work < PARALLEL_FROM) {
         Scope scope;
         for (int64_t i = 0; i < n; i++) f(i);
@@ -29,8 +31,13 @@ template <class Scope, class F> static inline void parallel_dynamic(int64_t n, i
 #pragma omp parallel num_threads(threads)
     {
         Scope scope;
+        if constexpr (ADJACENT) {
+#pragma omp for schedule(guided, 1)
+            for (int64_t i = 0; i < n; i++) f(i);
+        } else {
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < n; i++) f(i);
+            for (int64_t i = 0; i < n; i++) f(i);
+        }
     }
 }
 
