@@ -167,3 +167,18 @@ def test_a_connection_that_is_retired_while_the_peer_ends_hides_no_other(monkeyp
         assert "fast closed" in node.story
 
     run(main)
+
+
+def test_a_transfer_that_has_ended_keeps_no_old_connection_open(monkeypatch):
+    async def main(clock):
+        node, ended = Node(monkeypatch), Transfer()
+        peer = node.peer("slow", "fast")
+        peer.enter(ended)
+        await peer.connected()
+        peer.leave(ended)
+        await asyncio.sleep(RETRY_S + 3 * SLOW_S)
+        assert node.story == ["slow closed"]
+        await peer.close()
+        assert ended.error is None
+
+    run(main)
