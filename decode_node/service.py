@@ -59,6 +59,7 @@ class DecodeService:
         self._step_loop, self._receiver = step_loop, receiver
         self._sessions, self._board, self._timelines = sessions, board, timelines
         self._reservations = Reservations(board)
+        self._loop = asyncio.get_running_loop()
         self.outputs = Outputs(sessions, board)
         self._legs: set[DecodeLeg] = set()
 
@@ -164,8 +165,9 @@ class DecodeService:
         self._board.check_room()
         await self._prepare(leg)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
-        self._accept(leg, None)
         await leg.over
 
     def _add(self, engine: Engine, leg: DecodeLeg) -> None:
         self._expect(engine, engine.add(leg.generation, prefill_only=False, grammar=leg.grammar), leg)
+        # from here, so that it precedes all output: on a busy host the request can be over before its owner runs again
+        self._loop.call_soon_threadsafe(self._accept, leg, None)

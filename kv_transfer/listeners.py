@@ -110,7 +110,7 @@ class Listeners:
     async def close_listeners(self) -> None:
         """Accept no more, and disconnect everyone."""
         self._closed = True
-        for opening in self._opening.values():
+        for opening in list(self._opening.values()):  # connects may still come
             await tasks.end(opening)
         for listener in self._open.values():
             await listener.close()

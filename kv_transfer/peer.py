@@ -113,7 +113,7 @@ class DecodePeer:
         """End the peer and close its data connections. Returns when no transfer's blocks are read any more."""
         self.end(TransferError("the data connection was closed"))
         await asyncio.wait([self._connecting])
-        for route in self._routes:
+        for route in list(self._routes):  # routes are retired meanwhile
             await route.connection.close()
         await asyncio.gather(*self._retiring)
 

@@ -12,6 +12,7 @@ from baton.net import rpc
 from baton.v1 import node_pb2, node_pb2_grpc, transfer_pb2, types_pb2
 
 WAIT_S = 15
+WORDS = ("granted", "first_tokens", "transferred", "started", "finished", "failed")
 
 
 class LegFailed(Exception):
@@ -30,6 +31,8 @@ class NodeStream:
         self.channel = rpc.channel(address)
         self.metadata = rpc.metadata(token)
         self.batches: list[node_pb2.StepBatch] = []
+        self._words: dict[tuple[str, int, int], Any] = {}  # the first ones, by kind, key and attempt
+        self._tokens: dict[tuple[int, int], dict[int, int]] = {}  # by key and attempt
         self.moved = asyncio.Event()
         self.writing = asyncio.Lock()
 
@@ -71,14 +74,10 @@ class NodeStream:
         return word
 
     def said(self, kind: str, generation: types_pb2.Generation) -> Any:
-        ids = generation.key, generation.attempt
-        words = (word for batch in self.batches for word in getattr(batch, kind))
-        return next((word for word in words if (word.key, word.attempt) == ids), None)
+        return self._words.get((kind, generation.key, generation.attempt))
 
     def tokens(self, generation: types_pb2.Generation) -> dict[int, int]:
-        ids = generation.key, generation.attempt
-        rows = (zip(b.keys, b.attempts, b.indices, b.token_ids, strict=True) for b in self.batches)
-        return {index: token for row in rows for key, attempt, index, token in row if (key, attempt) == ids}
+        return dict(self._tokens.get((generation.key, generation.attempt), {}))
 
     async def wait_for(self, done: Callable[[], Any]) -> Any:
         async with asyncio.timeout(WAIT_S):
@@ -99,7 +98,17 @@ class NodeStream:
         try:
             with contextlib.suppress(aio.AioRpcError, asyncio.CancelledError):
                 async for batch in self.call:
-                    self.batches.append(batch)
+                    self._take(batch)
                     self.moved.set()
         finally:
             asyncio.get_running_loop().call_soon(self.moved.set)  # when it counts as done
+
+    def _take(self, batch: node_pb2.StepBatch) -> None:
+        self.batches.append(batch)
+        for kind in WORDS:
+            for word in getattr(batch, kind):
+                self._words.setdefault((kind, word.key, word.attempt), word)
+        for key, attempt, index, token_id in zip(
+            batch.keys, batch.attempts, batch.indices, batch.token_ids, strict=True
+        ):
+            self._tokens.setdefault((key, attempt), {})[index] = token_id

@@ -65,6 +65,7 @@ async def test_sigterm_drains(fresh: tuple[NodeProcess, NodeProcess], fleet_redi
     before = set(os.listdir("/dev/shm"))
     redis = redis_client.connect(fleet_redis, timeout_s=2)
     router = await Router(prefill, decode).attach()
+    await router.run_apart(router.generation(prompt_of(20, seed=15), 2))
     prompt = prompt_of(100, seed=14)
     running = router.generation(prompt, 350)
     await router.generate(running)
@@ -78,7 +79,7 @@ async def test_sigterm_drains(fresh: tuple[NodeProcess, NodeProcess], fleet_redi
             await asyncio.sleep(0.01)
     with pytest.raises(LegFailed, match="node_unavailable"):
         await router.generate(router.generation(prompt, 5))
-    assert await asyncio.to_thread(prefill.process.wait, WAIT_S) == 0  # it had nothing to do
+    assert await asyncio.to_thread(prefill.process.wait, WAIT_S) == 0  # it had nothing left to do
     await router.cancel(half_way)
     finished = await router.wait_for(lambda: router.finished(running))
     assert finished.reason == types_pb2.FINISH_REASON_LENGTH

@@ -4,7 +4,7 @@ import pytest
 
 from baton.errors import NumericalError
 from baton.kv.prefix_hash import root_hash
-from baton.node.load import LoadBoard
+from baton.node.load import CACHED_TOKENS, PROMPT_TOKENS, LoadBoard
 from baton.node.sessions import Sessions
 from baton.request import FinishReason, Generation, SamplingParams
 from baton.v1 import types_pb2
@@ -90,7 +90,9 @@ async def test_first_steps_logprobs_and_ends(outputs, sessions, running):
     for request in (one, two):
         request.append(100 + request.key)
     one.finish_reason = FinishReason.LENGTH
+    one.num_cached_tokens, before = 2, (PROMPT_TOKENS.value, CACHED_TOKENS.value)
     outputs.deliver(step([one, two], begun=[one, two], ended=[one], logprobs={1: Logprobs(-0.5, [9], [-0.25])}))
+    assert (PROMPT_TOKENS.value - before[0], CACHED_TOKENS.value - before[1]) == (6, 2)
     rows, batch = told(sessions, "one")
     assert [key for key, *_ in rows] == [1, 2]
     assert [started.key for started in batch.started] == [1, 2]

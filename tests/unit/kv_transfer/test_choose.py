@@ -141,6 +141,26 @@ def test_a_stopping_node_does_not_wait_for_a_transport_that_is_opening(monkeypat
     asyncio.run(main())
 
 
+def test_a_node_that_is_asked_while_it_stops_stops_all_the_same(monkeypatch):
+    async def never(self, host, inbox):
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        listeners_ = Listeners("auto", "127.0.0.1", inbox_of=lambda transport: None)
+        opening = asyncio.create_task(listeners_.open("shm"))
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(listeners_.close_listeners())
+        await asyncio.sleep(0)  # it waits until the first one has ended
+        with pytest.raises(TransferError, match="stopping"):
+            await listeners_.open("tcp")
+        await asyncio.wait([opening])
+        await closing
+        await listeners_.close()
+
+    monkeypatch.setattr(ShmTransport, "listen", never)
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("wanted", "opened"), [("tcp", ["tcp"]), ("auto", [])])
 def test_a_single_transport_is_open_from_start_to_stop(wanted, opened):
     async def main() -> None:

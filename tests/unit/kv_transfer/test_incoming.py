@@ -76,6 +76,7 @@ def test_nothing_is_admitted_or_renewed_after_the_lease():
         case = Case()
         case.transfer.renew(1.0)  # never shortens
         await asyncio.sleep(LEASE_S - 0.1)
+        assert case.claim(case.first, SIZE + 1) is None  # which looks at the lease, too
         assert case.transfer.state is TransferState.OPEN
         clock.now += 0.1  # before the timer
         assert case.claim(case.first) is None

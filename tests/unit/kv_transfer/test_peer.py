@@ -151,3 +151,34 @@ def test_a_connection_is_retired_when_all_its_transfers_have_ended(monkeypatch, 
         assert len(node.story) == 3  # both are closed
 
     run(main)
+
+
+def test_a_connection_that_is_retired_while_the_peer_ends_hides_no_other(monkeypatch):
+    async def main(clock):
+        node, old = Node(monkeypatch), Transfer()
+        peer = node.peer("slow", "fast")
+        peer.enter(old)
+        await peer.connected()
+        await asyncio.sleep(RETRY_S)
+        closing = asyncio.create_task(peer.close_connection())
+        await asyncio.sleep(1.0)
+        peer.leave(old)  # its blocks are free: the slow connection, which is being closed, is retired
+        await closing
+        assert "fast closed" in node.story
+
+    run(main)
+
+
+def test_a_transfer_that_has_ended_keeps_no_old_connection_open(monkeypatch):
+    async def main(clock):
+        node, ended = Node(monkeypatch), Transfer()
+        peer = node.peer("slow", "fast")
+        peer.enter(ended)
+        await peer.connected()
+        peer.leave(ended)
+        await asyncio.sleep(RETRY_S + 3 * SLOW_S)
+        assert node.story == ["slow closed"]
+        await peer.close()
+        assert ended.error is None
+
+    run(main)

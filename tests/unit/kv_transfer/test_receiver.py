@@ -69,5 +69,7 @@ def test_a_later_incarnation_cuts_off_the_earlier_one_and_not_the_other_way():
         assert cut == [2]
         assert [transfer.state for transfer in transfers] == [TransferState.FAILED, TransferState.OPEN]
         await node.close()
+        with pytest.raises(TransferError, match="the decode node is stopping"):
+            await transfers[1].committed()
 
     run(main)
