@@ -12,6 +12,7 @@ from collections import deque
 
 from grpc import aio
 
+from baton.errors import ContextLengthExceeded
 from baton.net.registry import NodeRecord
 from baton.net.rpc import MAX_MESSAGE_BYTES
 from baton.v1 import node_pb2, types_pb2
@@ -49,8 +50,11 @@ class Outbox:
         since_s = self._unheard[0][1] if self._unheard else self._writing_since_s
         return since_s is not None and time.monotonic() - since_s > STUCK_S
 
-    def start(self, generation: types_pb2.Generation, num_bytes: int, prefill: NodeRecord | None = None) -> None:
-        """Start a leg. `num_bytes`: its size on the wire, MAX_START_BYTES at most. `prefill`: the sender of its KV."""
+    def start(self, generation: types_pb2.Generation, prefill: NodeRecord | None = None) -> None:
+        """Start a leg. `prefill`: the sender of its KV. Raises ContextLengthExceeded for a huge prompt."""
+        num_bytes = generation.ByteSize()
+        if num_bytes > MAX_START_BYTES:
+            raise ContextLengthExceeded("the request is too large for a message between services")
         if self._batches and self._batches[-1].num_bytes + num_bytes > MAX_BATCH_BYTES:
             self._batches.append(_Batch())
         batch = self._last()
