@@ -21,7 +21,7 @@ from bench._simulated.fleet import Place, Pools, SimulatedFleet
 from bench._simulated.hardware import Hardware, SimulatedRequest
 from bench._simulated.policies import POLICIES
 from bench._simulated.trace import TraceLine
-from router.placing.policy import Ask, Choice
+from router.placing.policy import Ask, NodeChoice
 
 PREFILL_SHARE = 0.75  # share of prefill nodes
 BOUNDLESS = 10**9
@@ -130,7 +130,7 @@ class _Timed:
         self._place = place
         self._total_s, self._num_calls = 0.0, 0
 
-    def __call__(self, ask: Ask, pools: Pools) -> Choice | None:
+    def __call__(self, ask: Ask, pools: Pools) -> NodeChoice | None:
         began_s = time.perf_counter()
         choice = self._place(ask, pools)
         self._total_s += time.perf_counter() - began_s
