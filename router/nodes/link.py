@@ -91,9 +91,7 @@ class NodeLink:
         """The node's state as this router sees it, one of STATES."""
         if self.suspected or not self.alive:
             return "lost" if self.load.num_blocks else "starting"
-        if self.stuck:
-            return "stuck"
-        return _STATE_NAMES.get(self.load.state, "ready")
+        return "stuck" if self.stuck else _STATE_NAMES.get(self.load.state, "ready")
 
     @property
     def speaks(self) -> bool:
