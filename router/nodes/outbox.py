@@ -6,7 +6,6 @@ than STUCK_S, or if the node has not acknowledged a message by then.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 
@@ -15,6 +14,7 @@ from grpc import aio
 from baton.errors import ContextLengthExceeded
 from baton.net.registry import NodeRecord
 from baton.net.rpc import MAX_MESSAGE_BYTES
+from baton.process import tasks
 from baton.v1 import node_pb2, types_pb2
 
 MAX_BYTES = 64 * 2**20  # of all prompts that wait to be written
@@ -90,9 +90,7 @@ class Outbox:
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything is written, or time is up."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._written.wait()
+        await tasks.wait(self._written, timeout_s)
 
     async def write_to(self, call: _Call) -> None:
         """Write the hello, then batches as they come, until the stream ends. Its reader learns why it ended."""

@@ -5,7 +5,6 @@ longer than it may is refused at once. A request that has been attempted before 
 """
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import NoReturn
 from prometheus_client import Counter
 
 from baton.errors import Overloaded
+from baton.process import tasks
 from router.nodes.fleet_view import FleetView
 from router.nodes.link import NodeLink
 from router.placing import policy
@@ -52,7 +52,7 @@ class Placer:
             while (placement := await self._candidates.place(running, hashes)) is None:
                 if self._fleet.ready:
                     self.check_patience(running)
-                await self._fleet_changed()
+                await self._fleet.changed(RECHECK_S)
             self._begin(placement, hashes)
             return placement
         self._predictor.forget(time.monotonic())
@@ -137,9 +137,7 @@ class Placer:
                     self._leave_queue(entry, is_served=True)
                     return found
             found = None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RECHECK_S):
-                    await wake.wait()
+            await tasks.wait(wake, RECHECK_S)
 
     def _check_hope(self, entry: Waiting, running: Running) -> None:
         """Raise Overloaded if a request has waited for too long, or would be late even if it were placed now."""
@@ -219,8 +217,3 @@ class Placer:
         placement.begin()
         if placement.prefill is not None and (blocks := hashes.of(self._fleet.facts)):
             self._replica.expect(placement.prefill.record.node_id, blocks)
-
-    async def _fleet_changed(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RECHECK_S):
-                await self._fleet.changed()

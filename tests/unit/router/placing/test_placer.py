@@ -37,8 +37,8 @@ class Fleet:
     def accepting(self, role: str) -> list[Any]:
         return [self.link]
 
-    async def changed(self) -> None:
-        await asyncio.Event().wait()
+    async def changed(self, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
 
     async def place(self, running: Running, hashes: Any) -> Placement | None:
         if not self.has_room or running.job.request_id in self.too_large:
