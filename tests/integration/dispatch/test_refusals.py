@@ -8,7 +8,7 @@ import pytest
 
 from baton.errors import ContextLengthExceeded, NodeUnavailable, Overloaded, TransferError
 from baton.v1 import node_pb2, types_pb2
-from router.nodes import cut_pairs, outbox
+from router.nodes import cut_pairs, link, outbox
 from router.nodes.link import AVOID_S
 from router.serving import failover
 from router.serving.patience import LEAST_S
