@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from baton.process.bounds import whole
 from bench import _command, _servers, serve
 from bench._machine import free_port, machine
 from bench._turns import in_turns
@@ -71,7 +72,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vllm", help="vLLM's executable, with its CPU backend", metavar="FILE")
     parser.add_argument("--llama-server", help="llama.cpp's server executable", metavar="FILE")
     parser.add_argument("--gguf", help="the same model in bf16, for llama.cpp", metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds for each server")
+    parser.add_argument("--rounds", type=whole(), default=2, help="rounds for each server")
     args = parser.parse_args(argv)
     if bool(args.llama_server) != bool(args.gguf):
         parser.error("--llama-server and --gguf must be given together")

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from baton.process.bounds import whole
 from bench import _command
 from bench._load.figures import percentile
 from bench._load.sse_client import Stream, StreamClient
@@ -66,10 +67,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("router", __doc__)
     parser.add_argument("--sglang-router", help="path of its executable", metavar="FILE")
     parser.add_argument("--vllm-router", help="path of its executable", metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds for each router")
-    parser.add_argument("--requests", type=int, default=3000, help="tiny requests per round")
-    parser.add_argument("--streams", type=int, default=250, help="concurrent streams of 100 tokens a second each")
-    parser.add_argument("--stream-tokens", type=int, default=600, help="length of these streams")
+    parser.add_argument("--rounds", type=whole(), default=2, help="rounds for each router")
+    parser.add_argument("--requests", type=whole(), default=3000, help="tiny requests per round")
+    parser.add_argument(
+        "--streams", type=whole(1, 10_000), default=250, help="concurrent streams of 100 tokens a second each"
+    )
+    parser.add_argument("--stream-tokens", type=whole(), default=600, help="length of these streams")
     return parser.parse_args(argv)
 
 

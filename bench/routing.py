@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from rich.progress import Progress
 
+from baton.process.bounds import positive, real, whole
 from bench import _command
 from bench._load.figures import nearest_rank
 from bench._simulated import trace
@@ -185,12 +186,14 @@ def _imbalance(loads: Sequence[float]) -> float:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("routing", __doc__)
     parser.add_argument("--trace", type=Path, required=True, help="trace in Mooncake's format")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="numbers of nodes")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="blocks in each node's pool; 0: unbounded")
-    parser.add_argument("--utilization", type=float, default=0.7, help="of prefill nodes, with all possible hits")
-    parser.add_argument("--max-requests", type=int, default=0, help="use only the first requests; 0: all")
+    parser.add_argument("--nodes", type=whole(1, 1000), nargs="+", default=[4, 8, 16, 32, 64], help="numbers of nodes")
     parser.add_argument(
-        "--max-ttft-s", type=float, default=0.0, help="refuse requests with a longer predicted TTFT; 0: none"
+        "--blocks", type=whole(0), nargs="+", default=[0], help="blocks in each node's pool; 0: unbounded"
+    )
+    parser.add_argument("--utilization", type=positive(), default=0.7, help="of prefill nodes, with all possible hits")
+    parser.add_argument("--max-requests", type=whole(0), default=0, help="use only the first requests; 0: all")
+    parser.add_argument(
+        "--max-ttft-s", type=real(), default=0.0, help="refuse requests with a longer predicted TTFT; 0: none"
     )
     parser.add_argument("--policies", nargs="+", default=[], choices=list(POLICIES), help="only these policies")
     return parser.parse_args(argv)
