@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from baton.errors import BatonError
 from baton.process.bounds import whole
 from bench import _command, _servers, serve
 from bench._machine import free_port, machine
@@ -141,7 +142,7 @@ def _running(server: Server) -> Iterator[None]:
             models = f"http://127.0.0.1:{server.port}/v1/models"
             _servers.wait_until_ready(server.name, process, models, START_TIMEOUT_S)
             yield
-        except ConnectionError:
+        except BatonError:
             log.seek(0)
             sys.stderr.write(log.read()[-3000:].decode(errors="replace"))
             raise
@@ -165,7 +166,7 @@ def _load(server: Server, concurrency: int, **flags: int) -> dict[str, Any]:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in ({"concurrency": concurrency} | flags).items()]
     run = asyncio.run(serve.measure(serve.parse([f"--url=http://127.0.0.1:{server.port}", *words]), concurrency))
     if run["failed"]:
-        raise RuntimeError(f"{server.name}: {run['failed']} requests failed: {run['error']}")
+        raise BatonError(f"{server.name}: {run['failed']} requests failed: {run['error']}")
     return run
 
 
