@@ -4,21 +4,23 @@ import subprocess
 import time
 import urllib.request
 
+from baton.errors import BatonError
+
 Process = subprocess.Popen[bytes]
 
 
 def wait_until_ready(name: str, process: Process, asked: str | urllib.request.Request, within_s: float) -> None:
-    """Wait until it answers an HTTP request. Raises ConnectionError if it ends or takes too long."""
+    """Wait until it answers an HTTP request. Raises BatonError if it ends or takes too long."""
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise ConnectionError(f"{name} ended with exit code {process.returncode} instead of serving")
+            raise BatonError(f"{name} ended with exit code {process.returncode} instead of serving")
         try:
             with urllib.request.urlopen(asked, timeout=5):  # noqa: S310
                 return
         except OSError:  # HTTPError is a subclass
             time.sleep(0.2)
-    raise ConnectionError(f"{name} did not start within {within_s:.0f} s")
+    raise BatonError(f"{name} did not start within {within_s:.0f} s")
 
 
 def end(processes: list[Process], within_s: float) -> None:

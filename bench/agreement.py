@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton.errors import BatonError
+from baton.process.bounds import positive, real, whole
 from bench import _command
 from bench._load import arrivals, lengths, workload
 from bench._load.driver import Driver
@@ -189,15 +190,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
     parser.add_argument("--model", default="", help="model name (default: the first that the endpoint lists)")
     parser.add_argument(
-        "--rate", type=float, default=2.0, help="even request rate of each client, low enough not to queue"
+        "--rate", type=positive(), default=2.0, help="even request rate of each client, low enough not to queue"
     )
-    parser.add_argument("--requests", type=int, default=600, help="number of requests of each client")
-    parser.add_argument("--output-tokens", type=int, default=64, help="length of each answer")
-    parser.add_argument("--tolerance", type=float, default=0.05, help="difference that fails, as a share")
-    args = parser.parse_args(argv)
-    if args.requests < 1 or args.rate <= 0:
-        parser.error("--requests must be at least 1, and --rate above 0")
-    return args
+    parser.add_argument("--requests", type=whole(), default=600, help="number of requests of each client")
+    parser.add_argument("--output-tokens", type=whole(2), default=64, help="length of each answer")
+    parser.add_argument("--tolerance", type=real(), default=0.05, help="difference that fails, as a share")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

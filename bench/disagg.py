@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import ConfigError
+from baton.process.bounds import positive, whole
 from bench import _command, _fleets
 from bench._load import arrivals, flags, workload
 from bench._load.driver import Driver
@@ -146,7 +147,7 @@ def _sized(shape: Shape, num_prompt: int, num_output: int) -> Shape:
 
 def _ratio(text: str) -> tuple[int, int]:
     parts = text.split(":")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 7 and int(part) > 0 for part in parts):
         raise ConfigError(f"--ratios: {text}: expected PROMPT:OUTPUT, in tokens")
     return int(parts[0]), int(parts[1])
 
@@ -155,20 +156,23 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("disagg", __doc__)
     add = parser.add_argument
     add("--model", default="", help="checkpoint to serve (default: the built-in model)")
-    add("--nodes", type=int, default=2, help="nodes of each fleet")
+    add("--nodes", type=whole(2, 64), default=2, help="nodes of each fleet")
     add("--ratios", nargs="+", default=["1024:16", "512:64", "128:128"], help="PROMPT:OUTPUT, in tokens")
-    add("--rates", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="thousands of tokens per second, in plus out")
-    add("--seconds", type=float, default=10.0, help="duration of each run")
-    add("--rounds", type=int, default=2, help="rounds of the storm")
-    add("--storm-prompt-tokens", type=int, default=1536, help="length of the storm's prompts")
-    add("--slo-ttft-ms", type=float, default=500.0, help="TTFT limit for goodput")
-    add("--slo-tpot-ms", type=float, default=20.0, help="TPOT limit for goodput")
+    add(
+        "--rates",
+        type=positive(),
+        nargs="+",
+        default=[1.0, 2.0, 4.0],
+        help="thousands of tokens per second, in plus out",
+    )
+    add("--seconds", type=positive(), default=10.0, help="duration of each run")
+    add("--rounds", type=whole(), default=2, help="rounds of the storm")
+    add("--storm-prompt-tokens", type=whole(), default=1536, help="length of the storm's prompts")
+    add("--slo-ttft-ms", type=positive(), default=500.0, help="TTFT limit for goodput")
+    add("--slo-tpot-ms", type=positive(), default=20.0, help="TPOT limit for goodput")
     flags.add_vocab_size(parser)
     flags.add_files(parser)
-    args = parser.parse_args(argv)
-    if args.nodes < 2:
-        parser.error("--nodes must be at least 2")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from baton.process.bounds import whole
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from bench import _command
@@ -41,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="checkpoint (default: a random 107M Llama)")
     parser.add_argument("--device", default="auto", help="where to compute: auto, cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="type of weights and KV")
-    parser.add_argument("--num-threads", type=int, default=0, help="compute threads; 0: one per core")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="requests per decode step")
-    parser.add_argument("--context", type=int, default=128, help="prompt tokens before decoding")
-    parser.add_argument("--num-steps", type=int, default=40, help="decode steps to measure")
+    parser.add_argument("--num-threads", type=whole(0, 1024), default=0, help="compute threads; 0: one per core")
+    parser.add_argument("--batch-sizes", type=whole(), nargs="+", default=[1, 8, 32], help="requests per decode step")
+    parser.add_argument("--context", type=whole(), default=128, help="prompt tokens before decoding")
+    parser.add_argument("--num-steps", type=whole(), default=40, help="decode steps to measure")
     args = parser.parse_args(argv)
+    if args.num_steps <= max(args.batch_sizes) // 8:
+        parser.error("--num-steps must be above an eighth of --batch-sizes: so many pass until all requests decode")
     with tempfile.TemporaryDirectory() as scratch:
         directory = args.model or random_checkpoint.write(Path(scratch), random_checkpoint.LLAMA_107M)
         flags = EngineFlags(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton.process.bounds import whole
 from baton.request import Generation, SamplingParams
 from bench import _command
 from bench._gpu import copy_bandwidth
@@ -141,9 +142,9 @@ def engine_config(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _command.parser("gpu_decode", __doc__)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--context", type=int, default=1024, help="prompt tokens before decoding")
-    parser.add_argument("--num-steps", type=int, default=40)
+    parser.add_argument("--batch-sizes", type=whole(), nargs="+", default=[1, 64], help="requests per step")
+    parser.add_argument("--context", type=whole(), default=1024, help="prompt tokens before decoding")
+    parser.add_argument("--num-steps", type=whole(), default=40, help="steps to measure")
     parser.add_argument("--deterministic", action="store_true", help="also measure deterministic kernels")
     parser.add_argument("--quantization", nargs="+", default=[], choices=("int8", "int4"), help="also measure these")
     args = parser.parse_args(argv)

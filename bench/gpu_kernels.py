@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from baton.process.bounds import whole
 from bench import _command
 from bench._gpu import DEVICE, copy_bandwidth, matmul_flops, randn, seconds
 from bench._gpu_products import expert_lines, linear_lines, quantized_lines
@@ -48,7 +49,7 @@ PREFILL_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV he
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _command.parser("gpu_kernels", __doc__)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=whole(1, 10_000), default=30, help="runs of each kernel")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("this benchmark needs a GPU, and torch sees none", file=sys.stderr)

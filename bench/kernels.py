@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from baton.process.bounds import whole
 from bench import _command
 from bench._machine import processor
 from kernels.api import Attention, AttentionMeta, Kernels
@@ -38,10 +39,10 @@ EXPERTS_SHAPES = [(64, 8, 1024, 512)]  # experts, of a token, hidden size, feed-
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _command.parser("kernels", __doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="compute threads")
+    parser.add_argument("--threads", type=whole(1, 1024), default=torch.get_num_threads(), help="compute threads")
     dtypes = ["bfloat16", "float16", "float32"]
     parser.add_argument("--dtype", choices=dtypes, default="bfloat16", help="type of the tensors")
-    parser.add_argument("--repeats", type=int, default=30, help="runs of each kernel, of which the best counts")
+    parser.add_argument("--repeats", type=whole(), default=30, help="runs of each kernel, of which the best counts")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)

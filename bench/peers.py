@@ -24,6 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from baton.errors import BatonError
+from baton.process.bounds import whole
 from bench import _command, _servers, serve
 from bench._machine import free_port, machine
 from bench._turns import in_turns
@@ -71,7 +73,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vllm", help="vLLM's executable, with its CPU backend", metavar="FILE")
     parser.add_argument("--llama-server", help="llama.cpp's server executable", metavar="FILE")
     parser.add_argument("--gguf", help="the same model in bf16, for llama.cpp", metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds for each server")
+    parser.add_argument("--rounds", type=whole(), default=2, help="rounds for each server")
     args = parser.parse_args(argv)
     if bool(args.llama_server) != bool(args.gguf):
         parser.error("--llama-server and --gguf must be given together")
@@ -140,7 +142,7 @@ def _running(server: Server) -> Iterator[None]:
             models = f"http://127.0.0.1:{server.port}/v1/models"
             _servers.wait_until_ready(server.name, process, models, START_TIMEOUT_S)
             yield
-        except ConnectionError:
+        except BatonError:
             log.seek(0)
             sys.stderr.write(log.read()[-3000:].decode(errors="replace"))
             raise
@@ -164,7 +166,7 @@ def _load(server: Server, concurrency: int, **flags: int) -> dict[str, Any]:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in ({"concurrency": concurrency} | flags).items()]
     run = asyncio.run(serve.measure(serve.parse([f"--url=http://127.0.0.1:{server.port}", *words]), concurrency))
     if run["failed"]:
-        raise RuntimeError(f"{server.name}: {run['failed']} requests failed: {run['error']}")
+        raise BatonError(f"{server.name}: {run['failed']} requests failed: {run['error']}")
     return run
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import BatonError
+from baton.process.bounds import positive, real, whole
 from bench import _command, _fleets
 from bench._load import arrivals, flags, workload
 from bench._load.driver import Driver
@@ -174,9 +175,9 @@ def _node_lines(model: NodeModel) -> str:
 
 def parse(text: str) -> Load:
     """Parse `RATE:PROMPT:OUTPUT`. Raises ArgumentTypeError if it has another form."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?):(\d+):(\d+)", text)
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)(%?):(\d{1,6}):(\d{1,6})", text)
     if not match or not all(float(match[part]) for part in (1, 3, 4)):
-        raise argparse.ArgumentTypeError(f"{text}: expected RATE:PROMPT:OUTPUT or SHARE%:PROMPT:OUTPUT")
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected RATE:PROMPT:OUTPUT or SHARE%:PROMPT:OUTPUT")
     number = float(match[1])
     rate, share = (0.0, number / 100) if match[2] else (number, 0.0)
     return Load(text, rate, share, int(match[3]), int(match[4]))
@@ -200,15 +201,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="requests per second, or N%% of the capacity of one node per pool; then tokens in and out "
         f"(default: {' '.join(LOADS)})",
     )
-    add("--rounds", type=int, default=5, help="rounds of the fit and of all loads")
-    add("--seconds", type=float, default=8.0, help="duration of a load in a round")
-    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
+    add("--rounds", type=whole(), default=5, help="rounds of the fit and of all loads")
+    add("--seconds", type=positive(), default=8.0, help="duration of a load in a round")
+    add("--fit-prompt-tokens", type=whole(16), default=1024, help="longest prompt to measure")
     flags.add_vocab_size(parser)
-    add("--tolerance", type=float, default=0.15, help="error of a prediction that fails, as a share")
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or args.seconds <= 0:
-        parser.error("--rounds must be at least 1, and --seconds above 0")
-    return args
+    add("--tolerance", type=real(), default=0.15, help="error of a prediction that fails, as a share")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

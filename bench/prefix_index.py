@@ -20,6 +20,7 @@ from baton.kv import prefix_index
 from baton.kv.index_writer import IndexWriter
 from baton.kv.prefix_hash import BlockHash, block_hashes, root_hash
 from baton.net import redis_client
+from baton.process.bounds import whole
 from bench import _command
 from router.placing.prefix_replica import PrefixReplica
 
@@ -30,9 +31,9 @@ LENGTHS = (32, 512, 2048)
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line per prefix length."""
     parser = _command.parser("prefix_index", __doc__)
-    parser.add_argument("--nodes", type=int, default=4, help="number of nodes")
-    parser.add_argument("--blocks", type=int, default=12_000, help="number of blocks that each node holds")
-    parser.add_argument("--rounds", type=int, default=400, help="lookups of each length")
+    parser.add_argument("--nodes", type=whole(1, 64), default=4, help="number of nodes")
+    parser.add_argument("--blocks", type=whole(1, 50_000), default=12_000, help="number of blocks that each node holds")
+    parser.add_argument("--rounds", type=whole(), default=400, help="lookups of each length")
     args = parser.parse_args(argv)
     print(f"# {_command.line('prefix_index', argv)}")
     with tempfile.TemporaryDirectory() as directory:

@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from baton.errors import BatonError
+from baton.process.bounds import whole
 from bench import _command
 from bench._load.figures import percentile
 from bench._load.sse_client import Stream, StreamClient
@@ -66,10 +68,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("router", __doc__)
     parser.add_argument("--sglang-router", help="path of its executable", metavar="FILE")
     parser.add_argument("--vllm-router", help="path of its executable", metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds for each router")
-    parser.add_argument("--requests", type=int, default=3000, help="tiny requests per round")
-    parser.add_argument("--streams", type=int, default=250, help="concurrent streams of 100 tokens a second each")
-    parser.add_argument("--stream-tokens", type=int, default=600, help="length of these streams")
+    parser.add_argument("--rounds", type=whole(), default=2, help="rounds for each router")
+    parser.add_argument(
+        "--requests",
+        type=whole(100),
+        default=3000,
+        help="tiny requests per round",  # CPU is counted in steps of 10 ms
+    )
+    parser.add_argument(
+        "--streams", type=whole(1, 10_000), default=250, help="concurrent streams of 100 tokens a second each"
+    )
+    parser.add_argument("--stream-tokens", type=whole(), default=600, help="length of these streams")
     return parser.parse_args(argv)
 
 
@@ -88,7 +97,7 @@ async def _drive(server: Server, router: psutil.Process, args: argparse.Namespac
     for measured in (_first_tokens(server), _streams(port, router, args), _long(port, router)):
         try:
             figures |= await measured
-        except RuntimeError as error:  # for example, not every router accepts token ids
+        except BatonError as error:  # for example, not every router accepts token ids
             if server.name == "baton":
                 raise
             sys.stderr.write(f"{server.name}: {error}\n")
@@ -127,7 +136,7 @@ async def _streams(port: int, router: psutil.Process, args: argparse.Namespace) 
     for client, stream in zip(clients, streams, strict=True):
         client.close()
         if not stream.ok:
-            raise RuntimeError(stream.error or f"status {stream.status}")
+            raise BatonError(stream.error or f"status {stream.status}")
     num_tokens = sum(began_s <= at < ended_s for stream in streams for at in stream.times)
     if not num_tokens:
         return {}
@@ -152,7 +161,7 @@ async def _long(port: int, router: psutil.Process) -> Figures:
 async def _requests(
     port: int, concurrency: int, num_requests: int, body: dict[str, Any], path: str = CHAT
 ) -> list[Stream]:
-    """Send requests over several connections. Raises RuntimeError if one fails."""
+    """Send requests over several connections. Raises BatonError if one fails."""
     left, done = num_requests, []
 
     async def client() -> None:
@@ -165,7 +174,7 @@ async def _requests(
                 connection = await StreamClient.connect("127.0.0.1", port)
                 stream = await connection.post(path, body, "", TIMEOUT_S)
             if stream.status != 200 or (body.get("stream") and not stream.ok):
-                raise RuntimeError(stream.error or f"status {stream.status}")
+                raise BatonError(stream.error or f"status {stream.status}")
             done.append(stream)
         connection.close()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from rich.progress import Progress
 
+from baton.process.bounds import positive, real, whole
 from bench import _command
 from bench._load.figures import nearest_rank
 from bench._simulated import trace
@@ -21,7 +22,7 @@ from bench._simulated.fleet import Place, Pools, SimulatedFleet
 from bench._simulated.hardware import Hardware, SimulatedRequest
 from bench._simulated.policies import POLICIES
 from bench._simulated.trace import TraceLine
-from router.placing.policy import Ask, Choice
+from router.placing.policy import Ask, NodeChoice
 
 PREFILL_SHARE = 0.75  # share of prefill nodes
 BOUNDLESS = 10**9
@@ -130,7 +131,7 @@ class _Timed:
         self._place = place
         self._total_s, self._num_calls = 0.0, 0
 
-    def __call__(self, ask: Ask, pools: Pools) -> Choice | None:
+    def __call__(self, ask: Ask, pools: Pools) -> NodeChoice | None:
         began_s = time.perf_counter()
         choice = self._place(ask, pools)
         self._total_s += time.perf_counter() - began_s
@@ -185,12 +186,14 @@ def _imbalance(loads: Sequence[float]) -> float:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("routing", __doc__)
     parser.add_argument("--trace", type=Path, required=True, help="trace in Mooncake's format")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="numbers of nodes")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[0], help="blocks in each node's pool; 0: unbounded")
-    parser.add_argument("--utilization", type=float, default=0.7, help="of prefill nodes, with all possible hits")
-    parser.add_argument("--max-requests", type=int, default=0, help="use only the first requests; 0: all")
+    parser.add_argument("--nodes", type=whole(1, 1000), nargs="+", default=[4, 8, 16, 32, 64], help="numbers of nodes")
     parser.add_argument(
-        "--max-ttft-s", type=float, default=0.0, help="refuse requests with a longer predicted TTFT; 0: none"
+        "--blocks", type=whole(0), nargs="+", default=[0], help="blocks in each node's pool; 0: unbounded"
+    )
+    parser.add_argument("--utilization", type=positive(), default=0.7, help="of prefill nodes, with all possible hits")
+    parser.add_argument("--max-requests", type=whole(0), default=0, help="use only the first requests; 0: all")
+    parser.add_argument(
+        "--max-ttft-s", type=real(), default=0.0, help="refuse requests with a longer predicted TTFT; 0: none"
     )
     parser.add_argument("--policies", nargs="+", default=[], choices=list(POLICIES), help="only these policies")
     return parser.parse_args(argv)

@@ -11,7 +11,6 @@ greedy and of full length. For Baton, the phases of TTFT are read from the route
 import argparse
 import asyncio
 import itertools
-import math
 import random
 import sys
 import time
@@ -19,7 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from baton.errors import BatonError, ConfigError
+from baton.errors import BatonError
+from baton.process.bounds import positive, real, whole
+from baton.process.config import MAX_INT32
 from bench import _command
 from bench._load import arrivals, flags, lengths, phases, workload
 from bench._load import report as reports
@@ -77,12 +78,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", default="", help="model name (default: the first that the endpoint lists)")
     _add_load(parser)
     _add_shape(parser)
-    add("--slo-ttft-ms", type=float, default=0.0, help="TTFT limit for goodput; 0: none")
-    add("--slo-tpot-ms", type=float, default=0.0, help="TPOT limit for goodput; 0: none")
-    add("--timeout-s", type=float, default=300.0, help="timeout of a request")
+    add("--slo-ttft-ms", type=real(), default=0.0, help="TTFT limit for goodput; 0: none")
+    add("--slo-tpot-ms", type=real(), default=0.0, help="TPOT limit for goodput; 0: none")
+    add("--timeout-s", type=positive(), default=300.0, help="timeout of a request")
     flags.add_files(parser)
     args = parser.parse_args(argv)
-    _check(args)
+    if not args.rate and not args.trace and not args.concurrency:
+        args.concurrency = [1, 8, 32]
     args.target = target_of(args.url, args.api_key_env)
     args.prompt, args.output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
     return args
@@ -92,37 +94,33 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the number of requests and their arrivals."""
     add = parser.add_argument
     loop = parser.add_mutually_exclusive_group()
-    loop.add_argument("--concurrency", type=int, nargs="+", help="closed loop: concurrent requests (default: 1 8 32)")
-    loop.add_argument("--rate", type=float, nargs="+", help="open loop: conversations per second")
+    loop.add_argument(
+        "--concurrency", type=whole(1, 100_000), nargs="+", help="closed loop: concurrent requests (default: 1 8 32)"
+    )
+    loop.add_argument("--rate", type=positive(), nargs="+", help="open loop: conversations per second")
     loop.add_argument("--trace", type=Path, help="open loop: a trace in Mooncake's format, with its arrival times")
-    add("--burstiness", type=float, default=1.0, help="of --rate: 1 is Poisson, higher values give bursts, 0 even gaps")
-    add("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
-    add("--trace-shrink", type=int, default=1, help="divide the trace's lengths by this")
-    add("--requests", type=int, default=0, help="conversations per load; 0: four rounds, 30 s, or the whole trace")
+    add(
+        "--burstiness",
+        type=real(0, 1000),
+        default=1.0,
+        help="of --rate: 1 is Poisson, higher values give bursts, 0 even gaps",
+    )
+    add("--trace-speed", type=positive(), default=1.0, help="replay the trace this many times as fast")
+    add("--trace-shrink", type=whole(), default=1, help="divide the trace's lengths by this")
+    add("--requests", type=whole(0), default=0, help="conversations per load; 0: four rounds, 30 s, or the whole trace")
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the shape of requests."""
     add = parser.add_argument
     flags.add_lengths(parser, "128", "64")
-    add("--prefixes", type=int, default=0, help="number of shared prefixes that prompts begin with, in turn")
-    add("--prefix-tokens", type=int, default=512, help="length of these prefixes")
-    add("--turns", type=int, default=1, help="requests per conversation, each including all earlier turns")
+    add("--prefixes", type=whole(0), default=0, help="number of shared prefixes that prompts begin with, in turn")
+    add("--prefix-tokens", type=whole(), default=512, help="length of these prefixes")
+    add("--turns", type=whole(), default=1, help="requests per conversation, each including all earlier turns")
     flags.add_vocab_size(parser)
     add("--chat", metavar="TEXT", default="", help="send this text to /v1/chat/completions, instead of random tokens")
     add("--no-ignore-eos", action="store_true", help="for endpoints that do not support ignore_eos")
-    add("--seed", type=int, help="seed of the prompts (default: a new one for each run)")
-
-
-def _check(args: argparse.Namespace) -> None:
-    if not args.rate and not args.trace and not args.concurrency:
-        args.concurrency = [1, 8, 32]
-    if not all(0 < load < math.inf for load in [*(args.concurrency or ()), *(args.rate or ())]):
-        raise ConfigError("--concurrency and --rate must be above 0, and finite")
-    if args.burstiness < 0 or args.trace_speed <= 0 or args.trace_shrink < 1 or args.turns < 1:
-        raise ConfigError(
-            "--burstiness must be at least 0, --trace-speed above 0, --trace-shrink and --turns at least 1"
-        )
+    add("--seed", type=whole(0, MAX_INT32), help="seed of the prompts (default: a new one for each run)")
 
 
 def _loads(args: argparse.Namespace) -> list[float]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from rich.progress import Progress
 
+from baton.process.bounds import whole
 from bench import _command
 from bench._transfer.nodes import Child, transfers
 from bench._transfer.ways import PERFTESTS, Round, blocking_socket, device_copy, memcpy, ucx_perftest, why_no_perftest
@@ -75,8 +76,8 @@ def report(total: int, rounds: int, sizes: Sequence[int], device: str, progress:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per message size."""
     parser = _command.parser("transfer", __doc__)
-    parser.add_argument("--megabytes", type=int, default=256, help="megabytes moved per round")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each way, of which the best counts")
+    parser.add_argument("--megabytes", type=whole(1, 65_536), default=256, help="megabytes moved per round")
+    parser.add_argument("--rounds", type=whole(), default=3, help="rounds of each way, of which the best counts")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="device of both pools")
     args = parser.parse_args(argv)
     total = args.megabytes * 2**20

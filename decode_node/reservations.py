@@ -5,11 +5,11 @@ cannot starve a long one.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 from baton.errors import Overloaded
 from baton.node.load import LoadBoard
+from baton.process import tasks
 
 MAX_QUEUED = 256
 _RETRY_S = 0.1  # blocks can also become free without a call of `freed`
@@ -32,9 +32,7 @@ class Reservations:
             async with self._turn:
                 self._freed.clear()
                 while not await reserve():
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_RETRY_S):  # wait_for can lose a cancellation that races the event
-                            await self._freed.wait()
+                    await tasks.wait(self._freed, _RETRY_S)
                     self._freed.clear()
         finally:
             self._board.num_queued -= 1

@@ -15,14 +15,13 @@ named) is queued in the engine, then running. The router is told of a leg's end 
 never accepted, unless the router ended it itself.
 """
 
-import asyncio
 import time
 from collections.abc import Coroutine
 from typing import Any
 
 from baton.errors import BatonError
 from baton.kv.layout import KVLayout
-from baton.node.legs import all_over, check_prompt, entered, within_time
+from baton.node.legs import all_over, check_prompt, entered, own, within_time
 from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
 from baton.node.sessions import Sessions
@@ -69,10 +68,8 @@ class DecodeService:
         if not entered(leg, self._sessions, self._check):
             return
         self._timelines.add(leg.timeline)
-        self._legs.add(leg)
         walk = self._receive(leg, prefill_node_id, prefill_epoch) if prefill_node_id else self._generate(leg)
-        leg.owner = asyncio.create_task(self._own(leg, walk), name=f"leg {generation.request_id}")
-        leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
+        own(leg, self._own(leg, walk), self._legs)
 
     def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
         """Ignore the grant: decode nodes do not send KV."""

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from baton.errors import BatonError
+from baton.process.bounds import real, whole
 from fleet import key_file, state
 from fleet.chat_client import ChatClient, Reply
 from fleet.home import Home
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default="", help="endpoint (default: that of the running fleet)")
     parser.add_argument("--model", default="", help="model name (default: the first that the endpoint lists)")
     parser.add_argument("--system", default="", help="system message")
-    parser.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
-    parser.add_argument("--max-tokens", type=int, help="maximum length of an answer")
+    parser.add_argument("--temperature", type=real(), help="sampling temperature; 0 is greedy")
+    parser.add_argument("--max-tokens", type=whole(), help="maximum length of an answer")
     key_file.add_argument(parser)
 
 

@@ -4,13 +4,13 @@ Sub-commands are imported only when used, so that `baton status` does not load t
 """
 
 import argparse
+import errno
 import importlib
 import io
 import sys
 from collections.abc import Callable, Sequence
 
 from baton.errors import BatonError
-from baton.net.failure import reason
 from baton.process.help import HelpFormatter
 
 # name -> (module with `add_arguments(parser)` and `run(args) -> int`, description)
@@ -28,6 +28,11 @@ COMMANDS = {
     "plan": ("fleet.plan", "plan how many nodes a workload needs, what they cost, and how they perform"),
     "scorecard": ("fleet.scorecard.command", "check a running fleet for twenty items of production readiness"),
     "bench": ("fleet.bench", "run a benchmark; without a name, list them"),
+}
+# errors that the operator can mend; any other OSError is a bug, and its traceback is shown
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.EMFILE),
 }
 # name -> (module with `main(argv) -> int`, description)
 SERVICES = {
@@ -54,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output is gone, so there is nobody to report to
         return 141
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"baton: error: {where}{reason(error)}", file=sys.stderr)
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        print(f"baton: error: {error}", file=sys.stderr)  # with its number, and the file if there is one
         return 1
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn
 
 from baton.errors import ConfigError
+from baton.process.bounds import positive, real, whole
 from bench._command import progress
 from bench._load import flags, lengths
 from bench._load.target import target_of
@@ -37,25 +38,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for nodes, workload, limits and prices."""
     add = parser.add_argument
     add("--fit", metavar="URL", default="", help="measure a fleet of one prefill and one decode node, and write --node")
-    add("--fit-prompt-tokens", type=int, default=1024, help="longest prompt to measure")
+    add("--fit-prompt-tokens", type=whole(16), default=1024, help="longest prompt to measure")
     flags.add_vocab_size(parser)
     add("--node", type=Path, help="costs of a node: a file of --fit, or of `baton bench serve --json`")
-    add("--prefill-tokens-per-s", type=float, default=0.0, help="instead of --node: speed of a prefill node")
-    add("--decode-base-ms", type=float, default=0.0, help="instead of --node: time of an empty decode step")
-    add("--decode-request-ms", type=float, default=0.0, help="instead of --node: time that a request adds to a step")
-    add("--rate", type=float, default=0.0, help="requests per second, at the peak")
-    add("--burstiness", type=float, default=1.0, help="of arrivals: 1 is Poisson, higher values give bursts")
+    add("--prefill-tokens-per-s", type=real(0, 1e9), default=0.0, help="instead of --node: speed of a prefill node")
+    add("--decode-base-ms", type=real(), default=0.0, help="instead of --node: time of an empty decode step")
+    add("--decode-request-ms", type=real(), default=0.0, help="instead of --node: time that a request adds to a step")
+    add("--rate", type=real(), default=0.0, help="requests per second, at the peak")
+    add("--burstiness", type=real(0, 1000), default=1.0, help="of arrivals: 1 is Poisson, higher values give bursts")
     flags.add_lengths(parser, "512", "128")
     add("--trace", type=Path, help="instead of a rate and lengths: requests in Mooncake's format")
-    add("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
-    add("--slo-ttft-ms", type=float, default=1000.0, help="limit for p99 of TTFT")
-    add("--slo-tpot-ms", type=float, default=50.0, help="limit for p99 of TPOT")
-    add("--peak-factor", type=float, default=2.0, help="plan for this multiple of the peak")
-    add("--headroom", type=float, default=0.3, help="additional share of nodes")
+    add("--trace-speed", type=positive(), default=1.0, help="replay the trace this many times as fast")
+    add("--slo-ttft-ms", type=positive(), default=1000.0, help="limit for p99 of TTFT")
+    add("--slo-tpot-ms", type=positive(), default=50.0, help="limit for p99 of TPOT")
+    add("--peak-factor", type=positive(1000), default=2.0, help="plan for this multiple of the peak")
+    add("--headroom", type=real(0, 1000), default=0.3, help="additional share of nodes")
     add("--size", metavar="PREFILL:DECODE", default="", help="simulate these numbers of nodes instead of searching")
-    add("--cost-prefill-hour", type=float, default=0.0, help="price of a prefill node")
-    add("--cost-decode-hour", type=float, default=0.0, help="price of a decode node")
-    add("--gpus-per-node", type=int, default=0, help="also print the number of GPUs")
+    add("--cost-prefill-hour", type=real(), default=0.0, help="price of a prefill node")
+    add("--cost-decode-hour", type=real(), default=0.0, help="price of a decode node")
+    add("--gpus-per-node", type=whole(0), default=0, help="also print the number of GPUs")
     add("--json", action="store_true", help="print JSON")
 
 
@@ -114,12 +115,9 @@ def _fitted(args: argparse.Namespace) -> NodeModel:
 
 
 def _workload(args: argparse.Namespace) -> Workload:
-    at_least_0, above_0 = (args.burstiness, args.headroom), (args.peak_factor, args.trace_speed)
-    if not all(0 <= value < math.inf for value in (*at_least_0, *above_0)) or not all(above_0):
-        raise ConfigError("--burstiness and --headroom must be at least 0, --peak-factor and --trace-speed above 0")
     if args.trace:
         return Workload(lines=trace.read(args.trace))
-    if not 0 < args.rate < math.inf:
+    if not args.rate:
         raise ConfigError("no workload: give --rate with --prompt-tokens and --output-tokens, or --trace")
     prompt, output = lengths.parse(args.prompt_tokens), lengths.parse(args.output_tokens)
     return Workload(rate=args.rate, burstiness=args.burstiness, prompt=prompt, output=output)
@@ -127,7 +125,9 @@ def _workload(args: argparse.Namespace) -> Workload:
 
 def _size(text: str) -> Size:
     parts = text.split(":")
-    if len(parts) != 2 or not all(part.isdigit() and 1 <= int(part) <= sizing.MAX_NODES for part in parts):
+    if len(parts) != 2 or not all(
+        part.isdecimal() and len(part) < 9 and 1 <= int(part) <= sizing.MAX_NODES for part in parts
+    ):
         raise ConfigError(f"--size: {text}: expected PREFILL:DECODE, each between 1 and {sizing.MAX_NODES}")
     return Size(int(parts[0]), int(parts[1]))
 

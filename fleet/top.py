@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.errors import BatonError
+from baton.process.bounds import real
 from fleet import admin_client
 from fleet.admin_client import AdminClient
 from fleet.fitting_table import Column, fitting
@@ -28,7 +29,9 @@ _VERDICTS = {"none": "green", "prefill": "dark_orange", "decode": "deep_sky_blue
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the router to query and the interval."""
     parser.add_argument("--once", action="store_true", help="print the dashboard once and exit")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between updates (default: 1)")
+    parser.add_argument(
+        "--interval", type=real(0, 3600), default=1.0, metavar="S", help="seconds between updates (default: 1)"
+    )
     admin_client.add_arguments(parser)
 
 

@@ -1,7 +1,6 @@
 """One decode node as a sender sees it: its connections, its outbox, its commits. `connector` opens connections."""
 
 import asyncio
-import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import grpc
 
 from baton.errors import TransferError
 from baton.net import rpc
+from baton.process import tasks
 from baton.v1 import transfer_pb2, transfer_pb2_grpc
 from kv_transfer.choose import Transports
 from kv_transfer.connector import Connector, reason
@@ -166,18 +166,15 @@ class DecodePeer:
     async def _improve(self) -> None:
         """Retry the better transports with exponential backoff: what made them fail may pass."""
         pause_s = RETRY_S
-        while self._better and not await self._ended_within(pause_s):
+        while self._better:
+            await tasks.wait(self._ended, pause_s)
+            if self._ended.is_set():
+                return
             pause_s = min(2 * pause_s, MAX_RETRY_S)
             try:
                 await self._take_best(self._better)
             except TransferError as error:
                 _log.info("KV blocks to %s still travel over %s: %s", self.address, self.transport, error)
-
-    async def _ended_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ended.wait()
-        return self._ended.is_set()
 
     def _lost(self, retired: asyncio.Event) -> None:
         if not retired.is_set():

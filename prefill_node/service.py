@@ -20,7 +20,7 @@ import msgspec
 
 from baton.errors import BatonError
 from baton.kv.layout import KVLayout
-from baton.node.legs import all_over, check_prompt, entered, within_time
+from baton.node.legs import all_over, check_prompt, entered, own, within_time
 from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
 from baton.node.sessions import Sessions
@@ -64,9 +64,7 @@ class PrefillService:
         if not entered(leg, self._sessions, self._check):
             return
         self._timelines.add(leg.timeline)
-        self._legs.add(leg)
-        leg.owner = asyncio.create_task(self._own(leg), name=f"leg {generation.request_id}")
-        leg.owner.add_done_callback(lambda _: self._legs.discard(leg))
+        own(leg, self._own(leg), self._legs)
 
     def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
         """Pass on the decode node's grant to its leg."""

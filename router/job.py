@@ -47,6 +47,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str = ""  # W3C; empty if the request is not traced
 
 
+TIMINGS = ("queue_s", "prefill_s", "transfer_s", "first_decode_s")  # a request's phases, in order
+
+
 class Usage(msgspec.Struct, kw_only=True):
     """What a job has used. Tokens are counted once, however many attempts were needed."""
 
@@ -54,7 +57,7 @@ class Usage(msgspec.Struct, kw_only=True):
     num_cached_tokens: int = 0  # prompt tokens that the first successful prefill found in a cache
     num_output_tokens: int = 0
     num_attempts: int = 1
-    timings: dict[str, float] = {}  # seconds: queue_s, prefill_s, transfer_s, first_decode_s; those that are known
+    timings: dict[str, float] = {}  # seconds: those of TIMINGS that are known, in their order
 
 
 class Sink(Protocol):

@@ -13,7 +13,7 @@ from baton.errors import BatonError, Cancelled
 from baton.request import FinishReason
 from baton.telemetry.timeline import Timeline, Value
 from baton.token_ids import packed
-from router.job import Job, PromptResult, Sink, TokenLogprobs, Usage
+from router.job import TIMINGS, Job, PromptResult, Sink, TokenLogprobs, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ class Running:
         """Record what a node reports. If several attempts report the same value, the first one counts."""
         if num_cached_tokens and not self.usage.num_cached_tokens:
             self.usage.num_cached_tokens = min(num_cached_tokens, self.usage.num_prompt_tokens)
-        self.usage.timings = timings | self.usage.timings
+        known = timings | self.usage.timings
+        self.usage.timings = {name: known[name] for name in TIMINGS if name in known}
 
     def mark(self, name: str, **attributes: Value) -> None:
         """Add an event to the timeline that happens now."""

@@ -1,7 +1,6 @@
 """Keeps the prefix index (`prefix_index`) informed of a node's cached blocks, for as long as the node lives."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -102,9 +101,7 @@ class IndexWriter:
 
     async def _run(self) -> None:
         while self._task is not None:  # before Python 3.12 redis-py may swallow a cancel
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RENEWAL_S):  # not wait_for: before 3.12 it may swallow a cancel
-                    await self._dirty.wait()
+            await tasks.wait(self._dirty, RENEWAL_S)
             self._dirty.clear()
             try:
                 await self._flush()

@@ -139,9 +139,7 @@ class Registration:
 
     async def _keep_renewing(self) -> None:
         while self._task is not None:  # before Python 3.12 redis-py may swallow a cancel
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RENEWAL_S):  # not wait_for: before 3.12 it may swallow a cancel
-                    await self._changed.wait()
+            await tasks.wait(self._changed, RENEWAL_S)
             self._changed.clear()
             await self._renew()
 

@@ -6,7 +6,8 @@ A leg is the part of one attempt at a request that runs on this node.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from baton.errors import BatonError, Cancelled, ContextLengthExceeded, DeadlineExceeded, InvalidRequest, NodeUnavailable
 from baton.kv.layout import KVLayout
@@ -38,6 +39,16 @@ class OwnedLeg:
         if not self.is_ending:
             self.is_ending = True
             self.owner.cancel()
+
+
+AnyLeg = TypeVar("AnyLeg", bound=OwnedLeg)
+
+
+def own(leg: AnyLeg, life: Coroutine[Any, Any, None], legs: set[AnyLeg]) -> None:
+    """Start the leg's owner task, which is its `life`. The leg is in `legs` until that has ended."""
+    leg.owner = asyncio.create_task(life, name=f"leg {leg.generation.request_id}")
+    legs.add(leg)
+    leg.owner.add_done_callback(lambda _: legs.discard(leg))
 
 
 async def all_over(legs: Iterable[OwnedLeg]) -> None:

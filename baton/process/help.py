@@ -14,5 +14,5 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{text} (default: {shown.replace('%', '%%')})" if shown else text
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        kind = action.type if isinstance(action.type, type) else str
-        return kind.__name__.upper()
+        kind = getattr(action.type, "kind", action.type)  # of a `bounds.Bounded`
+        return (kind if isinstance(kind, type) else str).__name__.upper()

@@ -1,6 +1,7 @@
-"""Reliable cancellation of background tasks."""
+"""Background tasks: their reliable cancellation, and waits with a timeout that do not lose one."""
 
 import asyncio
+import contextlib
 
 _AGAIN_S = 0.1
 
@@ -14,3 +15,10 @@ async def end(task: asyncio.Task[None]) -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=_AGAIN_S)
+
+
+async def wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait until the event is set, or time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):  # not wait_for: before 3.12 it may lose a cancellation
+            await event.wait()

@@ -2,6 +2,7 @@
 
 import argparse
 
+from baton.process.bounds import MANY, whole
 from bench._load.workload import FIRST_TOKEN
 
 
@@ -21,13 +22,7 @@ def add_lengths(parser: argparse.ArgumentParser, prompt: str, output: str) -> No
 def add_vocab_size(parser: argparse.ArgumentParser) -> None:
     """Add the flag for the tokens of random prompts."""
     text = "draw prompts from token ids 100 up to this one"
-    parser.add_argument("--vocab-size", type=_vocab_size, default=4000, metavar="INT", help=text)
-
-
-def _vocab_size(text: str) -> int:
-    if not text.isdecimal() or int(text) <= FIRST_TOKEN:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above {FIRST_TOKEN}")
-    return int(text)
+    parser.add_argument("--vocab-size", type=whole(FIRST_TOKEN + 1, MANY), default=4000, help=text)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from baton.errors import ConfigError
 
 MAX_TOKENS = 1_000_000
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_WHOLE = r"(\d{1,9})"
+_NUMBER = r"(\d{1,9}(?:\.\d+)?)"
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Lengths:
 
 def parse(text: str) -> Lengths:
     """Parse one of the three forms. Raises ConfigError if it is another one, or out of bounds."""
-    if match := re.fullmatch(r"\d+", text):
+    if match := re.fullmatch(_WHOLE, text):
         number = _bounded(text, int(match[0]))
         return Lengths(text, number, lambda _: number)
-    if match := re.fullmatch(r"uniform:(\d+)-(\d+)", text):
+    if match := re.fullmatch(rf"uniform:{_WHOLE}-{_WHOLE}", text):
         low, high = _bounded(text, int(match[1])), _bounded(text, int(match[2]))
         if low > high:
             raise ConfigError(f"{text}: the first length must not exceed the second")

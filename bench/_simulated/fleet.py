@@ -19,8 +19,9 @@ from bench._simulated.shared_cores import SharedCores
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.state import NodeState
 from router.placing import policy
-from router.placing.admission import AdmissionQueue, Drain, Waiting
-from router.placing.policy import Ask, Choice
+from router.placing.admission import AdmissionQueue, Waiting
+from router.placing.policy import Ask, NodeChoice
+from router.placing.ttft_predictor import TtftPredictor
 
 BEAT_MS = 500.0
 
@@ -34,10 +35,10 @@ class Pools(msgspec.Struct, frozen=True, eq=False):
     decode_cached: Sequence[int]
 
 
-Place = Callable[[Ask, Pools], Choice | None]
+Place = Callable[[Ask, Pools], NodeChoice | None]
 
 
-def place_by_cost(ask: Ask, pools: Pools) -> Choice | None:
+def place_by_cost(ask: Ask, pools: Pools) -> NodeChoice | None:
     """Choose as the router does."""
     return policy.choose(ask, pools.prefills, pools.prefill_cached, pools.decodes, pools.decode_cached)
 
@@ -65,7 +66,7 @@ class SimulatedFleet:
         self.queue = AdmissionQueue(max_waiting)
         self.num_open = 0
         self._hardware, self._place = hardware, place
-        self._drain = Drain()
+        self._predictor = TtftPredictor()
         self._waiting: dict[int, SimulatedRequest] = {}  # by id() of its queue entry
         self._num_turns = 0
         self._cores = SharedCores(hardware, self.prefills, self.decodes)
@@ -111,11 +112,11 @@ class SimulatedFleet:
             num_tokens=request.num_prompt_tokens + request.num_output_tokens,
             work_ms=work_ms,
         )
-        wait_ms = self._drain.wait_ms(ahead_ms, len(computing)) + policy.least_queue_ms(computing)
+        wait_ms = self._predictor.wait_ms(ahead_ms, len(computing)) + policy.least_queue_ms(computing)
         entry.ttft_s = ((choice.queue_ms if choice and not len(self.queue) else wait_ms) + work_ms) / 1000
         try:
             if request.max_ttft_ms:
-                self._drain.check_ttft(entry.ttft_s, request.max_ttft_ms / 1000)
+                self._predictor.check_ttft(entry.ttft_s, request.max_ttft_ms / 1000)
             self.queue.push(entry)
         except Overloaded:
             request.refused_ms = self.clock.now_ms
@@ -131,15 +132,15 @@ class SimulatedFleet:
             if policy.least_queue_ms(self.prefill_states or self.decode_states) <= 1000 * policy.MAX_BACKLOG_S:
                 choice = self._choose(request)
             if choice is None:
-                self._drain.held_back(self.clock.now_s)
+                self._predictor.held_back(self.clock.now_s)
                 return
             del self._waiting[id(entry)]
             self.queue.remove(entry, is_served=True)
-            self._drain.placed(entry.work_ms, self.clock.now_s)
+            self._predictor.placed(entry.work_ms, self.clock.now_s)
             self._send(request, choice, entry.ttft_s if request.arrival_ms < self.clock.now_ms else 0.0)
-        self._drain.emptied()
+        self._predictor.emptied()
 
-    def _choose(self, request: SimulatedRequest) -> Choice | None:
+    def _choose(self, request: SimulatedRequest) -> NodeChoice | None:
         hashes = request.hashes
         ask = Ask(
             num_tokens=request.num_prompt_tokens,
@@ -156,7 +157,7 @@ class SimulatedFleet:
         )
         return self._place(ask, pools)
 
-    def _send(self, request: SimulatedRequest, choice: Choice, predicted_s: float) -> None:
+    def _send(self, request: SimulatedRequest, choice: NodeChoice, predicted_s: float) -> None:
         self._num_turns += 1
         decode = None if choice.decode is None else self.decodes[choice.decode]
         states = self.prefill_states if choice.prefill is not None else self.decode_states
@@ -175,7 +176,7 @@ class SimulatedFleet:
 
         def computed() -> None:
             computing.prompt_done(choice.prompt_ms)
-            self._drain.came(predicted_s, (self.clock.now_ms - request.arrival_ms) / 1000, self.clock.now_s)
+            self._predictor.came(predicted_s, (self.clock.now_ms - request.arrival_ms) / 1000, self.clock.now_s)
             self._place_waiting()
 
         if choice.prefill is None:

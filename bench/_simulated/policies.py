@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from bench._simulated.fleet import Place, Pools, place_by_cost
 from router.nodes.state import NodeState
 from router.placing import policy
-from router.placing.policy import Ask, Choice
+from router.placing.policy import Ask, NodeChoice
 
 Pick = Callable[[Ask, Sequence[NodeState], Sequence[int]], int]
 
@@ -36,7 +36,7 @@ def prefix_affinity(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int])
 def _pairs(pick: Pick, pick_decode: Pick) -> Place:
     """Return a policy that always uses a prefill node, and a decode node with enough free blocks."""
 
-    def place(ask: Ask, pools: Pools) -> Choice | None:
+    def place(ask: Ask, pools: Pools) -> NodeChoice | None:
         able = [
             i
             for i, node in enumerate(pools.decodes)
@@ -49,7 +49,7 @@ def _pairs(pick: Pick, pick_decode: Pick) -> Place:
         prefill = pick(ask, pools.prefills, pools.prefill_cached)
         held = pools.prefill_cached[prefill]
         work_ms = policy.prompt_ms(pools.prefills[prefill], ask, held)
-        return Choice(
+        return NodeChoice(
             prefill=prefill,
             decode=decode if ask.num_output_tokens else None,
             cost_ms=0.0,

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import torch
 
+from baton.errors import BatonError
 from kernels.cpu.memory import huge_pages
 
 _TIMEOUT_S = 60.0
@@ -142,7 +143,7 @@ def _client(program: str, flags: list[str], env: dict[str, str]) -> float:
         if done.returncode == 0 and len(last) > 5:
             return float(last[5])  # bandwidth, overall
         if time.monotonic() > deadline_s:
-            raise RuntimeError(f"ucx_perftest failed: {done.stderr.strip()[-500:]}")
+            raise BatonError(f"ucx_perftest failed: {done.stderr.strip()[-500:]}")
         time.sleep(0.05)
 
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from baton.errors import CheckpointError
 
 _MOST = 2**31 - 1  # largest count
-_LARGEST = 1e30  # largest number, so that products with it are likely to be finite in fp32
+_FLOAT32 = torch.finfo(torch.float32)  # kernels take numbers as fp32, where more is infinite and less is 0
 
 
 class Fields:
@@ -37,14 +39,14 @@ class Fields:
         value = default if value is None else value
         if not isinstance(value, int | float) or isinstance(value, bool):
             self.refuse(f"{name} must be a number, not {value!r}")
-        if not abs(value) <= _LARGEST:  # not a number either
-            self.refuse(f"{name} {value!r} is not a number below {_LARGEST}")
+        if not abs(value) <= _FLOAT32.max:  # not a number either
+            self.refuse(f"{name} {value!r} is not a finite number in float32")
         return float(value)
 
     def positive(self, name: str, default: float) -> float:
         """Return a number above 0; `default` if it is null or missing."""
         value = self.number(name, default)
-        if value < 1 / _LARGEST:
+        if value < _FLOAT32.tiny:
             self.refuse(f"{name} must be more than 0, not {value!r}")
         return value
 

@@ -10,7 +10,6 @@
 
 import argparse
 import asyncio
-import math
 import random
 import signal
 import sys
@@ -22,6 +21,8 @@ from pathlib import Path
 from rich.console import Console
 
 from baton.errors import BatonError, ConfigError
+from baton.process.bounds import real, whole
+from baton.process.config import MAX_INT32
 from baton.process.settings import TRANSPORTS
 from fleet import trace
 from fleet.chaos import hosts
@@ -52,19 +53,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("--short", action="store_true", help="only the most important faults, in under a minute")
     parser.add_argument("--only", default="", metavar="TEXT", help="only faults whose name contains TEXT")
-    parser.add_argument("--rounds", type=int, default=1, help="repeat each fault this many times, with other questions")
     parser.add_argument(
-        "--minutes", type=float, default=0.0, help="inject random faults for this long, and watch memory"
+        "--rounds", type=whole(), default=1, help="repeat each fault this many times, with other questions"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed for the order of faults with --minutes")
-    parser.add_argument("--streams", type=int, default=0, help="concurrent clients (default: 32, or 12 with --short)")
+    parser.add_argument(
+        "--minutes", type=real(), default=0.0, help="inject random faults for this long, and watch memory"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0, MAX_INT32), default=0, help="seed for the order of faults with --minutes"
+    )
+    parser.add_argument(
+        "--streams", type=whole(0, 1000), default=0, help="concurrent clients (default: 32, or 12 with --short)"
+    )
     parser.add_argument("--model", default="", metavar="DIR|HF_ID", help="model to serve (default: a small random one)")
     parser.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="type of weights and KV"
     )
     parser.add_argument("--transport", default="auto", choices=TRANSPORTS, help="transport for KV blocks")
     parser.add_argument(
-        "--max-stall-s", type=float, default=3.0, help="delay that a fault may add to any token (default: 3)"
+        "--max-stall-s", type=real(), default=3.0, help="delay that a fault may add to any token (default: 3)"
     )
 
 
@@ -72,8 +79,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the faults; return 1 if a guarantee was broken."""
     console = Console(width=_WIDTH, highlight=False, markup=False)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # also stops the fleets
-    if args.streams < 0 or args.rounds < 1 or not 0 <= args.minutes < math.inf:
-        raise ConfigError("--rounds must be at least 1, --streams and --minutes at least 0")
     args.streams = args.streams or (_SHORT_STREAMS if args.short else _STREAMS)
     everything = (*FAULTS, *_of_a_network(args))
     if not _chosen(args, everything):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from baton.process.config import add_flags, flag, from_args
-from baton.process.settings import TRANSPORTS
+from baton.process.settings import MAX_PORT, TRANSPORTS
 from fleet.doctor import compute, network
 from fleet.doctor.finding import Finding
 from fleet.home import Home
@@ -26,7 +26,7 @@ class DoctorConfig:
 
     model: str = flag("", "model to serve", metavar="DIR|HF_ID")
     host: str = flag("127.0.0.1", "address to listen on")
-    port: int = flag(8000, "HTTP port")
+    port: int = flag(8000, "HTTP port", most=MAX_PORT)
     redis_url: str = flag("", "an existing Redis")
     transport: str = flag("auto", "KV transport", choices=TRANSPORTS)
 

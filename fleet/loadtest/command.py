@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from baton.errors import ConfigError
 from baton.net.url import http_url
+from baton.process.bounds import positive, whole
 from bench._command import progress
 from bench._load import flags, lengths
 from bench._load.target import target_of
@@ -45,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base-url", default="", help="endpoint of a running fleet (default: start a local one)")
     flags.add_key(parser)
     add("--up-flags", default="", metavar="FLAGS", help="flags of `baton up` for the local fleet, as one argument")
-    add("--minutes", type=float, default=3.0, help="duration of all phases together (before production: 100)")
+    add("--minutes", type=positive(), default=3.0, help="duration of all phases together (before production: 100)")
     add("--only", nargs="+", choices=list(PHASES), default=list(PHASES), help="run only these phases")
-    add("--concurrency", type=int, default=16, help="target number of concurrent requests")
+    add("--concurrency", type=whole(2, 100_000), default=16, help="target number of concurrent requests")
     flags.add_lengths(parser, "uniform:32-256", "uniform:16-64")
     flags.add_vocab_size(parser)
-    add("--timeout-s", type=float, default=120.0, help="timeout of a request")
+    add("--timeout-s", type=positive(), default=120.0, help="timeout of a request")
     add("--metrics-url", nargs="*", default=[], help="metrics pages to read memory from, if the fleet is not local")
     add("--kill-command", default="", help="command that kills a node, if the fleet is not local; run without a shell")
     flags.add_files(parser)
@@ -58,8 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the load test; return 1 if a phase failed."""
-    if not 0 < args.minutes < math.inf or args.concurrency < 2:
-        raise ConfigError("--minutes must be above 0, and --concurrency at least 2")
     files.check(args.json, args.html)
     _check(args)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)

@@ -1,7 +1,6 @@
 """Keeps one service running: restarts it when it dies, with a growing delay if it dies soon after its start."""
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import ConfigError
+from baton.process import tasks
 from fleet.state import ProcessState
 from fleet.up.process import Command, Process
 
@@ -90,9 +90,7 @@ class Member:
                 backoff_s = MIN_BACKOFF_S
             self.state.restarts += 1
             self._set("restarting")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff_s):
-                    await self._stop.wait()
+            await tasks.wait(self._stop, backoff_s)
             backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
 
     async def _run_once(self, first: "asyncio.Future[None]") -> bool:

@@ -91,9 +91,9 @@ class FleetView:
         links, self._links = self.links, {}
         await asyncio.gather(*(link.close() for link in links))
 
-    async def changed(self) -> None:
-        """Wait until a node has come or gone, or has reported its load."""
-        await self._change.wait()
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until a node has come or gone, or has reported its load, or time is up."""
+        await tasks.wait(self._change, timeout_s)
 
     async def _keep_polling(self) -> None:
         while True:

@@ -1,10 +1,10 @@
 """One node as seen by this router: a channel, the Attach stream on it, and the legs that depend on the node.
 
-Orders go out in batches (`outbox`); step batches come in, and each leg gets its part. The node is lost after 2 s of
-silence (5 s if most of its pool is silent, too), at the end of the stream, a missing message, one that the node does
-not read, or one of another incarnation. All its legs then fail, and the link attaches again, at which the node cancels
-what it had. After 1.1 s of silence, if most of its pool is not silent, a node is *suspected*: its legs fail, and it
-gets no new ones until it speaks again, but the stream stays open. One that makes no steps gets no new ones either.
+Orders go out in batches (`outbox`); step batches come in, and each leg gets its part. The node is lost after a long
+silence (`silence`), at the end of the stream, a missing message, one that the node does not read, or one of another
+incarnation. All its legs then fail, and the link attaches again, at which the node cancels what it had. After a shorter
+silence, if most of its pool is not silent, a node is *suspected*: its legs fail, and it gets no new ones until it
+speaks again, but the stream stays open. One that makes no steps gets no new ones either.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from grpc import aio
 
-from baton.errors import ContextLengthExceeded, NodeUnavailable, Overloaded
+from baton.errors import NodeUnavailable, Overloaded
 from baton.net import rpc
 from baton.net.registry import NodeRecord
 from baton.net.tls import Identity
@@ -23,7 +23,7 @@ from baton.process import tasks
 from baton.v1 import node_pb2, node_pb2_grpc, prompt_pb2_grpc, trace_pb2_grpc, types_pb2
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.leg import Leg
-from router.nodes.outbox import MAX_START_BYTES, Outbox
+from router.nodes.outbox import Outbox
 from router.nodes.silence import TICK_S, Silence
 from router.nodes.state import NodeState
 from router.nodes.step_batch import tell_legs
@@ -91,9 +91,7 @@ class NodeLink:
         """The node's state as this router sees it, one of STATES."""
         if self.suspected or not self.alive:
             return "lost" if self.load.num_blocks else "starting"
-        if self.stuck:
-            return "stuck"
-        return _STATE_NAMES.get(self.load.state, "ready")
+        return "stuck" if self.stuck else _STATE_NAMES.get(self.load.state, "ready")
 
     @property
     def speaks(self) -> bool:
@@ -133,17 +131,14 @@ class NodeLink:
             del self.legs[leg.key]
 
     def start(self, leg: Leg, generation: types_pb2.Generation, prefill: NodeRecord | None = None) -> None:
-        """Start a leg on the node. `prefill`: the node that will send KV to it, if any.
+        """Start a leg on the node; detach it in any case. `prefill`: the node that will send KV to it, if any.
 
         Raises NodeUnavailable if it is lost, Overloaded if its outbox is full, ContextLengthExceeded for a huge prompt.
         """
-        num_bytes = generation.ByteSize()
-        if num_bytes > MAX_START_BYTES:
-            raise ContextLengthExceeded("the request is too large for a message between services")
         if self._outbox.is_full:
             raise Overloaded("too much is queued for the node")
         self.attach(leg)
-        self._outbox.start(generation, num_bytes, prefill)
+        self._outbox.start(generation, prefill)
 
     def grant(self, granted: node_pb2.Granted) -> None:
         """Pass a decode node's grant on to this prefill node."""

@@ -6,14 +6,15 @@ than STUCK_S, or if the node has not acknowledged a message by then.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 
 from grpc import aio
 
+from baton.errors import ContextLengthExceeded
 from baton.net.registry import NodeRecord
 from baton.net.rpc import MAX_MESSAGE_BYTES
+from baton.process import tasks
 from baton.v1 import node_pb2, types_pb2
 
 MAX_BYTES = 64 * 2**20  # of all prompts that wait to be written
@@ -49,8 +50,11 @@ class Outbox:
         since_s = self._unheard[0][1] if self._unheard else self._writing_since_s
         return since_s is not None and time.monotonic() - since_s > STUCK_S
 
-    def start(self, generation: types_pb2.Generation, num_bytes: int, prefill: NodeRecord | None = None) -> None:
-        """Start a leg. `num_bytes`: its size on the wire, MAX_START_BYTES at most. `prefill`: the sender of its KV."""
+    def start(self, generation: types_pb2.Generation, prefill: NodeRecord | None = None) -> None:
+        """Start a leg. `prefill`: the sender of its KV. Raises ContextLengthExceeded for a huge prompt."""
+        num_bytes = generation.ByteSize()
+        if num_bytes > MAX_START_BYTES:
+            raise ContextLengthExceeded("the request is too large for a message between services")
         if self._batches and self._batches[-1].num_bytes + num_bytes > MAX_BATCH_BYTES:
             self._batches.append(_Batch())
         batch = self._last()
@@ -86,9 +90,7 @@ class Outbox:
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything is written, or time is up."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._written.wait()
+        await tasks.wait(self._written, timeout_s)
 
     async def write_to(self, call: _Call) -> None:
         """Write the hello, then batches as they come, until the stream ends. Its reader learns why it ended."""

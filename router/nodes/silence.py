@@ -2,8 +2,8 @@
 
 TICK_S = 0.125
 SUSPECT_TICKS = 9  # 1.1 s: enough for TCP to retransmit two lost packets
-LOST_TICKS = 16
-HOPELESS_TICKS = 40
+LOST_TICKS = 16  # 2 s
+HOPELESS_TICKS = 40  # 5 s
 _UNUSUAL = 2.0  # a silence is unusual from this many times the longest recent one: on a busy host messages come late
 _FORGETTING = 0.995  # decay of the longest recent silence, per message
 

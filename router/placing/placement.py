@@ -8,7 +8,7 @@ import msgspec
 from baton.net.registry import NodeRecord
 from baton.telemetry.timeline import Value
 from router.nodes.link import NodeLink
-from router.placing.policy import Choice
+from router.placing.policy import NodeChoice
 
 
 class Placement(msgspec.Struct, eq=False):
@@ -16,7 +16,7 @@ class Placement(msgspec.Struct, eq=False):
 
     prefill: NodeLink | None  # None: the decode node does it all
     decode: NodeLink | None  # None: only one token, or only prompt work, is wanted
-    choice: Choice
+    choice: NodeChoice
     num_tokens: int
     on_change: Callable[[], None]
     on_computed: Callable[[], None] | None = None

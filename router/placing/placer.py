@@ -5,7 +5,6 @@ longer than it may is refused at once. A request that has been attempted before 
 """
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -14,14 +13,16 @@ from typing import NoReturn
 from prometheus_client import Counter
 
 from baton.errors import Overloaded
+from baton.process import tasks
 from router.nodes.fleet_view import FleetView
 from router.nodes.link import NodeLink
 from router.placing import policy
-from router.placing.admission import AdmissionQueue, Drain, Limits, Waiting, overloaded
+from router.placing.admission import AdmissionQueue, Limits, Waiting, overloaded
 from router.placing.candidates import Candidates
 from router.placing.placement import Placement
 from router.placing.prefix_replica import PrefixReplica
 from router.placing.prompt_hashes import PromptHashes
+from router.placing.ttft_predictor import TtftPredictor
 from router.running import Running
 
 RECHECK_S = 0.25  # a node that was avoided becomes available again without a notification
@@ -38,7 +39,7 @@ class Placer:
         self._limits = limits
         self._candidates = Candidates(fleet, replica, self.nodes_changed)
         self._queue = AdmissionQueue(limits.max_waiting)
-        self._drain = Drain()
+        self._predictor = TtftPredictor()
         self._wakes: dict[int, asyncio.Event] = {}  # by id() of the queue's entry
 
     async def place(self, running: Running) -> Placement:
@@ -51,19 +52,19 @@ class Placer:
             while (placement := await self._candidates.place(running, hashes)) is None:
                 if self._fleet.ready:
                     self.check_patience(running)
-                await self._fleet_changed()
+                await self._fleet.changed(RECHECK_S)
             self._begin(placement, hashes)
             return placement
-        self._drain.forget(time.monotonic())
+        self._predictor.forget(time.monotonic())
         found = await self._candidates.place(running, hashes)
         if found is not None and self._passes(running, found):
             self._begin_new(found, hashes)
             return found
-        entry = self._get_in_line(running, found)
+        entry = self._join_queue(running, found)
         try:
             return await self._wait_for_turn(entry, running, hashes, found)
         finally:
-            self._leave_line(entry, is_served=False)
+            self._leave_queue(entry, is_served=False)
 
     def nodes_changed(self) -> None:
         """Let the head of the queue try again: nodes have come or gone, or their load has changed."""
@@ -89,7 +90,7 @@ class Placer:
         self._queue.passed(job.tenant, job.priority, running.num_tokens + job.sampling.max_tokens)
         return True
 
-    def _get_in_line(self, running: Running, found: Placement | None) -> Waiting:
+    def _join_queue(self, running: Running, found: Placement | None) -> Waiting:
         """Join the queue. `found` is where the request would run now. Raises Overloaded if it is full, or too slow."""
         work_ms = found.choice.prompt_ms if found is not None else self._longest_ms(running)
         if found is not None and not len(self._queue):
@@ -107,7 +108,7 @@ class Placer:
         )
         try:
             if self._fleet.ready:
-                self._drain.check_ttft(entry.ttft_s, limit_s)
+                self._predictor.check_ttft(entry.ttft_s, limit_s)
             self._queue.push(entry, wait_s)
         except Overloaded:
             _REFUSED.labels("predicted" if len(self._queue) < self._limits.max_waiting else "line_full").inc()
@@ -130,21 +131,19 @@ class Placer:
                     self._held_back()
                 elif self._queue.head() is entry:
                     self._begin_new(
-                        found, hashes, lambda: self._drain.came(entry.ttft_s, running.age_s, time.monotonic())
+                        found, hashes, lambda: self._predictor.came(entry.ttft_s, running.age_s, time.monotonic())
                     )
-                    self._drain.placed(entry.work_ms, time.monotonic())
-                    self._leave_line(entry, is_served=True)
+                    self._predictor.placed(entry.work_ms, time.monotonic())
+                    self._leave_queue(entry, is_served=True)
                     return found
             found = None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RECHECK_S):
-                    await wake.wait()
+            await tasks.wait(wake, RECHECK_S)
 
     def _check_hope(self, entry: Waiting, running: Running) -> None:
         """Raise Overloaded if a request has waited for too long, or would be late even if it were placed now."""
         least_s = running.age_s + self._queue_s(self._least_queue_ms()) + entry.work_ms / 1000
         if least_s > self._limit_s(running):
-            self._drain.gave_up(entry.ttft_s, least_s, time.monotonic())
+            self._predictor.gave_up(entry.ttft_s, least_s, time.monotonic())
             self._refuse_waited(running)
         self.check_patience(running)
 
@@ -152,19 +151,19 @@ class Placer:
         _REFUSED.labels("waited").inc()
         raise overloaded("all nodes are full at present", self._predicted_wait_s(running, 0.0))
 
-    def _leave_line(self, entry: Waiting, *, is_served: bool) -> None:
+    def _leave_queue(self, entry: Waiting, *, is_served: bool) -> None:
         self._queue.remove(entry, is_served=is_served)
         self._wakes.pop(id(entry), None)
         if not len(self._queue):
-            self._drain.emptied()
+            self._predictor.emptied()
         self.nodes_changed()
 
     def _held_back(self) -> None:
         """Note that no node has room for the head of the queue. Times without any node are not learned from."""
         if self._fleet.ready:
-            self._drain.held_back(time.monotonic())
+            self._predictor.held_back(time.monotonic())
         else:
-            self._drain.emptied()
+            self._predictor.emptied()
 
     def _holds_back(self) -> bool:
         """Whether every node has a backlog of more than MAX_BACKLOG_S."""
@@ -183,7 +182,7 @@ class Placer:
     def _predicted_wait_s(self, running: Running, work_ms: float) -> float:
         computing = self._computing()
         ahead_ms = self._queue.ahead_ms(running.job.tenant, running.job.priority, work_ms)
-        return self._drain.wait_ms(ahead_ms, len(computing)) / 1000 + self._queue_s(self._least_queue_ms())
+        return self._predictor.wait_ms(ahead_ms, len(computing)) / 1000 + self._queue_s(self._least_queue_ms())
 
     def _longest_ms(self, running: Running) -> float:
         """The predicted time to compute the whole prompt, without any cache."""
@@ -195,9 +194,9 @@ class Placer:
 
     def _queue_s(self, queue_ms: float) -> float:
         """A node's queue in seconds, corrected by how long queues have recently taken."""
-        return self._drain.slowness * queue_ms / 1000
+        return self._predictor.slowness * queue_ms / 1000
 
-    def _ttft_s(self, choice: policy.Choice) -> float:
+    def _ttft_s(self, choice: policy.NodeChoice) -> float:
         return self._queue_s(choice.queue_ms) + choice.prompt_ms / 1000
 
     def _begin_new(
@@ -208,7 +207,7 @@ class Placer:
 
         def computed() -> None:
             now_s = time.monotonic()
-            self._drain.began(predicted_s, now_s - began_s, now_s)
+            self._predictor.began(predicted_s, now_s - began_s, now_s)
             on_computed()
 
         placement.on_computed = computed
@@ -218,8 +217,3 @@ class Placer:
         placement.begin()
         if placement.prefill is not None and (blocks := hashes.of(self._fleet.facts)):
             self._replica.expect(placement.prefill.record.node_id, blocks)
-
-    async def _fleet_changed(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RECHECK_S):
-                await self._fleet.changed()

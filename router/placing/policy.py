@@ -43,7 +43,7 @@ class Ask(msgspec.Struct, kw_only=True):
     turn: int = 0  # counts up from request to request, to break ties
 
 
-class Choice(msgspec.Struct, kw_only=True):
+class NodeChoice(msgspec.Struct, kw_only=True):
     """The chosen nodes, as indices into the given pools, and the predictions for them."""
 
     prefill: int | None  # None: the decode node does it all
@@ -108,7 +108,7 @@ def choose(
     prefill_cached: Sequence[int],
     decodes: Sequence[NodeState],
     decode_cached: Sequence[int],
-) -> Choice | None:
+) -> NodeChoice | None:
     """Return the cheapest option, or None if there is none.
 
     `prefill_cached`, `decode_cached`: how many leading blocks of the request each node has.
@@ -136,7 +136,7 @@ def prompt_costs(nodes: Sequence[NodeState], work: Sequence[float]) -> list[floa
     return [node.queue_ms + ms * later for node, ms in zip(nodes, work, strict=True)]
 
 
-def choose_prefill(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> Choice | None:
+def choose_prefill(ask: Ask, nodes: Sequence[NodeState], cached: Sequence[int]) -> NodeChoice | None:
     """Choose a node for work on the prompt alone."""
     work = [prompt_ms(node, ask, num) for node, num in zip(nodes, cached, strict=True)]
     costs = prompt_costs(nodes, work)
@@ -160,7 +160,7 @@ def _best_pair(
     prefill_cached: Sequence[int],
     missing: Sequence[int],
     decoding: Sequence[float],
-) -> Choice | None:
+) -> NodeChoice | None:
     work = [prompt_ms(node, ask, num) for node, num in zip(prefills, prefill_cached, strict=True)]
     prompts = prompt_costs(prefills, work)
     at = cheapest(prompts, ask.turn)
@@ -195,7 +195,7 @@ def _best_alone(
     decoding: Sequence[float],
     *,
     takes_all: bool,
-) -> Choice | None:
+) -> NodeChoice | None:
     """Choose a single decode node. Prefill and decode then share steps, so each slows the other down.
 
     Unless `takes_all`, a decode node only gets prompts that are short or at least half cached: its reported load may be
@@ -230,8 +230,8 @@ def _choice(
     prefill: int | None = None,
     decode: int | None = None,
     num_missing: int = 0,
-) -> Choice:
-    return Choice(
+) -> NodeChoice:
+    return NodeChoice(
         prefill=prefill,
         decode=decode,
         cost_ms=cost_ms,

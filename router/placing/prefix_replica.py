@@ -56,7 +56,7 @@ class PrefixReplica:
         self._fingerprint = ""
         self._holders: dict[str, _Holder] = {}
         self._confirmed_at = float("-inf")
-        self._changed = asyncio.Event()
+        self._has_nodes = asyncio.Event()  # set once `follow` has named some
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -85,7 +85,7 @@ class PrefixReplica:
             holder = self._holders.get(node_id)
             if holder is None or holder.epoch != epoch:
                 self._holders[node_id] = _Holder(epoch)
-                self._changed.set()
+                self._has_nodes.set()
 
     async def lookup(self, hashes: Sequence[BlockHash]) -> dict[str, int]:
         """Return how many leading blocks of `hashes` each followed node has or is expected to have. Never raises."""
@@ -123,7 +123,7 @@ class PrefixReplica:
 
     async def _run(self) -> None:
         while True:
-            await self._changed.wait()
+            await self._has_nodes.wait()
             try:
                 await self._follow_stream()
             except (*REDIS_ERRORS, KeyError, ValueError) as error:  # the last two: written by another version of Baton

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import runpy
 import subprocess
@@ -18,18 +17,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import free_port
-from tests.deploy.fleet import KEY, TOKEN, Fleet, Prometheus
+from tests.deploy.fleet import KEY, Fleet, Prometheus
 from tests.deploy.manifests import of_kind, overlay
 from tests.deploy.proxy import running
+from tests.deploy.runbooks import PROMTOOL, RUNBOOKS, commands, environment, queries
 from tests.deploy.tools import DEPLOY, ROOT, program
 
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
-ELSEWHERE = re.compile(
-    r"kubectl|systemctl|journalctl|nvidia-smi|docker|ssh |baton doctor|dcgmi|redis-cli|…"
-)  # not on a test machine
-
-PROMTOOL = re.compile(r"promtool query instant \$PROMETHEUS '([^']+)'")
 
 
 @pytest.fixture(scope="module")
@@ -202,23 +196,6 @@ def subprocess_output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
-def commands() -> dict[str, str]:
-    """Return command -> runbook, for all commands that work on a machine with a local fleet."""
-    found = {}
-    for path in RUNBOOKS:
-        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
-            whole = block.startswith("for ") or "\\\n" in block
-            for command in [block] if whole else block.splitlines():
-                if not ELSEWHERE.search(command):
-                    found[command] = path.stem
-    return found
-
-
-def queries() -> dict[str, str]:
-    """Return Prometheus query -> runbook."""
-    return {match[1]: book for command, book in commands().items() if (match := PROMTOOL.fullmatch(command))}
-
-
 def test_queries_of_runbooks_are_answered(prometheus: Prometheus):
     assert len(queries()) > 30
     of_events = ("baton:kv_transfer_failures", "baton_router_failovers", "deriv(")
@@ -237,24 +214,6 @@ def test_commands_of_runbooks_work_as_pasted(fleet: Fleet, prometheus: Prometheu
         done = subprocess.run(shell, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip() or command.startswith("export "), f"says nothing: {command}"
-
-
-def environment(fleet: Fleet, prometheus: Prometheus, folder: Path) -> dict[str, str]:
-    """Return the variables that the first page sets, and a PATH with `baton`."""
-    baton = folder / "baton"
-    baton.write_text(f'#!/bin/sh\nexec {sys.executable} -m fleet "$@"\n')
-    baton.chmod(0o755)
-    node = next(n for n in fleet.status()["nodes"] if n["role"] == "decode")
-    return fleet.env | {
-        "PATH": f"{folder}{os.pathsep}{Path(program('promtool')).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "PROMETHEUS": prometheus.url,
-        "BATON": f"http://127.0.0.1:{fleet.port}",
-        "KEY": KEY,
-        "TOKEN": TOKEN,
-        "METRICS": node["metrics"],
-        "REQUEST_ID": fleet.request_id("a request to trace"),
-    }
 
 
 def test_runbooks_have_the_same_sections_and_are_all_indexed():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 
@@ -59,6 +60,9 @@ class LocalFleet:
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.endpoint + "/v1", api_key="none", max_retries=0, timeout=60)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return httpx.post(self.endpoint + path, json={"model": self.model.name, **body}, timeout=60)
 
     def logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in (self.home / "logs").iterdir())

@@ -1,53 +1,25 @@
 """Prompts scored and embedded by real fleets, split and colocated, through OpenAI's client; against transformers."""
 
 import base64
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
 import numpy as np
-import openai
-import psutil
 import pytest
 import torch
 import transformers
 
 from engine import random_checkpoint
+from tests.e2e.local_fleet import LocalFleet, started
 
 MODEL = "random-llama"
 PROMPT = [(7 * i * i + 3 * i) % 94 + 3 for i in range(150)]  # several chunks; one character each
 TEXT = "A baton is passed on, from hand to hand. "
 CHUNK_TOKENS = "64"
-
-
-class Fleet(NamedTuple):
-    """A running one."""
-
-    env: dict[str, str]
-    url: str
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=60)
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return baton(self.env, "status", "--json")["nodes"]
-
-    def post(self, path: str, **body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json={"model": MODEL, **body}, timeout=60)
-
-
-def baton(env: dict[str, str], *args: str) -> Any:
-    done = subprocess.run([sys.executable, "-m", "fleet", *args], env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout) if "--json" in args else None
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +30,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(
     scope="module", params=[("--prefill", "2"), ("--colocated", "--decode", "2")], ids=["split", "together"]
 )
-def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Fleet]:
-    own = {"BATON_HOME": str(tmp_path_factory.mktemp("home")), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")} | own
-    flags = ("--model", str(model_dir), "--port", "0", "--kv-memory", "16MiB", "--max-num-batched-tokens", CHUNK_TOKENS)
-    try:
-        baton(env, "up", *flags, *request.param, "--detach")
-        yield Fleet(env, baton(env, "status", "--json")["endpoint"])
-    finally:
-        baton(env, "down")
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_dir: Path
+) -> Iterator[LocalFleet]:
+    chunks = ("--kv-memory", "16MiB", "--max-num-batched-tokens", CHUNK_TOKENS)
+    fleet = started(tmp_path_factory.mktemp("fleet"), model_dir, *chunks, *request.param)
+    yield fleet
+    fleet.baton("down")
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +65,11 @@ def own_logprobs(reference: Any, token_ids: list[int]) -> list[float]:
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 5])
-def test_an_echoed_prompt_is_scored_as_evaluation_harnesses_ask_for_it(fleet: Fleet, reference: Any, max_tokens: int):
+def test_an_echoed_prompt_is_scored_as_evaluation_harnesses_ask_for_it(
+    fleet: LocalFleet, reference: Any, max_tokens: int
+):
     prompts = [PROMPT, PROMPT[40:57], PROMPT[:1]]
-    reply = fleet.client.completions.create(
+    reply = fleet.client().completions.create(
         model=MODEL,
         prompt=prompts,
         echo=True,
@@ -124,9 +96,11 @@ def test_an_echoed_prompt_is_scored_as_evaluation_harnesses_ask_for_it(fleet: Fl
             assert logprobs.token_logprobs[-1] == pytest.approx(max(logprobs.top_logprobs[-1].values()), abs=1e-6)
 
 
-def test_the_output_is_the_same_with_and_without_scores(fleet: Fleet):
+def test_the_output_is_the_same_with_and_without_scores(fleet: LocalFleet):
     def ask(**more: Any) -> tuple[str, Any]:
-        reply = fleet.client.completions.create(model=MODEL, prompt=TEXT, max_tokens=12, temperature=1, seed=7, **more)
+        reply = fleet.client().completions.create(
+            model=MODEL, prompt=TEXT, max_tokens=12, temperature=1, seed=7, **more
+        )
         return reply.choices[0].text, reply.choices[0].logprobs
 
     plain, _ = ask()
@@ -135,7 +109,7 @@ def test_the_output_is_the_same_with_and_without_scores(fleet: Fleet):
     assert logprobs.text_offset[-1] >= len(TEXT)
 
 
-def test_an_echo_with_scores_in_a_stream(fleet: Fleet):
+def test_an_echo_with_scores_in_a_stream(fleet: LocalFleet):
     options: dict[str, Any] = {
         "model": MODEL,
         "prompt": TEXT,
@@ -144,19 +118,19 @@ def test_an_echo_with_scores_in_a_stream(fleet: Fleet):
         "echo": True,
         "logprobs": 1,
     }
-    whole = fleet.client.completions.create(**options).choices[0]
-    chunks = [chunk.choices[0] for chunk in fleet.client.completions.create(stream=True, **options) if chunk.choices]
+    whole = fleet.client().completions.create(**options).choices[0]
+    chunks = [chunk.choices[0] for chunk in fleet.client().completions.create(stream=True, **options) if chunk.choices]
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert chunks[0].text == TEXT
     assert whole.logprobs is not None
     for name in ("tokens", "token_logprobs", "text_offset"):
         parts = [getattr(chunk.logprobs, name) for chunk in chunks if chunk.logprobs]
         assert [value for part in parts for value in part] == getattr(whole.logprobs, name)
-    nothing = fleet.client.completions.create(**options | {"max_tokens": 0}, stream=True)
+    nothing = fleet.client().completions.create(**options | {"max_tokens": 0}, stream=True)
     assert [chunk.choices[0].text for chunk in nothing] == [TEXT, ""]
 
 
-def test_prompt_logprobs_of_vllm(fleet: Fleet, reference: Any, encode: Any):
+def test_prompt_logprobs_of_vllm(fleet: LocalFleet, reference: Any, encode: Any):
     token_ids = encode(TEXT)
     reply = fleet.post("/v1/completions", prompt=TEXT, prompt_logprobs=3, max_tokens=2, n=2).json()
     rows = reference(token_ids)[0]
@@ -178,14 +152,14 @@ def test_prompt_logprobs_of_vllm(fleet: Fleet, reference: Any, encode: Any):
     assert [len(row) for row in chat["prompt_logprobs"][1:]] == [1] * (chat["usage"]["prompt_tokens"] - 1)
 
 
-def test_embeddings_through_openais_client(fleet: Fleet, reference: Any, encode: Any):
+def test_embeddings_through_openais_client(fleet: LocalFleet, reference: Any, encode: Any):
     inputs = [TEXT * 3, "another", TEXT]
-    reply = fleet.client.embeddings.create(model=MODEL, input=inputs)  # the client asks for base64, and decodes it
+    reply = fleet.client().embeddings.create(model=MODEL, input=inputs)  # the client asks for base64, and decodes it
     assert [item.index for item in reply.data] == [0, 1, 2]
     for item, text in zip(reply.data, inputs, strict=True):
         np.testing.assert_allclose(item.embedding, reference(encode(text))[1], atol=1e-4)
     assert reply.usage.prompt_tokens == reply.usage.total_tokens == sum(len(encode(text)) for text in inputs)
-    plain = fleet.client.embeddings.create(model=MODEL, input=PROMPT, encoding_format="float", dimensions=8)
+    plain = fleet.client().embeddings.create(model=MODEL, input=PROMPT, encoding_format="float", dimensions=8)
     wanted = torch.nn.functional.normalize(reference(PROMPT)[1][:8], dim=0)
     np.testing.assert_allclose(plain.data[0].embedding, wanted, atol=1e-4)
     raw = fleet.post("/v1/embeddings", input=[PROMPT, [9]], encoding_format="base64").json()
@@ -193,24 +167,24 @@ def test_embeddings_through_openais_client(fleet: Fleet, reference: Any, encode:
     np.testing.assert_allclose(decoded, reference([9])[1], atol=1e-4)
 
 
-def test_many_inputs_beside_a_chat(fleet: Fleet, reference: Any):
+def test_many_inputs_beside_a_chat(fleet: LocalFleet, reference: Any):
     answers: list[str] = []
 
     def chat() -> None:
-        reply = fleet.client.completions.create(model=MODEL, prompt=TEXT, max_tokens=40, temperature=0)
+        reply = fleet.client().completions.create(model=MODEL, prompt=TEXT, max_tokens=40, temperature=0)
         answers.append(reply.choices[0].text)
 
     thread = threading.Thread(target=chat)
     thread.start()
     inputs = [[3 + i % 250, 3 + i // 250, 7] for i in range(400)]
-    reply = fleet.client.embeddings.create(model=MODEL, input=inputs)
+    reply = fleet.client().embeddings.create(model=MODEL, input=inputs)
     thread.join()
     assert len(answers) == 1
     for i in (0, 399):
         np.testing.assert_allclose(reply.data[i].embedding, reference(inputs[i])[1], atol=1e-4)
 
 
-def test_scores_are_cosines(fleet: Fleet, reference: Any, encode: Any):
+def test_scores_are_cosines(fleet: LocalFleet, reference: Any, encode: Any):
     texts = [TEXT, "a b c", TEXT[::-1]]
     vectors = [reference(encode(text))[1] for text in texts]
     reply = fleet.post("/v1/score", text_1=TEXT, text_2=texts).json()
@@ -237,42 +211,39 @@ def test_scores_are_cosines(fleet: Fleet, reference: Any, encode: Any):
         ("/v1/completions", {"prompt": [5] * 512, "echo": True, "max_tokens": 1}, "prompt", "context_length_exceeded"),
     ],
 )
-def test_what_cannot_be_served_is_named(fleet: Fleet, path: str, body: dict[str, Any], param: str, code: str):
+def test_what_cannot_be_served_is_named(fleet: LocalFleet, path: str, body: dict[str, Any], param: str, code: str):
     answer = fleet.post(path, **body)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code)
     assert answer.headers["x-request-id"]
 
 
-def test_a_prompt_as_long_as_the_model_is_scored(fleet: Fleet):
+def test_a_prompt_as_long_as_the_model_is_scored(fleet: LocalFleet):
     reply = fleet.post("/v1/completions", prompt=[5] * 512, echo=True, logprobs=0, max_tokens=0).json()
     assert len(reply["choices"][0]["logprobs"]["token_logprobs"]) == 512
 
 
-def test_scoring_and_embedding_go_on_without_the_node_that_was_doing_it(fleet: Fleet, reference: Any):
+def test_scoring_and_embedding_go_on_without_the_node_that_was_doing_it(fleet: LocalFleet, reference: Any):
     """One of the two nodes that compute prompts is killed under load: nothing fails, no position comes twice."""
-    computing = [node for node in fleet.nodes() if node["role"] == ("prefill" if has_prefill(fleet) else "decode")]
+    nodes = fleet.nodes().values()
+    computing = [node for node in nodes if node.role == "prefill"] or [node for node in nodes if node.role == "decode"]
     replies: list[list[float | None]] = []
 
     def score() -> None:
         for i in range(6):
             prompt = [*PROMPT, 3 + i]
-            reply = fleet.client.completions.create(model=MODEL, prompt=prompt, echo=True, logprobs=0, max_tokens=0)
+            reply = fleet.client().completions.create(model=MODEL, prompt=prompt, echo=True, logprobs=0, max_tokens=0)
             assert reply.choices[0].logprobs is not None
             replies.append([*(reply.choices[0].logprobs.token_logprobs or ())])
-            fleet.client.embeddings.create(model=MODEL, input=[prompt, prompt[:9]])
+            fleet.client().embeddings.create(model=MODEL, input=[prompt, prompt[:9]])
 
     threads = [threading.Thread(target=score) for _ in range(4)]
     for thread in threads:
         thread.start()
-    os.kill(psutil.Process(computing[0]["pid"]).pid, signal.SIGKILL)
+    os.kill(computing[0].pid or 0, signal.SIGKILL)
     for thread in threads:
         thread.join()
     assert len(replies) == 24
     expected = own_logprobs(reference, PROMPT)
     for reply in replies:
         assert reply[1 : len(PROMPT)] == pytest.approx(expected, abs=1e-4)
-
-
-def has_prefill(fleet: Fleet) -> bool:
-    return any(node["role"] == "prefill" for node in fleet.nodes())

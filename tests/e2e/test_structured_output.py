@@ -5,54 +5,30 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import openai
 import pytest
 
-from fleet import state
-from fleet.home import Home
+from baton.model_source import DEFAULT_MODEL
+from tests.e2e.local_fleet import LocalFleet, started
 
-MODEL = Path(__file__).parents[2] / "examples" / "pydoc_chat" / "model"
-START_TIMEOUT_S = 100
 QUESTION: list[Any] = [{"role": "user", "content": "What does itertools.chain do?"}]
 
 
-class Fleet:
-    """One BATON_HOME and what runs in it."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        own = {"BATON_HOME": str(home), "NO_COLOR": "1"}
-        self._env = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")} | own
-
-    def baton(self, *args: str) -> str:
-        argv = [sys.executable, "-m", "fleet", *args]
-        done = subprocess.run(argv, env=self._env, capture_output=True, text=True, timeout=START_TIMEOUT_S)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def status(self) -> state.FleetState:
-        return state.running(Home(self.home))
-
-
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("fleet") / "home")
-    fleet.baton("up", "--model", str(MODEL), "--port", "0", "--kv-memory", "32MiB", "--detach")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    fleet = started(tmp_path_factory.mktemp("fleet"), DEFAULT_MODEL)
     yield fleet
     fleet.baton("down")
 
 
 @pytest.fixture(scope="module")
-def client(fleet: Fleet) -> openai.OpenAI:
-    return openai.OpenAI(base_url=fleet.status().endpoint + "/v1", api_key="none", max_retries=0, timeout=60)
+def client(fleet: LocalFleet) -> openai.OpenAI:
+    return fleet.client()
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True):
@@ -182,8 +158,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_refused_is_a_400_and_disturbs_nobody(fleet: Fleet, client: openai.OpenAI, stream: bool):
-    pids = {one.id: one.pid for one in fleet.status().processes}
+def test_what_is_refused_is_a_400_and_disturbs_nobody(fleet: LocalFleet, client: openai.OpenAI, stream: bool):
+    pids = {one.id: one.pid for one in fleet.nodes().values()}
     bystander = client.chat.completions.create(model="model", messages=QUESTION, max_tokens=300, stream=True)
     for form, param in REFUSED:
         began = time.monotonic()
@@ -192,10 +168,10 @@ def test_what_is_refused_is_a_400_and_disturbs_nobody(fleet: Fleet, client: open
         assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
         assert time.monotonic() - began < 30  # half a second on a quiet machine, minutes without limits
     assert list(bystander)[-1].choices[0].finish_reason in ("stop", "length")
-    assert {one.id: one.pid for one in fleet.status().processes} == pids
+    assert {one.id: one.pid for one in fleet.nodes().values()} == pids
 
 
-def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: Fleet, client: openai.OpenAI):
+def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: LocalFleet, client: openai.OpenAI):
     options: dict[str, Any] = {
         "model": "model",
         "messages": QUESTION,
@@ -210,7 +186,7 @@ def test_a_request_goes_on_in_its_grammar_when_its_node_dies(fleet: Fleet, clien
         text += chunk.choices[0].delta.content or ""
         if not killed and len(text) > 60:
             killed = True
-            decode = next(one for one in fleet.status().processes if one.role == "decode")
+            decode = next(one for one in fleet.nodes().values() if one.role == "decode")
             os.kill(decode.pid or 0, signal.SIGKILL)
     assert killed
     assert re.fullmatch(r"([a-z]{1,8} [0-9]{1,4}; ){60}end", text)

@@ -11,12 +11,11 @@ import logging
 import random
 import secrets
 import sys
-import time
 import uuid
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -35,6 +34,7 @@ import prefill_node.node
 import router.placing.prefix_replica
 from baton.node.load import CACHED_TOKENS, OUTPUT_TOKENS, PROMPT_TOKENS
 from tests.simulation import threads
+from tests.simulation.clocks import replace_clocks
 from tests.simulation.fleet import Fleet
 from tests.simulation.loop import SimLoop, current_process
 from tests.simulation.network import Network
@@ -53,7 +53,6 @@ _RECORDED = {
     (baton.node.shell, "LoadBoard"): "board",
     (baton.node.shell, "Sessions"): "sessions",
 }
-WALL_S = 1e9
 _EXPECTED_ERRORS = ("another process with a later epoch",)
 
 
@@ -87,7 +86,7 @@ def simulated(world: World) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         random.seed(world.seed)
         _put_in_place(world, stack)
-        _replace_clocks(world, stack)
+        replace_clocks(world.loop.time, _ROOMS, stack)
         enter(_logs_watched(world))
         enter(contextlib.redirect_stdout(io.StringIO()))
         enter(warnings.catch_warnings())
@@ -161,32 +160,6 @@ class NoMetrics:
 
     async def stop(self) -> None:
         pass
-
-
-def _replace_clocks(world: World, stack: contextlib.ExitStack) -> None:
-    """`time` as a module, and as the default of a parameter."""
-    now = world.loop.time
-    real = time.monotonic
-    for name in ("monotonic", "perf_counter", "time"):
-        stack.enter_context(mock.patch.object(time, name, now))
-    stack.enter_context(mock.patch.object(time, "time_ns", _in_nanoseconds(now)))
-    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] in _ROOMS]:
-        for kind in [value for value in vars(module).values() if isinstance(value, type)]:
-            _replace_defaults(stack, kind, real, now)
-
-
-def _in_nanoseconds(clock: Callable[[], float]) -> Callable[[], int]:
-    """Of the wall clock, which began long ago, and may be wrong."""
-    return lambda: int((clock() + WALL_S + current_process().clock_error_s) * 1e9)
-
-
-def _replace_defaults(stack: contextlib.ExitStack, kind: type, old: Any, new: Any) -> None:
-    """Of the parameters of a class."""
-    function = vars(kind).get("__init__")
-    defaults = getattr(function, "__defaults__", None)
-    if defaults and old in defaults:
-        replaced = tuple(new if value == old else value for value in defaults)
-        stack.enter_context(mock.patch.object(function, "__defaults__", replaced))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from baton.request import FinishReason, SamplingParams
 from router.job import Job
 from router.placing.admission import Limits
 from router.serving.dispatch import Dispatcher
-from tests.integration.dispatch.nodes import Node, next_token
+from tests.integration.dispatch.model import next_token
+from tests.integration.dispatch.nodes import Node
 from tests.waiting import until
 
 

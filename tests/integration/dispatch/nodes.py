@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from baton.errors import BatonError
-from baton.net import rpc, rpc_errors
+from baton.net import rpc
 from baton.net.registry import NodeRecord, Registration
 from baton.request import FinishReason, Generation
-from baton.v1 import node_pb2, node_pb2_grpc, prompt_pb2, prompt_pb2_grpc, transfer_pb2, types_pb2
+from baton.v1 import node_pb2, node_pb2_grpc, prompt_pb2_grpc, transfer_pb2, types_pb2
+from tests.integration.dispatch.model import next_token
+from tests.integration.dispatch.prompts import Prompts
 
 MODEL = "cafe"
 BLOCK = 4
@@ -20,11 +22,6 @@ EOS = 999
 Batch = node_pb2.StepBatch
 
 
-def next_token(token_ids: list[int]) -> int:
-    """The model: a function from any prefix to the next token."""
-    return (sum(i * t for i, t in enumerate(token_ids, 1)) * 31 + len(token_ids)) % 997
-
-
 class Node:
     """Either role. Attributes that tests set are all read at the moment they matter."""
 
@@ -32,7 +29,7 @@ class Node:
         self.fleet, self.role, self.node_id, self.epoch = fleet, role, node_id, epoch
         self.server = rpc.server(token)
         node_pb2_grpc.add_NodeServicer_to_server(self, self.server)
-        prompt_pb2_grpc.add_PromptServicer_to_server(self, self.server)
+        prompt_pb2_grpc.add_PromptServicer_to_server(Prompts(self), self.server)
         self.load = types_pb2.Load(state=types_pb2.NODE_STATE_READY, num_blocks=1000, num_free_blocks=1000)
         self.streams: dict[str, asyncio.Queue[Batch]] = {}
         self.tampers: list[Callable[[Batch], list[Batch]]] = []
@@ -244,29 +241,3 @@ class Node:
         if generation.sampling.num_logprobs >= 0:
             first.logprobs.logprob = -float(index)
         return first
-
-    # prompts
-
-    async def Compute(self, request: prompt_pb2.PromptRequest, context: Any) -> AsyncIterator[prompt_pb2.PromptEvent]:
-        generation = Generation.from_proto(request.generation, request.router_id)
-        self.calls.append(("prompt", generation))
-        try:
-            if self.refusals:
-                await rpc_errors.abort(context, self.refusals.pop(0))
-            for position in range(1, generation.num_prompt_tokens) if request.scores else ():
-                if position > self.prompt_stops_at:
-                    await self.go.wait()
-                if position not in self.lost_positions:
-                    row = prompt_pb2.PromptLogprobs(position=position, logprobs=[-float(position)], ranks=[1])
-                    yield prompt_pb2.PromptEvent(logprobs=row)
-            computed = prompt_pb2.Computed(num_cached_tokens=1, queue_s=0.5, prefill_s=0.25)
-            if request.embeds:
-                computed.embedding = bytes(4 * (request.dimensions or 8))
-            if generation.sampling.max_tokens:
-                last = generation.sampling.max_tokens == 1
-                computed.first_token.token_id = next_token(list(generation.token_ids))
-                computed.first_token.finish_reason = FinishReason.LENGTH if last else FinishReason.UNFINISHED
-            yield prompt_pb2.PromptEvent(computed=computed)
-        except (asyncio.CancelledError, GeneratorExit):  # while it waits, or while a row is written
-            self.num_broken_runs += 1
-            raise

@@ -8,7 +8,7 @@ import pytest
 
 from baton.errors import ContextLengthExceeded, NodeUnavailable, Overloaded, TransferError
 from baton.v1 import node_pb2, types_pb2
-from router.nodes import cut_pairs, link
+from router.nodes import cut_pairs, link, outbox
 from router.nodes.link import AVOID_S
 from router.serving import failover
 from router.serving.patience import LEAST_S
@@ -154,7 +154,7 @@ async def test_a_request_may_be_paused_before_it_is_placed(fleet: Any, output_of
 
 
 async def test_a_prompt_that_no_message_holds_is_the_clients_own(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "MAX_START_BYTES", 100)
+    monkeypatch.setattr(outbox, "MAX_START_BYTES", 100)
     prefill = await fleet.add("prefill")
     await fleet.add("decode")
     await fleet.start()

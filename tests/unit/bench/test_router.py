@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from baton.errors import BatonError
 from bench import router
 from bench._router.openai import STEP_S, Connection
 
@@ -36,7 +37,7 @@ async def test_the_backend_streams_the_requested_number_of_tokens(port, name):
 
 async def test_a_broken_stream_gives_no_figure(port, monkeypatch):
     monkeypatch.setattr(Connection, "step", lambda connection: connection._transport.abort())
-    with pytest.raises(RuntimeError, match="connection lost"):
+    with pytest.raises(BatonError, match="connection lost"):
         await router._requests(port, 1, 1, {"stream": True, "max_tokens": 4})
 
 

@@ -52,16 +52,13 @@ def test_a_trace_is_simulated_hour_by_hour(tmp_path: Path, capsys: pytest.Captur
     ("args", "message"),
     [
         ([*NODE], "--rate"),
-        ([*NODE, *LOAD, "--rate", "nan"], "--rate"),
         ([*LOAD], "--prefill-tokens-per-s"),
         ([*NODE, *LOAD, "--size", "3"], "PREFILL:DECODE"),
         ([*NODE, *LOAD, "--slo-tpot-ms", "5"], "slo-tpot"),
         ([*LOAD, "--node", "/nowhere.json"], "--node: /nowhere.json: No such file"),
         ([*LOAD, "--fit", "http://127.0.0.1:1", "--node", "/nowhere/n.json"], "folder /nowhere does not exist"),
         ([*LOAD, "--fit", "http://127.0.0.1:1"], "http://127.0.0.1:1 does not answer: Connection refused"),
-        ([*NODE, *LOAD, "--peak-factor", "0"], "--peak-factor"),
-        ([*NODE, *LOAD, "--trace-speed", "nan"], "--trace-speed"),
-        ([*NODE, *LOAD, "--headroom", "-1"], "--headroom"),
+        ([*NODE, *LOAD, "--size", "²:1"], "PREFILL:DECODE"),
         ([*NODE, *LOAD, "--prompt-tokens", "long"], "'long' is not a length: expected N, uniform"),
     ],
 )

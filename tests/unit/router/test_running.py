@@ -87,6 +87,19 @@ async def test_of_several_attempts_the_first_report_counts_and_no_more_than_the_
     assert running.usage.timings == {"queue_s": 1.0, "prefill_s": 3.0}
 
 
+async def test_phases_are_in_the_order_of_a_requests_life_whoever_reports_first() -> None:
+    running, _ = make()
+    running.note(0, first_decode_s=4.0)
+    running.note(0, transfer_s=3.0)
+    running.note(0, prefill_s=2.0, queue_s=1.0)
+    assert list(running.usage.timings.items()) == [
+        ("queue_s", 1.0),
+        ("prefill_s", 2.0),
+        ("transfer_s", 3.0),
+        ("first_decode_s", 4.0),
+    ]
+
+
 @pytest.mark.parametrize("end", ["cancel", "expire"])
 async def test_whoever_is_not_wanted_any_more_is_not_begun_again(end: str, caplog: pytest.LogCaptureFixture) -> None:
     """This holds even if its task has lost the cancellation."""

@@ -37,3 +37,21 @@ async def test_ending_a_finished_or_failed_task_raises_nothing() -> None:
     await tasks.end(task)
     with pytest.raises((ValueError, asyncio.CancelledError)):
         task.result()
+
+
+async def test_a_wait_ends_with_the_event_or_with_the_time() -> None:
+    event = asyncio.Event()
+    await tasks.wait(event, 0.001)
+    asyncio.get_running_loop().call_soon(event.set)
+    async with asyncio.timeout(5):
+        await tasks.wait(event, 60.0)
+
+
+async def test_a_wait_that_is_cancelled_as_its_event_is_set_is_cancelled() -> None:
+    event = asyncio.Event()
+    task = asyncio.create_task(tasks.wait(event, 60.0))
+    await asyncio.sleep(0)
+    event.set()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

@@ -9,7 +9,7 @@ import pytest
 from bench._simulated.fleet import Place, Pools, SimulatedFleet, place_by_cost
 from bench._simulated.hardware import Hardware, SimulatedRequest
 from router.placing import policy
-from router.placing.policy import Ask, Choice
+from router.placing.policy import Ask, NodeChoice
 
 HARDWARE = Hardware(noise=0.0)
 
@@ -40,12 +40,12 @@ def conversations(
         )
 
 
-def never_alone(ask: Ask, pools: Pools) -> Choice | None:
+def never_alone(ask: Ask, pools: Pools) -> NodeChoice | None:
     busy = [msgspec.structs.replace(node, queue_ms=1e9) for node in pools.decodes]  # this affects prompts only
     return policy.choose(ask, pools.prefills, pools.prefill_cached, busy, pools.decode_cached)
 
 
-def always_alone(ask: Ask, pools: Pools) -> Choice | None:
+def always_alone(ask: Ask, pools: Pools) -> NodeChoice | None:
     return policy.choose(ask, [], [], pools.decodes, pools.decode_cached)
 
 

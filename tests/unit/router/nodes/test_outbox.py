@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from baton.errors import ContextLengthExceeded
 from baton.net.registry import NodeRecord
 from baton.v1 import node_pb2, transfer_pb2, types_pb2
 from router.nodes import outbox
@@ -41,8 +42,8 @@ async def box(call: Call) -> Any:
     writing.cancel()
 
 
-def start(key: int, num_bytes: int = 100) -> tuple[types_pb2.Generation, int]:
-    return types_pb2.Generation(key=key, token_ids=bytes(num_bytes)), num_bytes
+def start(key: int, num_bytes: int = 100) -> types_pb2.Generation:
+    return types_pb2.Generation(key=key, token_ids=bytes(num_bytes))
 
 
 def keys(batch: node_pb2.RouterBatch) -> list[int]:
@@ -50,10 +51,10 @@ def keys(batch: node_pb2.RouterBatch) -> list[int]:
 
 
 async def test_a_stream_begins_with_who_speaks_and_a_turn_is_a_message(box: Outbox, call: Call) -> None:
-    box.start(*start(1))
+    box.start(start(1))
     box.cancel(9, 3)
     box.grant(node_pb2.Granted(key=5, attempt=1, grant=transfer_pb2.Grant(grant_id=4)))
-    box.start(*start(2), NodeRecord(node_id="p", role="prefill", epoch=8, state="ready", address=""))
+    box.start(start(2), NodeRecord(node_id="p", role="prefill", epoch=8, state="ready", address=""))
     await box.drain(1.0)
     box.cancel(2, 0)
     await box.drain(1.0)
@@ -69,7 +70,7 @@ async def test_a_stream_begins_with_who_speaks_and_a_turn_is_a_message(box: Outb
 async def test_what_comes_up_while_a_message_is_written_gathers(box: Outbox, call: Call) -> None:
     call.reads.clear()
     for key in range(3):
-        box.start(*start(key))
+        box.start(start(key))
         await asyncio.sleep(0.001)
     call.reads.set()
     await box.drain(1.0)
@@ -79,12 +80,20 @@ async def test_what_comes_up_while_a_message_is_written_gathers(box: Outbox, cal
 async def test_long_prompts_of_one_turn_are_split(box: Outbox, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MAX_BATCH_BYTES", 1000)
     for key, num_bytes in enumerate((400, 500, 200, 3000, 900)):
-        box.start(*start(key, num_bytes))
+        box.start(start(key, num_bytes))
     box.cancel(1, 0)
     await box.drain(1.0)
     assert [keys(batch) for batch in call.written[1:]] == [[0, 1], [2], [3], [4]]
     assert [batch.sequence for batch in call.written] == [0, 1, 2, 3, 4]
     assert list(call.written[-1].cancelled_keys) == [1]
+
+
+async def test_a_prompt_that_no_message_holds_is_refused(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_START_BYTES", start(1, 400).ByteSize())
+    box.start(start(1, 400))
+    with pytest.raises(ContextLengthExceeded):
+        box.start(start(2, 401))
+    assert [keys(batch.proto) for batch in box._batches] == [[1]]
 
 
 async def test_a_node_that_does_not_read_counts_as_full_and_then_as_stuck(
@@ -94,10 +103,10 @@ async def test_a_node_that_does_not_read_counts_as_full_and_then_as_stuck(
     await box.drain(1.0)
     box.heard(1)
     call.reads.clear()
-    box.start(*start(1, 900))
+    box.start(start(1, 900))
     await asyncio.sleep(0.001)  # it is being written, and counts until it is
     assert (box.is_full, box.is_stuck) == (False, False)
-    box.start(*start(2, 100))
+    box.start(start(2, 100))
     assert (box.is_full, box.is_stuck) == (True, False)
     monkeypatch.setattr(outbox, "STUCK_S", 0.0)
     assert box.is_stuck
@@ -116,7 +125,7 @@ async def test_with_its_stream_ends_what_was_not_said(call: Call) -> None:
         writing = asyncio.create_task(box.write_to(call))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         call.reads.clear()
-        box.start(*start(key))
+        box.start(start(key))
         await asyncio.sleep(0)
         if key == 1:
             writing.cancel()
@@ -134,7 +143,7 @@ async def test_a_stream_that_ended_full_and_stuck_is_forgotten(call: Call, monke
     await asyncio.sleep(0)
     call.reads.clear()
     for key in (1, 2):
-        box.start(*start(key))
+        box.start(start(key))
         await asyncio.sleep(0.001)
     monkeypatch.setattr(outbox, "STUCK_S", 0.0)
     assert (box.is_full, box.is_stuck) == (True, True)
@@ -147,15 +156,15 @@ async def test_a_stream_that_ended_full_and_stuck_is_forgotten(call: Call, monke
 
 async def test_a_drain_has_an_end(box: Outbox, call: Call) -> None:
     call.reads.clear()
-    box.start(*start(1))
+    box.start(start(1))
     await box.drain(0.01)
     assert len(call.written) == 1
 
 
 async def test_what_comes_up_in_the_next_turn_goes_along(box: Outbox, call: Call) -> None:
     await box.drain(1.0)
-    box.start(*start(1))
+    box.start(start(1))
     await asyncio.sleep(0)  # the writer has been woken
-    box.start(*start(2))
+    box.start(start(2))
     await box.drain(1.0)
     assert [keys(batch) for batch in call.written[1:]] == [[1, 2]]

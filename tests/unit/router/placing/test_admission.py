@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from baton.errors import Overloaded
 from router.placing import admission
-from router.placing.admission import MAX_RETRY_AFTER_S, TTFT_MARGIN, AdmissionQueue, Drain, Waiting
+from router.placing.admission import AdmissionQueue, Waiting
 
 
 def waiting(
@@ -123,86 +123,6 @@ def test_what_is_ahead_of_a_newcomer() -> None:
     assert queue.ahead_ms("new", 1, 50.0) == 7 + 50 + 50  # each of the others gets as much as the newcomer meanwhile
     assert queue.ahead_ms("a", 1, 50.0) == 7 + 100 + 150
     assert queue.ahead_ms("new", 0, 50.0) == 7
-
-
-def test_the_wait_follows_how_fast_the_line_moves() -> None:
-    drain = Drain()
-    assert drain.wait_ms(1000.0, 2) == 500
-    drain.placed(1e6, 0.0)  # who never was held back says nothing
-    assert drain.wait_ms(1000.0, 2) == 500
-    drain.held_back(0.0)
-    for i in range(1, 60):
-        drain.placed(100.0, i * 0.5)  # a fifth of what one node could do
-    assert drain.wait_ms(1000.0, 1) == pytest.approx(5000, rel=0.35)
-    drain.emptied()
-    drain.held_back(1000.0)
-    drain.placed(100.0, 1000.1)
-    assert drain.wait_ms(1000.0, 1) < 1200
-
-
-def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
-    check_ttft = Drain().check_ttft
-    check_ttft(5.0 / TTFT_MARGIN, 5.0)
-    with pytest.raises(Overloaded) as refusal:
-        check_ttft(9.5 / TTFT_MARGIN, 5.0)
-    assert (refusal.value.retry_after_s, refusal.value.status) == (pytest.approx(4.5), 429)
-    with pytest.raises(Overloaded) as refusal:
-        check_ttft(1e9, 5.0)
-    assert refusal.value.retry_after_s == MAX_RETRY_AFTER_S
-
-
-def test_predictions_are_trusted_as_far_as_they_held() -> None:
-    drain = Drain()
-    for _ in range(50):
-        drain.came(2.0, 3.0, 0.0)
-    assert drain.margin == pytest.approx(1.5, abs=0.02)
-    drain.check_ttft(1.0, 1.6)
-    with pytest.raises(Overloaded):
-        drain.check_ttft(1.0, 1.4)
-    for _ in range(250):
-        drain.came(1.0, 0.9, 0.0)
-    assert 1.3 < drain.margin < 1.4  # falls slowly
-    drain.came(1.0, 1e9, 0.0)
-    assert drain.margin < 2
-    for _ in range(1000):
-        drain.came(1.0, 0.01, 0.0)
-    assert drain.margin == 1.0
-    drain.came(0.0, 5.0, 0.0)  # nothing was predicted
-    assert drain.margin == 1.0
-
-
-def test_how_long_queues_of_nodes_really_take_is_learnt_from_those_that_took_a_while() -> None:
-    drain = Drain()
-    for _ in range(200):
-        drain.began(0.001, 0.05, 0.0)
-    assert drain.slowness == 1.0
-    for _ in range(200):
-        drain.began(0.3, 0.9, 0.0)
-    assert drain.slowness == pytest.approx(3.0, abs=0.01)
-    for _ in range(200):
-        drain.began(0.0, 5.0, 0.0)
-    assert drain.slowness == pytest.approx(8.0, abs=0.01)  # and no more
-
-
-def test_an_overload_is_forgotten_when_it_is_over() -> None:
-    drain = Drain()
-    for _ in range(200):
-        drain.began(0.1, 1.0, 50.0)
-        drain.came(1.0, 4.0, 50.0)
-    drain.forget(55.0)
-    assert drain.slowness > 7
-    assert drain.margin > 3
-    drain.forget(65.0)
-    assert (drain.slowness, drain.margin) == (1.0, TTFT_MARGIN)
-
-
-def test_who_gave_up_would_have_waited_longer() -> None:
-    drain = Drain()
-    for _ in range(50):
-        drain.gave_up(
-            2.0 / drain.margin, 2.0, 0.0
-        )  # as long as it had been admitted for, which alone would teach nothing
-    assert drain.margin > 2
 
 
 ENTRIES = st.lists(

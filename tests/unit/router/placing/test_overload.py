@@ -44,7 +44,7 @@ class Node:
         if self.num_placed >= self.room:
             return None
         about: dict[str, Any] = {"cost_ms": 0, "num_uncached_tokens": 1, "num_missing_blocks": 0, "decode": None}
-        choice = policy.Choice(prefill=0, queue_ms=self.state.queue_ms, prompt_ms=self.said_ms, **about)
+        choice = policy.NodeChoice(prefill=0, queue_ms=self.state.queue_ms, prompt_ms=self.said_ms, **about)
         return Placement(self._link, None, choice, 10, self.placer.nodes_changed)
 
     async def compute(self, rng: random.Random) -> None:

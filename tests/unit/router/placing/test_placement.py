@@ -8,7 +8,7 @@ import pytest
 from baton.step_cost import StepCost
 from router.nodes.state import NodeState
 from router.placing.placement import Placement
-from router.placing.policy import Choice
+from router.placing.policy import NodeChoice
 
 NUM_TOKENS, NUM_MISSING, PROMPT_MS = 320, 21, 50.0
 NOTHING = (0.0, 0)
@@ -21,7 +21,7 @@ def link(**fields: Any) -> Any:
 
 def place(prefill: Any, decode: Any) -> tuple[Placement, list[str]]:
     """Return a placement, and the calls that it makes."""
-    choice = Choice(
+    choice = NodeChoice(
         prefill=None, decode=None, cost_ms=0, queue_ms=0, prompt_ms=PROMPT_MS, num_uncached_tokens=1,
         num_missing_blocks=NUM_MISSING,
     )  # fmt: skip

@@ -37,14 +37,14 @@ class Fleet:
     def accepting(self, role: str) -> list[Any]:
         return [self.link]
 
-    async def changed(self) -> None:
-        await asyncio.Event().wait()
+    async def changed(self, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
 
     async def place(self, running: Running, hashes: Any) -> Placement | None:
         if not self.has_room or running.job.request_id in self.too_large:
             return None
         about: dict[str, Any] = {"cost_ms": 0, "num_uncached_tokens": 1, "num_missing_blocks": 0, "decode": None}
-        choice = policy.Choice(prefill=0, queue_ms=self.link.state.queue_ms, prompt_ms=PROMPT_MS, **about)
+        choice = policy.NodeChoice(prefill=0, queue_ms=self.link.state.queue_ms, prompt_ms=PROMPT_MS, **about)
         return Placement(self.link, None, choice, 10, self.placer.nodes_changed)
 
     def come(self, name: str, *, attempts: int = 0, tokens: int = 1, output: int = 0, **about: Any) -> Any:
@@ -207,7 +207,7 @@ def test_what_an_overload_has_taught_is_forgotten(run: Any) -> None:
     async def main() -> None:
         fleet = Fleet()
         for _ in range(50):
-            fleet.placer._drain.began(0.1, 0.8, 0.0)  # seven times slower than it says
+            fleet.placer._predictor.began(0.1, 0.8, 0.0)  # seven times slower than it says
         for pause_s, is_placed in ((1.0, False), (20.0, True)):
             await later(pause_s)
             fleet.link.state.queue_ms = 200.0

@@ -12,7 +12,7 @@ from router.nodes.fleet_costs import TransferCost
 from router.nodes.state import NodeState
 from router.placing import policy
 from router.placing.placement import Placement
-from router.placing.policy import Ask, Choice
+from router.placing.policy import Ask, NodeChoice
 
 BLOCK = 16
 
@@ -45,7 +45,7 @@ def decode(*nodes: NodeState, cached: tuple[int, ...] = (), **fields: Any) -> in
 
 def choose(
     prefills: list[NodeState], held: list[int], decodes: list[NodeState], holds: list[int], **fields: Any
-) -> Choice:
+) -> NodeChoice:
     choice = policy.choose(ask(**fields), prefills, held, decodes, holds)
     assert choice is not None
     return choice
