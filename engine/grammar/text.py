@@ -4,6 +4,7 @@ The conversion parses the client's text, so it belongs where time and memory are
 whether the result can be compiled.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from baton.request import Grammar, GrammarKind
 
 # Limits runs of whitespace between JSON tokens: small models might otherwise never stop emitting it.
 _JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
+_LARK_START = re.compile(r"(?m)^[ \t]*[?!]+start[ \t]*:")  # Lark's marks, which say how to build a tree of the text
 
 
 def serialized(grammar: Grammar) -> str:
@@ -52,6 +54,8 @@ def _choice(grammar: Grammar) -> str:
 
 def _lark(grammar: Grammar) -> str:
     """Convert a text in Lark's notation, or in GBNF, to Lark."""
+    if _LARK_START.search(grammar.text):  # `any_to_lark` would take it for GBNF
+        return grammar.text
     try:
         lark: str = any_to_lark(grammar.text)
     except Exception as error:  # the converter raises nothing more precise

@@ -53,6 +53,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
         (GrammarKind.REGEX, r"[a-z]{2,4}/\d+", ["ab/1", "abcd/20"], ["a/1", "ab1"]),
         (GrammarKind.CHOICE, json.dumps(["yes", 'n"o\\', "日本\n"]), ["yes", 'n"o\\', "日本\n"], ["no", "y"]),
         (GrammarKind.CFG, 'start: "a" b+\nb: "b" | "c"', ["abc", "ab"], ["a", "ba"]),
+        (GrammarKind.CFG, '// x\n?start: "a" b+\n!b: "b" | "c"', ["abc", "ab"], ["a", "ba"]),
         (GrammarKind.CFG, 'root ::= "a" ("b" | "c")+', ["abc", "ab"], ["a", "ba"]),
     ],
 )
