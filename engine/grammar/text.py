@@ -11,6 +11,7 @@ import msgspec
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from baton.closed_schema import closed
 from baton.errors import InvalidRequest
 from baton.request import Grammar, GrammarKind
 
@@ -39,6 +40,7 @@ def _schema(grammar: Grammar) -> dict[str, Any]:
         raise InvalidRequest("The schema is not valid JSON", param=grammar.param) from None
     if not isinstance(schema, dict):
         raise InvalidRequest("A JSON schema must be an object", param=grammar.param)
+    schema = closed(schema)
     schema.setdefault("x-guidance", _JSON_OPTIONS)
     return schema
 
