@@ -12,7 +12,7 @@ from baton.errors import BatonError, NoCapacity
 from router.http import metrics as http_metrics
 from router.http.account import Account
 from router.http.auth import APIKeys
-from router.http.error_format import MethodNotAllowed
+from router.http.error_format import MethodNotAllowed, NotFound
 from router.http.exchange import ASGI, ClientGone, Exchange, Message, Receive, Scope, Send
 from router.http.observer import Observer
 from router.http.rate_limit import RateLimiter
@@ -22,6 +22,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 _PROBES = ("/health", "/ready")
 _READING = ("GET", "HEAD")
+_MODELS = "/v1/models/"  # what follows is a name, which clients encode
 _log = logging.getLogger(__name__)
 
 
@@ -77,7 +78,9 @@ class App:
             exchange.send_error(error)
             return
         handler = self._handlers.get(exchange.path)
-        if handler is None:
+        if "%" in exchange.path and not exchange.path.startswith(_MODELS):
+            exchange.send_error(NotFound("There is nothing at this path, whose %-codes are not decoded"))
+        elif handler is None:
             if exchange.method == "HEAD":  # served as a GET: uvicorn leaves the body out
                 scope = {**scope, "method": "GET"}
             await self._cold_routes(scope, receive, _with_request_id(send, exchange.request_id))

@@ -50,10 +50,16 @@ class Tokenizer:
         decoder = spec.get("decoder")
         return cls(backend, decoder if isinstance(decoder, dict) else {})
 
-    def encode(self, text: str, *, framed: bool = True) -> list[int]:
-        """Encode a client's text. `framed`: add the tokenizer's own tokens around it, usually a BOS."""
+    def encode(self, text: str, *, framed: bool = True, max_tokens: int | None = None) -> list[int]:
+        """Encode a client's text. `framed`: add the tokenizer's own tokens around it, usually a BOS.
+
+        `max_tokens`: keep only the first tokens of a longer text; the frame stays whole.
+        """
         token_ids = self._encode_pieces(self.control_tokens.split(text))
-        return [*self._prefix, *token_ids, *self._suffix] if framed else token_ids
+        prefix, suffix = (self._prefix, self._suffix) if framed else ([], [])
+        if max_tokens is not None:
+            token_ids = token_ids[: max(0, max_tokens - len(prefix) - len(suffix))]
+        return [*prefix, *token_ids, *suffix]
 
     def encode_chat(self, rendered: str, marks: Marks | None = None) -> list[int]:
         """Encode a rendered conversation, in which `marks` enclose the special tokens that clients wrote.

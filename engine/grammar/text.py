@@ -4,17 +4,20 @@ The conversion parses the client's text, so it belongs where time and memory are
 whether the result can be compiled.
 """
 
+import re
 from typing import Any
 
 import msgspec
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from baton.closed_schema import closed
 from baton.errors import InvalidRequest
 from baton.request import Grammar, GrammarKind
 
 # Limits runs of whitespace between JSON tokens: small models might otherwise never stop emitting it.
 _JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
+_LARK_START = re.compile(r"(?m)^[ \t]*[?!]+start[ \t]*:")  # Lark's marks, which say how to build a tree of the text
 
 
 def serialized(grammar: Grammar) -> str:
@@ -37,6 +40,7 @@ def _schema(grammar: Grammar) -> dict[str, Any]:
         raise InvalidRequest("The schema is not valid JSON", param=grammar.param) from None
     if not isinstance(schema, dict):
         raise InvalidRequest("A JSON schema must be an object", param=grammar.param)
+    schema = closed(schema)
     schema.setdefault("x-guidance", _JSON_OPTIONS)
     return schema
 
@@ -52,6 +56,8 @@ def _choice(grammar: Grammar) -> str:
 
 def _lark(grammar: Grammar) -> str:
     """Convert a text in Lark's notation, or in GBNF, to Lark."""
+    if _LARK_START.search(grammar.text):  # `any_to_lark` would take it for GBNF
+        return grammar.text
     try:
         lark: str = any_to_lark(grammar.text)
     except Exception as error:  # the converter raises nothing more precise

@@ -11,6 +11,7 @@ from router.openai.body import coded, decode
 from router.openai.schema import (
     MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
+    CacheControl,
     CacheHint,
     CommonBody,
     Ignored,
@@ -35,7 +36,9 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     type: Literal["text"]
     text: str
-    prompt_cache_breakpoint: CacheHint | None = None  # accepted and ignored
+    # accepted and ignored
+    prompt_cache_breakpoint: CacheHint | None = None
+    cache_control: CacheControl | None = None
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -66,6 +69,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     reasoning_content: Text | None = None
     reasoning: Text | None = None  # vLLM's name for reasoning_content, which clients send back
     parsed: Ignored = msgspec.UNSET  # OpenAI's Node client adds it and sends it back
+    cache_control: CacheControl | None = None  # accepted and ignored
     # must be empty
     annotations: NoList | None = None
     audio: Nothing = None

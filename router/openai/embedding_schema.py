@@ -7,11 +7,13 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.openai.body import decode
-from router.openai.schema import Label, TokenId
+from router.openai.schema import MAX_INT32, Label, TokenId
 
 MAX_INPUTS = 2048
 _MAX_DIMENSIONS = 2**16
 
+# vLLM's: use only the first tokens of each input; -1: as many as the model takes
+KeptTokens = Annotated[int, Meta(ge=-1, le=MAX_INT32)]
 Texts = str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
 
 
@@ -22,6 +24,7 @@ class EmbeddingBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     input: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=_MAX_DIMENSIONS)] | None = None
+    truncate_prompt_tokens: KeptTokens | None = None
     user: Label | None = None  # accepted and ignored
 
 
@@ -31,6 +34,7 @@ class ScoreBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     model: str
     text_1: Texts
     text_2: Texts
+    truncate_prompt_tokens: KeptTokens | None = None
     user: Label | None = None  # accepted and ignored
 
 

@@ -23,6 +23,7 @@ from router.job import PromptResult, PromptWork, TokenLogprobs, Usage
 from router.openai.embedding_schema import inputs_of, parse_embedding, parse_score, texts_of
 from router.openai.generate import Generator
 from router.openai.sampling import check_ids, check_prompt
+from router.openai.schema import MAX_INT32
 
 MAX_IN_FLIGHT = 64  # jobs of one request
 _ITEMS_AT_ONCE = 16  # items encoded before other requests get a turn
@@ -67,7 +68,8 @@ class Embedder:
         body = parse_embedding(await exchange.read_body())
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)
-        prompts = [await self._encode(given, "input") for given in inputs]
+        kept = body.truncate_prompt_tokens
+        prompts = [await self._encode(given, "input", kept) for given in inputs]
         vectors = await self._embed(exchange, prompts, body.dimensions or 0)
         as_text = body.encoding_format == "base64"
         items = (
@@ -80,8 +82,9 @@ class Embedder:
         """Serve POST /v1/score: the cosine similarity of each pair of embeddings."""
         body = parse_score(await exchange.read_body())
         self._check_model(exchange, body.model)
-        first = [await self._encode(text, "text_1") for text in texts_of(body.text_1)]
-        second = [await self._encode(text, "text_2") for text in texts_of(body.text_2)]
+        kept = body.truncate_prompt_tokens
+        first = [await self._encode(text, "text_1", kept) for text in texts_of(body.text_1)]
+        second = [await self._encode(text, "text_2", kept) for text in texts_of(body.text_2)]
         vectors = list(map(_floats, await self._embed(exchange, first + second)))
         left, right = vectors[: len(first)], vectors[len(first) :]
         num_scores = max(len(left), len(right))
@@ -97,11 +100,16 @@ class Embedder:
         self._model.check_name(name)
         exchange.model = name
 
-    async def _encode(self, given: str | list[int], param: str) -> list[int]:
+    async def _encode(self, given: str | list[int], param: str, kept: int | None) -> list[int]:
+        """Return the input's tokens: the first `kept` of them, for -1 as many as the model takes, for None all."""
         limit = self._generator.max_model_len
-        token_ids = given if isinstance(given, list) else await self._model.encode_text(given, limit, param)
+        most = None if kept is None else (limit or MAX_INT32) if kept < 0 else min(kept, limit or MAX_INT32)
+        if isinstance(given, list):
+            token_ids = given[:most]
+        else:
+            token_ids = await self._model.encode_text(given, limit, param, max_tokens=most)
         check_prompt(token_ids, limit, param, num_output_tokens=0)
-        if token_ids is given:
+        if isinstance(given, list):
             check_ids(token_ids, self._model.facts, param)
         await asyncio.sleep(0)  # give other requests a turn between two texts
         return token_ids

@@ -68,6 +68,13 @@ class CacheHint(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ttl: Label | None = None
 
 
+class CacheControl(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The same in Anthropic's form, which LiteLLM passes on to any endpoint. Accepted and ignored."""
+
+    type: Literal["ephemeral"]
+    ttl: Label | None = None
+
+
 class CommonBody(StructuredFields, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """The fields of chat and completion bodies. None means the same as a missing field."""
 

@@ -93,15 +93,24 @@ class ServedModel:
             raise _too_long(max_model_len, param)
 
     async def encode_text(
-        self, text: str, max_model_len: int, param: str = "prompt", *, framed: bool = True
+        self,
+        text: str,
+        max_model_len: int,
+        param: str = "prompt",
+        *,
+        framed: bool = True,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """Encode a client's text, the value of `param`, with special tokens in it as plain text.
 
-        `framed`: add the tokenizer's own special tokens, such as BOS.
+        `framed`: add the tokenizer's own special tokens, such as BOS. `max_tokens`: keep only the first tokens.
         """
-        if len(text) > self._max_chars(max_model_len):
+        max_chars = self._max_chars(max_model_len)
+        if max_tokens is not None:
+            text = text[:max_chars]
+        if len(text) > max_chars:
             raise _too_long(max_model_len, param)
-        return await self._run(len(text), lambda: self.tokenizer.encode(text, framed=framed))
+        return await self._run(len(text), lambda: self.tokenizer.encode(text, framed=framed, max_tokens=max_tokens))
 
     async def decode(self, token_ids: list[int]) -> str:
         """Decode tokens to text, including special ones."""

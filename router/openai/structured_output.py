@@ -1,6 +1,6 @@
 """Structured output: converts OpenAI's `response_format`, or vLLM's equivalents, to a `Grammar`.
 
-At most one of the fields may be given. Only sizes are checked here. The nodes compile the grammar and, if that fails,
+At most one constraint may be given. Only sizes are checked here. The nodes compile the grammar and, if that fails,
 refuse the request with an error that names the client's field.
 """
 
@@ -74,6 +74,7 @@ class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     guided_choice: ChoiceStrings | None = None
     guided_grammar: GrammarText | None = None  # Lark or GBNF
     structured_outputs: Structured | None = None
+    guided_decoding_backend: Annotated[str, Meta(max_length=512)] | None = None  # accepted and ignored
 
 
 def grammar_of(body: StructuredFields) -> Grammar | None:
@@ -82,7 +83,7 @@ def grammar_of(body: StructuredFields) -> Grammar | None:
     if not (body.response_format or guided or body.structured_outputs):
         return None
     grammars = [*_of_response_format(body.response_format), *_of_guided(body), *_of_structured(body.structured_outputs)]
-    if len(grammars) > 1:
+    if len({(grammar.kind, grammar.text) for grammar in grammars}) > 1:  # clients of old and new vLLM send one twice
         named = " and ".join(dict.fromkeys(grammar.param for grammar in grammars))
         raise InvalidRequest(f"Only one form of output at a time, not {named}", param=grammars[1].param)
     for grammar in grammars:

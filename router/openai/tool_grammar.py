@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from baton.closed_schema import closed
 from baton.errors import InvalidRequest
 from baton.request import Grammar, GrammarKind
 from router.openai.parsing.style import OutputStyle
@@ -92,7 +93,7 @@ def _loose(tool: ToolSpec) -> ToolSpec:
 
 
 def _json(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps({"x-guidance": _GUIDANCE} | schema)
+    return "%json " + json.dumps({"x-guidance": _GUIDANCE} | closed(schema))
 
 
 def _literal(text: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
-from router.openai.schema import Text
+from router.openai.schema import CacheControl, Text
 from router.openai.structured_output import Name, RawSchema, check_depth
 
 MAX_TOOLS = 128
@@ -34,6 +34,7 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 
     type: Literal["function"]
     function: Function
+    cache_control: CacheControl | None = None  # accepted and ignored
 
 
 class FunctionRef(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

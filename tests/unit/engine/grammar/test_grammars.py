@@ -49,10 +49,12 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
     [
         (GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA), ['{"a": 1}', '{\n  "a":-20\n}'], ['{"a": "1"}', "{}", '{"a":1']),
         (GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA), ["{" + 32 * " " + '"a":1}'], ["{" + 33 * " " + '"a":1}']),
+        (GrammarKind.JSON_SCHEMA, '{"properties": {"a": {"type": "null"}}}', ['{"a":null}'], ['{"a":null,"b":1}']),
         (GrammarKind.JSON_SCHEMA, '{"type": "object"}', ['{"b": [null, {"ä": "😀"}]}'], ["[]", '"a"']),
         (GrammarKind.REGEX, r"[a-z]{2,4}/\d+", ["ab/1", "abcd/20"], ["a/1", "ab1"]),
         (GrammarKind.CHOICE, json.dumps(["yes", 'n"o\\', "日本\n"]), ["yes", 'n"o\\', "日本\n"], ["no", "y"]),
         (GrammarKind.CFG, 'start: "a" b+\nb: "b" | "c"', ["abc", "ab"], ["a", "ba"]),
+        (GrammarKind.CFG, '// x\n?start: "a" b+\n!b: "b" | "c"', ["abc", "ab"], ["a", "ba"]),
         (GrammarKind.CFG, 'root ::= "a" ("b" | "c")+', ["abc", "ab"], ["a", "ba"]),
     ],
 )

@@ -169,6 +169,9 @@ async def test_a_path_is_what_it_is_spelled(router, dispatch, make_app, serve):
         answer = await talk(router, POST.replace(b"/v1/completions", path) + LENGTH + b"\r\n" + BODY + LAST)
         assert statuses(answer) == [404, 200]
     assert not dispatch.jobs
+    for path in ("/%6detrics", "/v1/%6dodels", "/v1/models%2Ftiny", "/openapi%2Ejson"):
+        assert (await router.client.get(path)).status_code == 404
+    assert (await router.client.get("/v1/models/t%69ny")).status_code == 200  # a name, which may need an encoding
     async with serve(make_app(keys=["sk-mine"])) as guarded:
         assert (await guarded.client.get("/%68ealth")).status_code == 401
 

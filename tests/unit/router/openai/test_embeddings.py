@@ -100,9 +100,28 @@ async def test_a_text_that_is_too_long_is_named(router, vectors):
             assert (error["code"], error["param"]) == ("context_length_exceeded", param)
 
 
+@pytest.mark.parametrize(("given", "kept"), [(3, 3), (-1, 400), (9999, 400)])
+async def test_a_text_may_be_cut_to_its_first_tokens(router, dispatch, vectors, given, kept):
+    limit = {"model": "tiny", "truncate_prompt_tokens": given}
+    words = "a b " * 450
+    whole = (await router.client.post("/tokenize", json={"prompt": words[:1000]})).json()["tokens"]
+    for path, fields in (
+        ("/v1/embeddings", {"input": words}),
+        ("/v1/embeddings", {"input": whole}),
+        ("/v1/score", {"text_1": words, "text_2": words}),
+    ):
+        dispatch.jobs.clear()
+        answer = await router.client.post(path, json={**limit, **fields})
+        assert answer.json()["usage"]["prompt_tokens"] == kept * len(dispatch.jobs)
+        assert [job.token_ids for job in dispatch.jobs] == [whole[:kept]] * len(dispatch.jobs)
+    assert len(dispatch.jobs) == 2
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
+        ("/v1/embeddings", {"model": "tiny", "input": "a", "truncate_prompt_tokens": 0}, 400),
+        ("/v1/embeddings", {"model": "tiny", "input": "a", "truncate_prompt_tokens": -2}, 400),
         ("/v1/embeddings", {"model": "other", "input": "a"}, 404),
         ("/v1/embeddings", {"model": "tiny"}, 400),
         ("/v1/embeddings", {"model": "tiny", "input": "a", "surprise": 1}, 400),

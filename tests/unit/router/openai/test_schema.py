@@ -159,6 +159,16 @@ def test_fields_that_change_nothing_are_accepted():
     assert parse_chat(json.dumps({**CHAT, "messages": [message]}).encode())
 
 
+def test_marks_of_what_to_cache_are_accepted():
+    mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    part = {"type": "text", "text": "a", **mark}
+    messages = [{"role": "system", "content": [part]}, {"role": "user", "content": "b", **mark}]
+    tool = {"type": "function", "function": {"name": "f"}, **mark}
+    assert (
+        parse_chat(json.dumps({"model": "m", "messages": messages, "tools": [tool]}).encode()).messages[0].text == "a"
+    )
+
+
 def test_what_the_clients_parsed_of_an_answer_comes_back_unread():
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {"a": [1]}}}
     message = {"role": "assistant", "content": "{}", "parsed": {"a": None}, "refusal": None, "tool_calls": [call]}

@@ -64,6 +64,8 @@ def named(**more):
         ({"structured_outputs": {"grammar": "start: /a/"}}, GrammarKind.CFG, "start: /a/"),
         ({"structured_outputs": {"json_object": True}}, GrammarKind.JSON_SCHEMA, ANY_OBJECT),
         ({"guided_regex": "a", "response_format": {"type": "text"}, "guided_json": None}, GrammarKind.REGEX, "a"),
+        ({"guided_grammar": "a", "structured_outputs": {"grammar": "a"}}, GrammarKind.CFG, "a"),  # the same twice
+        ({"guided_regex": "a", "guided_decoding_backend": "xgrammar"}, GrammarKind.REGEX, "a"),
     ],
 )
 def test_each_form_becomes_a_grammar_under_its_name(fields, kind, text, parse):
@@ -105,7 +107,8 @@ def test_no_form_is_no_grammar(given):
         ({"structured_outputs": {"secret": 1}}, "structured_outputs.secret"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
         ({"guided_choice": ["a"], "guided_json": {}}, "guided_choice"),
-        ({"structured_outputs": {"regex": "a"}, "guided_regex": "a"}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "b"}, "guided_regex": "a"}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "a"}, "guided_regex": "a"}, "structured_outputs"),
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
     ],
 )

@@ -112,3 +112,13 @@ def test_schemas_are_bounded():
     with pytest.raises(InvalidRequest) as raised:
         calls_grammar(OutputStyle(), [huge], parallel=True, opened=False)
     assert raised.value.param == "tools"
+
+
+@pytest.mark.parametrize("style", ["hermes", ""])
+def test_arguments_are_those_that_the_schema_names(accepts, style):
+    """As with vLLM, also where the schema does not forbid others."""
+    parameters = {"type": "object", "properties": {"a": {"type": "null"}}}
+    tool = ToolSpec(name="f", description=None, parameters=parameters, strict=False)
+    form = '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>' if style else '[{"name": "f", "arguments": %s}]'
+    grammar = calls_grammar(OutputStyle(calls=style, thinks=False), [tool], parallel=False, opened=False)
+    assert [accepts(grammar, form % text) for text in ('{"a":null}', '{"a":null,"b":1}')] == [True, False]
