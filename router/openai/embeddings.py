@@ -64,7 +64,7 @@ class Embedder:
 
     async def embeddings(self, exchange: Exchange) -> None:
         """Serve POST /v1/embeddings."""
-        body = parse_embedding(await exchange.read_body())
+        body = parse_embedding(await exchange.read_body(self._generator.check_body))
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)
         prompts = [await self._encode(given, "input") for given in inputs]
@@ -78,7 +78,7 @@ class Embedder:
 
     async def score(self, exchange: Exchange) -> None:
         """Serve POST /v1/score: the cosine similarity of each pair of embeddings."""
-        body = parse_score(await exchange.read_body())
+        body = parse_score(await exchange.read_body(self._generator.check_body))
         self._check_model(exchange, body.model)
         first = [await self._encode(text, "text_1") for text in texts_of(body.text_1)]
         second = [await self._encode(text, "text_2") for text in texts_of(body.text_2)]
