@@ -14,7 +14,7 @@ from baton.errors import ContextLengthExceeded, InvalidRequest
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
-_MAX_SAID = 1024
+_MAX_SAID = 1000
 _SMALL_BYTES = 2**14  # bodies up to this size may be decoded twice
 _GOT_FLOAT = re.compile(r"Expected `int\b[^`]*`, got `float`")
 _SAID = re.compile(r"(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
@@ -78,7 +78,7 @@ def _with_integers(value: Any) -> Any:
 
 def _invalid(said: str, kind: Any) -> InvalidRequest:
     """Convert msgspec's message about a body of type `kind`, leaving out what it repeats of the body."""
-    match = _SAID.fullmatch(said if len(said) <= _MAX_SAID else f"{said[:_MAX_SAID]}`")  # a name of megabytes
+    match = _SAID.fullmatch(said if len(said) <= _MAX_SAID else said[:200] + said[-800:])  # it repeats a long name
     what, path = (match["what"], match["path"] or "") if match else (said, "")
     param = path.removeprefix(".")
     if field := _FIELD.fullmatch(what):
