@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with limits that it lacks: size and time of the head, chunks of a body, open connections.
 
-After an early answer, the body is read on for a while: closing a socket with unread bytes resets the connection, and the
+After an early answer, the body is read on for a while: closing a socket with unread bytes resets the connection, so the
 client may lose the answer (RFC 9112, section 9.6). uvicorn itself closes idle connections (`timeout_keep_alive`). Those
 who ask for an upgrade (Java's own client does) are answered in HTTP/1; the parser would leave their bodies out.
 """
