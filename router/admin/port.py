@@ -44,6 +44,14 @@ _IDLE_TIMEOUT_S = 5
 _BACKLOG = 64
 _MAX_CONNECTIONS = 256  # per client address
 _STOP_S = 2.0
+_MAX_LOGIN_BYTES = 4096
+
+
+class _Login(msgspec.Struct):
+    key: str = ""
+
+
+_LOGIN = msgspec.json.Decoder(_Login)
 
 _log = logging.getLogger(__name__)
 
@@ -107,8 +115,8 @@ class AdminApp:
         if exchange.method != "POST":
             raise MethodNotAllowed("This path takes GET and POST")
         try:
-            key = msgspec.json.decode(await exchange.read_body(), type=dict[str, str]).get("key", "")
-        except msgspec.DecodeError:
+            key = _LOGIN.decode(await exchange.read_body(_check_login)).key
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise InvalidRequest('send {"key": "..."}', param="key") from None
         if not self._auth.is_open and not self._auth.knows(key.strip()):
             raise Unauthenticated("this is neither an API key nor the service token")
@@ -171,6 +179,11 @@ class AdminPort:
             await asyncio.wait(started[:1], timeout=_STOP_S)
         for task in started:
             await tasks.end(task)
+
+
+def _check_login(body: bytes) -> None:
+    if len(body) > _MAX_LOGIN_BYTES:
+        raise InvalidRequest(f"expected at most {_MAX_LOGIN_BYTES} bytes", param="key")
 
 
 def _redirect(exchange: Exchange, where: bytes) -> None:

@@ -26,6 +26,7 @@ from router.http.error_format import (
 )
 from router.http.outlet import Outlet
 from router.http.sender import Sender
+from router.http.turns import Check
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -83,8 +84,8 @@ class Exchange:
         """Return the value of a header, or "" if it is missing."""
         return self.headers.get(name, b"").decode("latin-1")
 
-    async def read_body(self) -> bytes:
-        """Read the JSON body; bytes beyond the limit are never kept.
+    async def read_body(self, check: Check) -> bytes:
+        """Read the JSON body; bytes beyond the limit are never kept. `check` raises an error if it must not be decoded.
 
         Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout, Overloaded or ClientGone.
         """
@@ -95,7 +96,9 @@ class Exchange:
             raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
         body = self._take() if self._outlet.has_body else await self._read_late()
         if len(body) > turns.LARGE_BYTES:
-            await turns.TURNS.take(len(body))
+            await turns.TURNS.take(body, check)
+        else:
+            check(body)
         return body
 
     def _take(self) -> bytes:

@@ -1,15 +1,15 @@
 """uvicorn's HTTP protocol with limits that it lacks: size and time of the head, chunks of a body, open connections.
 
-If a request is answered before its body has arrived, the body is read on for a while: to close a socket with unread
-bytes resets the connection, and the client may lose the answer (RFC 9112, section 9.6). uvicorn itself closes idle connections (`timeout_keep_alive`). A request to upgrade to another protocol (Java's
-own client sends one for HTTP/2) is answered in HTTP/1; the parser would otherwise leave its body out.
+After an early answer, the body is read on for a while: closing a socket with unread bytes resets the connection, so the
+client may lose the answer (RFC 9112, section 9.6). uvicorn itself closes idle connections (`timeout_keep_alive`). Those
+who ask for an upgrade (Java's own client does) are answered in HTTP/1; the parser would leave their bodies out.
 """
 
 import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from baton.errors import BatonError, InvalidRequest
 from router.http.connections import Connections, counted_address
@@ -23,6 +23,7 @@ MAX_HEADERS = 100
 MAX_CHUNKS = 2**14  # per body; each costs a call
 MAX_PIPELINED = 1024
 _MAX_UPGRADES = 16  # requests to upgrade in one read: each costs a copy
+_MAX_LENGTH_DIGITS = 19
 _SINGLE_HEADERS = (b"host", b"authorization", b"content-type")
 
 
@@ -33,6 +34,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._open_connections = open_connections
         self._gate = Gate()
+        self._running: RequestResponseCycle | None = None  # the request that is answered; `cycle` is the last one read
         self._address: str | None = None  # under which it is counted; None if it was refused
         self._is_over = False  # the last answer is written, and what still comes is dropped
         self._reading_head = True
@@ -57,7 +59,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_clock()
         if self._address is not None:
             self._open_connections.leave(self._address)
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, limiting the size of the head: the parser itself would buffer without bound."""
@@ -205,12 +214,13 @@ class LimitedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("version or host")
         if len(set(names)) < len(names) and any(names.count(name) > 1 for name in _SINGLE_HEADERS):
             raise httptools.HttpParserError("a header twice")
-        if b"transfer-encoding" in names and dict(self.headers)[b"transfer-encoding"].lower() != b"chunked":
+        headers = dict(self.headers)
+        if b"transfer-encoding" in names and (version == "1.0" or headers[b"transfer-encoding"].lower() != b"chunked"):
             raise httptools.HttpParserError("transfer coding")
+        if len(headers.get(b"content-length", b"")) > _MAX_LENGTH_DIGITS:
+            raise httptools.HttpParserError("length")
         if b"expect" in names:
-            self.expect_100_continue = any(
-                name == b"expect" and v.lower() == b"100-continue" for name, v in self.headers
-            )
+            self.expect_100_continue = (b"expect", b"100-continue") in [(n, v.lower()) for n, v in self.headers]
 
     def _refuse_head(self) -> None:
         self._reason = _HEADERS_TOO_LARGE

@@ -2,12 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from baton.errors import Overloaded
 
 LARGE_BYTES = 2**18  # a larger body has to wait for its turn
 PAUSES = 24  # pause after each, as a multiple of the time that parsing it took
 MAX_WAITING_BYTES = 64 * 2**20
+
+Check = Callable[[bytes], None]
+"""Raises an error for a body that must not be parsed."""
 
 
 class Turns:
@@ -18,12 +22,17 @@ class Turns:
         self._lock = asyncio.Lock()
         self._next_s = 0.0
 
-    async def take(self, num_bytes: int) -> None:
-        """Wait until a body of `num_bytes` may be parsed. Raises Overloaded if too much is waiting already."""
+    async def take(self, body: bytes, check: Check) -> None:
+        """Wait until a body that passes `check` may be parsed. Raises Overloaded if too much is waiting already.
+
+        Those that do not pass are refused without a turn. `check` is called in a thread and should release the GIL.
+        """
+        num_bytes = len(body)
         if self.num_waiting_bytes > MAX_WAITING_BYTES:
             raise Overloaded("Too many large request bodies at present")
         self.num_waiting_bytes += num_bytes
         try:
+            await asyncio.to_thread(check, body)
             async with self._lock:
                 if (wait_s := self._next_s - time.monotonic()) > 0:
                     await asyncio.sleep(wait_s)

@@ -35,9 +35,14 @@ def failed_error(failed: node_pb2.Failed, node: Node) -> BatonError:
     return error
 
 
-def finished_error(finished: types_pb2.Finished) -> BatonError:
-    """Return the error for a request that failed on its decode node: TransferError if another attempt may succeed."""
+def finished_error(finished: types_pb2.Finished, grammar: types_pb2.Grammar) -> BatonError:
+    """Return the error for a request that failed on its decode node: TransferError if another attempt may succeed.
+
+    Once a node has begun a request, only its grammar can turn out to be invalid.
+    """
     error = from_code(finished.error_code, finished.error_message or "the request failed on its node")
+    if isinstance(error, InvalidRequest):
+        error.param = grammar.param or None
     return TransferError(error.message) if isinstance(error, _RETRIED) else error
 
 

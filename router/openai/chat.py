@@ -51,7 +51,7 @@ class Chat:
 
     async def chat(self, exchange: Exchange) -> None:
         """Serve one request."""
-        body = parse_chat(await exchange.read_body())
+        body = parse_chat(await exchange.read_body(self._generator.check_body))
         self._model.check_name(body.model)
         exchange.model = body.model
         self._model.check_sizes(body.messages, self.max_model_len, "messages")

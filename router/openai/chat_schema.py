@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from baton.errors import InvalidRequest
 from router.openai.body import coded, decode
+from router.openai.field_limits import check_arguments
 from router.openai.schema import (
     MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
@@ -152,6 +153,7 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise _missing(f"messages[{i}].content")
         if message.role == "tool" and message.tool_call_id is None:
             raise _missing(f"messages[{i}].tool_call_id")
+    check_arguments((call.function.arguments for m in messages for call in m.tool_calls or ()), "messages")
 
 
 def _missing(param: str) -> InvalidRequest:

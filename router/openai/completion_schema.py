@@ -12,7 +12,7 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from baton.kv import id_text
 from baton.token_ids import packed
-from router.openai.body import check_num_values, decode, unsupported
+from router.openai.body import decode, unsupported
 from router.openai.schema import MAX_CHOICES, MAX_INT32, MAX_TOP_LOGPROBS, CommonBody, NoText, TokenId, check_common
 
 _LONG_BYTES = 4096
@@ -59,7 +59,6 @@ class Reader:
         key = _KEY.match(data, max(data.find(b'"prompt"'), 0)) if len(data) > _LONG_BYTES else None
         if key is None:
             return None
-        check_num_values(data)
         found = _read_ids(data, key.end(), self._limit)
         if found is None:
             return None

@@ -1,6 +1,7 @@
 """A conversation in the form that chat templates take, from either endpoint."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,11 +24,10 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         texts: list[str] = []
         for message in self.messages:
             for name, value in message.items():
-                if not isinstance(value, str):
-                    texts += _strings(value)
-                elif name != "role":
-                    texts.append(value)
-        return texts + list(_strings(self.tools)) if self.tools else texts
+                if name != "role" or not isinstance(value, str):
+                    _add_strings(value, texts)
+        _add_strings(self.tools, texts)
+        return texts
 
     def mapped(self, change: Callable[[str], str]) -> "Conversation":
         """Return the conversation with `change` applied to every string of messages and tools."""
@@ -54,11 +54,11 @@ def thinking_variables(effort: str | None, switches: Switches | None = None) -> 
 
 def for_template(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     """Return a tool call for a template, with the arguments as an object, since templates write the JSON themselves."""
-    try:
-        value = msgspec.json.decode(arguments)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        value = arguments
-    function = {"name": name, "arguments": value if isinstance(value, dict) else arguments}
+    value: Any = arguments
+    if arguments.lstrip()[:1] == "{":
+        with contextlib.suppress(msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            value = msgspec.json.decode(arguments)
+    function = {"name": name, "arguments": value}
     return {"id": call_id, "type": "function", "function": function}
 
 
@@ -79,16 +79,16 @@ def _called(call: ToolCall) -> dict[str, Any]:
     return for_template(call.id, call.function.name, call.function.arguments)
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _add_strings(value: Any, texts: list[str]) -> None:
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
+        texts.append(value)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            _add_strings(item, texts)
+    elif isinstance(value, dict):
+        texts.extend(value)
+        for item in value.values():
+            _add_strings(item, texts)
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:

@@ -66,11 +66,11 @@ def inputs_of(body: EmbeddingBody) -> list[str | list[int]]:
     given: Any = body.input
     if isinstance(given, str):
         return [given]
+    if type(given[0]) is not int and len(given) > MAX_INPUTS:
+        raise InvalidRequest(f"At most {MAX_INPUTS} inputs", param="input")
     kinds = set(map(type, given))
     if kinds == {int}:
         return [given]
-    if len(given) > MAX_INPUTS:
-        raise InvalidRequest(f"At most {MAX_INPUTS} inputs", param="input")
     if kinds in ({str}, {list}):
         return list(given)
     raise InvalidRequest("Expected texts, token ids or lists of token ids, not a mixture", param="input")

@@ -65,7 +65,7 @@ class Embedder:
 
     async def embeddings(self, exchange: Exchange) -> None:
         """Serve POST /v1/embeddings."""
-        body = parse_embedding(await exchange.read_body())
+        body = parse_embedding(await exchange.read_body(self._generator.check_body))
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)
         kept = body.truncate_prompt_tokens
@@ -80,7 +80,7 @@ class Embedder:
 
     async def score(self, exchange: Exchange) -> None:
         """Serve POST /v1/score: the cosine similarity of each pair of embeddings."""
-        body = parse_score(await exchange.read_body())
+        body = parse_score(await exchange.read_body(self._generator.check_body))
         self._check_model(exchange, body.model)
         kept = body.truncate_prompt_tokens
         first = [await self._encode(text, "text_1", kept) for text in texts_of(body.text_1)]

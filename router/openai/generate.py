@@ -23,6 +23,7 @@ from baton.text.detokenizer import TokenTexts
 from router.http import metrics as http_metrics
 from router.http.exchange import Exchange
 from router.job import Handle, Job, PromptWork, Sink
+from router.openai import field_limits
 from router.openai.answer import Answer, StreamedAnswer, WholeAnswer
 from router.openai.answer_format import Format
 from router.openai.choice import Choice
@@ -86,6 +87,10 @@ class Generator:
         """The limit on prompt and output tokens of a request; 0: none. Until a node is found, it is config.json's."""
         facts, default = self._dispatch.facts, self.model.facts.max_model_len
         return min(filter(None, (self.model.max_model_len, facts.max_model_len)), default=default) if facts else default
+
+    def check_body(self, data: bytes) -> None:
+        """Raise InvalidRequest for a body that is too large to be valid."""
+        field_limits.check(data, self.max_model_len)
 
     def job(
         self, exchange: Exchange, token_ids: Sequence[int], sampling: SamplingParams, prompt_work: PromptWork | None

@@ -35,11 +35,12 @@ class Responses:
 
     def __init__(self, generator: Generator, chat: Chat) -> None:
         self._model = generator.model
+        self._check_body = generator.check_body
         self._chat = chat
 
     async def respond(self, exchange: Exchange) -> None:
         """Serve one request."""
-        body = parse_responses(await exchange.read_body())
+        body = parse_responses(await exchange.read_body(self._check_body))
         self._model.check_name(body.model)
         exchange.model = body.model
         body = _complete(body, self._model.facts.sampling)

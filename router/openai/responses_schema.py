@@ -9,6 +9,7 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from router.openai.body import coded, decode, unsupported
 from router.openai.chat_schema import Effort, Switches, Verbosity
+from router.openai.field_limits import check_arguments
 from router.openai.schema import (
     MAX_MESSAGES,
     MAX_TOP_LOGPROBS,
@@ -203,7 +204,9 @@ def parse_responses(data: bytes) -> ResponsesBody:
         raise unsupported("background")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-    for i, item in enumerate(body.input if isinstance(body.input, list) else ()):
+    items = body.input if isinstance(body.input, list) else ()
+    check_arguments((item.arguments for item in items if item.arguments), "input")
+    for i, item in enumerate(items):
         for name in _NEEDED[item.type]:
             if getattr(item, name) is None:
                 error = InvalidRequest("Missing field", param=f"input[{i}].{name}")

@@ -21,7 +21,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 128
 MAX_INT32 = 2**31 - 1
-MAX_MESSAGES = 2**15
+MAX_MESSAGES = 2**13
 
 Label = Annotated[str, Meta(max_length=512)]
 Text = Annotated[str, Meta(max_length=2**23)]  # no body is longer

@@ -14,6 +14,7 @@ from baton.request import Grammar, GrammarKind
 
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_CHOICE_STRINGS = 4096
+MAX_CONTAINERS = 2**13
 MAX_DEPTH = 200  # nesting of objects and lists; parsers' own limits differ between Python versions
 _ANY_OBJECT = '{"type":"object"}'
 
@@ -87,8 +88,7 @@ def grammar_of(body: StructuredFields) -> Grammar | None:
         named = " and ".join(dict.fromkeys(grammar.param for grammar in grammars))
         raise InvalidRequest(f"Only one form of output at a time, not {named}", param=grammars[1].param)
     for grammar in grammars:
-        if len(grammar.text.encode()) > MAX_GRAMMAR_BYTES:
-            raise InvalidRequest(f"Expected at most {MAX_GRAMMAR_BYTES} bytes", param=grammar.param)
+        _check_size(grammar.text.encode(), grammar.param)
     return grammars[0] if grammars else None
 
 
@@ -136,8 +136,16 @@ def _of_schema(raw: RawOrText, param: str) -> list[Grammar]:
         return []
     if text[:1] != "{":
         raise InvalidRequest("Expected a JSON schema, which is an object", param=param)
+    _check_size(text.encode(), param)
+    if text.count("{") + text.count("[") > MAX_CONTAINERS:
+        raise InvalidRequest("The schema has too many objects and lists", param=param)
     check_depth(text.encode(), param)
     return [Grammar(GrammarKind.JSON_SCHEMA, text, param)]
+
+
+def _check_size(grammar: bytes, param: str) -> None:
+    if len(grammar) > MAX_GRAMMAR_BYTES:
+        raise InvalidRequest(f"Expected at most {MAX_GRAMMAR_BYTES} bytes", param=param)
 
 
 def check_depth(schema: bytes, param: str) -> None:

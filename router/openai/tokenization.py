@@ -20,7 +20,7 @@ class Tokenization:
 
     async def tokenize(self, exchange: Exchange) -> None:
         """Serve /tokenize: return the token ids of a prompt or a conversation."""
-        body = parse_tokenize(await exchange.read_body())
+        body = parse_tokenize(await exchange.read_body(self._generator.check_body))
         await self._admit(exchange, body.model)
         token_ids = await self._encode(body)
         texts = self._model.token_texts
@@ -31,7 +31,7 @@ class Tokenization:
 
     async def detokenize(self, exchange: Exchange) -> None:
         """Serve /detokenize: return the text of token ids, including special tokens."""
-        body = parse_detokenize(await exchange.read_body())
+        body = parse_detokenize(await exchange.read_body(self._generator.check_body))
         await self._admit(exchange, body.model)
         limit = self._generator.max_model_len
         if limit and len(body.tokens) > limit:

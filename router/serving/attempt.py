@@ -179,7 +179,7 @@ class Attempt(Leg):
     def _finish(self, finished: types_pb2.Finished) -> None:
         reason = FinishReason(finished.reason)
         if reason is FinishReason.ERROR:
-            self.fail(finished_error(finished))
+            self.fail(finished_error(finished, self._generation.sampling.grammar))
         elif reason is FinishReason.ABORT:
             self.fail(NodeUnavailable("the node gave the request up"))
         elif finished.num_output_tokens != self.next_index:

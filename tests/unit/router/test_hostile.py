@@ -79,6 +79,7 @@ async def test_a_name_given_twice_counts_once(router, dispatch):
 
 
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: smuggled\r\n\r\n"
+_BODY = json.dumps(COMPLETION).encode()
 _POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
 _GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 BROKEN = {
@@ -93,6 +94,9 @@ BROKEN = {
     "a huge length": _POST + b"Content-Length: 99999999999999999999999\r\n\r\n",
     "chunked twice": _POST + b"Transfer-Encoding: chunked, identity\r\n\r\n" + SMUGGLED,
     "chunked in disguise": _POST + b"Transfer-Encoding: xchunked\r\n\r\n" + SMUGGLED,
+    "chunks in HTTP/1.0": b"POST /v1/completions HTTP/1.0\r\nTransfer-Encoding: chunked\r\n"
+    b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(_BODY), _BODY) + SMUGGLED,
+    "a length of five thousand digits": _POST + b"Content-Length: " + b"0" * 5000 + b"4\r\n\r\n",
     "a chunk of no size": _POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
     "a chunk beyond counting": _POST + b"Transfer-Encoding: chunked\r\n\r\n"
     + b"f" * 40 + b"\r\n",

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from baton.kv import byte_count, hash_chain, id_text, native
+from baton.kv import byte_count, hash_chain, id_text, json_fields, native
 
 
 def test_without_a_compiler_the_python_version_is_used(tmp_path, monkeypatch):
@@ -16,6 +16,7 @@ def test_without_a_compiler_the_python_version_is_used(tmp_path, monkeypatch):
     assert hash_chain.fastest() is hash_chain.hashed
     assert byte_count.fastest() is byte_count.counted
     assert id_text.load()(b"[1]", 0, 2) is None
+    assert json_fields.load() is None
 
 
 def test_a_failed_compilation_leaves_no_file(tmp_path):

@@ -201,3 +201,25 @@ async def test_who_asks_first_sends_nothing_in_vain(router, headers, status):
 async def test_a_packed_body_is_415(router):
     answer = await router.client.post("/v1/completions", content=BODY, headers={"content-encoding": "gzip"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+async def test_a_client_that_leaves_ends_the_request_that_runs_not_only_the_last_one(router, dispatch, caplog):
+    """The answers to those before the last one were written to a closed connection, after they had been generated."""
+
+    async def forever(job, sink, handle):
+        while True:
+            sink.on_tokens(dispatch.reply[:1], None)
+            await asyncio.sleep(0.01)
+
+    dispatch.script = forever
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    body = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    writer.write((head + body) * 3)
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    writer.transport.abort()
+    async with asyncio.timeout(5):
+        await dispatch.handles[0].cancelled.wait()
+    await asyncio.sleep(0.05)
+    assert len(dispatch.jobs) == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -93,6 +93,23 @@ def test_the_message_names_the_field_however_short_its_name(field, value):
     assert error_object(raised.value)["error"]["message"].startswith(f"{field}: Expected `")
 
 
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"reasoning_effort": "x" * 5000}, "reasoning_effort", "invalid_value"),
+        ({"messages": [{"role": "x" * 5000, "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "x", "y" * 5000: 1}]}, "messages[0]", "unknown_parameter"),
+        ({"y" * 500_000: 1}, None, "unknown_parameter"),
+    ],
+)
+def test_a_long_value_or_name_is_refused_at_its_place(change, param, code):
+    """In milliseconds: a name of seven megabytes once took a quarter of a second."""
+    with pytest.raises(InvalidRequest) as raised:
+        parse_chat(json.dumps(CHAT | change).encode())
+    assert (raised.value.param, raised.value.code) == (param, code)
+    assert len(raised.value.message) < 200
+
+
 @pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
 def test_broken_bodies_are_refused_briefly(data):
     with pytest.raises(InvalidRequest) as raised:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from baton.errors import BatonError, NodeUnavailable, NumericalError, TransferError
-from baton.request import FinishReason
+from baton.errors import BatonError, InvalidRequest, NodeUnavailable, NumericalError, TransferError
+from baton.request import FinishReason, Grammar, GrammarKind
 from baton.v1 import node_pb2, types_pb2
 from tests.unit.router.serving.one_attempt import ERROR, IDS, Case
 
@@ -93,6 +93,15 @@ async def test_an_error_at_the_end_does_not_wait_for_the_first_token(case: Case)
     case.finished(1, ERROR, "numerical_error")
     assert await case.end() is NumericalError
     assert (case.prefill.told, case.decode.told) == (["start", "cancel"], ["start"])
+
+
+async def test_a_grammar_that_a_node_cannot_follow_is_named_by_the_clients_field() -> None:
+    case = Case(prefill=False, grammar=Grammar(GrammarKind.REGEX, "a*", "guided_regex"))
+    await asyncio.sleep(0)
+    case.finished(1, ERROR, "invalid_value")
+    with pytest.raises(InvalidRequest) as caught:
+        await case.outcome
+    assert caught.value.param == "guided_regex"
 
 
 async def test_on_one_node_alone_tokens_begin_at_once() -> None:
