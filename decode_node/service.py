@@ -15,6 +15,7 @@ named) is queued in the engine, then running. The router is told of a leg's end 
 never accepted, unless the router ended it itself.
 """
 
+import asyncio
 import time
 from collections.abc import Coroutine
 from typing import Any
