@@ -1,4 +1,5 @@
 // Finds the fields of a JSON object, and counts the values in each. json_fields.py says what this is for.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -36,8 +37,21 @@ const char *string_end(const char *at, const char *end) {
     return end;
 }
 
+// If a list of numbers begins at `at`, moves past it and counts its commas, vectorized: prompts are lists of token ids.
+const char *past_numbers(const char *at, const char *end, Field &field) {
+    if (at == end || *at != '[') return at;
+    const char *close = static_cast<const char *>(std::memchr(at, ']', size_t(end - at)));
+    if (close == nullptr) return at;
+    for (const char c : {'"', '{', '['})
+        if (std::memchr(at + 1, c, size_t(close - at - 1)) != nullptr) return at;
+    ++field.num_containers;
+    field.num_commas += size_t(std::count(at, close, ','));
+    return close + 1;
+}
+
 // Moves past a value, and counts what is in it. Returns the comma or the bracket after it, or `end`.
 const char *past_value(const char *at, const char *end, Field &field) {
+    at = past_numbers(at, end, field);
     for (size_t depth = 0; at < end; ++at) {
         while (at < end && kPlain.is[uint8_t(*at)]) ++at;
         if (at == end) break;
