@@ -208,11 +208,12 @@ def test_it_is_tried_again_after_twice_the_pause_up_to_ten_minutes(monkeypatch):
     broken(monkeypatch, ShmTransport)
     pauses = []
 
-    async def noted(self, seconds):
-        pauses.append(seconds)
-        return len(pauses) == 9
+    async def noted(ended, pause_s):
+        pauses.append(pause_s)
+        if len(pauses) == 9:
+            ended.set()
 
-    monkeypatch.setattr(peer.DecodePeer, "_ended_within", noted)
+    monkeypatch.setattr(peer.tasks, "wait", noted)
 
     async def main():
         async with pair("auto") as p:
