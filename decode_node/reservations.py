@@ -30,7 +30,6 @@ class Reservations:
         self._board.num_queued += 1
         try:
             async with self._turn:
-                self._freed.clear()
                 while not await reserve():
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_RETRY_S):  # wait_for can lose a cancellation that races the event
