@@ -30,7 +30,6 @@ class Reservations:
         self._board.num_queued += 1
         try:
             async with self._turn:
-                self._freed.clear()
                 while not await reserve():
                     await tasks.wait(self._freed, _RETRY_S)
                     self._freed.clear()

@@ -198,3 +198,33 @@ def test_a_process_that_takes_no_more_frames_is_killed_and_waiters_fail(monkeypa
         await process.wait()
 
     run(main())
+
+
+def test_a_socket_that_was_full_is_written_to_again_and_then_left_alone(monkeypatch):
+    async def main():
+        process, num_flushes = UcxProcess(os.environ, lambda _: None, lambda: None), 0
+        flush = process._socket.flush
+
+        def count() -> bool:
+            nonlocal num_flushes
+            num_flushes += 1
+            return flush()
+
+        monkeypatch.setattr(process._socket, "flush", count)
+        await process.started()
+        os.kill(process.pid, signal.SIGSTOP)
+        for _ in range(50_000):
+            process.put(frames.Beat(1))  # of no link
+        await asyncio.sleep(0.05)
+        assert process._socket._queue
+        os.kill(process.pid, signal.SIGCONT)
+        async with asyncio.timeout(10):
+            while process._socket._queue:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        enough = num_flushes
+        await asyncio.sleep(0.05)
+        assert num_flushes == enough
+        assert not process.reason
+        await process.close()
+
+    run(main())

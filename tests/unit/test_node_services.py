@@ -112,3 +112,20 @@ async def test_blocks_are_given_back_when_no_transfer_touches_them_any_more(
     await asyncio.wait([stopping], timeout=5)
     assert len(released) == 1
     assert not service._legs
+
+
+@pytest.mark.parametrize("make", [prefill_service, decode_service])
+@pytest.mark.parametrize("grammar", [None, "compiled"])
+async def test_the_wait_for_a_grammar_is_in_the_timeline(make: Make, grammar: str | None) -> None:
+    async def prepare(generation: Generation) -> str | None:
+        return grammar
+
+    async def call(function: Any) -> None:
+        raise NodeUnavailable("the node has stopped")
+
+    step_loop = SimpleNamespace(prepare=prepare, call=call, submit=lambda function: None)
+    service = make(step_loop, Sessions(7, types_pb2.Load), LoadBoard())
+    service.begin(make_generation(), "", 0)
+    [leg] = service._legs
+    await asyncio.wait([leg.owner], timeout=5)
+    assert [event.name for event in leg.timeline.events()] == ([] if grammar is None else ["wait for grammar"])

@@ -46,9 +46,12 @@ async def test_a_request_is_accepted_before_it_ends_however_late_the_event_loop_
     service.begin(generation, "", 0)
     await asyncio.sleep(0)  # its owner has called the step thread, and waits for the answer
     assert over.wait(30)  # the event loop stands still
-    await asyncio.wait([leg.owner for leg in service._legs], timeout=30)
+    [leg] = service._legs
+    await asyncio.wait_for(leg.owner, 30)
     batch = session.take()
     assert [word.key for word in batch.granted] == [1]
     assert [word.num_output_tokens for word in batch.finished] == [2]
+    await step_loop.call(lambda engine: None)  # after what its owner has left behind
+    assert service.outputs.of(leg.reserved()) is None
     await step_loop.stop()
     await receiver.close()

@@ -12,7 +12,7 @@ from kv_transfer.digest import Digester
 from kv_transfer.outbox import Outbox
 from kv_transfer.outgoing import OutgoingTransfer
 from kv_transfer.pool import KVPool
-from kv_transfer.transport import Peer
+from kv_transfer.transport import BlockConnection, Peer
 
 LAYOUT = KVLayout(
     num_layers=2, layers_per_group=1, block_size=1, num_kv_heads=1, head_dim=4, dtype="float32", model_fingerprint="ab"
@@ -93,5 +93,31 @@ def test_an_abort_waits_for_reads_and_sends_nothing_more():
         digest.set_result(5)
         await aborting
         assert transfer._peer.left == [transfer]
+
+    asyncio.run(main())
+
+
+def test_blocks_that_are_sent_in_place_are_digested_where_they_lie():
+    class Blocks(BlockConnection):
+        sent: list[tuple[int, list[int]]] = []  # noqa: RUF012
+
+        async def digest(self, places):
+            return sum(places)
+
+        async def send(self, tag, places):
+            self.sent.append((tag, places))
+
+        async def close(self):
+            raise NotImplementedError
+
+    async def main():
+        transfer = make(1, 2, 2**20)
+        for layer_group in (0, 1):
+            transfer.ready(layer_group, 3)
+        index, tag, _ = transfer.take()
+        assert await transfer.send(index, tag, Blocks()) is None
+        transfer.sent(index, None, None)
+        assert Blocks.sent == [(TAG, [1, 2, 5, 6])]  # of 4 blocks a layer group
+        assert await transfer._digests[index] == 14
 
     asyncio.run(main())

@@ -47,6 +47,18 @@ def test_only_pending_operations_without_progress_stall(caplog):
     assert "a peer is silent for 1.1 s (before, 0.2 s at most)" in caplog.text
 
 
+def test_time_counts_once_for_operations_that_follow_one_another():
+    async def main(clock):
+        peer = Watched(clock)
+        peer.watch.started()
+        for _ in range(5):
+            peer.watch.finished()
+            peer.watch.started()
+        assert await peer.stalls_after_s() == pytest.approx(LEAST_TICKS * TICK_S, abs=TICK_S)
+
+    run(main)
+
+
 def test_a_newly_started_operation_is_no_progress():
     async def main(clock):
         peer = Watched(clock)
