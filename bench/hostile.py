@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from baton.process.bounds import positive, real, whole
 from bench import _command, _fleets
 from bench._load import arrivals, workload
 from bench._load.driver import Driver
@@ -60,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _command.parser("hostile", __doc__)
     parser.add_argument("--model", help="model directory in Hugging Face layout, or a hub id", metavar="DIR|HF_ID")
-    parser.add_argument("--rate", type=float, default=30.0, help="streams per second")
-    parser.add_argument("--attacks", type=float, default=20.0, help="hostile bodies per second")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each kind")
+    parser.add_argument("--rate", type=positive(), default=30.0, help="streams per second")
+    parser.add_argument("--attacks", type=real(), default=20.0, help="hostile bodies per second")
+    parser.add_argument("--seconds", type=positive(), default=6.0, help="length of a turn")
+    parser.add_argument("--rounds", type=whole(), default=20, help="turns of each kind")
     return parser.parse_args(argv)
 
 
