@@ -12,6 +12,7 @@ import signal
 import sys
 from collections import Counter
 
+from baton.process.tasks import wait
 from bench._hostile.bodies import Attack, attacks
 
 NICENESS = 19
@@ -30,8 +31,7 @@ async def main(host: str, port: int, model: str, rate: float) -> None:
     while not ended.is_set():
         tasks.add(asyncio.create_task(_send(host, port, attack, statuses)))
         attack = next(bodies)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), 1 / rate)
+        await wait(ended, 1 / rate)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
