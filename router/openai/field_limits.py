@@ -54,7 +54,6 @@ _WIDE = {
     (b"response_format", b"text", b"structured_outputs", b"guided_json", b"guided_regex", b"guided_choice",
      b"guided_grammar"), _FORM)  # fmt: skip
 _find = json_fields.load()
-_count = byte_count.fastest()
 
 
 def check(data: bytes, max_model_len: int = 0) -> None:
@@ -65,7 +64,7 @@ def check(data: bytes, max_model_len: int = 0) -> None:
     if len(data) < MIN_BYTES:
         return
     if _find is None:
-        if len(data) > LARGE_BYTES and any(map(gt, _count(data, _MARKS), _MOST_MARKS)):
+        if len(data) > LARGE_BYTES and any(map(gt, byte_count.counted(data, _MARKS), _MOST_MARKS)):
             raise InvalidRequest("The body has too many values")
         return
     fields = _find(data)

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
-from baton.kv import byte_count
 from router.openai import field_limits
 from router.openai.chat_schema import parse_chat
 from router.openai.completion_schema import Reader
@@ -111,7 +110,6 @@ def test_without_a_limit_on_the_context_a_text_may_be_as_long_as_the_body():
 
 def test_without_the_compiled_version_a_body_may_have_only_so_many_values(monkeypatch):
     monkeypatch.setattr(field_limits, "_find", None)
-    monkeypatch.setattr(field_limits, "_count", byte_count.counted)
     with pytest.raises(InvalidRequest, match="too many values"):
         check(body(prompt=[[]] * 200_000))
     check(body(prompt="[" * 100_000))
