@@ -29,7 +29,7 @@ from engine.sampling.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.steps import Steps
 from engine.validation import validate
-from kernels.dispatch import unfiltered_draw
+from kernels.dispatch import draws
 
 
 class Engine:
@@ -187,7 +187,7 @@ class Engine:
         config, device = self.config, torch.device(self.config.device)
         masks = None if self._grammars is None else self._grammars.masks(device, config.num_threads)
         vocab_size, eos_token_ids = self.model_config.vocab_size, self.model_config.eos_token_ids
-        sampler = Sampler(self._rows, vocab_size, eos_token_ids, device, masks, unfiltered_draw(device))
+        sampler = Sampler(self._rows, vocab_size, eos_token_ids, device, masks, draws(device))
         return Readout(decoder, sampler, self._rows, device, keeps_tokens=config.runs_ahead)
 
     def _make_request(

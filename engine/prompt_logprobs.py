@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.sampling import largest
+from kernels.api import Logits
 from kernels.dispatch import log_total
 
 MIN_ROWS, MAX_ROWS = 16, 256
@@ -29,18 +30,18 @@ class PromptLogprobs(NamedTuple):
 
 
 def compute(
-    hidden: Tensor, token_ids: Sequence[int], position: int, num_top: int, to_logits: Callable[[Tensor], Tensor]
+    hidden: Tensor, token_ids: Sequence[int], position: int, num_top: int, to_logits: Callable[[Tensor], Logits]
 ) -> PromptLogprobs | None:
     """Score one or more tokens, the first of them at `position` in the prompt; None if a logit is not finite.
 
-    hidden: [N, H], the hidden states from which each of them is predicted; `to_logits` maps [n, H] to [n, V] fp32.
+    hidden: [N, H], the hidden states from which each of them is predicted; `to_logits` maps [n, H] to logits.
     """
     wanted = torch.tensor(token_ids, dtype=torch.int64, device=hidden.device).unsqueeze(1)
     parts: list[list[NDArray[Any]]] = []
     start, size = 0, MIN_ROWS
     while start < len(token_ids):
-        logits = to_logits(hidden[start : start + size])
-        if not bool(logits.sum(-1).isfinite().all()):
+        logits, is_finite, _ = to_logits(hidden[start : start + size])
+        if not bool(is_finite.all()):
             return None
         parts.append([column.cpu().numpy() for column in _reduce(logits, wanted[start : start + size], num_top)])
         start += logits.shape[0]

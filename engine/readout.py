@@ -19,6 +19,7 @@ from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request
 from engine.rows import Rows, places
 from engine.sampling.sampler import DeviceLogprobs, Logprobs, Sampler, to_host
+from kernels.reference.logits import are_finite
 
 _NONE = torch.empty(0, dtype=torch.bool)
 
@@ -45,7 +46,7 @@ class Reading(NamedTuple):
     idle: NDArray[np.int64]  # places of the other requests
     embedded: NDArray[np.int64]  # places of the requests whose embeddings are computed
     scored: list[tuple[Request, PromptLogprobs]]
-    is_sound: NDArray[np.bool_]  # [B], as far as it is known before the results are on the host
+    failed: list[int]  # places of requests whose prompt is not finite or whose grammar cannot be followed
     logprobs_of: list[int]  # indices in `requests` of those that want log-probabilities
     returning: Returning  # tokens; whether logits, and idle rows, are finite; embeddings; log-probabilities of each
 
@@ -67,22 +68,21 @@ class Readout:
     def begin(self, batch: Batch, hidden: Tensor) -> Reading:
         """Launch the readout. A request draws a token if all its tokens are computed and its length limit allows it."""
         requests, row, num_tokens = batch.schedule
-        is_sound = np.ones(len(requests), np.bool_)
-        scored = self._score_prompts(batch, hidden, is_sound)
+        scored, unscored = self._score_prompts(batch, hidden)
         is_whole = self._rows.num_uncomputed[row] == num_tokens
         draws = is_whole & ~self._rows.is_full(row)
         at, idle, embedded = places(draws), places(~draws), places(is_whole & self._rows.embeds[row])
         if len(idle):
             requests = [requests[place] for place in at.tolist()]
-        tokens, finite, logprobs = self._draw(batch, hidden, at, requests, is_sound)
+        tokens, finite, logprobs, failed = self._draw(batch, hidden, at, requests)
         idle_finite, vectors = _NONE, _NONE
         if len(idle):
-            idle_finite = _rows_finite(self._last_rows(batch, hidden, idle))
+            idle_finite = are_finite(self._last_rows(batch, hidden, idle))
         if len(embedded):
             vectors = torch.nn.functional.normalize(self._last_rows(batch, hidden, embedded).float(), dim=-1)
         returning = Returning([tokens, finite, idle_finite, vectors, *(part for parts in logprobs for part in parts)])
         logprobs_of = places(self._rows.num_logprobs[row[at]] >= 0).tolist()
-        return Reading(at, requests, idle, embedded, scored, is_sound, logprobs_of, returning)
+        return Reading(at, requests, idle, embedded, scored, unscored + failed, logprobs_of, returning)
 
     def finish(self, reading: Reading, batch: Batch) -> tuple[Drawn, NDArray[np.bool_]]:
         """Wait for the results; return the tokens and `is_sound` [B].
@@ -91,9 +91,10 @@ class Readout:
         stored in their requests: the hidden state of a prompt's last token, scaled to length 1.
         """
         tokens, finite, idle_finite, vectors, *of_logprobs = reading.returning.wait()
-        is_sound = reading.is_sound
-        is_sound[reading.places] &= finite.numpy()
-        is_sound[reading.idle] &= idle_finite.numpy()
+        is_sound = np.empty(len(batch.rows), np.bool_)
+        is_sound[reading.places] = finite.numpy()
+        is_sound[reading.idle] = idle_finite.numpy()
+        is_sound[reading.failed] = False
         for place, vector in zip(reading.embedded.tolist(), vectors.numpy(), strict=True):
             if is_sound[place]:
                 batch.schedule.requests[place].embedding = vector.astype("<f4").tobytes()
@@ -103,11 +104,14 @@ class Readout:
         return Drawn(reading.places, reading.requests, tokens.tolist(), logprobs), is_sound
 
     def _score_prompts(
-        self, batch: Batch, hidden: Tensor, is_sound: NDArray[np.bool_]
-    ) -> list[tuple[Request, PromptLogprobs]]:
-        """Score the prompt tokens that follow the batch's tokens, where that is wanted. Waits for the device."""
+        self, batch: Batch, hidden: Tensor
+    ) -> tuple[list[tuple[Request, PromptLogprobs]], list[int]]:
+        """Score the prompt tokens that follow the batch's tokens, where that is wanted. Waits for the device.
+
+        Also returns the places of requests of which a logit is not finite.
+        """
         requests, row, num_tokens = batch.schedule
-        found = []
+        found, failed = [], []
         for place in places(self._rows.scores_prompt[row]).tolist():
             request, first = requests[place], int(batch.wanted_start[place])
             position = int(batch.num_computed[place]) + 1
@@ -118,24 +122,24 @@ class Readout:
             num_top = request.prompt_work.num_logprobs
             scored = prompt_logprobs.compute(rows, wanted, position, num_top, self.decoder.logits)
             if scored is None:
-                is_sound[place] = False
+                failed.append(place)
             else:
                 found.append((request, scored))
-        return found
+        return found, failed
 
     def _draw(
-        self, batch: Batch, hidden: Tensor, at: NDArray[np.int64], requests: list[Request], is_sound: NDArray[np.bool_]
-    ) -> tuple[Tensor, Tensor, list[DeviceLogprobs]]:
-        """Return tokens [S], whether their logits are finite [S], and log-probabilities where they are wanted."""
+        self, batch: Batch, hidden: Tensor, at: NDArray[np.int64], requests: list[Request]
+    ) -> tuple[Tensor, Tensor, list[DeviceLogprobs], list[int]]:
+        """Return tokens [S], whether their logits are finite [S], log-probabilities where they are wanted, and the
+        places of requests whose grammar cannot be followed."""
         if not requests:
-            return _NONE, _NONE, []
+            return _NONE, _NONE, [], []
         row = batch.rows[at]
         logits = self.decoder.logits(self._last_rows(batch, hidden, at))
         tokens, logprobs = self._sampler.sample(logits, requests, row)
-        is_sound[at[self._sampler.failed]] = False
         if len(self.tokens_of_rows):
             self.tokens_of_rows.index_copy_(0, to_device(row, self._device), tokens)
-        return tokens, _rows_finite(logits), logprobs
+        return tokens, logits.is_finite, logprobs, at[self._sampler.failed].tolist()
 
     def _last_rows(self, batch: Batch, hidden: Tensor, at: NDArray[np.int64]) -> Tensor:
         """The rows of `hidden` [W, H] that belong to the last tokens of the requests at these places."""
@@ -143,8 +147,3 @@ class Readout:
             return hidden
         index = batch.wanted_start[at + 1].astype(np.int64) - 1
         return hidden[to_device(index, self._device)]
-
-
-def _rows_finite(rows: Tensor) -> Tensor:
-    """Whether each row of [B, N] is free of NaN and infinities: these survive a sum."""
-    return rows.sum(-1, dtype=torch.float32).isfinite()

@@ -3,7 +3,7 @@
 `kernels.reference` is the specification; one contract suite tests `kernels.cpu` (compiled C++) and `kernels.triton`
 against it; `kernels.dispatch` chooses a backend per process. The engine decides which op runs when.
 
-Letters in shapes: T tokens in the batch, B sequences, H hidden size, F feed-forward size, D head dimension, Hq query
+Letters in shapes: T tokens in the batch, B sequences, S rows of logits, V size of the vocabulary, H hidden size, F feed-forward size, D head dimension, Hq query
 heads, Hkv KV heads, E experts, K experts per token. The KV of one layer is a view
 `[num_blocks, planes, Hkv, block_size, D]` of the pool. Only its last four dimensions are contiguous: consecutive blocks
 of one layer are a whole layer group apart. There are two planes, K and V, or one where the values are the keys (MLA's
@@ -14,7 +14,7 @@ Norm weights are fp32 whatever the dtype of the activations, so that a norm is r
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -50,6 +50,44 @@ class AttentionMeta:
     max_query_len: int
     max_seq_len: int
     min_query_len: int = 1  # if above 1, no sequence has just one query
+
+
+class Logits(NamedTuple):
+    """What the output head says of S rows."""
+
+    values: Tensor  # [S, V] fp32
+    is_finite: Tensor  # [S] bool, whether a row is free of NaN and infinities
+    largest: Tensor | None  # [S] int64, the token with the largest logit, of equals the first; None: not looked for
+
+
+class Filters(NamedTuple):
+    """The filters of some rows, each [S]. Top-p is the share of the mass that top-k keeps; min-p is relative to the
+    likeliest token."""
+
+    top_k: Tensor  # int64; the size of the vocabulary where it is off
+    top_p: Tensor  # fp32; 1 where it is off
+    min_p: Tensor  # fp32; 0 where it is off
+
+    def at(self, index: Tensor) -> "Filters":
+        """The filters of the rows in `index`."""
+        return Filters(self.top_k[index], self.top_p[index], self.min_p[index])
+
+
+Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits [S, V] fp32, temperature [S] fp32, keys [S, 2] int32) -> tokens [S] int64.
+
+Draws the token with the largest `logits / temperature + noise`, with the noise of `engine.sampling.noise`; at
+temperature 0 that with the largest logit. NaN is never the largest.
+"""
+FilteredDraw = Callable[[Tensor, Tensor, Tensor, Filters], Tensor]
+"""The same, among the tokens that the filters keep."""
+
+
+class Draws(NamedTuple):
+    """A device's sampling kernels; None where it has none, and `engine.sampling` draws with torch."""
+
+    unfiltered: Draw | None = None
+    filtered: FilteredDraw | None = None
 
 
 class Kernels(Protocol):
@@ -98,6 +136,10 @@ class Kernels(Protocol):
         window, only the last `window` of them. With one plane the keys are also the values, all D dimensions. Rows past
         `query_start[-1]` are padding, and their results are undefined.
         """
+        ...
+
+    def read_logits(self, x: Tensor, softcap: float) -> Logits:
+        """Widen the output head's results, [S, V], and say what they are; `softcap` is as in `Attention`."""
         ...
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.api import Kernels
+from kernels.api import Draws, Kernels
 
 
 def load(device: torch.device, dtype: torch.dtype, deterministic: bool | None = None) -> Kernels:
@@ -31,13 +31,20 @@ def load(device: torch.device, dtype: torch.dtype, deterministic: bool | None = 
     return ReferenceKernels()
 
 
-def unfiltered_draw(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """Return the device's sampling kernel (`kernels.triton.sampling.draw`), or None if it has none."""
-    if device.type != "cuda":
-        return None
-    from kernels.triton.sampling import draw
+def draws(device: torch.device) -> Draws:
+    """Return the device's sampling kernels."""
+    if device.type == "cuda":
+        from kernels.triton.sampling import draw
 
-    return draw
+        return Draws(unfiltered=draw)
+    from kernels.cpu.kernels import Unavailable, fastest, library
+    from kernels.cpu.sampling import Sampling
+
+    try:
+        sampling = Sampling(library(fastest()))
+    except Unavailable:  # `load` has warned of it
+        return Draws()
+    return Draws(sampling.draw, sampling.draw_filtered)
 
 
 def log_total(logits: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.model.decoder import Decoder, LayerGroupHook
 from engine.model.step_buffers import StepBuffers
+from kernels.api import Logits
 
-Results = tuple[Tensor, Tensor]  # hidden [B, H], logits [B, V]
+Results = tuple[Tensor, Logits]  # hidden [B, H]
 Compute = Callable[[], Results]
 Capture = Callable[[Compute], Compute]
 """Captures a computation. Calling the result repeats it on the current contents of the same addresses.
@@ -79,10 +80,10 @@ class GraphedDecoder:
         size = next(size for size in self._sizes if size >= num_rows)
         self._buffers.fill(batch, size)
         hidden, logits = self._graphs[size]()
-        self._latest = hidden[:num_rows], logits[:num_rows]
+        self._latest = hidden[:num_rows], Logits(logits.values[:num_rows], logits.is_finite[:num_rows], None)
         return self._latest[0]
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Logits:
         """See `Decoder.logits`. A replayed step has already computed those of all its rows."""
         if self._latest and hidden is self._latest[0]:
             return self._latest[1]

@@ -13,7 +13,7 @@ from engine.batch import Batch
 from engine.kv_cache import KVCache
 from engine.model.config import ModelConfig
 from engine.model.weights import LayerWeights, Weights
-from kernels.api import Kernels
+from kernels.api import Kernels, Logits
 
 LayerGroupHook = Callable[[int, Batch], None]
 
@@ -60,14 +60,9 @@ class Decoder:
             x, residual = self._add(layer.feed_forward(x), residual, layer.after_feed_forward, next_norm)
         return x
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[B, H] -> [B, V] fp32."""
-        logits = self._weights.lm_head(hidden).float()
-        cap = self._config.logit_softcap
-        if cap:  # row by row on a CPU, where `tanh` rounds a tensor's last elements (the SIMD tail) differently
-            for part in logits if logits.device.type == "cpu" else (logits,):
-                part.div_(cap).tanh_().mul_(cap)
-        return logits
+    def logits(self, hidden: Tensor) -> Logits:
+        """The logits of hidden states [S, H]."""
+        return self._kernels.read_logits(self._weights.lm_head(hidden), self._config.logit_softcap)
 
     def _add(self, x: Tensor, residual: Tensor, after: Tensor | None, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """Add a block's result, normed by `after`, to the residual; return that normed by `before`, and as it is."""

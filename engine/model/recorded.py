@@ -14,6 +14,7 @@ from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.model.decoder import Decoder, LayerGroupHook
 from engine.model.step_buffers import StepBuffers
+from kernels.api import Logits
 from kernels.cpu.kernels import CPUKernels
 from kernels.cpu.recording import NotRecordable, Recording
 
@@ -23,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class RecordedDecoder:
-    """A `Decoder` that replays decode steps. The result of `hidden` is valid until its next call."""
+    """A `Decoder` that replays decode steps. Results of `hidden` and `logits` are valid until the next `hidden`."""
 
     def __init__(self, decoder: Decoder, config: EngineConfig, kernels: CPUKernels) -> None:
         self._decoder = decoder
@@ -32,28 +33,41 @@ class RecordedDecoder:
         self._buffers = StepBuffers(self._max_rows, config)
         self._embedded = decoder.embedded(torch.zeros(self._max_rows, dtype=torch.int64))
         self._replays: dict[int, Recording] = {}  # by rows
+        self._latest: Recording | None = None  # that of the latest step, if it was a replay
 
     def hidden(self, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
         """See `Decoder.hidden`."""
+        self._latest = None
         num_rows = batch.num_tokens
         if on_layer_group or batch.meta.max_query_len > 1 or num_rows > self._max_rows:
             return self._decoder.hidden(batch, on_layer_group)
         self._buffers.fill(batch, num_rows)
         self._embedded[:num_rows] = self._decoder.embedded(batch.token_ids)
-        replay = self._replays.get(num_rows)
-        return replay() if replay else self._recorded(num_rows)
+        if replay := self._replays.get(num_rows):
+            replay()
+        elif not (replay := self._recorded(num_rows)):
+            return self._decoder.through_layers(self._embedded[:num_rows], self._buffers.batch(num_rows))
+        self._latest = replay
+        return replay.results[0]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Decoder.logits`."""
+    def logits(self, hidden: Tensor) -> Logits:
+        """See `Decoder.logits`. A replayed step has already computed those of all its rows."""
+        if self._latest and hidden is self._latest.results[0]:
+            return Logits(*self._latest.results[1:])
         return self._decoder.logits(hidden)
 
-    def _recorded(self, num_rows: int) -> Tensor:
+    def _recorded(self, num_rows: int) -> Recording | None:
+        """Run and record a step; None if it cannot be recorded."""
         embedded, batch = self._embedded[:num_rows], self._buffers.batch(num_rows)
+
+        def compute() -> list[Tensor]:
+            hidden = self._decoder.through_layers(embedded, batch)
+            return [hidden, *(part for part in self._decoder.logits(hidden) if part is not None)]
+
         try:
-            recording = self._record(lambda: self._decoder.through_layers(embedded, batch))
+            self._replays[num_rows] = self._record(compute)
         except NotRecordable as reason:
             _log.debug("decode steps are not recorded: %s", reason)
             self._max_rows = 0
-            return self._decoder.through_layers(embedded, batch)
-        self._replays[num_rows] = recording
-        return recording.result
+            return None
+        return self._replays[num_rows]

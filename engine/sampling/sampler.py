@@ -5,7 +5,7 @@ logits / temperature + Gumbel noise over the tokens that top-k, top-p and min-p 
 cutoff per row. It is found among the NUM_CANDIDATES likeliest tokens if they suffice, else in the whole sorted row.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +20,10 @@ from engine.rows import Rows
 from engine.sampling import largest
 from engine.sampling.logit_adjust import adjust
 from engine.sampling.noise import gumbel, make_keys
+from kernels.api import Draws, Filters, Logits
 from kernels.dispatch import log_total
 
 NUM_CANDIDATES = 256
-
-Draw = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # logits [S, V] fp32, temperature [S], keys [S, 2] int32 -> tokens [S]
-
 
 class Logprobs(NamedTuple):
     """Log-probabilities at one output position in the model's own distribution, before temperature and penalties."""
@@ -51,18 +47,6 @@ def to_host(logprobs: DeviceLogprobs) -> Logprobs:
     return Logprobs(logprob[0], top_token_ids, top_logprobs)
 
 
-class Filters(NamedTuple):
-    """The filters of some rows, each [S]."""
-
-    top_k: Tensor  # int64; the size of the vocabulary where it is off
-    top_p: Tensor
-    min_p: Tensor
-
-    def at(self, index: Tensor) -> "Filters":
-        """The filters of the rows in `index`."""
-        return Filters(self.top_k[index], self.top_p[index], self.min_p[index])
-
-
 class Sampler:
     """Draws tokens. Has no state of requests; `failed` are the places of those that the last call could not serve."""
 
@@ -73,31 +57,33 @@ class Sampler:
         eos_token_ids: Iterable[int],
         device: torch.device,
         masks: GrammarMasks | None = None,
-        draw: Draw | None = None,
+        draws: Draws = Draws(),  # noqa: B008
     ) -> None:
-        """Without `masks` no request may have a grammar. `draw`, if any, serves batches without filters."""
+        """Without `masks` no request may have a grammar."""
         self._rows = rows
         self.failed: list[int] = []
         self._masks = masks
-        self._draw_unfiltered = draw
+        self._draws = draws
         self._eos_token_ids = frozenset(eos_token_ids)
         self._all_tokens = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
     def sample(
-        self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]
+        self, logits: Logits, requests: Sequence[Request], row: NDArray[np.int64]
     ) -> tuple[Tensor, list[DeviceLogprobs]]:
-        """Draw a token per request, [S] int64, from logits [S, V] fp32; and log-probabilities for those that want them.
+        """Draw a token per request, [S] int64, from logits of S rows; and log-probabilities for those that want them.
 
         row: [S], indices in `Rows`. Waits for the device only if a row `waits`. A request whose grammar cannot be
         followed gets an error, and a meaningless token.
         """
         self.failed = []
-        original = logits
+        values, _, likeliest = logits
         if self._rows.adjusts[row].any():
-            logits = self._adjusted(logits, requests, row)
-        tokens = self._draw(logits, row)
+            values, likeliest = self._adjusted(values, requests, row), None
+        tokens = self._draw(values, row, likeliest)
         num_top = self._rows.num_logprobs[row].tolist()
-        return tokens, [_logprobs(original[i], tokens[i : i + 1], num) for i, num in enumerate(num_top) if num >= 0]
+        return tokens, [
+            _logprobs(logits.values[i], tokens[i : i + 1], num) for i, num in enumerate(num_top) if num >= 0
+        ]
 
     def _adjusted(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
         logits = logits.clone()
@@ -110,12 +96,17 @@ class Sampler:
         logits[self._on(index)] = changed
         return logits
 
-    def _draw(self, logits: Tensor, row: NDArray[np.int64]) -> Tensor:
-        """Draw tokens [S] int64. Rows with temperature 0 take the likeliest token."""
-        if self._draw_unfiltered and not self._filters(row).any():
-            keys = self._on(make_keys(self._rows.seed[row], self._rows.num_tokens[row]))
-            return self._draw_unfiltered(logits, self._on(self._rows.temperature[row]), keys)
-        random = np.flatnonzero(self._rows.temperature[row] > 0)
+    def _draw(self, logits: Tensor, row: NDArray[np.int64], likeliest: Tensor | None) -> Tensor:
+        """Draw tokens [S] int64. Rows with temperature 0 take the likeliest token, in `likeliest` if that is known."""
+        temperature = self._rows.temperature[row]
+        if likeliest is not None and not temperature.any():
+            return likeliest
+        is_filtered = self._filters(row).any()
+        if is_filtered and self._draws.filtered:
+            return self._draws.filtered(logits, self._on(temperature), self._keys(row), self._filters_of(row))
+        if not is_filtered and self._draws.unfiltered:
+            return self._draws.unfiltered(logits, self._on(temperature), self._keys(row))
+        random = np.flatnonzero(temperature > 0)
         if not len(random):
             return largest.argmax(logits)
         is_mixed = len(random) < len(row)
@@ -123,13 +114,11 @@ class Sampler:
         row = row[random]
         index = self._on(random)
         scaled = logits[index] / self._on(self._rows.temperature[row]).unsqueeze(1)
-        keys = self._on(make_keys(self._rows.seed[row], self._rows.num_tokens[row]))
-        tokens[index] = self._draw_random(scaled, keys, row)
+        tokens[index] = self._draw_random(scaled, self._keys(row), row)
         return tokens
 
     def _draw_random(self, scaled: Tensor, keys: Tensor, row: NDArray[np.int64]) -> Tensor:
         """Draw tokens [R] int64 from logits [R, V] that are already divided by the temperature."""
-        rows, vocab_size = self._rows, scaled.shape[1]
         is_plain = ~self._filters(row)
         tokens = torch.empty(len(row), dtype=torch.int64, device=scaled.device)
         if is_plain.any():
@@ -137,9 +126,8 @@ class Sampler:
             tokens[plain] = largest.argmax(scaled[plain] + gumbel(keys[plain], self._all_tokens))
         if not is_plain.all():
             filtering = self._on(np.flatnonzero(~is_plain))
-            top_k = np.where(rows.top_k[row] > 0, np.minimum(rows.top_k[row], vocab_size), vocab_size)
-            filters = Filters(self._on(top_k), self._on(rows.top_p[row]), self._on(rows.min_p[row]))
-            tokens[filtering] = draw_filtered(scaled[filtering], keys[filtering], filters.at(filtering))
+            filters = self._filters_of(row).at(filtering)
+            tokens[filtering] = draw_filtered(scaled[filtering], keys[filtering], filters)
         return tokens
 
     def _filters(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -147,6 +135,14 @@ class Sampler:
         rows, vocab_size = self._rows, len(self._all_tokens)
         in_top_k = (rows.top_k[row] > 0) & (rows.top_k[row] < vocab_size)
         return in_top_k | (rows.top_p[row] < 1) | (rows.min_p[row] > 0)
+
+    def _filters_of(self, row: NDArray[np.int64]) -> Filters:
+        rows, vocab_size = self._rows, len(self._all_tokens)
+        top_k = np.where(rows.top_k[row] > 0, np.minimum(rows.top_k[row], vocab_size), vocab_size)
+        return Filters(self._on(top_k), self._on(rows.top_p[row]), self._on(rows.min_p[row]))
+
+    def _keys(self, row: NDArray[np.int64]) -> Tensor:
+        return self._on(make_keys(self._rows.seed[row], self._rows.num_tokens[row]))
 
     def _on(self, array: NDArray[np.generic]) -> Tensor:
         return to_device(array, self._all_tokens.device)

@@ -6,6 +6,7 @@
 #include "elementwise.h"
 #include "experts.h"
 #include "gemm.h"
+#include "sampling.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -125,6 +126,18 @@ EXPORT void experts_op(int type, const gemm::Weights *gate_up, const gemm::Weigh
     });
 }
 
+EXPORT void read_logits_op(int type, const void *x, float *out, int64_t *largest, bool *is_finite, int64_t rows,
+                           int64_t n, float softcap, int threads) {
+    with_type(type, [&](auto *t) {
+        sampling::read_logits((decltype(t))x, out, largest, is_finite, rows, n, softcap, threads);
+    });
+}
+
+EXPORT void draw_op(const float *logits, const float *temperature, const uint32_t *keys, const int64_t *top_k,
+                    const float *top_p, const float *min_p, int64_t *tokens, int64_t rows, int64_t n, int threads) {
+    sampling::draw({logits, temperature, keys, top_k, top_p, min_p, tokens, rows, n}, threads);
+}
+
 // An op's number, or one of its arguments.
 union Slot {
     int64_t integer; // or an address
@@ -159,6 +172,7 @@ EXPORT void replay(const Slot *slots, int64_t num_calls) {
         case 5: slots = call(linear_op, slots); break;
         case 6: slots = call(linear_gated_op, slots); break;
         case 7: slots = call(experts_op, slots); break;
+        case 8: slots = call(read_logits_op, slots); break;
         }
     }
 }

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
+from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear, Logits
 from kernels.cpu.build import BuildError
 from kernels.cpu.experts import PackedExperts
 from kernels.cpu.library import ACTIVATIONS, DTYPES, Library
@@ -148,6 +148,19 @@ class CPUKernels:
             *(None if sinks is None else _fp32(sinks), torch.get_num_threads()),
         )
         return out
+
+    def read_logits(self, x: Tensor, softcap: float) -> Logits:
+        """See `Kernels`."""
+        x = self._checked(x)
+        rows, size = x.shape
+        values = self._library.result(rows, size, dtype=torch.float32)
+        largest = self._library.result(rows, dtype=torch.int64)
+        is_finite = self._library.result(rows, dtype=torch.bool)
+        self._library.read_logits(
+            *(self._type, x.data_ptr(), values.data_ptr(), largest.data_ptr(), is_finite.data_ptr()),
+            *(rows, size, softcap, torch.get_num_threads()),
+        )
+        return Logits(values, is_finite, largest)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
         """See `Kernels`."""

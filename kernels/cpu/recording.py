@@ -25,7 +25,7 @@ _QUESTIONS = {"__get__", "data_ptr", "stride", "is_contiguous"}
 
 _NAMES = list(OPS)
 
-Compute = Callable[[], Tensor]
+Compute = Callable[[], Sequence[Tensor]]
 
 
 class NotRecordable(Exception):
@@ -38,23 +38,24 @@ class Recorder:
     def __init__(self, library: Library, max_rows: int) -> None:
         self.library = library
         self._max_rows = max_rows
-        self._buffers: dict[tuple[Any, ...], Iterator[Tensor]] = {}
+        self._buffers: dict[tuple[Any, ...], list[Tensor]] = {}
+        self._next: dict[tuple[Any, ...], Iterator[Tensor]] = {}  # of the computation that is being recorded
         self._is_checked = False
 
     def __call__(self, compute: Compute) -> "Recording":
-        """Run `compute` and return the recording of its calls, which holds the first result. Raises NotRecordable.
+        """Run `compute` and return the recording of its calls, which holds the first results. Raises NotRecordable.
 
-        Each result is overwritten by the next, even of another recording made here. The first recording is verified,
+        Results are overwritten by the next ones, even of another recording made here. The first recording is verified,
         which costs two more computations; later ones are assumed to differ only in their number of rows.
         """
-        expected = None if self._is_checked else compute().clone()
+        expected = [] if self._is_checked else [result.clone() for result in compute()]
         calls: list[tuple[int, Sequence[Any]]] = []
         watch = _ViewsOnly()
         with self._recording(calls, watch), watch:
-            result = compute()
-        recording = Recording(self, compute, b"".join(itertools.starmap(_slots, calls)), len(calls), result)
-        if expected is not None:
-            if not torch.equal(result, expected) or not torch.equal(recording(), expected):
+            results = compute()
+        recording = Recording(self, compute, b"".join(itertools.starmap(_slots, calls)), len(calls), results)
+        if not self._is_checked:
+            if not (_equal(results, expected) and _equal(recording(), expected)):
                 raise NotRecordable("replayed, the computation gives a different result")
             self._is_checked = True
         return recording
@@ -78,6 +79,7 @@ class Recorder:
                     return self._take(rows, size, dtype)
             return torch.empty(rows, *size, dtype=dtype)
 
+        self._next.clear()
         with library.recording:
             own = {name: getattr(library, name) for name in (*OPS, "result")}
             library.use({name: noted(number, own[name]) for number, name in enumerate(OPS)} | {"result": result})
@@ -87,27 +89,28 @@ class Recorder:
                 library.use(own)
 
     def _take(self, rows: int, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        buffers = self._buffers.get((size, dtype))
-        if buffers is None:
-            made = [torch.empty(self._max_rows, *size, dtype=dtype) for _ in range(_NUM_BUFFERS)]
-            buffers = self._buffers[size, dtype] = itertools.cycle(made)
-        return next(buffers)[:rows]
+        key = (size, dtype)
+        if key not in self._buffers:  # memory that no recording uses is never touched
+            self._buffers[key] = [torch.empty(self._max_rows, *size, dtype=dtype) for _ in range(_NUM_BUFFERS)]
+        if key not in self._next:
+            self._next[key] = itertools.cycle(self._buffers[key])
+        return next(self._next[key])[:rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recorded computation and its latest result."""
+    """A recorded computation and its latest results."""
 
     recorder: Recorder  # keeps the result buffers alive
     compute: Compute  # keeps the inputs alive
     slots: bytes
     num_calls: int
-    result: Tensor
+    results: Sequence[Tensor]
 
-    def __call__(self) -> Tensor:
-        """Repeat the computation; returns `result`, overwritten."""
+    def __call__(self) -> Sequence[Tensor]:
+        """Repeat the computation; returns `results`, overwritten."""
         self.recorder.library.replay(self.slots, self.num_calls)
-        return self.result
+        return self.results
 
 
 class _ViewsOnly(TorchFunctionMode):
@@ -135,6 +138,10 @@ class _ViewsOnly(TorchFunctionMode):
         ):
             return result
         raise NotRecordable(f"{func.__name__} is not a compiled kernel")
+
+
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(itertools.starmap(torch.equal, zip(some, others, strict=True)))
 
 
 def _memory(x: Tensor) -> int:

@@ -126,6 +126,19 @@ template <int DEGREE = 7> INLINE vf exp2(vf x) {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
+// Natural logarithm of positive normal numbers: of m * 2^k, with m between sqrt(1/2) and sqrt(2), by the Taylor series of
+// log(m) = 2 artanh(s), s = (m - 1) / (m + 1), up to s^9.
+INLINE vf log(vf x) {
+    const vi exponent = ((vi)x - 0x3f3504f3) >> 23; // subtracted are the bits of sqrt(1/2)
+    const vf above = (vf)((vi)x - (exponent << 23)) - splat(1), s = above / (above + splat(2)), square = s * s;
+    vf y = splat(1.0f / 9);
+    y = fma(y, square, splat(1.0f / 7));
+    y = fma(y, square, splat(1.0f / 5));
+    y = fma(y, square, splat(1.0f / 3));
+    y = fma(y * square, s, s);
+    return fma(__builtin_convertvector(exponent, vf), splat(0.6931471806f), y + y);
+}
+
 INLINE vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp2(x * splat(-LOG2_E))); }
 INLINE vf clamp(vf x, float low, float high) { // NaN stays NaN
     x = x < splat(low) ? splat(low) : x;

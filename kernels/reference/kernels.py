@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
+from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear, Logits
 from kernels.linear import pack_heads, pack_linear
 from kernels.quantize import rounded
+from kernels.reference.logits import are_finite, widened
 
 
 class ReferenceKernels:
@@ -78,6 +79,11 @@ class ReferenceKernels:
                 keys, values = gather(kv, meta.block_tables[i], seq_len)
                 out[rows] = attend(q[rows], keys, values, attention)
         return out
+
+    def read_logits(self, x: Tensor, softcap: float) -> Logits:
+        """See `Kernels`."""
+        values = widened(x, softcap)
+        return Logits(values, are_finite(values), values.argmax(-1))
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
         """`functional.linear`, prepacked where that is faster."""

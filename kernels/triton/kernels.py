@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear
+from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear, Logits
 from kernels.linear import pack_heads, pack_linear
+from kernels.reference.logits import are_finite, widened
 from kernels.triton import linear
 from kernels.triton.activation import gated
 from kernels.triton.decode import decode_attention
@@ -69,6 +70,11 @@ class TritonKernels:
         if q.shape[0] and meta.min_query_len == 1:
             decode_attention(q, kv, out, meta, attention)
         return out
+
+    def read_logits(self, x: Tensor, softcap: float) -> Logits:
+        """See `Kernels`. Leaves it to `draw` to find the largest."""
+        values = widened(x, softcap)
+        return Logits(values, are_finite(values), None)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, bits: int = 16) -> Linear:
         """See `Kernels`. Weights of 16 bits keep their layout."""
