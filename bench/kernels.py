@@ -67,13 +67,17 @@ def decode_attention(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iter
         q, kv, meta = paged(num_seqs, seq_len, num_kv_heads, group, head_dim, dtype)
         num_bytes = 2 * num_seqs * seq_len * num_kv_heads * head_dim * dtype.itemsize
         plain = huge_pages(num_bytes).view(torch.float32).fill_(1)
-        attend: Callable[[], Tensor] = partial(kernels.paged_attention, q, kv, meta, Attention(0.1))
+        attend: Callable[[], Sequence[Tensor]] = partial(_attended, kernels, q, kv, meta)
         if isinstance(kernels, CPUKernels):
             attend = kernels.recorder(num_seqs)(attend)
         memory_s, read_s, attention_s = compare(repeats, memory.sum, plain.sum, attend)
         of_memory = num_bytes / attention_s / (MEMORY_BYTES / memory_s)
         shape = f"{num_seqs} x {seq_len}, {num_kv_heads} x {group} heads of {head_dim}"
         yield f"{shape:27} {num_bytes / attention_s / 1e9:5.1f}   {of_memory:.2f}x       {read_s / attention_s:.2f}x"
+
+
+def _attended(kernels: Kernels, q: Tensor, kv: Tensor, meta: AttentionMeta) -> Sequence[Tensor]:
+    return [kernels.paged_attention(q, kv, meta, Attention(0.1))]
 
 
 def linears(kernels: Kernels, dtype: torch.dtype, repeats: int) -> Iterator[str]:

@@ -64,9 +64,11 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
     """Build the arrays of a step on the device. Tokens not known to the host yet are taken from `tokens_of_rows`."""
     row, lengths = schedule.rows, schedule.num_tokens
     computed = rows.num_tokens[row] - rows.num_uncomputed[row]
-    query_start = _prefix_sums(lengths)
+    is_decode = int(lengths.sum()) == len(lengths)
+    query_start = np.arange(len(lengths) + 1, dtype=np.int32) if is_decode else _prefix_sums(lengths)
     seq_lens = computed + lengths
-    max_query_len, max_seq_len = int(lengths.max()), int(seq_lens.max())
+    min_query_len, max_query_len = (1, 1) if is_decode else (int(lengths.min()), int(lengths.max()))
+    max_seq_len = int(seq_lens.max())
     positions, row_of_token = _of_each_token(schedule, computed, query_start)
     slots = rows.block_tables[row_of_token, positions // block_size] * np.int64(block_size) + positions % block_size
 
@@ -77,7 +79,7 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
         to_device(rows.block_tables[row, :num_blocks], device),
         max_query_len,
         max_seq_len,
-        int(lengths.min()),
+        min_query_len,
     )
     last, last_meta, wanted_start = _wanted(rows.scores_prompt[row], query_start, meta)
     return Batch(
@@ -144,8 +146,7 @@ def _token_ids_on(
 ) -> Tensor:
     """[T] on the device; unknown last tokens are copied from `tokens_of_rows`."""
     token_ids = to_device(_token_ids(schedule, rows, computed, query_start), device)
-    unknown = places(rows.last_token[schedule.rows] == UNKNOWN)
-    if len(unknown):
+    if len(tokens_of_rows) and len(unknown := places(rows.last_token[schedule.rows] == UNKNOWN)):
         at = to_device(query_start[unknown + 1].astype(np.int64) - 1, device)
         token_ids.index_copy_(0, at, tokens_of_rows[to_device(schedule.rows[unknown], device)])
     return token_ids

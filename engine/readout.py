@@ -19,7 +19,7 @@ from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request
 from engine.rows import Rows, places
 from engine.sampling.sampler import DeviceLogprobs, Logprobs, Sampler, to_host
-from kernels.reference.logits import are_finite
+from kernels.reference.ends import are_finite
 
 _NONE = torch.empty(0, dtype=torch.bool)
 
@@ -94,7 +94,8 @@ class Readout:
         is_sound = np.empty(len(batch.rows), np.bool_)
         is_sound[reading.places] = finite.numpy()
         is_sound[reading.idle] = idle_finite.numpy()
-        is_sound[reading.failed] = False
+        if reading.failed:
+            is_sound[reading.failed] = False
         for place, vector in zip(reading.embedded.tolist(), vectors.numpy(), strict=True):
             if is_sound[place]:
                 batch.schedule.requests[place].embedding = vector.astype("<f4").tobytes()
@@ -103,9 +104,7 @@ class Readout:
             logprobs[place] = to_host(DeviceLogprobs(*of_logprobs[3 * i : 3 * i + 3]))
         return Drawn(reading.places, reading.requests, tokens.tolist(), logprobs), is_sound
 
-    def _score_prompts(
-        self, batch: Batch, hidden: Tensor
-    ) -> tuple[list[tuple[Request, PromptLogprobs]], list[int]]:
+    def _score_prompts(self, batch: Batch, hidden: Tensor) -> tuple[list[tuple[Request, PromptLogprobs]], list[int]]:
         """Score the prompt tokens that follow the batch's tokens, where that is wanted. Waits for the device.
 
         Also returns the places of requests of which a logit is not finite.
@@ -139,7 +138,7 @@ class Readout:
         tokens, logprobs = self._sampler.sample(logits, requests, row)
         if len(self.tokens_of_rows):
             self.tokens_of_rows.index_copy_(0, to_device(row, self._device), tokens)
-        return tokens, logits.is_finite, logprobs, at[self._sampler.failed].tolist()
+        return tokens, logits.is_finite, logprobs, [int(at[i]) for i in self._sampler.failed]
 
     def _last_rows(self, batch: Batch, hidden: Tensor, at: NDArray[np.int64]) -> Tensor:
         """The rows of `hidden` [W, H] that belong to the last tokens of the requests at these places."""

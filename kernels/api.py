@@ -3,11 +3,11 @@
 `kernels.reference` is the specification; one contract suite tests `kernels.cpu` (compiled C++) and `kernels.triton`
 against it; `kernels.dispatch` chooses a backend per process. The engine decides which op runs when.
 
-Letters in shapes: T tokens in the batch, B sequences, S rows of logits, V size of the vocabulary, H hidden size, F feed-forward size, D head dimension, Hq query
-heads, Hkv KV heads, E experts, K experts per token. The KV of one layer is a view
-`[num_blocks, planes, Hkv, block_size, D]` of the pool. Only its last four dimensions are contiguous: consecutive blocks
-of one layer are a whole layer group apart. There are two planes, K and V, or one where the values are the keys (MLA's
-compressed cache).
+Letters in shapes: T tokens in the batch, B sequences, S rows of logits, V size of the vocabulary, H hidden size, F
+feed-forward size, D head dimension, Hq query heads, Hkv KV heads, E experts, K experts per token. The KV of one layer
+is a view `[num_blocks, planes, Hkv, block_size, D]` of the pool. Only its last four dimensions are contiguous:
+consecutive blocks of one layer are a whole layer group apart. There are two planes, K and V, or one where the values
+are the keys (MLA's compressed cache).
 
 Norm weights are fp32 whatever the dtype of the activations, so that a norm is rounded only once, at its end.
 """
@@ -94,6 +94,10 @@ class Kernels(Protocol):
     """One backend. Ops change none of their inputs except `kv`. A row of a result depends on its own sequence only."""
 
     name: str
+
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """The rows of `table` [V, H] for tokens [T] int64, times `scale`; [T, H]."""
+        ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x / sqrt(mean(x²) + eps) * weight` in fp32, cast to x's dtype. x: [T, H], weight: [H] fp32."""

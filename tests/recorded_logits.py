@@ -8,6 +8,7 @@ from torch import Tensor
 from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from engine.loading import load_engine
+from kernels.api import Logits
 
 MAX_TOKENS = 4
 
@@ -23,9 +24,9 @@ class Recording:
         decoder = self.engine.steps.readout.decoder
         compute = decoder.logits
 
-        def logits(hidden: Tensor) -> Tensor:
+        def logits(hidden: Tensor) -> Logits:
             result = compute(hidden)
-            self.rows.update(row.cpu().numpy().tobytes() for row in result.float())
+            self.rows.update(row.cpu().numpy().tobytes() for row in result.values)
             return result
 
         decoder.logits = logits

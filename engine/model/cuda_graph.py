@@ -16,7 +16,7 @@ from engine.model.decoder import Decoder, LayerGroupHook
 from engine.model.step_buffers import StepBuffers
 from kernels.api import Logits
 
-Results = tuple[Tensor, Logits]  # hidden [B, H]
+Results = tuple[Tensor, Tensor, Tensor]  # hidden [B, H], logits [B, V], whether these are finite [B]
 Compute = Callable[[], Results]
 Capture = Callable[[Compute], Compute]
 """Captures a computation. Calling the result repeats it on the current contents of the same addresses.
@@ -66,7 +66,7 @@ class GraphedDecoder:
         self._decoder = decoder
         self._sizes = batch_sizes(config.max_num_seqs)
         self._buffers = StepBuffers(self._sizes[-1], config)
-        self._latest: Results | None = None  # of the latest step, if it was a replay
+        self._latest: tuple[Tensor, Logits] | None = None  # of the latest step, if it was a replay
         with torch.inference_mode():
             # The largest first: smaller ones can reuse its memory.
             self._graphs = {size: capture(self._computes(size)) for size in reversed(self._sizes)}
@@ -79,8 +79,8 @@ class GraphedDecoder:
             return self._decoder.hidden(batch, on_layer_group)
         size = next(size for size in self._sizes if size >= num_rows)
         self._buffers.fill(batch, size)
-        hidden, logits = self._graphs[size]()
-        self._latest = hidden[:num_rows], Logits(logits.values[:num_rows], logits.is_finite[:num_rows], None)
+        hidden, values, is_finite = self._graphs[size]()
+        self._latest = hidden[:num_rows], Logits(values[:num_rows], is_finite[:num_rows], None)
         return self._latest[0]
 
     def logits(self, hidden: Tensor) -> Logits:
@@ -94,6 +94,7 @@ class GraphedDecoder:
 
         def compute() -> Results:
             hidden = self._decoder.hidden(batch)
-            return hidden, self._decoder.logits(hidden)
+            values, is_finite, _ = self._decoder.logits(hidden)
+            return hidden, values, is_finite
 
         return compute

@@ -35,17 +35,8 @@ class Decoder:
 
         `on_layer_group(g, batch)` is called as soon as the batch's KV of all layers of group g is in the pool.
         """
-        return self.through_layers(self.embedded(batch.token_ids), batch, on_layer_group)
-
-    def embedded(self, token_ids: Tensor) -> Tensor:
-        """Embed tokens, [T] -> [T, H], as the input of the first layer."""
-        embedded = torch.nn.functional.embedding(token_ids, self._weights.embedding)
-        scale = self._weights.embedding_scale
-        return embedded if scale == 1.0 else embedded * scale
-
-    def through_layers(self, residual: Tensor, batch: Batch, on_layer_group: LayerGroupHook | None = None) -> Tensor:
-        """As `hidden`, for tokens that are `embedded` already."""
         weights, layers_per_group = self._weights, self._cache.layout.layers_per_group
+        residual = self._kernels.embed(batch.token_ids, weights.embedding, weights.embedding_scale)
         x = self._normed(residual, weights.layers[0].before_attention)
         for index, layer in enumerate(weights.layers):
             is_last = index + 1 == len(weights.layers)

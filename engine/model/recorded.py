@@ -7,7 +7,6 @@ kernels between its layers.
 
 import logging
 
-import torch
 from torch import Tensor
 
 from engine.batch import Batch
@@ -31,7 +30,6 @@ class RecordedDecoder:
         self._max_rows = min(config.max_num_seqs, MAX_ROWS)  # 0 if steps cannot be recorded
         self._record = kernels.recorder(self._max_rows)
         self._buffers = StepBuffers(self._max_rows, config)
-        self._embedded = decoder.embedded(torch.zeros(self._max_rows, dtype=torch.int64))
         self._replays: dict[int, Recording] = {}  # by rows
         self._latest: Recording | None = None  # that of the latest step, if it was a replay
 
@@ -42,11 +40,10 @@ class RecordedDecoder:
         if on_layer_group or batch.meta.max_query_len > 1 or num_rows > self._max_rows:
             return self._decoder.hidden(batch, on_layer_group)
         self._buffers.fill(batch, num_rows)
-        self._embedded[:num_rows] = self._decoder.embedded(batch.token_ids)
         if replay := self._replays.get(num_rows):
             replay()
         elif not (replay := self._recorded(num_rows)):
-            return self._decoder.through_layers(self._embedded[:num_rows], self._buffers.batch(num_rows))
+            return self._decoder.hidden(batch)
         self._latest = replay
         return replay.results[0]
 
@@ -58,10 +55,10 @@ class RecordedDecoder:
 
     def _recorded(self, num_rows: int) -> Recording | None:
         """Run and record a step; None if it cannot be recorded."""
-        embedded, batch = self._embedded[:num_rows], self._buffers.batch(num_rows)
+        batch = self._buffers.batch(num_rows)
 
         def compute() -> list[Tensor]:
-            hidden = self._decoder.through_layers(embedded, batch)
+            hidden = self._decoder.hidden(batch)
             return [hidden, *(part for part in self._decoder.logits(hidden) if part is not None)]
 
         try:

@@ -25,6 +25,7 @@ from kernels.dispatch import log_total
 
 NUM_CANDIDATES = 256
 
+
 class Logprobs(NamedTuple):
     """Log-probabilities at one output position in the model's own distribution, before temperature and penalties."""
 

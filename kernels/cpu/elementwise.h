@@ -1,5 +1,7 @@
-// RMSNorm, gated activations, and RoPE fused with the KV write: one pass over each row, computed in fp32.
+// Embedding, RMSNorm, gated activations, and RoPE fused with the KV write: one pass over each row, computed in fp32.
 #pragma once
+
+#include <algorithm>
 
 #include "parallel.h"
 #include "vector.h"
@@ -9,6 +11,17 @@ template <class F> INLINE void for_each_vector(int64_t n, F f) {
     int64_t i = 0;
     for (; i + W <= n; i += W) f(i, W);
     if (i < n) f(i, int(n - i));
+}
+
+// Rows of `table` times `scale`; NaN for ids that it does not have.
+template <class T>
+void embed(const T *table, const int64_t *ids, T *out, int64_t rows, int64_t table_rows, int64_t n, float scale,
+           int threads) {
+    parallel(rows, rows * n, threads, [&](int64_t r) {
+        const vf factor = splat(0 <= ids[r] && ids[r] < table_rows ? scale : std::numeric_limits<float>::quiet_NaN());
+        const T *x = table + std::clamp<int64_t>(ids[r], 0, table_rows - 1) * n;
+        for_each_vector(n, [&](int64_t i, int k) { store_some(out + r * n + i, load_some(x + i, k) * factor, k); });
+    });
 }
 
 // x / rms(x) * weight; `out` may be `x`.

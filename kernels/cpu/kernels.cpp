@@ -133,6 +133,13 @@ EXPORT void read_logits_op(int type, const void *x, float *out, int64_t *largest
     });
 }
 
+EXPORT void embed_op(int type, const void *table, const int64_t *ids, void *out, int64_t rows, int64_t table_rows,
+                     int64_t n, float scale, int threads) {
+    with_type(type, [&](auto *t) {
+        embed((decltype(t))table, ids, (decltype(t))out, rows, table_rows, n, scale, threads);
+    });
+}
+
 EXPORT void draw_op(const float *logits, const float *temperature, const uint32_t *keys, const int64_t *top_k,
                     const float *top_p, const float *min_p, int64_t *tokens, int64_t rows, int64_t n, int threads) {
     sampling::draw({logits, temperature, keys, top_k, top_p, min_p, tokens, rows, n}, threads);
@@ -173,6 +180,7 @@ EXPORT void replay(const Slot *slots, int64_t num_calls) {
         case 6: slots = call(linear_gated_op, slots); break;
         case 7: slots = call(experts_op, slots); break;
         case 8: slots = call(read_logits_op, slots); break;
+        case 9: slots = call(embed_op, slots); break;
         }
     }
 }

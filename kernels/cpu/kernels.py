@@ -70,6 +70,17 @@ class CPUKernels:
         self._library = library(self.level)
         self._deterministic = deterministic
 
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """See `Kernels`. A token that the table does not have gets NaN."""
+        table, token_ids = self._checked(table), _int64(token_ids)
+        rows, (table_rows, size) = token_ids.shape[0], table.shape
+        out = self._library.result(rows, size, dtype=table.dtype)
+        self._library.embed(
+            *(self._type, table.data_ptr(), token_ids.data_ptr(), out.data_ptr()),
+            *(rows, table_rows, size, scale, torch.get_num_threads()),
+        )
+        return out
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""
         x = self._checked(x)
@@ -211,6 +222,13 @@ class CPUKernels:
         if x.dtype is not self._dtype:
             raise TypeError(f"kernels were loaded for {self._dtype}, not {x.dtype}")
         return x.contiguous()
+
+
+def _int64(x: Tensor) -> Tensor:
+    """Return `x`. Raises TypeError unless it is int64 and contiguous."""
+    if x.dtype is not torch.int64 or not x.is_contiguous():
+        raise TypeError(f"expected a contiguous int64 tensor, not {x.dtype} of shape {tuple(x.shape)}")
+    return x
 
 
 def _fp32(x: Tensor) -> int:

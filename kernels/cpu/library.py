@@ -37,6 +37,7 @@ OPS = {  # in the order in which kernels.cpp's `replay` numbers them
     "linear_gated": (c_int, *[c_void_p] * 3, *[c_int64] * 2, *[c_int] * 2),
     "experts": (c_int, *[c_void_p] * 2, c_int, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_int),
     "read_logits": (c_int, *[c_void_p] * 4, *[c_int64] * 2, c_float, c_int),
+    "embed": (c_int, *[c_void_p] * 3, *[c_int64] * 3, c_float, c_int),
 }
 _DRAW = (*[c_void_p] * 7, *[c_int64] * 2, c_int)
 _PACK_WEIGHT = (c_int, *[c_void_p] * 2, *[c_int64] * 2)
@@ -60,6 +61,7 @@ class Library:
         self.linear_gated = loaded.linear_gated_op
         self.experts = loaded.experts_op
         self.read_logits = loaded.read_logits_op
+        self.embed = loaded.embed_op
         self.draw = loaded.draw_op
         self.pack_weight = loaded.pack_weight_op
         self.weight_bytes = loaded.weight_bytes

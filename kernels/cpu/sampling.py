@@ -25,7 +25,7 @@ class Sampling:
         return self._draw(logits, temperature, keys, (*columns, _column(min_p, torch.float32, rows)))
 
     def _draw(self, logits: Tensor, temperature: Tensor, keys: Tensor, filters: tuple[int, int, int]) -> Tensor:
-        rows, size = logits.shape
+        logits, (rows, size) = logits.contiguous(), logits.shape
         if not size:
             raise ValueError("there is no token to draw")
         tokens = torch.empty(rows, dtype=torch.int64)

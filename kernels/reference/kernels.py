@@ -10,13 +10,17 @@ from torch.nn import functional
 from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear, Logits
 from kernels.linear import pack_heads, pack_linear
 from kernels.quantize import rounded
-from kernels.reference.logits import are_finite, widened
+from kernels.reference.ends import are_finite, embedded, widened
 
 
 class ReferenceKernels:
     """Plain torch, on any device."""
 
     name = "reference"
+
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """See `Kernels`."""
+        return embedded(token_ids, table, scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x / rms(x) * weight` in fp32, cast once. x: [..., H]; weight: [H] fp32."""

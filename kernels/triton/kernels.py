@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernels.api import Activation, Attention, AttentionMeta, Experts, Linear, Logits
 from kernels.linear import pack_heads, pack_linear
-from kernels.reference.logits import are_finite, widened
+from kernels.reference.ends import are_finite, embedded, widened
 from kernels.triton import linear
 from kernels.triton.activation import gated
 from kernels.triton.decode import decode_attention
@@ -26,6 +26,10 @@ class TritonKernels:
         or in a decode step: products use kernels of this package, and attention one shape of tile for all sequences.
         """
         self._deterministic = deterministic
+
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """See `Kernels`."""
+        return embedded(token_ids, table, scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels`."""

@@ -17,7 +17,7 @@ from engine.rows import Rows
 from engine.sampling.noise import gumbel, make_keys
 from engine.sampling.sampler import Sampler
 from kernels import quantize
-from kernels.api import Attention, AttentionMeta
+from kernels.api import Attention, AttentionMeta, Draws
 from kernels.reference import ReferenceKernels
 from kernels.triton import TritonKernels, decode
 from kernels.triton.sampling import draw, log_total
@@ -190,14 +190,15 @@ def test_a_sampler_draws_the_same_tokens_with_the_kernel():
         requests.append(Request(generation, b"", 16, 0.0))
         rows.take(requests[-1])
     row = np.array([request.row for request in requests], np.int64)
-    logits, calls = torch.randn(len(params), 500).to(DEVICE), []
+    values, calls = torch.randn(len(params), 500).to(DEVICE), []
 
     def counted(*args):
         calls.append(args)
         return draw(*args)
 
     def sample(num, draw=None):
-        return Sampler(rows, 500, [], DEVICE, None, draw).sample(logits[:num], requests[:num], row[:num])[0].tolist()
+        sampler, logits = Sampler(rows, 500, [], DEVICE, None, Draws(draw)), KERNELS.read_logits(values[:num], 0.0)
+        return sampler.sample(logits, requests[:num], row[:num])[0].tolist()
 
     assert sample(3, counted) == sample(3)
     assert len(calls) == 1

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -172,14 +174,15 @@ class TestErrors:
 
     def test_infinite_logits(self, make_engine, make_generation, run, monkeypatch):
         engine = make_engine()
-        logits = engine.steps.readout.decoder.logits
+        decoder = engine.steps.readout.decoder
+        lm_head = decoder._weights.lm_head
 
         def second_row_infinite(hidden):
-            result = logits(hidden).clone()
+            result = lm_head(hidden).clone()
             result[1:, 3] = float("inf")
             return result
 
-        monkeypatch.setattr(engine.steps.readout.decoder, "logits", second_row_infinite)
+        monkeypatch.setattr(decoder, "_weights", dataclasses.replace(decoder._weights, lm_head=second_row_infinite))
         first, second = (engine.add(make_generation([i] * 9, ignore_eos=True, max_tokens=3)) for i in (1, 2))
         outputs = run(engine)
         assert second.error.code == "numerical_error"

@@ -102,8 +102,9 @@ def test_hidden_and_logits_are_those_of_the_decoder(make_graphed, make_generatio
         expected = decoder._decoder.hidden(batch)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         for rows in (got, got[:1]):  # of the whole step they are at hand, of a part they are computed
-            wanted = decoder._decoder.logits(expected)[: len(rows)]
-            torch.testing.assert_close(decoder.logits(rows), wanted, atol=1e-4, rtol=1e-4)
+            wanted, logits = decoder._decoder.logits(expected), decoder.logits(rows)
+            torch.testing.assert_close(logits.values, wanted.values[: len(rows)], atol=1e-4, rtol=1e-4)
+            assert torch.equal(logits.is_finite, wanted.is_finite[: len(rows)])
         compared.append(batch.num_tokens)
         return got
 

@@ -5,13 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.rows import Rows
-from engine.sampling.sampler import NUM_CANDIDATES, Filters, Sampler, cutoff, to_host
+from engine.sampling.sampler import NUM_CANDIDATES, Sampler, cutoff, to_host
+from kernels.api import Draws, Filters, Logits
+from kernels.dispatch import draws
 
 VOCAB = 600  # more than NUM_CANDIDATES, so both ways to the cutoff are taken
 
 
+@pytest.fixture(params=["torch", "compiled"])
+def kernels(request):
+    return Draws() if request.param == "torch" else draws(torch.device("cpu"))
+
+
 @pytest.fixture
-def sample(make_request):
+def sample(make_request, kernels):
     """Tokens and log-probabilities for rows of logits, each with its own sampling parameters."""
 
     def run(logits, params, positions=None, eos=(2,)):
@@ -22,8 +29,10 @@ def sample(make_request):
             requests.append(make_request([1] * length, key=index, **({"temperature": 1.0} | sampling)))
             rows.take(requests[-1])
         row = np.array([request.row for request in requests], np.int64)
-        sampler = Sampler(rows, logits.shape[1], eos, torch.device("cpu"))
-        tokens, found = sampler.sample(logits.float(), requests, row)
+        sampler = Sampler(rows, logits.shape[1], eos, torch.device("cpu"), draws=kernels)
+        values = logits.float()
+        likeliest = values.argmax(-1) if kernels.filtered else None
+        tokens, found = sampler.sample(Logits(values, values.sum(-1).isfinite(), likeliest), requests, row)
         logprobs = iter(found)
         wants = [sampling.get("num_logprobs", -1) >= 0 for sampling in params]
         return tokens.tolist(), [to_host(next(logprobs)) if wanted else None for wanted in wants]

@@ -1,7 +1,14 @@
-"""The output head's results in plain torch."""
+"""The two ends of a model in plain torch: token ids to embeddings, and the output head's results to logits."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+
+def embedded(token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+    """[T] int64 -> [T, H]: rows of `table` [V, H], times `scale`."""
+    rows = functional.embedding(token_ids, table)
+    return rows if scale == 1.0 else rows * scale
 
 
 def widened(x: Tensor, softcap: float) -> Tensor:
