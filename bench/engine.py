@@ -2,10 +2,11 @@
 
 Measures the prefill of one 512-token prompt, and decode steps at several batch sizes, of a random 107M Llama in bf16
 (or --model, of a dense family). The roofline is measured again in every round: a decode step has to read all weights
-and the KV once; a prefill takes two floating-point operations per weight and token, plus those of causal attention.
-The KV pool's pages are made resident first, as in a server that has used each block. If transformers is installed, it
-does the same work, in turns with the engine. Shares and ratios are medians over rounds, with their range, so that a
-slow minute affects all sides.
+and the KV once; a prefill takes two floating-point operations per weight and token, plus those of causal attention. The
+KV pool's pages are made resident first, as in a server that has used each block. If transformers is installed, it does
+the same work, in turns with the engine. Steps that sample are measured in turns with greedy ones, at the largest batch
+size; a random model's logits are nearly equal, which is the worst case for top-p. Shares and ratios are medians over
+rounds, with their range, so that a slow minute affects all sides.
 """
 
 import argparse
@@ -15,10 +16,11 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +35,14 @@ from engine.engine import Engine
 from engine.loading import load_engine
 
 PROMPT_TOKENS = 512
+SAMPLED = {  # what requests commonly ask for, as fields of SamplingParams
+    "temperature 1": {"temperature": 1.0},
+    "top-p 0.9": {"temperature": 1.0, "top_p": 0.9},
+    "top-k 20, top-p 0.8": {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
+    "min-p 0.05": {"temperature": 1.0, "min_p": 0.05},
+    "repetition penalty": {"repetition_penalty": 1.1},
+    "5 log-probabilities": {"num_logprobs": 5},
+}
 _ROUNDS = 5
 _MORE_STEPS = 8  # for transformers, whose step time is a difference of two runs
 
@@ -61,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{engine.config.device}, {engine.config.num_threads} threads of {os.cpu_count()}, {engine.config.dtype}")
         print(f"loaded in {time.perf_counter() - start_s:.2f} s")
         with _command.progress() as progress:
-            for line in progress.track(report(engine, args, str(directory)), total=2 + len(args.batch_sizes)):
+            for line in progress.track(
+                report(engine, args, str(directory)), total=2 + len(args.batch_sizes) + len(SAMPLED)
+            ):
                 print(line)
     return 0
 
@@ -90,12 +102,17 @@ def report(engine: Engine, args: argparse.Namespace, directory: str) -> Iterator
         context = args.context + args.num_steps // 2
         num_bytes = weight_bytes + batch_size * context * engine.layout.block_bytes / engine.layout.block_size
         step_s, compared = in_rounds(
-            partial(measure_decode, engine, batch_size, args),
+            partial(measure_decode, engine, batch_size, args, {}),
             partial(step_bound_s, roofline, num_bytes, 2 * num_weights * batch_size),
             partial(transformers_step_s, peer, batch_size, args.context) if peer else None,
             peers,
         )
         yield f"decode at {batch_size:3}: {step_s * 1e3:8.2f} ms a step, {batch_size / step_s:7.0f} tok/s  {compared}"
+    measure = partial(measure_decode, engine, max(args.batch_sizes), args)
+    for name, sampling in SAMPLED.items():
+        pairs = [(measure(sampling), measure({})) for _ in range(_ROUNDS)]
+        added_ms = [1e3 * (sampled_s - greedy_s) for sampled_s, greedy_s in pairs]
+        yield f"{name + ':':20} {_median(added_ms, '.2f')} ms more for a step of {max(args.batch_sizes)}"
 
 
 def in_rounds(
@@ -146,12 +163,12 @@ def head_weights(engine: Engine) -> int:
     return engine.model_config.vocab_size * engine.model_config.hidden_size
 
 
-def generation(engine: Engine, num_tokens: int, num_output: int) -> Generation:
-    """Return a request of random tokens, so that nothing is found in the prefix cache."""
+def generation(engine: Engine, num_tokens: int, num_output: int, sampling: Mapping[str, Any]) -> Generation:
+    """Return a request of random tokens, so that nothing is found in the prefix cache. Greedy by default."""
     tokens = [random.randrange(engine.model_config.vocab_size) for _ in range(num_tokens)]
-    sampling = SamplingParams(max_tokens=num_output, ignore_eos=True, temperature=0.0)
+    params = SamplingParams(**{"temperature": 0.0, **sampling}, max_tokens=num_output, ignore_eos=True)
     return Generation(
-        request_id="bench", key=0, token_ids=tokens, num_prompt_tokens=num_tokens, sampling=sampling, router_id="bench"
+        request_id="bench", key=0, token_ids=tokens, num_prompt_tokens=num_tokens, sampling=params, router_id="bench"
     )
 
 
@@ -159,16 +176,17 @@ def measure_prefill(engine: Engine) -> float:
     """Return the seconds of a single prompt, from `add` to its first token."""
 
     def run() -> None:
-        engine.add(generation(engine, PROMPT_TOKENS, 1))
+        engine.add(generation(engine, PROMPT_TOKENS, 1, {}))
         while engine.has_work:
             engine.step()
 
     return best_of(run, engine.config.device, repeats=1)
 
 
-def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace) -> float:
+def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace, sampling: Mapping[str, Any]) -> float:
     """Return the median seconds of a step with `batch_size` decoding requests."""
-    requests = [engine.add(generation(engine, args.context, args.num_steps + 2)) for _ in range(batch_size)]
+    num_output = args.num_steps + 2
+    requests = [engine.add(generation(engine, args.context, num_output, sampling)) for _ in range(batch_size)]
     while any(not request.first_token_s for request in requests):
         engine.step()
     times = []

@@ -29,7 +29,7 @@ from engine.sampling.sampler import Sampler
 from engine.scheduler import Scheduler
 from engine.steps import Steps
 from engine.validation import validate
-from kernels.dispatch import draws
+from kernels.dispatch import sampling_kernels
 
 
 class Engine:
@@ -185,9 +185,10 @@ class Engine:
 
     def _make_readout(self, decoder: AnyDecoder) -> Readout:
         config, device = self.config, torch.device(self.config.device)
-        masks = None if self._grammars is None else self._grammars.masks(device, config.num_threads)
+        kernels = sampling_kernels(device)
+        masks = None if self._grammars is None else self._grammars.masks(device, config.num_threads, kernels.mask)
         vocab_size, eos_token_ids = self.model_config.vocab_size, self.model_config.eos_token_ids
-        sampler = Sampler(self._rows, vocab_size, eos_token_ids, device, masks, draws(device))
+        sampler = Sampler(self._rows, vocab_size, eos_token_ids, device, kernels, masks)
         return Readout(decoder, sampler, self._rows, device, keeps_tokens=config.runs_ahead)
 
     def _make_request(

@@ -83,11 +83,16 @@ FilteredDraw = Callable[[Tensor, Tensor, Tensor, Filters], Tensor]
 """The same, among the tokens that the filters keep."""
 
 
-class Draws(NamedTuple):
-    """A device's sampling kernels; None where it has none, and `engine.sampling` draws with torch."""
+Mask = Callable[[Tensor, Tensor], None]
+"""(logits [S, V] fp32, words [S, ceil(V / 32)] int32): tokens whose bit is 0 get -inf, in place."""
 
-    unfiltered: Draw | None = None
-    filtered: FilteredDraw | None = None
+
+class SamplingKernels(NamedTuple):
+    """What a device has for sampling; where it has no kernel to draw, `engine.sampling` draws with torch."""
+
+    mask: Mask
+    draw: Draw | None = None
+    draw_filtered: FilteredDraw | None = None
 
 
 class Kernels(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.api import Draws, Kernels
+from kernels.api import Kernels, SamplingKernels
+from kernels.reference.ends import masked
 
 
 def load(device: torch.device, dtype: torch.dtype, deterministic: bool | None = None) -> Kernels:
@@ -31,20 +32,19 @@ def load(device: torch.device, dtype: torch.dtype, deterministic: bool | None = 
     return ReferenceKernels()
 
 
-def draws(device: torch.device) -> Draws:
-    """Return the device's sampling kernels."""
+def sampling_kernels(device: torch.device) -> SamplingKernels:
+    """Return what the device has."""
     if device.type == "cuda":
         from kernels.triton.sampling import draw
 
-        return Draws(unfiltered=draw)
+        return SamplingKernels(masked, draw)
     from kernels.cpu.kernels import Unavailable, fastest, library
-    from kernels.cpu.sampling import Sampling
+    from kernels.cpu.sampling import kernels
 
     try:
-        sampling = Sampling(library(fastest()))
+        return kernels(library(fastest()))
     except Unavailable:  # `load` has warned of it
-        return Draws()
-    return Draws(sampling.draw, sampling.draw_filtered)
+        return SamplingKernels(masked)
 
 
 def log_total(logits: Tensor) -> Tensor:

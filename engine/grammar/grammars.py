@@ -22,6 +22,7 @@ from engine.grammar.limits import MAX_TEXT_BYTES, parser_limits
 from engine.grammar.masks import GrammarMasks
 from engine.grammar.state import GrammarState
 from engine.grammar.tokens import GrammarTokens
+from kernels.api import Mask
 
 _MAX_COMPILING = 32
 _NUM_LANES = 2  # compiled in parallel, so that one hostile grammar does not block all others
@@ -63,11 +64,12 @@ class Grammars:
             raise error
         return state
 
-    def masks(self, device: torch.device, num_threads: int) -> GrammarMasks | None:
+    def masks(self, device: torch.device, num_threads: int, mask: Mask) -> GrammarMasks | None:
         """The masks for the engine's sampler; None if this model does not support grammars."""
         if self.tokens is None:
             return None
-        return GrammarMasks(self._vocab_size, self.tokens.token_ids, self._eos_token_ids, device, num_threads)
+        vocab_size, token_ids = self._vocab_size, self.tokens.token_ids
+        return GrammarMasks(vocab_size, token_ids, self._eos_token_ids, device, num_threads, mask)
 
     def warm(self) -> None:
         """Start the processes of all lanes, and wait until they answer: at this time no request has to wait for it.

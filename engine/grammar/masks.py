@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.grammar.state import GrammarState
 from engine.request import Request
+from kernels.api import Mask
 
 _MAX_THREADS = 16
 _WATCH_S = 0.01  # if the masks of a step take longer, the next ones are timed one by one
@@ -35,14 +36,15 @@ class GrammarMasks:
         eos_token_ids: Collection[int],
         device: torch.device,
         num_threads: int,
+        mask: Mask,
     ) -> None:
-        """`token_ids` are those with a text: the others are never drawn."""
+        """`token_ids` are those with a text: the others are never drawn. `mask` runs on the device."""
         self.failed: list[int] = []
         self._vocab_size = vocab_size
         self._token_ids = self._bits(token_ids)
         self._eos_token_ids = self._bits(eos_token_ids)
         self._device = device
-        self._powers = (2 ** torch.arange(8)).to(torch.uint8).to(device)
+        self._mask = mask
         self._num_threads = min(num_threads, _MAX_THREADS)
         self._executor: LLExecutor | None = None  # its threads are started when they are needed
         self._is_watching = False
@@ -102,13 +104,14 @@ class GrammarMasks:
                 row[:] = goes_on
 
     def _forbid(self, logits: Tensor, places: list[int], words: Words) -> None:
-        packed = torch.from_numpy(words.view(np.uint8)).to(self._device)
-        forbidden = (packed.unsqueeze(-1) & self._powers).eq(0).view(len(places), -1)[:, : self._vocab_size]
+        on_device = torch.from_numpy(words).to(self._device)
         if len(places) == logits.shape[0]:
-            logits.masked_fill_(forbidden, float("-inf"))
+            self._mask(logits, on_device)
         else:
             index = torch.tensor(places, device=self._device)
-            logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
+            rows = logits[index]
+            self._mask(rows, on_device)
+            logits[index] = rows
 
     def _bits(self, token_ids: Collection[int]) -> Words:
         """[ceil(V / 32)] with these tokens' bits set; tokens beyond the vocabulary are ignored."""

@@ -15,4 +15,6 @@ def replaying(decoder: Decoder, config: EngineConfig, kernels: Kernels, flags: E
     """Wrap the decoder in one that replays its decode steps, where that is possible."""
     if config.device.startswith("cuda") and flags.cuda_graphs:
         return GraphedDecoder(decoder, config, CudaCapture())
-    return RecordedDecoder(decoder, config, kernels) if isinstance(kernels, CPUKernels) else decoder
+    if isinstance(kernels, CPUKernels) and not config.runs_ahead:  # else a step would overwrite results not yet read
+        return RecordedDecoder(decoder, config, kernels)
+    return decoder

@@ -20,7 +20,7 @@ from engine.rows import Rows
 from engine.sampling import largest
 from engine.sampling.logit_adjust import adjust
 from engine.sampling.noise import gumbel, make_keys
-from kernels.api import Draws, Filters, Logits
+from kernels.api import Filters, Logits, SamplingKernels
 from kernels.dispatch import log_total
 
 NUM_CANDIDATES = 256
@@ -57,14 +57,14 @@ class Sampler:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         device: torch.device,
+        kernels: SamplingKernels,
         masks: GrammarMasks | None = None,
-        draws: Draws = Draws(),  # noqa: B008
     ) -> None:
         """Without `masks` no request may have a grammar."""
         self._rows = rows
         self.failed: list[int] = []
         self._masks = masks
-        self._draws = draws
+        self._kernels = kernels
         self._eos_token_ids = frozenset(eos_token_ids)
         self._all_tokens = torch.arange(vocab_size, dtype=torch.int32, device=device)
 
@@ -87,15 +87,15 @@ class Sampler:
         ]
 
     def _adjusted(self, logits: Tensor, requests: Sequence[Request], row: NDArray[np.int64]) -> Tensor:
-        logits = logits.clone()
         index = np.flatnonzero(self._rows.adjusts[row])
-        changed, adjusted = logits[self._on(index)], [requests[i] for i in index.tolist()]
+        are_all = len(index) == len(row)
+        changed = logits.clone() if are_all else logits[self._on(index)]
+        adjusted = requests if are_all else [requests[i] for i in index.tolist()]
         adjust(changed, adjusted, self._eos_token_ids)
         if self._masks is not None:
             self._masks.apply(changed, adjusted)
             self.failed = index[self._masks.failed].tolist()
-        logits[self._on(index)] = changed
-        return logits
+        return changed if are_all else logits.index_copy(0, self._on(index), changed)
 
     def _draw(self, logits: Tensor, row: NDArray[np.int64], likeliest: Tensor | None) -> Tensor:
         """Draw tokens [S] int64. Rows with temperature 0 take the likeliest token, in `likeliest` if that is known."""
@@ -103,10 +103,10 @@ class Sampler:
         if likeliest is not None and not temperature.any():
             return likeliest
         is_filtered = self._filters(row).any()
-        if is_filtered and self._draws.filtered:
-            return self._draws.filtered(logits, self._on(temperature), self._keys(row), self._filters_of(row))
-        if not is_filtered and self._draws.unfiltered:
-            return self._draws.unfiltered(logits, self._on(temperature), self._keys(row))
+        if is_filtered and self._kernels.draw_filtered:
+            return self._kernels.draw_filtered(logits, self._on(temperature), self._keys(row), self._filters_of(row))
+        if not is_filtered and self._kernels.draw:
+            return self._kernels.draw(logits, self._on(temperature), self._keys(row))
         random = np.flatnonzero(temperature > 0)
         if not len(random):
             return largest.argmax(logits)

@@ -145,6 +145,10 @@ EXPORT void draw_op(const float *logits, const float *temperature, const uint32_
     sampling::draw({logits, temperature, keys, top_k, top_p, min_p, tokens, rows, n}, threads);
 }
 
+EXPORT void mask_op(float *logits, const uint32_t *words, int64_t rows, int64_t n, int threads) {
+    sampling::mask(logits, words, rows, n, threads);
+}
+
 // An op's number, or one of its arguments.
 union Slot {
     int64_t integer; // or an address

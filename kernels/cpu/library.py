@@ -39,6 +39,7 @@ OPS = {  # in the order in which kernels.cpp's `replay` numbers them
     "read_logits": (c_int, *[c_void_p] * 4, *[c_int64] * 2, c_float, c_int),
     "embed": (c_int, *[c_void_p] * 3, *[c_int64] * 3, c_float, c_int),
 }
+_MASK = (*[c_void_p] * 2, *[c_int64] * 2, c_int)
 _DRAW = (*[c_void_p] * 7, *[c_int64] * 2, c_int)
 _PACK_WEIGHT = (c_int, *[c_void_p] * 2, *[c_int64] * 2)
 
@@ -49,7 +50,7 @@ class Library:
     def __init__(self, level: Level) -> None:
         """Load that level's library, compiling it if needed. Raises BuildError or OSError."""
         loaded = ctypes.CDLL(str(build.library(level)))
-        for name, arguments in (*OPS.items(), ("draw", _DRAW), ("pack_weight", _PACK_WEIGHT)):
+        for name, arguments in (*OPS.items(), ("draw", _DRAW), ("mask", _MASK), ("pack_weight", _PACK_WEIGHT)):
             function = getattr(loaded, f"{name}_op")
             function.argtypes, function.restype = arguments, None
         self.rms_norm = loaded.rms_norm_op
@@ -63,6 +64,7 @@ class Library:
         self.read_logits = loaded.read_logits_op
         self.embed = loaded.embed_op
         self.draw = loaded.draw_op
+        self.mask = loaded.mask_op
         self.pack_weight = loaded.pack_weight_op
         self.weight_bytes = loaded.weight_bytes
         self.weight_bytes.argtypes, self.weight_bytes.restype = (c_int, c_int64, c_int64), c_int64

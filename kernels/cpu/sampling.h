@@ -179,6 +179,20 @@ inline int64_t draw_row(const float *logits, int64_t n, float temperature, const
     return drawn.place();
 }
 
+// Sets the logits of tokens whose bit in `words`, 32 tokens each, is 0 to -inf.
+inline void mask(float *logits, const uint32_t *words, int64_t rows, int64_t n, int threads) {
+    const int64_t words_per_row = (n + 31) / 32;
+    vu lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    parallel(rows, rows * n, threads, [&](int64_t r) {
+        float *const row = logits + r * n;
+        for_each_vector(n, [&](int64_t i, int k) {
+            const vu bits = vu{} + (words[r * words_per_row + i / 32] >> i % 32);
+            store_some(row + i, (bits >> lane & 1) == 1 ? load_some(row + i, k) : splat(NEG_INF), k);
+        });
+    });
+}
+
 // One token per row. Pointers of filters may be null: then they are off.
 struct Call {
     const float *logits, *temperature;

@@ -1,4 +1,4 @@
-"""The two ends of a model in plain torch: token ids to embeddings, and the output head's results to logits."""
+"""The two ends of a model in plain torch: token ids to embeddings, and the output head's results to masked logits."""
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ def widened(x: Tensor, softcap: float) -> Tensor:
     """[S, V] in fp32, `softcap * tanh(x / softcap)` unless softcap is 0."""
     x = x.float()
     return softcap * torch.tanh(x / softcap) if softcap else x
+
+
+def masked(logits: Tensor, words: Tensor) -> None:
+    """See `kernels.api.Mask`."""
+    powers = (2 ** torch.arange(8, device=logits.device)).to(torch.uint8)
+    forbidden = (words.view(torch.uint8).unsqueeze(-1) & powers).eq(0).view(len(words), -1)[:, : logits.shape[1]]
+    logits.masked_fill_(forbidden, float("-inf"))
 
 
 def are_finite(values: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from engine.rows import Rows
 from engine.sampling.noise import gumbel, make_keys
 from engine.sampling.sampler import Sampler
 from kernels import quantize
-from kernels.api import Attention, AttentionMeta, Draws
+from kernels.api import Attention, AttentionMeta, SamplingKernels
 from kernels.reference import ReferenceKernels
+from kernels.reference.ends import masked
 from kernels.triton import TritonKernels, decode
 from kernels.triton.sampling import draw, log_total
 from kernels.triton.tile import head_tiles
@@ -197,7 +198,10 @@ def test_a_sampler_draws_the_same_tokens_with_the_kernel():
         return draw(*args)
 
     def sample(num, draw=None):
-        sampler, logits = Sampler(rows, 500, [], DEVICE, None, Draws(draw)), KERNELS.read_logits(values[:num], 0.0)
+        sampler, logits = (
+            Sampler(rows, 500, [], DEVICE, SamplingKernels(masked, draw)),
+            KERNELS.read_logits(values[:num], 0.0),
+        )
         return sampler.sample(logits, requests[:num], row[:num])[0].tolist()
 
     assert sample(3, counted) == sample(3)

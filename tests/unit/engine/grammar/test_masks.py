@@ -13,6 +13,7 @@ from baton.text.tokenizer import Tokenizer
 from engine.grammar import masks
 from engine.grammar.grammars import Grammars
 from engine.outputs import NO_TOKEN
+from kernels.reference.ends import masked
 
 EOS = 2
 PROMPT = list(range(30, 50))
@@ -199,7 +200,7 @@ def test_token_ids_without_a_text_are_never_drawn(tiny_model, make_request):
     request = make_request(PROMPT, grammar=Grammar(GrammarKind.CFG, "start: <[*]>", "p"))
     request.grammar = asyncio.run(grammars.compile(request.generation))
     logits = torch.zeros(2, 600)
-    grammars.masks(torch.device("cpu"), 1).apply(logits, [make_request(PROMPT), request])
+    grammars.masks(torch.device("cpu"), 1, masked).apply(logits, [make_request(PROMPT), request])
     assert logits[0].isfinite().all()
     assert logits[1, 3:512].isfinite().all()
     assert logits[1, 512:].isneginf().all()

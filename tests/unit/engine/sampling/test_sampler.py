@@ -6,15 +6,16 @@ from hypothesis import strategies as st
 
 from engine.rows import Rows
 from engine.sampling.sampler import NUM_CANDIDATES, Sampler, cutoff, to_host
-from kernels.api import Draws, Filters, Logits
-from kernels.dispatch import draws
+from kernels.api import Filters, Logits, SamplingKernels
+from kernels.dispatch import sampling_kernels
+from kernels.reference.ends import masked
 
 VOCAB = 600  # more than NUM_CANDIDATES, so both ways to the cutoff are taken
 
 
 @pytest.fixture(params=["torch", "compiled"])
 def kernels(request):
-    return Draws() if request.param == "torch" else draws(torch.device("cpu"))
+    return SamplingKernels(masked) if request.param == "torch" else sampling_kernels(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -29,9 +30,9 @@ def sample(make_request, kernels):
             requests.append(make_request([1] * length, key=index, **({"temperature": 1.0} | sampling)))
             rows.take(requests[-1])
         row = np.array([request.row for request in requests], np.int64)
-        sampler = Sampler(rows, logits.shape[1], eos, torch.device("cpu"), draws=kernels)
+        sampler = Sampler(rows, logits.shape[1], eos, torch.device("cpu"), kernels)
         values = logits.float()
-        likeliest = values.argmax(-1) if kernels.filtered else None
+        likeliest = values.argmax(-1) if kernels.draw_filtered else None
         tokens, found = sampler.sample(Logits(values, values.sum(-1).isfinite(), likeliest), requests, row)
         logprobs = iter(found)
         wants = [sampling.get("num_logprobs", -1) >= 0 for sampling in params]
