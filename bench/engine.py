@@ -35,7 +35,7 @@ from engine.engine import Engine
 from engine.loading import load_engine
 
 PROMPT_TOKENS = 512
-SAMPLED = {  # what requests commonly ask for, as fields of SamplingParams
+SAMPLED: Mapping[str, Mapping[str, Any]] = {  # what requests commonly ask for, as fields of SamplingParams
     "temperature 1": {"temperature": 1.0},
     "top-p 0.9": {"temperature": 1.0, "top_p": 0.9},
     "top-k 20, top-p 0.8": {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
