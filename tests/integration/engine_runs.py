@@ -9,6 +9,7 @@ from baton.process.settings import EngineFlags
 from baton.request import Generation, SamplingParams
 from engine.engine import Engine
 from engine.loading import load_engine
+from engine.model.recorded import RecordedDecoder
 from engine.request import Request
 from engine.sampling.sampler import Logprobs
 from kernels.api import Kernels
@@ -30,9 +31,10 @@ def engine_of(directory, kernels: Kernels | None = None, **flags) -> Engine:
 
 
 def ahead(engine: Engine) -> Engine:
-    """The same with steps that run ahead, as on a GPU."""
-    config = dataclasses.replace(engine.config, runs_ahead=True)
-    return Engine(config, engine.model_config, engine.steps.readout.decoder, engine._cache, grammars=engine._grammars)
+    """The same with steps that run ahead, as on a GPU, and are therefore not recorded."""
+    config, decoder = dataclasses.replace(engine.config, runs_ahead=True), engine.steps.readout.decoder
+    decoder = decoder._decoder if isinstance(decoder, RecordedDecoder) else decoder
+    return Engine(config, engine.model_config, decoder, engine._cache, grammars=engine._grammars)
 
 
 def generation(prompt: list[int], key: int = 0, **sampling) -> Generation:

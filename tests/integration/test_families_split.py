@@ -5,7 +5,6 @@ Both nodes run in this process, each as it would on its own: engine, step thread
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from baton.net.registry import NodeRecord
 from baton.process.lifecycle import Shutdown
 from baton.process.settings import NodeConfig
 from baton.request import Generation, SamplingParams
-from engine.engine import Engine
 from engine.loading import load_engine
 from kv_transfer.staged_pool import StagedPool
+from tests.integration.engine_runs import ahead
 from tests.node_stream import NodeStream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_late")]
@@ -50,9 +49,7 @@ async def running(role: Any, config: NodeConfig, runs_ahead: bool = False) -> As
     """A node of that role until the block is left; it must drain by itself."""
     shutdown = Shutdown()
     engine = await asyncio.to_thread(load_engine, config.model, config)
-    if runs_ahead:
-        decoder, engine_config = engine.steps.readout.decoder, dataclasses.replace(engine.config, runs_ahead=True)
-        engine = Engine(engine_config, engine.model_config, decoder, engine._cache, grammars=engine._grammars)
+    engine = ahead(engine) if runs_ahead else engine
     serving = asyncio.create_task(role.serve(config, engine, shutdown))
     try:
         yield await registered(config, serving)
