@@ -11,7 +11,7 @@ class Transformers:
     def __init__(self, model: str, dtype: torch.dtype, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM
 
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").to(device)
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
         self._generate = loaded.eval().generate
         self._device = device
 
