@@ -11,8 +11,8 @@ from operator import gt
 from typing import NamedTuple
 
 from baton.errors import InvalidRequest
-from baton.kv import byte_count, json_fields
-from baton.kv.json_fields import Field
+from baton.native import byte_count, json_fields
+from baton.native.json_fields import Field
 from router.http.turns import LARGE_BYTES
 from router.openai.body import too_long
 from router.openai.schema import MAX_CHOICES

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.kv import byte_count, native
+from baton.native import build, byte_count
 
 
 @pytest.fixture(scope="module")
 def count(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    built = native.build(native.BYTE_COUNT, tmp_path_factory.mktemp("count"))
+    built = build.build(build.BYTE_COUNT, tmp_path_factory.mktemp("count"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda _: built)
+        patch.setattr(build, "library", lambda _: built)
         return byte_count.fastest()
 
 

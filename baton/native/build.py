@@ -1,6 +1,6 @@
 """Compiles the C++ versions of loops that are too slow in Python for long prompts: one library for each source.
 
-    python -m baton.kv.native
+    python -m baton.native.build
 
 This runs at installation and needs a C++17 compiler (`CXX`, by default g++). Nothing is compiled while serving: without
 the libraries, Python does the work. A library's name carries a hash of its source, so a changed source needs a rebuild.
