@@ -13,8 +13,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-HASH_CHAIN, ID_TEXT, BYTE_COUNT, JSON_FIELDS = (
-    Path(__file__).with_name(f"{name}.cpp") for name in ("hash_chain", "id_text", "byte_count", "json_fields")
+HASH_CHAIN, ID_TEXT, JSON_FIELDS = (
+    Path(__file__).with_name(f"{name}.cpp") for name in ("hash_chain", "id_text", "json_fields")
 )
 FOLDER = Path(__file__).parent / "_build"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=default")
@@ -45,7 +45,7 @@ def build(source: Path, folder: Path = FOLDER) -> Path:
 def main() -> int:
     """Compile all libraries and print their paths. Returns the exit code."""
     try:
-        for source in (HASH_CHAIN, ID_TEXT, BYTE_COUNT, JSON_FIELDS):
+        for source in (HASH_CHAIN, ID_TEXT, JSON_FIELDS):
             sys.stdout.write(f"{build(source)}\n")
     except (OSError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"not compiled, so Python will parse and hash long prompts, more slowly: {error}\n")

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from baton.native import build, byte_count, hash_chain, id_text, json_fields
+from baton.native import build, hash_chain, id_text, json_fields
 
 
 def test_without_a_compiler_the_python_version_is_used(tmp_path, monkeypatch):
@@ -14,7 +14,6 @@ def test_without_a_compiler_the_python_version_is_used(tmp_path, monkeypatch):
         build.build(build.HASH_CHAIN, tmp_path)
     monkeypatch.setattr(build, "library", lambda _: tmp_path / "none.so")
     assert hash_chain.fastest() is hash_chain.hashed
-    assert byte_count.fastest() is byte_count.counted
     assert id_text.load()(b"[1]", 0, 2) is None
     assert json_fields.load() is None
 
