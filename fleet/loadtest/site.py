@@ -14,8 +14,8 @@ from baton.errors import BatonError, ConfigError
 from baton.net.failure import reason
 from bench._load.target import Target, target_of
 from fleet.chaos.fleet import PrivateFleet
+from fleet.http_ask import scrape
 from fleet.memory import resident_bytes
-from fleet.metrics_page import scrape
 
 _TIMEOUT_S = 3.0
 _KILL_TIMEOUT_S = 30.0
