@@ -55,7 +55,7 @@ def sides(num_nodes: int, model: str) -> list[Side]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measure all sides; return 1 if requests failed."""
     args = _arguments(argv)
     files.check(args.json, args.html)
@@ -152,7 +152,7 @@ def _ratio(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("disagg", __doc__)
     add = parser.add_argument
     add("--model", default="", help="checkpoint to serve (default: the built-in model)")
@@ -173,7 +173,3 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_vocab_size(parser)
     flags.add_files(parser)
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    _command.run(main)

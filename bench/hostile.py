@@ -39,7 +39,7 @@ PERCENTS = (50, 90, 99)
 ALONE, BESIDE = "alone", "beside attackers"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measure; return 1 if a stream failed or a hostile body was not refused."""
     args = _arguments(argv)
     turns: dict[str, list[list[Stream]]] = {ALONE: [], BESIDE: []}
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if is_good and all(status.startswith("4") for status in statuses) else 1
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("hostile", __doc__)
     parser.add_argument("--model", help="model directory in Hugging Face layout, or a hub id", metavar="DIR|HF_ID")
     parser.add_argument("--rate", type=positive(), default=30.0, help="streams per second")
@@ -112,7 +112,3 @@ def _row(turn: Sequence[Stream]) -> list[float]:
     good = [stream for stream in turn if stream.ok]
     times = ([s.ttft_s for s in good], [s.e2e_s for s in good])
     return [percentile(values, p) for values in times for p in PERCENTS]
-
-
-if __name__ == "__main__":
-    _command.run(main)

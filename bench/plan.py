@@ -69,7 +69,7 @@ class Run:
     measured: Figures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print a table; return 1 if a prediction is off."""
     args = _arguments(argv)
     with _command.progress(SpinnerColumn(), TextColumn("{task.description}")) as progress:
@@ -183,7 +183,7 @@ def parse(text: str) -> Load:
     return Load(text, rate, share, int(match[3]), int(match[4]))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("plan", __doc__)
     add = parser.add_argument
     add(
@@ -207,7 +207,3 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_vocab_size(parser)
     add("--tolerance", type=real(), default=0.15, help="error of a prediction that fails, as a share")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    _command.run(main)

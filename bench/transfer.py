@@ -73,7 +73,7 @@ def report(total: int, rounds: int, sizes: Sequence[int], device: str, progress:
     child.close()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print one row per message size."""
     parser = _command.parser("transfer", __doc__)
     parser.add_argument("--megabytes", type=whole(1, 65_536), default=256, help="megabytes moved per round")
@@ -86,7 +86,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         for text in report(total, args.rounds, sizes, args.device, progress):
             print(text)
     return 0
-
-
-if __name__ == "__main__":
-    _command.run(main)
