@@ -15,12 +15,10 @@ import itertools
 import random
 import re
 import statistics
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.progress import SpinnerColumn, TextColumn
 
@@ -74,24 +72,11 @@ def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     with _command.progress(SpinnerColumn(), TextColumn("{task.description}")) as progress:
         task = progress.add_task("starting")
-        with _endpoint(args) as url:
+        with contextlib.nullcontext(args.base_url) if args.base_url else _fleets.temporary(model=args.model) as url:
             measuring = _measure(args, target_of(url), lambda text: progress.update(task, description=text))
             model, rates, runs = asyncio.run(measuring)
     print(f"{machine()}\n{_command.line('plan', argv)}\n\n{_node_lines(model)}\n")
     return 0 if _table(model, rates, runs, args.tolerance) else 1
-
-
-@contextlib.contextmanager
-def _endpoint(args: argparse.Namespace) -> Iterator[str]:
-    if args.base_url:
-        yield args.base_url
-        return
-    served = ("--model", args.model) if args.model else ()
-    with (
-        tempfile.TemporaryDirectory(prefix="baton-plan-") as folder,
-        _fleets.started(Path(folder) / "home", "--prefill", "1", "--decode", "1", *served) as url,
-    ):
-        yield url
 
 
 async def _measure(

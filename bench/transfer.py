@@ -17,8 +17,17 @@ from rich.progress import Progress
 
 from baton.process.bounds import whole
 from bench import _command
-from bench._transfer.nodes import Child, transfers
-from bench._transfer.ways import PERFTESTS, Round, blocking_socket, device_copy, memcpy, ucx_perftest, why_no_perftest
+from bench._transfer.nodes import transfers
+from bench._transfer.ways import (
+    PERFTESTS,
+    Child,
+    Round,
+    blocking_socket,
+    device_copy,
+    memcpy,
+    ucx_perftest,
+    why_no_perftest,
+)
 from kv_transfer.choose import choose
 from kv_transfer.ucx.transport import why_unavailable
 
