@@ -87,7 +87,7 @@ async def test_of_several_attempts_the_first_report_counts_and_no_more_than_the_
     assert running.usage.timings == {"queue_s": 1.0, "prefill_s": 3.0}
 
 
-async def test_phases_are_in_the_order_of_a_requests_life_whoever_reports_first() -> None:
+async def test_phases_are_in_the_order_of_a_requests_life_in_whatever_order_they_are_reported() -> None:
     running, _ = make()
     running.note(0, first_decode_s=4.0)
     running.note(0, transfer_s=3.0)
