@@ -13,11 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from baton.errors import BatonError, Cancelled, ContextLengthExceeded, DeadlineExceeded, InvalidRequest, NodeUnavailable
 from baton.node.load import ERRORS
-from baton.node.session import Leg
+from baton.node.service import Legs
 from baton.node.shell import NodeShell
 from baton.request import Generation
 from baton.telemetry.timeline import Timeline
-from baton.v1 import transfer_pb2
 from engine.engine import Engine
 from engine.grammar.state import GrammarState
 from engine.outputs import StepOutput
@@ -57,22 +56,14 @@ class OwnedLeg:
 AnyLeg = TypeVar("AnyLeg", bound=OwnedLeg)
 
 
-class LegService(ABC, Generic[AnyLeg]):
-    """Runs the legs that routers start; implements `baton.node.service.Legs`."""
+class LegService(Legs, ABC, Generic[AnyLeg]):
+    """Runs the legs that routers start."""
 
     def __init__(self, engine: Engine, step_loop: StepLoop, shell: NodeShell, outputs: Owners[AnyLeg]) -> None:
         self._layout, self._num_blocks, self._step_loop = engine.layout, engine.num_blocks, step_loop
         self._sessions, self._board, self._timelines = shell.sessions, shell.board, shell.timelines
         self.outputs = outputs
         self._legs: set[AnyLeg] = set()
-
-    @abstractmethod
-    def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
-        """Start a leg, or refuse it."""
-
-    @abstractmethod
-    def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
-        """Give a leg the grant that says where it may send its KV blocks."""
 
     @abstractmethod
     def deliver(self, step: StepOutput) -> None:
