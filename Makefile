@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 CODE   := baton bench decode_node deploy engine examples fleet kernels kv_transfer prefill_node router tests
 PROTOS := $(wildcard proto/baton/v1/*.proto)
-COMPILED := $(wildcard baton/kv/*.cpp kernels/cpu/*.cpp kernels/cpu/*.h)
+COMPILED := $(wildcard baton/native/*.cpp kernels/cpu/*.cpp kernels/cpu/*.h)
 
 .PHONY: help install install-dev run test check format proto bench bench-gpu clean
 
@@ -48,7 +48,7 @@ bench-gpu: install-dev  ## the tests and figures that want a GPU, into bench/res
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf baton/kv/_build kernels/cpu/_build
+	rm -rf baton/native/_build kernels/cpu/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -62,7 +62,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed $(COMPILED)
-	$(BIN)/python -m baton.kv.native
+	$(BIN)/python -m baton.native.build
 	$(BIN)/python -m kernels.cpu.build
 	@touch $@
 

@@ -1,16 +1,14 @@
-"""The command line of benchmarks: parser, exit codes, the command printed in reports, and progress bars."""
+"""The command line of benchmarks: parser, the command printed in reports, and progress bars."""
 
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
-from baton.errors import BatonError
 from baton.process.help import HelpFormatter
 
 
@@ -20,22 +18,9 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"baton bench {name}", description=description, formatter_class=HelpFormatter)
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Exit with the result of `main`; if it raises a BatonError, exit with 1 and print its message."""
-    try:
-        sys.exit(main())
-    except BatonError as error:
-        sys.exit(f"baton: error: {error.message}")
-
-
-def line(name: str, argv: Sequence[str] | None) -> str:
-    """Return the command as it was typed."""
-    return shlex.join(["baton", "bench", name, *(sys.argv[1:] if argv is None else argv)])
-
-
-def words(argv: Sequence[str] | None) -> list[str]:
-    """Return the arguments as typed, but paths without their folders, which are private to a machine."""
-    return [Path(word).name for word in (sys.argv[1:] if argv is None else argv)]
+def line(name: str, argv: Sequence[str]) -> str:
+    """Return the command as it was typed, but paths without their folders, which are private to a machine."""
+    return shlex.join(["baton", "bench", name, *(Path(word).name if word.startswith("/") else word for word in argv)])
 
 
 def progress(*columns: ProgressColumn) -> Progress:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,17 @@ def started(home: Path, *flags: str) -> Iterator[str]:
     finally:
         with contextlib.suppress(BatonError):
             _baton(env, "down", timeout_s=_STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def temporary(*flags: str, model: str = "") -> Iterator[str]:
+    """As `started`, in a BATON_HOME that is removed afterwards. Without a `model`, the default one is served."""
+    served = ("--model", model) if model else ()
+    with (
+        tempfile.TemporaryDirectory(prefix="baton-bench-") as folder,
+        started(Path(folder) / "home", *flags, *served) as endpoint,
+    ):
+        yield endpoint
 
 
 def _baton(env: dict[str, str], *args: str, timeout_s: float) -> subprocess.CompletedProcess[str]:

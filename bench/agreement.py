@@ -48,7 +48,7 @@ _DAY_S = 86400
 Values = NDArray[np.float64]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print a table; return 1 if the two clients disagree."""
     args = _arguments(argv)
     if shutil.which("curl") is None:
@@ -185,7 +185,7 @@ def _stream(answer: str, trace: Path) -> Stream:
     return stream
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("agreement", __doc__)
     parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="endpoint, with or without /v1")
     parser.add_argument("--model", default="", help="model name (default: the first that the endpoint lists)")
@@ -196,7 +196,3 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output-tokens", type=whole(2), default=64, help="length of each answer")
     parser.add_argument("--tolerance", type=real(), default=0.05, help="difference that fails, as a share")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    _command.run(main)

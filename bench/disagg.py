@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import itertools
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,34 +42,30 @@ class Side:
     flags: tuple[str, ...]
 
 
-def sides(num_nodes: int, model: str) -> list[Side]:
+def sides(num_nodes: int) -> list[Side]:
     """Return the sides: split, colocated, and colocated without chunks."""
-    shared = ("--model", model) if model else ()
     num_prefill = num_nodes // 2
-    together = ("--colocated", "--decode", str(num_nodes), *shared)
+    together = ("--colocated", "--decode", str(num_nodes))
     return [
-        Side("split", ("--prefill", str(num_prefill), "--decode", str(num_nodes - num_prefill), *shared)),
+        Side("split", ("--prefill", str(num_prefill), "--decode", str(num_nodes - num_prefill))),
         Side("colocated", together),
         Side("unchunked", (*together, "--max-num-batched-tokens", str(UNCHUNKED))),
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measure all sides; return 1 if requests failed."""
     args = _arguments(argv)
     files.check(args.json, args.html)
     ratios = [_ratio(text) for text in args.ratios]
-    chosen = sides(args.nodes, args.model)
+    chosen = sides(args.nodes)
     results: dict[str, dict[str, Any]] = {}
     num_turns = len(chosen) * (len(ratios) * len(args.rates) + args.rounds)
     with _command.progress() as progress:
         task = progress.add_task("fleets", total=num_turns)
         for side in chosen:
             progress.update(task, description=side.name)
-            with (
-                tempfile.TemporaryDirectory(prefix="baton-disagg-") as folder,
-                _fleets.started(Path(folder) / "home", *side.flags) as endpoint,
-            ):
+            with _fleets.temporary(*side.flags, model=args.model) as endpoint:
                 measuring = _measure(args, target_of(endpoint), ratios, lambda: progress.advance(task))
                 results[side.name] = asyncio.run(measuring)
     command = _command.line("disagg", argv)
@@ -87,7 +82,8 @@ async def _measure(
     args: argparse.Namespace, target: Target, ratios: Sequence[tuple[int, int]], on_run: Any
 ) -> dict[str, Any]:
     shape = Shape(await target.first_model(), vocab_size=args.vocab_size)
-    await _closed(target, shape, 64, 16, number=8, at_a_time=4)  # warm up
+    asked = workload.conversations(_sized(shape, 64, 16), random.Random())
+    await Driver(target, TIMEOUT_S).closed(itertools.islice(asked, 8), 4)  # warm up
     runs = []
     for (num_prompt, num_output), rate in itertools.product(ratios, args.rates):
         runs.append(await _at_rate(args, target, shape, num_prompt, num_output, rate))
@@ -134,13 +130,6 @@ async def _streams(target: Target, shape: Shape, stop_s: float) -> Driver:
     return driver
 
 
-async def _closed(
-    target: Target, shape: Shape, num_prompt: int, num_output: int, *, number: int, at_a_time: int
-) -> None:
-    asked = workload.conversations(_sized(shape, num_prompt, num_output), random.Random())
-    await Driver(target, TIMEOUT_S).closed(list(itertools.islice(asked, number)), at_a_time)
-
-
 def _sized(shape: Shape, num_prompt: int, num_output: int) -> Shape:
     return Shape.fixed(shape.model, num_prompt, num_output, shape.vocab_size)
 
@@ -152,7 +141,7 @@ def _ratio(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("disagg", __doc__)
     add = parser.add_argument
     add("--model", default="", help="checkpoint to serve (default: the built-in model)")
@@ -173,7 +162,3 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_vocab_size(parser)
     flags.add_files(parser)
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    _command.run(main)

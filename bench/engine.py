@@ -47,7 +47,7 @@ _ROUNDS = 5
 _MORE_STEPS = 8  # for transformers, whose step time is a difference of two runs
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = _command.parser("engine", __doc__)
     parser.add_argument("--model", help="checkpoint (default: a random 107M Llama)")
     parser.add_argument("--device", default="auto", help="where to compute: auto, cpu or cuda")
@@ -197,7 +197,3 @@ def measure_decode(engine: Engine, batch_size: int, args: argparse.Namespace, sa
     for request in requests:
         engine.release(request)
     return statistics.median(times)
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -140,7 +140,7 @@ def engine_config(
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = _command.parser("gpu_decode", __doc__)
     parser.add_argument("--batch-sizes", type=whole(), nargs="+", default=[1, 64], help="requests per step")
     parser.add_argument("--context", type=whole(), default=1024, help="prompt tokens before decoding")
@@ -182,7 +182,3 @@ def print_steps(
         ):
             step_s = bench.step_s(decoder, num_seqs, args.context, args.num_steps, runs_ahead)
             print(f"{num_seqs:5} {step_s * 1e3:7.2f} ms   {bound_s / step_s:.0%}   {name}", flush=True)
-
-
-if __name__ == "__main__":
-    _command.run(main)

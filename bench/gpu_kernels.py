@@ -47,7 +47,7 @@ PREFILL_SHAPES = [  # sequences, tokens of each, KV heads, query heads per KV he
 ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = _command.parser("gpu_kernels", __doc__)
     parser.add_argument("--repeats", type=whole(1, 10_000), default=30, help="runs of each kernel")
     args = parser.parse_args(argv)
@@ -203,7 +203,3 @@ def paged(
         min_query_len=num_queries,
     )
     return pool[:, 1], meta
-
-
-if __name__ == "__main__":
-    _command.run(main)

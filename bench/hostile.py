@@ -16,11 +16,9 @@ import json
 import random
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 
 from baton.process.bounds import positive, real, whole
@@ -39,12 +37,12 @@ PERCENTS = (50, 90, 99)
 ALONE, BESIDE = "alone", "beside attackers"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measure; return 1 if a stream failed or a hostile body was not refused."""
     args = _arguments(argv)
     turns: dict[str, list[list[Stream]]] = {ALONE: [], BESIDE: []}
     statuses: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder, _fleets.started(Path(folder) / "home", *_model(args)) as endpoint:
+    with _fleets.temporary(model=args.model) as endpoint:
         target = target_of(endpoint)
         model = asyncio.run(target.first_model())
         asyncio.run(_streams(target, model, args.rate, args.seconds / 4))  # warm up
@@ -58,18 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if is_good and all(status.startswith("4") for status in statuses) else 1
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("hostile", __doc__)
-    parser.add_argument("--model", help="model directory in Hugging Face layout, or a hub id", metavar="DIR|HF_ID")
+    parser.add_argument("--model", default="", help="checkpoint to serve (default: the built-in model)")
     parser.add_argument("--rate", type=positive(), default=30.0, help="streams per second")
     parser.add_argument("--attacks", type=real(), default=20.0, help="hostile bodies per second")
     parser.add_argument("--seconds", type=positive(), default=6.0, help="length of a turn")
     parser.add_argument("--rounds", type=whole(), default=20, help="turns of each kind")
     return parser.parse_args(argv)
-
-
-def _model(args: argparse.Namespace) -> tuple[str, ...]:
-    return ("--model", args.model) if args.model else ()
 
 
 async def _streams(target: Target, model: str, rate: float, seconds: float) -> list[Stream]:
@@ -112,7 +106,3 @@ def _row(turn: Sequence[Stream]) -> list[float]:
     good = [stream for stream in turn if stream.ok]
     times = ([s.ttft_s for s in good], [s.e2e_s for s in good])
     return [percentile(values, p) for values in times for p in PERCENTS]
-
-
-if __name__ == "__main__":
-    _command.run(main)

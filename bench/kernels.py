@@ -37,7 +37,7 @@ ROWS = [1, 8, 32, 256]
 EXPERTS_SHAPES = [(64, 8, 1024, 512)]  # experts, of a token, hidden size, feed-forward size
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     parser = _command.parser("kernels", __doc__)
     parser.add_argument("--threads", type=whole(1, 1024), default=torch.get_num_threads(), help="compute threads")
     dtypes = ["bfloat16", "float16", "float32"]
@@ -151,7 +151,3 @@ def compare(repeats: int, *sides: Callable[[], object]) -> list[float]:
             side()
             best[i] = min(best[i], time.perf_counter() - started)
     return best
-
-
-if __name__ == "__main__":
-    _command.run(main)

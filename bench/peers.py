@@ -50,7 +50,7 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measure all that is installed; return 1 if a server did not start or a request failed."""
     args = _parse(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 best[server.name][column] = max(value, best[server.name].get(column, 0.0))
         for name, figures in _prompts(servers, model).items():
             best[name] |= figures
-    print(f"{machine()}\n{_command.line('peers', _command.words(argv))}\n")
+    print(f"{machine()}\n{_command.line('peers', argv)}\n")
     print(_table(best))
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("peers", __doc__)
     parser.add_argument("--model", help="checkpoint (default: a random 107M Llama)")
     parser.add_argument("--vllm", help="vLLM's executable, with its CPU backend", metavar="FILE")
@@ -190,7 +190,3 @@ def _table(best: dict[str, Figures]) -> str:
         ratios = [best["baton"][column] / max(row[column] for row in peers) for column in columns]
         lines.append("baton / best " + "".join(f"{ratio:>13.2f}x" for ratio in ratios))
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -15,12 +15,10 @@ import itertools
 import random
 import re
 import statistics
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.progress import SpinnerColumn, TextColumn
 
@@ -69,29 +67,16 @@ class Run:
     measured: Figures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print a table; return 1 if a prediction is off."""
     args = _arguments(argv)
     with _command.progress(SpinnerColumn(), TextColumn("{task.description}")) as progress:
         task = progress.add_task("starting")
-        with _endpoint(args) as url:
+        with contextlib.nullcontext(args.base_url) if args.base_url else _fleets.temporary(model=args.model) as url:
             measuring = _measure(args, target_of(url), lambda text: progress.update(task, description=text))
             model, rates, runs = asyncio.run(measuring)
     print(f"{machine()}\n{_command.line('plan', argv)}\n\n{_node_lines(model)}\n")
     return 0 if _table(model, rates, runs, args.tolerance) else 1
-
-
-@contextlib.contextmanager
-def _endpoint(args: argparse.Namespace) -> Iterator[str]:
-    if args.base_url:
-        yield args.base_url
-        return
-    served = ("--model", args.model) if args.model else ()
-    with (
-        tempfile.TemporaryDirectory(prefix="baton-plan-") as folder,
-        _fleets.started(Path(folder) / "home", "--prefill", "1", "--decode", "1", *served) as url,
-    ):
-        yield url
 
 
 async def _measure(
@@ -183,7 +168,7 @@ def parse(text: str) -> Load:
     return Load(text, rate, share, int(match[3]), int(match[4]))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("plan", __doc__)
     add = parser.add_argument
     add(
@@ -207,7 +192,3 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.add_vocab_size(parser)
     add("--tolerance", type=real(), default=0.15, help="error of a prediction that fails, as a share")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    _command.run(main)

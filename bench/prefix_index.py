@@ -28,7 +28,7 @@ MODEL = "bench"
 LENGTHS = (32, 512, 2048)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print one line per prefix length."""
     parser = _command.parser("prefix_index", __doc__)
     parser.add_argument("--nodes", type=whole(1, 64), default=4, help="number of nodes")
@@ -106,7 +106,3 @@ async def _median_us(call: Callable[[], Awaitable[object]], num_rounds: int, per
             await call()
         times.append((time.perf_counter() - began) / per_round)
     return 1e6 * statistics.median(times)
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -52,19 +52,19 @@ COLUMNS = {
 Figures = dict[str, float]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measure all that is installed; exit code 1 where a router did not start or a request failed."""
     args = _parse(argv)
     best: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for server in in_turns(servers(args, Path(scratch)), args.rounds):
             _keep_best(best.setdefault(server.name, {}), _measure(server, args))
-    command = _command.line("router", _command.words(argv))
+    command = _command.line("router", argv)
     print(f"{machine()}, {processor()}\n{command}\n\n{_table(best)}\n")
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("router", __doc__)
     parser.add_argument("--sglang-router", help="path of its executable", metavar="FILE")
     parser.add_argument("--vllm-router", help="path of its executable", metavar="FILE")
@@ -218,7 +218,3 @@ def _cell(value: float) -> str:
     if math.isnan(value):
         return f"{'–':>13}"
     return f"{value:>13.3f}" if value < 10 else f"{value:>13.0f}"
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -58,13 +58,13 @@ HEAD = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print a table for each number of nodes."""
     args = _arguments(argv)
     lines = trace.read(args.trace)[: args.max_requests or None]
     hits, blocks = trace.ideal_hits(lines)
     print(f"# {platform.processor() or platform.machine()}, python {platform.python_version()}")
-    print(f"# {_command.line('routing', _command.words(argv))}")
+    print(f"# {_command.line('routing', argv)}")
     print(f"# {len(lines)} requests, {blocks} blocks; a boundless cache would hit {hits / blocks:.3f} of them")
     print("# hits: of all blocks; TTFT in seconds; prefill, decode: most work on a node over the mean of its pool")
     with _command.progress() as progress:
@@ -183,7 +183,7 @@ def _imbalance(loads: Sequence[float]) -> float:
     return max(loads) / mean if mean else 1.0
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _command.parser("routing", __doc__)
     parser.add_argument("--trace", type=Path, required=True, help="trace in Mooncake's format")
     parser.add_argument("--nodes", type=whole(1, 1000), nargs="+", default=[4, 8, 16, 32, 64], help="numbers of nodes")
@@ -197,7 +197,3 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--policies", nargs="+", default=[], choices=list(POLICIES), help="only these policies")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    _command.run(main)

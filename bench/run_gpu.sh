@@ -20,9 +20,9 @@ part() {
 }
 
 part gpu_tests pytest -m gpu -W default -rs -p no:cacheprovider tests/gpu
-part gpu_kernels bench.gpu_kernels
-part gpu_decode bench.gpu_decode --deterministic --quantization int8 int4
-part gpu_transfer bench.transfer --device cuda
+part gpu_kernels fleet bench gpu_kernels
+part gpu_decode fleet bench gpu_decode --deterministic --quantization int8 int4
+part gpu_transfer fleet bench transfer --device cuda
 part gpu_contract pytest -W default -p no:cacheprovider -k triton tests/contract
 part gpu_cuda pytest -m gpu -W default -rs -p no:cacheprovider tests/contract/test_transport_cuda.py
 part gpu_split pytest -m gpu -W default -rs -p no:cacheprovider tests/integration/test_families_split.py

@@ -34,7 +34,7 @@ from bench._report import files
 from bench._simulated import trace
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run each load once; return 1 if a request failed."""
     try:
         return _main(argv)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: Sequence[str]) -> int:
     args = parse(argv)
     files.check(args.json, args.html)
     args.model = args.model or asyncio.run(args.target.first_model())
@@ -69,7 +69,7 @@ def _main(argv: Sequence[str] | None) -> int:
     return 1 if any(run["failed"] for run in runs) else 0
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the flags, and derive `target`, `prompt` and `output` from them."""
     parser = _command.parser("serve", __doc__)
     add = parser.add_argument
@@ -195,7 +195,3 @@ def _shape(args: argparse.Namespace, model: str) -> Shape:
         chat=args.chat,
         ignore_eos=not args.no_ignore_eos,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

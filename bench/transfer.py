@@ -17,8 +17,17 @@ from rich.progress import Progress
 
 from baton.process.bounds import whole
 from bench import _command
-from bench._transfer.nodes import Child, transfers
-from bench._transfer.ways import PERFTESTS, Round, blocking_socket, device_copy, memcpy, ucx_perftest, why_no_perftest
+from bench._transfer.nodes import transfers
+from bench._transfer.ways import (
+    PERFTESTS,
+    Child,
+    Round,
+    blocking_socket,
+    device_copy,
+    memcpy,
+    ucx_perftest,
+    why_no_perftest,
+)
 from kv_transfer.choose import choose
 from kv_transfer.ucx.transport import why_unavailable
 
@@ -73,7 +82,7 @@ def report(total: int, rounds: int, sizes: Sequence[int], device: str, progress:
     child.close()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print one row per message size."""
     parser = _command.parser("transfer", __doc__)
     parser.add_argument("--megabytes", type=whole(1, 65_536), default=256, help="megabytes moved per round")
@@ -86,7 +95,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         for text in report(total, args.rounds, sizes, args.device, progress):
             print(text)
     return 0
-
-
-if __name__ == "__main__":
-    _command.run(main)

@@ -2,32 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from baton.node.start import complete
-from baton.process import heap, lifecycle  # noqa: F401 - `heap` takes effect when it is imported
-from baton.process.lifecycle import Shutdown
-from baton.process.settings import NodeConfig
-
-if TYPE_CHECKING:
-    from engine.engine import Engine
+from baton.node import start
+from baton.process import heap  # noqa: F401 - takes effect when it is imported
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node until it has drained; return the exit code."""
-    return lifecycle.main("baton decode", NodeConfig, _load, _serve, argv, complete)
-
-
-def _load(config: NodeConfig) -> "Engine":
-    from engine import hosting  # imports torch: not before the flags have been parsed, as it takes long
-
-    return hosting.load(config)
-
-
-async def _serve(config: NodeConfig, engine: "Engine", shutdown: Shutdown) -> None:
-    from decode_node import node
-
-    await node.serve(config, engine, shutdown)
+    return start.main("baton decode", "decode_node.node", argv)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 import asyncio
 import time
 
-from baton.node.legs import OwnedLeg
 from baton.request import Generation
 from baton.v1 import types_pb2
-from engine.grammar.state import GrammarState
+from engine.leg_service import OwnedLeg
 from engine.request import Request
 from kv_transfer.incoming import IncomingTransfer
 
@@ -17,13 +16,9 @@ class DecodeLeg(OwnedLeg):
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation)
         self.arrived_s = time.monotonic()  # the time of its commit, once its KV has been shipped
-        self.grammar: GrammarState | None = None  # if one was asked for, once it is compiled
-        self.request: Request | None = None  # set on the step thread
         self.incoming: IncomingTransfer | None = None
         self.is_accepted = False  # its router has been told that it is
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done after its last token
-        self.last_block_hash = b""  # of the tokens that it begins with
-        self.is_shipped = False  # all of its KV has arrived, and nothing is written to its blocks any more
         self.has_started = False
 
     @property

@@ -17,60 +17,42 @@ never accepted, unless the router ended it itself.
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 from baton.errors import BatonError
-from baton.kv.layout import KVLayout
-from baton.node.legs import all_over, check_prompt, entered, own, within_time
-from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
-from baton.node.sessions import Sessions
+from baton.node.shell import NodeShell
 from baton.request import FinishReason, Generation
-from baton.telemetry.timeline import TimelineBook
 from baton.v1 import transfer_pb2
 from decode_node.legs import DecodeLeg
 from decode_node.outputs import Outputs
 from decode_node.reservations import Reservations
 from engine.engine import Engine
+from engine.leg_service import LegService
 from engine.outputs import StepOutput
-from engine.request import Request
-from engine.request_events import events
 from engine.step_loop import StepLoop
 from kv_transfer.receiver import KVReceiver
 
 MAX_LEASE_S = 120.0
 
 
-class DecodeService:
-    """Runs the decode legs that routers start; implements `baton.node.service.Legs`."""
+class DecodeService(LegService[DecodeLeg]):
+    """Runs the decode legs that routers start."""
 
-    def __init__(
-        self,
-        layout: KVLayout,
-        num_blocks: int,
-        step_loop: StepLoop,
-        receiver: KVReceiver,
-        sessions: Sessions,
-        board: LoadBoard,
-        timelines: TimelineBook,
-    ) -> None:
-        self._layout, self._num_blocks = layout, num_blocks
-        self._step_loop, self._receiver = step_loop, receiver
-        self._sessions, self._board, self._timelines = sessions, board, timelines
-        self._reservations = Reservations(board)
+    outputs: Outputs
+
+    def __init__(self, engine: Engine, step_loop: StepLoop, shell: NodeShell, receiver: KVReceiver) -> None:
+        super().__init__(engine, step_loop, shell, Outputs(shell.sessions, shell.board))
+        self._receiver = receiver
+        self._reservations = Reservations(shell.board)
         self._loop = asyncio.get_running_loop()
-        self.outputs = Outputs(sessions, board)
-        self._legs: set[DecodeLeg] = set()
 
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
         """Start a leg: grant blocks to that prefill node, or, if none is named, compute the prompt here."""
         leg = DecodeLeg(generation)
-        if not entered(leg, self._sessions, self._check):
-            return
-        self._timelines.add(leg.timeline)
-        walk = self._receive(leg, prefill_node_id, prefill_epoch) if prefill_node_id else self._generate(leg)
-        own(leg, self._own(leg, walk), self._legs)
+        if prefill_node_id:
+            self._run(leg, lambda: self._receive(leg, prefill_node_id, prefill_epoch))
+        else:
+            self._run(leg, lambda: self._generate(leg))
 
     def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
         """Ignore the grant: decode nodes do not send KV."""
@@ -80,42 +62,20 @@ class DecodeService:
         self.outputs.deliver(step)
         self._reservations.freed()
 
-    async def close(self) -> None:
-        """Cancel the legs that are left, and return when all blocks have been released."""
-        await all_over(self._legs)
-
-    async def _own(self, leg: DecodeLeg, walk: Coroutine[Any, Any, None]) -> None:
-        """Take a leg through its states, then release what it holds, whatever happened."""
-        error: BatonError | None = None
-        try:
-            async with within_time(leg.generation):
-                await walk
-        except BatonError as raised:
-            error = raised
-        leg.is_ending = True
-        leg.timeline.end("" if error is None else error.code or "")
-        walk.close()
-        self._tell_end(leg, error)
-        if leg.incoming is not None and not leg.is_shipped:
-            await leg.incoming.cancel()
-        self._step_loop.submit(lambda engine: self.outputs.release(engine, leg))
-
     def _accept(self, leg: DecodeLeg, grant: transfer_pb2.Grant | None) -> None:
         leg.is_accepted = True
         leg.timeline.reply()
         self._sessions.grant(leg, grant)
 
     def _tell_end(self, leg: DecodeLeg, error: BatonError | None) -> None:
-        if error is not None:
-            ERRORS.labels(error.code).inc()
-            if leg.is_accepted:
-                self._sessions.finish(leg, leg.num_output_tokens, FinishReason.ERROR, error.code or "", error.message)
-            else:
-                self._sessions.fail(leg, error)
-        self._sessions.close(leg)
+        if error is not None and leg.is_accepted:
+            self._sessions.finish(leg, leg.num_output_tokens, FinishReason.ERROR, error.code or "", error.message)
+        elif error is not None:
+            self._sessions.fail(leg, error)
 
-    def _check(self, generation: Generation) -> None:
-        check_prompt(generation, self._layout, self._num_blocks)
+    async def _end_transfer(self, leg: DecodeLeg) -> None:
+        if leg.incoming is not None and not leg.is_shipped:
+            await leg.incoming.cancel()
 
     async def _receive(self, leg: DecodeLeg, prefill_node_id: str, prefill_epoch: int) -> None:
         await self._prepare(leg)
@@ -139,25 +99,13 @@ class DecodeService:
         await self._step_loop.call(lambda engine: engine.start(request, commit.first_token))
         await leg.over
 
-    async def _prepare(self, leg: DecodeLeg) -> None:
-        leg.grammar = await self._step_loop.prepare(leg.generation)
-        if leg.grammar is not None:
-            leg.timeline.add("wait for grammar", leg.arrived_s)
-
     def _reserve(self, engine: Engine, leg: DecodeLeg) -> bool:
         request = engine.reserve(leg.generation, leg.grammar)
         if request is None:
             self.outputs.publish(engine)  # the length of the queue is part of the load
             return False
-        leg.last_block_hash = request.last_block_hash
         self._expect(engine, request, leg)
         return True
-
-    def _expect(self, engine: Engine, request: Request, leg: DecodeLeg) -> None:
-        leg.request = request
-        leg.timeline.more = lambda: events(request, engine.steps.times, is_shipped=leg.is_shipped)
-        self.outputs.expect(request, leg)
-        self.outputs.publish(engine)
 
     async def _generate(self, leg: DecodeLeg) -> None:
         self._board.check_room()

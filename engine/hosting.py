@@ -5,12 +5,11 @@ What a leg is, and who sends or receives KV, is left to the pool's service.
 
 import asyncio
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 from baton.kv.prefix_hash import BlockHash
 from baton.net import redis_client
 from baton.net.registry import Role
-from baton.node.service import Legs
 from baton.node.shell import NodeFacts, NodeShell
 from baton.process import heap
 from baton.process.lifecycle import Shutdown
@@ -20,9 +19,9 @@ from baton.telemetry import gpu_metrics
 from baton.v1 import node_pb2, prompt_pb2, prompt_pb2_grpc
 from engine import passing_thread
 from engine.engine import Engine
+from engine.leg_service import LegService
 from engine.loading import load_engine
 from engine.outputs import StepOutput
-from engine.owners import Owners
 from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
 
@@ -41,20 +40,6 @@ def load(config: NodeConfig) -> Engine:
     return engine
 
 
-class PoolService(Legs, Protocol):
-    """The service of a prefill or decode pool, with its legs."""
-
-    @property
-    def outputs(self) -> Owners[Any]:
-        """The owners of the engine's requests."""
-
-    def deliver(self, step: StepOutput) -> None:
-        """Handle the output of a step. Called in the event loop after each step."""
-
-    async def close(self) -> None:
-        """Cancel the legs that are left, and return when all blocks have been released."""
-
-
 class HostedEngine:
     """The engine of a node and the shell around it. In this order: make the pool's service, `listen`, `run`, `leave`,
     `close`."""
@@ -68,7 +53,7 @@ class HostedEngine:
         self._prompts = PromptService(self.step_loop, shell.sessions, shell.board, shell.timelines)
         prompt_pb2_grpc.add_PromptServicer_to_server(self._prompts, shell.server)
 
-    async def listen(self, service: PoolService) -> None:
+    async def listen(self, service: LegService[Any]) -> None:
         """Open the ports; the node computes nothing yet. Raises ConfigError if a port is taken."""
         self._service = service
         await self.shell.listen(service)

@@ -13,13 +13,13 @@ from grpc import aio
 
 from baton.errors import BatonError, InvalidRequest
 from baton.net import rpc_errors
-from baton.node.legs import within_time
 from baton.node.load import CACHED_TOKENS, ERRORS, OUTPUT_TOKENS, PROMPT_TOKENS, LoadBoard
 from baton.node.sessions import Sessions
 from baton.request import Generation
 from baton.telemetry.timeline import Timeline, TimelineBook
 from baton.v1 import prompt_pb2, prompt_pb2_grpc
 from engine.engine import Engine
+from engine.leg_service import within_time
 from engine.outputs import NO_TOKEN, Output, StepOutput
 from engine.owners import Owners
 from engine.prompt_logprobs import PromptLogprobs

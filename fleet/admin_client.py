@@ -1,7 +1,6 @@
 """A client of routers' admin ports, for `top` and `trace`: of the running fleet, or of the router given by --admin."""
 
 import argparse
-import http.client
 import json
 import os
 from typing import Any
@@ -12,7 +11,6 @@ from fleet import http_ask, key_file, state
 from fleet.home import Home
 
 _TIMEOUT_S = 5.0
-_MAX_BYTES = 16 * 2**20
 _OTHERWISE = "is it a router's admin port?"
 
 
@@ -50,8 +48,8 @@ class AdminClient:
         problem = "the fleet has no router"
         for url in self._urls:
             try:
-                status, body = self._ask(url, path)
-            except (OSError, http.client.HTTPException, ValueError) as error:
+                status, body = http_ask.get(url, path, self._key, _TIMEOUT_S)
+            except OSError as error:
                 problem = f"{url}: {reason(error)}"
                 continue
             answer = _object(body)
@@ -59,17 +57,6 @@ class AdminClient:
                 raise ConfigError(f"{url}{path} answers {status}: {http_ask.error_message(body, _OTHERWISE)}")
             return answer
         raise ConfigError(f"no admin port answers ({problem})")
-
-    def _ask(self, url: str, path: str) -> tuple[int, bytes]:
-        connection, base_path = http_ask.connection(url, _TIMEOUT_S)
-        try:
-            connection.request(
-                "GET", base_path + path, headers={"Authorization": f"Bearer {self._key}"} if self._key else {}
-            )
-            response = connection.getresponse()
-            return response.status, response.read(_MAX_BYTES)
-        finally:
-            connection.close()
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import argparse
 import ast
 import importlib.util
 import pkgutil
-import runpy
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from baton.errors import ConfigError
@@ -26,9 +25,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.name not in available:
         raise ConfigError(f"no such benchmark: {args.name} (available: {', '.join(available)})")
-    sys.argv = [f"baton bench {args.name}", *args.flags]
-    runpy.run_module(f"bench.{args.name}", run_name="__main__", alter_sys=True)
-    return 0
+    main: Callable[[list[str]], int] = importlib.import_module(f"bench.{args.name}").main
+    return main(args.flags)
 
 
 def _available() -> dict[str, str]:

@@ -80,8 +80,12 @@ def run(args: argparse.Namespace) -> int:
         report = {"size": size, "without_headroom": at_peak, "outcome": outcome, "hours": hours, "node": model}
         print(msgspec.json.encode(report).decode())
         return 0
-    for line in [*_plan_lines(args, workload, at_peak, size), *_outcome_lines(args, outcome), *_hour_lines(hours)]:
+    for line in _plan_lines(args, workload, at_peak, size):
         console.print(line)
+    where = "simulated" if args.size else f"simulated at ×{args.peak_factor:g}, without headroom"
+    console.print(f"{where}: {_outcome_text(outcome)}")
+    for number, hour in enumerate(hours):
+        console.print(f"hour {number:>2}: {_outcome_text(hour)}")
     return 0
 
 
@@ -166,15 +170,6 @@ def _plan_lines(args: argparse.Namespace, workload: Workload, at_peak: Size, siz
             f"cost: {cost:,.2f} an hour, {cost * 730:,.0f} a month, {per_million:,.2f} per million output tokens"
         )
     return lines
-
-
-def _outcome_lines(args: argparse.Namespace, outcome: Outcome) -> list[str]:
-    where = "simulated" if args.size else f"simulated at ×{args.peak_factor:g}, without headroom"
-    return [f"{where}: {_outcome_text(outcome)}"]
-
-
-def _hour_lines(hours: list[Outcome]) -> list[str]:
-    return [f"hour {number:>2}: {_outcome_text(outcome)}" for number, outcome in enumerate(hours)]
 
 
 def _outcome_text(outcome: Outcome) -> str:

@@ -13,7 +13,7 @@ decide how the bytes travel. This file imports nothing, so that the UCX process 
 | `plan`, `pool`, `pools`, `digest` | what both sides share: the messages of a transfer, block locations, checksums |
 | `staged_pool`, `device_blocks` | pools on a GPU |
 | `transport`, `choose` | the transport interface, and the choice of transports |
-| `loopback`, `tcp`, `shm`, `cuda`, `ucx` | the transports |
+| `tcp`, `shm`, `cuda`, `ucx` | the transports |
 | `ucx_child`, `staging` | the process in which UCX runs, and the memory that it shares with the node |
 | `socket_connection`, `acceptor`, `stall` | parts that several transports share |
 | `metrics`, `faults`, `probe` | metrics, fault injection for tests, checks for `baton doctor` |

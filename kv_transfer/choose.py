@@ -1,9 +1,9 @@
 """The transports that a node can use, best first. Two nodes agree on one of them when they connect."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from baton.errors import ConfigError
-from kv_transfer.loopback import LoopbackTransport
 from kv_transfer.shm.transport import ShmTransport
 from kv_transfer.tcp.transport import TcpTransport
 from kv_transfer.transport import Transport
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from kv_transfer.device_blocks import DeviceBlocks
 
 AUTO = ("shm", "ucx", "tcp")  # a single copy within a host; RDMA where there is any; works everywhere
+MAKERS: dict[str, Callable[[str], Transport]] = {  # by name, from a node's host; cuda also needs a pool
+    "shm": lambda _: ShmTransport(),
+    "ucx": UcxTransport,
+    "tcp": lambda _: TcpTransport(),
+}
 
 
 def choose(wanted: str, *, on_gpu: bool = False) -> tuple[str, ...]:
@@ -35,19 +40,13 @@ def make(name: str, host: str, gpu_blocks: "DeviceBlocks | None" = None) -> Tran
     `gpu_blocks`: the blocks of the KV pool, if that is on a GPU. Raises ConfigError for an unknown name, TransferError
     if this system lacks the transport; a missing UCX is only noticed at its first use.
     """
-    if name == "shm":
-        return ShmTransport()
-    if name == "ucx":
-        return UcxTransport(host)
-    if name == "tcp":
-        return TcpTransport()
     if name == "cuda" and gpu_blocks:
         from kv_transfer.cuda.transport import CudaTransport  # imports torch
 
         return CudaTransport(gpu_blocks)
-    if name == "loopback":
-        return LoopbackTransport()
-    raise ConfigError(f"unknown transport {name!r}: choose auto, cuda, shm, ucx, tcp or loopback")
+    if name not in MAKERS:
+        raise ConfigError(f"unknown transport {name!r}: choose auto, cuda, shm, ucx or tcp")
+    return MAKERS[name](host)
 
 
 class Transports:

@@ -9,12 +9,10 @@ import asyncio
 from collections.abc import Callable
 
 from baton.errors import BatonError
-from baton.node.legs import OwnedLeg
 from baton.request import Generation
 from baton.v1 import transfer_pb2
-from engine.grammar.state import GrammarState
+from engine.leg_service import OwnedLeg
 from engine.outputs import Output
-from engine.request import Request
 from kv_transfer.outgoing import OutgoingTransfer
 
 
@@ -31,8 +29,6 @@ class PrefillLeg(OwnedLeg):
         super().__init__(generation)
         self._loop = asyncio.get_running_loop()
         self._num_ready_blocks = [0] * num_layer_groups
-        self.grammar: GrammarState | None = None  # if one was asked for, once it is compiled
-        self.request: Request | None = None  # set on the step thread
         self._open_transfer = open_transfer
         self._grant: transfer_pb2.Grant | None = None
         self._block_ids: list[int] = []  # all of the request's, in order, once it is scheduled
@@ -40,7 +36,6 @@ class PrefillLeg(OwnedLeg):
         self.transfer: OutgoingTransfer | None = None
         self.granted = asyncio.Event()
         self.opened: asyncio.Future[None] = self._loop.create_future()  # done when the transfer is open, or failed to
-        self.last_block_hash = b""  # of the tokens that it begins with
         self.was_set_aside = False  # then its tokens are already counted
 
     def advance(self, layer_group: int, num_blocks: int, block_ids: list[int]) -> None:

@@ -22,9 +22,7 @@ async def serve(config: NodeConfig, engine: Engine, shutdown: Shutdown) -> None:
     shell = node.shell
     pool = pool_of(engine.pool, engine.layout, engine.num_blocks)
     sender = KVSender(pool, shell.node_id, shell.epoch, config.transport, config.service_token, config.host, shell.tls)
-    service = PrefillService(
-        engine.layout, engine.num_blocks, node.step_loop, sender, shell.sessions, shell.board, shell.timelines
-    )
+    service = PrefillService(engine, node.step_loop, shell, sender)
     engine.steps.on_layer_group = service.outputs.on_layer_group
     try:
         await node.listen(service)

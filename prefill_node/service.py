@@ -19,17 +19,13 @@ import time
 import msgspec
 
 from baton.errors import BatonError
-from baton.kv.layout import KVLayout
-from baton.node.legs import all_over, check_prompt, entered, own, within_time
-from baton.node.load import ERRORS, LoadBoard
 from baton.node.session import Leg
-from baton.node.sessions import Sessions
+from baton.node.shell import NodeShell
 from baton.request import FinishReason, Generation
-from baton.telemetry.timeline import TimelineBook
 from baton.v1 import node_pb2, transfer_pb2
 from engine.engine import Engine
+from engine.leg_service import LegService
 from engine.outputs import Output, StepOutput
-from engine.request_events import events
 from engine.step_loop import StepLoop
 from engine.wire import first_token
 from kv_transfer.sender import KVSender
@@ -39,32 +35,19 @@ from prefill_node.outputs import Outputs
 GRANT_PATIENCE_S = 0.5  # a grant comes within milliseconds if the decode node has room
 
 
-class PrefillService:
-    """Runs the prefill legs that routers start; implements `baton.node.service.Legs`."""
+class PrefillService(LegService[PrefillLeg]):
+    """Runs the prefill legs that routers start."""
 
-    def __init__(
-        self,
-        layout: KVLayout,
-        num_blocks: int,
-        step_loop: StepLoop,
-        sender: KVSender,
-        sessions: Sessions,
-        board: LoadBoard,
-        timelines: TimelineBook,
-    ) -> None:
-        self._layout, self._num_blocks = layout, num_blocks
-        self._step_loop, self._sender = step_loop, sender
-        self._sessions, self._board, self._timelines = sessions, board, timelines
-        self.outputs = Outputs(board)
-        self._legs: set[PrefillLeg] = set()
+    outputs: Outputs
+
+    def __init__(self, engine: Engine, step_loop: StepLoop, shell: NodeShell, sender: KVSender) -> None:
+        super().__init__(engine, step_loop, shell, Outputs(shell.board))
+        self._sender = sender
 
     def begin(self, generation: Generation, prefill_node_id: str, prefill_epoch: int) -> None:
         """Start a leg that computes a prompt and sends its KV. The prefill node's name is for decode nodes only."""
         leg = PrefillLeg(generation, self._layout.num_layer_groups, self._sender.open)
-        if not entered(leg, self._sessions, self._check):
-            return
-        self._timelines.add(leg.timeline)
-        own(leg, self._own(leg), self._legs)
+        self._run(leg, lambda: self._walk(leg))
 
     def take_grant(self, leg: Leg, grant: transfer_pb2.Grant) -> None:
         """Pass on the decode node's grant to its leg."""
@@ -75,32 +58,20 @@ class PrefillService:
         """Handle the output of a step. Called in the event loop after each step."""
         self.outputs.deliver(step)
 
-    async def close(self) -> None:
-        """Cancel the legs that are left, and return when all blocks have been released."""
-        await all_over(self._legs)
+    def _check(self, generation: Generation) -> None:
+        self._board.check_room()
+        super()._check(generation)
 
-    async def _own(self, leg: PrefillLeg) -> None:
-        """Take a leg through its states, then release what it holds, whatever happened."""
-        error: BatonError | None = None
-        try:
-            async with within_time(leg.generation):
-                await self._walk(leg)
-        except BatonError as raised:
-            error = raised
-            ERRORS.labels(error.code).inc()
-        leg.is_ending = True
-        leg.timeline.end("" if error is None else error.code or "")
+    def _tell_end(self, leg: PrefillLeg, error: BatonError | None) -> None:
         if error is not None:
             self._sessions.fail(leg, error)
-        self._sessions.close(leg)
+
+    async def _end_transfer(self, leg: PrefillLeg) -> None:
         if leg.transfer is not None:
             await leg.transfer.abort()  # does nothing after a commit
-        self._step_loop.submit(lambda engine: self.outputs.release(engine, leg))
 
     async def _walk(self, leg: PrefillLeg) -> None:
-        leg.grammar = await self._step_loop.prepare(leg.generation)
-        if leg.grammar is not None:
-            leg.timeline.add("wait for grammar", leg.timeline.began_s)
+        await self._prepare(leg)
         await self._step_loop.call(lambda engine: self._add(engine, leg))
         output = await leg.output
         if output.error is not None:
@@ -138,11 +109,7 @@ class PrefillService:
         if is_told:
             sampling = msgspec.structs.replace(generation.sampling, ignore_eos=True, stop_token_ids=(), grammar=None)
             generation, grammar = msgspec.structs.replace(generation, sampling=sampling), None
-        request = leg.request = engine.add(generation, prefill_only=True, grammar=grammar)
-        leg.last_block_hash = request.last_block_hash
-        leg.timeline.more = lambda: events(request, engine.steps.times)
-        self.outputs.expect(request, leg)
-        self.outputs.publish(engine)
+        self._expect(engine, engine.add(generation, prefill_only=True, grammar=grammar), leg)
 
     async def _commit(self, leg: PrefillLeg, output: Output) -> None:
         transfer, generation = leg.transfer, leg.generation
@@ -171,7 +138,3 @@ class PrefillService:
                     transport=stats.transport,
                 )
             )
-
-    def _check(self, generation: Generation) -> None:
-        self._board.check_room()
-        check_prompt(generation, self._layout, self._num_blocks)

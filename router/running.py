@@ -7,11 +7,13 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from baton.errors import BatonError, Cancelled
+from baton.process import tasks
 from baton.request import FinishReason
-from baton.telemetry.timeline import Timeline, Value
+from baton.telemetry.timeline import Timeline
 from baton.token_ids import packed
 from router.job import TIMINGS, Job, PromptResult, Sink, TokenLogprobs, Usage
 
@@ -36,8 +38,8 @@ class Running:
         self.timeline = Timeline(job.request_id, traceparent=job.traceparent)
         self._sink: Sink | None = sink
         self._submitted_at = time.monotonic()
-        self.task: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None  # fires at its deadline
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # fires at its deadline
         self.is_late = False
         self.is_waiting = True  # whether its nodes are still to be chosen
         self.fail_attempt: Callable[[BatonError], None] | None = None  # ends the current attempt
@@ -76,17 +78,23 @@ class Running:
             return FinishReason.STOP
         return None
 
+    def start(self, life: Coroutine[Any, Any, None], on_end: Callable[[], object]) -> None:
+        """Run `life`, the request's task, until its deadline; then call `on_end`."""
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(life)
+        self._timer = loop.call_later(self.job.deadline_s - time.monotonic(), self._expire)
+        self._task.add_done_callback(lambda _: self._ended(on_end))
+
+    async def stop(self) -> None:
+        """Cancel the request's task, and wait until it has ended."""
+        if self._task is not None:
+            await tasks.end(self._task)
+
     def cancel(self) -> None:
         """See `job.Handle`."""
         self._sink = None
-        if self.task is not None:
-            self.task.cancel()
-
-    def expire(self) -> None:
-        """End the request because its deadline has passed."""
-        self.is_late = True
-        if self.task is not None:
-            self.task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     def pause(self) -> None:
         """See `job.Handle`. The current attempt fails; the output so far is all that the next one needs."""
@@ -140,10 +148,6 @@ class Running:
         known = timings | self.usage.timings
         self.usage.timings = {name: known[name] for name in TIMINGS if name in known}
 
-    def mark(self, name: str, **attributes: Value) -> None:
-        """Add an event to the timeline that happens now."""
-        self.timeline.mark(name, **attributes)
-
     def finish(self, reason: FinishReason) -> None:
         """Make the last call on the sink: the request has finished."""
         self.usage.num_output_tokens = len(self.output)
@@ -161,6 +165,18 @@ class Running:
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.on_error(error)
+
+    def _expire(self) -> None:
+        self.is_late = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ended(self, on_end: Callable[[], object]) -> None:
+        self.timeline.end()
+        self._task = None  # breaks a cycle: the frames of a cancelled task refer to the request
+        if self._timer is not None:
+            self._timer.cancel()
+        on_end()
 
     def _give_up(self) -> None:
         """End the request after its sink has raised. The client gets an error, or it would wait for ever."""

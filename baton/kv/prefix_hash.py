@@ -11,7 +11,7 @@ from hashlib import sha256
 from struct import Struct
 from typing import NewType, overload
 
-from baton.kv import hash_chain
+from baton.native import hash_chain
 from baton.token_ids import to_bytes
 
 BlockHash = NewType("BlockHash", bytes)

@@ -1,10 +1,28 @@
-"""Checks a node's config before the engine is imported, which takes seconds."""
+"""Starts a node: checks its config before the engine is imported, which takes seconds."""
 
 import asyncio
+from collections.abc import Sequence
+from importlib import import_module
 
 from baton import model_source
 from baton.net import redis_client, rpc, tls
+from baton.process import lifecycle
 from baton.process.settings import NodeConfig
+
+
+def main(prog: str, module: str, argv: Sequence[str] | None = None) -> int:
+    """Run a node until it has drained; return the exit code.
+
+    `module` is imported once the config is known to be right. It has `load` and `serve`, for `lifecycle.main`.
+    """
+    return lifecycle.main(
+        prog,
+        NodeConfig,
+        lambda config: import_module(module).load(config),
+        lambda *loaded: import_module(module).serve(*loaded),
+        argv,
+        complete,
+    )
 
 
 def complete(config: NodeConfig) -> NodeConfig:

@@ -1,18 +1,16 @@
 """The endpoint under load: its address, its API key, and queries to it."""
 
-import asyncio
 import json
 import os
-import re
 import ssl
 from dataclasses import dataclass, field
 
 from baton.errors import ConfigError
+from baton.net import http_get
 from baton.net.failure import reason
 from baton.net.url import http_url
 
 _TIMEOUT_S = 10.0
-_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
 
 
 @dataclass(frozen=True)
@@ -32,25 +30,15 @@ class Target:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.base_path}"
 
     async def get(self, path: str, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
-        """Return status and body. Raises OSError or TimeoutError if the endpoint does not answer."""
-        async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self.tls)
-            try:
-                head = f"GET {self.base_path}{path} HTTP/1.0\r\nHost: {self.host}\r\n"
-                head += f"Authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
-                writer.write(head.encode() + b"\r\n")
-                head_bytes, _, body = (await reader.read()).partition(b"\r\n\r\n")
-            finally:
-                writer.close()
-        if not (status := _STATUS.match(head_bytes)):
-            raise ConnectionError("the answer is not HTTP" if head_bytes else "the connection was closed")
-        return int(status[1]), body
+        """Return status and body. Raises OSError if the endpoint does not answer."""
+        path = self.base_path + path
+        return await http_get.get(self.host, self.port, path, timeout_s, key=self.api_key, tls=self.tls)
 
     async def first_model(self) -> str:
         """Return the first model that the endpoint lists. Raises ConfigError if there is none."""
         try:
             status, body = await self.get("/v1/models")
-        except (OSError, TimeoutError, ValueError) as error:
+        except OSError as error:
             raise ConfigError(f"{self.url} does not answer: {reason(error)}") from None
         try:
             return str(json.loads(body)["data"][0]["id"])

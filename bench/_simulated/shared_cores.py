@@ -6,6 +6,7 @@ from bench._simulated.decode_node import DecodeNode
 from bench._simulated.hardware import Hardware
 from bench._simulated.prefill_node import PrefillNode
 
+_Nodes = Sequence[PrefillNode] | Sequence[DecodeNode]
 _STEP = 0.1  # of a pool's utilization; smaller changes are ignored
 
 
@@ -29,12 +30,7 @@ class SharedCores:
 
 
 class _Pair:
-    def __init__(
-        self,
-        busy: Sequence[PrefillNode] | Sequence[DecodeNode],
-        slowed: Sequence[PrefillNode] | Sequence[DecodeNode],
-        beside: float,
-    ) -> None:
+    def __init__(self, busy: _Nodes, slowed: _Nodes, beside: float) -> None:
         self._busy, self._slowed, self._beside = busy, slowed, beside
         self._told = 0.0
 

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Coroutine, Sequence
@@ -16,7 +15,7 @@ import uvloop
 from baton.kv.layout import KVLayout
 from baton.net import rpc
 from baton.v1 import transfer_pb2
-from bench._transfer.ways import SENDERS, Round, cpu, helpers, send_over_socket
+from bench._transfer.ways import Child, Round, cpu, helpers, send_over_socket
 from kernels.cpu.memory import huge_pages
 from kv_transfer.pool import Pool
 from kv_transfer.pools import pool_of
@@ -35,30 +34,6 @@ LAYOUT = KVLayout(  # one layer group with blocks of 64 KiB
 )
 _TIMEOUT_S = 60.0
 _T = TypeVar("_T")
-
-
-class Child:
-    """The sending process. It gets commands as lines of JSON, and answers each with its CPU seconds."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench._transfer.nodes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        SENDERS.add(self._process.pid)
-
-    def ask(self, **what: Any) -> None:
-        """Send a command to the child."""
-        assert self._process.stdin is not None  # noqa: S101
-        print(json.dumps(what), file=self._process.stdin, flush=True)
-
-    def wait(self) -> float:
-        """Wait for the child's answer."""
-        assert self._process.stdout is not None  # noqa: S101
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End the child."""
-        self._process.communicate()
 
 
 def transfers(child: Child, way: str, total: int, size: int, rounds: int, device: str) -> list[Round]:

@@ -1,6 +1,7 @@
 """What transfers are compared with: memcpy, and, between two processes, a blocking socket and ucx_perftest."""
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -23,7 +24,7 @@ _PERFTEST_ENV = {  # by way
     "ucx_perftest tcp": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo", "UCX_RNDV_SCHEME": "put_zcopy"},
 }
 PERFTESTS = tuple(_PERFTEST_ENV)
-SENDERS: set[int] = set()  # processes that report their own CPU time
+_SENDERS: set[int] = set()  # processes that report their own CPU time
 
 
 class Round(NamedTuple):
@@ -33,14 +34,28 @@ class Round(NamedTuple):
     cpu_s: float
 
 
-class Sender(Protocol):
-    """The interface of the sending process."""
+class Child:
+    """The sending process. It gets commands as lines of JSON, and answers each with its CPU seconds."""
 
-    def ask(self, **what: object) -> None:
-        """Send it a command."""
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench._transfer.nodes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        _SENDERS.add(self._process.pid)
+
+    def ask(self, **what: Any) -> None:
+        """Send a command to the child."""
+        assert self._process.stdin is not None  # noqa: S101
+        print(json.dumps(what), file=self._process.stdin, flush=True)
 
     def wait(self) -> float:
-        """Wait for its answer, its CPU seconds."""
+        """Wait for the child's answer."""
+        assert self._process.stdout is not None  # noqa: S101
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.communicate()
 
 
 def memory(num_bytes: int, value: int) -> np.ndarray:
@@ -68,20 +83,20 @@ def device_copy(total: int, size: int) -> Round:
     return Round(time.perf_counter() - wall_s, cpu() - cpu_s)
 
 
-def blocking_socket(sender: Sender, total: int, size: int) -> Round:
+def blocking_socket(child: Child, total: int, size: int) -> Round:
     """Receive into one buffer what the other process sends."""
     buffer = memory(total, 2).data
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sender.ask(way="socket", port=server.getsockname()[1], total=total, size=size)
+        child.ask(way="socket", port=server.getsockname()[1], total=total, size=size)
         connection, _ = server.accept()
         with connection:
-            sender.wait()  # until it has connected and touched its memory
+            child.wait()  # until it has connected and touched its memory
             wall_s, cpu_s = time.perf_counter(), cpu()
-            sender.ask()
+            child.ask()
             for start in range(0, total, size):
                 _receive_exactly(connection, buffer[start : start + size])
             wall_s = time.perf_counter() - wall_s
-            return Round(wall_s, cpu() - cpu_s + sender.wait())
+            return Round(wall_s, cpu() - cpu_s + child.wait())
 
 
 def send_over_socket(port: int, total: int, size: int) -> None:
@@ -123,7 +138,7 @@ def ucx_perftest(way: str, total: int, size: int) -> Round:
 
 def helpers() -> list[psutil.Process]:
     """Return this process's helpers, because UCX may run in a child process. Takes milliseconds."""
-    return [child for child in psutil.Process().children() if child.pid not in SENDERS]
+    return [child for child in psutil.Process().children() if child.pid not in _SENDERS]
 
 
 def cpu(of: Sequence[psutil.Process] = ()) -> float:
@@ -149,11 +164,9 @@ def _client(program: str, flags: list[str], env: dict[str, str]) -> float:
 
 def _perftest() -> str:
     spec = importlib.util.find_spec("libucx")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    programs = [
-        str(folder / "bin/ucx_perftest") for folder in folders if os.access(folder / "bin/ucx_perftest", os.X_OK)
-    ]
-    return programs[0] if programs else ""
+    folders = (spec.submodule_search_locations or []) if spec else []
+    programs = (f"{folder}/bin/ucx_perftest" for folder in folders)
+    return next((program for program in programs if os.access(program, os.X_OK)), "")
 
 
 def _receive_exactly(connection: socket.socket, view: memoryview) -> None:

@@ -20,7 +20,7 @@ from bench import _fleets
 from fleet import state
 from fleet.admin_client import AdminClient
 from fleet.home import Home
-from fleet.metrics_page import scrape
+from fleet.http_ask import scrape
 
 _SCRAPE_TIMEOUT_S = 2.0
 _PATIENCE_S = 30.0  # for services that are too busy to answer, or have just died

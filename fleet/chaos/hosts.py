@@ -9,13 +9,12 @@ import secrets
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from baton.errors import BatonError
+from fleet import http_ask
 from fleet.chaos.fleet import PrivateFleet
 from fleet.state import ProcessState
 from fleet.up.embedded_redis import find_server
@@ -24,7 +23,6 @@ from fleet.up.services import PROGRAMS
 BRIDGE_HOST, REDIS_HOST = "router", "redis"
 _START_S = 120.0
 _POLL_S = 0.05
-_OK = 200
 _NODES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 
 
@@ -167,7 +165,6 @@ def _until(done: Callable[[], bool], what: str) -> None:
 
 def _answers(endpoint: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{endpoint}/ready", timeout=1) as answer:  # noqa: S310
-            return bool(answer.status == _OK)
-    except (urllib.error.URLError, OSError):
+        return http_ask.get(endpoint, "/ready", "", timeout_s=1)[0] == 200
+    except OSError:
         return False

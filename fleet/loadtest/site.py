@@ -1,10 +1,10 @@
 """The fleets that `baton loadtest` tests: an endpoint, memory that can be read, and nodes that can be killed."""
 
-import asyncio
 import contextlib
 import re
 import shlex
 import signal
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from baton.errors import BatonError, ConfigError
 from baton.net.failure import reason
 from bench._load.target import Target, target_of
 from fleet.chaos.fleet import PrivateFleet
+from fleet.http_ask import scrape
 from fleet.memory import resident_bytes
-from fleet.metrics_page import scrape
 
 _TIMEOUT_S = 3.0
 _KILL_TIMEOUT_S = 30.0
@@ -87,7 +87,14 @@ class RemoteSite(Site):
         """See Site."""
         if not self._kill_command:
             return ""
-        asyncio.run(_run(self._kill_command))
+        try:
+            subprocess.run(parse_command(self._kill_command), check=True, timeout=_KILL_TIMEOUT_S)
+        except OSError as error:
+            raise BatonError(f"--kill-command: {self._kill_command}: {reason(error)}") from None
+        except subprocess.TimeoutExpired:
+            raise BatonError(f"--kill-command: still running after {_KILL_TIMEOUT_S:.0f} s") from None
+        except subprocess.CalledProcessError as error:
+            raise BatonError(f"--kill-command: exit code {error.returncode}") from None
         return self._kill_command
 
     def is_whole(self) -> bool:
@@ -101,18 +108,3 @@ def parse_command(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"--kill-command: {text!r}: {str(error).lower()}") from None
-
-
-async def _run(text: str) -> None:
-    try:
-        process = await asyncio.create_subprocess_exec(*parse_command(text))
-    except OSError as error:
-        raise BatonError(f"--kill-command: {text}: {reason(error)}") from None
-    try:
-        async with asyncio.timeout(_KILL_TIMEOUT_S):
-            code = await process.wait()
-    except TimeoutError:
-        process.kill()
-        raise BatonError(f"--kill-command: still running after {_KILL_TIMEOUT_S:.0f} s") from None
-    if code:
-        raise BatonError(f"--kill-command: exit code {code}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from baton.net.failure import reason
 from bench._load.target import Target
+from fleet import http_ask
 
 _TIMEOUT_S = 60.0
 _MAX_BYTES = 16 * 2**20
@@ -58,14 +59,14 @@ class Client:
         headers: dict[str, str] | None = None,
     ) -> Reply:
         """Send a request and return the reply. `key` "" sends no key. Raises OSError if nobody answers."""
-        connection = self._connection()
+        connection, base_path = http_ask.connection(self.target.url, _TIMEOUT_S)
         sent = {"Content-Type": "application/json", **(headers or {})}
         if used := self.target.api_key if key is None else key:
             sent["Authorization"] = f"Bearer {used}"
         try:
             began_s = time.monotonic()
             data = json.dumps(body).encode() if body is not None else None
-            connection.request(method, self.target.base_path + path, body=data, headers=sent)
+            connection.request(method, base_path + path, body=data, headers=sent)
             response = connection.getresponse()
             first = response.read1(65536)
             took_s = time.monotonic() - began_s
@@ -80,9 +81,3 @@ class Client:
         """Send a greedy request to /v1/completions."""
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
         return self.ask("POST", "/v1/completions", body)
-
-    def _connection(self) -> http.client.HTTPConnection:
-        at = self.target
-        if at.tls:
-            return http.client.HTTPSConnection(at.host, at.port, timeout=_TIMEOUT_S, context=at.tls)
-        return http.client.HTTPConnection(at.host, at.port, timeout=_TIMEOUT_S)

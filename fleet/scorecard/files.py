@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from fleet.metrics_page import scrape
+from fleet.http_ask import scrape
 from fleet.scorecard.item import Context, Item, Result, failed, passed, unknown, when
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
         reserved = held.enter_context(port.reserve(config.host, config.port))
         config = dataclasses.replace(config, port=port.number(reserved))
         admin_ports = tuple(port.number(held.enter_context(sock)) for sock in _admin_sockets(config))
-        return _run(config, served, admin_ports, home)
+        supervised = partial(_supervise, config, served, admin_ports, home)
+        return (
+            detach.run(home, supervised) if config.detach else supervised(for_terminal(sys.stdout), lambda code: None)
+        )
 
 
 def _admin_sockets(config: FleetConfig) -> Iterator[socket.socket]:
@@ -63,14 +67,7 @@ def _admin_sockets(config: FleetConfig) -> Iterator[socket.socket]:
         yield port.reserve("127.0.0.1", wanted, "--admin-port", shared=False)
 
 
-def _run(config: FleetConfig, served: Model, admin_ports: tuple[int, ...], home: Home) -> int:
-    def run(reporter: Reporter, on_start: detach.OnStart) -> int:
-        return supervise(config, served, admin_ports, home, reporter, on_start)
-
-    return detach.run(home, run) if config.detach else run(for_terminal(sys.stdout), lambda code: None)
-
-
-def supervise(
+def _supervise(
     config: FleetConfig,
     served: Model,
     admin_ports: tuple[int, ...],

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from baton.net import http_get
 from fleet.up.process import Process
 
 _INTERVAL_S = 0.05
@@ -19,12 +20,6 @@ async def until_ready(process: Process, host: str, port: int) -> dict[str, Any]:
 
 async def _is_ready(host: str, port: int) -> bool:
     try:
-        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), port)
-            try:
-                writer.write(f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
-                return (await reader.readline()).split()[1:2] == [b"200"]
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, ValueError):
+        return (await http_get.get(host.strip("[]"), port, "/ready", _ANSWER_TIMEOUT_S))[0] == 200
+    except OSError:
         return False

@@ -1,16 +1,15 @@
 """Asks the other routers of the fleet, over their admin ports, for their recent statistics and for traces."""
 
 import asyncio
-import contextlib
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from baton.net import http_get
 from baton.net.registry import NodeRecord
 
 TIMEOUT_S = 0.8
-_MAX_BYTES = 4 * 2**20
 
 
 class Peers:
@@ -42,32 +41,9 @@ class Peers:
 
     async def _get(self, url: str, path: str) -> dict[str, Any] | None:
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                body = await _fetch(url, path, self._token)
+            parts = urlsplit(url)
+            status, body = await http_get.get(parts.hostname or "", parts.port or 80, path, TIMEOUT_S, key=self._token)
             answer = msgspec.json.decode(body)
-        except (OSError, TimeoutError, ValueError, IndexError, asyncio.IncompleteReadError, msgspec.DecodeError):
+        except (OSError, ValueError):  # of a URL, too; msgspec.DecodeError is a ValueError
             return None
-        return answer if isinstance(answer, dict) else None
-
-
-async def _fetch(url: str, path: str, token: str) -> bytes:
-    """Fetch the body of a 200 response. Raises ValueError for anything else."""
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    try:
-        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-        writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{authorization}Connection: close\r\n\r\n".encode()
-        )
-        status = int((await reader.readline()).split()[1])
-        length = -1
-        while (line := (await reader.readline()).strip().lower()) != b"":
-            if line.startswith(b"content-length:"):
-                length = int(line.partition(b":")[2])
-        if status != 200 or not 0 <= length <= _MAX_BYTES:
-            raise ValueError(f"status {status}")
-        return await reader.readexactly(length)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        return answer if status == 200 and isinstance(answer, dict) else None

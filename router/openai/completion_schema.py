@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
-from baton.kv import id_text
+from baton.native import id_text
 from baton.token_ids import packed
 from router.openai.body import decode, unsupported
 from router.openai.schema import MAX_CHOICES, MAX_INT32, MAX_TOP_LOGPROBS, CommonBody, NoText, TokenId, check_common

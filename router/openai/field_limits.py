@@ -11,8 +11,8 @@ from operator import gt
 from typing import NamedTuple
 
 from baton.errors import InvalidRequest
-from baton.kv import byte_count, json_fields
-from baton.kv.json_fields import Field
+from baton.native import json_fields
+from baton.native.json_fields import Field
 from router.http.turns import LARGE_BYTES
 from router.openai.body import too_long
 from router.openai.schema import MAX_CHOICES
@@ -21,7 +21,7 @@ MIN_BYTES = 2**14  # smaller bodies are decoded in less than a millisecond, what
 _MAX_TEXT_BYTES = 2**20  # of a prompt; more if that is less than _BYTES_PER_TOKEN for each token of the context
 _BYTES_PER_TOKEN = 64
 _MAX_ARGUMENT_VALUES = 2**14
-_MARKS, _MOST_MARKS = b'{[",', (2**17, 2**17, 2**19, 2**20)  # without the compiled version: also counted in strings
+_MOST_MARKS = {b"{": 2**17, b"[": 2**17, b'"': 2**19, b",": 2**20}  # without the compiled version: also within strings
 _SANE_NAME = re.compile(rb"[a-z_0-9]{1,64}")
 _ONE_TEXT = re.compile(rb'"|\[[ \n\r\t]*\{')
 _PROMPTS = (b"prompt", b"input", b"tokens")  # may be lists of token ids
@@ -64,7 +64,7 @@ def check(data: bytes, max_model_len: int = 0) -> None:
     if len(data) < MIN_BYTES:
         return
     if _find is None:
-        if len(data) > LARGE_BYTES and any(map(gt, byte_count.counted(data, _MARKS), _MOST_MARKS)):
+        if len(data) > LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST_MARKS.items()):
             raise InvalidRequest("The body has too many values")
         return
     fields = _find(data)

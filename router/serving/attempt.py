@@ -75,9 +75,9 @@ class Attempt(Leg):
     def on_granted(self, granted: node_pb2.Granted) -> None:
         """Pass the decode node's grant on to the prefill node."""
         if self._prefill is None:
-            self._request.mark("accepted", attempt=self.attempt)
+            self._request.timeline.mark("accepted", attempt=self.attempt)
             return
-        self._request.mark("grant", attempt=self.attempt)
+        self._request.timeline.mark("grant", attempt=self.attempt)
         self._prefill.grant(granted)
         self._patience.granted(self._prefill.state.queue_ms / 1000)
 
@@ -85,7 +85,7 @@ class Attempt(Leg):
         """Send the prefill node's token to the client, then the outputs held back for it."""
         if not self._expects_first or self._ended.done():
             return
-        self._request.mark("first token", attempt=self.attempt)
+        self._request.timeline.mark("first token", attempt=self.attempt)
         reason = FinishReason(first.finish_reason)
         if reason is FinishReason.ERROR:
             self.fail(NumericalError("the model produced invalid numbers for this request"))
@@ -101,8 +101,8 @@ class Attempt(Leg):
         self._patience.stop()
         self._prefill_matters = self._prefill_runs = False
         self._request.note(0, transfer_s=transferred.tail_s)
-        num_bytes = transferred.num_bytes
-        self._request.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transferred.transport)
+        num_bytes, transport = transferred.num_bytes, transferred.transport
+        self._request.timeline.mark("transferred", attempt=self.attempt, num_bytes=num_bytes, transport=transport)
         if self._prefill is not None and self._decode is not None:
             RECENT.transfer(self._prefill.record.node_id, self._decode.record.node_id, num_bytes)
             self._prefill.detach(self)

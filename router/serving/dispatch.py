@@ -18,7 +18,6 @@ import itertools
 import logging
 import os
 import socket
-import time
 import uuid
 from functools import partial
 
@@ -29,7 +28,6 @@ from baton.net import redis_client
 from baton.net.redis_client import REDIS_ERRORS, TIMEOUT_S
 from baton.net.registry import NodeRecord, Registration, list_nodes, mint_epoch
 from baton.net.tls import Identity
-from baton.process import tasks
 from baton.telemetry.timeline import TimelineBook
 from router.job import Job, Sink
 from router.nodes.fleet_view import FleetFacts, FleetView
@@ -140,8 +138,7 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Cancel requests in flight, and close all links and connections. Idempotent."""
-        in_flight = [running.task for running in self._in_flight.values() if running.task is not None]
-        await asyncio.gather(*(tasks.end(task) for task in in_flight))
+        await asyncio.gather(*(running.stop() for running in self._in_flight.values()))
         await self._fleet.stop()
         await self._replica.stop()
         await self._registration.stop()
@@ -155,10 +152,7 @@ class Dispatcher:
         running = Running(job, sink, next(self._keys))
         self.timelines.add(running.timeline)
         self._in_flight[running.key] = running
-        loop = asyncio.get_running_loop()
-        running.task = loop.create_task(self._serve(running))
-        running.timer = loop.call_later(job.deadline_s - time.monotonic(), running.expire)
-        running.task.add_done_callback(lambda _: self._forget(running))
+        running.start(self._serve(running), on_end=lambda: self._in_flight.pop(running.key))
         return running
 
     def _expose(self) -> None:
@@ -170,13 +164,6 @@ class Dispatcher:
 
     def _count(self, role: str, state: str) -> int:
         return sum(link.record.role == role and link.health == state for link in self.links)
-
-    def _forget(self, running: Running) -> None:
-        running.timeline.end()
-        running.task = None  # breaks a cycle: the frames of a cancelled task refer to `running`
-        if running.timer is not None:
-            running.timer.cancel()
-        del self._in_flight[running.key]
 
     async def _serve(self, running: Running) -> None:
         try:

@@ -12,11 +12,13 @@ from contextlib import asynccontextmanager
 import torch
 import uvloop
 from forks import Forked, wait_to_be_forked
+from loopback import LoopbackTransport
 
 from baton.errors import TransferError
 from baton.kv.layout import KVLayout
 from baton.net import rpc
 from baton.v1 import transfer_pb2
+from kv_transfer.choose import MAKERS
 from kv_transfer.faults import FAULTS
 from kv_transfer.incoming import IncomingTransfer
 from kv_transfer.outgoing import OutgoingTransfer
@@ -26,6 +28,7 @@ from kv_transfer.sender import KVSender
 from kv_transfer.service import add_transfer_service
 from kv_transfer.staged_pool import StagedPool
 
+MAKERS["loopback"] = lambda host: LoopbackTransport()
 TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]
 BETWEEN_PROCESSES = ["shm", "tcp", "ucx"]
 LAYOUT = KVLayout(

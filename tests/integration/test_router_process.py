@@ -164,7 +164,7 @@ def test_started_while_redis_is_away_it_serves_once_redis_is_there(redis_server,
         process.communicate()
 
 
-def test_waiting_for_redis_it_ends_when_told_to(redis_server, model_dir):
+def test_a_signal_ends_a_node_that_waits_for_redis(redis_server, model_dir):
     redis_server.kill()
     process = start(redis_server.url, "--model", model_dir, "--port", 0)
     assert "no Redis answers" in process.stderr.readline()

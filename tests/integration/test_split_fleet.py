@@ -126,7 +126,7 @@ def test_a_client_that_leaves_while_the_router_waits_for_a_node(fleet: Fleet) ->
     leave(fleet, connection, "queued")
 
 
-def test_the_next_turns_compute_only_what_is_new_whoever_dies(fleet: Fleet) -> None:
+def test_later_turns_compute_only_what_is_new_even_after_a_node_died(fleet: Fleet) -> None:
     said: list[dict[str, str]] = []
     first = known = 0  # tokens of the first turn, which both nodes hold; of the turn before, which a decode node does
     for turn, question in enumerate((_WORDS * 3, "And then? ", "And what became of it in the end? " * 3)):

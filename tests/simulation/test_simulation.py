@@ -72,7 +72,7 @@ def test_a_planted_bug_is_found(name):
 # Coroutines whose callers may be gone at any await, and how they are cancelled.
 CANCELLED = {
     "decode leg": (DecodeService, "_own", lambda service, leg, walk: leg.cancel()),
-    "prefill leg": (PrefillService, "_own", lambda service, leg: leg.cancel()),
+    "prefill leg": (PrefillService, "_own", lambda service, leg, walk: leg.cancel()),
     "commit": (IncomingTransfer, "accept", lambda transfer, request: asyncio.current_task().cancel()),
 }
 

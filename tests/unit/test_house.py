@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_nobody_else_owns_the_names_of_our_rooms():
+def test_the_names_of_the_packages_are_not_those_of_other_distributions():
     """`kernels` is also published by others (ADR 1): whoever else is installed would be imported instead."""
     import kernels
 

@@ -22,18 +22,23 @@ pytestmark = pytest.mark.anyio
 LAYOUT = KVLayout(
     num_layers=1, layers_per_group=1, block_size=4, num_kv_heads=1, head_dim=4, dtype="float32", model_fingerprint="ab"
 )
+ENGINE: Any = SimpleNamespace(layout=LAYOUT, num_blocks=2)
 SENDER: Any = SimpleNamespace(open=None)
 RECEIVER: Any = None
 
 Make = Callable[[Any, Sessions, LoadBoard], Any]
 
 
+def shell(sessions: Sessions, board: LoadBoard) -> Any:
+    return SimpleNamespace(sessions=sessions, board=board, timelines=TimelineBook())
+
+
 def prefill_service(step_loop: Any, sessions: Sessions, board: LoadBoard) -> PrefillService:
-    return PrefillService(LAYOUT, 2, step_loop, SENDER, sessions, board, TimelineBook())
+    return PrefillService(ENGINE, step_loop, shell(sessions, board), SENDER)
 
 
 def decode_service(step_loop: Any, sessions: Sessions, board: LoadBoard) -> DecodeService:
-    return DecodeService(LAYOUT, 2, step_loop, RECEIVER, sessions, board, TimelineBook())
+    return DecodeService(ENGINE, step_loop, shell(sessions, board), RECEIVER)
 
 
 def make_generation(num_tokens: int = 5) -> Generation:

@@ -29,7 +29,7 @@ async def test_tokens_of_both_legs_reach_the_sink_in_order(fleet: Any, output_of
     )
     assert [g.attempt for g in prefill.seen("run") + decode.seen("reserve")] == [0, 0]
     assert fleet.dispatcher.num_in_flight == 0
-    assert handle.timer.cancelled()  # else it would keep all of the request until its deadline
+    assert handle._timer.cancelled()  # else it would keep all of the request until its deadline
     assert not decode.cancelled
 
 

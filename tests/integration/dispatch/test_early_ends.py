@@ -73,10 +73,10 @@ async def test_a_handle_can_be_cancelled_from_its_own_sink(fleet: Any, until: An
     assert not sink.num_ends
 
 
-async def test_whose_cancellation_was_lost_is_not_begun(fleet: Any, until: Any) -> None:
+async def test_a_request_whose_cancellation_was_lost_is_not_placed(fleet: Any, until: Any) -> None:
     dispatcher = await fleet.start()
     handle, _ = fleet.submit(PROMPT)
-    handle.task = None  # to cancel
+    handle._task = None  # to cancel
     handle.cancel()
     decode = await fleet.add("decode")
     await until(lambda: dispatcher.num_in_flight == 0)

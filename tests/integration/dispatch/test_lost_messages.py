@@ -106,7 +106,7 @@ async def test_a_lost_last_row_makes_a_new_attempt(fleet: Any, output_of: Any) -
     assert sink.tokens == output_of(PROMPT, 12)
 
 
-async def test_who_has_all_tokens_needs_no_node_to_hear_that_they_were_all(
+async def test_a_request_with_all_tokens_finishes_without_the_nodes_last_message(
     fleet: Any, until: Any, output_of: Any
 ) -> None:
     prefill, decode = await fleet.add("prefill"), await fleet.add("decode")

@@ -35,7 +35,7 @@ async def test_a_pair_that_failed_is_left_alone(fleet: Any, output_of: Any) -> N
     assert (len(prefill.seen("run")), len(other.seen("run"))) == (1, 1)
 
 
-async def test_whose_kv_was_shipped_in_vain_twice_goes_where_none_is_shipped(
+async def test_after_two_failed_transfers_a_request_runs_on_a_decode_node_alone(
     fleet: Any, output_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over slow links a transfer may fail so late that its pair is no longer avoided by then."""

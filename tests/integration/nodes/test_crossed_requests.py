@@ -25,7 +25,7 @@ async def finish(router: Router, generation: types_pb2.Generation) -> list[int]:
     return [tokens[index] for index in sorted(tokens)]
 
 
-async def test_nobody_waits_for_blocks_of_those_who_wait_for_its_own(start, expected):
+async def test_requests_of_two_routers_do_not_deadlock_over_blocks(start, expected):
     prefill, decode = (start(role, "--transport", "tcp", "--kv-memory", str(POOL)) for role in ("prefill", "decode"))
     pair = prefill.wait_ready(), decode.wait_ready()
     one, other = [await Router(*pair).attach() for _ in range(2)]

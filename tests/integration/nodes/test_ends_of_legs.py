@@ -116,7 +116,7 @@ async def test_a_bad_request_ends_alone(router: Router, prompt: list[int]) -> No
     assert finished.num_output_tokens == 40
 
 
-async def test_a_request_whose_time_is_up_is_told_so(router: Router) -> None:
+async def test_a_request_past_its_deadline_ends_with_an_error(router: Router) -> None:
     generation = router.generation(prompt_of(20, seed=10), 5, timeout_ms=150)
     await router.reserve(generation)  # and no prefill node ever sends anything
     finished = await router.wait_for(lambda: router.finished(generation))
@@ -134,7 +134,7 @@ async def attempt_that_fails(router: Router, generation: types_pb2.Generation) -
 
 
 @pytest.mark.parametrize("fault", ["crash_before_commit", "corrupt_message:1"])
-async def test_a_failed_transfer_is_told_and_costs_no_blocks(
+async def test_a_failed_transfer_is_reported_and_leaks_no_blocks(
     start: Callable[..., NodeProcess], pair: tuple[NodeProcess, NodeProcess], expected: Any, fault: str
 ) -> None:
     prefill, decode = pair

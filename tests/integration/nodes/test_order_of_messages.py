@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -34,9 +36,8 @@ async def test_a_request_is_accepted_before_it_ends_however_late_the_event_loop_
 
     step_loop, sessions = StepLoop(engine, on_output), Sessions(7, types_pb2.Load)
     receiver = KVReceiver(pool_of(engine.pool, engine.layout, engine.num_blocks), "decode", 7, "127.0.0.1", "tcp")
-    service = DecodeService(
-        engine.layout, engine.num_blocks, step_loop, receiver, sessions, LoadBoard(), TimelineBook()
-    )
+    shell: Any = SimpleNamespace(sessions=sessions, board=LoadBoard(), timelines=TimelineBook())
+    service = DecodeService(engine, step_loop, shell, receiver)
     session, _ = sessions.attach("router")
     generation = Generation(
         request_id="r", key=1, token_ids=[5, 6, 7], num_prompt_tokens=3, router_id="router",

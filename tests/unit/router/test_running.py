@@ -87,7 +87,7 @@ async def test_of_several_attempts_the_first_report_counts_and_no_more_than_the_
     assert running.usage.timings == {"queue_s": 1.0, "prefill_s": 3.0}
 
 
-async def test_phases_are_in_the_order_of_a_requests_life_whoever_reports_first() -> None:
+async def test_phases_are_in_the_order_of_a_requests_life_in_whatever_order_they_are_reported() -> None:
     running, _ = make()
     running.note(0, first_decode_s=4.0)
     running.note(0, transfer_s=3.0)
@@ -100,21 +100,34 @@ async def test_phases_are_in_the_order_of_a_requests_life_whoever_reports_first(
     ]
 
 
-@pytest.mark.parametrize("end", ["cancel", "expire"])
-async def test_whoever_is_not_wanted_any_more_is_not_begun_again(end: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_request_that_is_cancelled_or_late_is_not_begun_again(
+    is_cancelled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """This holds even if its task has lost the cancellation."""
     running, sink = make()
     running.check_wanted()
-    running.task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
-    getattr(running, end)()
+    ended, outcomes = asyncio.Event(), []
+
+    async def live() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            outcomes.append(error)
+            raise
+
+    running.start(live(), ended.set)  # its deadline has passed already
+    await asyncio.sleep(0)
+    if is_cancelled:
+        running.cancel()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert len(outcomes) == 1
     with pytest.raises(asyncio.CancelledError):
         running.check_wanted()
-    await asyncio.wait([running.task])
-    assert running.task.cancelled()
     running.emit([5], None)
     running.fail(NoCapacity("late"))
     running.finish(FinishReason.LENGTH)
-    assert sink.heard == ([] if end == "cancel" else [5, NoCapacity])
+    assert sink.heard == ([] if is_cancelled else [5, NoCapacity])
     assert not caplog.records
 
 

@@ -141,7 +141,7 @@ def test_others_compile_after_a_hostile_one(compiled):
     assert compiled(GrammarKind.REGEX, "after[0-9]") is not None
 
 
-def test_a_grammar_is_compiled_once_for_all_who_wait_for_it(tiny_model, make_generation, monkeypatch):
+def test_concurrent_requests_share_one_compilation(tiny_model, make_generation, monkeypatch):
     grammars, asked = Grammars(tiny_model, VOCAB, [EOS]), []
     run = GrammarCheck.run
     monkeypatch.setattr(GrammarCheck, "run", lambda check, grammar: asked.append(grammar) or run(check, grammar))

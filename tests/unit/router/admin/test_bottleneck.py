@@ -10,7 +10,7 @@ def verdict(*nodes, num_unplaced=0, expects_prefill=True):
     return judge(nodes, num_unplaced, expects_prefill=expects_prefill)
 
 
-def test_nobody_waits():
+def test_idle_pools_are_no_bottleneck():
     found = verdict(IDLE_PREFILL, IDLE_DECODE)
     assert found.pool == "none"
     assert "20%" in found.words
@@ -57,7 +57,7 @@ def test_a_colocated_fleet_has_no_prefill_pool():
     assert "Add a decode node" in found.words
 
 
-def test_who_is_missing_is_named_beside_the_verdict():
+def test_missing_nodes_are_named_after_the_verdict():
     calm = Bottleneck("none", "All is well.")
     assert with_missing(calm, []) == calm
     assert with_missing(calm, ["decode-1"]) == Bottleneck("none", "All is well. Lost or stuck: decode-1.")

@@ -125,7 +125,7 @@ async def test_a_node_that_beats_and_makes_no_step_is_stuck_until_it_does(node: 
     assert link.accepting
 
 
-async def test_whoever_speaks_is_suspected_no_more(node: Node) -> None:
+async def test_a_message_ends_the_suspicion(node: Node) -> None:
     link, leg = node.link, Request(1)
     node.load()
     link.attach(leg)
@@ -148,7 +148,7 @@ async def test_a_leg_is_detached_by_itself_alone(node: Node) -> None:
     assert node.link.legs == {}
 
 
-async def test_a_node_that_lives_is_told_of_grants_and_cancels(node: Node) -> None:
+async def test_grants_and_cancels_are_queued_for_a_live_node(node: Node) -> None:
     node.load()
     node.link.grant(node_pb2.Granted(key=4, attempt=2))
     node.link.cancel(Request(5, 1))
@@ -170,7 +170,7 @@ async def test_nothing_is_begun_on_a_node_that_does_not_read(node: Node, monkeyp
     node.link._outbox.close()
 
 
-async def test_why_no_stream_begins_is_told_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_reason_for_a_failed_attach_is_logged_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     """Of a node with another service token the log would say that it was found, and no more."""
     for why in ("UNAUTHENTICATED", "UNAUTHENTICATED", "UNAVAILABLE"):
         node.link._down(why)

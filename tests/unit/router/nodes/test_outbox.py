@@ -50,7 +50,9 @@ def keys(batch: node_pb2.RouterBatch) -> list[int]:
     return [each.generation.key for each in batch.starts]
 
 
-async def test_a_stream_begins_with_who_speaks_and_a_turn_is_a_message(box: Outbox, call: Call) -> None:
+async def test_the_first_message_names_the_router_and_orders_of_a_turn_share_one_message(
+    box: Outbox, call: Call
+) -> None:
     box.start(start(1))
     box.cancel(9, 3)
     box.grant(node_pb2.Granted(key=5, attempt=1, grant=transfer_pb2.Grant(grant_id=4)))

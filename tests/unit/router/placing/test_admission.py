@@ -72,7 +72,7 @@ def test_a_tenant_that_comes_back_has_neither_credit_nor_a_clean_slate() -> None
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 100)), max_size=30), st.data())
-def test_who_passes_an_empty_line_counts_as_if_it_had_been_in_it(served_before: Any, data: Any) -> None:
+def test_a_request_that_bypasses_the_empty_queue_is_charged_as_if_it_had_queued(served_before: Any, data: Any) -> None:
     through, past = AdmissionQueue(), AdmissionQueue()
     for tenant, tokens in served_before:
         through.push(entry := waiting(tenant, tokens=tokens))
@@ -84,7 +84,7 @@ def test_who_passes_an_empty_line_counts_as_if_it_had_been_in_it(served_before: 
     assert [entry.tenant for entry in served(past)] == [entry.tenant for entry in served(through)]
 
 
-def test_of_tenants_that_nobody_waits_for_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_idle_tenants_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_MAX_IDLE_TENANTS", 3)
     queue = AdmissionQueue()
     for n in range(10):
@@ -132,7 +132,7 @@ ENTRIES = st.lists(
 
 
 @given(ENTRIES)
-def test_nobody_is_lost_and_accounts_return_to_zero(rows: Any) -> None:
+def test_every_request_leaves_the_queue_once_and_its_work_sums_to_zero(rows: Any) -> None:
     queue, left = AdmissionQueue(), []
     for tenant, priority, deadline_s, tokens, leaves in rows:
         entry = waiting(tenant, priority, deadline_s, tokens)

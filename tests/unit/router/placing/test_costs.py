@@ -60,5 +60,5 @@ def test_work_costs_those_that_come_later_the_more_the_busier_the_pool() -> None
 
 
 @pytest.mark.parametrize(("least", "near", "far"), [(10.0, 11.0, 11.1), (1000.0, 1010.0, 1010.1)])
-def test_who_hardly_differs_takes_turns(least: float, near: float, far: float) -> None:
+def test_nodes_of_nearly_equal_cost_are_chosen_in_turn(least: float, near: float, far: float) -> None:
     assert [policy.cheapest([far, least, near], turn) for turn in range(3)] == [1, 2, 1]

@@ -68,7 +68,7 @@ def test_where_one_token_is_wanted_its_end_is_that_of_the_prompt() -> None:
     assert (prompts(prefill), decoding(prefill), told) == (NOTHING, (0, 0, 0), ["less to do"])
 
 
-def test_who_is_shipped_waits_behind_those_who_wait() -> None:
+def test_a_decode_leg_counts_as_waiting_where_others_wait() -> None:
     for num_waiting, has_prefill, expected in ((0, True, 0), (3, True, 4), (3, False, 4)):
         decode = link(num_waiting=num_waiting)
         place(link() if has_prefill else None, decode)

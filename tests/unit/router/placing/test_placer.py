@@ -78,7 +78,7 @@ async def later(seconds: float = 0.001) -> None:
     await asyncio.sleep(seconds)
 
 
-def test_newcomers_wait_behind_those_who_wait_and_who_had_begun_waits_for_nobody(run: Any) -> None:
+def test_new_requests_queue_and_retried_ones_bypass_the_queue(run: Any) -> None:
     async def main() -> None:
         fleet = Fleet()
         fleet.has_room = False
@@ -96,7 +96,7 @@ def test_newcomers_wait_behind_those_who_wait_and_who_had_begun_waits_for_nobody
     run(main())
 
 
-def test_who_would_fit_does_not_overtake_who_does_not(run: Any) -> None:
+def test_a_small_request_does_not_overtake_a_large_one(run: Any) -> None:
     async def main() -> None:
         fleet = Fleet()
         fleet.too_large = {"large"}
@@ -115,7 +115,7 @@ def test_who_would_fit_does_not_overtake_who_does_not(run: Any) -> None:
     run(main())
 
 
-def test_of_one_tenant_who_has_the_least_time_goes_first(run: Any) -> None:
+def test_requests_of_a_tenant_are_ordered_by_deadline(run: Any) -> None:
     async def main() -> None:
         fleet = Fleet()
         fleet.has_room = False
@@ -129,7 +129,7 @@ def test_of_one_tenant_who_has_the_least_time_goes_first(run: Any) -> None:
     run(main())
 
 
-def test_who_leaves_the_line_lets_the_next_one_go(run: Any) -> None:
+def test_a_request_that_leaves_the_queue_wakes_the_next_one(run: Any) -> None:
     async def main() -> None:
         fleet = Fleet()
         fleet.has_room = False
@@ -165,7 +165,7 @@ def test_nodes_that_have_enough_to_do_are_left_in_peace(run: Any) -> None:
 
 
 @pytest.mark.parametrize("attempts", [0, 1])
-def test_where_all_is_full_who_has_waited_long_enough_is_sent_away(run: Any, attempts: int) -> None:
+def test_a_request_that_waits_too_long_for_full_nodes_is_refused(run: Any, attempts: int) -> None:
     """Not if nodes are missing, since they may come back, and not a request whose stream has begun."""
 
     async def main() -> None:
@@ -189,7 +189,7 @@ def test_where_all_is_full_who_has_waited_long_enough_is_sent_away(run: Any, att
     run(main())
 
 
-def test_who_would_get_its_first_token_too_late_is_told_at_once(run: Any) -> None:
+def test_a_request_with_too_late_a_predicted_first_token_is_refused_at_once(run: Any) -> None:
     async def main() -> None:
         fleet = Fleet()
         fleet.link.state.queue_ms = 700.0
@@ -218,7 +218,7 @@ def test_what_an_overload_has_taught_is_forgotten(run: Any) -> None:
     run(main())
 
 
-def test_who_goes_at_once_has_had_its_tokens_like_everybody(run: Any) -> None:
+def test_a_request_placed_at_once_is_charged_to_its_tenant(run: Any) -> None:
     async def main() -> None:
         fleet = Fleet()
         fleet.come("a's", tenant="a", tokens=500)

@@ -111,7 +111,7 @@ def test_a_node_without_room_is_no_choice() -> None:
     assert decode(node(num_free_blocks=1), node(num_free_blocks=30)) == 1
 
 
-def test_nobody_is_shipped_to_a_node_before_which_many_wait() -> None:
+def test_no_pair_uses_a_decode_node_with_a_full_queue() -> None:
     full = node(num_waiting=policy.MAX_QUEUED)
     assert decode(full) is None
     assert decode(full, node(num_running=50)) == 1

@@ -20,7 +20,7 @@ def test_the_wait_follows_how_fast_the_line_moves() -> None:
     assert predictor.wait_ms(1000.0, 1) < 1200
 
 
-def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
+def test_a_refusal_says_when_to_retry() -> None:
     check_ttft = TtftPredictor().check_ttft
     check_ttft(5.0 / TTFT_MARGIN, 5.0)
     with pytest.raises(Overloaded) as refusal:
@@ -76,7 +76,7 @@ def test_an_overload_is_forgotten_when_it_is_over() -> None:
     assert (predictor.slowness, predictor.margin) == (1.0, TTFT_MARGIN)
 
 
-def test_who_gave_up_would_have_waited_longer() -> None:
+def test_requests_that_give_up_raise_the_predictions() -> None:
     predictor = TtftPredictor()
     for _ in range(50):
         predictor.gave_up(

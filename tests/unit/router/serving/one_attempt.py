@@ -6,6 +6,7 @@ from typing import Any
 
 from baton.errors import BatonError, Overloaded
 from baton.request import FinishReason, Generation, SamplingParams
+from baton.telemetry.timeline import Timeline
 from baton.v1 import node_pb2, types_pb2
 from router.nodes.state import NodeState
 from router.nodes.step_batch import tell_legs
@@ -51,15 +52,13 @@ class Owner:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.num_cached_tokens = 0
+        self.timeline = Timeline("r")
 
     def emit(self, tokens: list[int], logprobs: Any) -> None:
         self.tokens += tokens
 
     def note(self, num_cached_tokens: int, **timings: float) -> None:
         self.num_cached_tokens += num_cached_tokens
-
-    def mark(self, name: str, **attributes: Any) -> None:
-        pass
 
 
 class Case:

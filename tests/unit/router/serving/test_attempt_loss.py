@@ -49,7 +49,7 @@ async def test_a_decode_node_is_lost_at_any_time(case: Case) -> None:
 
 
 @pytest.mark.parametrize("node", ["prefill", "decode"])
-async def test_a_node_that_fails_it_is_not_told_of_its_end(case: Case, node: str) -> None:
+async def test_a_node_that_failed_a_leg_gets_no_cancel(case: Case, node: str) -> None:
     failing, other = (case.prefill, case.decode) if node == "prefill" else (case.decode, case.prefill)
     case.hear(failing, failed=[node_pb2.Failed(**IDS, code="transfer_failed")])
     assert await case.end() is TransferError
@@ -88,7 +88,7 @@ async def test_its_patience_ends_with_what_it_waits_for(case: Case, says: str) -
     assert told == [queue_s, "begun", "stop"]
 
 
-async def test_whoever_is_cancelled_cancels_both_legs(case: Case) -> None:
+async def test_a_cancelled_attempt_cancels_both_legs(case: Case) -> None:
     case.outcome.cancel()
     await asyncio.wait([case.outcome])
     assert (case.prefill.told, case.decode.told) == (["start", "cancel"], ["start", "cancel"])

@@ -40,7 +40,7 @@ def test_it_lasts_as_long_as_computing_again_would(compute_s: float, expected_s:
     assert ends_at(compute_s, "granted", 5.0, "begun") == pytest.approx(5.0 + expected_s, abs=TICK_S)
 
 
-def test_nobody_is_late_who_has_come() -> None:
+def test_patience_does_not_end_after_the_transfer() -> None:
     assert ends_at(0.0, "granted", "begun", 0.5 * LEAST_S, "stop") is None
     assert ends_at(0.0, "granted", "stop", "begun") is None
     assert ends_at(0.0, "stop", "begun", "granted") is None

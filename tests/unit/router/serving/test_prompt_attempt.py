@@ -120,7 +120,7 @@ async def test_an_embedding_that_is_wanted_comes(embedding: bytes, expected: Any
 
 
 @pytest.mark.parametrize("how", ["lost", "failed", "cancelled"])
-async def test_whoever_gives_it_up_ends_its_call(how: str) -> None:
+async def test_the_call_ends_with_its_attempt(how: str) -> None:
     node = Node(row(1), waits=True)
     attempt, owner = make(node)
     running = asyncio.create_task(outcome(attempt))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.kv import json_fields, native
-from baton.kv.json_fields import MAX_FIELDS, Field
+from baton.native import build, json_fields
+from baton.native.json_fields import MAX_FIELDS, Field
 
 TEXTS = st.text(st.sampled_from('a",[]{}:\\ \n\x00é🎉'), max_size=6)
 VALUES = st.recursive(
@@ -22,9 +22,9 @@ VALUES = st.recursive(
 def find(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    built = native.build(native.JSON_FIELDS, tmp_path_factory.mktemp("fields"))
+    built = build.build(build.JSON_FIELDS, tmp_path_factory.mktemp("fields"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda _: built)
+        patch.setattr(build, "library", lambda _: built)
         return json_fields.load()
 
 

@@ -5,16 +5,15 @@ import subprocess
 
 import pytest
 
-from baton.kv import byte_count, hash_chain, id_text, json_fields, native
+from baton.native import build, hash_chain, id_text, json_fields
 
 
 def test_without_a_compiler_the_python_version_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError):
-        native.build(native.HASH_CHAIN, tmp_path)
-    monkeypatch.setattr(native, "library", lambda _: tmp_path / "none.so")
+        build.build(build.HASH_CHAIN, tmp_path)
+    monkeypatch.setattr(build, "library", lambda _: tmp_path / "none.so")
     assert hash_chain.fastest() is hash_chain.hashed
-    assert byte_count.fastest() is byte_count.counted
     assert id_text.load()(b"[1]", 0, 2) is None
     assert json_fields.load() is None
 
@@ -25,5 +24,5 @@ def test_a_failed_compilation_leaves_no_file(tmp_path):
     source = tmp_path / "wrong.cpp"
     source.write_text("this is no C++")
     with pytest.raises(subprocess.CalledProcessError):
-        native.build(source, tmp_path / "built")
+        build.build(source, tmp_path / "built")
     assert not list((tmp_path / "built").iterdir())

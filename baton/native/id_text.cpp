@@ -1,4 +1,5 @@
 // Parses a JSON list of token ids into uint32. id_text.py says what this is for, and how other texts are handled.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -14,6 +15,11 @@ const char *past_spaces(const char *at) {
 }
 
 }  // namespace
+
+// Returns how many commas are in `text`: a list has one id more.
+extern "C" size_t baton_count_commas(const char *text, size_t size) {
+    return size_t(std::count(text, text + size, ','));
+}
 
 // Parses the list that begins at `start` of `text`, which must end with a NUL. Writes the ids to `ids` and their number
 // to `num_ids`, and returns the offset at which the list ends. Returns -1 unless it is a list, in JSON's notation, of

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.kv import hash_chain, native
-from baton.kv.hash_chain import hashed
+from baton.native import build, hash_chain
+from baton.native.hash_chain import hashed
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    return native.build(native.HASH_CHAIN, tmp_path_factory.mktemp("chain"))
+    return build.build(build.HASH_CHAIN, tmp_path_factory.mktemp("chain"))
 
 
 @pytest.mark.parametrize("portably", [False, True])

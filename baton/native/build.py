@@ -1,6 +1,6 @@
 """Compiles the C++ versions of loops that are too slow in Python for long prompts: one library for each source.
 
-    python -m baton.kv.native
+    python -m baton.native.build
 
 This runs at installation and needs a C++17 compiler (`CXX`, by default g++). Nothing is compiled while serving: without
 the libraries, Python does the work. A library's name carries a hash of its source, so a changed source needs a rebuild.
@@ -13,8 +13,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-HASH_CHAIN, ID_TEXT, BYTE_COUNT, JSON_FIELDS = (
-    Path(__file__).with_name(f"{name}.cpp") for name in ("hash_chain", "id_text", "byte_count", "json_fields")
+HASH_CHAIN, ID_TEXT, JSON_FIELDS = (
+    Path(__file__).with_name(f"{name}.cpp") for name in ("hash_chain", "id_text", "json_fields")
 )
 FOLDER = Path(__file__).parent / "_build"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=default")
@@ -45,7 +45,7 @@ def build(source: Path, folder: Path = FOLDER) -> Path:
 def main() -> int:
     """Compile all libraries and print their paths. Returns the exit code."""
     try:
-        for source in (HASH_CHAIN, ID_TEXT, BYTE_COUNT, JSON_FIELDS):
+        for source in (HASH_CHAIN, ID_TEXT, JSON_FIELDS):
             sys.stdout.write(f"{build(source)}\n")
     except (OSError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"not compiled, so Python will parse and hash long prompts, more slowly: {error}\n")

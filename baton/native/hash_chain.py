@@ -1,11 +1,11 @@
-"""Computes a chain of block hashes: in one call of the compiled version (`native`), or equivalently by hashlib."""
+"""Computes a chain of block hashes: in one call of the compiled version (`build`), or equivalently by hashlib."""
 
 import ctypes
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-from baton.kv import native
+from baton.native import build
 
 DIGEST_BYTES = 16
 _FEW_BLOCKS = 4  # for fewer blocks a call of C is slower
@@ -43,6 +43,6 @@ def load(path: Path, *, portably: bool = False) -> Chain:
 def fastest() -> Chain:
     """Return the compiled version if it is installed, else `hashed`."""
     try:
-        return load(native.library(native.HASH_CHAIN))
+        return load(build.library(build.HASH_CHAIN))
     except OSError:
         return hashed

@@ -1,6 +1,6 @@
 """Finds the fields of a JSON object, and counts the values in each, without decoding it: in a millisecond per megabyte.
 
-Only the compiled version (`native`) can do that. It releases the GIL, so it does not hold up an event loop if it is
+Only the compiled version (`build`) can do that. It releases the GIL, so it does not hold up an event loop if it is
 called in a thread.
 """
 
@@ -8,7 +8,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from baton.kv import native
+from baton.native import build
 
 MAX_FIELDS = 128
 
@@ -40,7 +40,7 @@ class _Field(ctypes.Structure):
 def load() -> Find | None:
     """Return the compiled version; None if it is not installed."""
     try:
-        compiled = ctypes.CDLL(str(native.library(native.JSON_FIELDS))).baton_json_fields
+        compiled = ctypes.CDLL(str(build.library(build.JSON_FIELDS))).baton_json_fields
     except OSError:
         return None
     size = ctypes.c_size_t

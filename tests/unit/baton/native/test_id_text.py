@@ -8,17 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.kv import id_text, native
+from baton.native import build, id_text
 
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("ids")
-    built = {source: native.build(source, folder) for source in (native.ID_TEXT, native.BYTE_COUNT)}
+    built = build.build(build.ID_TEXT, tmp_path_factory.mktemp("ids"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", built.__getitem__)
+        patch.setattr(build, "library", lambda _: built)
         return id_text.load()
 
 

@@ -1,0 +1,1 @@
+"""Loops that are too slow in Python for long prompts, compiled from C++ at installation."""
