@@ -44,7 +44,7 @@ class NodeStream:
         return self
 
     async def say(self, **words: Any) -> None:
-        async with self.writing:  # gRPC takes one message of a stream at a time
+        async with asyncio.timeout(WAIT_S), self.writing:  # gRPC takes one message of a stream at a time
             await self.call.write(node_pb2.RouterBatch(epoch=self.epoch, sequence=next(self.sequences), **words))
 
     async def start(self, generation: types_pb2.Generation, prefill: tuple[str, int] = ("", 0)) -> None:
@@ -88,11 +88,13 @@ class NodeStream:
 
     async def lose(self) -> None:
         self.call.cancel()  # the call, not its reader: a reader cut off in mid-iteration is never closed
-        await asyncio.wait([self.reader])
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.wait([self.reader])
 
     async def close(self) -> None:
         await self.lose()
-        await self.channel.close()
+        async with asyncio.timeout(WAIT_S):
+            await self.channel.close()
 
     async def _read(self) -> None:
         try:

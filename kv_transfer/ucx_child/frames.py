@@ -109,7 +109,7 @@ class Ended(Frame, frozen=True):
     """The message's area is no longer touched. All of the message was transferred, unless there is an error."""
 
     message: int
-    error: str = ""
+    error: str
 
 
 class Gone(Frame, frozen=True):

@@ -41,22 +41,25 @@ class Link:
         """Whether it was opened long ago and has not been admitted."""
         return not self.is_admitted and time.monotonic() - self._opened_s > CONNECT_TIMEOUT_S
 
-    def start(self, operation: str, buffer: Any, on_end: OnEnd, *where: Any) -> None:
+    def start(self, operation: str, buffer: Any, on_end: OnEnd, *where: Any) -> bool:
         """Start `tag_send`, `tag_recv_with_handle`, `stream_send` or `stream_recv` with `buffer`.
 
         `on_end` is called once, when the buffer is no longer touched: with an error message, or "" for success.
+        Returns False if nothing was started; `on_end` has then been called already.
         """
         if self.is_closed:
-            return on_end("the connection is closed")
+            on_end("the connection is closed")
+            return False
         array = self._worker.binding.array(buffer)
         try:
             request = getattr(self._endpoint, operation)(array, *where)
         except (self._worker.binding.ucx.UCXError, RuntimeError) as error:  # the endpoint was closed meanwhile
             self.is_broken = True
-            return on_end(f"the connection is closed: {error}")
+            on_end(f"the connection is closed: {error}")
+            return False
         self._num_pending += 1
         self._worker.submit(request, lambda error: self._ended(on_end, error), array)
-        return None
+        return True
 
     def say_hello(self, secret: bytes) -> None:
         """On the end that opened the link: send the secret, and wait for the welcome."""
@@ -95,7 +98,6 @@ class Link:
         self._endpoint.remove_close_callback()
         self._endpoint.close_blocking()
         self._worker.thoroughly()
-        self._endpoint = None  # it keeps the worker alive, and with it all of UCX's descriptors
         self._leave_when_quiet()
 
     def _welcomed(self, welcome: bytearray, error: str) -> None:

@@ -122,22 +122,18 @@ class Server:
         self._start(order.link, order.message, "tag_send", area, self._ucx.UCXXTag(order.tag))
 
     def _receive(self, order: frames.Receive) -> None:
-        message = self._waiting.pop(order.message)
-        link = self._links.get(order.link)
-        if link is None or link.is_closed:
+        message, area = self._waiting.pop(order.message), self._area(order.start, order.num_bytes)
+        if not self._start(order.link, order.message, "tag_recv_with_handle", area, message):
             self._discard(message)
-        self._start(
-            order.link, order.message, "tag_recv_with_handle", self._area(order.start, order.num_bytes), message
-        )
 
-    def _start(self, link: int, message: int, operation: str, area: memoryview, where: Any) -> None:
+    def _start(self, link: int, message: int, operation: str, area: memoryview, where: Any) -> bool:
         def ended(error: str) -> None:
             self._node.put(frames.Ended(message, error))
 
         if link in self._links:
-            self._links[link].start(operation, area, ended, where)
-        else:
-            ended("the connection is closed")
+            return self._links[link].start(operation, area, ended, where)
+        ended("the connection is closed")
+        return False
 
     def _drop(self, order: frames.Drop) -> None:
         self._discard(self._waiting.pop(order.message))

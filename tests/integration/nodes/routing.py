@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.node_stream import WAIT_S, LegFailed, NodeStream
 CHUNK = 64
 TOKEN = "of this fleet"
 BLOCK = 16
+READY_S = 60.0  # for a node to start in, on a busy machine
+PAUSE_S = 0.2  # between attempts: a UCX process that has died several times is back after 5 s
 _keys = itertools.count(1)
 
 
@@ -39,12 +42,17 @@ class NodeProcess:
 
     def wait_ready(self) -> "NodeProcess":
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line)
-            if line.startswith("ready "):
-                self.facts = json.loads(line.removeprefix("ready "))
-                return self
-        raise AssertionError(f"exit code {self.process.wait()}")
+        late = threading.Timer(READY_S, self.process.kill)
+        late.start()
+        try:
+            for line in self.process.stdout:
+                self.said.append(line)
+                if line.startswith("ready "):
+                    self.facts = json.loads(line.removeprefix("ready "))
+                    return self
+        finally:
+            late.cancel()
+        raise AssertionError(f"exit code {self.process.wait()}, after {self.said}")
 
     @property
     def id(self) -> str:
@@ -143,13 +151,14 @@ class Router:
         return [tokens[index] for index in sorted(tokens)]
 
     async def run_apart_at_last(self, generations: Iterator[types_pb2.Generation]) -> list[int]:
-        """As a router would: attempt after attempt, while the pair cannot exchange blocks."""
+        """As a router would: attempt after attempt, while the pair cannot exchange blocks, and not all at once."""
         async with asyncio.timeout(WAIT_S):
             for generation in generations:
                 try:
                     return await self.run_apart(generation)
                 except LegFailed:
                     await self.cancel(generation)
+                    await asyncio.sleep(PAUSE_S)
         raise AssertionError("no attempt is left")
 
     async def run_together(self, generation: types_pb2.Generation) -> list[int]:
