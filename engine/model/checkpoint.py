@@ -19,6 +19,7 @@ from baton.model_dir import read_json
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LANGUAGE_MODEL = "language_model."  # prefix of the language model's tensors in a model of text and images
+_IN_MODEL = "model."  # before it in the names of transformers 5, which do not repeat it after it
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -89,8 +90,8 @@ class Checkpoint:
     def unread(self) -> list[str]:
         """The tensors that were not read. If there is a `language_model`, only that counts."""
         names = self._file_of.keys() - self._asked_for
-        is_part = any(name.startswith(_LANGUAGE_MODEL) for name in self._file_of)
-        return sorted(name for name in names if not is_part or name.startswith(_LANGUAGE_MODEL))
+        is_part = any(map(_is_in_language_model, self._file_of))
+        return sorted(name for name in names if not is_part or _is_in_language_model(name))
 
     def check_copies(self) -> None:
         """Raise CheckpointError if shards hold different values of a tensor: other readers might use the others."""
@@ -118,7 +119,10 @@ class Checkpoint:
         )
 
     def _stored(self, name: str) -> str:
-        return _LANGUAGE_MODEL + name if _LANGUAGE_MODEL + name in self._file_of else name
+        for stored in (_LANGUAGE_MODEL + name, _IN_MODEL + _LANGUAGE_MODEL + name.removeprefix(_IN_MODEL)):
+            if stored in self._file_of:
+                return stored
+        return name
 
     def _slice(self, path: Path, name: str) -> Any:
         try:
@@ -150,6 +154,10 @@ class Checkpoint:
     def _where(self) -> Path:
         single = self._dir / _SINGLE
         return single if single.exists() else self._dir / _INDEX
+
+
+def _is_in_language_model(stored: str) -> bool:
+    return stored.removeprefix(_IN_MODEL).startswith(_LANGUAGE_MODEL)
 
 
 def _are_same(a: Tensor, b: Tensor) -> bool:
