@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from baton import other_formats
 from baton.errors import CheckpointError
 from baton.model_dir import read_json
 
@@ -144,7 +145,9 @@ class Checkpoint:
             if not isinstance(weight_map, dict):
                 raise CheckpointError(f"{self._dir / _INDEX} has no weight_map")
             return {name: self._inside(file) for name, file in weight_map.items()}
-        raise CheckpointError(f"{self._dir} has neither {_SINGLE} nor {_INDEX}: only safetensors are supported")
+        raise CheckpointError(
+            f"{self._dir} has neither {_SINGLE} nor {_INDEX}: {other_formats.about_weights(self._dir)}"
+        )
 
     def _inside(self, file: object) -> Path:
         if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\0" in file:
@@ -173,4 +176,5 @@ def open_shard(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist, though {_INDEX} names it") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
+        pointer = other_formats.about_pointer(path)
+        raise CheckpointError(pointer or f"{path} is truncated or not a safetensors file: {error}") from None
