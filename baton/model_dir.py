@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baton import other_formats
 from baton.errors import CheckpointError
 
 _MOST_TOKENS = 2**31 - 1
@@ -95,7 +96,7 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
 def read_text(path: Path, *, required: bool = True) -> str | None:
     """Return the text of a UTF-8 file, or None if it is missing and not required."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if not required:
             return None
@@ -105,6 +106,9 @@ def read_text(path: Path, *, required: bool = True) -> str | None:
         raise CheckpointError(f"{path}: not UTF-8 text") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+    if text.startswith(other_formats.LFS_POINTER):
+        raise CheckpointError(other_formats.about_pointer(path))
+    return text
 
 
 def _recommended(model_dir: Path) -> SamplingDefaults:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from baton import other_formats
 from baton.errors import CheckpointError, ConfigError
 from baton.process.settings import ModelFlags
 
@@ -65,9 +66,11 @@ def resolve(model: str, names: tuple[str, ...] = ()) -> Model:
     path = Path(model).expanduser().absolute()
     if path.is_dir():
         return Model(
-            _checked(path, f"{path} holds no config.json: --model needs a Hugging Face checkpoint"),
+            _checked(path, f"{path} holds no config.json: {other_formats.about_weights(path)}"),
             names or (path.name,),
         )
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file: --model needs a directory with config.json and safetensors")
     if _HUB_ID.fullmatch(model):
         return Model(_download(model), names or (model,))
     raise CheckpointError(f"no such model: {model} is neither a folder nor a hub id (like Qwen/Qwen3-0.6B)")

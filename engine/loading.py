@@ -1,10 +1,12 @@
 """From a checkpoint and flags to an engine that is ready to run. Whatever can go wrong fails here, with the reason."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from baton.other_formats import ADAPTER
 from baton.process.settings import EngineFlags
 from engine import vector_math
 from engine.engine import Engine
@@ -19,6 +21,8 @@ from engine.model.weights import WeightLoader
 from engine.resolve import kv_fingerprint, layout, resolve
 from kernels.api import Kernels
 from kernels.dispatch import load as load_kernels
+
+_log = logging.getLogger(__name__)
 
 
 def load_engine(
@@ -40,6 +44,8 @@ def load_engine(
     with torch.inference_mode():
         loader = WeightLoader(model, Checkpoint(model_dir), kernels, dtype, device, config.weight_bits)
         weights = loader.load(progress)
+        if Path(model_dir, ADAPTER).exists():
+            _log.warning("%s in %s is ignored: the base model is served, without the adapter", ADAPTER, model_dir)
         cos_sin = layer_tables(model, config.max_model_len, device)
     fingerprint = kv_fingerprint(model_dir, model, config)
     cache = KVCache(layout(model, config.block_size, config.dtype, fingerprint), config.num_blocks, device)

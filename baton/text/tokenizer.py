@@ -11,6 +11,7 @@ from typing import Any
 
 import tokenizers
 
+from baton import other_formats
 from baton.errors import CheckpointError, InvalidRequest
 from baton.model_dir import read_json, read_text
 from baton.text.control_tokens import ControlTokens, Marks, Piece
@@ -40,7 +41,9 @@ class Tokenizer:
     def load(cls, model_dir: Path) -> "Tokenizer":
         """Read tokenizer.json, and later additions from tokenizer_config.json. Raises CheckpointError."""
         path = model_dir / "tokenizer.json"
-        text = read_text(path) or ""
+        text = read_text(path, required=False)
+        if text is None:
+            raise CheckpointError(f"{model_dir} holds no {path.name}: {other_formats.about_tokenizer(model_dir)}")
         spec = read_json(path)
         try:
             backend = tokenizers.Tokenizer.from_str(text)

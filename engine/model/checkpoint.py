@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from baton import other_formats
 from baton.errors import CheckpointError
 from baton.model_dir import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LANGUAGE_MODEL = "language_model."  # prefix of the language model's tensors in a model of text and images
+_IN_MODEL = "model."  # before it in the names of transformers 5, which do not repeat it after it
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -89,8 +91,8 @@ class Checkpoint:
     def unread(self) -> list[str]:
         """The tensors that were not read. If there is a `language_model`, only that counts."""
         names = self._file_of.keys() - self._asked_for
-        is_part = any(name.startswith(_LANGUAGE_MODEL) for name in self._file_of)
-        return sorted(name for name in names if not is_part or name.startswith(_LANGUAGE_MODEL))
+        is_part = any(map(_is_in_language_model, self._file_of))
+        return sorted(name for name in names if not is_part or _is_in_language_model(name))
 
     def check_copies(self) -> None:
         """Raise CheckpointError if shards hold different values of a tensor: other readers might use the others."""
@@ -118,7 +120,10 @@ class Checkpoint:
         )
 
     def _stored(self, name: str) -> str:
-        return _LANGUAGE_MODEL + name if _LANGUAGE_MODEL + name in self._file_of else name
+        for stored in (_LANGUAGE_MODEL + name, _IN_MODEL + _LANGUAGE_MODEL + name.removeprefix(_IN_MODEL)):
+            if stored in self._file_of:
+                return stored
+        return name
 
     def _slice(self, path: Path, name: str) -> Any:
         try:
@@ -140,7 +145,9 @@ class Checkpoint:
             if not isinstance(weight_map, dict):
                 raise CheckpointError(f"{self._dir / _INDEX} has no weight_map")
             return {name: self._inside(file) for name, file in weight_map.items()}
-        raise CheckpointError(f"{self._dir} has neither {_SINGLE} nor {_INDEX}: only safetensors are supported")
+        raise CheckpointError(
+            f"{self._dir} has neither {_SINGLE} nor {_INDEX}: {other_formats.about_weights(self._dir)}"
+        )
 
     def _inside(self, file: object) -> Path:
         if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or "\0" in file:
@@ -150,6 +157,10 @@ class Checkpoint:
     def _where(self) -> Path:
         single = self._dir / _SINGLE
         return single if single.exists() else self._dir / _INDEX
+
+
+def _is_in_language_model(stored: str) -> bool:
+    return stored.removeprefix(_IN_MODEL).startswith(_LANGUAGE_MODEL)
 
 
 def _are_same(a: Tensor, b: Tensor) -> bool:
@@ -165,4 +176,5 @@ def open_shard(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist, though {_INDEX} names it") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from None
+        pointer = other_formats.about_pointer(path)
+        raise CheckpointError(pointer or f"{path} is truncated or not a safetensors file: {error}") from None

@@ -74,3 +74,12 @@ def test_mxfp4_of_another_type_is_named(stored):
     packed = {f"{name}_blocks": torch.zeros(5, 192, 2, 16), f"{name}_scales": torch.zeros(5, 192, 2).to(torch.uint8)}
     with pytest.raises(CheckpointError, match=rf"tensor {name}_blocks has type F32, not one of U8"):
         load(changed(stored("gpt-oss"), lambda tensors: tensors | packed))
+
+
+def test_an_adapter_beside_the_weights_is_warned_of(stored, caplog):
+    directory = stored("llama")
+    load(directory)
+    assert "adapter_config.json" not in caplog.text
+    (directory / "adapter_config.json").write_text("{}")
+    load(directory)
+    assert f"adapter_config.json in {directory} is ignored" in caplog.text

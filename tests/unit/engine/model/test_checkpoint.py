@@ -183,7 +183,15 @@ def test_broken_index(sharded, index):
         load(sharded)
 
 
-def test_no_safetensors(single):
-    (single / "model.safetensors").rename(single / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="only safetensors are supported"):
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-q4.gguf", "consolidated.safetensors"])
+def test_no_safetensors(single, name):
+    (single / "model.safetensors").rename(single / name)
+    said = rf"neither model\.safetensors nor model\.safetensors\.index\.json: {name} is not read: "
+    with pytest.raises(CheckpointError, match=said):
+        load(single)
+
+
+def test_a_git_lfs_pointer(single):
+    (single / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 1\n")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a Git LFS pointer"):
         load(single)
