@@ -123,5 +123,11 @@ class Chat:
         if not reasons and not (tools.allowed and (style.calls or tools.required)):
             return None
         return lambda: style.parser(
-            tools.names, forced=tools.required, parallel=tools.parallel, reasons=reasons, opened=opened, free=free
+            tools.names,
+            forced=tools.required,
+            parallel=tools.parallel,
+            reasons=reasons,
+            opened=opened,
+            free=free,
+            only=tools.narrowed,
         )

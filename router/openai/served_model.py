@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from baton.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded
 from baton.model_dir import ModelFacts, SamplingDefaults, load_facts
 from baton.process.settings import FrontFlags
@@ -19,7 +21,7 @@ from baton.text.detokenizer import TokenTexts
 from baton.text.tokenizer import Tokenizer
 from router.openai.body import too_long
 from router.openai.conversation import Conversation
-from router.openai.parsing.style import MARKERS, OutputStyle, detect
+from router.openai.parsing.style import CALL_MARKERS, MARKERS, OutputStyle, detect
 
 _INLINE_CHARS = 4096  # about a millisecond
 _NUM_THREADS = 2
@@ -76,6 +78,7 @@ class ServedModel:
         names = flags.served_model_name or (path.resolve().name,)
         template = ChatTemplate.load(path)
         style = detect(template.source if template else "", flags.tool_parser, flags.reasoning_parser)
+        style = msgspec.structs.replace(style, marker_id=_marker_id(tokenizer, style, facts.vocab_size))
         return cls(names, tokenizer, template, facts, style, flags.max_model_len)
 
     def check_name(self, name: str) -> None:
@@ -161,6 +164,11 @@ class ServedModel:
 
 def _too_long(max_model_len: int, param: str) -> ContextLengthExceeded:
     return too_long(max_model_len, "the text is longer", param)
+
+
+def _marker_id(tokenizer: Tokenizer, style: OutputStyle, vocab_size: int) -> int | None:
+    marker_id = tokenizer.token_id(CALL_MARKERS.get(style.calls, ""))
+    return marker_id if marker_id in tokenizer.special_ids and marker_id < vocab_size else None
 
 
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -5,13 +5,14 @@ embedded as a separate document, so that its `$ref`s still point into itself. Mo
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from baton.closed_schema import closed
 from baton.errors import InvalidRequest
 from baton.request import Grammar, GrammarKind
-from router.openai.parsing.style import OutputStyle
+from router.openai.parsing.style import CALL_MARKERS, OutputStyle
 from router.openai.structured_output import MAX_GRAMMAR_BYTES
 from router.openai.tool_schema import ToolSpec
 
@@ -51,13 +52,19 @@ def calls_grammar(style: OutputStyle, tools: Sequence[ToolSpec], *, parallel: bo
 
 def strict_grammar(style: OutputStyle, tools: Sequence[ToolSpec], *, opened: bool) -> Grammar | None:
     """Return the grammar of any text with calls that match their schemas; None if the style has no call marker."""
-    if style.calls != "hermes":
+    marker = CALL_MARKERS.get(style.calls)
+    if marker is None:
         return None
-    form = _HERMES._replace(before=_HERMES.before.removeprefix("<tool_call>"))
+    form, calls = _HERMES._replace(before=_HERMES.before.removeprefix(marker)), "call"
+    if style.calls == "mistral":
+        form, calls = _LIST, f'" "? {_literal("[")} call ({_literal(_LIST.separator)} call)* {_literal("]")}'
+    as_token = f" | rest <[{style.marker_id}]>" if style.marker_id is not None else ""
     lines = [
-        f"start: {_before(style, opened)} (to_call call)* rest",
-        "to_call[lazy]: /(.|\\n)*<tool_call>/",
+        f"start: {_before(style, opened)} (to_call calls)* rest",
+        f"to_call: spelled{as_token}",
+        f"spelled[lazy]: /(.|\\n)*{re.escape(marker)}/",
         "rest: /(.|\\n)*/",
+        f"calls: {calls}",
         *_calls(form, [tool if tool.strict else _loose(tool) for tool in tools]),
     ]
     return _grammar(style, lines, "tools")

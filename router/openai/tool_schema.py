@@ -105,9 +105,14 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(tool.name for tool in self.allowed)
 
     @property
+    def narrowed(self) -> bool:
+        """Whether not all tools are allowed."""
+        return len(self.allowed) < len(self.listed)
+
+    @property
     def constrained(self) -> bool:
         """Whether not any call will do: some tool's arguments must match its schema, or not all tools are allowed."""
-        return any(tool.strict for tool in self.allowed) or len(self.allowed) < len(self.listed)
+        return self.narrowed or any(tool.strict for tool in self.allowed)
 
 
 NO_TOOLS = Tools()

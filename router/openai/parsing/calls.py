@@ -23,9 +23,9 @@ class CallParser(ABC):
     passes = False
     _MARKER = ""
 
-    def __init__(self, names: Collection[str]) -> None:
-        """`names`: the names of the tools."""
-        self._names = frozenset(names)
+    def __init__(self, names: Collection[str] | None) -> None:
+        """`names`: only these can be called, and any other call is content; None: any name."""
+        self._names = None if names is None else frozenset(names)
         self._parts: list[Part] = []
         self._space = ""  # whitespace after content: shown if more content follows
         self._called = False  # whether the last part was a call's
@@ -81,8 +81,8 @@ class CallParser(ABC):
             return "" if self._call.begun else self._held + self._call.raw
         return self._held
 
-    def _begin_call(self, names: Collection[str] | None = None) -> None:
-        self._state, self._call = self._in_call, CallObject(names)
+    def _begin_call(self) -> None:
+        self._state, self._call = self._in_call, CallObject(self._names)
 
     def _take_parts(self) -> list[Part]:
         parts, self._parts = self._parts, []
@@ -104,7 +104,7 @@ class HermesParser(CallParser):
 
     _MARKER, _CLOSING = "<tool_call>", "</tool_call>"
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str] | None) -> None:
         super().__init__(names)
         self._tail = Until(self._CLOSING, self._MARKER)  # after an object, up to the end of the element
 
@@ -131,7 +131,7 @@ class LlamaParser(CallParser):
 
     _MARKER = "<|python_tag|>"
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str] | None) -> None:
         super().__init__(names)
         self._state = self._before_call
 
@@ -147,7 +147,7 @@ class LlamaParser(CallParser):
             return ""
         if value.startswith("{"):
             self._held = text[: len(text) - len(value)]
-            self._begin_call(self._names)
+            self._begin_call()
             return value
         self._state = self._in_text
         if not tagged:
@@ -169,7 +169,7 @@ class MistralParser(CallParser):
 
     _MARKER = "[TOOL_CALLS]"
 
-    def __init__(self, names: Collection[str], *, bare: bool = False) -> None:
+    def __init__(self, names: Collection[str] | None, *, bare: bool = False) -> None:
         super().__init__(names)
         if bare:
             self._state = self._before_call

@@ -14,7 +14,10 @@ MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", OPEN
 CALL_BEGINS = ("<tool_call>\n{", "<tool_call>{")
 """How a call begins that ends a reasoning block which the model does not close."""
 
-_CALL_PARSERS: dict[str, Callable[[Collection[str]], CallParser]] = {
+CALL_MARKERS = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]"}
+"""What begins a call, or a list of calls, wherever it appears in an output: in these formats nothing else does."""
+
+_CALL_PARSERS: dict[str, Callable[[Collection[str] | None], CallParser]] = {
     "hermes": HermesParser,
     "llama3": LlamaParser,
     "mistral": MistralParser,
@@ -26,17 +29,26 @@ class OutputStyle(msgspec.Struct, frozen=True, kw_only=True):
 
     calls: str = ""
     thinks: bool = False
+    marker_id: int | None = None  # of its call marker, if that is a special token
 
     def parser(
-        self, names: Collection[str], *, forced: bool, parallel: bool, reasons: bool, opened: bool, free: bool
+        self,
+        names: Collection[str],
+        *,
+        forced: bool,
+        parallel: bool,
+        reasons: bool,
+        opened: bool,
+        free: bool,
+        only: bool = False,
     ) -> Parser:
         """Make a parser for one output, in which the tools `names` may be called.
 
         `forced`: a grammar constrains the output to calls. `parallel`: several calls count. `reasons`: a reasoning
         block may come first. `opened`: the prompt has opened it. `free`: no grammar constrains the output, so that a
-        call may come before the end of the block.
+        call may come before the end of the block. `only`: a call by any other name is content.
         """
-        calls = self._calls(names, forced=forced)
+        calls = self._calls(names, forced=forced, only=only)
         if not parallel:
             calls = _FirstCall(calls)
         if not reasons:
@@ -44,12 +56,14 @@ class OutputStyle(msgspec.Struct, frozen=True, kw_only=True):
         begins = CALL_BEGINS if free and names and self.calls == "hermes" else ()
         return ReasoningParser(calls, opened=opened, calls=begins)
 
-    def _calls(self, names: Collection[str], *, forced: bool) -> Parser:
+    def _calls(self, names: Collection[str], *, forced: bool, only: bool) -> Parser:
         if not names:
             return PlainParser()
         if forced and self.calls not in ("hermes", "llama3"):
             return MistralParser(names, bare=True)
-        return _CALL_PARSERS[self.calls](names) if self.calls else PlainParser()
+        if not self.calls:
+            return PlainParser()
+        return _CALL_PARSERS[self.calls](names if only or self.calls not in CALL_MARKERS else None)
 
 
 def detect(template: str, tool_parser: str = "auto", reasoning_parser: str = "auto") -> OutputStyle:

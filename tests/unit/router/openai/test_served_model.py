@@ -45,6 +45,15 @@ def test_special_tokens_may_have_no_row(cut):
 
 
 @pytest.mark.parametrize(
+    ("num_lacking", "special", "is_known"), [(-1, True, True), (-1, False, False), (0, True, False)]
+)
+def test_a_call_marker_that_is_a_special_token_is_known_by_its_id(cut, tmp_path, num_lacking, special, is_known):
+    _, largest = cut(num_lacking, content="[TOOL_CALLS]", special=special)
+    model = ServedModel.load(FrontFlags(model=str(tmp_path / "model"), tool_parser="mistral"))
+    assert model.style.marker_id == (largest + 1 if is_known else None)
+
+
+@pytest.mark.parametrize(
     ("asked", "of_nodes", "limit"), [(0, 2048, 2048), (100, 2048, 100), (0, None, 512), (0, 0, 512)]
 )
 def test_how_long_a_request_may_be_is_for_the_nodes_to_say(model_dirs, asked, of_nodes, limit):

@@ -49,10 +49,10 @@ def accepts():
     known = tokens.load(MODEL, vocab_size, eos_token_ids(MODEL))
     tokenizer = Tokenizer.load(MODEL)
 
-    def accepts(grammar, text):
+    def accepts(grammar, text, *, special=False):
         matcher = LLMatcher(known.tokenizer, serialized(grammar), log_level=0)
         assert not matcher.is_error(), matcher.get_error()
-        token_ids = tokenizer.encode(text)
+        token_ids = tokenizer.encode_chat(text) if special else tokenizer.encode(text)
         return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
 
     return accepts
@@ -105,6 +105,20 @@ def test_strict_calls_among_free_text(accepts):
     assert not accepts(grammar, f"Well:\n{call % json.dumps({'city': 'Bonn'})}")
     assert not accepts(grammar, "<tool_call> not a call")
     assert strict_grammar(OutputStyle(calls="llama3"), TOOLS, opened=False) is None
+
+
+@pytest.mark.parametrize("marker_id", [None, 1])
+def test_strict_calls_among_free_text_in_a_list(accepts, marker_id):
+    """The marker of `mistral` is a special token or spelled."""
+    grammar = strict_grammar(OutputStyle(calls="mistral", marker_id=marker_id), TOOLS, opened=False)
+    weather, clock = '{"name": "weather", "arguments": %s}', '{"name": "time", "arguments": {}}'
+    for marker in ("[TOOL_CALLS]", "<|im_start|>") if marker_id else ("[TOOL_CALLS]",):
+        assert accepts(grammar, f"Well: {marker} [{weather % json.dumps(W)}, {clock}]", special=True)
+        assert accepts(grammar, f"{marker}[{clock}] and more", special=True)
+        assert not accepts(grammar, f"{marker} [{weather % json.dumps({'city': 'Bonn'})}]", special=True)
+        assert not accepts(grammar, f"{marker} [{clock}, {clock.replace('time', 'date')}]", special=True)
+        assert not accepts(grammar, f"{marker} not a call", special=True)
+    assert accepts(grammar, "Just text, [1 < 2].")
 
 
 def test_schemas_are_bounded():

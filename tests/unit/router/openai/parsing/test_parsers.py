@@ -16,13 +16,13 @@ NAMES = ("weather", "time")
 ARGUMENTS = '{"city": "Zürich \\"Nord\\"", "days": [1, 2.5e3, {"a": null}], "x": "</tool_call>[TOOL_CALLS]"}'
 
 PARSERS = {
-    "hermes": lambda: HermesParser(NAMES),
+    "hermes": lambda: HermesParser(None),
     "llama3": lambda: LlamaParser(NAMES),
-    "mistral": lambda: MistralParser(NAMES),
+    "mistral": lambda: MistralParser(None),
     "list": lambda: MistralParser(NAMES, bare=True),
     "think": lambda: ReasoningParser(PlainParser()),
     "opened": lambda: ReasoningParser(PlainParser(), opened=True),
-    "think+hermes": lambda: ReasoningParser(HermesParser(NAMES), calls=CALL_BEGINS),
+    "think+hermes": lambda: ReasoningParser(HermesParser(None), calls=CALL_BEGINS),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from baton.process.settings import FrontFlags
 from baton.request import GrammarKind
+from router.openai.parsing.style import OutputStyle
 from router.openai.served_model import ServedModel
 from tests.unit.router.openai.tools.asking import ASK, CALLS, CITY, TIME, WEATHER, prompt, streamed
 
@@ -130,6 +131,45 @@ async def test_of_some_tools_only_these_can_be_called(client, say, dispatch):
     grammar = dispatch.jobs[0].sampling.grammar.text
     assert [f'\\"name\\": \\"{name}\\"' in grammar for name in ("weather", "time")] == [False, True]
     assert "to_call" in grammar
+
+
+WRITTEN = {
+    "hermes": '<tool_call>\n{"name": "%s", "arguments": {}}\n</tool_call>',
+    "llama3": '{"name": "%s", "parameters": {}}',
+    "mistral": '[TOOL_CALLS] [{"name": "%s", "arguments": {}}]',
+}
+
+
+@pytest.mark.parametrize("calls", WRITTEN)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_with_any_format_no_other_tool_can_be_called(client, say, monkeypatch, served_model, calls, stream):
+    """Also where a form of output takes the place of the tools' own grammar."""
+    monkeypatch.setattr(served_model, "style", OutputStyle(calls=calls))
+    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": some}
+    for form in ({}, {"response_format": {"type": "json_object"}}):
+        for name, is_call in (("weather", False), ("time", True)):
+            said = WRITTEN[calls] % name
+            say(said)
+            asked = {**ASK, **form, "tool_choice": choice}
+            if stream:
+                message, _, _ = await streamed(client, **asked)
+                content, called = message["content"], [call[1] for call in message["tool_calls"]]
+            else:
+                message = (await client.chat.completions.create(**asked)).choices[0].message
+                content = message.content or ""
+                called = [call.function.name for call in message.tool_calls or ()]
+            assert (content, called) == (("", ["time"]) if is_call else (said, []))
+
+
+async def test_mistral_has_a_grammar_where_some_tools_are_allowed(client, say, dispatch, monkeypatch, served_model):
+    monkeypatch.setattr(served_model, "style", OutputStyle(calls="mistral", marker_id=7))
+    say("No.")
+    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}
+    await client.chat.completions.create(**ASK, tool_choice={"type": "allowed_tools", "allowed_tools": some})
+    grammar = dispatch.jobs[0].sampling.grammar.text
+    assert [f'\\"name\\": \\"{name}\\"' in grammar for name in ("weather", "time")] == [False, True]
+    assert "<[7]>" in grammar
 
 
 async def test_strict_functions_are_held_to_their_schema(client, say, dispatch):
