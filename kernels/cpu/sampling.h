@@ -104,7 +104,7 @@ struct Weights {
     int64_t candidates(float least, Candidate *found) const {
         int64_t count = 0;
         for_each_vector(n, [&](int64_t i, int k) {
-            if (max_lanes(load_some(values + i, k)) < least) return;
+            if (!any(padded(load_some(values + i, k), k) >= splat(least))) return;
             for (int64_t token = i; token < i + k; token++) {
                 found[count] = {values[token], int(token)};
                 count += values[token] >= least;
@@ -148,8 +148,8 @@ inline float cutoff(const Weights &row, Filters filters) {
     return std::max(found[first].weight, filters.min_p);
 }
 
-// -log(u), with u uniform in (0, 1): a function of key and token, the noise of `engine.sampling.noise`.
-INLINE vf exponential(const uint32_t *key, int64_t first) {
+// A number in (0, 1) for each token from `first` on, an odd multiple of 2^-24: the noise of `engine.sampling.noise`.
+INLINE vf uniform(const uint32_t *key, int64_t first) {
     vu x;
     for (int i = 0; i < W; i++) x[i] = uint32_t(first) + i;
     x *= 0x7FEB352D;
@@ -159,7 +159,7 @@ INLINE vf exponential(const uint32_t *key, int64_t first) {
     x *= 0x85EBCA6B;
     x = (x ^ (x >> 13)) * 0xC2B2AE35;
     const vf whole = __builtin_convertvector((vi)x >> 9, vf);
-    return -log(whole * splat(0x1p-23f) + splat(0.5f + 0x1p-24f)); // of odd multiples of 2^-24
+    return whole * splat(0x1p-23f) + splat(0.5f + 0x1p-24f);
 }
 
 // Draws a token of one row. With weights w and e = -log(u), the token with the largest w / e is that with the largest
@@ -173,8 +173,12 @@ inline int64_t draw_row(const float *logits, int64_t n, float temperature, const
     Largest drawn;
     for_each_vector(n, [&](int64_t i, int k) {
         const vf weights = padded(load_some(row.values + i, k), k);
-        if (max_lanes(weights) < least[0]) return;
-        drawn.see(weights >= least ? weights / exponential(key, i) : splat(NEG_INF), i);
+        if (!any(weights >= least)) return;
+        const vf u = uniform(key, i);
+        // -log(u) is at least 1 - u, which is exact: most tokens are too unlikely for a logarithm to be worth it.
+        const vi may_win = (weights >= least) & (drawn.values * (splat(1) - u) * splat(0.9999f) < weights);
+        if (!any(may_win)) return;
+        drawn.see(may_win ? weights / -log(u) : splat(NEG_INF), i);
     });
     return drawn.place();
 }

@@ -87,6 +87,16 @@ template <int STEP = W / 2> INLINE float max_lanes(vf v) {
     return v[0];
 }
 
+INLINE bool any(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)mask);
+#else
+    return mask[0] | mask[1] | mask[2] | mask[3];
+#endif
+}
+
 // 2^f for f within [-1/2, 1/2]. Degree 7 is the Taylor series. Degree 4, for results that will be rounded to bf16, is
 // the polynomial with value 1 at 0 whose largest relative error is smallest there: 2.9e-6.
 template <int DEGREE> INLINE vf exp2_series(vf f) {

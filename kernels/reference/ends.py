@@ -1,5 +1,7 @@
 """The two ends of a model in plain torch: token ids to embeddings, and the output head's results to masked logits."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,9 +21,14 @@ def widened(x: Tensor, softcap: float) -> Tensor:
 
 def masked(logits: Tensor, words: Tensor) -> None:
     """See `kernels.api.Mask`."""
-    powers = (2 ** torch.arange(8, device=logits.device)).to(torch.uint8)
-    forbidden = (words.view(torch.uint8).unsqueeze(-1) & powers).eq(0).view(len(words), -1)[:, : logits.shape[1]]
+    bits = words.view(torch.uint8).unsqueeze(-1) & _powers(logits.device)
+    forbidden = bits.eq(0).view(len(words), -1)[:, : logits.shape[1]]
     logits.masked_fill_(forbidden, float("-inf"))
+
+
+@cache
+def _powers(device: torch.device) -> Tensor:
+    return (2 ** torch.arange(8)).to(torch.uint8).to(device)
 
 
 def are_finite(values: Tensor) -> Tensor:
