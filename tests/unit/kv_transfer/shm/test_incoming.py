@@ -114,10 +114,11 @@ def test_a_sender_that_has_no_time_to_read_loses_nothing():
         announced = asyncio.create_task(announce())
         while not incoming._unsent:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-        assert inbox.is_connected
+        assert (inbox.is_connected, incoming._reading) == (True, False)
         heard = [acked(await loop.sock_recv(sock, 100)) for _ in range(NUM_MESSAGES)]
         assert heard == list(range(NUM_MESSAGES))
         await announced
+        assert not loop.remove_writer(incoming._sock.fileno())
         sock.close()
         await listener.close()
 
@@ -175,9 +176,13 @@ def test_a_sender_hears_of_the_end_at_once_though_copies_of_its_memory_still_run
         assert await loop.sock_recv(sock, 100) == b""
         assert (lost, inbox.num_disconnected, incoming._stall._timer) == ([], 1, None)
         assert not loop.remove_writer(incoming._sock.fileno())
+        process, closed = incoming._process, []
+        incoming._memory = SimpleNamespace(close=lambda: closed.extend(lost))
         copying.set()
         await incoming.close()
-        assert lost == [7]
+        assert lost == closed == [7]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(process)
         sock.close()
         await listener.close()
 
@@ -200,6 +205,7 @@ def test_a_copy_that_fails_or_is_overtaken_by_the_end_is_lost_and_ends_the_conne
                 time.sleep(0.001)
             return 5
 
+        incoming._stall.close()  # which would end it, too
         incoming._start_copy(SimpleNamespace(fetch=fetch), Frame(1, 7, b""), None)
         if end != "fails":
             time.sleep(0.1)  # noqa: ASYNC251 - the copy begins, and may end
