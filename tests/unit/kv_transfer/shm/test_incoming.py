@@ -2,18 +2,24 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from baton.errors import TransferError
+from kv_transfer.shm import incoming as shm_incoming
 from kv_transfer.shm.frames import Frame, Hello, acked
 from kv_transfer.shm.host_memory import NONCE_BYTES, pack_runs, proof
 from kv_transfer.shm.transport import ShmTransport, welcomed
 from kv_transfer.transport import Peer
 
 NUM_MESSAGES = 2000
+SECRET = b"x" * 32
 
 
 class Drain:
@@ -21,8 +27,11 @@ class Drain:
 
     def __init__(self) -> None:
         self.is_connected = False
+        self.num_disconnected = 0
 
     def admit(self, secret):
+        if secret != SECRET:
+            return None
         self.is_connected = True
         return Peer("p0", 1)
 
@@ -31,13 +40,14 @@ class Drain:
 
     def disconnected(self, peer):
         self.is_connected = False
+        self.num_disconnected += 1
 
 
 async def connected(listener):
     """A sender's socket, and its end of the receiver's."""
     nonce = memoryview(bytearray(NONCE_BYTES))
     before = set(listener._connections)
-    sock = await welcomed(listener.host, Hello(b"x" * 32, proof(nonce)))
+    sock = await welcomed(listener.host, Hello(SECRET, proof(nonce)))
     (incoming,) = listener._connections - before
     return sock, incoming
 
@@ -104,10 +114,106 @@ def test_a_sender_that_has_no_time_to_read_loses_nothing():
         announced = asyncio.create_task(announce())
         while not incoming._unsent:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-        assert inbox.is_connected
+        assert (inbox.is_connected, incoming._reading) == (True, False)
         heard = [acked(await loop.sock_recv(sock, 100)) for _ in range(NUM_MESSAGES)]
         assert heard == list(range(NUM_MESSAGES))
         await announced
+        assert not loop.remove_writer(incoming._sock.fileno())
+        sock.close()
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_a_stranger_is_closed_at_once_and_who_cannot_be_read_is_told_why(monkeypatch):
+    monkeypatch.setattr(shm_incoming, "CONNECT_TIMEOUT_S", 100.0)
+
+    async def main():
+        listener, nonce = await ShmTransport().listen("", Drain()), memoryview(bytearray(NONCE_BYTES))
+        for hello, reason in (
+            (Hello(b"y" * 32, proof(nonce)), "refused the connection"),
+            (Hello(SECRET, b"n" * NONCE_BYTES + proof(nonce)[NONCE_BYTES:]), "may not read the prefill node's memory"),
+        ):
+            with pytest.raises(TransferError, match=reason):
+                await welcomed(listener.host, hello)
+        assert listener._connections == set()
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_a_sender_has_a_moment_to_say_hello_and_then_stays(monkeypatch):
+    monkeypatch.setattr(shm_incoming, "CONNECT_TIMEOUT_S", 0.1)
+
+    async def main():
+        loop, listener = asyncio.get_running_loop(), await ShmTransport().listen("", Drain())
+        sock, incoming = await connected(listener)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as mute:
+            mute.setblocking(False)
+            await loop.sock_connect(mute, f"\0{listener.host}")
+            async with asyncio.timeout(10):
+                assert await loop.sock_recv(mute, 100) == b""
+        assert listener._connections == {incoming}
+        sock.close()
+        await listener.close()
+
+    asyncio.run(main())
+
+
+def test_a_sender_hears_of_the_end_at_once_though_copies_of_its_memory_still_run():
+    """The inbox is told once, and nothing of the connection is left in the event loop."""
+
+    async def main():
+        loop, inbox, copying = asyncio.get_running_loop(), Drain(), threading.Event()
+        listener = await ShmTransport().listen("", inbox)
+        sock, incoming = await connected(listener)
+        lost = []
+        inbox.lost = lost.append
+        incoming._start_copy(SimpleNamespace(fetch=lambda *_: copying.wait(10)), Frame(1, 7, b""), None)
+        loop.add_writer(incoming._sock.fileno(), lambda: None)  # as while acknowledgements wait for room
+        incoming.start_closing()
+        incoming.start_closing()
+        assert await loop.sock_recv(sock, 100) == b""
+        assert (lost, inbox.num_disconnected, incoming._stall._timer) == ([], 1, None)
+        assert not loop.remove_writer(incoming._sock.fileno())
+        process, closed = incoming._process, []
+        incoming._memory = SimpleNamespace(close=lambda: closed.extend(lost))
+        copying.set()
+        await incoming.close()
+        assert lost == closed == [7]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(process)
+        sock.close()
+        await listener.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", ["fails", "is closed in the middle of it", "is closed when it has just ended"])
+def test_a_copy_that_fails_or_is_overtaken_by_the_end_is_lost_and_ends_the_connection(end):
+    async def main():
+        loop, inbox = asyncio.get_running_loop(), Drain()
+        listener = await ShmTransport().listen("", inbox)
+        sock, incoming = await connected(listener)
+        ends = []
+        inbox.lost, inbox.arrived = ends.append, lambda tag, digest: ends.append("arrived")
+
+        def fetch(source, slot, is_over):
+            if end == "fails":
+                raise OSError("no such memory")
+            while end == "is closed in the middle of it" and not is_over():
+                time.sleep(0.001)
+            return 5
+
+        incoming._stall.close()  # which would end it, too
+        incoming._start_copy(SimpleNamespace(fetch=fetch), Frame(1, 7, b""), None)
+        if end != "fails":
+            time.sleep(0.1)  # noqa: ASYNC251 - the copy begins, and may end
+            incoming.start_closing()
+        async with asyncio.timeout(10):
+            assert await loop.sock_recv(sock, 100) == b""
+            await incoming.close()
+        assert ends == [7]
         sock.close()
         await listener.close()
 

@@ -1,0 +1,93 @@
+"""The sending end of a TCP connection, towards a receiver that does not read."""
+
+import asyncio
+import socket
+
+import pytest
+
+from baton.errors import TransferError
+from kv_transfer import socket_connection, stall
+from kv_transfer.tcp.outgoing import HEADER, MAGIC, TcpConnection
+
+
+def test_a_receiver_that_takes_nothing_is_given_up_and_every_send_fails(monkeypatch):
+    monkeypatch.setattr(stall, "TICK_S", 0.01)
+
+    async def main():
+        closed, (mine, its) = [], socket.socketpair()
+        mine.setblocking(False)
+        connection = TcpConnection(mine, lambda: closed.append(1))
+        sends = [asyncio.create_task(connection.send(1, [memoryview(bytes(2**22))])) for _ in range(2)]
+        async with asyncio.timeout(10):
+            for send in sends:
+                with pytest.raises(TransferError, match="takes no more bytes"):
+                    await send
+        with pytest.raises(TransferError, match="is closed"):
+            await connection.send(1, [memoryview(b"more")])
+        await connection.close()
+        assert (closed, connection._stall._timer) == ([1], None)
+        assert connection._heartbeat._timer.cancelled()
+        its.close()
+
+    asyncio.run(main())
+
+
+def test_heartbeats_fill_silence_only_and_the_wait_for_them_is_no_stall(monkeypatch):
+    monkeypatch.setattr(socket_connection, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(stall, "TICK_S", 0.001)
+
+    async def main():
+        mine, its = socket.socketpair()
+        mine.setblocking(False)
+        its.setblocking(False)
+        connection = TcpConnection(mine, lambda: None)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(10):
+            for _ in range(5):
+                assert await loop.sock_recv(its, HEADER.size) == HEADER.pack(MAGIC, 0, 0)
+            assert connection._stall._num_pending == 0
+            monkeypatch.setattr(stall, "TICK_S", 10.0)
+            sending = asyncio.create_task(connection.send(7, [memoryview(bytes(2**22))]))
+            await asyncio.sleep(0.1)
+            assert len(connection._queue) == 1
+            its.close()
+            with pytest.raises(TransferError):
+                await sending
+        await connection.close()
+
+    asyncio.run(main())
+
+
+def test_a_message_that_moves_slowly_is_no_stall(monkeypatch):
+    monkeypatch.setattr(stall, "TICK_S", 0.02)
+
+    async def main():
+        mine, its = socket.socketpair()
+        mine.setblocking(False)
+        its.setblocking(False)
+        connection = TcpConnection(mine, lambda: None)
+        sending = asyncio.create_task(connection.send(1, [memoryview(bytes(2**23))]))
+        began_s, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
+        while not sending.done():
+            await loop.sock_recv(its, 2**18)
+            await asyncio.sleep(0.02)
+        await sending
+        assert loop.time() - began_s > stall.MOST_TICKS * stall.TICK_S
+        await connection.close()
+        its.close()
+
+    asyncio.run(main())
+
+
+def test_the_end_of_an_idle_connection_is_noticed_without_a_heartbeat(monkeypatch):
+    monkeypatch.setattr(socket_connection, "HEARTBEAT_S", 1000.0)
+
+    async def main():
+        closed, (mine, its) = asyncio.Event(), socket.socketpair()
+        mine.setblocking(False)
+        TcpConnection(mine, closed.set)
+        its.close()
+        async with asyncio.timeout(10):
+            await closed.wait()
+
+    asyncio.run(main())
