@@ -1,5 +1,7 @@
 """The bodies of POST /v1/embeddings (OpenAI's) and /v1/score (vLLM's). Every field is typed and bounded."""
 
+from array import array
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -38,13 +40,7 @@ class ScoreBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     user: Label | None = None  # accepted and ignored
 
 
-_EMBEDDING = msgspec.json.Decoder(EmbeddingBody)
 _SCORE = msgspec.json.Decoder(ScoreBody)
-
-
-def parse_embedding(data: bytes) -> EmbeddingBody:
-    """Parse a body. Raises InvalidRequest, whose `param` is the field's path."""
-    return decode(_EMBEDDING, data)
 
 
 def parse_score(data: bytes) -> ScoreBody:
@@ -61,16 +57,16 @@ def texts_of(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def inputs_of(body: EmbeddingBody) -> list[str | list[int]]:
+def inputs_of(body: EmbeddingBody) -> list[str | Sequence[int]]:
     """Return the inputs, each a text or token ids. Raises InvalidRequest."""
     given: Any = body.input
-    if isinstance(given, str):
+    if isinstance(given, str | array):
         return [given]
     if type(given[0]) is not int and len(given) > MAX_INPUTS:
         raise InvalidRequest(f"At most {MAX_INPUTS} inputs", param="input")
     kinds = set(map(type, given))
     if kinds == {int}:
         return [given]
-    if kinds in ({str}, {list}):
+    if kinds in ({str}, {list}, {array}):
         return list(given)
     raise InvalidRequest("Expected texts, token ids or lists of token ids, not a mixture", param="input")
