@@ -15,7 +15,7 @@ MAX_INPUTS = 2048
 _MAX_DIMENSIONS = 2**16
 
 # vLLM's: use only the first tokens of each input; -1: as many as the model takes
-KeptTokens = Annotated[int, Meta(ge=-1, le=MAX_INT32)]
+KeptTokens = Annotated[int, Meta(ge=-1, le=MAX_INT32, extra_json_schema={"anyOf": [{"const": -1}, {"minimum": 1}]})]
 Texts = str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
 
 
@@ -46,10 +46,17 @@ _SCORE = msgspec.json.Decoder(ScoreBody)
 def parse_score(data: bytes) -> ScoreBody:
     """Parse and check a body. Raises InvalidRequest, whose `param` is the field's path."""
     body = decode(_SCORE, data)
+    check_kept(body)
     first, second = texts_of(body.text_1), texts_of(body.text_2)
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise InvalidRequest("Expected one text, or as many as text_1 has", param="text_2")
     return body
+
+
+def check_kept(body: EmbeddingBody | ScoreBody) -> None:
+    """Raise InvalidRequest if no tokens are to be kept."""
+    if body.truncate_prompt_tokens == 0:
+        raise InvalidRequest("Expected a number of tokens, or -1", param="truncate_prompt_tokens")
 
 
 def texts_of(texts: str | list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from baton.request import FinishReason, SamplingParams
 from router.http import metrics as http_metrics
 from router.http.exchange import ClientGone, Exchange
 from router.job import PromptResult, PromptWork, TokenLogprobs, Usage
-from router.openai.embedding_schema import EmbeddingBody, inputs_of, parse_score, texts_of
+from router.openai.embedding_schema import EmbeddingBody, check_kept, inputs_of, parse_score, texts_of
 from router.openai.generate import JOBS_AT_ONCE, Generator
 from router.openai.id_lists import Reader
 from router.openai.sampling import check_ids, check_prompt
@@ -69,6 +69,7 @@ class Embedder:
     async def embeddings(self, exchange: Exchange) -> None:
         """Serve POST /v1/embeddings."""
         body = await self._reader.read(await exchange.read_body(self._generator.check_body))
+        check_kept(body)
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)
         kept = body.truncate_prompt_tokens
