@@ -1,5 +1,4 @@
-// Parses a JSON list of token ids into uint32. id_text.py says what this is for, and how other texts are handled.
-#include <algorithm>
+// Parses JSON lists of token ids into uint32. id_text.py says what this is for, and how other texts are handled.
 #include <cstddef>
 #include <cstdint>
 
@@ -14,30 +13,52 @@ const char *past_spaces(const char *at) {
     return at;
 }
 
-}  // namespace
+// Where ids go: at most `room` of them, each below `limit`.
+struct Ids {
+    uint32_t *ids;
+    size_t room, num;
+    uint32_t limit;
+};
 
-// Returns how many commas are in `text`: a list has one id more.
-extern "C" size_t baton_count_commas(const char *text, size_t size) {
-    return size_t(std::count(text, text + size, ','));
-}
-
-// Parses the list that begins at `start` of `text`, which must end with a NUL. Writes the ids to `ids` and their number
-// to `num_ids`, and returns the offset at which the list ends. Returns -1 unless it is a list, in JSON's notation, of
-// at least one and at most `room` integers below `limit`.
-extern "C" int64_t baton_read_ids(const char *text, size_t start, uint32_t limit, uint32_t *ids, size_t room,
-                                  size_t *num_ids) {
-    const char *at = text + start;
-    size_t num = 0;
+// Parses a list of at least one id. Returns the position after it, or nullptr if it is anything else.
+const char *past_list(const char *at, Ids &into) {
+    const size_t num_before = into.num;
     for (char mark = '['; *at == mark; mark = ',') {
         const char *first = at = past_spaces(at + 1);
         uint64_t id = 0;
         while (is_digit(*at)) id = 10 * id + uint64_t(*at++ - '0');
         const auto num_digits = at - first;
-        if (num_digits == 0 || num_digits > kMaxDigits || (*first == '0' && num_digits > 1)) return -1;
-        if (id >= limit || num == room) return -1;
-        ids[num++] = uint32_t(id);
+        if (num_digits == 0 || num_digits > kMaxDigits || (*first == '0' && num_digits > 1)) return nullptr;
+        if (id >= into.limit || into.num == into.room) return nullptr;
+        into.ids[into.num++] = uint32_t(id);
         at = past_spaces(at);
     }
-    *num_ids = num;
-    return num > 0 && *at == ']' ? at + 1 - text : -1;
+    return into.num > num_before && *at == ']' ? at + 1 : nullptr;
+}
+
+}  // namespace
+
+// Parses what begins at `start` of `text`, which must end with a NUL: a list of ids, or a list of such lists. Writes all
+// ids to `ids`; for each list, how many there are up to its end, to `ends`; the number of lists to `num_lists`, which is
+// 0 if it is a single list. Returns the offset after it. Returns -1 unless all lists are in JSON's notation, have at
+// least one integer, all integers are below `limit`, and there is `room` and `room_lists`.
+extern "C" int64_t baton_read_ids(const char *text, size_t start, uint32_t limit, uint32_t *ids, size_t room,
+                                  size_t *ends, size_t room_lists, size_t *num_lists) {
+    const char *at = text + start;
+    Ids into{ids, room, 0, limit};
+    *num_lists = 0;
+    if (*at != '[') return -1;
+    if (*past_spaces(at + 1) != '[') {
+        at = past_list(at, into);
+        ends[0] = into.num;
+        return at == nullptr ? -1 : at - text;
+    }
+    for (char mark = '['; *at == mark; mark = ',') {
+        if (*num_lists == room_lists) return -1;
+        at = past_list(past_spaces(at + 1), into);
+        if (at == nullptr) return -1;
+        ends[(*num_lists)++] = into.num;
+        at = past_spaces(at);
+    }
+    return *at == ']' ? at + 1 - text : -1;
 }

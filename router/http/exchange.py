@@ -130,7 +130,7 @@ class Exchange:
         listed = self._described(status, [(b"content-type", content_type), length, *headers])
         self.sender.send(status, listed, b"" if self.method == "HEAD" else body)
 
-    def start(self, status: int, headers: list[Header], opening: bytes) -> None:
+    def start(self, status: int, headers: list[Header], opening: bytes = b"") -> None:
         """Send status and headers of an answer, and the beginning of its body."""
         self.sender.start(status, self._described(status, headers), opening)
 

@@ -47,8 +47,11 @@ def coded(error: InvalidRequest, code: str) -> InvalidRequest:
     return error
 
 
-def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
-    """Decode a body. Raises InvalidRequest, whose message repeats nothing that the client sent."""
+def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes, *, whole: bool = True) -> Body:
+    """Decode a body. Raises InvalidRequest, whose message repeats nothing that the client sent.
+
+    Unless `data` is the `whole` body, errors do not mention positions in it.
+    """
     try:
         try:
             return decoder.decode(data)
@@ -62,6 +65,7 @@ def decode(decoder: "msgspec.json.Decoder[Body]", data: bytes) -> Body:
         raise InvalidRequest("The body is not valid JSON: a text in it is not UTF-8") from None
     except msgspec.DecodeError as error:
         why = str(error).removeprefix("JSON is malformed: ")  # what, and at which byte: nothing of the body
+        why = why if whole else why.partition(" (byte")[0]
         raise InvalidRequest(f"The body is not valid JSON: {why}") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply") from None

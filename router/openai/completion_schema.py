@@ -1,8 +1,6 @@
 """The body of POST /v1/completions."""
 
 import contextlib
-import re
-import secrets
 from array import array
 from typing import Annotated, Any
 
@@ -10,14 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from baton.errors import InvalidRequest
-from baton.native import id_text
 from baton.token_ids import packed
-from router.openai.body import decode, unsupported
+from router.openai import id_lists
+from router.openai.body import unsupported
 from router.openai.schema import MAX_CHOICES, MAX_INT32, MAX_TOP_LOGPROBS, CommonBody, NoText, TokenId, check_common
-
-_LONG_BYTES = 4096
-_KEY = re.compile(rb'"prompt"[ \n\r\t]*:[ \n\r\t]*(?=\[)')
-_STAND_IN = secrets.token_hex(16)  # replaces token ids that have been read; random, so that no client can send it
 
 
 class CompletionBody(CommonBody, frozen=True, kw_only=True):
@@ -32,45 +26,33 @@ class CompletionBody(CommonBody, frozen=True, kw_only=True):
 
 
 class Reader:
-    """Parses bodies for one model. Long lists of token ids take a fast path; errors come from the general decoder."""
+    """Parses bodies for one model."""
 
     def __init__(self, vocab_size: int = 0) -> None:
         """Token ids must be below `vocab_size` (0: unknown), which the decoder checks at no extra cost."""
         token_id: Any = Annotated[int, Meta(ge=0, lt=vocab_size)] if vocab_size else TokenId
         prompt: Any = str | Annotated[list[str | token_id | list[token_id]], Meta(min_length=1)]
-        kind = msgspec.defstruct(
+        kind: Any = msgspec.defstruct(
             "CompletionBody", [("prompt", prompt)], bases=(CompletionBody,), frozen=True, kw_only=True
         )
-        self._decoder: msgspec.json.Decoder[CompletionBody] = msgspec.json.Decoder(kind)
-        self._limit = vocab_size or MAX_INT32
+        self._reader: id_lists.Reader[CompletionBody] = id_lists.Reader(kind, "prompt", vocab_size)
 
     def parse(self, data: bytes) -> CompletionBody:
-        """Parse and check a body. Raises InvalidRequest, whose `param` is the field's path."""
-        body = self._with_ids(data) or decode(self._decoder, data)
-        if body.best_of is not None and body.best_of != (body.n or 1):
-            raise unsupported("best_of")
-        check_common(body)
-        if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
-            raise InvalidRequest("max_tokens: 0 needs echo or prompt_logprobs", param="max_tokens")
-        return body
+        """Parse and check a body at once. Raises InvalidRequest, whose `param` is the field's path."""
+        return _checked(self._reader.decode(data))
 
-    def _with_ids(self, data: bytes) -> CompletionBody | None:
-        """Parse a long body whose prompt is a list of token ids, which becomes an array. None for any other body."""
-        key = _KEY.match(data, max(data.find(b'"prompt"'), 0)) if len(data) > _LONG_BYTES else None
-        if key is None:
-            return None
-        found = _read_ids(data, key.end(), self._limit)
-        if found is None:
-            return None
-        ids, end = found
-        try:
-            body = self._decoder.decode(b'%b"%b"%b' % (data[: key.end()], _STAND_IN.encode(), data[end:]))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        return msgspec.structs.replace(body, prompt=ids) if body.prompt == _STAND_IN else None
+    async def read(self, data: bytes) -> CompletionBody:
+        """Parse and check a body, without holding up others if it has many token ids. Raises InvalidRequest."""
+        return _checked(await self._reader.read(data))
 
 
-_read_ids = id_text.load()
+def _checked(body: CompletionBody) -> CompletionBody:
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise unsupported("best_of")
+    check_common(body)
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        raise InvalidRequest("max_tokens: 0 needs echo or prompt_logprobs", param="max_tokens")
+    return body
 
 
 def prompts_of(body: CompletionBody) -> "list[str | array[int]]":
@@ -82,7 +64,7 @@ def prompts_of(body: CompletionBody) -> "list[str | array[int]]":
     if kind is int:
         with contextlib.suppress(TypeError):  # checking the types of 30,000 ids would take three times as long
             return [packed(prompt)]
-    elif kind in (str, list) and set(map(type, prompt)) == {kind}:
+    elif kind in (str, list, array) and set(map(type, prompt)) == {kind}:
         if len(prompt) * (body.n or 1) > MAX_CHOICES:
             raise InvalidRequest(f"At most {MAX_CHOICES} choices: prompts times n", param="prompt")
         return prompt if kind is str else list(map(packed, prompt))

@@ -9,7 +9,7 @@ import base64
 import secrets
 import time
 from array import array
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from operator import mul
 from typing import Any
 
@@ -20,13 +20,15 @@ from baton.request import FinishReason, SamplingParams
 from router.http import metrics as http_metrics
 from router.http.exchange import ClientGone, Exchange
 from router.job import PromptResult, PromptWork, TokenLogprobs, Usage
-from router.openai.embedding_schema import inputs_of, parse_embedding, parse_score, texts_of
-from router.openai.generate import Generator
+from router.openai.embedding_schema import EmbeddingBody, check_kept, inputs_of, parse_score, texts_of
+from router.openai.generate import JOBS_AT_ONCE, Generator
+from router.openai.id_lists import Reader
 from router.openai.sampling import check_ids, check_prompt
 from router.openai.schema import MAX_INT32
 
 MAX_IN_FLIGHT = 64  # jobs of one request
-_ITEMS_AT_ONCE = 16  # items encoded before other requests get a turn
+_PIECE_BYTES = 2**17  # of an answer, sent at once
+_TURN_S = 0.001  # how long items are computed and encoded before other requests get a turn
 
 
 class Vector:
@@ -62,10 +64,12 @@ class Embedder:
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._model = generator.model
+        self._reader = Reader(EmbeddingBody, "input", generator.model.facts.vocab_size)
 
     async def embeddings(self, exchange: Exchange) -> None:
         """Serve POST /v1/embeddings."""
-        body = parse_embedding(await exchange.read_body(self._generator.check_body))
+        body = await self._reader.read(await exchange.read_body(self._generator.check_body))
+        check_kept(body)
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)
         kept = body.truncate_prompt_tokens
@@ -85,12 +89,12 @@ class Embedder:
         kept = body.truncate_prompt_tokens
         first = [await self._encode(text, "text_1", kept) for text in texts_of(body.text_1)]
         second = [await self._encode(text, "text_2", kept) for text in texts_of(body.text_2)]
-        vectors = list(map(_floats, await self._embed(exchange, first + second)))
+        vectors = await self._embed(exchange, first + second)
         left, right = vectors[: len(first)], vectors[len(first) :]
         num_scores = max(len(left), len(right))
         left, right = (side * num_scores if len(side) == 1 else side for side in (left, right))
         items = (
-            {"index": index, "object": "score", "score": sum(map(mul, a, b))}
+            {"index": index, "object": "score", "score": sum(map(mul, _floats(a), _floats(b)))}
             for index, (a, b) in enumerate(zip(left, right, strict=True))
         )
         head = {"id": f"score-{secrets.token_hex(12)}", "object": "list", "created": int(time.time())}
@@ -100,59 +104,65 @@ class Embedder:
         self._model.check_name(name)
         exchange.model = name
 
-    async def _encode(self, given: str | list[int], param: str, kept: int | None) -> list[int]:
+    async def _encode(self, given: str | Sequence[int], param: str, kept: int | None) -> Sequence[int]:
         """Return the input's tokens: the first `kept` of them, for -1 as many as the model takes, for None all."""
         limit = self._generator.max_model_len
         most = None if kept is None else (limit or MAX_INT32) if kept < 0 else min(kept, limit or MAX_INT32)
-        if isinstance(given, list):
-            token_ids = given[:most]
-        else:
+        token_ids: Sequence[int]
+        if isinstance(given, str):
             token_ids = await self._model.encode_text(given, limit, param, max_tokens=most)
+        else:
+            token_ids = given[:most]
         check_prompt(token_ids, limit, param, num_output_tokens=0)
-        if isinstance(given, list):
+        if not isinstance(given, str):
             check_ids(token_ids, self._model.facts, param)
         await asyncio.sleep(0)  # give other requests a turn between two texts
         return token_ids
 
-    async def _embed(self, exchange: Exchange, prompts: Sequence[list[int]], dimensions: int = 0) -> list[bytes]:
+    async def _embed(self, exchange: Exchange, prompts: Sequence[Sequence[int]], dimensions: int = 0) -> list[bytes]:
         """Compute the embeddings, as fp32 bytes. The first error ends all jobs, and so does a client that leaves."""
         num_tokens, account = sum(map(len, prompts)), exchange.account
         await account.admit(exchange.model, num_tokens)
         exchange.num_tokens = (num_tokens, 0)
         http_metrics.PROMPT_TOKENS.inc(num_tokens)
-        room = asyncio.Semaphore(MAX_IN_FLIGHT)
         sampling, work = SamplingParams(max_tokens=0), PromptWork(embeds=True, dimensions=dimensions)
-        vectors = [Vector() for _ in prompts]
+        found, waiting = [b""] * len(prompts), iter(enumerate(prompts))
 
-        async def embed(vector: Vector, token_ids: list[int]) -> bytes:
-            async with room:
+        async def embed() -> None:
+            for index, token_ids in waiting:
+                vector = Vector()
                 handle = self._generator.submit(self._generator.job(exchange, token_ids, sampling, work), vector)
                 try:
-                    return await vector.embedding
+                    found[index] = await vector.embedding
                 finally:
+                    exchange.num_cached_tokens += vector.usage.num_cached_tokens
                     handle.cancel()
 
         is_good = False
         try:
-            found = await _unless_gone(exchange, _all(map(embed, vectors, prompts)))
+            await _unless_gone(exchange, _all(embed() for _ in range(min(MAX_IN_FLIGHT, len(prompts)))))
             is_good = True
             return found
         finally:
-            num_cached = exchange.num_cached_tokens = sum(vector.usage.num_cached_tokens for vector in vectors)
-            http_metrics.CACHE_HIT_TOKENS.inc(num_cached)
-            account.used(num_tokens, num_cached, 0, is_good=is_good)
+            http_metrics.CACHE_HIT_TOKENS.inc(exchange.num_cached_tokens)
+            account.used(num_tokens, exchange.num_cached_tokens, 0, is_good=is_good)
 
 
-async def _all(jobs: Iterable[Awaitable[bytes]]) -> list[bytes]:
-    tasks = [asyncio.ensure_future(job) for job in jobs]
+async def _all(workers: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run the workers to their end. The first error ends all of them."""
+    tasks: list[asyncio.Task[None]] = []
     try:
-        return await asyncio.gather(*tasks)
+        for worker in workers:
+            tasks.append(asyncio.create_task(worker))
+            if len(tasks) % JOBS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
 
 
-async def _unless_gone(exchange: Exchange, answer: Awaitable[list[bytes]]) -> list[bytes]:
+async def _unless_gone(exchange: Exchange, answer: Awaitable[None]) -> None:
     gone = asyncio.ensure_future(exchange.gone())
     answering = asyncio.ensure_future(answer)
     either: set[asyncio.Future[Any]] = {gone, answering}
@@ -160,7 +170,7 @@ async def _unless_gone(exchange: Exchange, answer: Awaitable[list[bytes]]) -> li
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
             raise ClientGone("the client left")
-        return answering.result()
+        answering.result()
     except asyncio.CancelledError:
         raise NoCapacity("the router is shutting down") from None
     finally:
@@ -169,17 +179,29 @@ async def _unless_gone(exchange: Exchange, answer: Awaitable[list[bytes]]) -> li
 
 
 async def _send(exchange: Exchange, head: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
-    """Send an answer with a long `data` list, encoding a few items per turn of the event loop."""
-    parts = []
-    for index, item in enumerate(items):
-        parts.append(msgspec.json.encode(item))
-        if index % _ITEMS_AT_ONCE == _ITEMS_AT_ONCE - 1:
+    """Send an answer with a long `data` list: its items are computed and sent a few per turn of the event loop."""
+    parts, began_s = [msgspec.json.encode(head)[:-1] + b',"data":['], time.perf_counter()
+    for item in items:
+        parts += [msgspec.json.encode(item), b","]
+        if time.perf_counter() - began_s > _TURN_S:
             await asyncio.sleep(0)
-    data = b",".join(parts)
-    exchange.send(200, b'%s,"data":[%s]}' % (msgspec.json.encode(head)[:-1], data))
+            began_s = time.perf_counter()
+    parts[-1] = b"]}"
+    sender, piece, num_bytes = exchange.sender, list[bytes](), 0
+    exchange.start(200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % sum(map(len, parts)))])
+    for part in parts:
+        piece.append(part)
+        num_bytes += len(part)
+        if num_bytes > _PIECE_BYTES:
+            sender.write(b"".join(piece))
+            piece, num_bytes = [], 0
+            await asyncio.sleep(0)
+            await sender.flush()
+    sender.write(b"".join(piece), more=False)
+    exchange.left = sender.broken
 
 
-def _usage(prompts: Sequence[list[int]]) -> dict[str, int]:
+def _usage(prompts: Sequence[Sequence[int]]) -> dict[str, int]:
     num_tokens = sum(map(len, prompts))
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
 

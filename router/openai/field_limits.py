@@ -52,7 +52,7 @@ _WIDE = {
     b"tools": Most(2**20, 2**14, 2**12, 2**14),
 } | dict.fromkeys(
     (b"response_format", b"text", b"structured_outputs", b"guided_json", b"guided_regex", b"guided_choice",
-     b"guided_grammar"), _FORM)  # fmt: skip
+     b"guided_grammar", b"regex", b"ebnf"), _FORM)  # fmt: skip
 _find = json_fields.load()
 
 

@@ -30,7 +30,7 @@ from router.openai.choice import Choice
 from router.openai.sampling import choice_seed
 from router.openai.served_model import ServedModel
 
-_JOBS_AT_ONCE = 8
+JOBS_AT_ONCE = 8  # submitted per turn of the event loop
 _log = logging.getLogger(__name__)
 
 
@@ -140,7 +140,7 @@ class Generator:
         """Submit a few jobs per turn of the event loop, since each takes half a millisecond of it."""
         for number, (job, choice) in enumerate(jobs, 1):
             choice.handle = self._dispatch.submit(job, choice)
-            if number % _JOBS_AT_ONCE == 0:
+            if number % JOBS_AT_ONCE == 0:
                 await asyncio.sleep(0)
                 if answer.ended:
                     return

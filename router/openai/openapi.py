@@ -34,6 +34,37 @@ _OF_EVERY_PATH = (400, 401, 405, 408, 431, 500)
 _OF_EVERY_BODY = (403, 404, 413, 415, 429, 503, 504)
 
 
+_ONE_FORM = "At most one form of output, not together with `ignore_eos`; nodes refuse what they cannot compile"
+_COMMON_RULES = dict.fromkeys(
+    ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "ebnf"), _ONE_FORM
+) | {
+    "structured_outputs": f"Exactly one of its fields. {_ONE_FORM}",
+    "stream_options": "Needs `stream: true`",
+    "prompt_logprobs": "Not with `stream: true`",
+    "min_tokens": "At most `max_tokens`",
+    "max_tokens": "Prompt and output together must fit into the model's context",
+}
+_TOOL_RULES = {"tools": "Their names differ", "tool_choice": "May only name one of `tools`"}
+_RULES: dict[str, dict[str, str]] = {  # what a schema cannot express: generators of clients fail on conditions
+    "ChatBody": _COMMON_RULES | _TOOL_RULES | {"top_logprobs": "Needs `logprobs: true`"},
+    "CompletionBody": _COMMON_RULES
+    | {
+        "max_tokens": f"{_COMMON_RULES['max_tokens']}; 0 needs `echo` or `prompt_logprobs`",
+        "best_of": "Must equal `n`",
+        "n": f"Times prompts, at most {MAX_CHOICES}",
+    },
+    "ResponsesBody": _TOOL_RULES,
+    "EmbeddingBody": {"dimensions": "At most as many as the model has"},
+    "ScoreBody": {"text_2": "One text, or as many as `text_1` has, unless that is a single one"},
+    "TokenizeBody": {"messages": "Either these or `prompt`"},
+    "Message": {
+        "content": "Required unless there are `tool_calls`",
+        "tool_call_id": "Required of a tool's message",
+        "tool_calls": "Only of an assistant's message",
+    },
+}
+
+
 class _Post(NamedTuple):
     """An endpoint with a body."""
 
@@ -67,6 +98,12 @@ def document(version: str, names: Sequence[str], vocab_size: int, *, framed: boo
     schemas["CompletionBody"]["properties"]["prompt"] = _prompts(vocab_size, MAX_CHOICES, framed=framed)
     schemas["EmbeddingBody"]["properties"]["input"] = inputs
     schemas["DetokenizeBody"]["properties"]["tokens"]["items"] = _token_id(vocab_size)
+    for name in ("ChatBody", "CompletionBody"):
+        ids = schemas[name]["properties"]["stop_token_ids"]["anyOf"]
+        ids[:] = [{**form, "items": _token_id(vocab_size)} if "items" in form else form for form in ids]
+    for name, rules in _RULES.items():
+        for field, rule in rules.items():
+            schemas[name]["properties"][field]["description"] = rule
     for field in ("text_1", "text_2"):
         schemas["ScoreBody"]["properties"][field] = {"anyOf": inputs["anyOf"][:2]}
     for post in _POSTS.values():

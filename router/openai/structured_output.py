@@ -74,6 +74,8 @@ class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     guided_regex: GrammarText | None = None
     guided_choice: ChoiceStrings | None = None
     guided_grammar: GrammarText | None = None  # Lark or GBNF
+    regex: GrammarText | None = None  # SGLang's name for guided_regex
+    ebnf: GrammarText | None = None  # SGLang's name for guided_grammar
     structured_outputs: Structured | None = None
     guided_decoding_backend: Annotated[str, Meta(max_length=512)] | None = None  # accepted and ignored
 
@@ -81,7 +83,7 @@ class StructuredFields(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
 def grammar_of(body: StructuredFields) -> Grammar | None:
     """Return the grammar that the output must match; None if it may be anything. Raises InvalidRequest."""
     guided = body.guided_json or body.guided_regex or body.guided_choice or body.guided_grammar
-    if not (body.response_format or guided or body.structured_outputs):
+    if not (body.response_format or guided or body.regex or body.ebnf or body.structured_outputs):
         return None
     grammars = [*_of_response_format(body.response_format), *_of_guided(body), *_of_structured(body.structured_outputs)]
     if len({(grammar.kind, grammar.text) for grammar in grammars}) > 1:  # clients of old and new vLLM send one twice
@@ -106,6 +108,8 @@ def _of_guided(body: StructuredFields) -> list[Grammar]:
         *_of_text(GrammarKind.REGEX, body.guided_regex, "guided_regex"),
         *_of_choice(body.guided_choice, "guided_choice"),
         *_of_text(GrammarKind.CFG, body.guided_grammar, "guided_grammar"),
+        *_of_text(GrammarKind.REGEX, body.regex, "regex"),
+        *_of_text(GrammarKind.CFG, body.ebnf, "ebnf"),
     ]
 
 

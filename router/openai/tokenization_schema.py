@@ -8,7 +8,7 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from router.openai.body import coded, decode
 from router.openai.chat_schema import Message, Switches, check_messages
-from router.openai.schema import MAX_MESSAGES, Text, TokenId
+from router.openai.schema import MAX_MESSAGES, Text, TokenId, Yes
 from router.openai.tool_schema import MAX_TOOLS, Tool
 
 
@@ -21,7 +21,7 @@ class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     chat_template_kwargs: Switches | None = None
     add_special_tokens: bool | None = None  # default true; only for a prompt
-    add_generation_prompt: bool | None = None  # must not be false
+    add_generation_prompt: Yes | None = None
     return_token_strs: bool | None = None
 
 

@@ -1,13 +1,19 @@
 """Bodies with many small values: they are parsed or refused quickly, since all streams wait meanwhile."""
 
+import array
 import asyncio
+import gc
 import json
 import time
+from operator import mul
 
+import msgspec
 import pytest
 
 from baton.errors import ContextLengthExceeded, NoCapacity
-from router.http import turns
+from baton.request import FinishReason
+from router.http import outlet, turns
+from router.job import PromptResult
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +88,73 @@ async def longest_absence(router, path, body):
         await asyncio.sleep(0)
         worst_s, last_s = max(worst_s, time.thread_time() - last_s), time.thread_time()
     return await request, worst_s
+
+
+IDS = [[5 + i % 900 for i in range(8000)]] * 128
+LONG = {
+    "prompts": ("/v1/completions", {"prompt": IDS, "max_tokens": 0}),  # refused after it has been read
+    "an id that is none": ("/v1/completions", {"prompt": [*IDS[:-1], [*IDS[0][:-1], -1]]}),
+    "inputs": ("/v1/embeddings", {"input": [ids[:140] for ids in IDS * 16], "dimensions": 0}),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+async def test_many_token_ids_hold_up_others_for_less_time_than_decoding_them_takes(router, dispatch, name):
+    dispatch.facts.max_model_len = 8192
+    path, fields = LONG[name]
+    body = json.dumps({"model": "tiny", **fields}).encode()
+    began_s = time.thread_time()
+    msgspec.json.decode(body)
+    decoding_s = time.thread_time() - began_s
+    answers, busy_s = zip(*[await longest_absence(router, path, body) for _ in range(3)], strict=True)
+    assert [answer.status_code for answer in answers] == [400] * 3
+    assert not dispatch.jobs
+    assert min(busy_s) < decoding_s / 3
+
+
+@pytest.fixture
+def vector(dispatch):
+    """The embedding of everything, in fp32."""
+    vector = array.array("f", [0.03125] * 1024)
+
+    async def embed(job, sink, handle):
+        await asyncio.sleep(0.001)
+        sink.on_prompt(PromptResult([], vector.tobytes()))
+        sink.on_finish(FinishReason.LENGTH, handle.usage)
+
+    dispatch.script = embed
+    return vector
+
+
+async def test_scores_are_computed_by_and_by(router, dispatch, vector):
+    body = json.dumps({"model": "tiny", "text_1": ["a"] * 2048, "text_2": ["b"] * 2048}).encode()
+    began_s = time.thread_time()
+    assert sum(sum(map(mul, vector, vector)) for _ in range(2048)) == 2048
+    computing_s = time.thread_time() - began_s
+    busy_s = []
+    for _ in range(3):
+        dispatch.jobs.clear()
+        dispatch.handles.clear()
+        gc.collect()
+        answer, longest_s = await longest_absence(router, "/v1/score", body)
+        assert [item["score"] for item in answer.json()["data"]] == [1.0] * 2048
+        busy_s.append(longest_s)
+    assert min(busy_s) < computing_s / 8
+
+
+async def test_a_long_answer_is_sent_in_pieces(router, vector, monkeypatch):
+    sizes, write = [], outlet.Outlet.write
+
+    def note(self, data, *, more):
+        sizes.append(len(data))
+        write(self, data, more=more)
+
+    monkeypatch.setattr(outlet.Outlet, "write", note)
+    answer = await router.client.post("/v1/embeddings", json={"model": "tiny", "input": ["a"] * 300})
+    assert [item["embedding"] for item in answer.json()["data"]] == [vector.tolist()] * 300
+    assert sum(sizes) == int(answer.headers["content-length"])
+    assert len(sizes) > 10
+    assert max(sizes) < 2**18
 
 
 async def test_a_long_list_of_ids_is_too_long_and_nothing_else(router):

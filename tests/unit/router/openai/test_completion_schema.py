@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from baton.errors import InvalidRequest
+from router.openai import id_lists
 from router.openai.completion_schema import CompletionBody, Reader, prompts_of
 
 COMPLETION = {"model": "m", "prompt": "secret"}
@@ -78,6 +79,40 @@ def test_long_lists_of_ids_are_read_like_short_ones():
         with pytest.raises(InvalidRequest) as raised:
             parse({"prompt": ids, **change}, reader)
         assert raised.value.param == next(iter(change))
+
+
+def test_long_lists_of_lists_of_ids_are_too():
+    reader, ids = Reader(10), [[i % 10] * 50 for i in range(100)]
+    assert prompts_of(parse({"prompt": ids}, reader)) == [array("I", prompt) for prompt in ids]
+    wrong = {"n": 0}, {"n": 2}, {"prompt": [*ids, [10]]}, {"prompt": [*ids, "a"]}
+    for change, param in zip(wrong, ("n", "prompt", "prompt[100][0]", "prompt"), strict=True):
+        with pytest.raises(InvalidRequest) as raised:
+            prompts_of(parse({"prompt": ids, **change}, reader))
+        assert raised.value.param == param
+
+
+def test_of_a_prompt_that_occurs_twice_the_last_counts():
+    """As everywhere, however it is spelled."""
+    ids = json.dumps([1] * 5000)
+    for name in ("prompt", r"promp\u0074"):
+        body = ANY_VOCABULARY.parse(f'{{"model":"m","prompt":{ids},"{name}":[7,8]}}'.encode())
+        assert [list(prompt) for prompt in prompts_of(body)] == [[7, 8]]
+
+
+@pytest.mark.parametrize("wrong", [[10], [-1], [], ["a"], [1.5], "a", 1, [[1]]])
+def test_what_is_no_list_of_ids_among_very_many_is_refused_without_decoding_them(monkeypatch, wrong):
+    monkeypatch.setattr(id_lists, "decode", None)
+    with pytest.raises(InvalidRequest, match="Expected token ids below 10") as raised:
+        parse({"prompt": [*[[1] * 1000] * 40, wrong]}, Reader(10))
+    assert raised.value.param == "prompt"
+
+
+def test_of_a_body_whose_ids_have_been_taken_no_position_is_told():
+    data = json.dumps({"prompt": [1] * 5000, "model": "m"}).encode()[:-1]
+    with pytest.raises(InvalidRequest) as raised:
+        ANY_VOCABULARY.parse(data)
+    assert "not valid JSON" in raised.value.message
+    assert "byte" not in raised.value.message
 
 
 def test_token_ids_are_packed_once():

@@ -7,14 +7,16 @@ import pytest
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from router.openai import field_limits
 from router.openai.chat_schema import parse_chat
-from router.openai.completion_schema import Reader
-from router.openai.embedding_schema import parse_embedding
+from router.openai.completion_schema import Reader as CompletionReader
+from router.openai.embedding_schema import EmbeddingBody
 from router.openai.field_limits import check
+from router.openai.id_lists import Reader
 from router.openai.responses_schema import parse_responses
 from router.openai.schema import MAX_MESSAGES
 
 MIB = 2**20
 FUNCTION = {"type": "function", "function": {"name": "f"}}
+EMBEDDINGS = Reader(EmbeddingBody, "input", 0)
 WIDEST_STOP = "\U0001f389" * 1024  # 12 bytes a character when escaped
 
 pytestmark = pytest.mark.skipif(field_limits._find is None, reason="json_fields is not compiled")
@@ -78,10 +80,10 @@ def test_a_field_that_is_too_large_is_named(data, param, said):
         (body(messages=[{"role": "user", "content": "x"}] * (MAX_MESSAGES - 1)), parse_chat),
         (body(messages=[{"role": "user", "content": '"{[,:]}' * 100_000}]), parse_chat),
         (body(input=[{"role": "user", "content": "x"}] * (MAX_MESSAGES - 1)), parse_responses),
-        (body(prompt=["x" * 50_000] * 128), Reader().parse),
-        (body(prompt=[[1] * 1000] * 128), Reader().parse),
-        (body(input=["x" * 3000] * 2048), parse_embedding),
-        (body(input=[[100_000] * 140] * 2048), parse_embedding),
+        (body(prompt=["x" * 50_000] * 128), CompletionReader().parse),
+        (body(prompt=[[1] * 1000] * 128), CompletionReader().parse),
+        (body(input=["x" * 3000] * 2048), EMBEDDINGS.decode),
+        (body(input=[[100_000] * 140] * 2048), EMBEDDINGS.decode),
         (called('{"a": "' + "[]," * 100_000 + '"}'), parse_chat),
         (called("[1, 2, 3]" * 1000, 16), parse_chat),
     ],

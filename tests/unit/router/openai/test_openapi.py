@@ -6,6 +6,7 @@ import re
 
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
 from baton.process.settings import FrontFlags
 from baton.request import FinishReason
@@ -64,6 +65,27 @@ async def test_bodies_name_the_model_and_know_its_vocabulary(document):
     assert schemas["TokenizeBody"]["properties"]["model"] == {"enum": ["tiny", "alias", None]}
     assert schemas["DetokenizeBody"]["properties"]["tokens"]["items"]["maximum"] == 1023
     assert schemas["ChatBody"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/embeddings", {"model": "tiny", "input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ("/v1/score", {"model": "tiny", "text_1": "a", "text_2": "b", "truncate_prompt_tokens": 0},
+         "truncate_prompt_tokens"),
+        ("/tokenize", {"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt"),
+        ("/v1/chat/completions", {**CHAT, "stop_token_ids": [1024]}, "stop_token_ids"),
+        ("/v1/completions", {"model": "tiny", "prompt": "a", "stop_token_ids": [1024]}, "stop_token_ids"),
+    ],
+)  # fmt: skip
+async def test_what_is_always_refused_does_not_match_the_schema(router, document, path, body, param):
+    error = (await router.client.post(path, json=body)).json()["error"]
+    assert error["param"] == param
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    validator = Draft202012Validator({**schema, "components": document["components"]})
+    assert [found.absolute_path[0] for found in validator.iter_errors(body)] == [param]
+    del body[param]
+    assert validator.is_valid(body)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""Reads bodies with lists of token ids, without creating an object for each of up to a million."""
+
+import asyncio
+import secrets
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from baton.errors import InvalidRequest
+from baton.native import id_text, json_fields
+from router.http.turns import LARGE_BYTES
+from router.openai.body import decode
+
+_LONG_BYTES = 4096  # shorter bodies are decoded as they are
+_MANY_IDS = 2**15  # decoding so many takes a millisecond
+_STAND_IN = secrets.token_hex(16)  # replaces ids that have been taken; random, so that no client can send it
+_read, _find = id_text.load(), json_fields.load()
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+class Reader(Generic[Body]):
+    """Reads the bodies of one endpoint, of which one field may be token ids, or lists of them.
+
+    Those of long bodies are read by compiled code, if it is installed, and become arrays.
+    """
+
+    def __init__(self, kind: type[Body], name: str, vocab_size: int) -> None:
+        """`name`: the field's. All ids must be below `vocab_size`, if that is known."""
+        self._decoder = msgspec.json.Decoder(kind)
+        self._name = name
+        self._limit = vocab_size or 2**31
+
+    async def read(self, data: bytes) -> Body:
+        """Decode a body. Raises InvalidRequest. A large one is read in a thread, which releases the GIL."""
+        if len(data) <= LARGE_BYTES:
+            return self.decode(data)
+        return self._with(await asyncio.to_thread(self._take, data), data)
+
+    def decode(self, data: bytes) -> Body:
+        """Decode a body at once. Raises InvalidRequest."""
+        return self._with(self._take(data), data)
+
+    def _take(self, data: bytes) -> tuple[bytes, id_text.Ids] | None:
+        """Return the body without its ids, and these; None if there are none."""
+        if _read is None or _find is None or len(data) <= _LONG_BYTES:
+            return None
+        name = self._name.encode()
+        fields = [field for field in _find(data) or () if field.name == name]
+        if len(fields) != 1 or not fields[0].num_containers:
+            return None
+        start, num_commas = fields[0].start, fields[0].num_commas
+        found = _read(data, start, self._limit, num_commas + 1)
+        if found is None and num_commas > _MANY_IDS:  # texts, which are also left to the decoder, are not so many
+            raise InvalidRequest(f"Expected token ids below {self._limit}, or lists of them", param=self._name)
+        return None if found is None else (b'%b"%b"%b' % (data[:start], _STAND_IN.encode(), data[found[1] :]), found[0])
+
+    def _with(self, taken: tuple[bytes, id_text.Ids] | None, data: bytes) -> Body:
+        if taken is not None:
+            body = decode(self._decoder, taken[0], whole=False)
+            if getattr(body, self._name) == _STAND_IN:  # otherwise the field occurs again, spelled with escapes
+                ids: Any = taken[1]
+                return msgspec.structs.replace(body, **{self._name: ids})
+        return decode(self._decoder, data)
