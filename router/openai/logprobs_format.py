@@ -21,7 +21,7 @@ def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
 
 
 def _token_logprob(token: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": _text(token), "logprob": logprob, "bytes": list(token)}
+    return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
 def moved(entries: Sequence[TokenEntry], num_chars: int) -> Sequence[TokenEntry]:
@@ -47,4 +47,11 @@ def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
 
 
 def _text(token: bytes) -> str:
-    return token.decode(errors="replace")
+    """Return the text of a token or, if it is not whole characters, its bytes in OpenAI's notation: `bytes:\\xe2\\x80`.
+
+    Replacement characters would make different tokens the same key of `top_logprobs`.
+    """
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)

@@ -3,6 +3,8 @@
 import pytest
 
 from router.job import PromptLogprobs, PromptResult
+from router.openai.logprobs_format import completion_logprobs
+from router.openai.token_entry import TokenEntry
 
 pytestmark = pytest.mark.anyio
 
@@ -34,8 +36,21 @@ async def test_completion_logprobs(client, dispatch):
     assert logprobs.text_offset == sorted(logprobs.text_offset)
     assert (logprobs.tokens.pop(), logprobs.text_offset.pop()) == ("<|im_end|>", len(REPLY))
     for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
-        assert "\ufffd" in token or REPLY[offset:].startswith(token)
+        assert token.startswith("bytes:") or REPLY[offset:].startswith(token)
+    assert b"".join(map(bytes_of, logprobs.tokens)).decode() == REPLY
     assert all(-0.25 in top.values() for top in logprobs.top_logprobs)
+
+
+def bytes_of(token):
+    return bytes.fromhex(token[6:].replace("\\x", "")) if token.startswith("bytes:") else token.encode()
+
+
+def test_parts_of_characters_are_told_apart():
+    top = [(b"\xf0", -0.5), (b"\xe2\x80", -1.0), (b"a", -2.0)]
+    columns = completion_logprobs([TokenEntry(token=b"\xf0\x9f", logprob=-3.0, top=top, offset=0)])
+    assert columns["tokens"] == [r"bytes:\xf0\x9f"]
+    listed = {r"bytes:\xf0": -0.5, r"bytes:\xe2\x80": -1.0, "a": -2.0, r"bytes:\xf0\x9f": -3.0}
+    assert columns["top_logprobs"] == [listed]
 
 
 async def test_offsets_behind_an_incomplete_character(client, dispatch, served_model):
@@ -45,7 +60,9 @@ async def test_offsets_behind_an_incomplete_character(client, dispatch, served_m
     choice = answer.choices[0]
     assert choice.text == "Hi\ufffdyou\ufffd"
     whole = [
-        (t, o) for t, o in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True) if "\ufffd" not in t
+        (t, o)
+        for t, o in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True)
+        if not t.startswith("bytes:")
     ]
     assert all(choice.text[offset:].startswith(token) for token, offset in whole[:-1])
     assert whole[-1] == ("<|im_end|>", len(choice.text))
