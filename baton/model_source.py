@@ -27,6 +27,7 @@ HUB_FILES = (
     "*.safetensors",
     "model.safetensors.index.json",
 )
+NO_HUB_FILES = ("consolidated*",)  # the same weights again, in the layout of Mistral's own code
 Flags = TypeVar("Flags", bound=ModelFlags)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -93,7 +94,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        path = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        path = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), ignore_patterns=list(NO_HUB_FILES)))
     except RepositoryNotFoundError:
         raise CheckpointError(f"the hub has no model {hub_id} (if it is gated: set HF_TOKEN)") from None
     except LocalEntryNotFoundError:

@@ -4,6 +4,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from baton import model_source
 from baton.errors import CheckpointError
@@ -51,18 +52,21 @@ def test_a_folder_without_config_and_an_unknown_name_are_clear_errors(tmp_path: 
 def test_neither_code_nor_pickles_are_downloaded_from_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     asked = {}
 
-    def download(hub_id: str, allow_patterns: list[str]) -> str:
-        asked.update(hub_id=hub_id, patterns=allow_patterns)
+    def download(hub_id: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        files = ["model-00001-of-00002.safetensors", "consolidated.safetensors", "pytorch_model.bin"]
+        found = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        asked.update(hub_id=hub_id, patterns=allow_patterns, files=list(found))
         return str(checkpoint)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert model_source.resolve("org/name").names == ("org/name",)
     assert asked["hub_id"] == "org/name"
+    assert asked["files"] == ["model-00001-of-00002.safetensors"]  # and not the same weights in another layout
     assert not [p for p in asked["patterns"] if p.endswith((".py", ".bin", ".pt", ".pth", "*"))]
 
 
 def test_being_offline_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
-    def download(hub_id: str, allow_patterns: list[str]) -> str:
+    def download(hub_id: str, **patterns: list[str]) -> str:
         raise LocalEntryNotFoundError("a page of advice")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
