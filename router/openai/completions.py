@@ -25,7 +25,7 @@ class Completions:
 
     async def completion(self, exchange: Exchange) -> None:
         """Serve one request."""
-        body = await self._reader.read(await exchange.read_body(self._generator.check_body))
+        body = await self._reader.read(exchange, self._generator.check_body)
         self._model.check_name(body.model)
         exchange.model = body.model
         given, limit = prompts_of(body), self._generator.max_model_len

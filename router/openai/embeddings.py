@@ -68,7 +68,7 @@ class Embedder:
 
     async def embeddings(self, exchange: Exchange) -> None:
         """Serve POST /v1/embeddings."""
-        body = await self._reader.read(await exchange.read_body(self._generator.check_body))
+        body = await self._reader.read(exchange, self._generator.check_body)
         check_kept(body)
         self._check_model(exchange, body.model)
         inputs = inputs_of(body)

@@ -1,14 +1,14 @@
 """Reads bodies with lists of token ids, without creating an object for each of up to a million."""
 
-import asyncio
 import secrets
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from baton.errors import InvalidRequest
 from baton.native import id_text, json_fields
-from router.http.turns import LARGE_BYTES
+from router.http.exchange import Exchange
+from router.http.turns import Check
 from router.openai.body import decode
 
 _LONG_BYTES = 4096  # shorter bodies are decoded as they are
@@ -16,6 +16,13 @@ _MANY_IDS = 2**15  # decoding so many takes a millisecond
 _STAND_IN = secrets.token_hex(16)  # replaces ids that have been taken; random, so that no client can send it
 _read, _find = id_text.load(), json_fields.load()
 Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+class _Taken(NamedTuple):
+    """A body without its ids, and these."""
+
+    body: bytes
+    ids: id_text.Ids
 
 
 class Reader(Generic[Body]):
@@ -30,18 +37,27 @@ class Reader(Generic[Body]):
         self._name = name
         self._limit = vocab_size or 2**31
 
-    async def read(self, data: bytes) -> Body:
-        """Decode a body. Raises InvalidRequest. A large one is read in a thread, which releases the GIL."""
-        if len(data) <= LARGE_BYTES:
-            return self.decode(data)
-        return self._with(await asyncio.to_thread(self._take, data), data)
+    async def read(self, exchange: Exchange, check: Check) -> Body:
+        """Read and decode the body that passes `check`. Raises what `Exchange.read_body` raises, and InvalidRequest.
+
+        The ids of a large one are read where it is checked: in a thread, without the GIL, and before its turn.
+        """
+        taken: _Taken | None = None
+
+        def check_and_take(data: bytes) -> None:
+            nonlocal taken
+            check(data)
+            taken = self._take(data)
+
+        data = await exchange.read_body(check_and_take)
+        return self._with(taken, data)
 
     def decode(self, data: bytes) -> Body:
         """Decode a body at once. Raises InvalidRequest."""
         return self._with(self._take(data), data)
 
-    def _take(self, data: bytes) -> tuple[bytes, id_text.Ids] | None:
-        """Return the body without its ids, and these; None if there are none."""
+    def _take(self, data: bytes) -> _Taken | None:
+        """Take the ids from a body; None if there are none, or they are left to the decoder. Raises InvalidRequest."""
         if _read is None or _find is None or len(data) <= _LONG_BYTES:
             return None
         name = self._name.encode()
@@ -52,12 +68,15 @@ class Reader(Generic[Body]):
         found = _read(data, start, self._limit, num_commas + 1)
         if found is None and num_commas > _MANY_IDS:  # texts, which are also left to the decoder, are not so many
             raise InvalidRequest(f"Expected token ids below {self._limit}, or lists of them", param=self._name)
-        return None if found is None else (b'%b"%b"%b' % (data[:start], _STAND_IN.encode(), data[found[1] :]), found[0])
+        if found is None:
+            return None
+        ids, end = found
+        return _Taken(b'%b"%b"%b' % (data[:start], _STAND_IN.encode(), data[end:]), ids)
 
-    def _with(self, taken: tuple[bytes, id_text.Ids] | None, data: bytes) -> Body:
+    def _with(self, taken: _Taken | None, data: bytes) -> Body:
         if taken is not None:
-            body = decode(self._decoder, taken[0], whole=False)
+            body = decode(self._decoder, taken.body, whole=False)
             if getattr(body, self._name) == _STAND_IN:  # otherwise the field occurs again, spelled with escapes
-                ids: Any = taken[1]
+                ids: Any = taken.ids
                 return msgspec.structs.replace(body, **{self._name: ids})
         return decode(self._decoder, data)

@@ -207,6 +207,25 @@ async def test_large_bodies_take_turns(router, monkeypatch):
     await asyncio.gather(second, return_exceptions=True)
 
 
+async def test_a_turn_is_as_long_as_the_body_takes_to_decode(router, dispatch, monkeypatch):
+    turns_s, pause = [], turns.Turns._pause
+
+    def note(self, began_s):
+        turns_s.append(time.monotonic() - began_s)
+        pause(self, began_s)
+
+    monkeypatch.setattr(turns.Turns, "_pause", note)
+    dispatch.facts.max_model_len = 2**20
+    data = json.dumps({"model": "tiny", "prompt": ["\u00e4" * 40_000] * 25, "unknown": 1}).encode()
+    began_s = time.monotonic()
+    msgspec.json.decode(data)
+    decoding_s = time.monotonic() - began_s
+    for path, field in (("/v1/completions", b"prompt"), ("/v1/embeddings", b"input")):
+        answer = await router.client.post(path, content=data.replace(b"prompt", field))
+        assert answer.json()["error"]["param"] == "unknown"
+    assert min(turns_s) > decoding_s / 4
+
+
 async def test_the_next_large_body_waits_for_twice_as_long_as_one_took(monkeypatch):
     monkeypatch.setattr(turns, "PAUSES", 2)
     line = turns.Turns()
