@@ -18,6 +18,7 @@ from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.kv_cache import KVCache
+from kernels.api import Logits
 
 VOCAB_SIZE = 64
 EOS = 7
@@ -73,11 +74,12 @@ class StubDecoder:
                     on_layer_group(group, batch)
         return torch.from_numpy(np.array(states, np.uint64).view(np.int64)).unsqueeze(1)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[S, 1] -> [S, V] fp32, between 0 and 4."""
+    def logits(self, hidden: Tensor) -> Logits:
+        """The logits of [S, 1], between 0 and 4."""
         with np.errstate(over="ignore"):
             bits = mix(hidden.numpy().view(np.uint64), self._ids)
-        return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / 2**22)
+        values = torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) / 2**22)
+        return Logits(values, torch.ones(len(values), dtype=torch.bool), None)
 
 
 def make_engine(num_blocks: int, work: Callable[[int], None] = lambda num_tokens: None, clock: object = None) -> Engine:
