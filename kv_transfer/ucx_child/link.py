@@ -98,6 +98,7 @@ class Link:
         self._endpoint.remove_close_callback()
         self._endpoint.close_blocking()
         self._worker.thoroughly()
+        self._endpoint = None  # it keeps the worker alive, and with it all of UCX's descriptors
         self._leave_when_quiet()
 
     def _welcomed(self, welcome: bytearray, error: str) -> None:
