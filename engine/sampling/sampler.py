@@ -2,7 +2,10 @@
 
 Each row's token is a pure function of its own logits, parameters, seed and position: the argmax of
 logits / temperature + Gumbel noise over the tokens that top-k, top-p and min-p keep. These three filters amount to one
-cutoff per row. It is found among the NUM_CANDIDATES likeliest tokens if they suffice, else in the whole sorted row.
+cutoff per row.
+
+Where the device has a kernel for that (`SamplingKernels`), it draws. The rest is done with torch, which finds the
+cutoff among the NUM_CANDIDATES likeliest tokens if they suffice, else in the whole sorted row.
 """
 
 from collections.abc import Iterable, Sequence

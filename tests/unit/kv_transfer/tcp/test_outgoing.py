@@ -10,6 +10,13 @@ from kv_transfer import socket_connection, stall
 from kv_transfer.tcp.outgoing import HEADER, MAGIC, TcpConnection
 
 
+def socket_pair():
+    mine, its = socket.socketpair()
+    mine.setblocking(False)
+    its.setblocking(False)
+    return mine, its
+
+
 def test_a_receiver_that_takes_nothing_is_given_up_and_every_send_fails(monkeypatch):
     monkeypatch.setattr(stall, "TICK_S", 0.01)
 
@@ -37,9 +44,7 @@ def test_heartbeats_fill_silence_only_and_the_wait_for_them_is_no_stall(monkeypa
     monkeypatch.setattr(stall, "TICK_S", 0.001)
 
     async def main():
-        mine, its = socket.socketpair()
-        mine.setblocking(False)
-        its.setblocking(False)
+        mine, its = socket_pair()
         connection = TcpConnection(mine, lambda: None)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(10):
@@ -62,9 +67,7 @@ def test_a_message_that_moves_slowly_is_no_stall(monkeypatch):
     monkeypatch.setattr(stall, "TICK_S", 0.02)
 
     async def main():
-        mine, its = socket.socketpair()
-        mine.setblocking(False)
-        its.setblocking(False)
+        mine, its = socket_pair()
         connection = TcpConnection(mine, lambda: None)
         sending = asyncio.create_task(connection.send(1, [memoryview(bytes(2**23))]))
         began_s, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()

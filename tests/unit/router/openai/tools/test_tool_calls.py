@@ -124,10 +124,15 @@ async def test_required_calls_are_a_grammar(client, say, dispatch, choice, names
     assert ("{0,15}" in grammar.text) == parallel
 
 
+ONLY_TIME = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]},
+}
+
+
 async def test_of_some_tools_only_these_can_be_called(client, say, dispatch):
     say("No.")
-    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}
-    await client.chat.completions.create(**ASK, tool_choice={"type": "allowed_tools", "allowed_tools": some})
+    await client.chat.completions.create(**ASK, tool_choice=ONLY_TIME)
     grammar = dispatch.jobs[0].sampling.grammar.text
     assert [f'\\"name\\": \\"{name}\\"' in grammar for name in ("weather", "time")] == [False, True]
     assert "to_call" in grammar
@@ -145,13 +150,11 @@ WRITTEN = {
 async def test_with_any_format_no_other_tool_can_be_called(client, say, monkeypatch, served_model, calls, stream):
     """Also where a form of output takes the place of the tools' own grammar."""
     monkeypatch.setattr(served_model, "style", OutputStyle(calls=calls))
-    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}
-    choice = {"type": "allowed_tools", "allowed_tools": some}
     for form in ({}, {"response_format": {"type": "json_object"}}):
         for name, is_call in (("weather", False), ("time", True)):
             said = WRITTEN[calls] % name
             say(said)
-            asked = {**ASK, **form, "tool_choice": choice}
+            asked = {**ASK, **form, "tool_choice": ONLY_TIME}
             if stream:
                 message, _, _ = await streamed(client, **asked)
                 content, called = message["content"], [call[1] for call in message["tool_calls"]]
@@ -165,8 +168,7 @@ async def test_with_any_format_no_other_tool_can_be_called(client, say, monkeypa
 async def test_mistral_has_a_grammar_where_some_tools_are_allowed(client, say, dispatch, monkeypatch, served_model):
     monkeypatch.setattr(served_model, "style", OutputStyle(calls="mistral", marker_id=7))
     say("No.")
-    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}
-    await client.chat.completions.create(**ASK, tool_choice={"type": "allowed_tools", "allowed_tools": some})
+    await client.chat.completions.create(**ASK, tool_choice=ONLY_TIME)
     grammar = dispatch.jobs[0].sampling.grammar.text
     assert [f'\\"name\\": \\"{name}\\"' in grammar for name in ("weather", "time")] == [False, True]
     assert "<[7]>" in grammar
