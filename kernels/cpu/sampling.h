@@ -2,7 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <functional>
 
 #include "elementwise.h"
 
@@ -61,17 +61,17 @@ struct Filters {
 };
 
 struct Candidate {
-    float weight;
+    float probability;
     int token;
 };
 
-// Unnormalised probabilities of a row: exp((logit - largest) / temperature).
-struct Weights {
+// Unnormalised probabilities of a row: exp((logit - largest) / temperature). The largest is 1.
+struct Probabilities {
     float *values;
     int64_t n;
     double total; // summed in the same order whatever the other rows
 
-    Weights(const float *logits, int64_t size, float largest, float temperature) : n(size), total(0) {
+    Probabilities(const float *logits, int64_t size, float largest, float temperature) : n(size), total(0) {
         constexpr int64_t PART = 4096; // summed in fp32
         values = scratch<8>(n);
         const vf factor = splat(LOG2_E / temperature);
@@ -100,7 +100,7 @@ struct Weights {
         return maxima[k - 1];
     }
 
-    // Writes all tokens whose weight is not below `least` to `found`, which has room for the row; returns their number.
+    // Writes the tokens with at least this probability to `found`, which has room for the row; returns their number.
     int64_t candidates(float least, Candidate *found) const {
         int64_t count = 0;
         for_each_vector(n, [&](int64_t i, int k) {
@@ -114,19 +114,19 @@ struct Weights {
     }
 };
 
-// The weight below which tokens are excluded. Top-p is the share of the mass that top-k keeps; min-p is relative to the
-// largest weight, which is 1.
-inline float cutoff(const Weights &row, Filters filters) {
+// The probability below which tokens are excluded. Top-p is the share of the mass that top-k keeps; min-p is relative
+// to the largest probability, which is 1.
+inline float cutoff(const Probabilities &row, Filters filters) {
     const bool in_top_k = filters.top_k < row.n;
     if (!in_top_k && filters.top_p >= 1) return filters.min_p;
     // Tokens below 1 - top_p of the mean have together less than 1 - top_p of the mass. (A little less, for rounding.)
     const float least = in_top_k ? row.bound(filters.top_k) : 0.999f * (1 - filters.top_p) * float(row.total / row.n);
     Candidate *const found = scratch<9, Candidate>(row.n + 1);
     int64_t count = row.candidates(least, found);
-    const auto likelier = [](Candidate a, Candidate b) { return a.weight > b.weight; };
+    const auto likelier = [](Candidate a, Candidate b) { return a.probability > b.probability; };
     const auto mass = [&](int64_t first, int64_t last) {
         double sum = 0;
-        for (int64_t i = first; i < last; i++) sum += found[i].weight;
+        for (int64_t i = first; i < last; i++) sum += found[i].probability;
         return sum;
     };
     if (in_top_k) {
@@ -145,7 +145,7 @@ inline float cutoff(const Weights &row, Filters filters) {
             else missing -= half, first = middle;
         }
     }
-    return std::max(found[first].weight, filters.min_p);
+    return std::max(found[first].probability, filters.min_p);
 }
 
 // A number in (0, 1) for each token from `first` on, an odd multiple of 2^-24: the noise of `engine.sampling.noise`.
@@ -162,23 +162,23 @@ INLINE vf uniform(const uint32_t *key, int64_t first) {
     return whole * splat(0x1p-23f) + splat(0.5f + 0x1p-24f);
 }
 
-// Draws a token of one row. With weights w and e = -log(u), the token with the largest w / e is that with the largest
+// Draws a token of one row. With e = -log(u), the token with the largest p / e is that with the largest
 // logit / temperature + Gumbel noise, -log(e), at the cost of one logarithm instead of two.
 inline int64_t draw_row(const float *logits, int64_t n, float temperature, const uint32_t *key, Filters filters) {
     Largest likeliest;
     for_each_vector(n, [&](int64_t i, int k) { likeliest.see(padded(load_some(logits + i, k), k), i); });
     if (temperature <= 0) return likeliest.place();
-    const Weights row(logits, n, logits[likeliest.place()], temperature);
+    const Probabilities row(logits, n, logits[likeliest.place()], temperature);
     const vf least = splat(cutoff(row, filters));
     Largest drawn;
     for_each_vector(n, [&](int64_t i, int k) {
-        const vf weights = padded(load_some(row.values + i, k), k);
-        if (!any(weights >= least)) return;
+        const vf p = padded(load_some(row.values + i, k), k);
+        if (!any(p >= least)) return;
         const vf u = uniform(key, i);
         // -log(u) is at least 1 - u, which is exact: most tokens are too unlikely for a logarithm to be worth it.
-        const vi may_win = (weights >= least) & (drawn.values * (splat(1) - u) * splat(0.9999f) < weights);
+        const vi may_win = (p >= least) & (drawn.values * (splat(1) - u) * splat(0.9999f) < p);
         if (!any(may_win)) return;
-        drawn.see(may_win ? weights / -log(u) : splat(NEG_INF), i);
+        drawn.see(may_win ? p / -log(u) : splat(NEG_INF), i);
     });
     return drawn.place();
 }
