@@ -19,7 +19,6 @@ from engine.prompt_logprobs import PromptLogprobs
 from engine.request import Request
 from engine.rows import Rows, places
 from engine.sampling.sampler import DeviceLogprobs, Logprobs, Sampler, to_host
-from kernels.reference.ends import are_finite
 
 _NONE = torch.empty(0, dtype=torch.bool)
 
@@ -77,7 +76,7 @@ class Readout:
         tokens, finite, logprobs, failed = self._draw(batch, hidden, at, requests)
         idle_finite, vectors = _NONE, _NONE
         if len(idle):
-            idle_finite = are_finite(self._last_rows(batch, hidden, idle))
+            idle_finite = self._last_rows(batch, hidden, idle).isfinite().all(-1)
         if len(embedded):
             vectors = torch.nn.functional.normalize(self._last_rows(batch, hidden, embedded).float(), dim=-1)
         returning = Returning([tokens, finite, idle_finite, vectors, *(part for parts in logprobs for part in parts)])
