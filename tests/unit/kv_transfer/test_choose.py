@@ -24,12 +24,12 @@ def without_ucxx(monkeypatch, tmp_path):
     monkeypatch.setattr(choose, "why_unavailable", choose.why_unavailable.__wrapped__)
 
 
-def test_auto_tries_the_best_first_and_a_name_is_that_alone():
+def test_auto_has_all_transports_in_order_and_a_name_only_its_own():
     assert choose.choose("auto") == ("shm", "ucx", "tcp")
     assert [choose.choose(name) for name in ("shm", "ucx", "tcp")] == [("shm",), ("ucx",), ("tcp",)]
 
 
-def test_naming_ucx_without_having_it_is_an_error(without_ucxx):
+def test_naming_ucx_where_it_cannot_be_loaded_is_an_error(without_ucxx):
     with pytest.raises(ConfigError, match=r"libucp\.so\.0"):
         choose.choose("ucx")
     assert choose.choose("auto") == ("shm", "ucx", "tcp")
@@ -141,7 +141,7 @@ def test_a_stopping_node_does_not_wait_for_a_transport_that_is_opening(monkeypat
     asyncio.run(main())
 
 
-def test_a_node_that_is_asked_while_it_stops_stops_all_the_same(monkeypatch):
+def test_a_transport_wanted_during_the_stop_does_not_prevent_it(monkeypatch):
     async def never(self, host, inbox):
         await asyncio.Event().wait()
 
@@ -190,7 +190,7 @@ def test_no_common_transport_and_no_common_host_are_errors():
         choose_door("auto", ["shm"], "another kernel")
 
 
-def test_transports_are_made_when_they_are_needed():
+def test_transports_are_opened_when_they_are_needed():
     """A fleet on one host never loads UCX."""
 
     async def main():

@@ -61,7 +61,7 @@ def test_only_a_pool_on_a_gpu_can_use_it():
     assert choose("auto", on_gpu=True) == ("cuda", "shm", "ucx", "tcp")
 
 
-def test_a_misplaced_block_is_another_of_its_layer_group():
+def test_the_misplaced_block_fault_uses_another_block_of_the_layer_group():
     places, seen = [3, NUM_BLOCKS + 5], set()
     for _ in range(200):
         wrong = FAULTS.misplace(places, NUM_BLOCKS)

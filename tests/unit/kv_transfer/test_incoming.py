@@ -189,7 +189,7 @@ def test_memory_that_a_cancelled_transfer_was_writing_to_is_freed(word):
     run(main)
 
 
-def test_a_transfer_fails_without_room_to_land():
+def test_a_transfer_fails_without_staging_memory():
     async def main(clock):
         pool = StagedPool(buffer(), LAYOUT, 4, max_landing_bytes=SIZE)
         case = Case(pool)

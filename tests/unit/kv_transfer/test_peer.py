@@ -88,7 +88,7 @@ def test_the_channel_is_closed_after_pending_commits(monkeypatch):
     run(main)
 
 
-def test_a_connection_that_comes_too_late_is_closed_first(monkeypatch):
+def test_a_connection_that_opens_during_the_end_is_closed_first(monkeypatch):
     async def main(clock):
         node = Node(monkeypatch)
         node.may_connect.clear()
@@ -103,7 +103,7 @@ def test_a_connection_that_comes_too_late_is_closed_first(monkeypatch):
     run(main)
 
 
-def test_a_better_connection_that_comes_too_late_is_closed_too(monkeypatch):
+def test_a_better_connection_that_opens_during_the_end_is_closed_too(monkeypatch):
     async def main(clock):
         node = Node(monkeypatch)
         peer = node.peer("slow", "fast")

@@ -41,7 +41,7 @@ def test_a_message_stays_within_a_size(layout, number, max_message_bytes):
         assert num_pieces * layout.block_group_bytes <= max_message_bytes or num_pieces == 1
 
 
-def test_messages_are_as_large_as_they_may_be_however_the_blocks_lie():
+def test_messages_are_filled_whatever_blocks_they_consist_of():
     """1,000 blocks of 64 KiB in four layer groups, at most 4 MiB each: only a group's last one is smaller."""
     sizes = [m.num_blocks * LARGE.block_group_bytes for m in messages(LARGE, 1000, 2**22)]
     assert sizes == [*[2**22] * 15, 40 * 2**16] * 4
@@ -59,7 +59,7 @@ def test_a_short_prompt_is_one_message(number, groups):
 
 
 @given(st.lists(st.integers(0, 50), unique=True))
-def test_runs_say_the_same_blocks_in_the_same_order(block_ids):
+def test_runs_are_the_same_blocks_in_the_same_order(block_ids):
     found = runs(block_ids)
     assert [block for first, count in found for block in range(first, first + count)] == block_ids
     assert all(sum(a) != b[0] for a, b in itertools.pairwise(found))  # neighbours are joined
@@ -70,6 +70,6 @@ def test_nothing_missing_is_no_message():
     assert runs([]) == []
 
 
-def test_a_plan_has_a_bound():
+def test_the_number_of_messages_is_limited():
     with pytest.raises(TransferError, match="more than"):
         messages(LAYOUT, MAX_MESSAGES, 1)

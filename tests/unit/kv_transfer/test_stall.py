@@ -87,7 +87,7 @@ def test_a_peer_with_longer_silences_before_gets_more_time(silence_s, expected_s
     run(main)
 
 
-def test_it_is_the_longest_of_late_silences_that_counts():
+def test_the_longest_recent_silence_counts():
     async def main(clock):
         peer = Watched(clock)
         peer.watch.started()
@@ -120,7 +120,7 @@ def test_on_a_busy_host_a_peer_gets_more_time():
 
 
 @pytest.mark.parametrize("away_s", [0.3, 0.6, 0.9, 5.0])
-def test_a_loop_that_was_away_gives_the_peer_another_chance(away_s):
+def test_after_a_pause_of_this_process_a_peer_gets_another_tick(away_s):
     """The peer may have sent something that was not read yet, whenever the pause was and however long."""
 
     async def main(clock):
@@ -168,7 +168,7 @@ def test_finishing_is_progress():
     run(main)
 
 
-def test_a_heart_beats_until_it_is_closed():
+def test_heartbeats_continue_until_close():
     async def main(clock):
         beats = []
         heart = Heartbeat(BEAT_S, lambda: beats.append(clock.now))

@@ -23,7 +23,7 @@ run = st.tuples(st.integers(0, 2**47), st.integers(1, 2**40))
 
 
 @given(numbers, numbers, st.lists(run, min_size=1, max_size=20))
-def test_a_frame_comes_out_as_it_went_in(sequence, tag, runs):
+def test_frames_are_decoded_as_they_were_encoded(sequence, tag, runs):
     frame = Frame(sequence, tag, pack_runs(runs))
     assert Frame.unpack(frame.pack()) == frame
     assert unpack_runs(frame.source) == runs
@@ -38,7 +38,7 @@ def test_the_largest_frame_fits_a_packet():
 
 
 @given(st.binary(max_size=100))
-def test_noise_is_refused_or_harmless(packet):
+def test_random_bytes_are_refused_or_decoded_within_bounds(packet):
     for unpack in (Frame.unpack, Hello.unpack, unpack_runs, acked):
         try:
             unpack(packet)

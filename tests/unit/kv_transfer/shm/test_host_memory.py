@@ -15,7 +15,7 @@ CONTENT = random.Random(1).randbytes(3 * PIECE_BYTES)
 SOURCE = pack_runs(runs_of([memoryview(CONTENT)[:5], memoryview(CONTENT)[5:]]))
 
 
-def test_memory_that_does_not_hold_what_its_owner_said_is_not_read():
+def test_memory_without_the_announced_content_is_not_read():
     nonce = memoryview(bytearray(NONCE_BYTES))
     claim = proof(nonce)
     HostMemory(os.getpid(), claim)
@@ -27,7 +27,7 @@ def test_memory_that_does_not_hold_what_its_owner_said_is_not_read():
 
 
 @pytest.mark.parametrize("num_pieces", [1, 3])
-def test_a_copy_ends_between_two_pieces_and_says_what_it_has_read_only_if_that_is_all(num_pieces):
+def test_a_copy_that_is_stopped_between_pieces_reports_no_digest(num_pieces):
     nonce = memoryview(bytearray(NONCE_BYTES))
     memory, target, asked = HostMemory(os.getpid(), proof(nonce)), bytearray(len(CONTENT)), []
 

@@ -61,7 +61,7 @@ def gone_process():
 
 
 @pytest.mark.parametrize("end", ["closes", "dies", "is closed"])
-def test_what_was_copied_counts_only_if_the_sender_still_lives_and_wants_it(end):
+def test_a_copy_counts_only_if_the_sender_is_alive_and_has_not_revoked_it(end):
     """Whoever copies looks for itself: the event loop may not have heard of it yet."""
 
     async def main():
@@ -99,7 +99,7 @@ def test_a_sender_that_connects_again_loses_its_earlier_connection():
     asyncio.run(main())
 
 
-def test_a_sender_that_has_no_time_to_read_loses_nothing():
+def test_a_sender_that_does_not_read_for_a_while_gets_all_acknowledgements():
     """It may have hundreds of short messages in flight, for whose acknowledgements a socket buffer has no room."""
 
     async def main():
@@ -125,7 +125,7 @@ def test_a_sender_that_has_no_time_to_read_loses_nothing():
     asyncio.run(main())
 
 
-def test_a_stranger_is_closed_at_once_and_who_cannot_be_read_is_told_why(monkeypatch):
+def test_a_wrong_secret_closes_the_connection_and_unreadable_memory_is_refused_with_a_reason(monkeypatch):
     monkeypatch.setattr(shm_incoming, "CONNECT_TIMEOUT_S", 100.0)
 
     async def main():
@@ -142,7 +142,7 @@ def test_a_stranger_is_closed_at_once_and_who_cannot_be_read_is_told_why(monkeyp
     asyncio.run(main())
 
 
-def test_a_sender_has_a_moment_to_say_hello_and_then_stays(monkeypatch):
+def test_only_a_connection_without_a_hello_in_time_is_closed(monkeypatch):
     monkeypatch.setattr(shm_incoming, "CONNECT_TIMEOUT_S", 0.1)
 
     async def main():
@@ -160,7 +160,7 @@ def test_a_sender_has_a_moment_to_say_hello_and_then_stays(monkeypatch):
     asyncio.run(main())
 
 
-def test_a_sender_hears_of_the_end_at_once_though_copies_of_its_memory_still_run():
+def test_the_end_of_a_connection_reaches_the_sender_while_copies_still_run():
     """The inbox is told once, and nothing of the connection is left in the event loop."""
 
     async def main():
@@ -190,7 +190,7 @@ def test_a_sender_hears_of_the_end_at_once_though_copies_of_its_memory_still_run
 
 
 @pytest.mark.parametrize("end", ["fails", "is closed in the middle of it", "is closed when it has just ended"])
-def test_a_copy_that_fails_or_is_overtaken_by_the_end_is_lost_and_ends_the_connection(end):
+def test_a_copy_that_fails_or_outlives_its_connection_is_lost(end):
     async def main():
         loop, inbox = asyncio.get_running_loop(), Drain()
         listener = await ShmTransport().listen("", inbox)

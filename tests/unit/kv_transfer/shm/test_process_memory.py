@@ -30,7 +30,7 @@ def child():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_runs_into_runs(child, seed):
+def test_any_runs_are_copied_into_any_runs(child, seed):
     """However both sides are split, the pieces come in order, and together they are everything."""
     pid, address = child
     random_ = random.Random(seed)
@@ -50,7 +50,7 @@ def test_runs_into_runs(child, seed):
     assert b"".join(pieces) == gathered
 
 
-def test_memory_that_is_not_there(child):
+def test_reading_unmapped_memory_is_an_error(child):
     pid, address = child
     with pytest.raises(OSError, match="Bad address"):
         list(read(pid, [(8, 100)], [memoryview(bytearray(100))]))
@@ -58,7 +58,7 @@ def test_memory_that_is_not_there(child):
         list(read(pid, [(address, 50), (8, 50)], [memoryview(bytearray(100))]))
 
 
-def test_a_process_that_is_not_there():
+def test_reading_an_ended_process_is_an_error():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     with pytest.raises(OSError, match="No such process"):
@@ -81,7 +81,7 @@ def test_a_read_only_view_has_an_address_too():
     assert runs_of([memoryview(b"abc")])[0][1] == 3
 
 
-def test_siblings_are_let_in_only_where_yama_asks_for_it(tmp_path, monkeypatch):
+def test_siblings_are_allowed_to_ptrace_only_under_yama(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(process_memory, "_YAMA", tmp_path / "ptrace_scope")
     prctl = lambda *args: calls.append([getattr(arg, "value", arg) for arg in args])  # noqa: E731

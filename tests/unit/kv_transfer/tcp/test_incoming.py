@@ -138,7 +138,7 @@ def test_a_message_that_is_cut_off_is_lost_once(by):
     asyncio.run(main())
 
 
-def test_a_stranger_is_closed_at_once_a_mute_one_after_a_while_and_a_peer_stays(monkeypatch):
+def test_a_wrong_secret_closes_a_connection_at_once_and_none_after_a_timeout(monkeypatch):
     async def main():
         async with listening() as (listener, _):
             monkeypatch.setattr(incoming, "CONNECT_TIMEOUT_S", 100.0)
@@ -155,7 +155,7 @@ def test_a_stranger_is_closed_at_once_a_mute_one_after_a_while_and_a_peer_stays(
     asyncio.run(main())
 
 
-def test_only_so_many_are_listened_to_at_once_that_have_shown_no_secret(monkeypatch):
+def test_connections_without_a_secret_are_limited(monkeypatch):
     monkeypatch.setattr(tcp, "_MAX_UNADMITTED", 1)
     monkeypatch.setattr(incoming, "CONNECT_TIMEOUT_S", 100.0)
 

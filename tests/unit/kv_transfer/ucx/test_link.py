@@ -91,7 +91,7 @@ def test_a_lost_link_ends_messages_at_once_and_keeps_their_areas_until_ucx_has_e
     run(scenario)
 
 
-def test_a_link_that_is_lost_while_a_message_is_copied_in_starts_nothing_and_is_quiet_after_it():
+def test_a_link_that_is_lost_while_a_message_is_copied_in_sends_nothing():
     async def scenario(process, link):
         copying = asyncio.get_running_loop().create_future()
         process.staging.fill = lambda *_: copying
@@ -109,7 +109,7 @@ def test_a_link_that_is_lost_while_a_message_is_copied_in_starts_nothing_and_is_
     run(scenario)
 
 
-def test_a_link_that_is_lost_while_a_message_is_copied_out_is_quiet_after_it():
+def test_a_link_that_is_lost_while_a_message_is_copied_out_ends_after_the_copy():
     async def scenario(process, link):
         copying = asyncio.get_running_loop().create_future()
         process.staging.empty = lambda *_: copying

@@ -31,7 +31,7 @@ def test_frames_arrive_as_they_were_sent(ends):
     assert node.take() == [frames.Ended(-1, "e" * 255)]
 
 
-def test_a_side_that_does_not_listen_loses_nothing_until_it_is_given_up(ends):
+def test_frames_are_kept_for_a_side_that_does_not_read_until_it_is_given_up(ends):
     node, child = ends
     for number in range(2**16):
         node.put(frames.Beat(number))
@@ -49,7 +49,7 @@ def test_a_side_that_does_not_listen_loses_nothing_until_it_is_given_up(ends):
     assert heard[: 2**16] == [frames.Beat(number) for number in range(2**16)]
 
 
-def test_an_end_and_nonsense_are_errors(ends):
+def test_the_end_of_the_socket_and_malformed_frames_are_errors(ends):
     node, child = ends
     for packet in (b"\xc1", msgspec.msgpack.encode([["Alive"]]), msgspec.msgpack.encode([["Beat", "one"]])):
         node._sock.send(packet)

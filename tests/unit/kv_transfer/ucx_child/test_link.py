@@ -11,7 +11,7 @@ def child():
     return Child()
 
 
-def test_a_link_is_gone_once_when_its_last_request_has_ended(child):
+def test_a_link_is_reported_gone_once_after_its_last_request_has_ended(child):
     endpoint, message = child.connected(), child.waiting()
     sent = frames.Send(-1, 1, 5, 0, AREA_BYTES), frames.Receive(message, 1, AREA_BYTES, AREA_BYTES)
     assert child.turn(*sent, frames.Close(1), frames.Close(1)) == []
@@ -23,13 +23,13 @@ def test_a_link_is_gone_once_when_its_last_request_has_ended(child):
     assert child.turn(frames.Close(1)) == [frames.Gone(1)]  # an order that has crossed the report
 
 
-def test_a_link_whose_other_end_is_gone_is_closed(child):
+def test_a_link_whose_peer_is_gone_is_closed(child):
     endpoint = child.connected()
     endpoint.on_close()
     assert child.turn() == [frames.Gone(1, "the other end is gone")]
 
 
-def test_heartbeats_are_heard_until_the_link_breaks_and_no_sooner_than_it_is_admitted(child):
+def test_heartbeats_are_received_from_admission_until_the_link_breaks(child):
     child.accepted()
     child.end("stream_recv", said=SECRET)
     assert child.turn() == [frames.Hello(-1, SECRET)]

@@ -37,7 +37,7 @@ def test_a_message_is_discarded_if_its_link_is_closing_or_gone_and_only_then(chi
     assert child.ucx.num_dropped == 3
 
 
-def test_more_messages_than_the_node_may_be_asked_about_wait_within_ucx(child, monkeypatch):
+def test_messages_beyond_the_limit_of_questions_to_the_node_wait_within_ucx(child, monkeypatch):
     monkeypatch.setattr(server, "_MAX_WAITING", 3)
     child.ucx.arrived = 5
     waiting = child.turn()
@@ -51,7 +51,7 @@ def test_an_address_that_ucx_refuses_is_a_link_that_is_gone(child, refusal):
     assert child.turn(frames.Connect(1, "nowhere", 7, SECRET)) == [frames.Gone(1, str(refusal)[:255])]
 
 
-def test_a_stranger_is_closed_who_shows_no_secret_in_time_or_breaks_off(child, monkeypatch):
+def test_a_connection_without_a_secret_in_time_is_closed(child, monkeypatch):
     mute, broken, admitted = child.accepted(), child.accepted(), child.accepted()
     child.turn(frames.Admit(-3), frames.Connect(1, "host", 7, SECRET))
     child.pending[1][1]("reset")
@@ -63,7 +63,7 @@ def test_a_stranger_is_closed_who_shows_no_secret_in_time_or_breaks_off(child, m
     assert not child.ucx.endpoints[0].is_closed  # of links that the node opens it knows itself when they are late
 
 
-def test_of_strangers_only_so_many_are_listened_to(child, monkeypatch):
+def test_connections_without_a_secret_are_limited(child, monkeypatch):
     monkeypatch.setattr(server, "_MAX_UNADMITTED", 2)
     child.connected()  # which is no stranger
     ends = [child.accepted() for _ in range(3)]
@@ -72,7 +72,7 @@ def test_of_strangers_only_so_many_are_listened_to(child, monkeypatch):
     assert not child.accepted().is_closed
 
 
-def test_it_waits_for_room_in_the_socket_only_while_that_is_full_and_ends_with_it(child, monkeypatch):
+def test_it_waits_for_room_only_while_the_socket_is_full_and_ends_with_the_socket(child, monkeypatch):
     flushed, masks, poll = [False, False, True, True], [], SimpleNamespace()
     poll.register = poll.modify = lambda fd, mask: setattr(poll, fd, mask)
     poll.poll = lambda timeout_ms: masks.append(poll.node)

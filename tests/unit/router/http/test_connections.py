@@ -15,7 +15,7 @@ def test_an_address_has_half_of_all_connections_at_most(monkeypatch, max_per_add
     assert [opened.enter(address) for address in "ca"] == [True, False]  # four in all
 
 
-def test_an_address_that_left_is_forgotten():
+def test_an_address_without_connections_is_forgotten():
     opened = Connections(1)
     assert [opened.enter("a"), opened.enter("a")] == [True, False]
     opened.leave("a")

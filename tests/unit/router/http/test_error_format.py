@@ -25,11 +25,11 @@ def test_the_message_names_the_field_once(error, message):
 
 
 @pytest.mark.parametrize(("retry_after_s", "header"), [(0.0, b"1"), (0.2, b"1"), (1.0, b"1"), (30.2, b"31")])
-def test_clients_never_retry_too_early(retry_after_s, header):
+def test_retry_after_is_rounded_up(retry_after_s, header):
     error = NoCapacity("none")
     error.retry_after_s = retry_after_s
     assert error_headers(error) == [(b"retry-after", header)]
 
 
-def test_a_method_that_is_not_allowed_tells_which_are():
+def test_a_405_names_the_allowed_methods():
     assert error_headers(MethodNotAllowed("no", ("GET", "HEAD"))) == [(b"allow", b"GET, HEAD")]

@@ -126,7 +126,7 @@ def vector(dispatch):
     return vector
 
 
-async def test_scores_are_computed_by_and_by(router, dispatch, vector):
+async def test_scores_are_computed_in_parts(router, dispatch, vector):
     body = json.dumps({"model": "tiny", "text_1": ["a"] * 2048, "text_2": ["b"] * 2048}).encode()
     began_s = time.thread_time()
     assert sum(sum(map(mul, vector, vector)) for _ in range(2048)) == 2048
@@ -157,12 +157,12 @@ async def test_a_long_answer_is_sent_in_pieces(router, vector, monkeypatch):
     assert max(sizes) < 2**18
 
 
-async def test_a_long_list_of_ids_is_too_long_and_nothing_else(router):
+async def test_a_long_list_of_ids_is_refused_for_its_length(router):
     answer = await router.client.post("/v1/completions", content=filled('"prompt":', "1", 250_000))
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
-async def test_many_prompts_are_begun_by_and_by(router, dispatch, served_model):
+async def test_many_prompts_are_started_in_parts(router, dispatch, served_model):
     """The loop's longest pause is shorter than the time that all of them take."""
     prompts = [f"{i} " + "some words " * 8 for i in range(128)]
     request = asyncio.create_task(router.client.post("/v1/completions", json={"model": "tiny", "prompt": prompts}))
@@ -174,7 +174,7 @@ async def test_many_prompts_are_begun_by_and_by(router, dispatch, served_model):
     assert most <= 8
 
 
-async def test_no_more_of_them_are_begun_once_one_has_failed(router, dispatch):
+async def test_no_more_prompts_are_started_once_one_has_failed(router, dispatch):
     async def fail(job, sink, handle):
         sink.on_error(NoCapacity("none"))
 
@@ -238,7 +238,7 @@ async def test_the_next_large_body_waits_for_twice_as_long_as_one_took(monkeypat
     assert time.monotonic() - began_s >= 3 * 0.05
 
 
-def test_messages_that_have_too_few_tokens_are_not_looked_at(served_model):
+def test_more_messages_than_the_context_has_tokens_are_refused_unread(served_model):
     class Message:
         @property
         def sizes(self):

@@ -35,7 +35,7 @@ async def test_a_slow_body_is_408(router, monkeypatch):
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
 
 
-async def test_a_body_that_trickles_has_so_long_and_no_longer(router, monkeypatch):
+async def test_a_body_that_trickles_has_a_total_time_limit(router, monkeypatch):
     monkeypatch.setattr(exchange, "_BODY_TIMEOUT_S", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(POST + b"Content-Length: 100000\r\n\r\n")
@@ -48,7 +48,7 @@ async def test_a_body_that_trickles_has_so_long_and_no_longer(router, monkeypatc
     writer.close()
 
 
-async def test_a_body_without_end_is_refused_in_its_middle(router, monkeypatch):
+async def test_a_body_without_end_is_refused_at_the_limit(router, monkeypatch):
     monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 100_000)
     monkeypatch.setattr(exchange, "_MAX_SKIPPED_BYTES", 200_000)
     answer = await talk(router, POST + b"Transfer-Encoding: chunked\r\n\r\n" + PIECE * 40, PIECE, PIECE)
@@ -56,7 +56,7 @@ async def test_a_body_without_end_is_refused_in_its_middle(router, monkeypatch):
     assert b"connection: close" in answer
 
 
-async def test_a_client_that_goes_on_sending_after_its_answer_is_dropped_at_last(router, monkeypatch):
+async def test_a_client_that_keeps_sending_after_its_answer_is_disconnected(router, monkeypatch):
     monkeypatch.setattr(exchange, "_MAX_SKIPPED_BYTES", 200_000)
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
@@ -68,7 +68,7 @@ async def test_a_client_that_goes_on_sending_after_its_answer_is_dropped_at_last
             await asyncio.sleep(0.01)
 
 
-async def test_nothing_is_kept_of_what_turns_out_to_be_too_large(router, monkeypatch):
+async def test_nothing_is_kept_of_a_body_that_becomes_too_large(router, monkeypatch):
     monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 100_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -81,7 +81,7 @@ async def test_nothing_is_kept_of_what_turns_out_to_be_too_large(router, monkeyp
     writer.close()
 
 
-async def test_what_is_kept_of_all_unfinished_bodies_is_bounded(router, monkeypatch):
+async def test_all_unfinished_bodies_together_are_bounded(router, monkeypatch):
     """Of each alone eight megabytes would be kept for a minute."""
     monkeypatch.setattr(exchange, "MAX_HELD_BYTES", 200_000)
     head = POST + b"Content-Length: 900000\r\n\r\n"
@@ -101,7 +101,7 @@ async def test_what_is_kept_of_all_unfinished_bodies_is_bounded(router, monkeypa
     assert (await router.client.post(CHAT_PATH, json=CHAT)).status_code == 200
 
 
-async def test_a_body_of_which_a_part_was_dropped_is_refused_though_there_is_room_again(router, monkeypatch):
+async def test_a_body_that_lost_a_part_is_refused_even_if_there_is_room_again(router, monkeypatch):
     monkeypatch.setattr(exchange, "MAX_HELD_BYTES", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(POST + b"Content-Length: 30\r\n\r\n")

@@ -46,12 +46,12 @@ async def test_too_large_a_body_is_413(router, dispatch):
     assert not dispatch.jobs
 
 
-async def test_an_absurd_length_is_refused_unread(router):
+async def test_an_excessive_content_length_is_refused_unread(router):
     head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n".encode()
     assert b" 413 " in await talk(router, head)
 
 
-async def test_slow_headers_are_408_and_silence_is_closed(make_app, serve, monkeypatch):
+async def test_slow_headers_are_408_and_idle_connections_are_closed(make_app, serve, monkeypatch):
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
     async with serve(make_app()) as router:
         assert b" 408 " in await talk(router, b"GET /health HTTP/1.1\r\nHost:")
@@ -67,7 +67,7 @@ async def test_slow_headers_are_408_and_silence_is_closed(make_app, serve, monke
         b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n",
     ],
 )
-async def test_header_bombs_are_431(router, head):
+async def test_oversized_headers_are_431(router, head):
     answer = await talk(router, head)
     assert b" 431 " in answer
     assert b"x-request-id: req-" in answer
@@ -77,7 +77,7 @@ async def test_header_bombs_are_431(router, head):
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01\x02\x00\x01\x00\n\n", b"HELLO\r\n\r\n", b"GET / HTTP/1.1\r\nA B: c\r\n\r\n"]
 )
-async def test_nonsense_is_400(router, data):
+async def test_malformed_requests_are_400(router, data):
     answer = await talk(router, data)
     assert b" 400 " in answer
     assert error_code(answer) == "invalid_value"
@@ -91,7 +91,7 @@ async def test_requests_on_one_connection_are_answered_in_order(router):
     assert answer.endswith(b'{"status":"ready"}')
 
 
-async def test_bodies_have_to_be_json(router):
+async def test_bodies_must_be_json(router):
     answer = await router.client.post(CHAT_PATH, content=b"{}", headers={"content-type": "text/plain"})
     assert answer.status_code == 415
     answer = await router.client.post(CHAT_PATH, content=b"{")
@@ -128,7 +128,7 @@ async def test_documentation_names_the_generating_routes(router):
 
 
 @pytest.mark.parametrize(("given", "kept"), [("abc-1.2:3_x", True), ("x" * 129, False), ("a b", False), ("é", False)])
-async def test_a_sane_request_id_is_kept(router, dispatch, given, kept):
+async def test_a_valid_request_id_is_kept(router, dispatch, given, kept):
     answer = await router.client.post(CHAT_PATH, json=CHAT, headers={"x-request-id": given.encode()})
     assert (answer.headers["x-request-id"] == given) == kept
     await router.client.post(CHAT_PATH, json=CHAT, headers={"x-request-id": given.encode()})
@@ -154,7 +154,7 @@ ODD_PATHS = [
 ]
 
 
-async def test_every_route_wants_a_key(make_app, serve, dispatch, caplog):
+async def test_every_route_requires_a_key(make_app, serve, dispatch, caplog):
     caplog.set_level(logging.DEBUG)
     async with serve(make_app(keys=["sk-canary", "other"])) as router:
         for path in PATHS + ODD_PATHS:
@@ -176,7 +176,7 @@ async def test_every_route_wants_a_key(make_app, serve, dispatch, caplog):
     assert all(salts)
 
 
-async def test_without_keys_there_is_no_salt(router, dispatch):
+async def test_without_keys_the_cache_salt_is_empty(router, dispatch):
     await router.client.post(CHAT_PATH, json=CHAT)
     assert dispatch.jobs[0].cache_salt == b""
 

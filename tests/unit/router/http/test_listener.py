@@ -19,12 +19,12 @@ REDIS = "redis://:secret@127.0.0.1:6379/0"
         ("0.0.0.0", "redis://no-such-host.invalid/0", "0.0.0.0"),
     ],
 )
-def test_a_listener_on_all_addresses_is_found_where_redis_is(host: str, redis_url: str, shown: str) -> None:
+def test_a_listener_on_all_addresses_registers_the_address_towards_redis(host: str, redis_url: str, shown: str) -> None:
     with listen(host, 0) as listener:
         assert shown_address(host, listener, redis_url) == f"{shown}:{listener.getsockname()[1]}"
 
 
-def test_an_address_of_ipv6_stands_in_brackets() -> None:
+def test_an_ipv6_address_is_in_brackets() -> None:
     try:
         listener = listen("::1", 0)
     except ConfigError:
@@ -35,6 +35,6 @@ def test_an_address_of_ipv6_stands_in_brackets() -> None:
         assert shown_address("::", listener, "redis://[::1]:6379/0") == f"[::1]:{port}"
 
 
-def test_a_port_that_somebody_else_has_is_said() -> None:
+def test_a_port_in_use_is_named_in_the_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot listen on 127"):
         listen("127.0.0.1", taken.getsockname()[1])

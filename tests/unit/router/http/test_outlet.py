@@ -42,7 +42,7 @@ async def talk(router, data, until=None):
     return answer
 
 
-def test_a_line_break_never_gets_into_a_head():
+def test_a_head_never_contains_a_line_break_of_a_value():
     cycle = type("Cycle", (), {"default_headers": [], "scope": {"method": "GET", "http_version": "1.1"}})()
     cycle.flow = cycle.keep_alive = None
     cycle.transport = type("Transport", (), {"abort": None})()
@@ -61,7 +61,7 @@ def made(**fields):
     return Outlet(cycle, gate), gate, written, cycle
 
 
-def test_an_inserted_text_is_a_chunk_of_its_own_while_nothing_stands_against_it():
+def test_an_inserted_text_is_a_chunk_unless_the_client_is_behind_or_the_outlet_held():
     outlet, gate, written, _ = made()
     assert outlet.inserter(b"", b"") is None  # no head has said that there are chunks
     outlet.start(200, [])
@@ -90,7 +90,7 @@ def test_nothing_follows_an_answer_that_is_complete():
     assert b"".join(written).endswith(b"\r\n\r\n1\r\na\r\n0\r\n\r\n")
 
 
-async def test_only_a_client_that_is_behind_and_still_there_is_waited_for():
+async def test_only_a_connected_client_that_is_behind_is_waited_for():
     waited = []
 
     async def drain():
@@ -103,7 +103,7 @@ async def test_only_a_client_that_is_behind_and_still_there_is_waited_for():
     assert waited == [(True, False)]
 
 
-async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):
+async def test_a_stream_over_http_1_0_ends_with_the_connection(router):
     head, _, body = (await talk(router, request(CHAT, "1.0"))).partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in head
     assert b"connection: close" in head
@@ -126,7 +126,7 @@ async def test_a_head_request_gets_the_length_and_no_body(router):
     assert b"content-length: 15\r\n" in answer
 
 
-async def test_head_opening_and_first_text_come_at_once(router, dispatch):
+async def test_head_opening_and_first_text_are_one_write(router, dispatch):
     async def say_one(job, sink, handle):
         sink.on_tokens([dispatch.reply[0]], None)
         await asyncio.Event().wait()
@@ -142,7 +142,7 @@ async def test_head_opening_and_first_text_come_at_once(router, dispatch):
     assert json.loads(first.split(b"data: ")[2])["choices"][0]["delta"]["content"]
 
 
-async def test_the_head_comes_where_the_first_token_shows_nothing(router, dispatch):
+async def test_the_head_is_sent_even_if_the_first_token_has_no_text(router, dispatch):
     async def say_nothing(job, sink, handle):
         sink.on_tokens([dispatch.eos], None)
         await asyncio.Event().wait()
@@ -152,7 +152,7 @@ async def test_the_head_comes_where_the_first_token_shows_nothing(router, dispat
 
 
 @pytest.mark.parametrize("at_once", [1, 7])
-async def test_a_client_that_resets_while_tokens_come_harms_nobody(router, dispatch, caplog, at_once):
+async def test_a_client_that_resets_during_a_stream_disturbs_no_other(router, dispatch, caplog, at_once):
     async def say_on(job, sink, handle):
         for _ in itertools.count():
             for _ in range(at_once):  # also while nobody has been told yet that the connection is lost

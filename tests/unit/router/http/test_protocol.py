@@ -46,27 +46,27 @@ def statuses(answer):
         (CHUNKED + b"\r\n", CHUNK + b"0\r\n\r\n" + LAST),
     ],
 )
-async def test_who_asks_for_another_protocol_is_answered_in_this_one(router, dispatch, upgrade, parts):
+async def test_an_upgrade_is_answered_in_http_1(router, dispatch, upgrade, parts):
     first, *others = parts
     assert statuses(await talk(router, POST + upgrade + first, *others)) == [200, 200]
     assert len(dispatch.jobs) == 1
     assert statuses(await talk(router, GET + upgrade + b"\r\n" + GET + upgrade + b"\r\n" + LAST)) == [200, 200, 200]
 
 
-async def test_wishes_are_bounded(router):
+async def test_upgrades_on_one_connection_are_limited(router):
     """Each one is parsed again with all bytes that were read after it."""
     answer = await talk(router, (GET + H2C + b"\r\n") * 40)
     assert len(statuses(answer)) < 20
 
 
-async def test_a_tunnel_is_none(router):
+async def test_connect_is_refused(router):
     assert statuses(await talk(router, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + LAST)) == [400]
 
 
 @pytest.mark.parametrize(
     "trailer", [b"Authorization: Bearer other", b"Content-Type: text/plain", b"X-Request-ID: mine"]
 )
-async def test_trailers_are_no_headers(make_app, serve, trailer):
+async def test_trailers_are_dropped(make_app, serve, trailer):
     async with serve(make_app(keys=["sk-mine"])) as router:
         head = POST + b"Authorization: Bearer sk-mine\r\n" + CHUNKED + b"\r\n"
         answer = await talk(router, head + CHUNK + b"0\r\n" + trailer + b"\r\n\r\n" + LAST)
@@ -85,7 +85,7 @@ async def test_trailers_are_no_headers(make_app, serve, trailer):
         b"Transfer-Encoding: gzip, chunked\r\n",
     ],
 )
-async def test_what_two_readers_may_take_for_different_things_is_refused(router, dispatch, headers):
+async def test_ambiguous_requests_are_refused(router, dispatch, headers):
     body = CHUNK + b"0\r\n\r\n" if b"chunked" in headers else LENGTH + b"\r\n" + BODY
     assert statuses(await talk(router, POST + headers + (b"\r\n" if b"chunked" in headers else b"") + body)) == [400]
     assert not dispatch.jobs
@@ -99,7 +99,7 @@ async def test_what_two_readers_may_take_for_different_things_is_refused(router,
         (CHUNK + b"0\r\n" + b"A: %b\r\n" % (b"b" * 100) * 400, 431),
     ],
 )
-async def test_a_body_in_bad_pieces_is_refused_aloud(router, dispatch, body, status):
+async def test_a_body_with_malformed_chunks_is_answered_with_400(router, dispatch, body, status):
     answer = await talk(router, POST + CHUNKED + b"\r\n", body)
     assert statuses(answer) == [status]
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
@@ -107,22 +107,22 @@ async def test_a_body_in_bad_pieces_is_refused_aloud(router, dispatch, body, sta
 
 
 @pytest.mark.parametrize("behind", [b"no request\r\n\r\n", POST + CHUNKED + b"\r\nzz\r\n"])
-async def test_a_refusal_is_never_taken_for_the_answer_to_the_request_before(router, behind):
+async def test_a_malformed_request_is_not_answered_before_the_one_ahead_of_it(router, behind):
     assert await talk(router, POST + LENGTH + b"\r\n" + BODY + behind) == b""
 
 
-async def test_many_chunks_are_a_body(router):
+async def test_a_body_may_have_many_chunks(router):
     pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"1\r\n \r\n" * 10_000
     assert statuses(await talk(router, POST + CHUNKED + b"\r\n" + pieces + b"0\r\n\r\n" + LAST)) == [200, 200]
 
 
-async def test_each_request_of_a_connection_has_the_limits_for_itself(router):
+async def test_limits_apply_to_each_request_of_a_connection(router):
     large = GET + b"X: " + b"a" * 20_000 + b"\r\n\r\n"
     pieces = POST + CHUNKED + b"\r\n" + b"1\r\n \r\n" * 10_000 + CHUNK + b"0\r\n\r\n"
     assert statuses(await talk(router, large, large, pieces, pieces, LAST)) == [200] * 5
 
 
-async def test_a_body_that_nobody_wanted_may_end_and_another_request_come(make_app, serve, monkeypatch):
+async def test_the_body_of_an_answered_request_may_arrive_before_the_next_request(make_app, serve, monkeypatch):
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
     async with serve(make_app()) as router:
         reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
@@ -136,9 +136,7 @@ async def test_a_body_that_nobody_wanted_may_end_and_another_request_come(make_a
         writer.close()
 
 
-async def test_a_head_that_is_late_is_not_refused_in_the_middle_of_another_answer(
-    make_app, serve, dispatch, monkeypatch
-):
+async def test_a_late_head_is_not_refused_in_the_middle_of_another_answer(make_app, serve, dispatch, monkeypatch):
     async def say_one(job, sink, handle):
         sink.on_tokens(dispatch.reply[:1], None)
         await asyncio.Event().wait()
@@ -151,19 +149,19 @@ async def test_a_head_that_is_late_is_not_refused_in_the_middle_of_another_answe
     assert statuses(answer) == [200]
 
 
-async def test_requests_in_a_row_are_bounded(router):
+async def test_pipelined_requests_are_limited(router):
     answer = await talk(router, (GET + b"\r\n") * (http_protocol.MAX_PIPELINED + 2))
     assert len(statuses(answer)) < http_protocol.MAX_PIPELINED + 2
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/metrics", "/openapi.json", "/health"])
-async def test_what_can_be_got_can_be_asked_for_its_head(router, path):
+async def test_head_works_wherever_get_does(router, path):
     got, head = await router.client.get(path), await router.client.head(path)
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == got.headers["content-type"]
 
 
-async def test_a_path_is_what_it_is_spelled(router, dispatch, make_app, serve):
+async def test_paths_are_matched_as_spelled(router, dispatch, make_app, serve):
     """A proxy that allows some paths may not have decoded them, or not in the same way."""
     for path in (b"/v1%2Fcompletions", b"/v1/completion%73", b"/v1/%2e/completions"):
         answer = await talk(router, POST.replace(b"/v1/completions", path) + LENGTH + b"\r\n" + BODY + LAST)
@@ -179,7 +177,7 @@ async def test_a_path_is_what_it_is_spelled(router, dispatch, make_app, serve):
 EXPECT = POST + b"Expect: 100-continue\r\n"
 
 
-async def test_who_asks_first_is_told_to_go_on(router, dispatch):
+async def test_expect_100_continue_is_answered(router, dispatch):
     answer = await talk(router, EXPECT + LENGTH + b"\r\n", BODY + LAST)
     assert statuses(answer) == [100, 200, 200]
     answer = await talk(router, EXPECT + LENGTH + b"\r\n" + BODY + LAST)  # without waiting
@@ -191,19 +189,19 @@ async def test_who_asks_first_is_told_to_go_on(router, dispatch):
     ("headers", "status"),
     [(b"Content-Length: 9000000\r\n", 413), (LENGTH + b"Content-Type: text/plain\r\n", 415)],
 )
-async def test_who_asks_first_sends_nothing_in_vain(router, headers, status):
+async def test_expect_100_continue_is_refused_before_the_body(router, headers, status):
     """Nor may it send anything that could be taken for another request."""
     answer = await talk(router, EXPECT + headers + b"\r\n")
     assert statuses(answer) == [status]
     assert b"connection: close" in answer
 
 
-async def test_a_packed_body_is_415(router):
+async def test_a_body_with_content_encoding_is_415(router):
     answer = await router.client.post("/v1/completions", content=BODY, headers={"content-encoding": "gzip"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
 
 
-async def test_a_client_that_leaves_ends_the_request_that_runs_not_only_the_last_one(router, dispatch, caplog):
+async def test_a_client_that_disconnects_ends_all_its_pipelined_requests(router, dispatch, caplog):
     """The answers to those before the last one were written to a closed connection, after they had been generated."""
 
     async def forever(job, sink, handle):

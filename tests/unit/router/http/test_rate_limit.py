@@ -48,7 +48,7 @@ async def test_routers_share_a_bucket(redis_url: str, monkeypatch: pytest.Monkey
         await client.aclose()
 
 
-async def test_redis_counts_as_a_router_alone_does(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_redis_and_a_router_without_redis_count_alike(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limit, "TIMEOUT_S", 5.0)
     tenant = Tenant(name="compared", requests_per_minute=6, tokens_per_minute=600)
     client, clock = redis_client.connect(redis_url, timeout_s=5.0), Clock()
@@ -84,7 +84,7 @@ async def alone() -> Any:
     await client.aclose()
 
 
-async def test_without_redis_a_router_has_its_share(alone: Any) -> None:
+async def test_without_redis_a_router_uses_its_share_of_the_limit(alone: Any) -> None:
     limiter, clock = alone
     failures = redis_client.FAILURES.labels("rate_limit")._value.get()
     assert await num_taken(limiter) == 30
@@ -95,7 +95,7 @@ async def test_without_redis_a_router_has_its_share(alone: Any) -> None:
     assert await num_taken(limiter) == 30
 
 
-async def test_tokens_count_and_outputs_are_owed(alone: Any) -> None:
+async def test_output_tokens_are_charged_after_they_are_generated(alone: Any) -> None:
     limiter, clock = alone
     assert await num_taken(limiter, num_tokens=1000) == 3
     clock.now_s += 60
@@ -110,7 +110,7 @@ async def test_tokens_count_and_outputs_are_owed(alone: Any) -> None:
     await limiter.take(TENANT, 10**6)  # larger than the bucket: when that is full
 
 
-async def test_tenants_do_not_touch_each_other_and_the_unlimited_go_free(alone: Any) -> None:
+async def test_tenants_are_counted_separately_and_unlimited_ones_not_at_all(alone: Any) -> None:
     limiter, _ = alone
     await num_taken(limiter)
     assert await num_taken(limiter, tenant=Tenant(name="other", requests_per_minute=4)) == 2
@@ -118,7 +118,7 @@ async def test_tenants_do_not_touch_each_other_and_the_unlimited_go_free(alone: 
     assert await num_taken(limiter, tenant=only_tokens, num_tokens=1) == 200
 
 
-async def test_an_account_tells_what_is_left(alone: Any) -> None:
+async def test_headers_of_an_account_say_what_is_left(alone: Any) -> None:
     limiter, _ = alone
     account = Account(Tenant(name="search", requests_per_minute=4, tokens_per_minute=2000), limiter)
     await account.admit("tiny", 100)
@@ -136,13 +136,13 @@ async def test_an_account_tells_what_is_left(alone: Any) -> None:
     assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"0"  # in truth 150 below
 
 
-def test_beyond_so_many_names_tenants_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tenants_beyond_the_limit_of_names_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts, "MAX_NAMES", 2)
     monkeypatch.setattr(accounts, "_names", set())
     assert [accounts._bounded(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", "other", "a", "other"]
 
 
-async def test_who_lacks_both_waits_for_the_later(alone: Any) -> None:
+async def test_retry_after_is_the_longer_wait_if_both_limits_are_reached(alone: Any) -> None:
     limiter, _ = alone
     tenant = Tenant(name="both", requests_per_minute=2, tokens_per_minute=2000)
     await limiter.take(tenant, 1000)
@@ -151,7 +151,9 @@ async def test_who_lacks_both_waits_for_the_later(alone: Any) -> None:
     assert refusal.value.retry_after_s == pytest.approx(60)
 
 
-async def test_without_redis_so_many_tenants_are_remembered(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_redis_the_number_of_remembered_tenants_is_limited(
+    alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rate_limit, "_MAX_LOCAL", 3)
     limiter, _ = alone
     for n in range(6):

@@ -68,7 +68,7 @@ class Source:
         self.told.append("drop")
 
 
-async def test_a_whole_answer_is_one_write_also_where_the_client_is_behind():
+async def test_a_whole_answer_is_one_write_even_if_the_client_is_behind():
     for is_behind in (False, True):
         connection = Connection()
         if is_behind:
@@ -82,7 +82,7 @@ async def test_a_whole_answer_is_one_write_also_where_the_client_is_behind():
         assert (connection.sender.started, connection.sender.ended, connection.is_held) == (True, True, False)
 
 
-async def test_sends_at_once_where_there_is_room():
+async def test_writes_at_once_while_there_is_room():
     connection = Connection()
     connection.sender.start(200, [], b"o")
     connection.sender.write(b"a")
@@ -93,7 +93,7 @@ async def test_sends_at_once_where_there_is_room():
     assert (sent.started, sent.ended, sent.broken, connection.num_broken) == (True, True, False, 0)
 
 
-async def test_a_head_and_an_opening_that_nothing_follows_go_alone():
+async def test_head_and_opening_are_sent_alone_if_nothing_follows():
     connection = Connection()
     connection.sender.start(200, [], b"o")
     assert connection.written == []
@@ -104,7 +104,7 @@ async def test_a_head_and_an_opening_that_nothing_follows_go_alone():
     assert connection.written == [(b"o", True), (b"a", True)]
 
 
-async def test_keeps_order_where_there_is_none_and_joins_what_waited():
+async def test_parts_that_wait_for_room_are_joined_in_order():
     connection = Connection()
     connection.has_room.clear()
     connection.sender.start(200, [], b"o,")
@@ -118,7 +118,7 @@ async def test_keeps_order_where_there_is_none_and_joins_what_waited():
     assert connection.written == [(b"o," + b"".join(b"%d," % i for i in range(100)), False)]
 
 
-async def test_goes_back_to_sending_at_once():
+async def test_writes_at_once_again_after_a_backlog():
     connection = Connection()
     connection.has_room.clear()
     connection.sender.write(b"a")
@@ -129,7 +129,7 @@ async def test_goes_back_to_sending_at_once():
     assert connection.body == b"abc"
 
 
-async def test_nothing_is_inserted_before_what_came_earlier():
+async def test_nothing_is_inserted_before_earlier_parts():
     connection = Connection()
     insert = connection.sender.inserter(b"<", b">")
     connection.sender.start(200, [], b"o")
@@ -162,7 +162,7 @@ async def test_the_source_pauses_until_the_client_has_taken_all_of_it(monkeypatc
     assert connection.body == b"x" * 11
 
 
-async def test_a_source_goes_on_when_what_was_kept_for_it_has_been_taken_too(monkeypatch):
+async def test_a_source_resumes_once_its_kept_parts_have_been_written(monkeypatch):
     monkeypatch.setattr(sender, "PAUSE_AT_PARTS", 2)
     connection, source = Connection(), Source()
     connection.sender.source = source
@@ -198,7 +198,7 @@ async def test_a_source_goes_on_when_what_was_kept_for_it_has_been_taken_too(mon
     assert not connection.has_room.is_set()
 
 
-async def test_a_slow_client_that_keeps_up_is_not_given_up(monkeypatch):
+async def test_a_slow_client_that_keeps_up_is_not_disconnected(monkeypatch):
     monkeypatch.setattr(sender, "MAX_BACKLOG_BYTES", 1000)
     connection = Connection()
     for _ in range(4):
@@ -209,7 +209,7 @@ async def test_a_slow_client_that_keeps_up_is_not_given_up(monkeypatch):
     assert (connection.num_broken, len(connection.body)) == (0, 1600)
 
 
-async def test_a_full_backlog_gives_the_client_up(monkeypatch):
+async def test_a_full_backlog_disconnects_the_client(monkeypatch):
     monkeypatch.setattr(sender, "MAX_BACKLOG_BYTES", 1000)
     connection = Connection()
     connection.has_room.clear()
@@ -225,7 +225,7 @@ async def test_a_full_backlog_gives_the_client_up(monkeypatch):
     assert connection.written == []
 
 
-async def test_time_gives_the_client_up(monkeypatch):
+async def test_a_client_that_reads_nothing_for_too_long_is_disconnected(monkeypatch):
     monkeypatch.setattr(sender, "STALL_TIMEOUT_S", 0.05)
     connection = Connection()
     source = connection.sender.source = Source()
@@ -237,7 +237,7 @@ async def test_time_gives_the_client_up(monkeypatch):
 
 
 @pytest.mark.parametrize("full", [False, True])
-async def test_a_write_that_fails_gives_the_client_up(full, caplog):
+async def test_a_failed_write_disconnects_the_client(full, caplog):
     connection = Connection()
     connection.error = RuntimeError("broken pipe")
     if full:

@@ -16,7 +16,7 @@ def write(path: Path, *lines: object) -> Path:
     return path
 
 
-def test_plain_hashed_and_described_keys(tmp_path: Path) -> None:
+def test_plain_hashed_and_json_keys(tmp_path: Path) -> None:
     hashed = sha256(b"key-b").hexdigest()
     limited = {"key": "key-c", "name": "search", "models": ["tiny"], "requests_per_minute": 5, "priority": "high"}
     path = write(tmp_path / "keys", "# comment", "", "key-a", "  # another", f"sha256:{hashed}", limited)
@@ -33,11 +33,11 @@ def test_plain_hashed_and_described_keys(tmp_path: Path) -> None:
             keys.tenant(wrong)
 
 
-def test_without_keys_everybody_is_anybody() -> None:
+def test_without_keys_every_client_is_anonymous() -> None:
     assert APIKeys.load("", "").tenant("") is ANYBODY
 
 
-def test_groups_share_a_cache_and_nobody_else_does(tmp_path: Path) -> None:
+def test_only_keys_of_one_group_share_a_cache(tmp_path: Path) -> None:
     lines = [
         {"key": "a", "cache_group": "team"},
         {"key": "b", "cache_group": "team"},
@@ -71,14 +71,14 @@ def test_groups_share_a_cache_and_nobody_else_does(tmp_path: Path) -> None:
         '{"key": "secret-key", "name": }',
     ],
 )
-def test_a_bad_line_is_named_and_not_shown(tmp_path: Path, line: object) -> None:
+def test_the_error_names_a_bad_line_without_showing_it(tmp_path: Path, line: object) -> None:
     path = write(tmp_path / "keys", "good", line)
     with pytest.raises(ConfigError, match="line 2") as raised:
         tenants.read(path)
     assert "secret-key" not in raised.value.message
 
 
-def test_a_line_that_is_no_json_is_told_where(tmp_path: Path) -> None:
+def test_invalid_json_is_answered_with_its_position(tmp_path: Path) -> None:
     path = write(tmp_path / "keys", '{"key": "secret-key", "name": }')
     with pytest.raises(ConfigError, match=r"line 1: JSON is malformed: invalid character \(byte 30\)"):
         tenants.read(path)
@@ -93,7 +93,7 @@ def test_a_line_that_is_no_json_is_told_where(tmp_path: Path) -> None:
         (b"a" * 10, "larger than 9"),
     ],
 )
-def test_a_file_that_lets_nobody_in_is_an_error(
+def test_a_file_without_keys_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, why: str
 ) -> None:
     monkeypatch.setattr(tenants, "_MAX_FILE_BYTES", 9)

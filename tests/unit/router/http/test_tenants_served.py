@@ -63,7 +63,7 @@ def requests_of(tenant, outcome):
     return REGISTRY.get_sample_value("baton_tenant_requests_total", {"tenant": tenant, "outcome": outcome}) or 0
 
 
-async def test_a_rate_is_limited_and_told(client):
+async def test_a_rate_is_limited_and_shown_in_headers(client):
     answers = [await chat(client, "slow") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
@@ -74,7 +74,7 @@ async def test_a_rate_is_limited_and_told(client):
     assert "x-ratelimit-limit-requests" not in (await chat(client, "free")).headers
 
 
-async def test_limits_of_a_key_go_with_its_jobs(client, dispatch):
+async def test_jobs_have_the_limits_of_their_key(client, dispatch):
     before = tokens_of("short", "output")
     answer = await chat(client, "short", model="alias", max_tokens=50)
     assert answer.json()["usage"]["completion_tokens"] == 3
@@ -83,7 +83,7 @@ async def test_limits_of_a_key_go_with_its_jobs(client, dispatch):
     assert tokens_of("short", "output") == before + 3
 
 
-async def test_limits_of_a_key_go_with_jobs_without_output_too(client, dispatch):
+async def test_jobs_without_output_have_the_limits_of_their_key(client, dispatch):
     dispatch.script = embed
     body = {"model": "alias", "input": "a"}
     answer = await client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer short"})
@@ -92,7 +92,7 @@ async def test_limits_of_a_key_go_with_jobs_without_output_too(client, dispatch)
     assert (job.tenant, job.priority, job.max_ttft_s) == ("short", 2, 2.5)
 
 
-async def test_what_embeddings_took_is_counted_when_they_are_there_or_have_failed(client, dispatch):
+async def test_embeddings_are_counted_when_they_are_complete_or_have_failed(client, dispatch):
     dispatch.script = embed
     before = [requests_of("short", "served"), requests_of("short", "failed"), tokens_of("short", "cached")]
     for token_id in (5, 7):
@@ -102,7 +102,7 @@ async def test_what_embeddings_took_is_counted_when_they_are_there_or_have_faile
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 3]
 
 
-async def test_a_model_that_a_key_may_not_use_is_not_there(client, dispatch):
+async def test_a_model_that_a_key_may_not_use_is_not_found(client, dispatch):
     answer = await chat(client, "short", model="tiny")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert not dispatch.jobs

@@ -17,7 +17,7 @@ COMPLETION = {"model": "m", "prompt": "secret"}
 parse_completion = Reader().parse
 
 
-def test_the_codes_are_openais():
+def test_errors_have_openais_codes():
     for change, code in (
         ({"foo": 1}, "unknown_parameter"),
         ({"messages": [{"role": "user"}]}, "missing_required_parameter"),
@@ -45,7 +45,7 @@ def test_the_codes_are_openais():
         ),
     ],
 )
-def test_where_a_field_is_a_choice_all_that_are_allowed_are_told(parse, change, allowed):
+def test_an_invalid_choice_is_answered_with_the_allowed_values(parse, change, allowed):
     body = {name: value for name, value in (CHAT | change).items() if value is not None}
     with pytest.raises(InvalidRequest) as caught:
         parse(json.dumps(body).encode())
@@ -80,14 +80,14 @@ BROKEN = [
         (b'{"model":"caf\xe9"}', "a text in it is not UTF-8"),
     ],
 )
-def test_what_is_no_json_is_told_why_and_where(data, why):
+def test_invalid_json_is_answered_with_reason_and_position(data, why):
     with pytest.raises(InvalidRequest) as raised:
         parse_chat(data)
     assert raised.value.message == f"The body is not valid JSON: {why}"
 
 
 @pytest.mark.parametrize(("field", "value"), [("n", 0), ("n", 129), ("seed", 1.5), ("top_p", 2)])
-def test_the_message_names_the_field_however_short_its_name(field, value):
+def test_the_message_names_fields_with_short_names(field, value):
     with pytest.raises(InvalidRequest) as raised:
         parse_chat(json.dumps(CHAT | {field: value}).encode())
     assert error_object(raised.value)["error"]["message"].startswith(f"{field}: Expected `")

@@ -42,7 +42,7 @@ def make(served_model):
     return make
 
 
-def test_what_comes_after_a_stop_string_is_told_to_nobody(make):
+def test_nothing_is_reported_after_a_stop_string(make):
     choice, tokens, told = make()
     choice.on_tokens(tokens("ab x cd"), None)
     expected = [("on_begin",), ("cancelled",), ("on_delta", "ab "), ("on_end",)]
@@ -57,7 +57,7 @@ def test_what_comes_after_a_stop_string_is_told_to_nobody(make):
 
 
 @pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR, FinishReason.UNFINISHED])
-def test_an_end_that_is_none_is_a_failure(make, reason):
+def test_an_aborted_generation_is_a_failure(make, reason):
     choice, tokens, told = make()
     choice.on_tokens(tokens("ab"), None)
     choice.on_finish(reason, USAGE)
@@ -66,14 +66,14 @@ def test_an_end_that_is_none_is_a_failure(make, reason):
 
 
 @pytest.mark.parametrize(("reason", "name"), [(FinishReason.STOP, "stop"), (FinishReason.LENGTH, "length")])
-def test_an_end_says_why_and_what_it_took(make, reason, name):
+def test_an_end_has_a_reason_and_usage(make, reason, name):
     choice, tokens, told = make()
     choice.on_tokens(tokens("ab"), None)
     choice.on_finish(reason, USAGE)
     assert (told[-1], choice.finish_reason, choice.usage) == (("on_end",), name, USAGE)
 
 
-def test_an_end_that_cannot_be_told_fails_the_answer(make):
+def test_an_error_in_the_listener_fails_the_answer(make):
     choice, tokens, told = make()
     choice.on_tokens(tokens("ab"), None)
     choice._listener.on_end = None

@@ -45,7 +45,7 @@ def test_a_bad_field_of_a_completion_is_named(change, param):
     assert raised.value.param == param
 
 
-def test_ids_that_the_model_lacks_are_found_while_a_body_is_read():
+def test_ids_beyond_the_vocabulary_are_refused_while_a_body_is_read():
     reader = Reader(10)
     for prompt in ([3, 10], [[3], [10]]):
         with pytest.raises(InvalidRequest) as raised:
@@ -81,7 +81,7 @@ def test_long_lists_of_ids_are_read_like_short_ones():
         assert raised.value.param == next(iter(change))
 
 
-def test_long_lists_of_lists_of_ids_are_too():
+def test_long_lists_of_lists_of_ids_are_read_like_short_ones():
     reader, ids = Reader(10), [[i % 10] * 50 for i in range(100)]
     assert prompts_of(parse({"prompt": ids}, reader)) == [array("I", prompt) for prompt in ids]
     wrong = {"n": 0}, {"n": 2}, {"prompt": [*ids, [10]]}, {"prompt": [*ids, "a"]}
@@ -91,7 +91,7 @@ def test_long_lists_of_lists_of_ids_are_too():
         assert raised.value.param == param
 
 
-def test_of_a_prompt_that_occurs_twice_the_last_counts():
+def test_the_last_of_two_prompts_in_a_body_is_used():
     """As everywhere, however it is spelled."""
     ids = json.dumps([1] * 5000)
     for name in ("prompt", r"promp\u0074"):
@@ -100,14 +100,14 @@ def test_of_a_prompt_that_occurs_twice_the_last_counts():
 
 
 @pytest.mark.parametrize("wrong", [[10], [-1], [], ["a"], [1.5], "a", 1, [[1]]])
-def test_what_is_no_list_of_ids_among_very_many_is_refused_without_decoding_them(monkeypatch, wrong):
+def test_very_many_lists_with_one_invalid_are_refused_without_decoding_them(monkeypatch, wrong):
     monkeypatch.setattr(id_lists, "decode", None)
     with pytest.raises(InvalidRequest, match="Expected token ids below 10") as raised:
         parse({"prompt": [*[[1] * 1000] * 40, wrong]}, Reader(10))
     assert raised.value.param == "prompt"
 
 
-def test_of_a_body_whose_ids_have_been_taken_no_position_is_told():
+def test_the_error_gives_no_position_once_ids_have_been_cut_out_of_a_body():
     data = json.dumps({"prompt": [1] * 5000, "model": "m"}).encode()[:-1]
     with pytest.raises(InvalidRequest) as raised:
         ANY_VOCABULARY.parse(data)

@@ -62,7 +62,7 @@ async def test_one_failure_ends_all(router, dispatch, error, status):
         await asyncio.wait_for(handle.cancelled.wait(), 10)
 
 
-async def test_a_submission_that_is_refused(router, dispatch, monkeypatch):
+async def test_a_refused_job_is_an_error(router, dispatch, monkeypatch):
     def refuse(job, sink):
         raise NoCapacity("nobody there")
 
@@ -71,7 +71,7 @@ async def test_a_submission_that_is_refused(router, dispatch, monkeypatch):
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
-async def test_a_client_that_leaves_takes_its_jobs_along(router, dispatch):
+async def test_a_client_that_disconnects_cancels_its_jobs(router, dispatch):
     both_there = asyncio.Event()
 
     async def never(job, sink, handle):
@@ -88,7 +88,7 @@ async def test_a_client_that_leaves_takes_its_jobs_along(router, dispatch):
             await handle.cancelled.wait()
 
 
-async def test_a_text_that_is_too_long_is_named(router, vectors):
+async def test_the_error_names_the_text_that_is_too_long(router, vectors):
     for num_words in (450, 200_000):  # counted in tokens; in characters, before it is encoded
         text = "a " * num_words
         for path, fields, param in (
@@ -101,7 +101,7 @@ async def test_a_text_that_is_too_long_is_named(router, vectors):
 
 
 @pytest.mark.parametrize(("given", "kept"), [(3, 3), (-1, 400), (9999, 400)])
-async def test_a_text_may_be_cut_to_its_first_tokens(router, dispatch, vectors, given, kept):
+async def test_truncate_prompt_tokens_keeps_the_first_tokens(router, dispatch, vectors, given, kept):
     limit = {"model": "tiny", "truncate_prompt_tokens": given}
     words = "a b " * 450
     whole = (await router.client.post("/tokenize", json={"prompt": words[:1000]})).json()["tokens"]

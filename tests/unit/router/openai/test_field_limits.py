@@ -94,7 +94,7 @@ def test_the_largest_valid_fields_pass(data, parse):
 
 
 @pytest.mark.parametrize("arguments", ['{"a":[' + "[]," * 20_000 + "[]]}", '{"a":[' + "1," * 20_000 + "1]}"])
-def test_arguments_of_calls_may_have_only_so_many_values(arguments):
+def test_the_number_of_values_in_arguments_of_calls_is_limited(arguments):
     with pytest.raises(InvalidRequest, match="too many values") as caught:
         parse_chat(called(arguments))
     assert caught.value.param == "messages"
@@ -110,7 +110,7 @@ def test_without_a_limit_on_the_context_a_text_may_be_as_long_as_the_body():
     check(body(prompt=[1] * 900_000))
 
 
-def test_without_the_compiled_version_a_body_may_have_only_so_many_values(monkeypatch):
+def test_without_the_compiled_scan_the_number_of_values_in_a_body_is_limited(monkeypatch):
     monkeypatch.setattr(field_limits, "_find", None)
     with pytest.raises(InvalidRequest, match="too many values"):
         check(body(prompt=[[]] * 200_000))

@@ -33,7 +33,7 @@ def script(request):
     return folder / CLIENT.name
 
 
-async def test_what_the_client_finds(script, make_app, serve, dispatch, served_model):
+async def test_answers_as_the_client_parses_them(script, make_app, serve, dispatch, served_model):
     said = dispatch.reply
 
     async def say(job, sink, handle):

@@ -96,7 +96,7 @@ async def test_a_stop_string_ends_and_cancels(client, dispatch, stream):
     assert dispatch.handles[0].cancelled.is_set()
 
 
-async def test_min_tokens_holds_stop_strings_off(client, dispatch):
+async def test_stop_strings_within_min_tokens_do_not_end_the_output(client, dispatch):
     answer = await client.chat.completions.create(
         model="tiny", messages=HELLO, stop="some", extra_body={"min_tokens": len(dispatch.reply)}
     )
@@ -118,7 +118,7 @@ async def test_a_stop_string_may_begin_before_min_tokens_and_end_after(client, d
             assert answer.choices[0].message.content == expected
 
 
-async def test_a_stop_token_does_not_show(client, dispatch):
+async def test_a_stop_token_is_not_part_of_the_text(client, dispatch):
     last = dispatch.reply[-1]
     dispatch.eos = last
     dispatch.reply = dispatch.reply[:-1]
@@ -207,7 +207,7 @@ async def test_models(client):
             await client.models.retrieve(name)
 
 
-async def test_errors_are_openais(client):
+async def test_the_client_raises_openais_errors(client):
     with pytest.raises(openai.NotFoundError) as raised:
         await client.chat.completions.create(model="gpt-4", messages=HELLO)
     assert raised.value.code == "model_not_found"

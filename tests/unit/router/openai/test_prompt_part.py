@@ -37,7 +37,7 @@ def part(served_model, token_ids, **options):
     return PromptPart(token_ids, served_model.token_texts, **options)
 
 
-def test_what_a_node_has_to_do(served_model, token_ids):
+def test_prompt_work_for_each_combination_of_options(served_model, token_ids):
     assert part(served_model, token_ids).work(5) is None
     assert part(served_model, token_ids, echo=TEXT).work(5) is None
     assert part(served_model, token_ids, echo=TEXT).work(0) == PromptWork()
@@ -63,7 +63,7 @@ def test_offsets_stay_within_an_echo_that_is_shorter_than_its_tokens(served_mode
     assert max(entry.offset for entry in shown.entries) == 2
 
 
-def test_vllms_format_holds_the_token_itself_with_its_rank(served_model, token_ids, result):
+def test_prompt_logprobs_contain_the_token_itself_with_its_rank(served_model, token_ids, result):
     shown = part(served_model, token_ids, num_prompt_logprobs=2)
     shown.take(result)
     first, *others = shown.logprobs

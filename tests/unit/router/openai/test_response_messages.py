@@ -57,7 +57,7 @@ def assistant(content="", **fields):
         ([{"type": "reasoning", "summary": []}, SAID], [assistant("Well:")]),
     ],
 )
-def test_what_an_assistant_says_at_a_time_is_one_message(items, messages):
+def test_consecutive_items_of_an_assistant_are_one_message(items, messages):
     body = {"model": "m", "input": items if isinstance(items, str) else [USER, *items], "instructions": "Be brief."}
     before = [{"role": "system", "content": "Be brief."}, *([] if isinstance(items, str) else [USER])]
     assert messages_of(parse_responses(json.dumps(body).encode())) == [*before, *messages]

@@ -93,7 +93,7 @@ NEUTRAL = {
 }
 
 
-async def test_newer_fields_are_known(router):
+async def test_neutral_values_of_newer_fields_are_accepted_and_others_refused(router):
     assert (await router.client.post("/v1/responses", json={"model": "tiny", **NEUTRAL})).status_code == 200
     for name, value in (("moderation", {"model": "m"}), ("background_options", {}), ("image", {})):
         answer = await router.client.post("/v1/responses", json={"model": "tiny", "input": "a", name: value})
@@ -166,7 +166,7 @@ async def test_length_is_incomplete(client):
     assert events[-1].response.output_text == answer.output_text
 
 
-async def test_a_cut_call_is_incomplete_and_a_whole_one_is_not(client, say, dispatch):
+async def test_only_a_call_that_is_cut_off_is_incomplete(client, say, dispatch):
     say(f'{CALL}\n<tool_call>{{"name": "weather", "arguments": {{')
     fields = {"input": "hello", "tools": [TOOL], "max_output_tokens": len(dispatch.reply)}
     events = await events_of(client, **fields)
@@ -182,7 +182,7 @@ async def test_an_answer_without_text_has_an_empty_message(client, dispatch):
     assert (answer.output[0].type, answer.output[0].content[0].text) == ("message", "")
 
 
-async def test_forms_and_choices(client, dispatch):
+async def test_text_format_and_tool_choice(client, dispatch):
     form = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
     answer = await client.responses.create(model="tiny", input="hello", text={"format": form})
     assert (dispatch.jobs[-1].sampling.grammar.param, answer.text.format.name) == ("text.format", "n")
@@ -243,7 +243,7 @@ async def test_a_failure_before_and_after_the_first_token(client, dispatch):
         ({"extra_body": {"unknown": 1}}, "unknown"),
     ],
 )
-async def test_what_is_not_served_is_refused_by_name(client, fields, param):
+async def test_unsupported_features_are_refused_by_name(client, fields, param):
     with pytest.raises(openai.BadRequestError) as raised:
         await client.responses.create(**{"model": "tiny", "input": "hello", **fields})
     assert raised.value.param == param

@@ -41,20 +41,20 @@ def drawn(facts, **given):
         ("model", {"top_k": 50, "temperature": 0}, OPENAI | {"top_k": 50, "temperature": 0.0}),
     ],
 )
-def test_what_a_request_leaves_out_is_the_models_to_say(load, defaults, recommended, wanted):
+def test_missing_parameters_are_taken_from_the_model(load, defaults, recommended, wanted):
     facts = load(defaults, **recommended)
     assert drawn(facts) == wanted
     assert drawn(facts, **OPENAI) == OPENAI
     assert drawn(facts, temperature=0, top_k=-1) == wanted | {"temperature": 0.0, "top_k": 0}
 
 
-def test_responses_repeat_what_was_taken(load):
+def test_responses_return_the_values_that_were_used(load):
     body = parse_responses(json.dumps({"model": "m", "input": "x", "top_p": 0.5}).encode())
     body = _complete(body, load(**RECOMMENDED).sampling)
     assert (body.temperature, body.top_p) == (0.6, 0.5)
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", "hot"), ("top_p", 0), ("top_k", 1e12), ("min_p", True)])
-def test_nonsense_is_named(load, name, value):
+def test_an_invalid_generation_config_is_an_error_that_names_the_field(load, name, value):
     with pytest.raises(CheckpointError, match=rf"generation_config\.json: {name} must be a number from"):
         load(**{name: value})

@@ -128,7 +128,7 @@ def test_a_bad_field_is_named(change, param):
 
 
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion])
-def test_what_vllm_has_and_nobody_asks_for_is_accepted_and_nothing_else_of_it(parse):
+def test_parameters_of_vllm_are_accepted_with_their_default_only(parse):
     neutral = {
         "skip_special_tokens": True,
         "spaces_between_special_tokens": True,
@@ -159,7 +159,7 @@ def test_fields_that_change_nothing_are_accepted():
     assert parse_chat(json.dumps({**CHAT, "messages": [message]}).encode())
 
 
-def test_marks_of_what_to_cache_are_accepted():
+def test_cache_control_is_accepted():
     mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     part = {"type": "text", "text": "a", **mark}
     messages = [{"role": "system", "content": [part]}, {"role": "user", "content": "b", **mark}]
@@ -169,7 +169,7 @@ def test_marks_of_what_to_cache_are_accepted():
     )
 
 
-def test_what_the_clients_parsed_of_an_answer_comes_back_unread():
+def test_parsed_fields_that_clients_add_to_answers_are_ignored():
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {"a": [1]}}}
     message = {"role": "assistant", "content": "{}", "parsed": {"a": None}, "refusal": None, "tool_calls": [call]}
     answer = {"role": "tool", "tool_call_id": "c", "content": "a"}

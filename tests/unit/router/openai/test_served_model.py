@@ -56,7 +56,7 @@ def test_a_call_marker_that_is_a_special_token_is_known_by_its_id(cut, tmp_path,
 @pytest.mark.parametrize(
     ("asked", "of_nodes", "limit"), [(0, 2048, 2048), (100, 2048, 100), (0, None, 512), (0, 0, 512)]
 )
-def test_how_long_a_request_may_be_is_for_the_nodes_to_say(model_dirs, asked, of_nodes, limit):
+def test_the_maximum_length_is_that_of_the_nodes(model_dirs, asked, of_nodes, limit):
     """RoPE scaling reaches beyond max_position_embeddings, and nodes may have less memory."""
     model = ServedModel.load(FrontFlags(model=str(model_dirs["chatml"]), max_model_len=asked))
     facts = None if of_nodes is None else SimpleNamespace(max_model_len=of_nodes)

@@ -115,7 +115,7 @@ def test_no_form_is_no_grammar(given):
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
     ],
 )
-def test_what_is_wrong_is_refused_under_its_name(fields, param):
+def test_errors_name_the_parameter(fields, param):
     with pytest.raises(InvalidRequest) as caught:
         grammar(fields)
     assert caught.value.param == param
@@ -134,7 +134,7 @@ def test_no_text_breaks_the_parser(value):
 
 
 @pytest.mark.parametrize("schema", [b'{"enum": ["\xed\xa0\xbd"]}', b'"\xed\xa0\xbd"', b'"{\xff}"'])
-def test_a_schema_of_bytes_that_are_no_text_is_refused(schema):
+def test_a_schema_that_is_not_utf8_is_refused(schema):
     for fields, param in (
         (b'"guided_json": %s', "guided_json"),
         (b'"structured_outputs": {"json": %s}', "structured_outputs"),

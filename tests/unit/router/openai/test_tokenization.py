@@ -14,7 +14,7 @@ async def test_a_prompt_and_back(router, served_model):
     assert back.json() == {"prompt": "Größe"}
 
 
-async def test_messages_are_what_a_chat_would_compute(router, served_model, dispatch):
+async def test_messages_have_the_tokens_of_a_chat(router, served_model, dispatch):
     messages = [{"role": "user", "content": "hello"}]
     answer = await router.client.post("/tokenize", json={"messages": messages})
     await router.client.post("/v1/chat/completions", json={"model": "tiny", "messages": messages})
@@ -38,12 +38,12 @@ async def test_messages_are_what_a_chat_would_compute(router, served_model, disp
         ("/detokenize", {"tokens": [1], "model": "other"}, 404, "model"),
     ],
 )
-async def test_what_is_wrong_is_named(router, path, body, status, param):
+async def test_errors_name_the_field(router, path, body, status, param):
     answer = await router.client.post(path, json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-async def test_nothing_is_framed_where_not_wanted(model_dirs):
+async def test_without_framing_there_are_no_added_tokens(model_dirs):
     from baton.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(model_dirs["llama3"])

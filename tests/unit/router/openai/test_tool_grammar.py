@@ -72,7 +72,7 @@ def test_calls_follow_their_schemas(accepts, calls):
 
 
 @pytest.mark.parametrize("calls", sorted(WRITTEN))
-def test_what_a_grammar_lets_through_is_parsed(calls):
+def test_outputs_that_a_grammar_accepts_can_be_parsed(calls):
     style = OutputStyle(calls=calls)
     parser = style.parser({"weather", "time"}, forced=True, parallel=True, reasons=False, opened=False, free=False)
     parts = [*parser.push(WRITTEN[calls] % (json.dumps(W), json.dumps(T))), *parser.finish()]
@@ -129,7 +129,7 @@ def test_schemas_are_bounded():
 
 
 @pytest.mark.parametrize("style", ["hermes", ""])
-def test_arguments_are_those_that_the_schema_names(accepts, style):
+def test_only_arguments_that_the_schema_names_are_accepted(accepts, style):
     """As with vLLM, also where the schema does not forbid others."""
     parameters = {"type": "object", "properties": {"a": {"type": "null"}}}
     tool = ToolSpec(name="f", description=None, parameters=parameters, strict=False)

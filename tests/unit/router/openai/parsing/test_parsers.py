@@ -150,7 +150,7 @@ OUTPUTS = [
 
 
 @pytest.mark.parametrize(("kind", "text", "expected"), OUTPUTS, ids=range(len(OUTPUTS)))
-def test_an_output_is_taken_apart(kind, text, expected):
+def test_outputs_and_their_parts(kind, text, expected):
     assert parse(kind, text) == expected
 
 
@@ -165,15 +165,15 @@ def test_in_every_split_in_three_and_character_by_character(kind, text, expected
 @pytest.mark.parametrize(
     "text", ['{"answer": 3}', "{{ x", '{"name": "Bob"', "{7", '{"name" "time"', "{} x", "[1]", "a {"]
 )
-def test_what_is_no_call_is_told_as_soon_as_that_is_certain(text):
+def test_text_is_content_as_soon_as_it_cannot_become_a_call(text):
     assert joined(PARSERS["llama3"]().push(text)) == [Content(text)]
 
 
-def test_only_what_may_become_a_marker_is_held_back():
+def test_only_text_that_may_become_a_marker_is_held_back():
     assert joined(PARSERS["hermes"]().push("1 < 2 <b>, <to")) == [Content("1 < 2 <b>,")]
 
 
-def test_a_hermes_call_ends_no_block_of_a_model_that_makes_no_such_calls():
+def test_a_hermes_call_does_not_end_reasoning_with_another_tool_parser():
     options = {"forced": False, "parallel": True, "reasons": True, "opened": True, "free": True}
     parser = OutputStyle(calls="llama3", thinks=True).parser(NAMES, **options)
     assert joined([*parser.push(f"Hm.{HERMES_T}"), *parser.finish()]) == [Reasoning(f"Hm.{HERMES_T}")]
@@ -211,7 +211,7 @@ def test_arguments_come_out_as_they_were_written(value):
         assert parse(kind, text) == call("time", arguments)
 
 
-def test_a_parser_passes_once_there_is_nothing_to_look_for():
+def test_a_parser_passes_text_through_once_nothing_can_follow():
     assert PlainParser().passes
     parser, passed = PARSERS["think"](), []
     for piece in ("<think>a", "</think>", "\n", "b", "c"):

@@ -20,7 +20,7 @@ async def test_reasoning_is_split_off(client, say, dispatch, served_model):
     assert answer.choices[0].message.reasoning_content == "Hm, hm."
 
 
-async def test_a_call_ends_reasoning_that_the_model_does_not(client, say, dispatch):
+async def test_a_call_ends_reasoning_that_the_model_has_not_closed(client, say, dispatch):
     say(f"<think>\nHm.\n{CALLS}")
     message, reason, _ = await streamed(client, **ASK)
     assert (message["reasoning_content"], message["content"], reason) == ("Hm.\nLet me see.", "", "tool_calls")
@@ -60,7 +60,7 @@ async def test_thinking_is_switched_as_clients_of_other_servers_do(client, dispa
         {"tools": [], "response_format": {"type": "json_object"}},
     ],
 )
-async def test_a_form_leaves_no_room_for_reasoning_that_is_switched_off(client, dispatch, form):
+async def test_a_grammar_has_no_reasoning_when_thinking_is_switched_off(client, dispatch, form):
     for effort in ("high", "none"):
         await client.chat.completions.create(**{**ASK, **form}, reasoning_effort=effort)
     on, off = (job.sampling.grammar.text for job in dispatch.jobs)
@@ -68,13 +68,13 @@ async def test_a_form_leaves_no_room_for_reasoning_that_is_switched_off(client, 
     assert "think" not in off
 
 
-async def test_what_is_tokenized_has_thinking_switched_as_a_chat_has(router, served_model):
+async def test_tokenize_switches_thinking_as_chats_do(router, served_model):
     body = {"messages": ASK["messages"], "chat_template_kwargs": {"enable_thinking": False}}
     answer = await router.client.post("/tokenize", json=body)
     assert served_model.tokenizer.decode(answer.json()["tokens"], special=True).endswith("<think></think>")
 
 
-async def test_reasoning_is_taken_back_by_either_name(client, dispatch, served_model):
+async def test_reasoning_in_the_history_is_accepted_by_either_name(client, dispatch, served_model):
     for name in ("reasoning_content", "reasoning"):
         said = {"role": "assistant", "content": "Yes.", name: "Hm."}
         await client.chat.completions.create(**{**ASK, "messages": [*ASK["messages"], said]})

@@ -37,7 +37,7 @@ async def test_calls_in_a_stream(client, say):
     assert sum(bool(c.choices[0].delta.tool_calls) for c in chunks) > 4  # arguments come in pieces
 
 
-async def test_one_call_where_parallel_ones_are_not_wanted(client, say):
+async def test_without_parallel_tool_calls_there_is_one_call(client, say):
     say(CALLS)
     answer = await client.chat.completions.create(**ASK, parallel_tool_calls=False)
     assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["weather"]
@@ -67,7 +67,7 @@ async def test_a_cut_call_says_length(client, say, dispatch):
 
 
 @pytest.mark.parametrize("stop", ["Zü", '{"city"', "}}\n</tool_call>\n<"])
-async def test_a_call_that_a_stop_string_cuts_is_none_to_make(client, say, stop):
+async def test_a_call_that_a_stop_string_cuts_off_finishes_with_stop(client, say, stop):
     say(CALLS)
     answer = await client.chat.completions.create(**ASK, stop=stop)
     message, reason, _ = await streamed(client, **ASK, stop=stop)
@@ -130,7 +130,7 @@ ONLY_TIME = {
 }
 
 
-async def test_of_some_tools_only_these_can_be_called(client, say, dispatch):
+async def test_only_allowed_tools_can_be_called(client, say, dispatch):
     say("No.")
     await client.chat.completions.create(**ASK, tool_choice=ONLY_TIME)
     grammar = dispatch.jobs[0].sampling.grammar.text
@@ -147,7 +147,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("calls", WRITTEN)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_with_any_format_no_other_tool_can_be_called(client, say, monkeypatch, served_model, calls, stream):
+async def test_only_allowed_tools_can_be_called_in_any_format(client, say, monkeypatch, served_model, calls, stream):
     """Also where a form of output takes the place of the tools' own grammar."""
     monkeypatch.setattr(served_model, "style", OutputStyle(calls=calls))
     for form in ({}, {"response_format": {"type": "json_object"}}):
@@ -165,7 +165,7 @@ async def test_with_any_format_no_other_tool_can_be_called(client, say, monkeypa
             assert (content, called) == (("", ["time"]) if is_call else (said, []))
 
 
-async def test_mistral_has_a_grammar_where_some_tools_are_allowed(client, say, dispatch, monkeypatch, served_model):
+async def test_allowed_tools_give_mistral_a_grammar(client, say, dispatch, monkeypatch, served_model):
     monkeypatch.setattr(served_model, "style", OutputStyle(calls="mistral", marker_id=7))
     say("No.")
     await client.chat.completions.create(**ASK, tool_choice=ONLY_TIME)
@@ -174,7 +174,7 @@ async def test_mistral_has_a_grammar_where_some_tools_are_allowed(client, say, d
     assert "<[7]>" in grammar
 
 
-async def test_strict_functions_are_held_to_their_schema(client, say, dispatch):
+async def test_calls_of_strict_functions_follow_their_schema(client, say, dispatch):
     say("No.")
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
     await client.chat.completions.create(**{**ASK, "tools": [strict, TIME]})
@@ -227,13 +227,13 @@ async def test_a_call_can_be_sent_back_whatever_its_name(client, say):
         ({"tool_choice": "required", "extra_body": {"guided_regex": "a"}}, "guided_regex"),
     ],
 )
-async def test_what_cannot_be_is_refused(client, fields, param):
+async def test_invalid_combinations_are_refused(client, fields, param):
     with pytest.raises(openai.BadRequestError) as raised:
         await client.chat.completions.create(**{**ASK, **fields})
     assert raised.value.param == param
 
 
-async def test_what_is_special_to_the_tokenizer_is_still_found(model_dirs, tmp_path):
+async def test_markers_that_are_special_tokens_are_found(model_dirs, tmp_path):
     """Mistral's and Llama's markers are special tokens, which other outputs never show."""
     for file in model_dirs["chatml"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
