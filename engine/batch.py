@@ -1,7 +1,6 @@
 """The arrays of one step, which the decoder reads: gathered from `Rows` without a loop over tokens or requests."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +22,7 @@ class Progress(NamedTuple):
     num_final_blocks: int  # leading blocks with no KV to come: full ones, and the last if all known tokens are computed
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One step: T tokens of B requests. The tokens of each request are contiguous and in order.
 
     Once its KV is written, the last layer computes only the W wanted tokens: the last one of each request, or all of
@@ -63,14 +61,16 @@ class Batch:
 def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device, tokens_of_rows: Tensor) -> Batch:
     """Build the arrays of a step on the device. Tokens not known to the host yet are taken from `tokens_of_rows`."""
     row, lengths = schedule.rows, schedule.num_tokens
-    computed = rows.num_tokens[row] - rows.num_uncomputed[row]
-    is_decode = int(lengths.sum()) == len(lengths)
+    uncomputed = rows.num_uncomputed[row]
+    computed = rows.num_tokens[row] - uncomputed
+    is_decode = schedule.is_decode
     query_start = np.arange(len(lengths) + 1, dtype=np.int32) if is_decode else _prefix_sums(lengths)
     seq_lens = computed + lengths
     min_query_len, max_query_len = (1, 1) if is_decode else (int(lengths.min()), int(lengths.max()))
-    max_seq_len = int(seq_lens.max())
+    max_seq_len = int(np.maximum.reduce(seq_lens))
     positions, row_of_token = _of_each_token(schedule, computed, query_start)
-    slots = rows.block_tables[row_of_token, positions // block_size] * np.int64(block_size) + positions % block_size
+    block, offset = np.divmod(positions, block_size)
+    slots = rows.block_tables[row_of_token, block] * np.int64(block_size) + offset
 
     num_blocks = -(-max_seq_len // block_size)
     meta = AttentionMeta(
@@ -92,7 +92,7 @@ def build(schedule: Schedule, rows: Rows, block_size: int, device: torch.device,
         last_meta=last_meta,
         wanted_start=wanted_start,
         num_computed=computed,
-        is_whole=lengths == rows.num_uncomputed[row],
+        is_whole=lengths == uncomputed,
         block_size=block_size,
     )
 
@@ -102,7 +102,7 @@ def _of_each_token(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """([T] position in its request, [T] row) of each token."""
     lengths = schedule.num_tokens
-    if query_start[-1] == len(lengths):
+    if schedule.is_decode:
         return computed, schedule.rows
     positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - computed, lengths)
     return positions, np.repeat(schedule.rows, lengths)

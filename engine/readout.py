@@ -21,6 +21,7 @@ from engine.rows import Rows, places
 from engine.sampling.sampler import DeviceLogprobs, Logprobs, Sampler, to_host
 
 _NONE = torch.empty(0, dtype=torch.bool)
+_NOWHERE: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 class Drawn(NamedTuple):
@@ -61,26 +62,29 @@ class Readout:
         self._sampler = sampler
         self._rows = rows
         self._device = device
+        self._keeps_tokens = keeps_tokens
         num_rows = len(rows.num_tokens) if keeps_tokens else 0
         self.tokens_of_rows = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
     def begin(self, batch: Batch, hidden: Tensor) -> Reading:
         """Launch the readout. A request draws a token if all its tokens are computed and its length limit allows it."""
-        requests, row, num_tokens = batch.schedule
-        scored, unscored = self._score_prompts(batch, hidden)
-        is_whole = self._rows.num_uncomputed[row] == num_tokens
-        draws = is_whole & ~self._rows.is_full(row)
-        at, idle, embedded = places(draws), places(~draws), places(is_whole & self._rows.embeds[row])
+        requests, row = batch.schedule.requests, batch.rows
+        has_extras = np.count_nonzero(self._rows.has_extras[row]) > 0
+        scored, unscored = self._score_prompts(batch, hidden) if has_extras else ([], [])
+        draws = batch.is_whole & ~self._rows.is_full(row)
+        at, idle = places(draws), places(~draws)
         if len(idle):
             requests = [requests[place] for place in at.tolist()]
         tokens, finite, logprobs, failed = self._draw(batch, hidden, at, requests)
-        idle_finite, vectors = _NONE, _NONE
+        idle_finite, vectors, embedded, logprobs_of = _NONE, _NONE, _NOWHERE, list[int]()
         if len(idle):
             idle_finite = self._last_rows(batch, hidden, idle).isfinite().all(-1)
+        if has_extras:
+            embedded = places(batch.is_whole & self._rows.embeds[row])
+            logprobs_of = places(self._rows.num_logprobs[row[at]] >= 0).tolist()
         if len(embedded):
             vectors = torch.nn.functional.normalize(self._last_rows(batch, hidden, embedded).float(), dim=-1)
         returning = Returning([tokens, finite, idle_finite, vectors, *(part for parts in logprobs for part in parts)])
-        logprobs_of = places(self._rows.num_logprobs[row[at]] >= 0).tolist()
         return Reading(at, requests, idle, embedded, scored, unscored + failed, logprobs_of, returning)
 
     def finish(self, reading: Reading, batch: Batch) -> tuple[Drawn, NDArray[np.bool_]]:
@@ -90,10 +94,11 @@ class Readout:
         stored in their requests: the hidden state of a prompt's last token, scaled to length 1.
         """
         tokens, finite, idle_finite, vectors, *of_logprobs = reading.returning.wait()
-        is_sound = np.empty(len(batch.rows), np.bool_)
-        is_sound[reading.places] = finite.numpy()
-        is_sound[reading.idle] = idle_finite.numpy()
-        if reading.failed:
+        is_sound: NDArray[np.bool_] = finite.numpy()
+        if len(reading.idle) or reading.failed:
+            is_sound = np.empty(len(batch.rows), np.bool_)
+            is_sound[reading.places] = finite.numpy()
+            is_sound[reading.idle] = idle_finite.numpy()
             is_sound[reading.failed] = False
         for place, vector in zip(reading.embedded.tolist(), vectors.numpy(), strict=True):
             if is_sound[place]:
@@ -108,7 +113,7 @@ class Readout:
 
         Also returns the places of requests of which a logit is not finite.
         """
-        requests, row, num_tokens = batch.schedule
+        requests, row, num_tokens, _ = batch.schedule
         found, failed = [], []
         for place in places(self._rows.scores_prompt[row]).tolist():
             request, first = requests[place], int(batch.wanted_start[place])
@@ -132,10 +137,10 @@ class Readout:
         places of requests whose grammar cannot be followed."""
         if not requests:
             return _NONE, _NONE, [], []
-        row = batch.rows[at]
+        row = batch.rows if len(at) == len(batch.rows) else batch.rows[at]
         logits = self.decoder.logits(self._last_rows(batch, hidden, at))
         tokens, logprobs = self._sampler.sample(logits, requests, row)
-        if len(self.tokens_of_rows):
+        if self._keeps_tokens:
             self.tokens_of_rows.index_copy_(0, to_device(row, self._device), tokens)
         return tokens, logits.is_finite, logprobs, [int(at[i]) for i in self._sampler.failed]
 

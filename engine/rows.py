@@ -29,6 +29,12 @@ class Schedule(NamedTuple):
     requests: list[Request]  # never modified; the same list from step to step while the same requests run
     rows: NDArray[np.int64]  # [B]
     num_tokens: NDArray[np.int64]  # [B]
+    total: int  # sum of num_tokens
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it computes one token per request."""
+        return self.total == len(self.requests)
 
 
 class Advance(NamedTuple):
@@ -72,6 +78,7 @@ class Rows:
         self.scores_prompt: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # wants its prompt's log-probabilities
         self.embeds: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
         self.is_new: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # has drawn no token on this node yet
+        self.has_extras: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # wants more of a step than a token
         self.waits: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # the host must know all tokens before it draws
         self.num_pending: NDArray[np.int64] = np.zeros(num_rows, np.int64)  # steps under way that include this row
         self.has_left: NDArray[np.bool_] = np.zeros(num_rows, np.bool_)  # the results of those steps are to be dropped
@@ -109,13 +116,13 @@ class Rows:
         """The shape of a step that is about to run, for predicting its duration."""
         num_tokens = schedule.num_tokens
         before = self.num_tokens[schedule.rows] - self.num_uncomputed[schedule.rows]
-        if int(num_tokens.sum()) == len(num_tokens):
-            return StepShape(0, 0.0, len(num_tokens), int(before.sum()))
+        if schedule.is_decode:
+            return StepShape(0, 0.0, schedule.total, int(np.add.reduce(before)))
         decodes = num_tokens == 1
         context = num_tokens * (before + num_tokens / 2)
         num_decoding = int(decodes.sum())
         return StepShape(
-            int(num_tokens.sum()) - num_decoding,
+            schedule.total - num_decoding,
             float(context[~decodes].sum()),
             num_decoding,
             int(before[decodes].sum()),
@@ -181,6 +188,7 @@ class Rows:
         self.prefill_only[row] = request.prefill_only
         self.scores_prompt[row] = request.prompt_work.num_logprobs >= 0
         self.embeds[row] = request.prompt_work.embeds
+        self.has_extras[row] = self.scores_prompt[row] or self.embeds[row] or self.num_logprobs[row] >= 0
         self.is_new[row] = not request.has_begun
         stops = sorted(request.stop_token_ids)
         if len(stops) > self.stop_token_ids.shape[1]:

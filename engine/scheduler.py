@@ -119,12 +119,12 @@ class Scheduler:
         self._stretch()
         num_preemptions = self.num_preemptions
         num_tokens = self._schedule_running()
-        if num_preemptions == self.num_preemptions or not len(num_tokens):
+        if self.waiting and (num_preemptions == self.num_preemptions or not len(num_tokens)):
             num_tokens = self._schedule_waiting(num_tokens)
         requests, row = self.running.in_order()
         if len(num_tokens) < len(requests):
             requests, row = requests[: len(num_tokens)], row[: len(num_tokens)]
-        return Schedule(requests, row, num_tokens)
+        return Schedule(requests, row, num_tokens, int(np.add.reduce(num_tokens)))
 
     def num_unstarted_tokens(self) -> int:
         """Tokens to compute for waiting requests, and for running ones that have drawn none on this node yet."""
@@ -206,7 +206,7 @@ class Scheduler:
         """Extend `num_tokens` by waiting requests, as far as there is room."""
         budget = self._config.max_num_batched_tokens - int(num_tokens.sum())
         admitted: list[int] = []
-        goes_on = bool(self.waiting) and _has_begun(self.waiting[0])
+        goes_on = _has_begun(self.waiting[0])
         while budget and self.waiting and len(self.running) < self._config.max_num_seqs:
             request = self.waiting[0]
             if goes_on > _has_begun(request) or not self._admit(request):

@@ -107,7 +107,7 @@ class Steps:
         if pending is None:
             return True
         row = pending.batch.rows
-        return self._scheduler.can_grow and not (self._rows.waits[row] | self._rows.is_outgrown(row)).any()
+        return self._scheduler.can_grow and not np.count_nonzero(self._rows.waits[row] | self._rows.is_outgrown(row))
 
     def _launch(self, output: StepOutput) -> PendingStep | None:
         """Schedule and launch a step; None if nothing can run. An error in it ends the requests of the step only."""
@@ -116,7 +116,7 @@ class Steps:
             return None
         for request in self._scheduler.running.take_newcomers():
             request.first_scheduled_s = request.first_scheduled_s or now_s
-        output.num_scheduled_tokens = int(schedule.num_tokens.sum())
+        output.num_scheduled_tokens = schedule.total
         try:
             return self._launched(schedule, now_s)
         except Exception:  # an edge: whatever a step raises ends its requests, never the node
@@ -144,7 +144,7 @@ class Steps:
         if pending is None:
             return
         schedule = pending.batch.schedule
-        output.num_scheduled_tokens = output.num_scheduled_tokens or int(schedule.num_tokens.sum())
+        output.num_scheduled_tokens = output.num_scheduled_tokens or schedule.total
         self._rows.num_pending[schedule.rows] -= 1
         try:
             self._landed(pending, output)
@@ -168,13 +168,14 @@ class Steps:
         schedule = pending.batch.schedule
         drawn, is_sound = self.readout.finish(pending.reading, pending.batch)
         is_here = ~self._rows.has_left[schedule.rows]
-        is_sound &= is_here
-        index = None if is_sound.all() else places(is_sound[drawn.places])
+        is_sound = is_sound & is_here
+        are_all_sound = np.count_nonzero(is_sound) == len(is_sound)
+        index = None if are_all_sound else places(is_sound[drawn.places])
         num_tokens = pending.num_tokens if index is None else pending.num_tokens[index]
         drawn = drawn if index is None else drawn.only(index)
         self._rows.land(schedule, pending.advance, drawn.places, drawn.token_ids)
         output.prompt_logprobs += pending.reading.scored
-        if not is_sound.all():
+        if not are_all_sound:
             self._fail_at(places(is_here & ~is_sound), schedule, output)
         self._publish(pending.batch, is_sound)
         self._tell(drawn, schedule.rows[drawn.places], num_tokens, output)

@@ -40,8 +40,7 @@ class Attention:
     sinks: Tensor | None = None  # [Hq] fp32: per head, a score that enters the softmax's sum but has no value
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionMeta:
+class AttentionMeta(NamedTuple):
     """Query rows, lengths and block tables of one batch's sequences. The tensors are on the kernels' device."""
 
     query_start: Tensor  # [B + 1] int32, prefix sums of the query lengths

@@ -45,7 +45,7 @@ class StepBuffers:
         )
         empty = np.empty(0, np.int64)
         return Batch(
-            schedule=Schedule([], empty, empty),
+            schedule=Schedule([], empty, empty, 0),
             token_ids=self._token_ids[:size],
             positions=self._positions[:size],
             slots=self._slots[:size],

@@ -81,7 +81,7 @@ class Sampler:
         """
         self.failed = []
         values, _, likeliest = logits
-        if self._rows.adjusts[row].any():
+        if np.count_nonzero(self._rows.adjusts[row]):
             values, likeliest = self._adjusted(values, requests, row), None
         tokens = self._draw(values, row, likeliest)
         num_top = self._rows.num_logprobs[row].tolist()
@@ -103,7 +103,7 @@ class Sampler:
     def _draw(self, logits: Tensor, row: NDArray[np.int64], likeliest: Tensor | None) -> Tensor:
         """Draw tokens [S] int64. Rows with temperature 0 take the likeliest token, in `likeliest` if that is known."""
         temperature = self._rows.temperature[row]
-        if likeliest is not None and not temperature.any():
+        if likeliest is not None and not np.count_nonzero(temperature):
             return likeliest
         is_filtered = self._filters(row).any()
         if is_filtered and self._kernels.draw_filtered:

@@ -1,6 +1,5 @@
 """Triton ops that are not part of `Kernels`, and promises beyond its contract: in the interpreter, or on a GPU."""
 
-import dataclasses
 import os
 
 import numpy as np
@@ -65,7 +64,7 @@ def test_a_batch_of_chunks_launches_no_decode_kernel(monkeypatch):
     """The prefill kernel alone writes every row."""
     monkeypatch.delattr("kernels.triton.kernels.decode_attention")
     q, kv, meta = decode_batch([40, 64])
-    meta = dataclasses.replace(meta, query_start=meta.query_start * 5, max_query_len=5, min_query_len=5)
+    meta = meta._replace(query_start=meta.query_start * 5, max_query_len=5, min_query_len=5)
     q = q.repeat(5, 1, 1)
     expected = ReferenceKernels().paged_attention(q, kv, meta, Attention(0.3))
     torch.testing.assert_close(KERNELS.paged_attention(q, kv, meta, Attention(0.3)), expected, atol=1e-5, rtol=1e-5)

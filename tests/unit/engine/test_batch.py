@@ -22,7 +22,9 @@ def build(make_request):
             requests.append(request)
         row = np.array([request.row for request in requests], np.int64)
         num_tokens = np.array([spec[3] for spec in specs], np.int64)
-        return batches.build(Schedule(requests, row, num_tokens), rows, 4, torch.device("cpu"), torch.empty(0))
+        return batches.build(
+            Schedule(requests, row, num_tokens, int(num_tokens.sum())), rows, 4, torch.device("cpu"), torch.empty(0)
+        )
 
     return make
 
