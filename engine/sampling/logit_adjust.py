@@ -1,9 +1,9 @@
-"""Adjustments of logits before a token is drawn: penalties, logit_bias, and no stop before min_tokens.
+"""Adjustments of logits before a token is drawn: logit_bias, penalties, and no stop before min_tokens.
 
-With c the number of times a token occurs in the output:
+First logit_bias is added, as in vLLM and transformers. With c the number of times a token occurs in the output:
     repetition (token in prompt or output):  l / r if l > 0 else l * r
     frequency, presence:                     l - frequency * c - presence * [c > 0]
-Then logit_bias is added, and stop tokens get -inf while the output has fewer than min_tokens tokens. If there is a
+Then stop tokens get -inf while the output has fewer than min_tokens tokens. If there is a
 grammar, `engine.grammar.masks` decides when the output may stop.
 """
 
@@ -27,8 +27,8 @@ def adjusts_logits(sampling: SamplingParams) -> bool:
 
 def adjust(logits: Tensor, requests: Sequence[Request], eos_token_ids: Iterable[int]) -> None:
     """Adjust `logits` [S, V] in place, one row per request."""
-    _penalise(logits, requests)
     _add_bias(logits, requests)
+    _penalise(logits, requests)
     _ban_stops(logits, requests, frozenset(eos_token_ids))
 
 

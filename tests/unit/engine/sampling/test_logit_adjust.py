@@ -14,13 +14,13 @@ def plain(logits, request, eos):
     """The formula of the module's docstring, one token after another."""
     sampling, result = request.sampling, list(logits)
     output = request.token_ids[request.num_prompt_tokens :]
+    for token, bias in sampling.logit_bias.items():
+        result[token] += bias
     for token in set(request.token_ids):
         value = result[token]
         value = value / sampling.repetition_penalty if value > 0 else value * sampling.repetition_penalty
         count = output.count(token)
         result[token] = value - sampling.frequency_penalty * count - sampling.presence_penalty * (count > 0)
-    for token, bias in sampling.logit_bias.items():
-        result[token] += bias
     if len(output) < sampling.min_tokens:
         for token in {*eos, *sampling.stop_token_ids}:
             result[token] = float("-inf")
