@@ -57,10 +57,7 @@ class ChatClient:
             response.close()
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
-        headers = {
-            "Content-Type": "application/json",
-            "Connection": "close",
-        }  # closing it hangs up
+        headers = {"Content-Type": "application/json", "Connection": "close"}  # so closing a response ends its request
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         try:

@@ -32,18 +32,18 @@ class Outputs(Owners[PrefillLeg]):
 
     def deliver(self, step: StepOutput) -> None:
         """Pass first tokens, or errors, to the legs. In the event loop."""
-        for token in step.outputs:
-            leg = self.of(token.request)
+        for output in step.outputs:
+            leg = self.of(output.request)
             if leg is not None and not leg.output.done():
-                leg.output.set_result(token)
+                leg.output.set_result(output)
                 if not leg.was_set_aside:
-                    _count(token)
+                    _count(output)
 
 
-def _count(token: Output) -> None:
-    PROMPT_TOKENS.inc(token.request.num_prompt_tokens)
-    CACHED_TOKENS.inc(token.request.num_cached_tokens)
-    OUTPUT_TOKENS.inc(token.error is None)
+def _count(output: Output) -> None:
+    PROMPT_TOKENS.inc(output.request.num_prompt_tokens)
+    CACHED_TOKENS.inc(output.request.num_cached_tokens)
+    OUTPUT_TOKENS.inc(output.error is None)
 
 
 def _advance(layer_group: int, rows: list[tuple[PrefillLeg, int, list[int]]]) -> None:

@@ -76,8 +76,8 @@ class NodeShell:
         self.address = ""
         self.index = IndexWriter(redis, facts.model_fingerprint, self.node_id, self.epoch, cached)
         self._config, self._facts, self._redis = config, facts, redis
-        seen = config.host if config.service_token else "127.0.0.1"  # scrapes are plain HTTP: TLS cannot protect them
-        self._metrics = MetricsServer(seen, config.metrics_port, config.service_token, Exposition(labels))
+        metrics_host = config.host if config.service_token else "127.0.0.1"  # plain HTTP: TLS cannot protect it
+        self._metrics = MetricsServer(metrics_host, config.metrics_port, config.service_token, Exposition(labels))
         self._health = health_aio.HealthServicer()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beats: asyncio.Task[None] | None = None

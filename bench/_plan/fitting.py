@@ -93,13 +93,13 @@ class Fit:
 
     def _beside_prompts(self, cost: StepCost) -> tuple[float, float]:
         """Return how many times as long a step takes beside prompts, and how long an arriving request holds up all."""
-        rows, times = [], []
+        rows, factors = [], []
         for rounds in self._beside.values():
-            times.append(_median(rounds, lambda beside: slower(beside, cost)))
-            rows.append(
-                (1.0, times[-1] / _median(rounds, lambda beside: beside.spacing_ms))
-            )  # requests arriving during a step
-        beside, join = non_negative(rows, times, keep=0)
+            factor = _median(rounds, lambda beside: slower(beside, cost))
+            num_arrivals = factor / _median(rounds, lambda beside: beside.spacing_ms)  # during one step
+            factors.append(factor)
+            rows.append((1.0, num_arrivals))
+        beside, join = non_negative(rows, factors, keep=0)
         return beside, join
 
     def _cost(self, works_ms: Sequence[float]) -> StepCost:

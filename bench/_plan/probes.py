@@ -76,7 +76,7 @@ class Probe:
 
     async def alone(self, num_prompt: int) -> Alone:
         """Send requests with two output tokens, one at a time."""
-        streams = await self._now_and_then(num_prompt)
+        streams = await self._one_by_one(num_prompt)
         ttft_ms = [1000 * stream.ttft_s for stream in streams]
         noise = statistics.stdev(math.log(ms) for ms in ttft_ms)
         return Alone(statistics.median(ttft_ms), statistics.median(1000 * stream.tpot_s for stream in streams), noise)
@@ -98,7 +98,7 @@ class Probe:
         streaming = asyncio.create_task(streams.closed(self._conversations(STREAM_PROMPT, stream_tokens), STREAMS))
         try:
             await asyncio.sleep(QUIET_S)
-            singles = await self._now_and_then(num_prompt)
+            singles = await self._one_by_one(num_prompt)
             begun_s = time.monotonic()
             await asyncio.sleep(max(QUIET_S, singles[0].ttft_s))
             storm_s = time.monotonic()
@@ -112,8 +112,8 @@ class Probe:
         single_ms = 1000 * statistics.median(stream.ttft_s for stream in singles)
         return Beside(single_ms, spacing_ms(several), quiet, busy)
 
-    async def _now_and_then(self, num_prompt: int) -> list[Stream]:
-        """Send requests one by one with pauses: while prefill nodes are busy, decode nodes get short prompts."""
+    async def _one_by_one(self, num_prompt: int) -> list[Stream]:
+        """Send requests with pauses between them: while prefill nodes are busy, decode nodes get short prompts."""
         streams = []
         for _ in range(SINGLES):
             await asyncio.sleep(self._random.uniform(*PAUSE_S))

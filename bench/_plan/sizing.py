@@ -73,11 +73,11 @@ def search(model: NodeModel, workload: Workload, speed: float, limits: Limits) -
     for _ in range(_MAX_ROUNDS):
         if size.prefill + size.decode > MAX_NODES:
             break
-        outcome = run(model, workload, speed, size)
-        missing_prefill = outcome.ttft_p99_s > limits.ttft_s
-        missing_decode = outcome.tpot_p99_s > limits.tpot_s
+        found = run(model, workload, speed, size)
+        missing_prefill = found.ttft_p99_s > limits.ttft_s
+        missing_decode = found.tpot_p99_s > limits.tpot_s
         if not missing_prefill and not missing_decode:
-            return size, outcome
+            return size, found
         size = Size(_grown(size.prefill, missing_prefill), _grown(size.decode, missing_decode))
     raise ConfigError(f"no fleet of up to {MAX_NODES} nodes meets these limits: relax them")
 

@@ -117,14 +117,14 @@ class AdmissionQueue:
         self._order = itertools.count()
 
     def __len__(self) -> int:
-        return sum([line.num_waiting for line in self._classes])
+        return sum([queue.num_waiting for queue in self._classes])
 
     def push(self, entry: Waiting, retry_after_s: float = 1.0) -> None:
         """Add an entry. Raises Overloaded if the queue of its class is full."""
-        line = self._classes[entry.priority]
-        if line.num_waiting >= self._max_waiting:
+        queue = self._classes[entry.priority]
+        if queue.num_waiting >= self._max_waiting:
             raise overloaded("too many requests are waiting at present", retry_after_s)
-        line.push(entry, next(self._order))
+        queue.push(entry, next(self._order))
 
     def passed(self, tenant: str, priority: int, num_tokens: int) -> None:
         """Charge a tenant for a request that was placed at once, because the queue was empty."""
@@ -137,14 +137,14 @@ class AdmissionQueue:
 
     def head(self) -> Waiting | None:
         """Return the entry whose turn it is, or None if the queue is empty."""
-        for line in self._classes:
-            if line.num_waiting:
-                return line.head()
+        for queue in self._classes:
+            if queue.num_waiting:
+                return queue.head()
         return None
 
     def ahead_ms(self, tenant: str, priority: int, work_ms: float) -> float:
         """Return the work, in milliseconds, that would be done before that of a new request."""
-        higher = sum(line.work_ms for line in self._classes[:priority])
+        higher = sum(queue.work_ms for queue in self._classes[:priority])
         return higher + self._classes[priority].ahead_ms(tenant, work_ms)
 
 

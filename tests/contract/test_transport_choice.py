@@ -16,6 +16,7 @@ from kv_transfer.shm import process_memory
 from kv_transfer.shm.host_memory import HostMemory
 from kv_transfer.shm.transport import ShmListener, ShmTransport
 from kv_transfer.ucx.transport import UcxTransport, why_unavailable
+from tests.waiting import until
 
 
 def count(metric, transport: str) -> float:
@@ -140,8 +141,7 @@ async def fallen_back(p: Pair, better, repairs: list[str]) -> tuple[peer.DecodeP
     (node,) = p.senders[0]._peers.values()
     assert node.transport == "tcp"
     repairs.append("now")
-    while node.transport != better.name:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: node.transport == better.name)
     return node, under_way
 
 
@@ -185,8 +185,7 @@ def test_the_old_connection_is_closed_when_all_its_transfers_have_ended(monkeypa
             assert tcp._connections
             all_ready(old, 1)
             await (commit(old) if end == "commit" else old.abort())
-            while tcp._connections:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: not tcp._connections)
             all_ready(new, 1)
             assert (await commit(new)).transport == "shm"
             assert len(node._routes) == 1

@@ -22,6 +22,7 @@ from kv_transfer.cuda.device_memory import DeviceMemory, exported
 from kv_transfer.faults import FAULTS
 from kv_transfer.pool import KVPool
 from kv_transfer.staged_pool import StagedPool
+from tests.waiting import until
 
 
 def on_gpu(test):
@@ -128,8 +129,7 @@ def test_a_frozen_sender_is_noticed_and_fenced():
                     await incoming.committed()
                 await incoming.cancel()
             p.target.buffer.fill_(3)
-            while psutil.Process(child.process.pid).status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: psutil.Process(child.process.pid).status() == psutil.STATUS_STOPPED)
             child.process.send_signal(signal.SIGCONT)
             assert await child.hear() != "ok"
             assert p.target.buffer.eq(3).all()

@@ -1,12 +1,11 @@
 """On every transport: a transfer that was cancelled, has ended or lost its lease writes nothing."""
 
-import asyncio
-
 import pytest
 from kv_nodes import LAYOUT, NUM_BLOCKS, all_ready, arrivals, commit, new_pool, pair, run
 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
+from tests.waiting import until
 
 
 def test_cancel_in_the_middle_then_reuse(transport):
@@ -107,8 +106,7 @@ def test_messages_that_arrive_renew_the_lease(transport):
             ends_s = incoming._lease_end_s
             outgoing = p.sender(new_pool(1)).open(incoming.grant, [1, 2])
             all_ready(outgoing, 1)
-            while not incoming._digests:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: incoming._digests)
             assert incoming._lease_end_s > ends_s
 
     run(main())

@@ -10,6 +10,7 @@ from kv_nodes import BETWEEN_PROCESSES, NUM_BLOCKS, Child, all_ready, arrivals, 
 from baton.errors import TransferError
 from baton.v1 import transfer_pb2
 from kv_transfer.sender import KVSender
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("transport", BETWEEN_PROCESSES)
@@ -38,8 +39,7 @@ def test_killed_prefill_node(transport, fault):
 
 
 async def stopped(child: Child) -> None:
-    while psutil.Process(child.process.pid).status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: psutil.Process(child.process.pid).status() == psutil.STATUS_STOPPED)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from baton.errors import TransferError
 from baton.net import rpc
 from baton.v1 import transfer_pb2
 from kv_transfer.service import add_transfer_service
+from tests.waiting import until
 
 
 def test_restarted_prefill_node_takes_the_place_of_the_old(transport):
@@ -79,8 +80,7 @@ def test_a_prefill_node_that_connects_again_loses_its_earlier_connection(transpo
                 all_ready(outgoing, 1)
                 await commit(outgoing)
             async with asyncio.timeout(10):
-                while first._peers:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                await until(lambda: not first._peers)
             assert second._peers
 
     run(main())

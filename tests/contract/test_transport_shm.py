@@ -9,6 +9,7 @@ from kv_nodes import NUM_BLOCKS, all_ready, arrivals, commit, new_pool, pair, ru
 
 from baton.errors import TransferError
 from kv_transfer.shm import process_memory, transport
+from tests.waiting import until
 
 
 class Brake:
@@ -54,8 +55,7 @@ def test_a_cancel_waits_for_the_copy_and_nothing_is_written_after_it(brake):
             await brake.holds()
             cancel = asyncio.create_task(incoming.cancel())
             async with asyncio.timeout(10):  # messages under way are given a moment; then the connection is closed
-                while outgoing.error is None:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                await until(lambda: outgoing.error is not None)
             assert not cancel.done()
             brake.release()
             async with asyncio.timeout(10):

@@ -38,7 +38,7 @@ def environment(fleet: Fleet, prometheus: Prometheus, folder: Path) -> dict[str,
     baton = folder / "baton"
     baton.write_text(f'#!/bin/sh\nexec {sys.executable} -m fleet "$@"\n')
     baton.chmod(0o755)
-    node = next(n for n in fleet.status()["nodes"] if n["role"] == "decode")
+    metrics = {node["role"]: node["metrics"] for node in fleet.status()["nodes"]}
     return fleet.env | {
         "PATH": f"{folder}{os.pathsep}{Path(program('promtool')).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -46,6 +46,7 @@ def environment(fleet: Fleet, prometheus: Prometheus, folder: Path) -> dict[str,
         "BATON": f"http://127.0.0.1:{fleet.port}",
         "KEY": KEY,
         "TOKEN": TOKEN,
-        "METRICS": node["metrics"],
+        "METRICS": metrics["decode"],
+        "ADMIN": metrics["router"].removesuffix("/metrics"),
         "REQUEST_ID": fleet.request_id("a request to trace"),
     }

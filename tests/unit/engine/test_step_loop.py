@@ -7,6 +7,7 @@ from baton.errors import InvalidRequest, NodeUnavailable
 from baton.request import FinishReason
 from engine.request import RequestState
 from engine.step_loop import StepLoop
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -203,8 +204,7 @@ async def test_an_idle_node_detects_leaked_blocks(make_engine, make_generation, 
 
     async def audited(num):
         async with asyncio.timeout(10):
-            while len(audits) < num:  # noqa: ASYNC110 - the step thread appends
-                await asyncio.sleep(0.01)
+            await until(lambda: len(audits) >= num)
 
     before = BLOCK_LEAKS._value.get()
     loop = StepLoop(engine, lambda step: None, on_idle=audit)

@@ -18,6 +18,7 @@ from fleet.loadtest import watch as loadtest_watch
 from fleet.loadtest.run import PHASES, Run, Settings
 from fleet.loadtest.site import RemoteSite, Site
 from fleet.loadtest.verdict import Verdict
+from tests.waiting import until
 
 MIB = 2.0**20
 SETTINGS = Settings(Shape("m", lengths.parse("4"), lengths.parse("4")), 4, 5.0, total_s=100.0)
@@ -43,8 +44,7 @@ class Known(Site):
 def test_memory_is_read_while_the_load_runs():
     async def run() -> dict[str, list[float]]:
         async with loadtest_watch.MemoryWatch(Known([1.0, 2.0, 3.0]), 0.1) as watch:
-            while not watch.samples:  # noqa: ASYNC110 - filled by a thread
-                await asyncio.sleep(0.01)
+            await until(lambda: watch.samples)
         return watch.samples
 
     assert asyncio.run(run())["decode-0"][0] == 1.0

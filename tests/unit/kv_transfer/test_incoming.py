@@ -63,7 +63,7 @@ def test_a_message_is_admitted_once_and_only_as_planned():
         assert case.claim(case.first) is None  # it is being written
         case.inbox.arrived(case.first)
         assert case.claim(case.first) is None  # it has been digested
-        assert case.claim(case.second, peer=None)  # from whom only its tag says
+        assert case.claim(case.second, peer=None)  # UCX: only the tag identifies the sender
         case.inbox.arrived(case.second)
         assert case.transfer.state is TransferState.OPEN
         await case.node.close()

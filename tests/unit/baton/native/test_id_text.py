@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 
 import pytest
 from hypothesis import given
@@ -12,13 +11,8 @@ from baton.native import build, id_text
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    built = build.build(build.ID_TEXT, tmp_path_factory.mktemp("ids"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "library", lambda _: built)
-        return id_text.load()
+def read(load_compiled):
+    return load_compiled(id_text, build.ID_TEXT)
 
 
 @given(

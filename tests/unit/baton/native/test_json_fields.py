@@ -1,7 +1,6 @@
 """The compiled scan finds what a JSON parser finds."""
 
 import json
-import shutil
 
 import pytest
 from hypothesis import given
@@ -19,13 +18,8 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def find(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    built = build.build(build.JSON_FIELDS, tmp_path_factory.mktemp("fields"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "library", lambda _: built)
-        return json_fields.load()
+def find(load_compiled):
+    return load_compiled(json_fields, build.JSON_FIELDS)
 
 
 def counts(value):

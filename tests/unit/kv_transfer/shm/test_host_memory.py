@@ -1,4 +1,4 @@
-"""A sender's memory as its receiver reads it: no other than was shown, whole or not at all, and soon over."""
+"""Reading a sender's memory: only with the announced proof, completely or not at all, and soon stopped."""
 
 import os
 import random

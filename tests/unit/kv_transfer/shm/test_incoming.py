@@ -17,6 +17,7 @@ from kv_transfer.shm.frames import Frame, Hello, acked
 from kv_transfer.shm.host_memory import NONCE_BYTES, pack_runs, proof
 from kv_transfer.shm.transport import ShmTransport, welcomed
 from kv_transfer.transport import Peer
+from tests.waiting import until
 
 NUM_MESSAGES = 2000
 SECRET = b"x" * 32
@@ -62,7 +63,7 @@ def gone_process():
 
 @pytest.mark.parametrize("end", ["closes", "dies", "is closed"])
 def test_a_copy_counts_only_if_the_sender_is_alive_and_has_not_revoked_it(end):
-    """Whoever copies looks for itself: the event loop may not have heard of it yet."""
+    """The copying thread checks this by itself: the event loop may not know yet."""
 
     async def main():
         listener = await ShmTransport().listen("", Drain())
@@ -112,8 +113,7 @@ def test_a_sender_that_does_not_read_for_a_while_gets_all_acknowledgements():
                 await loop.sock_sendall(sock, Frame(sequence, 1, pack_runs([(1, 1)])).pack())
 
         announced = asyncio.create_task(announce())
-        while not incoming._unsent:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: incoming._unsent)
         assert (inbox.is_connected, incoming._reading) == (True, False)
         heard = [acked(await loop.sock_recv(sock, 100)) for _ in range(NUM_MESSAGES)]
         assert heard == list(range(NUM_MESSAGES))
@@ -205,7 +205,7 @@ def test_a_copy_that_fails_or_outlives_its_connection_is_lost(end):
                 time.sleep(0.001)
             return 5
 
-        incoming._stall.close()  # which would end it, too
+        incoming._stall.close()  # so that it does not end the connection
         incoming._start_copy(SimpleNamespace(fetch=fetch), Frame(1, 7, b""), None)
         if end != "fails":
             time.sleep(0.1)  # noqa: ASYNC251 - the copy begins, and may end

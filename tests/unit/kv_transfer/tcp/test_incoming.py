@@ -13,6 +13,7 @@ from kv_transfer.tcp import incoming
 from kv_transfer.tcp import transport as tcp
 from kv_transfer.tcp.outgoing import HEADER, MAGIC
 from kv_transfer.transport import Peer, Slot
+from tests.waiting import until
 
 SECRET = b"x" * 32
 PEER = Peer("p0", 1)
@@ -54,7 +55,7 @@ async def listening():
 
 
 async def dialled(listener, secret=SECRET):
-    """A socket over which the secret was said, and the answer to it; b"" if there was none but the end."""
+    """Connect and send the secret; return the socket, and the answer: b"" if the listener closed the connection."""
     loop, sock = asyncio.get_running_loop(), socket.socket()
     sock.setblocking(False)
     await loop.sock_connect(sock, ("127.0.0.1", listener.port))
@@ -79,13 +80,11 @@ def test_messages_arrive_or_are_dropped_with_heartbeats_between_them():
             for _ in range(2):
                 frames += [HEADER.pack(MAGIC, size, 1), BYTES]
             await asyncio.get_running_loop().sock_sendall(sock, b"".join(frames))
-            while len(inbox.ends) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: len(inbox.ends) >= 2)
             assert inbox.ends == [("arrived", 1, xxhash.xxh3_64(BYTES).intdigest())] * 2
             assert inbox.memory == BYTES
             sock.close()
-            while listener._connections:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: not listener._connections)
             assert inbox.ends[2:] == [("disconnected", PEER)]
 
     asyncio.run(main())
@@ -112,11 +111,10 @@ def test_a_message_that_is_cut_off_is_lost_once(by):
             sock, _ = await dialled(listener)
             (connection,) = listener._connections.values()
             assert connection._stall._timer is not None
-            connection._stall.close()  # which would end it, too
+            connection._stall.close()  # so that it does not end the connection
             closed, connection._stall = [], SimpleNamespace(moved=lambda: None, close=lambda: closed.append("stall"))
             await loop.sock_sendall(sock, HEADER.pack(MAGIC, len(BYTES), 1) + BYTES[:-1])
-            while connection._tag is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: connection._tag is not None)
             if by == "a reset":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if by in ("its end", "a reset"):
@@ -125,8 +123,7 @@ def test_a_message_that_is_cut_off_is_lost_once(by):
                 newer, _ = await dialled(listener)
             else:
                 await (listener.disconnect(PEER) if by == "disconnect" else listener.close())
-            while not connection._closed:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: connection._closed)
             connection.close()
             assert inbox.ends == [("lost", 1), ("disconnected", PEER)]
             assert closed == ["stall"]
@@ -163,8 +160,7 @@ def test_connections_without_a_secret_are_limited(monkeypatch):
         async with listening() as (listener, inbox):
             peer, _ = await dialled(listener)
             mute = socket.create_connection(("127.0.0.1", listener.port))
-            while not listener._unadmitted:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: listener._unadmitted)
             refused, answer = await dialled(listener)
             assert (answer, inbox.ends) == (b"", [])
             await listener.close()

@@ -21,8 +21,7 @@ def test_all_sends_to_a_receiver_that_does_not_read_fail(monkeypatch):
     monkeypatch.setattr(stall, "TICK_S", 0.01)
 
     async def main():
-        closed, (mine, its) = [], socket.socketpair()
-        mine.setblocking(False)
+        closed, (mine, its) = [], socket_pair()
         connection = TcpConnection(mine, lambda: closed.append(1))
         sends = [asyncio.create_task(connection.send(1, [memoryview(bytes(2**22))])) for _ in range(2)]
         async with asyncio.timeout(10):
@@ -86,8 +85,7 @@ def test_the_end_of_an_idle_connection_is_noticed_without_a_heartbeat(monkeypatc
     monkeypatch.setattr(socket_connection, "HEARTBEAT_S", 1000.0)
 
     async def main():
-        closed, (mine, its) = asyncio.Event(), socket.socketpair()
-        mine.setblocking(False)
+        closed, (mine, its) = asyncio.Event(), socket_pair()
         TcpConnection(mine, closed.set)
         its.close()
         async with asyncio.timeout(10):

@@ -5,6 +5,7 @@ import pytest
 
 from baton.errors import TransferError
 from kv_transfer.tcp.transport import TcpTransport
+from tests.waiting import until
 
 
 def test_an_address_of_another_host_leaves_no_socket_behind():
@@ -30,8 +31,7 @@ def test_a_refused_connection_leaves_no_socket_behind():
         before = os.listdir("/proc/self/fd")
         with pytest.raises(TransferError, match=r"refused|reset") as error:
             await transport.connect("127.0.0.1", listener.port, b"x" * 32, lambda: None)
-        while listener._unadmitted:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await until(lambda: not listener._unadmitted)
         assert os.listdir("/proc/self/fd") == before
         assert error.traceback  # which would hold the socket
         await listener.close()

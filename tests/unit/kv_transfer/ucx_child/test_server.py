@@ -1,4 +1,4 @@
-"""The main loop of the UCX process: what it does with messages, strangers and a full socket."""
+"""The main loop of the UCX process: messages, connections without a secret, and a full socket."""
 
 from types import SimpleNamespace
 
@@ -60,12 +60,12 @@ def test_a_connection_without_a_secret_in_time_is_closed(child, monkeypatch):
     monkeypatch.setattr(link.time, "monotonic", lambda: late_s)
     child.turn()
     assert [end.is_closed for end in (mute, broken, admitted)] == [True, True, False]
-    assert not child.ucx.endpoints[0].is_closed  # of links that the node opens it knows itself when they are late
+    assert not child.ucx.endpoints[0].is_closed  # the node watches the links that it opens
 
 
 def test_connections_without_a_secret_are_limited(child, monkeypatch):
     monkeypatch.setattr(server, "_MAX_UNADMITTED", 2)
-    child.connected()  # which is no stranger
+    child.connected()  # has shown its secret
     ends = [child.accepted() for _ in range(3)]
     assert [end.is_closed for end in ends] == [False, False, True]
     child.turn(frames.Admit(-1))

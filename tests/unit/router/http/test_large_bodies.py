@@ -14,6 +14,7 @@ from baton.errors import ContextLengthExceeded, NoCapacity
 from baton.request import FinishReason
 from router.http import outlet, turns
 from router.job import PromptResult
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -198,8 +199,7 @@ async def test_large_bodies_take_turns(router, monkeypatch):
     assert await post(turns.LARGE_BYTES) == 400
     second = asyncio.create_task(post(turns.LARGE_BYTES))
     async with asyncio.timeout(5):
-        while not turns.TURNS.num_waiting_bytes:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: turns.TURNS.num_waiting_bytes)
     assert await post(turns.LARGE_BYTES) == 429
     assert await post(10) == 200
     assert not second.done()
@@ -228,13 +228,13 @@ async def test_a_turn_is_as_long_as_the_body_takes_to_decode(router, dispatch, m
 
 async def test_the_next_large_body_waits_for_twice_as_long_as_one_took(monkeypatch):
     monkeypatch.setattr(turns, "PAUSES", 2)
-    line = turns.Turns()
-    await line.take(b"", lambda _: None)
+    queue = turns.Turns()
+    await queue.take(b"", lambda _: None)
     began_s = time.monotonic()
     time.sleep(0.05)  # noqa: ASYNC251 - it is read, and the loop stands
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        await line.take(b"", lambda _: None)
+        await queue.take(b"", lambda _: None)
     assert time.monotonic() - began_s >= 3 * 0.05
 
 

@@ -1,4 +1,4 @@
-"""Bodies that are not here to their end: how long they are waited for, and how much of them is kept."""
+"""Bodies that are late or never complete: how long a router waits for them, and how much of them it keeps."""
 
 import asyncio
 import json
@@ -82,7 +82,7 @@ async def test_nothing_is_kept_of_a_body_that_becomes_too_large(router, monkeypa
 
 
 async def test_all_unfinished_bodies_together_are_bounded(router, monkeypatch):
-    """Of each alone eight megabytes would be kept for a minute."""
+    """Each alone could keep eight megabytes for a minute."""
     monkeypatch.setattr(exchange, "MAX_HELD_BYTES", 200_000)
     head = POST + b"Content-Length: 900000\r\n\r\n"
     first = asyncio.create_task(talk(router, head + b"a" * 250_000))
@@ -91,7 +91,7 @@ async def test_all_unfinished_bodies_together_are_bounded(router, monkeypatch):
     assert b" 429 " in refused
     assert b"retry-after" in refused
     assert exchange._HELD.num_bytes == 250_000
-    data = json.dumps(CHAT).encode()  # one that is here to its end takes none of it
+    data = json.dumps(CHAT).encode()  # a complete body does not count
     head = POST + b"Content-Length: %d\r\n\r\n" % len(data)
     for parts in ([head + data], [head, data]):
         assert b" 200 " in await talk(router, *parts, until_closed=False)

@@ -35,7 +35,7 @@ async def num_taken(*limiters: RateLimiter, tenant: Tenant = TENANT, num_tokens:
 
 
 async def test_routers_share_a_bucket(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limit, "TIMEOUT_S", 5.0)  # a machine that stalls must not change the subject
+    monkeypatch.setattr(rate_limit, "TIMEOUT_S", 5.0)  # not reached, even if the machine stalls
     clients = [redis_client.connect(redis_url, timeout_s=5.0) for _ in range(2)]
     limiters = [RateLimiter(client, lambda: 2) for client in clients]
     began = time.monotonic()
@@ -133,7 +133,7 @@ async def test_headers_of_an_account_say_what_is_left(alone: Any) -> None:
     with pytest.raises(RateLimited):
         await account.admit("tiny", 100)
     assert dict(account.headers)[b"x-ratelimit-remaining-requests"] == b"1"
-    assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"0"  # in truth 150 below
+    assert dict(account.headers)[b"x-ratelimit-remaining-tokens"] == b"0"  # not below 0, though 150 are owed
 
 
 def test_tenants_beyond_the_limit_of_names_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The end of a choice: it is told once, whatever else is said of its job."""
+"""The end of a choice is reported once, whatever is reported of its job afterwards."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ USAGE = Usage(num_prompt_tokens=5)
 
 
 class Told:
-    """What a listener is told, in order."""
+    """The calls to a listener, in order."""
 
     def __init__(self) -> None:
         self.words: list[Any] = []
@@ -31,7 +31,7 @@ class Told:
 
 @pytest.fixture
 def make(served_model):
-    """A choice that stops at "x", its tokens, and what it tells."""
+    """A choice that stops at "x", its tokens, and the calls to its listener."""
 
     def make() -> tuple[Choice, Any, list[Any]]:
         told = Told()

@@ -92,7 +92,7 @@ def test_long_lists_of_lists_of_ids_are_read_like_short_ones():
 
 
 def test_the_last_of_two_prompts_in_a_body_is_used():
-    """As everywhere, however it is spelled."""
+    """As for every other field, also if one name is escaped."""
     ids = json.dumps([1] * 5000)
     for name in ("prompt", r"promp\u0074"):
         body = ANY_VOCABULARY.parse(f'{{"model":"m","prompt":{ids},"{name}":[7,8]}}'.encode())
