@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import signal
+import threading
 from typing import Any
 
 import psutil
@@ -63,6 +64,27 @@ def test_a_process_that_cannot_be_started_for_a_while_only_costs_transfers(monke
             gc.collect()  # each region of memory has a descriptor as long as it is mapped
             assert psutil.Process().num_fds() <= used
             await ship(p, p.sender(new_pool(1)), [1], [2])
+
+    run(main())
+
+
+def test_a_process_that_dies_at_the_thread_limit_is_started_again(monkeypatch: Any):
+    """Once threads can be started again, which its staging memory needs."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        async with pair("ucx") as p, asyncio.timeout(30):
+            transport = ucx_of(p.receiver)
+            victim = transport.pid
+            with monkeypatch.context() as scarce:
+                scarce.setattr(threading.Thread, "start", refuse)
+                os.kill(victim, signal.SIGKILL)
+                while not transport._restarting:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                await asyncio.wait([transport._restarting], timeout=0.3)
+            await restarted(transport, victim)
 
     run(main())
 
