@@ -181,6 +181,22 @@ def test_a_single_transport_is_open_from_start_to_stop(wanted, opened):
     asyncio.run(main())
 
 
+def test_a_transport_that_cannot_be_opened_at_present_is_in_common_all_the_same(monkeypatch):
+    async def in_want(self, host, inbox):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        listeners_ = Listeners("auto", "127.0.0.1", inbox_of=lambda transport: None)
+        for _ in range(2):  # the second one within the pause
+            with pytest.raises(TransferError, match="cannot open transport shm at present") as error:
+                await listeners_.choose(["shm"], host_id())
+            assert not isinstance(error.value, LayoutMismatch)
+        await listeners_.close()
+
+    monkeypatch.setattr(ShmTransport, "listen", in_want)
+    asyncio.run(main())
+
+
 def test_no_common_transport_and_no_common_host_are_errors():
     with pytest.raises(LayoutMismatch, match="no transport in common"):
         choose_door("tcp", ["shm"], host_id())
