@@ -59,7 +59,7 @@ def test_a_process_is_killed_without_waiting_for_what_it_might_print_and_leaves_
 
 def test_what_a_process_prints_is_logged_and_the_last_line_kept(run, caplog):
     async def scenario(child):
-        await child.wait()
+        child._process.wait()  # the event loop has no turn
         assert child.end() == "x" * 255
 
     run("import sys; print('out', flush=True); print('err\\n' + 'x' * 300 + '\\n \\n', file=sys.stderr)", scenario)

@@ -121,7 +121,7 @@ def test_a_close_waits_until_no_message_is_read_any_more():
         await asyncio.sleep(0)
         closing = asyncio.create_task(connection.close())
         await asyncio.sleep(0.01)
-        assert (closing.done(), losses) == (False, [1])
+        assert (closing.done(), losses, connection._stall._timer) == (False, [1], None)
         copying.set_result(1)
         await closing
         with pytest.raises(TransferError, match="was lost"):

@@ -135,6 +135,7 @@ def test_a_connection_has_ended_when_its_last_copy_has(end):
         assert (ending.done(), inbox.ends) == (False, [("disconnected", PEER)])
         copying.set_result(5)
         await ending
+        await incoming.close()
         assert inbox.ends == [("disconnected", PEER), ("arrived", 1)]
         assert (incoming._tasks, incoming._stall._timer) == (set(), None)
 

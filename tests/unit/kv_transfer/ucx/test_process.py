@@ -84,6 +84,17 @@ def test_a_process_that_has_started_has_no_more_time_limit(run, monkeypatch):
     run("live()", scenario)
 
 
+def test_whoever_waits_no_longer_for_the_start_does_not_disturb_the_others(run):
+    async def scenario(process, ends):
+        impatient, patient = [asyncio.create_task(process.started()) for _ in range(2)]
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await patient
+        assert process.has_started
+
+    run("live()", scenario)
+
+
 def test_a_silent_process_is_killed_with_all_of_its_messages(run, monkeypatch):
     monkeypatch.setattr(stall, "TICK_S", 0.01)
 
