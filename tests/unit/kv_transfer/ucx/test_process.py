@@ -159,8 +159,8 @@ def test_the_numbers_of_messages_that_are_sent_and_received_differ(run):
 
     async def scenario(process, ends):
         sent, received = [], []
-        process.start_send(1, 7, Area(0, 1), sent.append)
         process.start_receive(1, 1, Area(0, 1), received.append)
+        process.start_send(1, 7, Area(0, 1), sent.append)
         while not received:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         assert sent == []
