@@ -42,7 +42,7 @@ class Listeners:
         """Choose the first offered transport that this node also has and that can work between the two hosts.
 
         A transport that is slow to open is skipped for now if there is another one. Raises LayoutMismatch if there is
-        no common transport.
+        no common transport, TransferError if none of them can be opened at present.
         """
         common = [name for name in offered if name in self._transports.names]
         if common and host_id_ != host_id():
@@ -56,6 +56,8 @@ class Listeners:
                 except TransferError as error:
                     _log.info("KV blocks do not travel over %s: %s", name, error)
             FALLBACKS.labels(name).inc()
+        if common:
+            raise TransferError(f"the decode node cannot open transport {' or '.join(common)} at present")
         raise LayoutMismatch("they have no transport in common")
 
     async def open(self, name: str) -> Listener:

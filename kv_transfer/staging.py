@@ -99,7 +99,6 @@ class Staging:
             for _, future in self._waiting:
                 if not future.done():
                     future.set_exception(TransferError("the staging memory is closed"))
-            self._waiting.clear()
 
     def _serve(self) -> None:
         while self._waiting:

@@ -16,6 +16,7 @@ from kv_transfer.ucx_child.frame_socket import MAX_TEXT_CHARS, FrameSocket
 
 COMMAND = (sys.executable, "-P", "-m", "kv_transfer.ucx_child")
 _MAX_LOG_BYTES = 2**14  # of its output, per read
+_POLL_S = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +70,12 @@ class UcxChild:
         return self._last_words
 
     async def wait(self) -> str:
-        """Wait until the process has exited. Returns how: a signal's name or an exit code; empty if `end` killed it."""
-        code = await asyncio.to_thread(self._process.wait)
+        """Wait until the process has exited. Returns how: a signal's name or an exit code; empty if `end` killed it.
+
+        It polls instead of waiting in a thread: at a thread limit there may be none.
+        """
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(_POLL_S)
         if code < 0 and code != -signal.SIGKILL:
             with contextlib.suppress(ValueError):
                 return signal.Signals(-code).name

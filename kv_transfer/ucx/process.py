@@ -36,7 +36,6 @@ class UcxProcess:
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
-        self._started.add_done_callback(lambda started: started.cancelled() or started.exception())
         self._messages: dict[int, OnEnd] = {}
         self._numbers = itertools.count(1)
         self._closing: dict[int, asyncio.TimerHandle] = {}

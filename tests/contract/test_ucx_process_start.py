@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import signal
+import threading
 from typing import Any
 
 import psutil
@@ -22,7 +23,7 @@ def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
     async def main():
         transport = UcxTransport("127.0.0.1")
         os.kill(transport.pid, signal.SIGKILL)
-        await transport._alive()
+        assert (await transport.listen("127.0.0.1", None)).port
         await transport.close()
 
     run(main())
@@ -67,8 +68,54 @@ def test_a_process_that_cannot_be_started_for_a_while_only_costs_transfers(monke
     run(main())
 
 
-def test_nobody_waits_for_a_process_that_cannot_be_started(monkeypatch: Any):
+def test_a_process_that_dies_at_the_thread_limit_is_started_again(monkeypatch: Any):
+    """Once threads can be started again, which its staging memory needs."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        async with pair("ucx") as p, asyncio.timeout(30):
+            transport = ucx_of(p.receiver)
+            victim = transport.pid
+            with monkeypatch.context() as scarce:
+                scarce.setattr(threading.Thread, "start", refuse)
+                os.kill(victim, signal.SIGKILL)
+                while not transport._restarting:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                await asyncio.wait([transport._restarting], timeout=0.3)
+            await restarted(transport, victim)
+
+    run(main())
+
+
+def test_a_transport_that_is_closed_starts_no_process_any_more(monkeypatch: Any):
+    refusals = []
+
     def refuse(*args: Any, **options: Any) -> Any:
+        refusals.append(args)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main():
+        transport = UcxTransport("127.0.0.1")
+        await transport.ready()
+        assert transport._process.has_started
+        monkeypatch.setattr(ucx_child, "Popen", refuse)
+        os.kill(transport.pid, signal.SIGKILL)
+        while not refusals:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await transport.close()
+        assert transport._restarting.done()
+
+    run(main())
+
+
+def test_nobody_waits_for_a_process_that_cannot_be_started(monkeypatch: Any):
+    """It is tried again after pauses that become longer."""
+    refusals = []
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        refusals.append(args)
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def main():
@@ -86,5 +133,6 @@ def test_nobody_waits_for_a_process_that_cannot_be_started(monkeypatch: Any):
                         await commit(outgoing)
             with pytest.raises(TransferError):
                 p.sender(new_pool(1), "p9")
+            assert len(refusals) <= 5
 
     run(main())

@@ -78,6 +78,24 @@ def test_transfers_take_turns_within_the_bound_on_bytes_in_flight():
     asyncio.run(main())
 
 
+def test_a_transfer_that_is_added_twice_has_one_turn():
+    async def main():
+        wire, outbox = Wire(), Outbox(max_inflight_bytes=SIZE)
+        long = Queue(0, 3)
+        for source in (long, long, Queue(100, 1)):
+            outbox.add(source)
+        outbox.start(wire)
+        await let_run()
+        while wire.waiting:
+            assert len(outbox._sends) == 1
+            wire.waiting.popleft().set_result(None)
+            await let_run()
+        assert wire.tags == [0, 100, 1, 2]
+        assert not outbox._sends
+
+    asyncio.run(main())
+
+
 def test_a_message_larger_than_the_bound_goes_out_alone():
     async def main():
         wire, outbox = Wire(), Outbox(max_inflight_bytes=1)

@@ -57,7 +57,8 @@ def test_requests_are_served_in_order():
         assert [future.done() for future in (large, small)] == [False, False]
         staging.give_back(whole)
         assert (large.result(), small.result()) == (Area(0, 3 * PAGE), Area(3 * PAGE, PAGE))
-        waiting = staging.take(1)
+        waiting, gone = staging.take(1), staging.take(1)
+        gone.cancel()
         staging.close()
         for future in (waiting, staging.take(1)):
             with pytest.raises(TransferError, match="closed"):
@@ -71,9 +72,14 @@ def test_nothing_is_copied_once_it_is_closed():
 
     async def main():
         staging = Staging(4 * PAGE)
-        area = staging.take(PAGE).result()
+        area, descriptor = staging.take(PAGE).result(), staging.descriptor
         for _ in range(2):
             staging.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+        for thread in staging._threads._threads:
+            await asyncio.to_thread(thread.join, 5)
+            assert not thread.is_alive()
         for copy in (staging.fill, staging.empty):
             with pytest.raises(TransferError, match="closed"):
                 copy(area, [memoryview(bytearray(PAGE))])
@@ -119,11 +125,12 @@ def test_a_failed_start_leaves_no_descriptor_behind(monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_region_cannot_be_shrunk():
+def test_the_region_keeps_its_size():
     async def main():
         staging = Staging(2 * PAGE)
-        with pytest.raises(PermissionError):
-            os.ftruncate(staging.descriptor, PAGE)
+        for num_bytes in (PAGE, 3 * PAGE):
+            with pytest.raises(PermissionError):
+                os.ftruncate(staging.descriptor, num_bytes)
         staging.close()
 
     run(main())

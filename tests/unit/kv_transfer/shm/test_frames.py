@@ -58,5 +58,6 @@ def test_hello_ack_and_refusal():
     assert Hello.unpack(hello.pack()) == hello
     assert acked(ack(2**63)) == 2**63
     assert reason_of(refusal("not permitted")) == "not permitted"
+    assert reason_of(refusal("ä" * 2**20)) == "ä" * 100  # fits a packet
     assert refusal("") != WELCOME
     assert reason_of(b"") == "the decode node refused the connection"

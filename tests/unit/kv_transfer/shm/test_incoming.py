@@ -164,12 +164,14 @@ def test_the_end_of_a_connection_reaches_the_sender_while_copies_still_run():
     """The inbox is told once, and nothing of the connection is left in the event loop."""
 
     async def main():
-        loop, inbox, copying = asyncio.get_running_loop(), Drain(), threading.Event()
+        loop, inbox, begun, copying = asyncio.get_running_loop(), Drain(), threading.Event(), threading.Event()
         listener = await ShmTransport().listen("", inbox)
         sock, incoming = await connected(listener)
         lost = []
         inbox.lost = lost.append
-        incoming._start_copy(SimpleNamespace(fetch=lambda *_: copying.wait(10)), Frame(1, 7, b""), None)
+        memory = SimpleNamespace(fetch=lambda *_: begun.set() or copying.wait(10))
+        incoming._start_copy(memory, Frame(1, 7, b""), None)
+        await asyncio.to_thread(begun.wait, 10)
         loop.add_writer(incoming._sock.fileno(), lambda: None)  # as while acknowledgements wait for room
         incoming.start_closing()
         incoming.start_closing()

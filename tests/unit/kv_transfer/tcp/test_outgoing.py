@@ -81,6 +81,40 @@ def test_a_message_that_moves_slowly_is_no_stall(monkeypatch):
     asyncio.run(main())
 
 
+def test_a_socket_that_was_full_is_left_alone_afterwards():
+    async def main():
+        mine, its = socket_pair()
+        connection, loop = TcpConnection(mine, lambda: None), asyncio.get_running_loop()
+        sending = asyncio.create_task(connection.send(1, [memoryview(bytes(2**22))]))
+        async with asyncio.timeout(10):
+            while not sending.done():
+                await loop.sock_recv(its, 2**18)
+        await sending
+        assert not loop.remove_writer(mine.fileno())
+        await connection.close()
+        its.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_breaks_while_the_socket_is_full_ends_in_order():
+    async def main():
+        errors, (mine, its) = [], socket_pair()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        connection = TcpConnection(mine, lambda: None)
+        sending = asyncio.create_task(connection.send(1, [memoryview(bytes(2**22))]))
+        await asyncio.sleep(0.01)
+        asyncio.get_running_loop().remove_reader(mine.fileno())  # the writer notices
+        its.close()
+        async with asyncio.timeout(10):
+            with pytest.raises(TransferError, match="broke: Broken pipe"):
+                await sending
+        await asyncio.sleep(0)
+        assert (errors, connection._stall._timer) == ([], None)
+
+    asyncio.run(main())
+
+
 def test_the_end_of_an_idle_connection_is_noticed_without_a_heartbeat(monkeypatch):
     monkeypatch.setattr(socket_connection, "HEARTBEAT_S", 1000.0)
 

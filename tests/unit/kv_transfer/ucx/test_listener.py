@@ -5,8 +5,10 @@ import asyncio
 import pytest
 
 from baton.errors import TransferError
+from kv_transfer import stall
 from kv_transfer.staging import Staging
 from kv_transfer.transport import Slot
+from kv_transfer.ucx import listener as ucx_listener
 from kv_transfer.ucx.listener import UcxListener
 from kv_transfer.ucx_child import frames
 
@@ -99,6 +101,60 @@ def test_a_connection_replaces_an_older_one_of_the_peer_and_a_stranger_is_refuse
         assert process.told == [frames.Admit(5)]
         assert listener._by_peer[PEER].link.number == 5
         listener.hear(frames.Gone(5, "closed"))
+        assert (listener._by_peer, listener._by_link) == ({}, {})
+
+    run(scenario)
+
+
+def test_a_peer_lives_as_long_as_its_heart_beats(monkeypatch):
+    monkeypatch.setattr(stall, "TICK_S", 0.01)
+
+    async def scenario(listener, process, inbox):
+        for _ in range(2 * stall.MOST_TICKS):
+            listener.hear(frames.Heard(3))
+            await asyncio.sleep(stall.TICK_S)
+        assert inbox.ends == []
+        while not inbox.ends:  # noqa: ASYNC110
+            await asyncio.sleep(stall.TICK_S)
+        assert (process.closed, inbox.ends) == ([3], [("disconnected", PEER)])
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("end", ["disconnect", "close"])
+def test_a_connection_has_ended_when_its_last_copy_has(end):
+    async def scenario(listener, process, inbox):
+        copying = asyncio.get_running_loop().create_future()
+        process.staging.empty = lambda *_: copying
+        listener.hear(frames.Waiting(9, 1, SIZE))
+        (await process.receiving.get())(None)
+        await asyncio.sleep(0)
+        incoming = listener._by_peer[PEER]
+        ending = asyncio.create_task(listener.disconnect(PEER) if end == "disconnect" else listener.close())
+        await asyncio.sleep(0.01)
+        assert (ending.done(), inbox.ends) == (False, [("disconnected", PEER)])
+        copying.set_result(5)
+        await ending
+        await incoming.close()
+        assert inbox.ends == [("disconnected", PEER), ("arrived", 1)]
+        assert (incoming._tasks, incoming._stall._timer) == (set(), None)
+
+    run(scenario)
+
+
+def test_it_is_ready_while_its_process_listens(monkeypatch):
+    monkeypatch.setattr(ucx_listener, "CONNECT_TIMEOUT_S", 0.05)
+
+    async def scenario(listener, process, inbox):
+        for next_process in (process, Process()):
+            listener.attach(next_process)
+            assert next_process.told == [frames.Listen()]
+            with pytest.raises(TransferError, match="not listening"):
+                await listener.ready()
+            listener.hear(frames.Listening(7))
+            await listener.ready()
+            listener.lose()  # the process has ended
+        assert inbox.ends == [("disconnected", PEER)]
         assert (listener._by_peer, listener._by_link) == ({}, {})
 
     run(scenario)
