@@ -23,7 +23,7 @@ from baton.process import tasks
 from baton.v1 import node_pb2, prompt_pb2_grpc, trace_pb2_grpc, types_pb2
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.leg import Leg
-from router.nodes.outbox import Outbox
+from router.nodes.outbox import Outbox, attach
 from router.nodes.silence import TICK_S, Silence
 from router.nodes.state import NodeState
 from router.nodes.step_batch import tell_legs
@@ -33,7 +33,6 @@ AVOID_S = 1.0
 MAX_BACKOFF_S = 1.0
 _CLOSE_S = 0.5
 
-_ATTACH = "/baton.v1.Node/Attach"
 _STATE_NAMES = {types_pb2.NODE_STATE_STARTING: "starting", types_pb2.NODE_STATE_DRAINING: "draining"}
 STATES = ("ready", "starting", "draining", "stuck", "lost")  # lost: it sent its load once, but is silent now
 
@@ -67,9 +66,6 @@ class NodeLink:
         self._may_suspect = may_suspect
         self.metadata = rpc.metadata(service_token)  # for every call
         self._channel = rpc.channel(record.address, tls)
-        self._attach: aio.StreamStreamMultiCallable[bytes, node_pb2.StepBatch] = self._channel.stream_stream(
-            _ATTACH, response_deserializer=node_pb2.StepBatch.FromString
-        )  # without a serializer: the outbox does that
         self.prompt = prompt_pb2_grpc.PromptStub(self._channel)
         self.trace = trace_pb2_grpc.TraceStub(self._channel)
         self._next_sequence = 0
@@ -204,7 +200,7 @@ class NodeLink:
     async def _read_stream(self) -> None:
         self._next_sequence = 0
         self._silence.begin()
-        call = self._attach(metadata=self.metadata)
+        call = attach(self._channel, self.metadata)
         beside = [asyncio.create_task(self._outbox.write_to(call)), asyncio.create_task(self._watch(call))]
         try:
             async for batch in call:

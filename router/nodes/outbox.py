@@ -22,7 +22,16 @@ MAX_BATCH_BYTES = 4 * 2**20  # of the prompts in one message, if it holds more t
 MAX_START_BYTES = MAX_MESSAGE_BYTES - 64 * 2**10
 STUCK_S = 5.0
 
+_ATTACH = "/baton.v1.Node/Attach"
 _Call = aio.StreamStreamCall[bytes, node_pb2.StepBatch]
+
+
+def attach(channel: aio.Channel, metadata: aio.Metadata) -> _Call:
+    """Open a stream to a node. Its requests are sent as they are: the outbox has serialized them."""
+    stream: aio.StreamStreamMultiCallable[bytes, node_pb2.StepBatch] = channel.stream_stream(
+        _ATTACH, response_deserializer=node_pb2.StepBatch.FromString
+    )
+    return stream(metadata=metadata)
 
 
 class Outbox:

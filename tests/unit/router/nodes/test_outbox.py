@@ -70,6 +70,16 @@ async def test_the_first_message_names_the_router_and_orders_of_a_turn_share_one
     assert list(second.cancelled_keys) == [2]
 
 
+async def test_an_order_goes_to_both_nodes_and_names_the_sender_to_the_second_only(box: Outbox, call: Call) -> None:
+    order, prefill = start(1), NodeRecord(node_id="p", role="prefill", epoch=8, state="ready", address="")
+    box.start(order)
+    box.start(order, prefill)
+    await box.drain(1.0)
+    [_, message] = call.written
+    assert [(s.prefill_node_id, s.prefill_epoch) for s in message.starts] == [("", 0), ("p", 8)]
+    assert message.starts[0].generation == message.starts[1].generation == order.starts[0].generation
+
+
 async def test_what_comes_up_while_a_message_is_written_gathers(box: Outbox, call: Call) -> None:
     call.reads.clear()
     for key in range(3):
