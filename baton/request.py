@@ -106,17 +106,16 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_proto(self) -> types_pb2.Generation:
         """Convert to the wire's message, which leaves out `router_id`: the message around it names the router."""
-        return types_pb2.Generation(
-            request_id=self.request_id,
-            key=self.key,
-            attempt=self.attempt,
-            token_ids=ids.to_bytes(self.token_ids),
-            num_prompt_tokens=self.num_prompt_tokens,
-            sampling=self.sampling.to_proto(),
-            cache_salt=self.cache_salt,
-            timeout_ms=self.timeout_ms,
-            traceparent=self.traceparent,
-        )
+        proto = types_pb2.Generation()
+        self.write_to(proto)
+        return proto
+
+    def write_to(self, proto: types_pb2.Generation) -> None:
+        """Fill in an empty message, which may be part of another one: adding a full one there would copy the prompt."""
+        proto.request_id, proto.key, proto.attempt = self.request_id, self.key, self.attempt
+        proto.token_ids, proto.num_prompt_tokens = ids.to_bytes(self.token_ids), self.num_prompt_tokens
+        proto.sampling.MergeFrom(self.sampling.to_proto())
+        proto.cache_salt, proto.timeout_ms, proto.traceparent = self.cache_salt, self.timeout_ms, self.traceparent
 
     @classmethod
     def from_proto(cls, proto: types_pb2.Generation, router_id: str) -> "Generation":

@@ -23,7 +23,7 @@ alignas(16) constexpr uint32_t kRounds[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-using Compress = void (*)(uint32_t *state, const uint8_t *chunk);
+using Compress = void (*)(uint32_t *state, const uint8_t *chunk, uint32_t *other, const uint8_t *other_chunk);
 
 uint32_t rotated(uint32_t x, int by) { return x >> by | x << (32 - by); }
 
@@ -50,33 +50,60 @@ void compress_portably(uint32_t *state, const uint8_t *chunk) {
     for (int i = 0; i < 8; ++i) state[i] += sums[i];
 }
 
+// Compresses a chunk, and one of another hash beside it unless `other` is null.
+void compress_both_portably(uint32_t *state, const uint8_t *chunk, uint32_t *other, const uint8_t *other_chunk) {
+    compress_portably(state, chunk);
+    if (other != nullptr) compress_portably(other, other_chunk);
+}
+
 #if defined(__x86_64__)
-__attribute__((target("sha,ssse3,sse4.1"))) void compress_with_sha(uint32_t *state, const uint8_t *chunk) {
+// The rounds of one chunk wait for each other. With two lanes the processor always has something to do.
+template <int kLanes>
+__attribute__((target("sha,ssse3,sse4.1"))) inline void compress_lanes(uint32_t *const *states,
+                                                                       const uint8_t *const *chunks) {
     const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
-    __m128i *const halves = reinterpret_cast<__m128i *>(state);
-    const __m128i cdab = _mm_shuffle_epi32(_mm_loadu_si128(halves), 0xb1);
-    const __m128i efgh = _mm_shuffle_epi32(_mm_loadu_si128(halves + 1), 0x1b);
-    const __m128i abef_before = _mm_alignr_epi8(cdab, efgh, 8), cdgh_before = _mm_blend_epi16(efgh, cdab, 0xf0);
-    __m128i abef = abef_before, cdgh = cdgh_before, w[4];
+    __m128i abef[kLanes], cdgh[kLanes], abef_before[kLanes], cdgh_before[kLanes], w[kLanes][4];
+    for (int lane = 0; lane < kLanes; ++lane) {
+        const __m128i *const halves = reinterpret_cast<const __m128i *>(states[lane]);
+        const __m128i cdab = _mm_shuffle_epi32(_mm_loadu_si128(halves), 0xb1);
+        const __m128i efgh = _mm_shuffle_epi32(_mm_loadu_si128(halves + 1), 0x1b);
+        abef[lane] = abef_before[lane] = _mm_alignr_epi8(cdab, efgh, 8);
+        cdgh[lane] = cdgh_before[lane] = _mm_blend_epi16(efgh, cdab, 0xf0);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {  // four rounds per iteration
-        __m128i &now = w[i % 4];
-        const __m128i before = w[(i + 3) % 4];
-        if (i < 4) {
-            now = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(chunk) + i), big_endian);
-        } else {
-            const __m128i seventh = _mm_alignr_epi8(before, w[(i + 2) % 4], 4);
-            now = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(now, w[(i + 1) % 4]), seventh), before);
-        }
         const __m128i k = _mm_load_si128(reinterpret_cast<const __m128i *>(kRounds) + i);
-        const __m128i sum = _mm_add_epi32(now, k);
-        cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
-        abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0e));
+#pragma GCC unroll 2
+        for (int lane = 0; lane < kLanes; ++lane) {
+            __m128i &now = w[lane][i % 4];
+            const __m128i before = w[lane][(i + 3) % 4];
+            if (i < 4) {
+                const __m128i *const words = reinterpret_cast<const __m128i *>(chunks[lane]);
+                now = _mm_shuffle_epi8(_mm_loadu_si128(words + i), big_endian);
+            } else {
+                const __m128i seventh = _mm_alignr_epi8(before, w[lane][(i + 2) % 4], 4);
+                const __m128i half = _mm_sha256msg1_epu32(now, w[lane][(i + 1) % 4]);
+                now = _mm_sha256msg2_epu32(_mm_add_epi32(half, seventh), before);
+            }
+            const __m128i sum = _mm_add_epi32(now, k);
+            cdgh[lane] = _mm_sha256rnds2_epu32(cdgh[lane], abef[lane], sum);
+            abef[lane] = _mm_sha256rnds2_epu32(abef[lane], cdgh[lane], _mm_shuffle_epi32(sum, 0x0e));
+        }
     }
-    const __m128i feba = _mm_shuffle_epi32(_mm_add_epi32(abef, abef_before), 0x1b);
-    const __m128i dchg = _mm_shuffle_epi32(_mm_add_epi32(cdgh, cdgh_before), 0xb1);
-    _mm_storeu_si128(halves, _mm_blend_epi16(feba, dchg, 0xf0));
-    _mm_storeu_si128(halves + 1, _mm_alignr_epi8(dchg, feba, 8));
+    for (int lane = 0; lane < kLanes; ++lane) {
+        __m128i *const halves = reinterpret_cast<__m128i *>(states[lane]);
+        const __m128i feba = _mm_shuffle_epi32(_mm_add_epi32(abef[lane], abef_before[lane]), 0x1b);
+        const __m128i dchg = _mm_shuffle_epi32(_mm_add_epi32(cdgh[lane], cdgh_before[lane]), 0xb1);
+        _mm_storeu_si128(halves, _mm_blend_epi16(feba, dchg, 0xf0));
+        _mm_storeu_si128(halves + 1, _mm_alignr_epi8(dchg, feba, 8));
+    }
+}
+
+__attribute__((target("sha,ssse3,sse4.1"))) void compress_with_sha(uint32_t *state, const uint8_t *chunk,
+                                                                   uint32_t *other, const uint8_t *other_chunk) {
+    uint32_t *const states[2] = {state, other};
+    const uint8_t *const chunks[2] = {chunk, other_chunk};
+    other == nullptr ? compress_lanes<1>(states, chunks) : compress_lanes<2>(states, chunks);
 }
 
 bool has_sha() {
@@ -84,32 +111,41 @@ bool has_sha() {
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1) && __builtin_cpu_supports("sse4.1");
 }
 
-Compress fastest() { return has_sha() ? compress_with_sha : compress_portably; }
+Compress fastest() { return has_sha() ? compress_with_sha : compress_both_portably; }
 #else
-Compress fastest() { return compress_portably; }
+Compress fastest() { return compress_both_portably; }
 #endif
 
 }  // namespace
 
 // Hashes `num_blocks` blocks of `block_bytes` each into `digests`, 16 bytes each. `portably`: without SHA instructions.
-// Only the end of a block depends on its parent's digest, so the processor can compress the beginning of a block while
-// it still works on the previous one.
+// Only the end of a block depends on its parent's digest, so it is compressed beside the beginning of the next block.
 extern "C" void baton_hash_chain(const uint8_t *parent, const uint8_t *blocks, size_t num_blocks, size_t block_bytes,
                                  uint8_t *digests, int portably) {
-    const Compress compress = portably ? compress_portably : fastest();
+    constexpr uint32_t kStart[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                    0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    const Compress compress = portably ? compress_both_portably : fastest();
     const size_t num_bits = 8 * (block_bytes + kDigest), rest_bytes = block_bytes % kChunk;
     const size_t lead_bytes = block_bytes - rest_bytes;
     const size_t tail_bytes = rest_bytes + kDigest + 1 + kLength <= kChunk ? kChunk : 2 * kChunk;
     alignas(16) uint8_t tail[2 * kChunk] = {};  // the rest of a block, the parent's digest, padding
     tail[rest_bytes + kDigest] = 0x80;
     for (size_t i = 0; i < kLength; ++i) tail[tail_bytes - 1 - i] = uint8_t(uint64_t(num_bits) >> (8 * i));
+    uint8_t *const last = tail + tail_bytes - kChunk;  // the last chunk of the tail
+    uint32_t states[2][8];                             // of this block and the next
     for (size_t at = 0; at < num_blocks; ++at, parent = digests, digests += kDigest, blocks += block_bytes) {
-        uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                             0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-        for (size_t chunk = 0; chunk < lead_bytes; chunk += kChunk) compress(state, blocks + chunk);
+        uint32_t *const state = states[at % 2], *const next = states[(at + 1) % 2];
+        if (at == 0) {
+            std::memcpy(state, kStart, sizeof kStart);
+            if (lead_bytes > 0) compress(state, blocks, nullptr, nullptr);
+        }
+        for (size_t byte = kChunk; byte < lead_bytes; byte += kChunk) compress(state, blocks + byte, nullptr, nullptr);
         std::memcpy(tail, blocks + lead_bytes, rest_bytes);
         std::memcpy(tail + rest_bytes, parent, kDigest);
-        for (size_t chunk = 0; chunk < tail_bytes; chunk += kChunk) compress(state, tail + chunk);
+        if (last != tail) compress(state, tail, nullptr, nullptr);
+        std::memcpy(next, kStart, sizeof kStart);
+        const bool has_next = at + 1 < num_blocks && lead_bytes > 0;
+        compress(state, last, has_next ? next : nullptr, blocks + block_bytes);
         for (int i = 0; i < 4; ++i) state[i] = big_endian(state[i]);
         std::memcpy(digests, state, kDigest);
     }

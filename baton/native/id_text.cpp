@@ -6,8 +6,6 @@ namespace {
 
 constexpr int kMaxDigits = 10;  // that a uint32 can have
 
-bool is_digit(char c) { return unsigned(c - '0') < 10; }
-
 const char *past_spaces(const char *at) {
     while (*at <= ' ' && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')) ++at;  // one comparison for most
     return at;
@@ -22,18 +20,21 @@ struct Ids {
 
 // Parses a list of at least one id. Returns the position after it, or nullptr if it is anything else.
 const char *past_list(const char *at, Ids &into) {
-    const size_t num_before = into.num;
-    for (char mark = '['; *at == mark; mark = ',') {
-        const char *first = at = past_spaces(at + 1);
-        uint64_t id = 0;
-        while (is_digit(*at)) id = 10 * id + uint64_t(*at++ - '0');
-        const auto num_digits = at - first;
-        if (num_digits == 0 || num_digits > kMaxDigits || (*first == '0' && num_digits > 1)) return nullptr;
-        if (id >= into.limit || into.num == into.room) return nullptr;
-        into.ids[into.num++] = uint32_t(id);
+    uint32_t *to = into.ids + into.num, *const end = into.ids + into.room;
+    if (*at != '[') return nullptr;
+    do {
+        if (*++at == ' ') ++at;  // most lists have one space or none
+        const char *const first = at = past_spaces(at);
+        uint64_t id = unsigned(*at - '0');
+        if (id > 9) return nullptr;
+        for (unsigned digit; (digit = unsigned(*++at - '0')) < 10;) id = 10 * id + digit;
+        if (at - first > 1 && (at - first > kMaxDigits || *first == '0')) return nullptr;
+        if (id >= into.limit || to == end) return nullptr;
+        *to++ = uint32_t(id);
         at = past_spaces(at);
-    }
-    return into.num > num_before && *at == ']' ? at + 1 : nullptr;
+    } while (*at == ',');
+    into.num = size_t(to - into.ids);
+    return *at == ']' ? at + 1 : nullptr;
 }
 
 }  // namespace

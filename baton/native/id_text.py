@@ -36,7 +36,7 @@ def load() -> Read | None:
     compiled.restype = ctypes.c_int64
 
     def read(text: bytes, start: int, limit: int, room: int) -> "tuple[Ids, int] | None":
-        ids, ends, num_lists = array("I", bytes(4 * room)), (size * MAX_LISTS)(), size()
+        ids, ends, num_lists = array("I", (0,)) * room, (size * MAX_LISTS)(), size()
         at = ids.buffer_info()[0]
         end = compiled(text, start, limit, at, room, ends, MAX_LISTS, ctypes.byref(num_lists))
         if end < 0:

@@ -10,7 +10,7 @@ LARGE_BYTES = 2**18  # a larger body has to wait for its turn
 PAUSES = 24  # pause after each, as a multiple of the time that parsing it took
 MAX_WAITING_BYTES = 64 * 2**20
 
-Check = Callable[[bytes], None]
+Check = Callable[[bytes], object]
 """Raises an error for a body that must not be parsed."""
 
 

@@ -20,10 +20,10 @@ from baton.net import rpc
 from baton.net.registry import NodeRecord
 from baton.net.tls import Identity
 from baton.process import tasks
-from baton.v1 import node_pb2, node_pb2_grpc, prompt_pb2_grpc, trace_pb2_grpc, types_pb2
+from baton.v1 import node_pb2, prompt_pb2_grpc, trace_pb2_grpc, types_pb2
 from router.nodes.fleet_costs import FleetCosts
 from router.nodes.leg import Leg
-from router.nodes.outbox import Outbox
+from router.nodes.outbox import Outbox, attach
 from router.nodes.silence import TICK_S, Silence
 from router.nodes.state import NodeState
 from router.nodes.step_batch import tell_legs
@@ -66,7 +66,6 @@ class NodeLink:
         self._may_suspect = may_suspect
         self.metadata = rpc.metadata(service_token)  # for every call
         self._channel = rpc.channel(record.address, tls)
-        self._node = node_pb2_grpc.NodeStub(self._channel)
         self.prompt = prompt_pb2_grpc.PromptStub(self._channel)
         self.trace = trace_pb2_grpc.TraceStub(self._channel)
         self._next_sequence = 0
@@ -130,15 +129,15 @@ class NodeLink:
         if self.legs.get(leg.key) is leg:
             del self.legs[leg.key]
 
-    def start(self, leg: Leg, generation: types_pb2.Generation, prefill: NodeRecord | None = None) -> None:
-        """Start a leg on the node; detach it in any case. `prefill`: the node that will send KV to it, if any.
+    def start(self, leg: Leg, order: node_pb2.RouterBatch, prefill: NodeRecord | None = None) -> None:
+        """Start a leg on the node; detach it in any case. For `order` and `prefill` see `Outbox.start`.
 
         Raises NodeUnavailable if it is lost, Overloaded if its outbox is full, ContextLengthExceeded for a huge prompt.
         """
         if self._outbox.is_full:
             raise Overloaded("too much is queued for the node")
         self.attach(leg)
-        self._outbox.start(generation, prefill)
+        self._outbox.start(order, prefill)
 
     def grant(self, granted: node_pb2.Granted) -> None:
         """Pass a decode node's grant on to this prefill node."""
@@ -201,7 +200,7 @@ class NodeLink:
     async def _read_stream(self) -> None:
         self._next_sequence = 0
         self._silence.begin()
-        call = self._node.Attach(metadata=self.metadata)
+        call = attach(self._channel, self.metadata)
         beside = [asyncio.create_task(self._outbox.write_to(call)), asyncio.create_task(self._watch(call))]
         try:
             async for batch in call:
@@ -217,7 +216,7 @@ class NodeLink:
             call.cancel()
             self._outbox.close()
 
-    async def _watch(self, call: "aio.StreamStreamCall[node_pb2.RouterBatch, node_pb2.StepBatch]") -> None:
+    async def _watch(self, call: "aio.StreamStreamCall[bytes, node_pb2.StepBatch]") -> None:
         silence = self._silence  # if the process is frozen or cut off, gRPC's pings end the stream after 2 s
         while not (self._outbox.is_stuck or silence.is_hopeless or (silence.is_final and self._may_suspect(self))):
             await asyncio.sleep(TICK_S)

@@ -15,14 +15,23 @@ from baton.errors import ContextLengthExceeded
 from baton.net.registry import NodeRecord
 from baton.net.rpc import MAX_MESSAGE_BYTES
 from baton.process import tasks
-from baton.v1 import node_pb2, types_pb2
+from baton.v1 import node_pb2
 
 MAX_BYTES = 64 * 2**20  # of all prompts that wait to be written
 MAX_BATCH_BYTES = 4 * 2**20  # of the prompts in one message, if it holds more than one
 MAX_START_BYTES = MAX_MESSAGE_BYTES - 64 * 2**10
 STUCK_S = 5.0
 
-_Call = aio.StreamStreamCall[node_pb2.RouterBatch, node_pb2.StepBatch]
+_ATTACH = "/baton.v1.Node/Attach"
+_Call = aio.StreamStreamCall[bytes, node_pb2.StepBatch]
+
+
+def attach(channel: aio.Channel, metadata: aio.Metadata) -> _Call:
+    """Open a stream to a node. Its requests are sent as they are: the outbox has serialized them."""
+    stream: aio.StreamStreamMultiCallable[bytes, node_pb2.StepBatch] = channel.stream_stream(
+        _ATTACH, response_deserializer=node_pb2.StepBatch.FromString
+    )
+    return stream(metadata=metadata)
 
 
 class Outbox:
@@ -50,17 +59,22 @@ class Outbox:
         since_s = self._unheard[0][1] if self._unheard else self._writing_since_s
         return since_s is not None and time.monotonic() - since_s > STUCK_S
 
-    def start(self, generation: types_pb2.Generation, prefill: NodeRecord | None = None) -> None:
-        """Start a leg. `prefill`: the sender of its KV. Raises ContextLengthExceeded for a huge prompt."""
-        num_bytes = generation.ByteSize()
+    def start(self, order: node_pb2.RouterBatch, prefill: NodeRecord | None = None) -> None:
+        """Start a leg. `order` has one start; `prefill`, the sender of its KV, is written to it, if there is one.
+
+        Raises ContextLengthExceeded for a huge prompt.
+        """
+        if prefill is not None:
+            start = order.starts[0]
+            start.prefill_node_id, start.prefill_epoch = prefill.node_id, prefill.epoch
+        serialized = order.SerializeToString()
+        num_bytes = len(serialized)
         if num_bytes > MAX_START_BYTES:
             raise ContextLengthExceeded("the request is too large for a message between services")
         if self._batches and self._batches[-1].num_bytes + num_bytes > MAX_BATCH_BYTES:
             self._batches.append(_Batch())
         batch = self._last()
-        start = batch.proto.starts.add(generation=generation)
-        if prefill is not None:
-            start.prefill_node_id, start.prefill_epoch = prefill.node_id, prefill.epoch
+        batch.starts.append(serialized)
         batch.num_bytes += num_bytes
         self._num_bytes += num_bytes
 
@@ -95,28 +109,27 @@ class Outbox:
     async def write_to(self, call: _Call) -> None:
         """Write the hello, then batches as they come, until the stream ends. Its reader learns why it ended."""
         hello = node_pb2.RouterBatch(router_id=self._router_id, epoch=self._epoch)
-        sequence = 1
+        sequence = 0
         try:
-            await self._write(call, hello)
+            await self._write(call, sequence, hello.SerializeToString())
             while True:
                 await self._filled.wait()
                 self._filled.clear()
                 await asyncio.sleep(0)  # collect one more turn's orders: a message costs a third of a request
                 while self._batches:
                     batch = self._batches.popleft()
-                    batch.proto.epoch, batch.proto.sequence = self._epoch, sequence
                     sequence += 1
-                    await self._write(call, batch.proto)
+                    await self._write(call, sequence, batch.serialized(self._epoch, sequence))
                     self._num_bytes -= batch.num_bytes
                 self._written.set()
         except (aio.AioRpcError, asyncio.InvalidStateError):
             return
 
-    async def _write(self, call: _Call, batch: node_pb2.RouterBatch) -> None:
+    async def _write(self, call: _Call, sequence: int, message: bytes) -> None:
         self._writing_since_s = time.monotonic()
-        await call.write(batch)
+        await call.write(message)
         self._writing_since_s = None
-        self._unheard.append((batch.sequence, time.monotonic()))
+        self._unheard.append((sequence, time.monotonic()))
 
     def _last(self) -> "_Batch":
         if not self._batches:
@@ -127,6 +140,14 @@ class Outbox:
 
 
 class _Batch:
+    """One message. Its starts are serialized as they come, so that their prompts are not copied into a larger one."""
+
     def __init__(self) -> None:
-        self.proto = node_pb2.RouterBatch()
+        self.proto = node_pb2.RouterBatch()  # everything else
+        self.starts: list[bytes] = []  # RouterBatches with one start each
         self.num_bytes = 0  # of its starts
+
+    def serialized(self, epoch: int, sequence: int) -> bytes:
+        """Return the message. Concatenating messages of protobuf merges them."""
+        self.proto.epoch, self.proto.sequence = epoch, sequence
+        return b"".join((self.proto.SerializeToString(), *self.starts))

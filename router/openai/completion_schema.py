@@ -10,7 +10,6 @@ from msgspec import Meta
 from baton.errors import InvalidRequest
 from baton.token_ids import packed
 from router.http.exchange import Exchange
-from router.http.turns import Check
 from router.openai import id_lists
 from router.openai.body import unsupported
 from router.openai.schema import MAX_CHOICES, MAX_INT32, MAX_TOP_LOGPROBS, CommonBody, NoText, TokenId, check_common
@@ -43,7 +42,7 @@ class Reader:
         """Parse and check a body at once. Raises InvalidRequest, whose `param` is the field's path."""
         return _checked(self._reader.decode(data))
 
-    async def read(self, exchange: Exchange, check: Check) -> CompletionBody:
+    async def read(self, exchange: Exchange, check: id_lists.Check) -> CompletionBody:
         """Read, parse and check a body, without holding up others if it has many ids. See `id_lists.Reader.read`."""
         return _checked(await self._reader.read(exchange, check))
 

@@ -6,7 +6,7 @@ LARGE_BYTES, and is then done in a thread, without the GIL.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import gt
 from typing import NamedTuple
 
@@ -56,17 +56,17 @@ _WIDE = {
 _find = json_fields.load()
 
 
-def check(data: bytes, max_model_len: int = 0) -> None:
+def check(data: bytes, max_model_len: int = 0) -> Sequence[Field] | None:
     """Raise InvalidRequest if a field is too large, or ContextLengthExceeded for a prompt; 0: no limit on that.
 
-    Invalid JSON is left to the decoder.
+    Invalid JSON is left to the decoder. Returns the fields, or None if there was no need to find them.
     """
     if len(data) < MIN_BYTES:
-        return
+        return None
     if _find is None:
         if len(data) > LARGE_BYTES and any(data.count(mark) > most for mark, most in _MOST_MARKS.items()):
             raise InvalidRequest("The body has too many values")
-        return
+        return None
     fields = _find(data)
     if fields is None:
         raise InvalidRequest("The body has too many fields")
@@ -77,6 +77,7 @@ def check(data: bytes, max_model_len: int = 0) -> None:
         raise InvalidRequest("The body has too long names, or too much space between its fields")
     if any(map(gt, _sums(fields), _ALL[1:])):
         raise InvalidRequest("The body has too many values")
+    return fields
 
 
 def check_arguments(calls: Iterable[str], param: str) -> None:

@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 
 from baton.errors import NoCapacity
+from baton.native.json_fields import Field
 from baton.request import SamplingParams
 from baton.text.detokenizer import TokenTexts
 from router.http import metrics as http_metrics
@@ -88,9 +89,9 @@ class Generator:
         facts, default = self._dispatch.facts, self.model.facts.max_model_len
         return min(filter(None, (self.model.max_model_len, facts.max_model_len)), default=default) if facts else default
 
-    def check_body(self, data: bytes) -> None:
-        """Raise InvalidRequest for a body that is too large to be valid."""
-        field_limits.check(data, self.max_model_len)
+    def check_body(self, data: bytes) -> Sequence[Field] | None:
+        """Raise InvalidRequest for a body that is too large to be valid. Returns what `field_limits.check` does."""
+        return field_limits.check(data, self.max_model_len)
 
     def job(
         self, exchange: Exchange, token_ids: Sequence[int], sampling: SamplingParams, prompt_work: PromptWork | None

@@ -48,7 +48,8 @@ class Attempt(Leg):
         self.key = generation.key
         self.attempt = generation.attempt
         self.fresh: list[int] = []
-        self._generation = generation.to_proto()
+        self._order = node_pb2.RouterBatch()
+        generation.write_to(self._order.starts.add().generation)
         self._first_index = generation.num_output_tokens
         self._wants_logprobs = generation.sampling.num_logprobs >= 0
         self._prefill, self._decode = prefill, decode
@@ -170,16 +171,16 @@ class Attempt(Leg):
         prefill, decode = self._prefill, self._decode
         try:
             if prefill is not None:
-                prefill.start(self, self._generation)
+                prefill.start(self, self._order)
             if decode is not None:
-                decode.start(self, self._generation, None if prefill is None else prefill.record)
+                decode.start(self, self._order, None if prefill is None else prefill.record)
         except Overloaded as error:
             raise Refused(error.message) from None
 
     def _finish(self, finished: types_pb2.Finished) -> None:
         reason = FinishReason(finished.reason)
         if reason is FinishReason.ERROR:
-            self.fail(finished_error(finished, self._generation.sampling.grammar))
+            self.fail(finished_error(finished, self._order.starts[0].generation.sampling.grammar))
         elif reason is FinishReason.ABORT:
             self.fail(NodeUnavailable("the node gave the request up"))
         elif finished.num_output_tokens != self.next_index:

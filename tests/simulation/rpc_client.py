@@ -74,7 +74,7 @@ class SimChannel:
 
     def _method(self, kind: Any, path: str, serialize: Any, deserialize: Any) -> Any:
         def begin(request: Any = None, *, timeout: float | None = None, metadata: Any = None) -> Any:
-            return kind(self, path, serialize, deserialize, request, timeout)
+            return kind(self, path, serialize or bytes, deserialize, request, timeout)  # without one: bytes are sent
 
         return begin
 

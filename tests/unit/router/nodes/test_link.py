@@ -162,10 +162,11 @@ async def test_nothing_is_begun_on_a_node_that_does_not_read(node: Node, monkeyp
     monkeypatch.setattr(outbox, "MAX_BYTES", 10)
     node.load()
     first, second = Request(1), Request(2)
-    node.link.start(first, types_pb2.Generation(key=1, token_ids=bytes(20)))
+    generation = types_pb2.Generation(key=1, token_ids=bytes(20))
+    node.link.start(first, node_pb2.RouterBatch(starts=[node_pb2.Start(generation=generation)]))
     assert not node.link.accepting
     with pytest.raises(Overloaded):
-        node.link.start(second, types_pb2.Generation(key=2))
+        node.link.start(second, node_pb2.RouterBatch())
     assert node.link.legs == {1: first}
     node.link._outbox.close()
 

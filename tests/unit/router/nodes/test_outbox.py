@@ -22,9 +22,9 @@ class Call:
         self.reads = asyncio.Event()
         self.reads.set()
 
-    async def write(self, batch: node_pb2.RouterBatch) -> None:
+    async def write(self, message: bytes) -> None:
         await self.reads.wait()
-        self.written.append(batch)
+        self.written.append(node_pb2.RouterBatch.FromString(message))
 
 
 @pytest.fixture
@@ -42,8 +42,9 @@ async def box(call: Call) -> Any:
     writing.cancel()
 
 
-def start(key: int, num_bytes: int = 100) -> types_pb2.Generation:
-    return types_pb2.Generation(key=key, token_ids=bytes(num_bytes))
+def start(key: int, num_bytes: int = 100) -> node_pb2.RouterBatch:
+    generation = types_pb2.Generation(key=key, token_ids=bytes(num_bytes))
+    return node_pb2.RouterBatch(starts=[node_pb2.Start(generation=generation)])
 
 
 def keys(batch: node_pb2.RouterBatch) -> list[int]:
@@ -67,6 +68,16 @@ async def test_the_first_message_names_the_router_and_orders_of_a_turn_share_one
     assert [word.grant.grant_id for word in first.grants] == [4]
     assert [(batch.epoch, batch.sequence) for batch in (first, second)] == [(7, 1), (7, 2)]
     assert list(second.cancelled_keys) == [2]
+
+
+async def test_an_order_goes_to_both_nodes_and_names_the_sender_to_the_second_only(box: Outbox, call: Call) -> None:
+    order, prefill = start(1), NodeRecord(node_id="p", role="prefill", epoch=8, state="ready", address="")
+    box.start(order)
+    box.start(order, prefill)
+    await box.drain(1.0)
+    [_, message] = call.written
+    assert [(s.prefill_node_id, s.prefill_epoch) for s in message.starts] == [("", 0), ("p", 8)]
+    assert message.starts[0].generation == message.starts[1].generation == order.starts[0].generation
 
 
 async def test_what_comes_up_while_a_message_is_written_gathers(box: Outbox, call: Call) -> None:
@@ -95,7 +106,7 @@ async def test_a_prompt_that_no_message_holds_is_refused(box: Outbox, monkeypatc
     box.start(start(1, 400))
     with pytest.raises(ContextLengthExceeded):
         box.start(start(2, 401))
-    assert [keys(batch.proto) for batch in box._batches] == [[1]]
+    assert [len(batch.starts) for batch in box._batches] == [1]
 
 
 async def test_a_node_that_does_not_read_counts_as_full_and_then_as_stuck(

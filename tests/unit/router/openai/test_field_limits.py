@@ -1,11 +1,12 @@
 """What is refused before it is decoded, by which message; and that the largest valid fields pass."""
 
 import json
+from array import array
 
 import pytest
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
-from router.openai import field_limits
+from router.openai import field_limits, id_lists
 from router.openai.chat_schema import parse_chat
 from router.openai.completion_schema import Reader as CompletionReader
 from router.openai.embedding_schema import EmbeddingBody
@@ -116,3 +117,18 @@ def test_without_the_compiled_scan_the_number_of_values_in_a_body_is_limited(mon
         check(body(prompt=[[]] * 200_000))
     check(body(prompt="[" * 100_000))
     parse_chat(called('{"a":[' + "[]," * 100 + "[]]}"))
+
+
+@pytest.mark.anyio
+async def test_the_fields_of_a_large_body_are_found_once(monkeypatch):
+    """For its limits; its token ids are read where they were found."""
+    data = body(input=[7] * 10_000)
+
+    class Arrived:
+        async def read_body(self, check):
+            check(data)
+            return data
+
+    monkeypatch.setattr(id_lists, "_find", None if id_lists._find is None else lambda _: pytest.fail("found again"))
+    read = await EMBEDDINGS.read(Arrived(), check)
+    assert read.input == array("I", [7] * 10_000)
