@@ -25,6 +25,7 @@ def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
         os.kill(transport.pid, signal.SIGKILL)
         assert (await transport.listen("127.0.0.1", None)).port
         await transport.close()
+        assert not psutil.pid_exists(transport.pid)
 
     run(main())
 
