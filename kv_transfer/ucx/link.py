@@ -116,8 +116,6 @@ class UcxLink:
         await self._unless_lost(ended)
 
     async def _unless_lost(self, future: asyncio.Future[_T]) -> _T:
-        if future.done():
-            return future.result()
         self._waiting.add(future)
         try:
             return await future

@@ -138,6 +138,22 @@ def test_the_end_of_one_process_is_not_the_end_of_its_peers():
     run(main())
 
 
+@pytest.mark.parametrize("side", ["receiver", "sender"])
+def test_the_end_of_a_process_is_at_once_that_of_its_idle_connections(side: str):
+    async def main():
+        async with pair("ucx") as p:
+            sender = p.sender(new_pool(1))
+            await ship(p, sender, [1], [2])
+            listener = await p.receiver.listeners.open("ucx")
+            transport = ucx_of(p.receiver if side == "receiver" else sender)
+            os.kill(transport.pid, signal.SIGKILL)
+            while not transport._restarting:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert not (listener._by_peer if side == "receiver" else sender._peers)
+
+    run(main())
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_outlives_its_node(end: signal.Signals):
     async def main():

@@ -25,6 +25,38 @@ def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
         os.kill(transport.pid, signal.SIGKILL)
         assert (await transport.listen("127.0.0.1", None)).port
         await transport.close()
+        assert not psutil.pid_exists(transport.pid)
+
+    run(main())
+
+
+def test_a_second_process_that_dies_before_one_has_ever_started_is_the_last():
+    async def main():
+        transport = UcxTransport("127.0.0.1")
+        for _ in range(2):
+            victim = transport.pid
+            os.kill(victim, signal.SIGKILL)
+            while transport.pid == victim and not (transport._restarting and transport._restarting.done()):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        with pytest.raises(TransferError, match="no UCX process"):
+            await transport.ready()
+        assert transport.pid == victim
+        await transport.close()
+
+    run(main())
+
+
+def test_a_process_that_has_lived_long_is_started_again_without_a_pause(monkeypatch: Any):
+    monkeypatch.setattr(ucx_transport, "_SHORT_LIFE_S", 0.0)
+
+    async def main():
+        transport = UcxTransport("127.0.0.1")
+        await transport.ready()
+        victim = transport.pid
+        os.kill(victim, signal.SIGKILL)
+        await restarted(transport, victim)
+        assert transport._num_short_lives == 0
+        await transport.close()
 
     run(main())
 

@@ -65,6 +65,7 @@ def test_a_message_arrives_with_the_digest_it_was_sent_with():
         process.started.pop()(None)
         assert (await receiving, target) == (digest, BYTES)
         await link.quiet()
+        assert not link._waiting
         assert process.has_room()
 
     run(scenario)
@@ -123,6 +124,23 @@ def test_a_link_that_is_lost_while_a_message_is_copied_out_ends_after_the_copy()
         assert await receiving == 1
         await quiet
         assert process.has_room()
+
+    run(scenario)
+
+
+def test_a_lost_link_is_quiet_after_the_last_of_its_messages():
+    async def scenario(process, link):
+        copying = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        process.staging.fill = lambda area, _: copying[area.start > 0]
+        sends = [await begun(link.send(tag, [BYTES[: SIZE // 2]])) for tag in range(2)]
+        link.lose()
+        quiet = await begun(link.quiet())
+        for copy, sending in zip(copying, sends, strict=True):
+            assert not quiet.done()
+            copy.set_result(1)
+            with pytest.raises(TransferError, match="was lost"):
+                await sending
+        await quiet
 
     run(scenario)
 
