@@ -3,8 +3,8 @@
 First logit_bias is added, as in vLLM and transformers. With c the number of times a token occurs in the output:
     repetition (token in prompt or output):  l / r if l > 0 else l * r
     frequency, presence:                     l - frequency * c - presence * [c > 0]
-Then stop tokens get -inf while the output has fewer than min_tokens tokens. If there is a
-grammar, `engine.grammar.masks` decides when the output may stop.
+Then stop tokens get -inf while the output has fewer than min_tokens tokens. If there is a grammar,
+`engine.grammar.masks` decides when the output may stop.
 """
 
 from collections.abc import Iterable, Sequence
