@@ -27,7 +27,6 @@ from kv_transfer.receiver import KVReceiver
 from kv_transfer.sender import KVSender
 from kv_transfer.service import add_transfer_service
 from kv_transfer.staged_pool import StagedPool
-from tests.waiting import until
 
 MAKERS["loopback"] = lambda host: LoopbackTransport()
 TRANSPORTS = ["loopback", "shm", "tcp", "ucx"]
@@ -151,7 +150,8 @@ async def commit(outgoing: OutgoingTransfer, timeout_s: float = 10.0):
 
 async def arrivals(incoming: IncomingTransfer, number: int) -> None:
     """Wait until so many messages have claimed their slots."""
-    await until(lambda: len(incoming._digests) + len(incoming._writing) >= number)
+    while len(incoming._digests) + len(incoming._writing) < number:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
 
 
 async def ship(p: Pair, sender: KVSender, to: list[int], blocks: list[int]) -> None:
