@@ -5,7 +5,6 @@ What a leg is, and who sends or receives KV, is left to the pool's service.
 
 import asyncio
 import sys
-import time
 from typing import Any
 
 from baton.kv.prefix_hash import BlockHash
@@ -27,7 +26,6 @@ from engine.prompt_service import PromptService
 from engine.step_loop import StepLoop
 
 _SERVICES = (node_pb2.DESCRIPTOR.services_by_name["Node"], prompt_pb2.DESCRIPTOR.services_by_name["Prompt"])
-_PUBLISH_S = 0.02  # between two loads published while the same requests decode
 _SWITCH_INTERVAL_S = 0.001  # so that the event loop soon gets the GIL back, even if it shares a core with steps
 
 
@@ -49,7 +47,6 @@ class HostedEngine:
     def __init__(self, config: NodeConfig, engine: Engine, role: Role) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._published_s = 0.0
         self._redis = redis_client.connect(config.redis_url)
         self.step_loop = StepLoop(engine, self._on_output, self._on_crash, self._on_idle)
         self.shell = shell = NodeShell(config, _facts(config, engine, role), self._redis, self._cached)
@@ -84,10 +81,7 @@ class HostedEngine:
         return await self.step_loop.call(lambda engine: engine.blocks.published())
 
     def _on_output(self, step: StepOutput) -> None:
-        now_s = time.monotonic()
-        if step.begun or step.ended or now_s - self._published_s >= _PUBLISH_S:
-            self._service.outputs.publish(self._engine)
-            self._published_s = now_s
+        self._service.outputs.publish_after(step, self._engine)
         self._loop.call_soon_threadsafe(self._deliver, step)
 
     def _deliver(self, step: StepOutput) -> None:

@@ -1,11 +1,16 @@
 """The owners of the engine's requests on this node, and what is published of the engine on the load board."""
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from baton.node.load import BLOCK_LEAKS, LoadBoard
 from engine.engine import Engine
+from engine.outputs import StepOutput
 from engine.request import Request
+
+PUBLISH_S = 0.02  # between two loads while the same requests decode
 
 _log = logging.getLogger(__name__)
 
@@ -22,8 +27,10 @@ AnyOwner = TypeVar("AnyOwner", bound=Owner)
 class Owners(Generic[AnyOwner]):
     """Maps requests to their owners. Changed on the step thread, read in the event loop; each change is atomic."""
 
-    def __init__(self, board: LoadBoard) -> None:
+    def __init__(self, board: LoadBoard, clock: Callable[[], float] = time.monotonic) -> None:
         self._board = board
+        self._clock = clock
+        self._published_s = -PUBLISH_S
         self._owners: dict[int, AnyOwner] = {}  # by id(request)
 
     def expect(self, request: Request, owner: AnyOwner) -> None:
@@ -45,8 +52,14 @@ class Owners(Generic[AnyOwner]):
         """The request's owner, or None if it has none any more."""
         return self._owners.get(id(request))
 
+    def publish_after(self, step: StepOutput, engine: Engine) -> None:
+        """Publish the engine's load after a step, unless it has hardly changed since. On the step thread."""
+        if step.begun or step.ended or self._clock() - self._published_s >= PUBLISH_S:
+            self.publish(engine)
+
     def publish(self, engine: Engine) -> None:
         """Publish the engine's load. On the step thread."""
+        self._published_s = self._clock()
         self._board.publish(
             engine.current_load(),
             num_cached=engine.blocks.num_cached_blocks,

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from baton.node.load import LoadBoard
-from engine.owners import Owners
+from engine.outputs import StepOutput
+from engine.owners import PUBLISH_S, Owners
 from engine.request import RequestState
 
 
@@ -37,3 +38,23 @@ def test_release_frees_what_an_owner_holds(owners, make_engine, make_generation)
     assert (owners.of(request), request.state) == (None, RequestState.FINISHED)
     assert owners._board.load().num_free_blocks == engine.num_blocks
     owners.release(engine, SimpleNamespace(request=None))  # it had not come so far
+
+
+@pytest.mark.parametrize("changed", ["begun", "ended"])
+def test_while_the_same_requests_decode_the_load_is_published_now_and_then(make_engine, make_generation, changed):
+    engine, board, now_s = make_engine(), LoadBoard(), [100.0]
+    owners = Owners(board, clock=lambda: now_s[0])
+
+    def published(*, after_s: float, step: StepOutput) -> bool:
+        """Take one more block, and tell whether that is published."""
+        now_s[0] += after_s
+        engine.reserve(make_generation([1]))
+        owners.publish_after(step, engine)
+        return board.load().num_free_blocks == engine.blocks.num_free_blocks
+
+    assert published(after_s=0, step=StepOutput())
+    assert not published(after_s=PUBLISH_S / 2, step=StepOutput())
+    assert published(after_s=PUBLISH_S * 0.51, step=StepOutput())
+    assert not published(after_s=0, step=StepOutput())
+    assert published(after_s=0, step=StepOutput(**{changed: [None]}))
+    assert not published(after_s=PUBLISH_S / 2, step=StepOutput())
