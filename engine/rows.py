@@ -97,6 +97,7 @@ class Rows:
         self.has_left[row] = False
         self.num_logprobs[row] = sampling.num_logprobs
         self._take_progress(request)
+        self.has_extras[row] = self.scores_prompt[row] or self.embeds[row] or self.num_logprobs[row] >= 0
         self.num_blocks[row] = 0
         self.append_blocks(request)
 
@@ -188,7 +189,6 @@ class Rows:
         self.prefill_only[row] = request.prefill_only
         self.scores_prompt[row] = request.prompt_work.num_logprobs >= 0
         self.embeds[row] = request.prompt_work.embeds
-        self.has_extras[row] = self.scores_prompt[row] or self.embeds[row] or self.num_logprobs[row] >= 0
         self.is_new[row] = not request.has_begun
         stops = sorted(request.stop_token_ids)
         if len(stops) > self.stop_token_ids.shape[1]:

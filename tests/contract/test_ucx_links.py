@@ -10,6 +10,7 @@ from baton.errors import TransferError
 from kv_transfer.transport import Peer
 from kv_transfer.ucx import transport as ucx_transport
 from kv_transfer.ucx.transport import UcxTransport
+from tests.waiting import until
 
 
 def test_a_link_is_closed_once_and_its_process_is_not_killed_for_it():
@@ -41,8 +42,7 @@ def test_a_link_that_is_not_welcomed_in_time_is_closed(monkeypatch):
         with socket.create_server(("127.0.0.1", 0)) as mute:
             with pytest.raises(TransferError, match="timed out"):
                 await transport.connect("127.0.0.1", mute.getsockname()[1], b"x" * 32, lambda: None)
-            while transport._connections:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until(lambda: not transport._connections)
         assert not transport._process.reason
         await transport.close()
 

@@ -17,6 +17,7 @@ from baton.errors import TransferError
 from kv_transfer.ucx import child as ucx_child
 from kv_transfer.ucx import transport as ucx_transport
 from kv_transfer.ucx.transport import UcxTransport
+from tests.waiting import until
 
 
 def test_a_process_that_is_killed_before_it_has_ever_started_is_started_again():
@@ -113,8 +114,7 @@ def test_a_process_that_dies_at_the_thread_limit_is_started_again(monkeypatch: A
             with monkeypatch.context() as scarce:
                 scarce.setattr(threading.Thread, "start", refuse)
                 os.kill(victim, signal.SIGKILL)
-                while not transport._restarting:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                await until(lambda: transport._restarting)
                 await asyncio.wait([transport._restarting], timeout=0.3)
             await restarted(transport, victim)
 
@@ -134,8 +134,7 @@ def test_a_transport_that_is_closed_starts_no_process_any_more(monkeypatch: Any)
         assert transport._process.has_started
         monkeypatch.setattr(ucx_child, "Popen", refuse)
         os.kill(transport.pid, signal.SIGKILL)
-        while not refusals:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: refusals)
         await transport.close()
         assert transport._restarting.done()
 

@@ -16,7 +16,7 @@ from kv_transfer.tcp.transport import TcpTransport
 from kv_transfer.transport import MAX_RETRY_S, RETRY_S
 
 
-def choose_door(wanted: str, offered: list[str], host: str) -> str:
+def chosen_transport(wanted: str, offered: list[str], host: str) -> str:
     async def main() -> str:
         listeners_ = Listeners(wanted, "127.0.0.1", inbox_of=lambda transport: None)
         try:
@@ -30,16 +30,16 @@ def choose_door(wanted: str, offered: list[str], host: str) -> str:
 
 def test_a_pair_uses_the_first_common_transport_that_can_work():
     here = host_id()
-    assert choose_door("auto", ["shm", "ucx", "tcp"], here) == "shm"
-    assert choose_door("auto", ["tcp"], here) == "tcp"
-    assert choose_door("tcp", ["shm", "ucx", "tcp"], here) == "tcp"
-    assert choose_door("auto", ["shm", "tcp"], "another kernel") == "tcp"
+    assert chosen_transport("auto", ["shm", "ucx", "tcp"], here) == "shm"
+    assert chosen_transport("auto", ["tcp"], here) == "tcp"
+    assert chosen_transport("tcp", ["shm", "ucx", "tcp"], here) == "tcp"
+    assert chosen_transport("auto", ["shm", "tcp"], "another kernel") == "tcp"
 
 
 def test_an_unavailable_transport_is_skipped_with_a_warning(monkeypatch, tmp_path, caplog):
     (tmp_path / "ucxx.py").write_text("raise ImportError('libucp.so.0: cannot open shared object file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of the child process, which is the one that loads it
-    assert choose_door("auto", ["ucx", "tcp"], host_id()) == "tcp"
+    assert chosen_transport("auto", ["ucx", "tcp"], host_id()) == "tcp"
     assert "do not travel over ucx" in caplog.text
     assert "libucp.so.0" in caplog.text
 
@@ -47,7 +47,7 @@ def test_an_unavailable_transport_is_skipped_with_a_warning(monkeypatch, tmp_pat
 def test_a_transport_that_could_not_be_opened_is_retried_later(monkeypatch):
     tried, listen = [], ShmTransport.listen
 
-    async def in_want(self, host, inbox):
+    async def without_descriptors(self, host, inbox):
         tried.append(self)
         if len(tried) < 3:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -66,7 +66,7 @@ def test_a_transport_that_could_not_be_opened_is_retried_later(monkeypatch):
         await listeners_.close_listeners()
         await listeners_.close()
 
-    monkeypatch.setattr(ShmTransport, "listen", in_want)
+    monkeypatch.setattr(ShmTransport, "listen", without_descriptors)
     asyncio.run(main())
 
 
@@ -200,7 +200,7 @@ def test_a_transport_that_fails_when_nobody_waits_for_it_any_more_is_no_error_of
 
 
 def test_a_transport_that_cannot_be_opened_at_present_is_in_common_all_the_same(monkeypatch):
-    async def in_want(self, host, inbox):
+    async def without_descriptors(self, host, inbox):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def main() -> None:
@@ -223,14 +223,14 @@ def test_a_transport_that_cannot_be_opened_at_present_is_in_common_all_the_same(
 
     closed: list[str] = []
     monkeypatch.setattr(TcpTransport, "close", close)
-    monkeypatch.setattr(ShmTransport, "listen", in_want)
+    monkeypatch.setattr(ShmTransport, "listen", without_descriptors)
     asyncio.run(main())
 
 
 def test_no_common_transport_and_no_common_host_are_errors():
     with pytest.raises(LayoutMismatch, match="no transport in common"):
-        choose_door("tcp", ["shm"], host_id())
+        chosen_transport("tcp", ["shm"], host_id())
     with pytest.raises(LayoutMismatch, match="no transport in common"):
-        choose_door("tcp", ["shm"], "another kernel")
+        chosen_transport("tcp", ["shm"], "another kernel")
     with pytest.raises(LayoutMismatch, match="different hosts"):
-        choose_door("auto", ["shm"], "another kernel")
+        chosen_transport("auto", ["shm"], "another kernel")

@@ -67,7 +67,7 @@ def test_a_receiver_that_fetches_nothing_is_given_up(monkeypatch):
 
 
 @pytest.mark.parametrize("answer", [ack(99), b"short", None])
-def test_an_answer_that_makes_no_sense_and_the_end_fail_every_message(answer):
+def test_a_malformed_acknowledgement_or_the_end_fails_every_message(answer):
     async def scenario(connection, its, closed):
         sends = [(await announced(connection, its))[0] for _ in range(2)]
         its.send(answer) if answer else its.close()

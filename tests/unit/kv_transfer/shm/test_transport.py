@@ -14,6 +14,7 @@ from kv_transfer.shm import transport as shm
 from kv_transfer.shm.frames import Frame
 from kv_transfer.shm.transport import ShmTransport
 from kv_transfer.transport import Peer
+from tests.waiting import until
 
 SECRET = b"x" * 32
 PEER = Peer("p0", 1)
@@ -46,7 +47,7 @@ async def connected(listener):
     return await ShmTransport().connect(listener.host, 0, SECRET, closed.set), closed
 
 
-async def stranger(listener) -> socket.socket:
+async def without_secret(listener) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, f"\0{listener.host}")
@@ -88,14 +89,14 @@ def test_after_its_close_nothing_is_accepted_and_no_thread_is_left():
     run(main())
 
 
-def test_of_strangers_only_so_many_are_listened_to(monkeypatch):
+def test_connections_without_a_secret_are_limited(monkeypatch):
     monkeypatch.setattr(shm, "_MAX_UNADMITTED", 1)
 
     async def main():
         listener = await ShmTransport().listen("", Inbox())
-        connection, _ = await connected(listener)  # which is no stranger
-        first = await stranger(listener)
-        with await stranger(listener) as second:
+        connection, _ = await connected(listener)  # has shown its secret
+        first = await without_secret(listener)
+        with await without_secret(listener) as second:
             assert await asyncio.get_running_loop().sock_recv(second, 100) == b""
         with pytest.raises(BlockingIOError):
             first.recv(100)
@@ -118,8 +119,7 @@ def test_a_failed_connect_says_why_and_leaves_no_socket_behind(monkeypatch):
             for name, secret, reason in ((listener.host, b"y" * 32, "refused"), ("baton-kv-mute", SECRET, "timed out")):
                 with pytest.raises(TransferError, match=reason) as error:
                     await ShmTransport().connect(name, 0, secret, lambda: None)
-                while listener._connections:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+                await until(lambda: not listener._connections)
                 assert os.listdir("/proc/self/fd") == before
                 assert error.traceback  # which would hold the socket
         await listener.close()
@@ -127,7 +127,7 @@ def test_a_failed_connect_says_why_and_leaves_no_socket_behind(monkeypatch):
     run(main())
 
 
-def test_whoever_connects_lets_its_siblings_read_it_first(monkeypatch):
+def test_memory_is_readable_for_siblings_before_the_secret_is_sent(monkeypatch):
     calls = []
     monkeypatch.setattr(process_memory, "allow_siblings", lambda: calls.append("allowed"))
     monkeypatch.setattr(Inbox, "admit", lambda *_: calls.append("asked"))

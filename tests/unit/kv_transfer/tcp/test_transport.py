@@ -44,7 +44,7 @@ def test_a_refused_connection_leaves_no_socket_behind():
 
 
 @pytest.mark.parametrize(("answer", "reason"), [(None, "timed out"), (b"\0", "the secret was refused")])
-def test_a_listener_that_says_nothing_or_something_else_is_no_connection(monkeypatch, answer, reason):
+def test_a_connect_without_the_expected_answer_fails(monkeypatch, answer, reason):
     monkeypatch.setattr(tcp, "CONNECT_TIMEOUT_S", 0.1 if answer is None else 10.0)
 
     async def main():

@@ -10,6 +10,7 @@ import pytest
 from kv_transfer.staging import Staging
 from kv_transfer.ucx import child as ucx_child
 from kv_transfer.ucx.child import UcxChild
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -66,12 +67,11 @@ def test_what_a_process_prints_is_logged_and_the_last_line_kept(run, caplog):
     assert [record.args[1] for record in caplog.records] == ["out", "err", "x" * 300]
 
 
-def test_a_process_that_has_closed_its_output_costs_nothing(run):
+def test_closed_output_is_watched_no_longer(run):
     async def scenario(child):
         loop = asyncio.get_running_loop()
         watching = loop._selector.get_map()
-        while child._output in watching:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: child._output not in watching)
         child.end()
         await child.wait()
 

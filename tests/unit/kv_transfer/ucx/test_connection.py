@@ -11,6 +11,7 @@ from kv_transfer.staging import Staging
 from kv_transfer.ucx import connection as ucx_connection
 from kv_transfer.ucx.connection import UcxConnection
 from kv_transfer.ucx_child import frames
+from tests.waiting import until
 
 SIZE = 64 * 1024
 BYTES = memoryview(bytes(SIZE))
@@ -58,8 +59,7 @@ def test_heartbeats_are_sent_from_the_welcome_to_the_end(monkeypatch):
         for _ in range(2):
             connection.connected()
         await opening
-        while len(process.told) < 3:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await until(lambda: len(process.told) >= 3)
         for _ in range(2):
             connection.lose()
         num_beats = len(process.told)
@@ -80,7 +80,7 @@ def test_a_connection_that_is_refused_says_why():
     run(scenario)
 
 
-def test_a_connection_that_is_given_up_while_it_opens_is_closed_without_a_word():
+def test_a_connection_that_is_given_up_while_it_opens_is_closed_without_an_error():
     async def scenario(connection, process, opening, losses):
         opening.cancel()
         await asyncio.wait([opening])

@@ -11,6 +11,7 @@ from kv_transfer.transport import Slot
 from kv_transfer.ucx import listener as ucx_listener
 from kv_transfer.ucx.listener import UcxListener
 from kv_transfer.ucx_child import frames
+from tests.waiting import until
 
 SIZE = 64 * 1024
 PEER, OTHER = "a", "b"
@@ -114,8 +115,7 @@ def test_a_peer_lives_as_long_as_its_heart_beats(monkeypatch):
             listener.hear(frames.Heard(3))
             await asyncio.sleep(stall.TICK_S)
         assert inbox.ends == []
-        while not inbox.ends:  # noqa: ASYNC110
-            await asyncio.sleep(stall.TICK_S)
+        await until(lambda: inbox.ends)
         assert (process.closed, inbox.ends) == ([3], [("disconnected", PEER)])
 
     run(scenario)

@@ -14,6 +14,7 @@ from kv_transfer.staging import Area
 from kv_transfer.ucx import child as ucx_child
 from kv_transfer.ucx import process as ucx_process
 from kv_transfer.ucx.process import UcxProcess
+from tests.waiting import until
 
 START = """
 import os, socket, sys, time
@@ -51,8 +52,7 @@ def run(monkeypatch):
 
 
 async def ended(process) -> str:
-    while not process.reason:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
+    await until(lambda: process.reason)
     await process.wait()
     assert not psutil.pid_exists(process.pid)
     return process.reason
@@ -84,7 +84,7 @@ def test_a_process_that_has_started_has_no_more_time_limit(run, monkeypatch):
     run("live()", scenario)
 
 
-def test_whoever_waits_no_longer_for_the_start_does_not_disturb_the_others(run):
+def test_a_cancelled_wait_for_the_start_leaves_other_waits_alone(run):
     async def scenario(process, ends):
         impatient, patient = [asyncio.create_task(process.started()) for _ in range(2)]
         await asyncio.sleep(0)
@@ -118,7 +118,7 @@ def test_a_silent_process_is_killed_with_all_of_its_messages(run, monkeypatch):
         ("node._sock.send(b'noise'); time.sleep(100)", "malformed packet"),
     ],
 )
-def test_a_process_that_dies_or_talks_nonsense_has_ended(run, code, reason):
+def test_a_process_that_dies_or_sends_malformed_packets_has_ended(run, code, reason):
     async def scenario(process, ends):
         await process.started()
         process.close_link(4)
@@ -145,8 +145,7 @@ def test_each_message_ends_once_with_the_error_that_ucx_reports(run):
         outcomes = []
         process.start_receive(5, 1, Area(0, 1), outcomes.append)
         process.start_receive(6, 1, Area(0, 1), outcomes.append)
-        while process.port != 9:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await until(lambda: process.port == 9)
         assert [outcome and str(outcome) for outcome in outcomes] == [None, "UCX: reset"]
         assert process._messages == {}
 
@@ -161,8 +160,7 @@ def test_the_numbers_of_messages_that_are_sent_and_received_differ(run):
         sent, received = [], []
         process.start_receive(1, 1, Area(0, 1), received.append)
         process.start_send(1, 7, Area(0, 1), sent.append)
-        while not received:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await until(lambda: received)
         assert sent == []
 
     run("say(frames.Alive(), frames.Ended(1, '')); live()", scenario)
